@@ -1,0 +1,144 @@
+"""The environment interface: explicit keys, structured results, and the task passed in from outside.
+
+An environment is a frozen dataclass (hashable, so jit may close over it) whose methods are pure functions of ONE
+environment; callers vmap. It never resets itself: episodes, trials, batching and metrics are `envs.wrappers`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+PyTree = Any
+Split = Literal["train", "test"]
+
+
+@struct.dataclass
+class TimeStep:
+    """What the environment answers to `reset` and `step`. All fields are unbatched.
+
+    observation: pytree of arrays, matching `Environment.observation_spec`.
+    reward: float32 []; 0 on reset.
+    terminated: bool []; the episode reached an end state of the task, nothing follows.
+    truncated: bool []; the episode was cut by the time limit, the state would have had a future.
+    """
+
+    observation: PyTree
+    reward: jax.Array
+    terminated: jax.Array
+    truncated: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Discrete:
+    """Actions 0 … n−1, as int32 []."""
+
+    n: int
+
+    def sample(self, key: jax.Array) -> jax.Array:
+        """A uniformly random action, int32 []. key: typed PRNG key []."""
+        return jax.random.randint(key, (), 0, self.n, jnp.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trajectory:
+    """T consecutive steps of ONE trial, as numpy arrays on the host; what a renderer draws.
+
+    observation: pytree, leading axis T; what the policy saw before it acted.
+    action: int32 [T]; what it then did. reward: float32 [T]; what that action earned.
+    first: bool [T]; `observation` opens an episode.
+    task: the trial's task, without a leading axis.
+    """
+
+    observation: PyTree
+    action: np.ndarray
+    reward: np.ndarray
+    first: np.ndarray
+    task: PyTree
+
+
+class Environment:
+    """Base class. Subclasses are frozen dataclasses.
+
+    `state` and `task` are pytrees of arrays of the subclass's own making. `task` has no leading axis in `reset`/`step`;
+    `tasks(split)` stacks the tasks of a split along a leading axis.
+    """
+
+    name: str
+    horizon: int  # the longest episode, in steps; one that has not terminated by then is truncated
+
+    @property
+    def observation_spec(self) -> PyTree:
+        """Pytree of jax.ShapeDtypeStruct for one observation."""
+        raise NotImplementedError
+
+    @property
+    def observation_range(self) -> tuple[PyTree, PyTree] | None:
+        """(low, high), both inclusive: numpy arrays in the tree of `observation_spec`, to scale a policy's inputs by.
+
+        None (default): unbounded, or of unit scale already.
+        """
+        return None
+
+    @property
+    def action_space(self) -> Discrete:
+        """The set of actions."""
+        raise NotImplementedError
+
+    def reset(self, key: jax.Array, task: PyTree) -> tuple[PyTree, TimeStep]:
+        """Starts an episode of `task`. key: typed PRNG key []. Returns (state, first TimeStep)."""
+        raise NotImplementedError
+
+    def step(self, key: jax.Array, state: PyTree, action: jax.Array, task: PyTree) -> tuple[PyTree, TimeStep]:
+        """One transition. action: int32 []. Returns (next state, TimeStep)."""
+        raise NotImplementedError
+
+    def tasks(self, split: Split) -> PyTree:
+        """The task set of a split: a pytree of numpy arrays with a common leading axis."""
+        raise NotImplementedError
+
+    def success(self, timestep: TimeStep, episode_return: jax.Array) -> jax.Array:
+        """Whether an episode that ended with `timestep` is a success, bool []. Default: rewarded at its end."""
+        del episode_return
+        return timestep.reward > 0
+
+    def optimal_action(self, state: PyTree, task: PyTree) -> jax.Array:
+        """The scripted expert's action, int32 [], where there is an expert (`has_expert`)."""
+        raise NotImplementedError
+
+    def render_trial(self, trajectory: Trajectory) -> np.ndarray | None:
+        """Frames of a trial, uint8 [n, H, W, 3], or None where the environment cannot be drawn (default)."""
+        del trajectory
+        return None
+
+    @property
+    def has_expert(self) -> bool:
+        """Whether the subclass defines `optimal_action`."""
+        return type(self).optimal_action is not Environment.optimal_action
+
+
+def num_tasks(tasks: PyTree) -> int:
+    """Length of the leading axis of a task set."""
+    return int(jax.tree.leaves(tasks)[0].shape[0])
+
+
+def split_hash(tasks: PyTree) -> str:
+    """First 12 hex digits of SHA-256 over the task arrays (dtype, shape, bytes): two equal hashes are equal splits."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(tasks):
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{array.dtype.str}{array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()[:12]
+
+
+def first_timestep(observation: PyTree) -> TimeStep:
+    """The TimeStep of a reset: no reward, not ended."""
+    false = jnp.zeros((), bool)
+    return TimeStep(observation, jnp.zeros((), jnp.float32), false, false)

@@ -1,0 +1,1 @@
+"""Blind gridworlds: Darkroom and its variants, Key-to-Door, and their pictures."""

@@ -1,0 +1,101 @@
+"""Key-to-Door: find an invisible key, then an invisible door (Laskin et al. 2022, "Dark Key-to-Door")."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from envs.base import Split, TimeStep, Trajectory, first_timestep
+from envs.darkroom import render
+from envs.darkroom.env import Grid, cells, shuffled_split, towards
+
+
+@struct.dataclass
+class KeyToDoorTask:
+    """start, key, door: int32 [2] each; key and door are different cells."""
+
+    start: jax.Array | np.ndarray
+    key: jax.Array | np.ndarray
+    door: jax.Array | np.ndarray
+
+
+@struct.dataclass
+class KeyToDoorState:
+    """position: int32 [2]. has_key: bool []. step: int32 [], steps taken in this episode."""
+
+    position: jax.Array
+    has_key: jax.Array
+    step: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class KeyToDoor(Grid):
+    """Reward 1 once for reaching the key, then 1 for reaching the door with it, which terminates the episode.
+
+    The agent sees its own cell only, not whether it holds the key. Every episode of a task has the same start.
+    """
+
+    train_fraction: float = 0.95
+
+    def reset(self, key: jax.Array, task: KeyToDoorTask) -> tuple[KeyToDoorState, TimeStep]:
+        """Puts the agent on the task's start cell, without the key; deterministic."""
+        del key
+        position = jnp.asarray(task.start)
+        state = KeyToDoorState(position, jnp.zeros((), bool), jnp.zeros((), jnp.int32))
+        return state, first_timestep(position.astype(jnp.float32))
+
+    def step(
+        self, key: jax.Array, state: KeyToDoorState, action: jax.Array, task: KeyToDoorTask
+    ) -> tuple[KeyToDoorState, TimeStep]:
+        """Moves the agent; deterministic. As in Darkroom it is the NEXT cell that earns the reward."""
+        del key
+        position = self.move(state.position, action)
+        found_key = ~state.has_key & jnp.all(position == task.key)
+        terminated = state.has_key & jnp.all(position == task.door)
+        step = state.step + 1
+        return KeyToDoorState(position, state.has_key | found_key, step), TimeStep(
+            observation=position.astype(jnp.float32),
+            reward=(found_key | terminated).astype(jnp.float32),
+            terminated=terminated,
+            truncated=(step >= self.horizon) & ~terminated,
+        )
+
+    def success(self, timestep: TimeStep, episode_return: jax.Array) -> jax.Array:
+        """Both rewards were earned: an episode may also end on the step that finds the key."""
+        del timestep
+        return episode_return >= 2
+
+    def optimal_action(self, state: KeyToDoorState, task: KeyToDoorTask) -> jax.Array:
+        """To the key, then to the door."""
+        return towards(state.position, jnp.where(state.has_key, task.door, task.key))
+
+    def tasks(self, split: Split) -> KeyToDoorTask:
+        """The split's tasks: start, key, door are int32 [N, 2] each.
+
+        All ordered pairs of different cells (cells listed as (j, i), j outer; the key outer, the door inner), each with
+        a start drawn uniformly by RandomState(1) in that order; then shuffled by RandomState(0), the first
+        `train_fraction` for training. The split separates key/door pairs, not keys or doors.
+        """
+        grid = cells(self.width, self.height)
+        key, door = np.nonzero(~np.eye(len(grid), dtype=bool))
+        start = np.random.RandomState(1).randint(len(grid), size=len(key))
+        rows = shuffled_split(np.stack([start, key, door], 1), self.train_fraction, split)
+        return KeyToDoorTask(*(grid[column] for column in rows.T))
+
+    def render_trial(self, trajectory: Trajectory) -> np.ndarray:
+        """Frames of a trial, uint8 [n, H, W, 3], with the key in gold and the door in green."""
+        task = trajectory.task
+        return render.trial_frames(
+            positions=trajectory.observation,
+            marks=[render.Mark(task.key, render.GOLD), render.Mark(task.door, render.GREEN)],
+            episodes=np.cumsum(trajectory.first) - 1,
+            rewards=trajectory.reward,
+            size=(self.width, self.height),
+        )
+
+
+PRESETS = {"key-to-door-9": KeyToDoor("key-to-door-9", 9, 9, 50)}

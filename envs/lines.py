@@ -1,0 +1,84 @@
+"""The lines every result is read against: the uniformly random policy and the scripted expert, by simulation."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from envs.base import Environment, PyTree, Split, num_tasks
+
+# (environment, key, state, task) -> action
+ScriptedPolicy = Callable[[Environment, jax.Array, PyTree, PyTree], jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """mean_return: undiscounted, per episode. success_rate: share of episodes, 0 to 1. Tasks weigh equally."""
+
+    mean_return: float
+    success_rate: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Lines:
+    """random: the uniform policy's line. optimal: the scripted expert's, None where there is no expert."""
+
+    random: Line
+    optimal: Line | None
+
+
+def reference_lines(env: Environment, split: Split, episodes: int = 8192, seed: int = 0) -> Lines:
+    """Plays `episodes` episodes (rounded up to the same number for every task of the split) with each policy."""
+    tasks = env.tasks(split)
+    count = num_tasks(tasks)
+    keys = jax.random.split(jax.random.key(seed), (count, math.ceil(episodes / count)))
+    optimal = _line(env, _expert, keys, tasks) if env.has_expert else None
+    return Lines(random=_line(env, _random, keys, tasks), optimal=optimal)
+
+
+def _random(env: Environment, key: jax.Array, state: PyTree, task: PyTree) -> jax.Array:
+    del state, task
+    return env.action_space.sample(key)
+
+
+def _expert(env: Environment, key: jax.Array, state: PyTree, task: PyTree) -> jax.Array:
+    del key
+    return env.optimal_action(state, task)
+
+
+def _line(env: Environment, policy: ScriptedPolicy, keys: jax.Array, tasks: PyTree) -> Line:
+    returns, successes = map(np.asarray, _play(env, policy, keys, tasks))
+    # In double precision, so that the expert's mean over a split is exact.
+    return Line(float(returns.mean(dtype=np.float64)), float(successes.mean(dtype=np.float64)))
+
+
+@functools.partial(jax.jit, static_argnames=("env", "policy"))
+def _play(env: Environment, policy: ScriptedPolicy, keys: jax.Array, tasks: PyTree) -> tuple[jax.Array, jax.Array]:
+    """Plays one episode per key ([N, R]), a task ([N]) per row. Returns (return, success), float32 and bool [N, R]."""
+    episode = functools.partial(_episode, env, policy)
+    return jax.vmap(jax.vmap(episode, in_axes=(0, None)))(keys, tasks)
+
+
+def _episode(env: Environment, policy: ScriptedPolicy, key: jax.Array, task: PyTree) -> tuple[jax.Array, jax.Array]:
+    """Plays one episode. Returns (undiscounted return, success), float32 [] and bool []."""
+
+    def step(carry: tuple, key: jax.Array) -> tuple[tuple, None]:
+        state, episode_return, success, running = carry
+        action_key, step_key = jax.random.split(key)
+        state, timestep = env.step(step_key, state, policy(env, action_key, state, task), task)
+        episode_return += jnp.where(running, timestep.reward, 0.0)
+        ended = timestep.terminated | timestep.truncated
+        success = jnp.where(running & ended, env.success(timestep, episode_return), success)
+        return (state, episode_return, success, running & ~ended), None
+
+    reset_key, steps_key = jax.random.split(key)
+    state, _ = env.reset(reset_key, task)
+    start = (state, jnp.zeros((), jnp.float32), jnp.zeros((), bool), jnp.ones((), bool))
+    (_, episode_return, success, _), _ = jax.lax.scan(step, start, jax.random.split(steps_key, env.horizon))
+    return episode_return, success

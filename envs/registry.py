@@ -1,0 +1,127 @@
+"""Environments by name. Modules are imported only when one of their environments is made."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+from collections.abc import Callable
+
+import jax
+
+from envs.base import Environment, num_tasks, split_hash
+
+
+class UnknownEnvironmentError(ValueError):
+    """No environment has this name."""
+
+    def __init__(self, name: str) -> None:
+        """Names the value and the nearest names."""
+        near = difflib.get_close_matches(str(name), ENTRIES, n=3, cutoff=0.5)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ";"
+        super().__init__(f"unknown environment {name!r}{hint} envs.registry.names() lists all")
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """What there is to know about an environment before running it; `str` gives it as one line.
+
+    observation: shapes and dtypes as text. actions: number of actions. *_tasks: sizes of the splits.
+    *_hash: `split_hash` of the splits.
+    """
+
+    name: str
+    summary: str
+    horizon: int
+    observation: str
+    actions: int
+    train_tasks: int
+    test_tasks: int
+    train_hash: str
+    test_hash: str
+
+    def __str__(self) -> str:
+        """One line."""
+        return (
+            f"{self.name}: {self.summary}; horizon {self.horizon}, observation {self.observation}, "
+            f"{self.actions} actions, {self.train_tasks} train tasks ({self.train_hash}), "
+            f"{self.test_tasks} test tasks ({self.test_hash})"
+        )
+
+
+def names() -> list[str]:
+    """Every environment's name, sorted."""
+    return sorted(ENTRIES)
+
+
+def make(name: str) -> Environment:
+    """The environment called `name`. Raises UnknownEnvironmentError."""
+    factory, _ = _entry(name)
+    return factory()
+
+
+def describe(name: str) -> Description:
+    """Describes the environment called `name`. Raises UnknownEnvironmentError."""
+    _, summary = _entry(name)
+    env = make(name)
+    train, test = env.tasks("train"), env.tasks("test")
+    specs = jax.tree.leaves(env.observation_spec)
+    return Description(
+        name=name,
+        summary=summary,
+        horizon=env.horizon,
+        observation=", ".join(f"{spec.dtype} {list(spec.shape)}" for spec in specs),
+        actions=env.action_space.n,
+        train_tasks=num_tasks(train),
+        test_tasks=num_tasks(test),
+        train_hash=split_hash(train),
+        test_hash=split_hash(test),
+    )
+
+
+Entry = tuple[Callable[[], Environment], str]  # factory, one-line description
+
+
+def _entry(name: str) -> Entry:
+    if name not in ENTRIES:
+        raise UnknownEnvironmentError(name)
+    return ENTRIES[name]
+
+
+def _presets(module: str, summaries: dict[str, str]) -> dict[str, Entry]:
+    """Entries for environments that `module` keeps in its PRESETS."""
+
+    def factory(name: str) -> Callable[[], Environment]:
+        return lambda: importlib.import_module(module).PRESETS[name]
+
+    return {name: (factory(name), summary) for name, summary in summaries.items()}
+
+
+ENTRIES: dict[str, Entry] = {
+    **_presets(
+        "envs.darkroom.env",
+        {
+            "darkroom-dpt": "find a hidden goal on a blind 10×10 grid, rewarded for every step spent on it",
+            "darkroom-ad-9": "darkroom-dpt on a 9×9 grid, from its centre",
+            "darkroom-ad-9-random": "darkroom-ad-9 from a random cell in every episode",
+            "darkroom-hard-17": "find a hidden goal on a blind 17×17 grid, rewarded once, which ends the episode",
+            "darkroom-hard-17-random": "darkroom-hard-17 from a random cell in every episode",
+            "darkroom-large-40x20": "darkroom-dpt on a 40×20 grid",
+            "darkroom-permuted": "reach the far corner of a 10×10 grid with actions whose effects are unknown",
+        },
+    ),
+    **_presets(
+        "envs.darkroom.key_to_door",
+        {"key-to-door-9": "find a hidden key, then a hidden door, on a blind 9×9 grid"},
+    ),
+    **_presets(
+        "envs.probes.env",
+        {
+            "probe-value": "one step, always rewarded: can the value be learned",
+            "probe-discount": "two steps, the second rewarded: is the return discounted and bootstrapped",
+            "probe-policy": "one step, rewarded for matching what is seen: can the policy be learned",
+            "probe-memory": "five steps, rewarded for recalling the first: is there memory within an episode",
+            "probe-bandit": "five arms, the best one is the task: is there learning in context",
+        },
+    ),
+}

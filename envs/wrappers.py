@@ -1,0 +1,117 @@
+"""Trials: many episodes of one task in a row, for a batch of environments.
+
+A trial runs a fixed number of steps in ONE task. The environment resets between episodes, the task does not change.
+The wrapper owns resetting, batching (vmap) and per-episode bookkeeping; it keeps termination and truncation apart.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from envs.base import Environment, PyTree, TimeStep
+
+
+@struct.dataclass
+class TrialState:
+    """State of B environments in the middle of their trials.
+
+    env: the environments' own states, leading axis B.
+    task: their tasks, leading axis B.
+    observation: what the policy sees next, leading axis B.
+    previous_action: int32 [B]; the action that led here, −1 before the first action of an episode.
+    previous_reward: float32 [B]; the reward that came with `observation`. After an episode's end this is 0 (as in the
+      original: the last reward of an episode is never seen), or that last reward where `show_last_reward` is set.
+    first: bool [B]; `observation` opens an episode.
+    episode_return: float32 [B]; undiscounted reward of the running episode so far.
+    """
+
+    env: PyTree
+    task: PyTree
+    observation: PyTree
+    previous_action: jax.Array
+    previous_reward: jax.Array
+    first: jax.Array
+    episode_return: jax.Array
+
+
+@struct.dataclass
+class TrialStep:
+    """What one step did, for B environments.
+
+    reward: float32 [B]. terminated, truncated: bool [B]; at most one episode end per step, the next one has begun.
+    final_observation: leading axis B; the observation BEFORE any reset (for bootstrapping at truncation).
+    episode_return: float32 [B]; return of the episode up to and including this step.
+    success: bool [B]; meaningful where the episode ended.
+    """
+
+    reward: jax.Array
+    terminated: jax.Array
+    truncated: jax.Array
+    final_observation: PyTree
+    episode_return: jax.Array
+    success: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Trials:
+    """Runs B copies of `env` in trials. Pure; every method takes explicit keys and consumes them."""
+
+    env: Environment
+    show_last_reward: bool = False
+
+    def reset(self, key: jax.Array, tasks: PyTree) -> TrialState:
+        """Starts trials. key: typed PRNG key []. tasks: pytree with leading axis B."""
+        batch = jax.tree.leaves(tasks)[0].shape[0]
+        env_state, timestep = jax.vmap(self.env.reset)(jax.random.split(key, batch), tasks)
+        return TrialState(
+            env=env_state,
+            task=tasks,
+            observation=timestep.observation,
+            previous_action=jnp.full((batch,), -1, jnp.int32),
+            previous_reward=jnp.zeros((batch,), jnp.float32),
+            first=jnp.ones((batch,), bool),
+            episode_return=jnp.zeros((batch,), jnp.float32),
+        )
+
+    def step(self, key: jax.Array, state: TrialState, action: jax.Array) -> tuple[TrialState, TrialStep]:
+        """One step of every environment, resetting those whose episode ended. action: int32 [B]."""
+        batch = action.shape[0]
+        step_keys, reset_keys = jax.random.split(key, (2, batch))
+        env_state, timestep = jax.vmap(self.env.step)(step_keys, state.env, action, state.task)
+        reset_state, reset_timestep = jax.vmap(self.env.reset)(reset_keys, state.task)
+        ended = timestep.terminated | timestep.truncated
+        episode_return = state.episode_return + timestep.reward
+        shown = timestep.reward if self.show_last_reward else jnp.where(ended, 0.0, timestep.reward)
+        next_state = TrialState(
+            env=select(ended, reset_state, env_state),
+            task=state.task,
+            observation=select(ended, reset_timestep.observation, timestep.observation),
+            previous_action=jnp.where(ended, -1, action),
+            previous_reward=shown,
+            first=ended,
+            episode_return=jnp.where(ended, 0.0, episode_return),
+        )
+        return next_state, TrialStep(
+            reward=timestep.reward,
+            terminated=timestep.terminated,
+            truncated=timestep.truncated,
+            final_observation=timestep.observation,
+            episode_return=episode_return,
+            success=jax.vmap(self.env.success)(timestep, episode_return),
+        )
+
+
+def select(condition: jax.Array, on_true: PyTree, on_false: PyTree) -> PyTree:
+    """Per-environment choice between two pytrees with leading axis B. condition: bool [B]."""
+
+    def choose(a: jax.Array, b: jax.Array) -> jax.Array:
+        return jnp.where(condition.reshape(condition.shape + (1,) * (a.ndim - 1)), a, b)
+
+    return jax.tree.map(choose, on_true, on_false)
+
+
+__all__ = ["TimeStep", "TrialState", "TrialStep", "Trials", "select"]

@@ -1,0 +1,259 @@
+"""The console script `relic-jax`: train, evaluate, plot, presets, envs."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from experiments import presets, run
+from relic_jax.config import ConfigError, EvalConfig, TrainConfig, to_json
+from relic_jax.evaluate import Curves
+from relic_jax.plotting import plot_curves
+from relic_jax.rl.train import NonFiniteError, Result, prepare, stop_signals, train
+from relic_jax.tracking import Console, JsonLines, TensorBoard, Tracker, Trackers, WandB, duration
+
+USAGE = """relic-jax: in-context reinforcement learning in JAX
+
+  relic-jax train PRESET [options]       train, evaluate on held-out tasks, plot (e.g. relic-jax train darkroom-dpt)
+  relic-jax train --resume RUN           go on with an interrupted run
+  relic-jax evaluate RUN [RUN ...]       in-context learning curve of trained policies, seeds pooled
+  relic-jax plot RUN|FILE [...]          one figure from several curves
+  relic-jax presets                      what can be trained, what it costs, what to expect
+  relic-jax envs [NAME]                  environments, their splits and their random and optimal lines
+
+Every command explains its options with --help.
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainCommand:
+    """Train ReLIC, evaluate it on held-out tasks, plot. `relic-jax train PRESET`, or `--resume RUN` to go on."""
+
+    config: Annotated[TrainConfig, tyro.conf.arg(name="")]
+    name: str | None = None
+    """Name of the run's folder; default: PRESET-seedN."""
+    runs: Path = Path("runs")
+    """Folder that holds the runs."""
+    resume: Path | None = None
+    """Go on with this run from its newest checkpoint; its config is the run's own."""
+    track: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Also log to TensorBoard or Weights & Biases (each an extra)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateCommand:
+    """In-context learning curve of trained policies: return and success per episode, 95% intervals, seeds pooled."""
+
+    paths: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Run folders or checkpoint folders."""
+    tasks: Literal["test", "train"] = "test"
+    """Which split."""
+    episodes: int | None = None
+    """Episodes per task in one context; default: the run's own."""
+    repeats: int | None = None
+    """Trials per task; default: the run's own."""
+    expert_episodes: int = 0
+    """First episodes that the scripted expert acts (few-shot imitation)."""
+    context_limit: int | None = None
+    """The policy sees at most that many last steps."""
+    out: Path | None = None
+    """Results go to OUT.json, OUT.csv and OUT.png; default: in the first run's folder, named after the options."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PlotCommand:
+    """One figure from several in-context curves."""
+
+    paths: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Run folders or curve.json files."""
+    out: Path = Path("curves.png")
+    """The figure."""
+
+
+def main() -> None:
+    """Entry point. Bad input: one line on stderr and exit code 2."""
+    commands = {"train": train_main, "evaluate": evaluate_main, "plot": plot_main, "presets": presets_main}
+    commands["envs"] = envs_main
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE)
+        sys.exit(0 if arguments else 2)
+    try:
+        if arguments[0] not in commands:
+            raise ConfigError(f"command is {arguments[0]!r}; allowed: {', '.join(commands)}")
+        commands[arguments[0]](arguments[1:])
+    except ConfigError as error:
+        print(f"relic-jax: {error}", file=sys.stderr)
+        sys.exit(2)
+    except NonFiniteError as error:
+        print(f"relic-jax: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("relic-jax: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def train_main(arguments: Sequence[str]) -> None:
+    """`relic-jax train`."""
+    command, folder, resume = parse_train(arguments)
+    config = command.config
+    env = run.make_env(config.env)
+    setup = prepare(config, env)
+    if not resume:
+        run.create_folder(folder, config)
+    print(f"{'resuming' if resume else 'training'} {folder} · env {config.env} · {config.total_steps:,} steps", flush=True)
+    result = train(setup, folder, lambda env_steps: make_trackers(command, folder, env_steps), resume=resume)
+    if not result.finished:
+        print(f"stopped at {int(result.state.env_steps):,} steps, saved; go on with: relic-jax train --resume {folder}")
+        return
+    finish(folder, result)
+
+
+def parse_train(arguments: Sequence[str]) -> tuple[TrainCommand, Path, bool]:
+    """Returns (command, run folder, whether it is resumed)."""
+    named = bool(arguments) and not arguments[0].startswith("-")
+    preset, options = (arguments[0], arguments[1:]) if named else (None, arguments)
+    resumed = _option(options, "--resume")
+    if preset is not None:
+        default = presets.get(preset).config
+    elif resumed is not None:
+        default = run.open_folder(resumed, None)
+    elif {"-h", "--help"} & set(options):
+        default = TrainConfig()
+    else:
+        raise ConfigError(f"preset is missing; allowed: {', '.join(presets.PRESETS)}, or --resume RUN")
+    command = tyro.cli(TrainCommand, args=options, default=TrainCommand(default), prog=f"relic-jax train {preset or ''}")
+    if command.resume is not None:
+        run.open_folder(command.resume, command.config)
+        return command, command.resume, True
+    return command, command.runs / (command.name or f"{preset}-seed{command.config.seed}"), False
+
+
+def _option(arguments: Sequence[str], name: str) -> Path | None:
+    for index, argument in enumerate(arguments):
+        if argument == name and index + 1 < len(arguments):
+            return Path(arguments[index + 1])
+        if argument.startswith(name + "="):
+            return Path(argument.removeprefix(name + "="))
+    return None
+
+
+def make_trackers(command: TrainCommand, folder: Path, env_steps: int) -> Tracker:
+    """Console and JSON lines always, the others on request."""
+    extra: list[Tracker] = []
+    for name in command.track:
+        extra.append(TensorBoard(folder) if name == "tensorboard" else WandB(folder, dataclasses.asdict(command.config)))
+    return Trackers([JsonLines(folder, env_steps), Console(command.config.total_steps), *extra])
+
+
+def finish(folder: Path, result: Result) -> None:
+    """Evaluates a finished run on held-out tasks and says what was reached."""
+    summary, curves, env = _evaluate([folder], None, "test", resume_hint=f"relic-jax train --resume {folder}")
+    files = run.write_results(folder / "curve", summary, folder.name)
+    gif = run.write_trial(folder / "trial.gif", env, curves[0])
+    print(f"trained {int(result.state.env_steps):,} steps in {duration(result.seconds)}")
+    print("\n".join(run.describe_result(summary)))
+    print(f"in {folder}: {', '.join(path.name for path in [*files, *([gif] if gif else [])])}, checkpoints/, metrics.jsonl")
+    print(f"next: relic-jax evaluate {folder} --tasks train")
+
+
+def _evaluate(
+    paths: Sequence[Path], config: EvalConfig | None, split: Literal["test", "train"], resume_hint: str | None = None
+) -> tuple[dict, list[Curves], object]:
+    live = sys.stdout.isatty()
+    with stop_signals() as stopping:
+
+        def progress(fraction: float) -> None:
+            if live:
+                print(f"\r\x1b[Kevaluating on {split} tasks {fraction:4.0%}", end="" if fraction < 1 else "\n", flush=True)
+            if stopping.is_set():
+                hint = f"; go on with: {resume_hint}" if resume_hint else ""
+                print(f"stopped during evaluation, nothing written{hint}")
+                sys.exit(0)
+
+        return run.evaluate_checkpoints(paths, config, split, progress)
+
+
+def evaluate_main(arguments: Sequence[str]) -> None:
+    """`relic-jax evaluate`."""
+    command = tyro.cli(EvaluateCommand, args=arguments, prog="relic-jax evaluate")
+    if not command.paths:
+        raise ConfigError("paths is empty; allowed: one or more run folders or checkpoint folders")
+    config = evaluation_config(command)
+    stem = command.out or Path(command.paths[0]) / _result_name(command, config)
+    summary, _, _ = _evaluate(command.paths, config, command.tasks)
+    files = run.write_results(stem.with_suffix("") if stem.suffix in (".json", ".csv", ".png") else stem, summary, "ReLIC")
+    print("\n".join(run.describe_result(summary)))
+    print("wrote " + ", ".join(map(str, files)))
+
+
+def evaluation_config(command: EvaluateCommand) -> EvalConfig:
+    """The first run's evaluation settings with what the command line says put over them."""
+    from relic_jax import checkpoint
+    from relic_jax.config import validate
+
+    trained = checkpoint.load_meta(checkpoint.find(command.paths[0]))[0]
+    own = trained.eval
+    config = dataclasses.replace(
+        own,
+        episodes=own.episodes if command.episodes is None else command.episodes,
+        repeats=own.repeats if command.repeats is None else command.repeats,
+        expert_episodes=command.expert_episodes,
+        context_limit=command.context_limit,
+    )
+    validate(dataclasses.replace(trained, eval=config), horizon=run.make_env(trained.env).horizon)
+    return config
+
+
+def _result_name(command: EvaluateCommand, config: EvalConfig) -> str:
+    name = f"evaluate-{command.tasks}-{config.episodes}-episodes"
+    name += f"-{config.expert_episodes}-expert" if config.expert_episodes else ""
+    name += f"-context-{config.context_limit}" if config.context_limit else ""
+    return name + (f"-{len(command.paths)}-runs" if len(command.paths) > 1 else "")
+
+
+def plot_main(arguments: Sequence[str]) -> None:
+    """`relic-jax plot`."""
+    command = tyro.cli(PlotCommand, args=arguments, prog="relic-jax plot")
+    if not command.paths:
+        raise ConfigError("paths is empty; allowed: run folders or curve.json files")
+    summaries = [run.read_summary(path) for path in command.paths]
+    labels = [path.name if path.is_dir() else path.stem for path in command.paths]
+    plot_curves(summaries, labels, command.out)
+    print(f"wrote {command.out}")
+
+
+def presets_main(arguments: Sequence[str]) -> None:
+    """`relic-jax presets [NAME]`: the list, or one preset's whole config."""
+    if arguments and arguments[0] not in ("-h", "--help"):
+        print(to_json(presets.get(arguments[0]).config), end="")
+        return
+    print("relic-jax train NAME; relic-jax presets NAME prints its config\n")
+    for name, preset in presets.PRESETS.items():
+        print(f"{name}\n    what      {preset.summary}\n    cost      {preset.cost}\n    expected  {preset.expected}")
+
+
+def envs_main(arguments: Sequence[str]) -> None:
+    """`relic-jax envs [NAME]`: the list with split hashes, or one environment with its computed lines."""
+    from envs import registry
+
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("relic-jax envs NAME computes an environment's random and optimal lines\n")
+        for name in registry.names():
+            print(registry.describe(name))
+        return
+    env = run.make_env(arguments[0])
+    print(registry.describe(arguments[0]))
+    for split in ("train", "test"):
+        found = run.lines(env, split)
+        optimal = "no expert" if found["optimal"] is None else f"optimal {found['optimal']:.4g}"
+        print(f"{split}: {optimal}, random {found['random']:.3g} (mean return per episode)")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""Named configurations. Each states its command, its cost and the result to expect."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from dataclasses import replace
+
+from relic_jax.config import ConfigError, EvalConfig, PPOConfig, TrainConfig, TrialConfig
+from relic_jax.models.encoders import EncoderConfig
+from relic_jax.models.policy import PolicyConfig
+from relic_jax.models.transformer import TransformerConfig
+
+TINY = TransformerConfig(layers=2, heads=8, width=64, mlp_width=256, max_positions=2048)
+SMALL = TransformerConfig(layers=4, heads=8, width=256, mlp_width=1024, max_positions=32_768, depth_dropout=0.1)
+LARGE = TransformerConfig(layers=8, heads=24, width=768, mlp_width=3072, max_positions=32_768, depth_dropout=0.1)
+"""The paper's three sizes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """config: what runs. summary: what it is. cost: time on a named machine. expected: what it reaches."""
+
+    config: TrainConfig
+    summary: str
+    cost: str
+    expected: str
+
+
+RELIC_PAPER = TrainConfig(env="darkroom-dpt", chunk="segment", policy=PolicyConfig(transformer=TINY))
+
+DARKROOM = TrainConfig(
+    env="darkroom-dpt",
+    total_steps=1_500_000,
+    policy=PolicyConfig(transformer=replace(TINY, heads=4), encoder=EncoderConfig(observation="scaled")),
+    trial=TrialConfig(environments=32, steps=1000, updates=8),
+    ppo=PPOConfig(
+        lr=1e-3,
+        minibatches=4,
+        accumulate=1,
+        value_clip=None,
+        reward_scale=0.1,
+        normalize_advantages=True,
+        context_gradient="stopped",
+        last_update="partial",
+    ),
+)
+
+SMOKE = replace(
+    DARKROOM,
+    total_steps=8_000,
+    policy=PolicyConfig(
+        transformer=TransformerConfig(layers=1, heads=2, width=32, mlp_width=64, max_positions=128),
+        encoder=EncoderConfig(observation="scaled"),
+    ),
+    trial=TrialConfig(environments=8, steps=250, updates=2),
+    eval=EvalConfig(episodes=3),
+)
+
+PRESETS: dict[str, Preset] = {
+    "darkroom-dpt": Preset(
+        DARKROOM, "ReLIC on DPT's Darkroom, tuned for two CPU cores", "about 10 min on 2 CPU cores", "to be measured"
+    ),
+    "darkroom-relic-paper": Preset(
+        RELIC_PAPER,
+        "the original's Darkroom run, number for number",
+        "hours on 2 CPU cores",
+        "not run to its end",
+    ),
+    "darkroom-smoke": Preset(
+        SMOKE, "does everything work: a minute from start to figure", "under a minute on 2 CPU cores", "nothing learned"
+    ),
+}
+
+
+def get(name: str) -> Preset:
+    """The preset called `name`. Raises ConfigError that offers the nearest names."""
+    if name in PRESETS:
+        return PRESETS[name]
+    near = difflib.get_close_matches(name, PRESETS, n=3, cutoff=0.4)
+    hint = f"did you mean {' or '.join(near)}?" if near else "see relic-jax presets"
+    raise ConfigError(f"preset is {name!r}; allowed: {', '.join(PRESETS)}; {hint}")

@@ -1,0 +1,176 @@
+"""What a run folder holds, and the two jobs that fill it: training and evaluation.
+
+    config.json  metrics.jsonl  timing.jsonl  checkpoints/  curve.json  curve.csv  curve.png  trial.gif
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from envs import registry
+from envs.base import Environment, Split
+from envs.lines import reference_lines
+from envs.render import write_gif
+from relic_jax import checkpoint
+from relic_jax.config import ConfigError, EvalConfig, TrainConfig, differences, from_json, to_json
+from relic_jax.evaluate import Curves, in_context_curves, summarise, to_csv
+from relic_jax.models.policy import policy_for
+from relic_jax.plotting import plot_curves
+from relic_jax.tracking import write_atomically
+
+GIF_FRAMES_PER_SECOND = 20.0
+
+
+def make_env(name: str) -> Environment:
+    """The environment, or a ConfigError that names the field."""
+    try:
+        return registry.make(name)
+    except registry.UnknownEnvironmentError as error:
+        raise ConfigError(f"env is {name!r}; {error}") from None
+
+
+def create_folder(folder: Path, config: TrainConfig) -> None:
+    """Makes a new run folder. Raises ConfigError where one of that name exists or where nothing can be written."""
+    try:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise ConfigError(
+                f"name is {folder.name!r}: '{folder}' is already there; allowed: another --name, "
+                f"or go on with it: relic-jax train --resume {folder}"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / "config.json", to_json(config))
+    except OSError as error:
+        raise ConfigError(f"runs is '{folder.parent}'; allowed: a folder that can be written ({error.strerror})") from None
+
+
+def open_folder(folder: Path, wanted: TrainConfig | None) -> TrainConfig:
+    """The config of an existing run, for resuming. wanted: what the command line asks for, None for the run's own.
+
+    Raises ConfigError where there is no run, or one of another config (it names the first field that differs).
+    """
+    try:
+        config = from_json((folder / "config.json").read_text())
+    except (OSError, UnicodeDecodeError):
+        raise ConfigError(f"resume is '{folder}'; allowed: a run folder (it has no readable config.json)") from None
+    except ConfigError as error:
+        raise ConfigError(f"resume is '{folder}'; its config.json does not fit: {error}") from None
+    if wanted is not None and (fields := differences(config, wanted)):
+        was, asked = (_get(c, fields[0]) for c in (config, wanted))
+        raise ConfigError(f"{fields[0]} is {asked!r}; allowed: {was!r}, which '{folder}' was started with")
+    if not os.access(folder, os.W_OK):
+        raise ConfigError(f"resume is '{folder}'; allowed: a folder that can be written")
+    return config
+
+
+def _get(config: Any, path: str) -> Any:
+    for name in path.split("."):
+        config = getattr(config, name)
+    return config
+
+
+def evaluate_checkpoints(
+    paths: Sequence[Path], config: EvalConfig | None, split: Split, progress: Callable[[float], None]
+) -> tuple[dict[str, Any], list[Curves], Environment]:
+    """Evaluates one or more runs or checkpoints, seeds pooled. config None: each run's own.
+
+    Returns (the content of curve.json, the curves, the environment). Raises ConfigError where the runs do not belong
+    together.
+    """
+    found = [checkpoint.find(path) for path in paths]
+    configs = [checkpoint.load_meta(path)[0] for path in found]
+    for path, other in zip(paths[1:], configs[1:], strict=True):
+        if other.env != configs[0].env:
+            raise ConfigError(f"paths: '{path}' is of env {other.env!r}; allowed to pool with: {configs[0].env!r}")
+    env, evaluation = make_env(configs[0].env), config or configs[0].eval
+    curves = []
+    for index, (path, train_config) in enumerate(zip(found, configs, strict=True)):
+        policy = policy_for(env, train_config.policy)
+        params = checkpoint.load_params(path, jax.eval_shape(policy.init, jax.random.key(0)))
+        curves.append(
+            in_context_curves(
+                policy,
+                params,
+                env,
+                evaluation,
+                split=split,
+                seed=train_config.seed,
+                show_last_reward=train_config.trial.show_last_reward,
+                progress=lambda fraction, index=index: progress((index + fraction) / len(found)),
+            )
+        )
+    provenance = {"checkpoints": [str(path) for path in found], "training_seeds": [c.seed for c in configs], **origin()}
+    return summarise(env, split, evaluation, curves, lines(env, split), provenance), curves, env
+
+
+def lines(env: Environment, split: Split) -> dict[str, float | None]:
+    """Mean returns of the random policy and of the expert on a split, computed."""
+    found = reference_lines(env, split)
+    return {"random": found.random.mean_return, "optimal": found.optimal and found.optimal.mean_return}
+
+
+def origin() -> dict[str, Any]:
+    """Where a result comes from: command, commit (None outside a repository), versions, device."""
+    here = Path(__file__).resolve().parent
+    git = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return {
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "commit": git.stdout.strip() or None,
+        "jax": jax.__version__,
+        "device": jax.devices()[0].device_kind,
+    }
+
+
+def write_results(stem: Path, summary: dict[str, Any], label: str) -> list[Path]:
+    """Writes STEM.json, STEM.csv and STEM.png, each whole or not at all."""
+    files = [stem.with_name(stem.name + suffix) for suffix in (".json", ".csv", ".png")]
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(files[0], json.dumps(summary, indent=1) + "\n")
+    write_atomically(files[1], to_csv(summary))
+    plot_curves([summary], [label], files[2])
+    return files
+
+
+def write_trial(path: Path, env: Environment, curves: Curves) -> Path | None:
+    """A GIF of one trial, where the environment can be drawn."""
+    frames = env.render_trial(curves.trial)
+    if frames is None:
+        return None
+    write_gif(path, frames, GIF_FRAMES_PER_SECOND)
+    return path
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """The content of a curve file, or of a run folder's `curve.json`. Raises ConfigError where there is none."""
+    file = path / "curve.json" if path.is_dir() else path
+    try:
+        summary = json.loads(file.read_text())
+        return summary if {"return", "success", "lines", "env"} <= set(summary) else _not_a_curve(path)
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError, TypeError):
+        return _not_a_curve(path)
+
+
+def _not_a_curve(path: Path) -> dict[str, Any]:
+    raise ConfigError(f"paths: '{path}' holds no curve; allowed: a curve.json, or a run folder that has one")
+
+
+def describe_result(summary: dict[str, Any]) -> list[str]:
+    """What was reached, against the optimal and the random line, in a line or two."""
+    mean, rates = summary["return"]["mean"], summary["success"]["mean"]
+    skip = summary["expert_episodes"]
+    later, optimal = mean[skip + 1 :], summary["lines"]["optimal"]
+    whose = f"{summary['tasks']} {'held-out' if summary['split'] == 'test' else 'training'} tasks"
+    parts = [f"{whose} ({summary['env']}, split {summary['split_hash']}): episode {skip + 1} returns {mean[skip]:.1f}"]
+    if later:
+        reached = sum(later) / len(later)
+        share = f" = {reached / optimal:.1%} of optimal {optimal:.1f}" if optimal else ""
+        parts.append(f"episodes {skip + 2}–{len(mean)} return {reached:.1f}{share}")
+    parts.append(f"random {summary['lines']['random']:.1f}")
+    return [", ".join(parts), f"success in the last episode: {rates[-1]:.0%}"]

@@ -1,0 +1,249 @@
+"""Configuration: frozen dataclasses with every default stated, `validate()`, JSON in and out.
+
+Defaults are the paper's Darkroom numbers (Elawady et al. 2024, arXiv 2410.02751).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from typing import Any, Literal
+
+from relic_jax.models.policy import PolicyConfig
+
+
+class ConfigError(ValueError):
+    """Bad input. The message is one line that names the field, the value and what is allowed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrialConfig:
+    """Shape of the data: N environments, each in trials of T steps cut into U segments."""
+
+    environments: int = 8
+    """N, environments that run in parallel."""
+    steps: int = 4096
+    """T, steps of a trial: many episodes of one task."""
+    updates: int = 16
+    """U, policy updates per trial; each follows a segment of T/U new steps."""
+    show_last_reward: bool = False
+    """Show an episode's last reward with the first observation of the next (the original hides it)."""
+
+    @property
+    def segment(self) -> int:
+        """K = T/U, steps per segment."""
+        return self.steps // self.updates
+
+
+@dataclasses.dataclass(frozen=True)
+class PPOConfig:
+    """PPO with partial updates."""
+
+    lr: float = 2e-4
+    """Peak learning rate of Adam."""
+    lr_final: float = 1e-5
+    """Learning rate at the end of the run (cosine from the peak)."""
+    warmup_steps: int = 10_000
+    """Environment steps of linear warm-up from 1e-3 of the peak."""
+    adam_eps: float = 1e-5
+    """Adam's epsilon."""
+    max_grad_norm: float = 0.2
+    """Global norm clip over everything but the critic head, which is not clipped."""
+    epochs: int = 4
+    """Passes over the data per update."""
+    minibatches: int = 8
+    """Minibatches per epoch, split by environment; must divide environments."""
+    accumulate: int = 4
+    """Minibatches whose gradients make one optimiser step; must divide minibatches."""
+    gradient_reduction: Literal["sum", "mean"] = "sum"
+    """How accumulated gradients combine (the original sums)."""
+    clip: float = 0.2
+    """Clip of the probability ratio."""
+    value_clip: float | None = 0.2
+    """Clip of the value around its old prediction; None: no clip."""
+    value_coef: float = 0.5
+    """Weight of the value loss."""
+    entropy_coef: float = 0.01
+    """Weight of the entropy bonus at the start of the run."""
+    entropy_coef_final: float | None = None
+    """Weight of the entropy bonus at the end (linear in environment steps); None: constant."""
+    gamma: float = 0.99
+    """Discount."""
+    gae_lambda: float = 0.95
+    """Lambda of generalised advantage estimation."""
+    reward_scale: float = 1.0
+    """Rewards are multiplied by it for learning (not in what the policy sees, nor in what is reported)."""
+    normalize_advantages: bool = False
+    """Normalise advantages over the loss window of all environments."""
+    context_gradient: Literal["full", "stopped"] = "full"
+    """full: gradients flow through the whole context; stopped: only through the segment, which reads the context from
+    the cache (far cheaper)."""
+    last_update: Literal["full", "partial"] = "full"
+    """The trial's last update: loss over all its steps (full), or over the newest segment like the others."""
+    time_limit: Literal["terminal", "bootstrap"] = "terminal"
+    """Episodes cut by the time limit: as if terminal (the original), or bootstrapped from the value of what follows."""
+    credit: Literal["episode", "trial"] = "episode"
+    """Returns stop at episode ends (the original), or go on through resets to the end of the trial."""
+    shuffle: bool = True
+    """After an update, shuffle the order of the complete episodes in the context."""
+    refresh: bool = True
+    """After an update, recompute the context's keys, values and value predictions with the new weights."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    """In-context evaluation at the end of a run."""
+
+    episodes: int = 40
+    """Episodes per task, in one context."""
+    repeats: int = 1
+    """Trials per task."""
+    expert_episodes: int = 0
+    """First episodes that the scripted expert acts (few-shot imitation)."""
+    context_limit: int | None = None
+    """The policy sees at most that many last steps; None: all."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """A training run."""
+
+    env: str = "darkroom-dpt"
+    """Environment, by its registered name."""
+    seed: int = 0
+    """Seeds parameters, tasks, environments and actions."""
+    total_steps: int = 5_000_000
+    """Environment steps of the run, rounded up to whole trials."""
+    chunk: Literal["trial", "segment"] = "trial"
+    """What one jitted call does: a whole trial, or one segment with its update (long trials: progress and checkpoints
+    in between)."""
+    checkpoint_minutes: float = 1.0
+    """Minutes between checkpoints."""
+    policy: PolicyConfig = dataclasses.field(default_factory=PolicyConfig)
+    trial: TrialConfig = dataclasses.field(default_factory=TrialConfig)
+    ppo: PPOConfig = dataclasses.field(default_factory=PPOConfig)
+    eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
+
+    @property
+    def trials(self) -> int:
+        """Trials of the run."""
+        return -(-self.total_steps // (self.trial.environments * self.trial.steps))
+
+
+def validate(config: TrainConfig, *, horizon: int) -> None:
+    """Raises ConfigError at the first field that cannot work. horizon: steps of the environment's longest episode."""
+    transformer, trial, ppo, evaluation = config.policy.transformer, config.trial, config.ppo, config.eval
+    _check_positive(transformer, "policy.transformer", "layers", "heads", "width", "mlp_width", "max_positions")
+    _check_positive(trial, "trial", "environments", "steps", "updates")
+    _check_positive(ppo, "ppo", "lr", "adam_eps", "max_grad_norm", "epochs", "minibatches", "accumulate", "clip", "reward_scale")
+    _check_positive(config, "", "total_steps", "checkpoint_minutes")
+    _check_positive(evaluation, "eval", "episodes", "repeats")
+    _require(0 <= config.seed < 2**32, "seed", config.seed, "0 … 2^32−1")
+    _require(config.total_steps < 2**31, "total_steps", config.total_steps, "less than 2^31")
+    _validate_transformer(transformer, horizon)
+    name, updates = "trial.steps", trial.updates
+    _require(trial.steps % updates == 0, name, trial.steps, f"a multiple of trial.updates ({updates})")
+    environments = f"a divisor of trial.environments ({trial.environments})"
+    _require(trial.environments % ppo.minibatches == 0, "ppo.minibatches", ppo.minibatches, environments)
+    minibatches = f"a divisor of ppo.minibatches ({ppo.minibatches})"
+    _require(ppo.minibatches % ppo.accumulate == 0, "ppo.accumulate", ppo.accumulate, minibatches)
+    for field in ("gamma", "gae_lambda"):
+        _require(0 <= getattr(ppo, field) <= 1, f"ppo.{field}", getattr(ppo, field), "0 … 1")
+    for field in ("lr_final", "warmup_steps", "value_coef", "entropy_coef", "entropy_coef_final"):
+        value = getattr(ppo, field)
+        _require(value is None or value >= 0, f"ppo.{field}", value, "0 or more")
+    _require(ppo.value_clip is None or ppo.value_clip > 0, "ppo.value_clip", ppo.value_clip, "more than 0, or None")
+    _require(
+        not (ppo.credit == "trial" and ppo.shuffle and ppo.last_update == "full"),
+        "ppo.credit",
+        ppo.credit,
+        "'trial' only with ppo.shuffle False or ppo.last_update 'partial' (a full update needs the episodes in order)",
+    )
+    limit = evaluation.context_limit
+    _require(limit is None or limit > 0, "eval.context_limit", limit, "more than 0, or None")
+    experts = evaluation.expert_episodes
+    _require(0 <= experts < evaluation.episodes, "eval.expert_episodes", experts, "0 … eval.episodes − 1")
+
+
+def _validate_transformer(cfg: Any, horizon: int) -> None:
+    field = "policy.transformer"
+    _require(cfg.width % cfg.heads == 0, f"{field}.heads", cfg.heads, f"a divisor of {field}.width ({cfg.width})")
+    if cfg.episode_rope:
+        allowed = f"an even width per head (it is {cfg.head_width}: rotation works on pairs)"
+        _require(cfg.head_width % 2 == 0, f"{field}.heads", cfg.heads, allowed)
+    _require(0 <= cfg.depth_dropout < 1, f"{field}.depth_dropout", cfg.depth_dropout, "0 or more and less than 1")
+    if cfg.step_embedding:
+        needed = horizon + 1 + cfg.first_index  # the observation after a time limit is valued too
+        allowed = f"at least {needed} (an episode of {horizon} steps, what follows it, the sink)"
+        _require(cfg.max_positions >= needed, f"{field}.max_positions", cfg.max_positions, allowed)
+
+
+def _check_positive(config: Any, prefix: str, *fields: str) -> None:
+    for field in fields:
+        value = getattr(config, field)
+        _require(value > 0, f"{prefix}.{field}" if prefix else field, value, "more than 0")
+
+
+def _require(condition: bool, field: str, value: Any, allowed: str) -> None:
+    if not condition:
+        raise ConfigError(f"{field} is {value!r}; allowed: {allowed}")
+
+
+def to_json(config: Any) -> str:
+    """The config as readable JSON."""
+    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+
+
+def from_json(text: str) -> TrainConfig:
+    """Inverse of `to_json` for TrainConfig. Raises ConfigError on unknown fields and impossible values."""
+    try:
+        data = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"config is not JSON: {error}") from None
+    return _build(TrainConfig, data, "")
+
+
+def _build(cls: Any, data: Any, path: str) -> Any:
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path or 'config'} is {data!r}; allowed: an object")
+    hints = typing.get_type_hints(cls)
+    fields = {field.name for field in dataclasses.fields(cls)}
+    unknown = sorted(set(data) - fields)
+    if unknown:
+        raise ConfigError(f"{path}{unknown[0]} is unknown; allowed: {', '.join(sorted(fields))}")
+    values = {}
+    for name, value in data.items():
+        hint = hints[name]
+        if dataclasses.is_dataclass(hint):
+            values[name] = _build(hint, value, f"{path}{name}.")
+        else:
+            values[name] = _checked(hint, value, path + name)
+    return cls(**values)
+
+
+def _checked(hint: Any, value: Any, field: str) -> Any:
+    """Checks a JSON value against a field's type: scalars, Literal and unions of them."""
+    if typing.get_origin(hint) is Literal:
+        allowed = typing.get_args(hint)
+        _require(value in allowed, field, value, ", ".join(map(repr, allowed)))
+        return value
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if float in options and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    exact = any(type(value) is option for option in options)
+    _require(exact, field, value, " or ".join(option.__name__ for option in options))
+    return value
+
+
+def differences(a: Any, b: Any, path: str = "") -> list[str]:
+    """Names of the fields in which two configs of the same class differ."""
+    found = []
+    for field in dataclasses.fields(a):
+        left, right = getattr(a, field.name), getattr(b, field.name)
+        if dataclasses.is_dataclass(left):
+            found += differences(left, right, f"{path}{field.name}.")
+        elif left != right:
+            found.append(path + field.name)
+    return found

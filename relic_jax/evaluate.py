@@ -1,0 +1,204 @@
+"""In-context learning curves: a frozen policy in many episodes of one task, one point per episode, with intervals.
+
+Actions are sampled, the context is neither shuffled nor refreshed, the weights do not change (the paper's protocol).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from envs.base import Environment, Split, num_tasks, split_hash
+from envs.base import Trajectory as HostTrajectory
+from envs.wrappers import Trials, TrialState
+from relic_jax.config import ConfigError, EvalConfig
+from relic_jax.models.cache import KVCache
+from relic_jax.models.policy import Policy
+from relic_jax.rl.state import step_input
+from relic_jax.types import Params, PyTree
+
+
+class _Steps(NamedTuple):
+    """What acting leaves behind per step, leading axes [T, B]; `observation` of one environment only, [T, ...]."""
+
+    action: jax.Array
+    reward: jax.Array
+    first: jax.Array
+    ended: jax.Array
+    episode_return: jax.Array
+    success: jax.Array
+    observation: PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class Curves:
+    """One run on one split. returns: float32 [tasks·repeats, episodes]; successes: bool, same; rows are task-major.
+
+    trial: what happened in the first task, for drawing.
+    """
+
+    returns: np.ndarray
+    successes: np.ndarray
+    trial: HostTrajectory
+
+
+def in_context_curves(
+    policy: Policy,
+    params: Params,
+    env: Environment,
+    config: EvalConfig,
+    *,
+    split: Split = "test",
+    seed: int = 0,
+    show_last_reward: bool = False,
+    progress: Callable[[float], None] = lambda fraction: None,
+) -> Curves:
+    """Runs every task of `split` `repeats` times, `episodes` episodes each in one context.
+
+    show_last_reward: as in training. progress: called with the fraction done. Raises ConfigError where the expert is
+    asked for and there is none.
+    """
+    if config.expert_episodes and not env.has_expert:
+        raise ConfigError(f"eval.expert_episodes is {config.expert_episodes}; allowed: 0, {env.name} has no expert")
+    tasks = env.tasks(split)
+    batch_tasks = jax.tree.map(lambda x: jnp.asarray(np.repeat(x, config.repeats, axis=0)), tasks)
+    batch, capacity = num_tasks(tasks) * config.repeats, config.episodes * env.horizon
+    reset_key, key = jax.random.split(jax.random.fold_in(jax.random.key(seed), 0x5EED))
+    trials = Trials(env, show_last_reward)
+    trial = jax.jit(trials.reset)(reset_key, batch_tasks)
+    memory, episode = policy.initial_memory(batch, capacity), jnp.zeros((batch,), jnp.int32)
+    chunk = jax.jit(_chunk_function(policy, trials, config, env.horizon), donate_argnums=(1, 2))
+    parts: list[_Steps] = []
+    for index in range(config.episodes):  # at most: short episodes end the trial sooner
+        trial, memory, episode, steps = chunk(params, trial, memory, episode, jax.random.fold_in(key, index))
+        parts.append(jax.device_get(steps))
+        done = int(episode.min())
+        progress(min(done / config.episodes, 1.0))
+        if done >= config.episodes:
+            break
+    steps = jax.tree.map(lambda *x: np.concatenate(x), *parts)
+    returns, successes = _per_episode(steps, config.episodes)
+    return Curves(returns, successes, _first_trial(steps, tasks, config.episodes))
+
+
+def _chunk_function(policy: Policy, trials: Trials, config: EvalConfig, length: int) -> Callable[..., Any]:
+    """Acts for `length` steps. Returns (trial, memory, episode, steps); `episode` counts each environment's."""
+    window = None if config.context_limit is None else jnp.asarray(config.context_limit, jnp.int32)
+
+    def act(params: Params, trial: TrialState, memory: KVCache, episode: jax.Array, key: jax.Array):
+        action_key, env_key = jax.random.split(key)
+        output, memory = policy.act(params, memory, step_input(trial), window=window)
+        action = output.distribution.sample(action_key)
+        if config.expert_episodes:
+            expert = jax.vmap(trials.env.optimal_action)(trial.env, trial.task)
+            action = jnp.where(episode < config.expert_episodes, expert, action)
+        next_trial, result = trials.step(env_key, trial, action)
+        ended = result.terminated | result.truncated
+        observation = jax.tree.map(lambda x: x[0], trial.observation)
+        steps = _Steps(
+            action, result.reward, trial.first, ended, result.episode_return, result.success, observation
+        )
+        return next_trial, memory, episode + ended, steps
+
+    def chunk(params: Params, trial: TrialState, memory: KVCache, episode: jax.Array, key: jax.Array):
+        def step(carry: tuple[TrialState, KVCache, jax.Array], key: jax.Array):
+            *carry, steps = act(params, *carry, key)
+            return tuple(carry), steps
+
+        carry, steps = jax.lax.scan(step, (trial, memory, episode), jax.random.split(key, length))
+        return *carry, steps
+
+    return chunk
+
+
+def _per_episode(steps: _Steps, episodes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Picks the values at each environment's first `episodes` episode ends: two arrays [B, episodes]."""
+    ends = [np.flatnonzero(column)[:episodes] for column in steps.ended.T]
+    index, row = np.stack(ends), np.arange(len(ends))[:, None]
+    return steps.episode_return[index, row], steps.success[index, row]
+
+
+def _first_trial(steps: _Steps, tasks: PyTree, episodes: int) -> HostTrajectory:
+    end = np.flatnonzero(steps.ended[:, 0])[episodes - 1] + 1
+    return HostTrajectory(
+        observation=jax.tree.map(lambda x: x[:end], steps.observation),
+        action=steps.action[:end, 0],
+        reward=steps.reward[:end, 0],
+        first=steps.first[:end, 0],
+        task=jax.tree.map(lambda x: np.asarray(x)[0], tasks),
+    )
+
+
+def bootstrap_interval(
+    values: Sequence[np.ndarray], *, tasks: int, resamples: int = 2000, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """95% percentile bootstrap of the mean over tasks AND seeds.
+
+    values: one [tasks·repeats, E] per seed. Each resample draws seeds with replacement, and for each of them tasks with
+    replacement (all repeats of a drawn task come along). Returns (low, high), each float64 [E].
+    """
+    by_task = np.stack([np.asarray(v, np.float64).reshape(tasks, -1, v.shape[-1]).mean(1) for v in values])
+    rng = np.random.default_rng(seed)
+    seeds = len(values)
+    means = np.empty((resamples, by_task.shape[-1]))
+    for index in range(resamples):
+        chosen = rng.integers(seeds, size=seeds)
+        means[index] = by_task[chosen[:, None], rng.integers(tasks, size=(seeds, tasks))].mean((0, 1))
+    low, high = np.percentile(means, [2.5, 97.5], axis=0)
+    return low, high
+
+
+def summarise(
+    env: Environment,
+    split: Split,
+    config: EvalConfig,
+    curves: Sequence[Curves],
+    lines: dict[str, float | None],
+    provenance: dict[str, Any],
+) -> dict[str, Any]:
+    """The content of `curve.json`: one curve over all seeds, with intervals, lines, raw values and provenance.
+
+    curves: one per seed. lines: mean return of `random` and `optimal` (None: no expert) on this split.
+    """
+    tasks = env.tasks(split)
+
+    def curve(values: list[np.ndarray]) -> dict[str, list[float]]:
+        low, high = bootstrap_interval(values, tasks=num_tasks(tasks))
+        mean = np.mean(np.stack(values), axis=(0, 1), dtype=np.float64)
+        return {"mean": mean.tolist(), "low": low.tolist(), "high": high.tolist()}
+
+    returns, successes = [c.returns for c in curves], [c.successes.astype(np.float32) for c in curves]
+    later = config.expert_episodes + 1  # the first episode may have to explore; what follows it is what was learned
+    per_seed = [
+        {"first": float(r[:, config.expert_episodes].mean()), "later": float(r[:, later:].mean()) if later < r.shape[1] else None}
+        for r in returns
+    ]
+    return {
+        "env": env.name,
+        "split": split,
+        "split_hash": split_hash(tasks),
+        "tasks": num_tasks(tasks),
+        **dataclasses.asdict(config),
+        "seeds": len(curves),
+        "lines": lines,
+        "return": curve(returns),
+        "success": curve(successes),
+        "per_seed": per_seed,
+        "raw_returns": [r.tolist() for r in returns],
+        "raw_successes": [s.astype(int).tolist() for s in successes],
+        **provenance,
+    }
+
+
+def to_csv(summary: dict[str, Any]) -> str:
+    """The curve as CSV: one line per in-context episode."""
+    columns = [(kind, part) for kind in ("return", "success") for part in ("mean", "low", "high")]
+    rows = ["episode," + ",".join(f"{kind}_{part}" for kind, part in columns)]
+    for index in range(len(summary["return"]["mean"])):
+        rows.append(f"{index + 1}," + ",".join(f"{summary[kind][part][index]:.6g}" for kind, part in columns))
+    return "\n".join(rows) + "\n"

@@ -1,0 +1,171 @@
+"""The original's transformer (LlamaRL in PyTorch): its weights in our parameter tree, its outputs from our code.
+
+Two facts of the original that an importer must know (both reproduced by the golden files):
+- its rotary table is read with an offset of `max_position_embeddings` M. Among steps only differences of the index
+  matter, but a rotated query meets the UNROTATED sink key at angle M + index, so the sink key is rotated by −M here;
+- with a sink token its step-by-step decoding disagrees with its own full forward pass from layer 2 on. Ours agrees
+  with the full forward pass for every sink.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from relic_jax.config import ConfigError
+from relic_jax.models import cache as kv
+from relic_jax.models.transformer import SinkKind, Transformer, TransformerConfig
+from relic_jax.types import Params
+
+# ours → the original's, inside a layer
+_LINEAR = {f"{name}_proj": f"self_attn.{name}_proj" for name in "qkvo"} | {
+    f"{name}_proj": f"mlp.{name}_proj" for name in ("gate", "up", "down")
+}
+_NORM = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
+
+
+def transformer_config(config: Mapping[str, Any], arrays: Mapping[str, Any] | None = None) -> TransformerConfig:
+    """Our architecture for the original's config. Raises ConfigError where the original does something we do not.
+
+    arrays: the weights; a half of the sink that the config calls frozen but that is not 0 counts as learned.
+    """
+    supported: dict[str, tuple[Any, ...]] = {
+        "hidden_act": ("gelu_new",),
+        "position_embed_type": ("learnable",),
+        "reset_position_index": (True,),
+        "num_sink_tokens": (1,),
+    }
+    if config.get("add_sequence_idx_embed", False):
+        supported["sequence_embed_type"] = ("rope",)
+    for field, allowed in supported.items():
+        if config.get(field, allowed[0]) not in allowed:
+            raise ConfigError(f"{field} is {config[field]!r}; allowed: {', '.join(map(repr, allowed))}")
+    return TransformerConfig(
+        layers=config["num_hidden_layers"],
+        heads=config["num_attention_heads"],
+        width=config["hidden_size"],
+        mlp_width=config["intermediate_size"],
+        max_positions=config["max_position_embeddings"],
+        sink=_sink_kind(config, arrays or {}),
+        episode_rope=bool(config.get("add_sequence_idx_embed", False)),
+        inter_episode=bool(config.get("inter_episodes_attention", True)),
+        depth_dropout=float(config.get("depth_dropout_p", 0.0)),
+    )
+
+
+def _sink_kind(config: Mapping[str, Any], arrays: Mapping[str, Any]) -> SinkKind:
+    if config.get("add_sink_kv", False):
+        key, value = (
+            bool(config.get(f"is_sink_{half}_trainable", True))
+            or any(np.any(array) for name, array in arrays.items() if name.endswith(f"head_bias_{word}"))
+            for half, word in (("k", "key"), ("v", "value"))
+        )
+        kinds: dict[tuple[bool, bool], SinkKind] = {
+            (True, True): "kv",
+            (True, False): "kv0",
+            (False, True): "k0v",
+            (False, False): "k0v0",
+        }
+        return kinds[key, value]
+    return "token" if config.get("add_sink_tokens", False) else "none"
+
+
+def import_transformer(arrays: Mapping[str, Any], config: Mapping[str, Any]) -> Params:
+    """The original's arrays (PyTorch layout, names of its state dict) as parameters of our `Transformer`, float32.
+
+    Raises ConfigError naming a missing array.
+    """
+    cfg = transformer_config(config, arrays)
+
+    def get(name: str) -> np.ndarray:
+        if name not in arrays:
+            raise ConfigError(f"arrays lacks {name!r}; it has: {', '.join(sorted(arrays)[:4])} …")
+        return np.asarray(arrays[name], np.float32)
+
+    params: dict[str, Any] = {"norm": {"scale": get("norm.weight")}, "step_embedding": get("embed_pos.weight")}
+    if cfg.sink == "token":
+        params["sink_token"] = get("sink_tokens").reshape(cfg.width)
+    for layer in range(cfg.layers):
+        prefix = f"layers.{layer}."
+        block: dict[str, Any] = {ours: {"kernel": get(f"{prefix}{name}.weight").T} for ours, name in _LINEAR.items()}
+        block |= {ours: {"scale": get(f"{prefix}{name}.weight")} for ours, name in _NORM.items()}
+        params[f"blocks_{layer}"] = block | _import_sink(get, cfg, prefix)
+    return jax.tree.map(jnp.asarray, params)
+
+
+def _import_sink(get: Callable[[str], np.ndarray], cfg: TransformerConfig, prefix: str) -> dict[str, np.ndarray]:
+    shape = cfg.heads, cfg.head_width
+    sink = {}
+    if cfg.sink in ("kv", "kv0"):
+        key = get(f"{prefix}self_attn.head_bias_key").reshape(shape)
+        sink["sink_key"] = _rotate_sink(key, -cfg.max_positions) if cfg.episode_rope else key
+    if cfg.sink in ("kv", "k0v"):
+        sink["sink_value"] = get(f"{prefix}self_attn.head_bias_value").reshape(shape)
+    return sink
+
+
+def _rotate_sink(key: np.ndarray, index: int) -> np.ndarray:
+    """Rotates a sink key [H, D] as if it stood at `index`; in float64, since the angle is large."""
+    half = key.shape[-1] // 2
+    angle = index * 10_000.0 ** (-np.arange(half) / half)
+    a, b = key[:, :half].astype(np.float64), key[:, half:].astype(np.float64)
+    rotated = np.concatenate([a * np.cos(angle) - b * np.sin(angle), b * np.cos(angle) + a * np.sin(angle)], -1)
+    return rotated.astype(np.float32)
+
+
+def hidden_states(
+    arrays: Mapping[str, Any],
+    config: Mapping[str, Any],
+    inputs_embeds: np.ndarray,
+    not_done: np.ndarray,
+    *,
+    step_by_step: bool = False,
+) -> np.ndarray:
+    """What the original calls last_hidden_state, computed by OUR transformer in float32.
+
+    arrays: name → array in the original's layout. config: the original's config as a dict. inputs_embeds: [B, T, d].
+    not_done: [B, T], 0 where a step opens an episode. step_by_step: decode one step at a time against the cache instead
+    of one pass over the block. Returns float32 [B, T, d].
+    """
+    cfg, params = transformer_config(config, arrays), import_transformer(arrays, config)
+    x, first = jnp.asarray(inputs_embeds, jnp.float32), jnp.asarray(not_done) == 0
+    if x.ndim != 3 or x.shape[-1] != cfg.width:
+        raise ConfigError(f"inputs_embeds has shape {x.shape}; allowed: [B, T, {cfg.width}]")
+    if first.shape != x.shape[:2]:
+        raise ConfigError(f"not_done has shape {first.shape}; allowed: {x.shape[:2]}, as inputs_embeds")
+    run = _decode if step_by_step else _forward
+    return np.asarray(jax.jit(run, static_argnums=0)(cfg, params, x, first))
+
+
+def _empty(cfg: TransformerConfig, batch: int, capacity: int) -> kv.KVCache:
+    return kv.empty_cache(
+        batch,
+        capacity,
+        layers=cfg.layers,
+        heads=cfg.heads,
+        head_width=cfg.head_width,
+        first_episode=cfg.first_index,
+        dtype=jnp.dtype(cfg.dtype),
+    )
+
+
+def _forward(cfg: TransformerConfig, params: Params, x: jax.Array, first: jax.Array) -> jax.Array:
+    return Transformer(cfg).apply({"params": params}, x, first, _empty(cfg, x.shape[0], 0))[0]
+
+
+def _decode(cfg: TransformerConfig, params: Params, x: jax.Array, first: jax.Array) -> jax.Array:
+    def step(cache: kv.KVCache, inputs: tuple[jax.Array, jax.Array]) -> tuple[kv.KVCache, jax.Array]:
+        x_t, first_t = inputs
+        hidden, cache = Transformer(cfg).apply(
+            {"params": params}, x_t[:, None], first_t[:, None], cache, decode=True
+        )
+        return cache, hidden[:, 0]
+
+    cache = _empty(cfg, x.shape[0], x.shape[1])
+    _, hidden = jax.lax.scan(step, cache, (x.swapaxes(0, 1), first.T))
+    return hidden.swapaxes(0, 1)
+

@@ -1,0 +1,359 @@
+"""Attention as plain functions: rotation by episode, sinks, one step against a cache, and a block of steps.
+
+Shapes: B environments, H heads, D head width, Q new steps, S slots of the cache. Scores are q·k/sqrt(D).
+
+A *sink* gives attention somewhere to put probability mass when nothing in the context is worth attending to: one extra
+slot (k_s, v_s) per head that every step sees, `softmax([q·k_s, q·k_1 … q·k_t]/sqrt(D))` (Elawady et al. 2024,
+arXiv 2410.02751, section 3.2). It enters the running softmax as its initial state, so it is exact and costs nothing.
+
+`attend_block` is written against a *context* (cache slots before the block, read only) and the block's own keys and
+values. Its gradient goes to the block's own keys and values and to the sink, never to the context: that is what
+"the context's gradient stopped" means, and passing an empty context and the whole trial as the block gives the
+gradient through everything. Memory is O(Q·D): tiles of the score matrix are recomputed in the backward pass (Rabe &
+Staats 2021, arXiv 2112.05682; Dao et al. 2022, arXiv 2205.14135), and the number of tiles visited is dynamic, so one
+compiled function serves every length of context.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+MASKED = -1e30  # finite, so that differences of masked scores stay finite
+TILE = 128  # queries per tile; keys per tile are chosen to keep a tile within the cache
+
+
+class Sink(NamedTuple):
+    """The extra attention slot of one layer. key, value: [H, D]. The key is never rotated."""
+
+    key: jax.Array
+    value: jax.Array
+
+
+class Context(NamedTuple):
+    """Slots before the block. keys, values: [B, H, S, D] (keys rotated); episodes: int32 [B, S]; length: int32 []."""
+
+    keys: jax.Array
+    values: jax.Array
+    episodes: jax.Array
+    length: jax.Array
+
+
+def rotate(x: jax.Array, index: jax.Array, base: float = 10_000.0) -> jax.Array:
+    """Rotary embedding by an index per step (Su et al. 2021; halves rotated, as in Llama).
+
+    x: [B, H, Q, D]. index: int32 [B, Q]; here the index of the episode, so all steps of one episode share an angle.
+    """
+    half = x.shape[-1] // 2
+    frequency = jnp.asarray(base ** (-np.arange(half) / half), jnp.float32)
+    angle = index.astype(jnp.float32)[:, None, :, None] * frequency
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    a, b = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+
+
+def attend_step(
+    query: jax.Array, context: Context, sink: Sink | None, *, episode: jax.Array | None, window: jax.Array | None = None
+) -> jax.Array:
+    """One query per environment against a cache that already holds the step's own key and value.
+
+    query: [B, H, D]. context.length counts the filled slots, the step's own included. episode: int32 [B] restricts
+    attention to slots of that episode (None: no restriction). window: int32 [], attend to at most that many last slots.
+    Returns [B, H, D].
+    """
+    scale = 1.0 / math.sqrt(query.shape[-1])
+    scores = jnp.einsum("bhd,bhsd->bhs", query * scale, context.keys, preferred_element_type=jnp.float32)
+    slot = jnp.arange(context.keys.shape[2])
+    visible = (slot < context.length)[None]
+    if window is not None:
+        visible &= slot >= context.length - window
+    if episode is not None:
+        visible &= context.episodes == episode[:, None]
+    scores = jnp.where(visible[:, None], scores, MASKED)
+    top = scores.max(-1)
+    if sink is not None:
+        sink_score = jnp.einsum("bhd,hd->bh", query * scale, sink.key, preferred_element_type=jnp.float32)
+        top = jnp.maximum(top, sink_score)
+    weights = jnp.exp(scores - top[..., None])
+    total = weights.sum(-1)
+    out = jnp.einsum(
+        "bhs,bhsd->bhd", weights.astype(context.values.dtype), context.values, preferred_element_type=jnp.float32
+    )
+    if sink is not None:
+        sink_weight = jnp.exp(sink_score - top)
+        total += sink_weight
+        out += sink_weight[..., None] * sink.value.astype(jnp.float32)
+    return (out / total[..., None]).astype(query.dtype)
+
+
+def attend_reference(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    episodes: jax.Array,
+    context: Context,
+    sink: Sink | None,
+    *,
+    within_episode: bool,
+    valid: jax.Array | None = None,
+) -> jax.Array:
+    """The definition, in O(Q·(S+Q)) memory: same arguments and result as `attend_block`, differentiated by jax."""
+    del valid
+    q_len, slots = query.shape[2], context.keys.shape[2]
+    context = Context(*map(lax.stop_gradient, context))
+    keys = jnp.concatenate([context.keys, key], axis=2)
+    values = jnp.concatenate([context.values, value], axis=2)
+    scores = jnp.einsum("bhqd,bhkd->bhqk", query, keys, preferred_element_type=jnp.float32)
+    visible = jnp.concatenate(
+        [
+            jnp.broadcast_to(jnp.arange(slots) < context.length, (q_len, slots)),
+            jnp.tril(jnp.ones((q_len, q_len), bool)),
+        ],
+        axis=1,
+    )[None]
+    if within_episode:
+        key_episodes = jnp.concatenate([context.episodes, episodes], axis=1)
+        visible = visible & (episodes[:, :, None] == key_episodes[:, None, :])
+    scores = jnp.where(visible[:, None], scores / math.sqrt(query.shape[-1]), MASKED)
+    if sink is None:
+        weights = jax.nn.softmax(scores, axis=-1)
+    else:
+        sink_scores = jnp.einsum("bhqd,hd->bhq", query, sink.key, preferred_element_type=jnp.float32)
+        sink_scores = sink_scores[..., None] / math.sqrt(query.shape[-1])
+        weights = jax.nn.softmax(jnp.concatenate([sink_scores, scores], axis=-1), axis=-1)
+        sink_out = weights[..., :1] * sink.value.astype(jnp.float32)[None, :, None, :]
+        weights = weights[..., 1:]
+    out = jnp.einsum("bhqk,bhkd->bhqd", weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
+    return (out if sink is None else out + sink_out).astype(query.dtype)
+
+
+def attend_block(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    episodes: jax.Array,
+    context: Context,
+    sink: Sink | None,
+    *,
+    within_episode: bool,
+    valid: jax.Array | None = None,
+) -> jax.Array:
+    """A block of Q consecutive steps: causal among themselves, after everything in the context.
+
+    query, key, value: [B, H, Q, D], queries and keys rotated. episodes: int32 [B, Q]. context: S slots of which the
+    first `context.length` are filled; S may be 0. within_episode: a step sees only its own episode (and the sink).
+    valid: int32 [], only the first that many steps of the block matter; outputs after them are 0 and cost nothing.
+    Returns [B, H, Q, D] in the dtype of `query`.
+    """
+    q_len = query.shape[2]
+    tile = min(TILE, q_len)
+    padding = -q_len % tile
+    if padding:
+        pad = [(0, 0), (0, 0), (0, padding), (0, 0)]
+        query, key, value = (jnp.pad(x, pad) for x in (query, key, value))
+        episodes = jnp.pad(episodes, [(0, 0), (0, padding)], constant_values=-1)
+    heads, width = query.shape[1], query.shape[3]
+    if sink is None:  # a sink whose score is −∞
+        sink_arrays = Sink(jnp.zeros((heads, width), query.dtype), jnp.zeros((heads, width), query.dtype))
+    else:
+        sink_arrays = Sink(sink.key.astype(query.dtype), sink.value.astype(query.dtype))
+    valid = jnp.asarray(q_len if valid is None else valid, jnp.int32)
+    spec = _Spec(tile=tile, has_sink=sink is not None, within_episode=within_episode)
+    scaled = query * jnp.asarray(1.0 / math.sqrt(width), query.dtype)
+    out = _attend(spec, scaled, key, value, sink_arrays, episodes, context, valid)
+    return out[:, :, :q_len]
+
+
+class _Spec(NamedTuple):
+    tile: int
+    has_sink: bool
+    within_episode: bool
+
+
+class _Running(NamedTuple):
+    """Online softmax of one tile of queries: top and total [B, H, q], out [B, H, q, D] (unnormalised), float32."""
+
+    top: jax.Array
+    total: jax.Array
+    out: jax.Array
+
+
+def _tile(x: jax.Array, start: jax.Array, size: int, axis: int = 2) -> jax.Array:
+    return lax.dynamic_slice_in_dim(x, start, size, axis)
+
+
+def _num_tiles(length: jax.Array, tile: int) -> jax.Array:
+    return (length + tile - 1) // tile
+
+
+def _context_tile(spec: _Spec, context: Context, j: jax.Array, q_episodes: jax.Array):
+    """Keys and values [B, H, k, D] and visibility [B|1, 1, q|1, k] of the j-th tile of the context.
+
+    The last tile is moved back to stay inside the buffer; slots that an earlier tile held are masked.
+    """
+    size = min(spec.tile, context.keys.shape[2])
+    start = jnp.minimum(j * size, context.keys.shape[2] - size)
+    slot = start + jnp.arange(size)
+    visible = ((slot >= j * size) & (slot < context.length))[None, None, None]
+    if spec.within_episode:
+        same = q_episodes[:, :, None] == _tile(context.episodes, start, size, 1)[:, None, :]
+        visible = visible & same[:, None]
+    return _tile(context.keys, start, size), _tile(context.values, start, size), visible
+
+
+def _local_visible(spec: _Spec, i: jax.Array, j: jax.Array, q_episodes: jax.Array, k_episodes: jax.Array) -> jax.Array:
+    index = jnp.arange(spec.tile)
+    visible = (i * spec.tile + index[:, None] >= j * spec.tile + index[None, :])[None, None]
+    if spec.within_episode:
+        visible = visible & (q_episodes[:, :, None] == k_episodes[:, None, :])[:, None]
+    return visible
+
+
+def _scores(q: jax.Array, k: jax.Array) -> jax.Array:
+    return jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32)
+
+
+def _absorb(running: _Running, q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array) -> _Running:
+    """Adds one tile of keys to the running softmax of a tile of queries."""
+    scores = jnp.where(visible, _scores(q, k), MASKED)
+    top = jnp.maximum(running.top, scores.max(-1))
+    # exp(MASKED − MASKED) would be 1 in a row that has seen nothing yet, hence the floor on what is subtracted
+    weights = jnp.exp(scores - jnp.maximum(top, MASKED / 2)[..., None])
+    decay = jnp.exp(running.top - top)
+    update = jnp.einsum("bhqk,bhkd->bhqd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    return _Running(top, running.total * decay + weights.sum(-1), running.out * decay[..., None] + update)
+
+
+def _initial(spec: _Spec, q: jax.Array, sink: Sink) -> _Running:
+    shape = q.shape[:3]
+    if not spec.has_sink:
+        return _Running(
+            jnp.full(shape, MASKED, jnp.float32), jnp.zeros(shape, jnp.float32), jnp.zeros(q.shape, jnp.float32)
+        )
+    top = jnp.einsum("bhqd,hd->bhq", q, sink.key, preferred_element_type=jnp.float32)
+    out = jnp.broadcast_to(sink.value.astype(jnp.float32)[None, :, None, :], q.shape)
+    return _Running(top, jnp.ones(shape, jnp.float32), out)
+
+
+def _num_context_tiles(spec: _Spec, context: Context) -> jax.Array | int:
+    slots = context.keys.shape[2]
+    return _num_tiles(context.length, min(spec.tile, slots)) if slots else 0
+
+
+def _forward(spec: _Spec, q, k, v, sink: Sink, episodes, context: Context, valid):
+    """Returns (out [B, H, Q, D], logsumexp [B, H, Q] float32), the sink included in both."""
+    size = spec.tile
+    context_tiles = _num_context_tiles(spec, context)
+
+    def query_tile(i, carry):
+        out, lse = carry
+        q_i, q_ep = _tile(q, i * size, size), _tile(episodes, i * size, size, 1)
+        running = _initial(spec, q_i, sink)
+        if context.keys.shape[2]:
+            running = lax.fori_loop(
+                0, context_tiles, lambda j, r: _absorb(r, q_i, *_context_tile(spec, context, j, q_ep)), running
+            )
+
+        def local_tile(j, r):
+            visible = _local_visible(spec, i, j, q_ep, _tile(episodes, j * size, size, 1))
+            return _absorb(r, q_i, _tile(k, j * size, size), _tile(v, j * size, size), visible)
+
+        running = lax.fori_loop(0, i + 1, local_tile, running)
+        out_i = (running.out / running.total[..., None]).astype(q.dtype)
+        out = lax.dynamic_update_slice_in_dim(out, out_i, i * size, 2)
+        lse = lax.dynamic_update_slice_in_dim(lse, running.top + jnp.log(running.total), i * size, 2)
+        return out, lse
+
+    start = jnp.zeros_like(q), jnp.zeros(q.shape[:3], jnp.float32)
+    return lax.fori_loop(0, _num_tiles(valid, size), query_tile, start)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(spec: _Spec, q, k, v, sink: Sink, episodes, context: Context, valid) -> jax.Array:
+    return _forward(spec, q, k, v, sink, episodes, context, valid)[0]
+
+
+def _attend_fwd(spec: _Spec, q, k, v, sink, episodes, context, valid):
+    out, lse = _forward(spec, q, k, v, sink, episodes, context, valid)
+    return out, (q, k, v, sink, episodes, context, valid, out, lse)
+
+
+def _attend_bwd(spec: _Spec, residuals, d_out):
+    """Gradients of a softmax from its output and log-sum-exp, tile by tile.
+
+    With weights w = exp(score − lse): dv = wᵀ·do, ds = w·(do·vᵀ − do·o), dq = ds·k, dk = dsᵀ·q. The sink is one more
+    key, so its gradients are the same formulas in closed form.
+    """
+    q, k, v, sink, episodes, context, valid, out, lse = residuals
+    size = spec.tile
+
+    def tile_gradients(q_i, do_i, lse_i, delta_i, k_j, v_j, visible):
+        weights = jnp.where(visible, jnp.exp(_scores(q_i, k_j) - lse_i[..., None]), 0.0)
+        d_weights = jnp.einsum("bhqd,bhkd->bhqk", do_i, v_j, preferred_element_type=jnp.float32)
+        d_scores = (weights * (d_weights - delta_i[..., None])).astype(q.dtype)
+        d_q = jnp.einsum("bhqk,bhkd->bhqd", d_scores, k_j, preferred_element_type=jnp.float32)
+        return weights.astype(q.dtype), d_scores, d_q
+
+    def transposed(x, y):  # xᵀ·y over queries; this order of the operands is the fast one on CPU
+        return jnp.swapaxes(jnp.einsum("bhqd,bhqk->bhdk", x, y, preferred_element_type=jnp.float32), 2, 3)
+
+    def add(total, part, start):
+        return lax.dynamic_update_slice_in_dim(total, _tile(total, start, size) + part, start, 2)
+
+    def query_tile(i, carry):
+        d_q, d_k, d_v, d_sink_key, d_sink_value = carry
+        q_i, do_i = _tile(q, i * size, size), _tile(d_out, i * size, size)
+        lse_i, q_ep = _tile(lse, i * size, size), _tile(episodes, i * size, size, 1)
+        delta_i = jnp.sum(do_i.astype(jnp.float32) * _tile(out, i * size, size).astype(jnp.float32), -1)
+        d_q_i = jnp.zeros(q_i.shape, jnp.float32)
+        if spec.has_sink:
+            weight = jnp.exp(jnp.einsum("bhqd,hd->bhq", q_i, sink.key, preferred_element_type=jnp.float32) - lse_i)
+            d_weight = jnp.einsum("bhqd,hd->bhq", do_i, sink.value, preferred_element_type=jnp.float32)
+            d_score = weight * (d_weight - delta_i)
+            d_q_i += d_score[..., None] * sink.key.astype(jnp.float32)[None, :, None, :]
+            d_sink_key += jnp.einsum("bhq,bhqd->hd", d_score, q_i.astype(jnp.float32))
+            d_sink_value += jnp.einsum("bhq,bhqd->hd", weight, do_i.astype(jnp.float32))
+        if context.keys.shape[2]:
+
+            def context_tile(j, total):
+                return total + tile_gradients(q_i, do_i, lse_i, delta_i, *_context_tile(spec, context, j, q_ep))[2]
+
+            d_q_i = lax.fori_loop(0, _num_context_tiles(spec, context), context_tile, d_q_i)
+
+        def local_tile(j, carry):
+            d_q_i, d_k, d_v = carry
+            visible = _local_visible(spec, i, j, q_ep, _tile(episodes, j * size, size, 1))
+            k_j, v_j = _tile(k, j * size, size), _tile(v, j * size, size)
+            weights, d_scores, part = tile_gradients(q_i, do_i, lse_i, delta_i, k_j, v_j, visible)
+            d_k = add(d_k, transposed(q_i, d_scores), j * size)
+            d_v = add(d_v, transposed(do_i, weights), j * size)
+            return d_q_i + part, d_k, d_v
+
+        d_q_i, d_k, d_v = lax.fori_loop(0, i + 1, local_tile, (d_q_i, d_k, d_v))
+        return lax.dynamic_update_slice_in_dim(d_q, d_q_i, i * size, 2), d_k, d_v, d_sink_key, d_sink_value
+
+    zeros = functools.partial(jnp.zeros, dtype=jnp.float32)
+    start = zeros(q.shape), zeros(k.shape), zeros(v.shape), zeros(sink.key.shape), zeros(sink.value.shape)
+    d_q, d_k, d_v, d_sink_key, d_sink_value = lax.fori_loop(0, _num_tiles(valid, size), query_tile, start)
+    d_sink = Sink(d_sink_key.astype(sink.key.dtype), d_sink_value.astype(sink.value.dtype))
+    return (
+        *(d.astype(x.dtype) for d, x in ((d_q, q), (d_k, k), (d_v, v))),
+        d_sink,
+        *jax.tree.map(_zero_cotangent, (episodes, context, valid)),
+    )
+
+
+def _zero_cotangent(x: jax.Array):
+    """The cotangent of an input that gets no gradient: symbolic float0 for integers."""
+    if jnp.issubdtype(x.dtype, jnp.floating):
+        return jnp.zeros_like(x)
+    return np.zeros(x.shape, jax.dtypes.float0)
+
+
+_attend.defvjp(_attend_fwd, _attend_bwd)

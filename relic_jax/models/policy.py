@@ -1,0 +1,152 @@
+"""The policy: one interface over every kind of memory.
+
+`init(key)`, `initial_memory(batch, capacity)`, `act` for one step and `unroll` for a block. Memory is an explicit
+argument and result. The two ways agree to rounding: acting K times equals unrolling K steps.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from envs.base import Environment
+from relic_jax.distributions import Categorical
+from relic_jax.models import cache as kv
+from relic_jax.models.cache import KVCache
+from relic_jax.models.encoders import EncoderConfig, VectorEncoder
+from relic_jax.models.transformer import Transformer, TransformerConfig
+from relic_jax.types import Params, StepInput
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyConfig:
+    """Everything that decides the network's shape."""
+
+    transformer: TransformerConfig = dataclasses.field(default_factory=TransformerConfig)
+    encoder: EncoderConfig = dataclasses.field(default_factory=EncoderConfig)
+
+
+@struct.dataclass
+class PolicyOutput:
+    """distribution: over actions, leading axes as the inputs'. value: float32, same leading axes."""
+
+    distribution: Categorical
+    value: jax.Array
+
+
+class PolicyNetwork(nn.Module):
+    """encoder → linear → transformer → linear → actor and critic, both linear."""
+
+    config: PolicyConfig
+    num_actions: int
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+    def setup(self) -> None:
+        width = self.config.transformer.width
+        init = nn.initializers.normal(0.02)
+        self.encoder = VectorEncoder(self.config.encoder, self.num_actions, width, self.low, self.high)
+        self.proj_in, self.proj_out = nn.Dense(width, kernel_init=init), nn.Dense(width, kernel_init=init)
+        self.transformer = Transformer(self.config.transformer)
+        self.actor = nn.Dense(self.num_actions, kernel_init=nn.initializers.orthogonal(0.01))
+        self.critic = nn.Dense(1, kernel_init=nn.initializers.orthogonal(1.0))
+
+    def __call__(
+        self,
+        inputs: StepInput,
+        memory: KVCache,
+        *,
+        decode: bool = False,
+        valid: jax.Array | None = None,
+        window: jax.Array | None = None,
+        dropout_key: jax.Array | None = None,
+    ) -> tuple[PolicyOutput, KVCache]:
+        x = self.proj_in(self.encoder(inputs))
+        hidden, memory = self.transformer(
+            x, inputs.first, memory, decode=decode, valid=valid, window=window, dropout_key=dropout_key
+        )
+        hidden = self.proj_out(hidden.astype(jnp.float32))
+        return PolicyOutput(Categorical(self.actor(hidden)), self.critic(hidden)[..., 0]), memory
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Policy:
+    """Pure functions around `PolicyNetwork`; nothing here holds arrays."""
+
+    config: PolicyConfig
+    num_actions: int
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+    @property
+    def network(self) -> PolicyNetwork:
+        return PolicyNetwork(self.config, self.num_actions, self.low, self.high)
+
+    def init(self, key: jax.Array) -> Params:
+        """Fresh float32 parameters. key: typed PRNG key []."""
+        inputs = StepInput(
+            observation=jnp.zeros((1, 1, len(self.low)), jnp.float32),
+            previous_action=jnp.zeros((1, 1), jnp.int32),
+            previous_reward=jnp.zeros((1, 1), jnp.float32),
+            first=jnp.ones((1, 1), bool),
+        )
+        return self.network.init(key, inputs, self.initial_memory(1, 0))["params"]
+
+    def initial_memory(self, batch: int, capacity: int) -> KVCache:
+        """An empty context with room for `capacity` steps of `batch` environments."""
+        cfg = self.config.transformer
+        return kv.empty_cache(
+            batch,
+            capacity,
+            layers=cfg.layers,
+            heads=cfg.heads,
+            head_width=cfg.head_width,
+            first_episode=cfg.first_index,
+            dtype=jnp.dtype(cfg.dtype),
+        )
+
+    def act(
+        self, params: Params, memory: KVCache, inputs: StepInput, *, window: jax.Array | None = None
+    ) -> tuple[PolicyOutput, KVCache]:
+        """One step. inputs: leading axis [B]. Returns output with leading axis [B] and the memory with the step in it.
+
+        window: int32 [], the context is limited to that many last steps.
+        """
+        block = jax.tree.map(lambda x: x[:, None], inputs)
+        output, memory = self.network.apply({"params": params}, block, memory, decode=True, window=window)
+        return jax.tree.map(lambda x: x[:, 0], output), memory
+
+    def unroll(
+        self,
+        params: Params,
+        memory: KVCache,
+        inputs: StepInput,
+        *,
+        valid: jax.Array | None = None,
+        dropout_key: jax.Array | None = None,
+    ) -> tuple[PolicyOutput, KVCache]:
+        """A block of Q steps. inputs: leading axes [B, Q]. Gradients go through the block, never into `memory`.
+
+        valid: int32 [], only that many first steps matter (the rest of the block is not computed and comes out as
+        garbage). dropout_key: given in training passes only. A memory of capacity 0 may be given for a pass over a
+        whole trial whose keys and values nobody will read again.
+        """
+        return self.network.apply({"params": params}, inputs, memory, valid=valid, dropout_key=dropout_key)
+
+    def peek(self, params: Params, memory: KVCache, inputs: StepInput) -> jax.Array:
+        """Value of a step that is not taken into the memory. inputs: leading axis [B]. Returns float32 [B]."""
+        output, _ = self.unroll(params, memory, jax.tree.map(lambda x: x[:, None], inputs))
+        return output.value[:, 0]
+
+
+def policy_for(env: Environment, config: PolicyConfig) -> Policy:
+    """The policy that fits an environment's observations and actions. Without a range, inputs are taken as they are."""
+    spec = env.observation_spec
+    unit = (np.full(spec.shape, -1.0), np.full(spec.shape, 1.0))
+    low, high = env.observation_range or unit
+    return Policy(config, env.action_space.n, tuple(map(float, low)), tuple(map(float, high)))

@@ -1,0 +1,253 @@
+"""The ReLIC transformer (LlamaRL): pre-norm blocks, sinks, two position schemes, an explicit cache.
+
+Elawady et al. 2024, arXiv 2410.02751. Flax Linen holds the parameters; what is computed are the plain functions of
+`attention` and `cache`. The same module takes one step (`decode=True`) or a block of steps, and the two agree to
+rounding for every sink and wherever episodes start.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from relic_jax.models import cache as kv
+from relic_jax.models.attention import (
+    Context,
+    Sink,
+    attend_block,
+    attend_reference,
+    attend_step,
+    rotate,
+)
+from relic_jax.models.cache import KVCache
+
+SinkKind = Literal["kv", "kv0", "k0v", "k0v0", "token", "none"]
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+    """Architecture of the transformer."""
+
+    layers: int = 2
+    """Number of blocks."""
+    heads: int = 8
+    """Attention heads; must divide width, with an even width per head."""
+    width: int = 64
+    """Width d of the residual stream."""
+    mlp_width: int = 256
+    """Hidden width of the gated MLP."""
+    max_positions: int = 2048
+    """Learned embeddings of the step's index in its episode; an episode plus the sink must fit."""
+    sink: SinkKind = "kv"
+    """kv: learned key and value; kv0: value fixed at 0; k0v: key fixed at 0; k0v0: both (softmax plus one);
+    token: a learned input vector in front; none: plain softmax."""
+    step_embedding: bool = True
+    """Add a learned embedding of the step's index in its episode."""
+    episode_rope: bool = True
+    """Rotate queries and keys by the index of the episode in the trial."""
+    inter_episode: bool = True
+    """Attend across episodes; off: only within the running episode (and the sink)."""
+    depth_dropout: float = 0.0
+    """Probability that a training pass skips a block (one coin per block and pass)."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Activations and cache; parameters, softmax statistics and heads stay float32."""
+    attention: Literal["blocked", "reference"] = "blocked"
+    """blocked: O(T) memory, own gradient; reference: the definition, for tests."""
+
+    @property
+    def head_width(self) -> int:
+        return self.width // self.heads
+
+    @property
+    def first_index(self) -> int:
+        """Index of the first episode, and of an episode's first step: 0 is the sink's where there is a sink."""
+        return 0 if self.sink == "none" else 1
+
+    @property
+    def cache_bytes_per_step(self) -> int:
+        """Bytes of keys and values per context step and environment."""
+        return 2 * self.layers * self.width * jnp.dtype(self.dtype).itemsize
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm, statistics in float32 (Zhang & Sennrich 2019)."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
+        y = x.astype(jnp.float32)
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + 1e-6)
+        return (y * scale).astype(x.dtype)
+
+
+class Block(nn.Module):
+    """RMSNorm → attention → residual → RMSNorm → gated MLP → residual."""
+
+    config: TransformerConfig
+
+    def setup(self) -> None:
+        cfg = self.config
+
+        def linear(features: int) -> nn.Dense:
+            init = nn.initializers.normal(0.02)
+            return nn.Dense(features, use_bias=False, dtype=jnp.dtype(cfg.dtype), kernel_init=init)
+
+        self.attention_norm, self.mlp_norm = RMSNorm(), RMSNorm()
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (linear(cfg.width) for _ in range(4))
+        self.gate_proj, self.up_proj, self.down_proj = linear(cfg.mlp_width), linear(cfg.mlp_width), linear(cfg.width)
+        shape = (cfg.heads, cfg.head_width)
+        if cfg.sink in ("kv", "kv0"):
+            self.sink_key = self.param("sink_key", nn.initializers.zeros, shape, jnp.float32)
+        if cfg.sink in ("kv", "k0v"):
+            self.sink_value = self.param("sink_value", nn.initializers.zeros, shape, jnp.float32)
+
+    def learned_sink(self) -> Sink | None:
+        """The sink slot held by this block's parameters; None for `token` and `none`."""
+        if self.config.sink in ("none", "token"):
+            return None
+        zeros = jnp.zeros((self.config.heads, self.config.head_width), jnp.float32)
+        return Sink(
+            self.sink_key if self.config.sink in ("kv", "kv0") else zeros,
+            self.sink_value if self.config.sink in ("kv", "k0v") else zeros,
+        )
+
+    def split_heads(self, x: jax.Array) -> jax.Array:
+        """[B, Q, d] → [B, H, Q, D]."""
+        return x.reshape(*x.shape[:2], self.config.heads, self.config.head_width).swapaxes(1, 2)
+
+    def mlp(self, x: jax.Array) -> jax.Array:
+        y = self.mlp_norm(x)
+        return self.down_proj(nn.gelu(self.gate_proj(y), approximate=True) * self.up_proj(y))
+
+    def sink_token(self, token: jax.Array, keep: jax.Array | float) -> tuple[jax.Array, Sink]:
+        """Runs the sink token [d] through this block. It attends only to itself, so its attention output is its value.
+
+        Returns (token [d], the sink slot it makes in this layer). Its rotation angle is 0: the key is not rotated.
+        """
+        y = self.attention_norm(token)[None, None]
+        key, value = self.split_heads(self.k_proj(y)), self.split_heads(self.v_proj(y))
+        token = token + keep * self.o_proj(self.v_proj(y))[0, 0]
+        token = token + keep * self.mlp(token[None, None])[0, 0]
+        return token, Sink(key[0, :, 0], value[0, :, 0])
+
+    def __call__(
+        self,
+        x: jax.Array,
+        episodes: jax.Array,
+        context: Context,
+        sink: Sink | None,
+        keep: jax.Array | float,
+        *,
+        decode: bool,
+        valid: jax.Array | None,
+        window: jax.Array | None,
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """x: [B, Q, d] → (x [B, Q, d], keys buffer, values buffer [B, H, S, D] with the new steps written)."""
+        cfg = self.config
+        y = self.attention_norm(x)
+        query, key, value = (self.split_heads(p(y)) for p in (self.q_proj, self.k_proj, self.v_proj))
+        if cfg.episode_rope:
+            query, key = rotate(query, episodes), rotate(key, episodes)
+        if decode:
+            keys = kv.write(context.keys, key, context.length)
+            values = kv.write(context.values, value, context.length)
+            filled = context._replace(keys=keys, values=values, length=context.length + 1)
+            episode = None if cfg.inter_episode else episodes[:, 0]
+            attended = attend_step(query[:, :, 0], filled, sink, episode=episode, window=window)[:, :, None]
+        else:
+            attend = attend_block if cfg.attention == "blocked" else attend_reference
+            within = not cfg.inter_episode
+            attended = attend(query, key, value, episodes, context, sink, within_episode=within, valid=valid)
+            keys, values = key, value  # written by the caller, where there is room
+        x = x + keep * self.o_proj(attended.swapaxes(1, 2).reshape(x.shape))
+        return x + keep * self.mlp(x), keys, values
+
+
+class Transformer(nn.Module):
+    """Maps a block of embedded steps to hidden states, given the cache of the steps before."""
+
+    config: TransformerConfig
+
+    def setup(self) -> None:
+        cfg = self.config
+        self.blocks = [Block(cfg) for _ in range(cfg.layers)]
+        self.norm = RMSNorm()
+        if cfg.step_embedding:
+            init = nn.initializers.normal(0.02)
+            self.step_embedding = self.param("step_embedding", init, (cfg.max_positions, cfg.width), jnp.float32)
+        if cfg.sink == "token":
+            self.sink_token = self.param("sink_token", nn.initializers.normal(0.02), (cfg.width,), jnp.float32)
+
+    def embed_steps(self, position: jax.Array) -> jax.Array:
+        """int32 [...] index in the episode → [..., d]. Row 0 belongs to the sink where there is one."""
+        return self.step_embedding[position + self.config.first_index].astype(self.config.dtype)
+
+    def sinks(self, keep: jax.Array) -> list[Sink | None]:
+        """The sink slot of every layer."""
+        if self.config.sink != "token":
+            return [block.learned_sink() for block in self.blocks]
+        token = self.sink_token.astype(self.config.dtype)
+        if self.config.step_embedding:
+            token = token + self.step_embedding[0].astype(self.config.dtype)
+        slots: list[Sink | None] = []
+        for block, keep_block in zip(self.blocks, keep, strict=True):
+            token, slot = block.sink_token(token, keep_block)
+            slots.append(slot)
+        return slots
+
+    def __call__(
+        self,
+        x: jax.Array,
+        first: jax.Array,
+        cache: KVCache,
+        *,
+        decode: bool = False,
+        valid: jax.Array | None = None,
+        window: jax.Array | None = None,
+        dropout_key: jax.Array | None = None,
+    ) -> tuple[jax.Array, KVCache]:
+        """Q steps after what `cache` holds.
+
+        x: [B, Q, d] embedded steps; first: bool [B, Q]. decode: Q = 1, attends by reading the whole cache. valid: int32
+        [], only that many first steps of the block matter. window: int32 [], decode attends to that many last steps.
+        dropout_key: draws the depth-dropout coins of a training pass. Returns (hidden [B, Q, d], cache); the new steps
+        are in the returned cache if it has any capacity (an empty cache of capacity 0 serves a pass over a whole trial).
+        """
+        cfg = self.config
+        position, episode = kv.index_steps(cache, first)
+        keep = jnp.ones((cfg.layers,), cfg.dtype)
+        if dropout_key is not None and cfg.depth_dropout > 0:
+            keep = jax.random.bernoulli(dropout_key, 1 - cfg.depth_dropout, (cfg.layers,)).astype(cfg.dtype)
+        sinks = self.sinks(keep)
+        x = x.astype(cfg.dtype)
+        if cfg.step_embedding:
+            x = x + self.embed_steps(position)
+        keys, values = [], []
+        for layer, block in enumerate(self.blocks):
+            x, key, value = block(
+                x,
+                episode,
+                cache.context(layer)._replace(episodes=decode_episodes(cache, episode) if decode else cache.episodes),
+                sinks[layer],
+                keep[layer],
+                decode=decode,
+                valid=valid,
+                window=window,
+            )
+            if not decode and cache.capacity:
+                key = kv.write(cache.keys[layer], key, cache.length)
+                value = kv.write(cache.values[layer], value, cache.length)
+            keys.append(key)
+            values.append(value)
+        if cache.capacity:
+            cache = kv.advance(cache.replace(keys=tuple(keys), values=tuple(values)), position, episode)
+        return self.norm(x), cache
+
+
+def decode_episodes(cache: KVCache, episode: jax.Array) -> jax.Array:
+    """The cache's episode indices with the new step's written: int32 [B, S]."""
+    return jax.lax.dynamic_update_slice_in_dim(cache.episodes, episode, cache.length, axis=1)

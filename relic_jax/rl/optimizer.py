@@ -1,0 +1,39 @@
+"""Adam with ReLIC's clip, and its schedules in environment steps."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from relic_jax.config import PPOConfig
+from relic_jax.types import Params, PyTree
+
+
+def make_optimizer(ppo: PPOConfig) -> optax.GradientTransformation:
+    """Norm clip over everything but the critic head, then Adam's direction; the learning rate is applied outside,
+    because it follows environment steps and not optimiser steps."""
+    return optax.chain(
+        optax.masked(optax.clip_by_global_norm(ppo.max_grad_norm), clipped_mask),
+        optax.scale_by_adam(eps=ppo.adam_eps),
+    )
+
+
+def clipped_mask(params: Params) -> PyTree:
+    """True where the norm clip applies."""
+    return {name: jax.tree.map(lambda _: name != "critic", leaves) for name, leaves in params.items()}
+
+
+def learning_rate(ppo: PPOConfig, total_steps: int, env_steps: jax.Array) -> jax.Array:
+    """Linear warm-up from 1e-3 of the peak, then cosine to `lr_final`; env_steps: int32 []. Returns float32 []."""
+    warmup = optax.linear_schedule(1e-3 * ppo.lr, ppo.lr, max(ppo.warmup_steps, 1))
+    decay_steps = max(total_steps - ppo.warmup_steps, 1)
+    cosine = optax.cosine_decay_schedule(ppo.lr, decay_steps, alpha=ppo.lr_final / ppo.lr)
+    return optax.join_schedules([warmup, cosine], [ppo.warmup_steps])(env_steps)
+
+
+def entropy_coef(ppo: PPOConfig, total_steps: int, env_steps: jax.Array) -> jax.Array:
+    """Weight of the entropy bonus, linear over the run. Returns float32 []."""
+    final = ppo.entropy_coef if ppo.entropy_coef_final is None else ppo.entropy_coef_final
+    progress = jnp.minimum(env_steps / total_steps, 1.0)
+    return ppo.entropy_coef + (final - ppo.entropy_coef) * progress

@@ -1,0 +1,68 @@
+"""Acting: a scan over policy and environment inside jit, with the cache of the whole context so far."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from envs.wrappers import TrialState, TrialStep
+from relic_jax.models.cache import KVCache
+from relic_jax.rl.state import Setup, step_input
+from relic_jax.types import Params, StepInput, Trajectory
+
+
+class Collected(NamedTuple):
+    """One segment. trial, memory: after it. steps: [B, K, ...]. results: TrialStep [K, B]. last_value: float32 [B],
+    of the observation that the trial goes on from."""
+
+    trial: TrialState
+    memory: KVCache
+    steps: Trajectory
+    results: TrialStep
+    last_value: jax.Array
+
+
+def collect(setup: Setup, params: Params, trial: TrialState, memory: KVCache, key: jax.Array) -> Collected:
+    """Acts for one segment of K steps."""
+    policy = setup.policy
+
+    def step(carry: tuple[TrialState, KVCache], key: jax.Array):
+        trial, memory = carry
+        action_key, env_key = jax.random.split(key)
+        inputs = step_input(trial)
+        output, memory = policy.act(params, memory, inputs)
+        action = output.distribution.sample(action_key)
+        trial, result = setup.trials.step(env_key, trial, action)
+        record = Trajectory(
+            inputs=inputs,
+            action=action,
+            log_prob=output.distribution.log_prob(action),
+            value=output.value,
+            reward=result.reward,
+            terminated=result.terminated,
+            truncated=result.truncated,
+            final_value=final_value(setup, params, memory, action, result),
+        )
+        return (trial, memory), (record, result)
+
+    keys = jax.random.split(key, setup.config.trial.segment)
+    (trial, memory), (records, results) = jax.lax.scan(step, (trial, memory), keys)
+    steps = jax.tree.map(lambda x: x.swapaxes(0, 1), records)
+    return Collected(trial, memory, steps, results, policy.peek(params, memory, step_input(trial)))
+
+
+def final_value(
+    setup: Setup, params: Params, memory: KVCache, action: jax.Array, result: TrialStep
+) -> jax.Array:
+    """Value of the observation that a time limit cut off, 0 elsewhere: float32 [B]. Computed only in steps with a cut."""
+    zeros = jnp.zeros_like(result.reward)
+    if setup.config.ppo.time_limit == "terminal":
+        return zeros
+
+    def peek() -> jax.Array:
+        inputs = StepInput(result.final_observation, action, result.reward, jnp.zeros_like(result.truncated))
+        return jnp.where(result.truncated, setup.policy.peek(params, memory, inputs), 0.0)
+
+    return jax.lax.cond(result.truncated.any(), peek, lambda: zeros)

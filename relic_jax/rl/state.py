@@ -1,0 +1,103 @@
+"""What training carries from one jitted call to the next, and what it is built from."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from envs.base import Environment, num_tasks
+from envs.wrappers import Trials, TrialState
+from relic_jax.config import TrainConfig
+from relic_jax.models.cache import KVCache
+from relic_jax.models.policy import Policy, policy_for
+from relic_jax.rl.optimizer import make_optimizer
+from relic_jax.types import Params, PyTree, StepInput, Trajectory
+
+
+@struct.dataclass
+class TrainState:
+    """Everything that a run needs to go on bit for bit. All of it is checkpointed.
+
+    params, opt_state: pytrees. key: typed PRNG key []. env_steps: int32 [], taken so far by all environments together.
+    segment: int32 [], index in the trial of the segment to come. trial: the N environments. trajectory: the trial's
+    steps so far ([N, T] buffers). memory: their keys and values.
+    """
+
+    params: Params
+    opt_state: PyTree
+    key: jax.Array
+    env_steps: jax.Array
+    segment: jax.Array
+    trial: TrialState
+    trajectory: Trajectory
+    memory: KVCache
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Setup:
+    """The static side of training: pure functions and sizes, closed over by jit. tasks: the training split."""
+
+    config: TrainConfig
+    policy: Policy
+    trials: Trials
+    tasks: PyTree
+
+    @property
+    def optimizer(self) -> Any:
+        return make_optimizer(self.config.ppo)
+
+
+def make_setup(config: TrainConfig, env: Environment) -> Setup:
+    """Binds a config to an environment."""
+    return Setup(config, policy_for(env, config.policy), Trials(env, config.trial.show_last_reward), env.tasks("train"))
+
+
+def init_state(setup: Setup) -> TrainState:
+    """The state before the first step. Jittable."""
+    cfg = setup.config
+    params_key, trial_key, key = jax.random.split(jax.random.key(cfg.seed), 3)
+    params = setup.policy.init(params_key)
+    trial = new_trial(setup, trial_key)
+    return TrainState(
+        params=params,
+        opt_state=setup.optimizer.init(params),
+        key=key,
+        env_steps=jnp.zeros((), jnp.int32),
+        segment=jnp.zeros((), jnp.int32),
+        trial=trial,
+        trajectory=empty_trajectory(trial, cfg.trial.steps),
+        memory=setup.policy.initial_memory(cfg.trial.environments, cfg.trial.steps),
+    )
+
+
+def new_trial(setup: Setup, key: jax.Array) -> TrialState:
+    """All environments at the start of a trial, each in a task drawn uniformly from the training split."""
+    task_key, reset_key = jax.random.split(key)
+    chosen = jax.random.randint(task_key, (setup.config.trial.environments,), 0, num_tasks(setup.tasks))
+    return setup.trials.reset(reset_key, jax.tree.map(lambda x: jnp.asarray(x)[chosen], setup.tasks))
+
+
+def step_input(trial: TrialState) -> StepInput:
+    """What the policy reads next. Leading axis [N]."""
+    return StepInput(trial.observation, trial.previous_action, trial.previous_reward, trial.first)
+
+
+def empty_trajectory(trial: TrialState, steps: int) -> Trajectory:
+    """Zero buffers [N, steps, ...] for the trial's steps."""
+    inputs = jax.tree.map(lambda x: jnp.zeros((x.shape[0], steps, *x.shape[1:]), x.dtype), step_input(trial))
+    shape = (trial.first.shape[0], steps)
+    real, flag = jnp.zeros(shape, jnp.float32), jnp.zeros(shape, bool)
+    return Trajectory(
+        inputs=inputs,
+        action=jnp.zeros(shape, jnp.int32),
+        log_prob=real,
+        value=real,
+        reward=real,
+        terminated=flag,
+        truncated=flag,
+        final_value=real,
+    )

@@ -1,0 +1,175 @@
+"""The host loop over jitted chunks: progress, checkpoints, resuming, stopping. No numbers are computed here."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import jax
+import numpy as np
+
+from envs.base import Environment
+from relic_jax import checkpoint
+from relic_jax.config import ConfigError, TrainConfig, validate
+from relic_jax.rl.state import Setup, TrainState, init_state, make_setup
+from relic_jax.rl.update import SOURCES, segment_step, trial_step
+from relic_jax.tracking import Record, Tracker, duration
+
+
+class NonFiniteError(RuntimeError):
+    """A NaN or infinity appeared. The message names the step, the culprit and the last good checkpoint."""
+
+
+@dataclasses.dataclass
+class Result:
+    """How a run ended. state: the last one. finished: False where it was interrupted. seconds: of training, over all
+    resumptions."""
+
+    state: TrainState
+    finished: bool
+    seconds: float
+
+
+@dataclasses.dataclass
+class Progress:
+    """Counters that survive a resumption. env_steps: taken so far. seconds: spent training."""
+
+    env_steps: int = 0
+    seconds: float = 0.0
+
+
+def prepare(config: TrainConfig, env: Environment) -> Setup:
+    """Validates a config against its environment and binds them. Raises ConfigError before anything is compiled."""
+    validate(config, horizon=env.horizon)
+    return make_setup(config, env)
+
+
+def compile_chunk(setup: Setup) -> Callable[[TrainState], tuple[TrainState, Any]]:
+    """The jitted chunk: traced once for the whole run, its state donated."""
+    one_step = trial_step if setup.config.chunk == "trial" else segment_step
+    return jax.jit(lambda state: one_step(setup, state), donate_argnums=0)
+
+
+def train(setup: Setup, folder: Path, make_tracker: Callable[[int], Tracker], *, resume: bool) -> Result:
+    """Trains to the end, or until SIGINT or SIGTERM, which save and return.
+
+    folder: the run folder; checkpoints go to `folder/checkpoints`. make_tracker: called with the environment steps taken
+    before. resume: go on from the newest checkpoint (from the start, where the run was killed before the first one).
+    Raises NonFiniteError.
+    """
+    checkpoints = folder / "checkpoints"
+    state, progress = restore(setup, checkpoints) if resume else (jax.jit(lambda: init_state(setup))(), Progress())
+    tracker = make_tracker(progress.env_steps)
+    chunk, total = compile_chunk(setup), total_env_steps(setup.config)
+    saved_at = time.monotonic()
+    clock = _Clock(progress, total)
+    try:
+        with stop_signals() as stopping:
+            while progress.env_steps < total and not stopping.is_set():
+                state, metrics = chunk(state)
+                for record in records(setup.config, progress.env_steps, jax.device_get(metrics)):
+                    check_finite(record, checkpoints)
+                    progress.env_steps = int(record["env_steps"])
+                    tracker.log(record, clock.read())
+                if time.monotonic() - saved_at > 60 * setup.config.checkpoint_minutes:
+                    save(setup, checkpoints, state, progress)
+                    saved_at = time.monotonic()
+        save(setup, checkpoints, state, progress)
+    finally:
+        tracker.close()
+    return Result(state, progress.env_steps >= total, progress.seconds)
+
+
+def total_env_steps(config: TrainConfig) -> int:
+    """Environment steps of the whole run: whole trials."""
+    return config.trials * config.trial.environments * config.trial.steps
+
+
+def save(setup: Setup, checkpoints: Path, state: TrainState, progress: Progress) -> None:
+    """Writes a checkpoint named after the environment steps taken."""
+    if progress.env_steps not in checkpoint.complete_steps(checkpoints):
+        checkpoint.save(checkpoints, progress.env_steps, state, setup.config, dataclasses.asdict(progress))
+
+
+def restore(setup: Setup, checkpoints: Path) -> tuple[TrainState, Progress]:
+    """The newest checkpoint's state and counters; fresh ones where there is none yet."""
+    steps = checkpoint.complete_steps(checkpoints)
+    if not steps:
+        return jax.jit(lambda: init_state(setup))(), Progress()
+    path = checkpoints / str(steps[-1])
+    _, counters = checkpoint.load_meta(path)
+    state = checkpoint.load_state(path, jax.eval_shape(lambda: init_state(setup)))
+    return state, Progress(**counters)
+
+
+def records(config: TrainConfig, env_steps: int, metrics: dict[str, np.ndarray]) -> Iterator[Record]:
+    """Splits a chunk's metrics (leading axis [U] or none) into one record per update."""
+    stacked = {name: np.atleast_1d(value) for name, value in metrics.items()}
+    for index in range(len(stacked["loss"])):
+        env_steps += config.trial.environments * config.trial.segment
+        values = {name: float(value[index]) for name, value in stacked.items()}
+        episodes, total, successes = (values.pop(name) for name in ("episodes", "return_sum", "success_sum"))
+        record: Record = {"env_steps": env_steps, "episodes": episodes}
+        if episodes:
+            record |= {"return": total / episodes, "success": successes / episodes}
+        yield record | values
+
+
+def check_finite(record: Record, checkpoints: Path) -> None:
+    """Raises NonFiniteError where a record counts non-finite numbers; takes the counts out of it otherwise."""
+    counts = {source: record.pop(f"nonfinite/{source}") for source in SOURCES}
+    culprit = next((source for source in SOURCES if counts[source]), None)
+    if culprit is None:
+        return
+    steps = checkpoint.complete_steps(checkpoints)
+    good = f"{checkpoints / str(steps[-1])}" if steps else "none yet"
+    raise NonFiniteError(
+        f"not finite at environment step {int(record['env_steps'])}: {culprit} "
+        f"({int(counts[culprit])} numbers); last good checkpoint: {good}"
+    )
+
+
+@contextmanager
+def stop_signals() -> Iterator[threading.Event]:
+    """Sets the yielded event on SIGINT or SIGTERM, so that the loop can end between chunks. A second one is final."""
+    event = threading.Event()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if event.is_set():
+            raise KeyboardInterrupt
+        event.set()
+
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may install handlers
+        yield event
+        return
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield event
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+class _Clock:
+    """Turns the wall clock into seconds, speed and time left; keeps the run's total in `progress`."""
+
+    def __init__(self, progress: Progress, total: int) -> None:
+        self._progress, self._total = progress, total
+        self._before, self._start = dataclasses.replace(progress), time.monotonic()
+
+    def read(self) -> Record:
+        here = time.monotonic() - self._start
+        self._progress.seconds = self._before.seconds + here
+        speed = (self._progress.env_steps - self._before.env_steps) / max(here, 1e-9)
+        left = (self._total - self._progress.env_steps) / max(speed, 1e-9)
+        return {"seconds": self._progress.seconds, "steps_per_second": speed, "seconds_left": left}
+
+
+__all__ = ["ConfigError", "NonFiniteError", "Result", "compile_chunk", "duration", "prepare", "train"]

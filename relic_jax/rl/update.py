@@ -1,0 +1,248 @@
+"""The partial update: PPO on a window of the trial, with the whole context in view.
+
+Elawady et al. 2024, arXiv 2410.02751, section 3.1. `segment_step` is the unit of training: act for K steps, update,
+shuffle and refresh the context. One compiled function serves every segment of a growing trial.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from relic_jax.models import cache as kv
+from relic_jax.models.cache import KVCache
+from relic_jax.models.policy import PolicyOutput
+from relic_jax.rl import context, losses
+from relic_jax.rl.gae import advantages
+from relic_jax.rl.optimizer import entropy_coef, learning_rate
+from relic_jax.rl.rollout import Collected, collect
+from relic_jax.rl.state import Setup, TrainState, empty_trajectory, new_trial
+from relic_jax.types import Params, PyTree, Trajectory
+
+Metrics = dict[str, jax.Array]
+
+
+class Batch(NamedTuple):
+    """What an update learns from, leading axis B (environments). trajectory: [B, T]. memory: the context as it was when
+    the segment began. advantage, target: float32 [B, T]."""
+
+    trajectory: Trajectory
+    memory: KVCache
+    advantage: jax.Array
+    target: jax.Array
+
+    def rows(self, index: jax.Array) -> Batch:
+        """The environments `index`: int32 [b]."""
+        trajectory, advantage, target = jax.tree.map(lambda x: x[index], (self.trajectory, self.advantage, self.target))
+        return Batch(trajectory, kv.rows(self.memory, index), advantage, target)
+
+
+class Window(NamedTuple):
+    """The loss window: steps start … start+size. full: it is the whole trial. size, full: static."""
+
+    start: jax.Array | int
+    size: int
+    full: bool
+
+
+def segment_step(setup: Setup, state: TrainState) -> tuple[TrainState, Metrics]:
+    """One segment: acts, updates, and readies the context for the next one (or a new trial). Metrics are float32 []."""
+    cfg = setup.config
+    key, act_key, update_key, after_key = jax.random.split(state.key, 4)
+    before = state.memory
+    collected = collect(setup, state.params, state.trial, before, act_key)
+    start = state.segment * cfg.trial.segment
+    state = state.replace(
+        key=key,
+        env_steps=state.env_steps + cfg.trial.environments * cfg.trial.segment,
+        trial=collected.trial,
+        memory=collected.memory,
+        trajectory=context.write_window(state.trajectory, collected.steps, start),
+    )
+    batch = make_batch(setup, state, before, collected.last_value)
+    is_last = state.segment == cfg.trial.updates - 1
+    params, opt_state, metrics = update(setup, state, batch, is_last, update_key)
+    metrics |= rollout_metrics(collected) | finiteness(collected, metrics, params)
+    state = state.replace(params=params, opt_state=opt_state)
+    next_trial, next_context = (lambda s: start_trial(setup, s, after_key)), (lambda s: go_on(setup, s, after_key))
+    return lax.cond(is_last, next_trial, next_context, state), metrics
+
+
+def trial_step(setup: Setup, state: TrainState) -> tuple[TrainState, Metrics]:
+    """A whole trial in one call: metrics get a leading axis [U]."""
+    return lax.scan(lambda s, _: segment_step(setup, s), state, length=setup.config.trial.updates)
+
+
+def make_batch(setup: Setup, state: TrainState, before: KVCache, last_value: jax.Array) -> Batch:
+    """Advantages and returns over ALL steps of the trial so far, and the context as the segment found it."""
+    ppo, steps = setup.config.ppo, state.trajectory
+    ended = steps.terminated | steps.truncated
+    length = (state.segment + 1) * setup.config.trial.segment
+    if ppo.credit == "trial":
+        ended = jnp.zeros_like(ended)
+
+    def one(reward: jax.Array, value: jax.Array, last: jax.Array, end: jax.Array, final: jax.Array) -> jax.Array:
+        return advantages(reward, value, last, end, final, length, gamma=ppo.gamma, gae_lambda=ppo.gae_lambda)
+
+    reward = steps.reward * ppo.reward_scale
+    advantage = jax.vmap(one)(reward, steps.value, last_value, ended, steps.final_value)
+    # keys and values written since are behind `length`, so nobody reads them
+    memory = state.memory.replace(length=before.length, position=before.position, episode=before.episode)
+    return Batch(steps, memory, advantage, advantage + steps.value)
+
+
+def update(
+    setup: Setup, state: TrainState, batch: Batch, is_last: jax.Array, key: jax.Array
+) -> tuple[Params, PyTree, Metrics]:
+    """Partial update, or the trial's last one."""
+    trial = setup.config.trial
+    partial = Window(state.segment * trial.segment, trial.segment, full=trial.updates == 1)
+    if setup.config.ppo.last_update == "partial" or partial.full:
+        return run_epochs(setup, state, batch, partial, key)
+    full = Window(0, trial.steps, full=True)
+    return lax.cond(
+        is_last,
+        lambda: run_epochs(setup, state, batch, full, key),
+        lambda: run_epochs(setup, state, batch, partial, key),
+    )
+
+
+def run_epochs(
+    setup: Setup, state: TrainState, batch: Batch, window: Window, key: jax.Array
+) -> tuple[Params, PyTree, Metrics]:
+    """Epochs of optimiser steps; each sums the gradients of `accumulate` minibatches of whole environments."""
+    ppo, environments = setup.config.ppo, setup.config.trial.environments
+    if ppo.normalize_advantages:
+        seen = context.window(batch.advantage, window.start, window.size)
+        batch = batch._replace(advantage=(batch.advantage - seen.mean()) / (seen.std() + 1e-8))
+    shape = (ppo.minibatches // ppo.accumulate, ppo.accumulate, environments // ppo.minibatches)
+    rate = learning_rate(ppo, setup.config.total_steps, state.env_steps)
+
+    def optimiser_step(carry: tuple[Params, PyTree], inputs: tuple[jax.Array, jax.Array]):
+        params, opt_state = carry
+        gradients, metrics = accumulated_gradients(setup, state, params, batch, window, *inputs)
+        direction, opt_state = setup.optimizer.update(gradients, opt_state, params)
+        params = optax.apply_updates(params, jax.tree.map(lambda d: -rate * d, direction))
+        clipped = {name: g for name, g in gradients.items() if name != "critic"}
+        return (params, opt_state), metrics | {"grad_norm": optax.global_norm(clipped)}
+
+    def epoch(carry: tuple[Params, PyTree], key: jax.Array):
+        order_key, dropout_key = jax.random.split(key)
+        order = jax.random.permutation(order_key, environments).reshape(shape)
+        return lax.scan(optimiser_step, carry, (order, jax.random.split(dropout_key, shape[:2])))
+
+    carry, metrics = lax.scan(epoch, (state.params, state.opt_state), jax.random.split(key, ppo.epochs))
+    return *carry, jax.tree.map(jnp.mean, metrics) | {"lr": rate}
+
+
+def accumulated_gradients(
+    setup: Setup, state: TrainState, params: Params, batch: Batch, window: Window, order: jax.Array, keys: jax.Array
+) -> tuple[Params, Metrics]:
+    """Sum (or mean) of the gradients of several minibatches. order: int32 [accumulate, b]; keys: [accumulate]."""
+    gradient = jax.grad(minibatch_loss, argnums=2, has_aux=True)
+
+    def add(total: Params, inputs: tuple[jax.Array, jax.Array]) -> tuple[Params, Metrics]:
+        index, dropout_key = inputs
+        part, metrics = gradient(setup, state.env_steps, params, batch.rows(index), window, dropout_key)
+        return jax.tree.map(jnp.add, total, part), metrics
+
+    total, metrics = lax.scan(add, jax.tree.map(jnp.zeros_like, params), (order, keys))
+    if setup.config.ppo.gradient_reduction == "mean":
+        total = jax.tree.map(lambda g: g / order.shape[0], total)
+    return total, jax.tree.map(jnp.mean, metrics)
+
+
+def minibatch_loss(
+    setup: Setup, env_steps: jax.Array, params: Params, batch: Batch, window: Window, dropout_key: jax.Array
+) -> tuple[jax.Array, Metrics]:
+    """The PPO loss averaged over the window only."""
+    ppo = setup.config.ppo
+    output = window_output(setup, params, batch, window, dropout_key)
+    steps, advantage, target = context.window((batch.trajectory, batch.advantage, batch.target), window.start, window.size)
+    log_prob = output.distribution.log_prob(steps.action)
+    entropy = output.distribution.entropy().mean()
+    policy_loss = losses.policy_loss(log_prob, steps.log_prob, advantage, ppo.clip).mean()
+    value_loss = losses.value_loss(output.value, steps.value, target, ppo.value_clip).mean()
+    bonus = entropy_coef(ppo, setup.config.total_steps, env_steps) * entropy
+    log_ratio = log_prob - steps.log_prob
+    metrics = {
+        "loss": policy_loss + ppo.value_coef * value_loss - bonus,
+        "policy_loss": policy_loss,
+        "value_loss": value_loss,
+        "entropy": entropy,
+        "kl": (jnp.exp(log_ratio) - 1 - log_ratio).mean(),
+        "clip_fraction": (jnp.abs(jnp.exp(log_ratio) - 1) > ppo.clip).mean(dtype=jnp.float32),
+    }
+    return metrics["loss"], metrics
+
+
+def window_output(setup: Setup, params: Params, batch: Batch, window: Window, dropout_key: jax.Array) -> PolicyOutput:
+    """Policy outputs [b, size] over the loss window, differentiable in `params`."""
+    inputs = batch.trajectory.inputs
+    if setup.config.ppo.context_gradient == "stopped" and not window.full:
+        block = context.window(inputs, window.start, window.size)
+        return setup.policy.unroll(params, batch.memory, block, dropout_key=dropout_key)[0]
+    nothing = setup.policy.initial_memory(batch.advantage.shape[0], 0)
+    valid = jnp.asarray(window.start + window.size, jnp.int32)
+    output, _ = setup.policy.unroll(params, nothing, inputs, valid=valid, dropout_key=dropout_key)
+    return context.window(output, window.start, window.size)
+
+
+def go_on(setup: Setup, state: TrainState, key: jax.Array) -> TrainState:
+    """After a partial update: shuffles complete episodes and recomputes keys, values and value predictions.
+
+    The stored log-probabilities stay those of the acting policy.
+    """
+    ppo, segment = setup.config.ppo, setup.config.trial.segment
+    filled = state.segment + 1
+    trajectory, memory = state.trajectory, state.memory
+    if ppo.shuffle:
+        trajectory = context.shuffle_episodes(key, trajectory, filled * segment)
+    if ppo.refresh or ppo.shuffle:
+        memory, value = context.refresh(
+            setup.policy, state.params, trajectory.inputs, trajectory.value, filled, segment
+        )
+        trajectory = trajectory.replace(value=value)
+    return state.replace(segment=filled, trajectory=trajectory, memory=memory)
+
+
+def start_trial(setup: Setup, state: TrainState, key: jax.Array) -> TrainState:
+    """After a trial's last update: new tasks, an empty context (zeroed, so that checkpoints of it compress to nothing)."""
+    trial = setup.config.trial
+    return state.replace(
+        segment=jnp.zeros_like(state.segment),
+        trial=new_trial(setup, key),
+        trajectory=empty_trajectory(state.trial, trial.steps),
+        memory=setup.policy.initial_memory(trial.environments, trial.steps),
+    )
+
+
+def rollout_metrics(collected: Collected) -> Metrics:
+    """Sums over the segment's finished episodes; the host divides, so that segments without one do no harm."""
+    results = collected.results
+    ended = results.terminated | results.truncated
+    return {
+        "episodes": ended.sum(dtype=jnp.float32),
+        "return_sum": jnp.where(ended, results.episode_return, 0.0).sum(),
+        "success_sum": (ended & results.success).sum(dtype=jnp.float32),
+        "reward": results.reward.mean(),
+    }
+
+
+def finiteness(collected: Collected, metrics: Metrics, params: Params) -> Metrics:
+    """Counts of non-finite numbers by where they first can appear, in causal order of the names' listing in `SOURCES`."""
+
+    def bad(tree: Any) -> jax.Array:
+        leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+        return sum((~jnp.isfinite(x)).sum(dtype=jnp.float32) for x in leaves) + jnp.zeros(())
+
+    steps = collected.steps
+    parts = (steps.inputs.observation, steps.reward, steps.log_prob, steps.value, metrics["loss"], metrics["grad_norm"], params)
+    return {f"nonfinite/{name}": bad(part) for name, part in zip(SOURCES, parts, strict=True)}
+
+
+SOURCES = ("observation", "reward", "log_prob", "value", "loss", "gradient", "params")

@@ -1,0 +1,166 @@
+"""The side effects of training: console, JSON lines, TensorBoard, W&B. Fed with plain numbers between jitted calls."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+from relic_jax.config import ConfigError
+
+Record = dict[str, float]
+
+
+class Tracker(Protocol):
+    """Receives one record per update. Records are deterministic; what depends on the clock comes separately."""
+
+    def log(self, record: Record, clock: Record) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class JsonLines:
+    """`metrics.jsonl`: the deterministic numbers, one line per update. `timing.jsonl`: seconds and steps per second.
+
+    An interrupted run is resumed from its last checkpoint, so on opening, what was logged after `env_steps` (the
+    checkpoint's count) is dropped: the finished file equals that of an uninterrupted run.
+    """
+
+    def __init__(self, folder: Path, env_steps: int) -> None:
+        self._files = [self._open(folder / name, env_steps) for name in ("metrics.jsonl", "timing.jsonl")]
+
+    @staticmethod
+    def _open(path: Path, env_steps: int) -> TextIO:
+        kept = [line for line in read_lines(path) if line["env_steps"] <= env_steps] if path.exists() else []
+        write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
+        return path.open("a", buffering=1)
+
+    def log(self, record: Record, clock: Record) -> None:
+        for file, line in zip(self._files, (record, {"env_steps": record["env_steps"], **clock}), strict=True):
+            file.write(json.dumps(line) + "\n")
+
+    def close(self) -> None:
+        for file in self._files:
+            file.close()
+
+
+class Console:
+    """Progress for a person: a live line on a terminal, plain lines every few seconds elsewhere."""
+
+    def __init__(self, total_steps: int, stream: TextIO = sys.stdout, interval: float = 10.0) -> None:
+        self._total, self._stream = total_steps, stream
+        self._live = stream.isatty()
+        self._interval = 0.2 if self._live else interval
+        self._printed = 0.0
+
+    def log(self, record: Record, clock: Record) -> None:
+        now = time.monotonic()
+        if now - self._printed < self._interval and record["env_steps"] < self._total:
+            return
+        self._printed = now
+        line = self.line(record, clock)
+        self._stream.write(f"\r\x1b[K{line}" if self._live else line + "\n")
+        self._stream.flush()
+
+    def line(self, record: Record, clock: Record) -> str:
+        """One line: progress, speed, time left, return, success, losses."""
+        steps = int(record["env_steps"])
+        parts = [
+            f"{steps:>9,}/{self._total:,} steps ({min(steps / self._total, 1):4.0%})",
+            f"{clock['steps_per_second']:,.0f} steps/s",
+            f"{duration(clock['seconds_left'])} left",
+        ]
+        if "return" in record:
+            parts += [f"return {record['return']:.2f}", f"success {record['success']:.0%}"]
+        parts += [f"{name} {record[key]:.3g}" for name, key in _LOSSES if key in record]
+        return " · ".join(parts)
+
+    def close(self) -> None:
+        if self._live:
+            self._stream.write("\n")
+            self._stream.flush()
+
+
+_LOSSES = (("policy", "policy_loss"), ("value", "value_loss"), ("entropy", "entropy"))
+
+
+class TensorBoard:
+    """Scalars for TensorBoard (extra `tensorboard`)."""
+
+    def __init__(self, folder: Path) -> None:
+        self._writer = _import("tensorboardX", "tensorboard").SummaryWriter(str(folder / "tensorboard"))
+
+    def log(self, record: Record, clock: Record) -> None:
+        for name, value in {**record, **clock}.items():
+            self._writer.add_scalar(name, value, int(record["env_steps"]))
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WandB:
+    """Weights & Biases (extra `wandb`). The mode (online, offline) is the WANDB_MODE of the environment."""
+
+    def __init__(self, folder: Path, config: dict[str, Any]) -> None:
+        self._run = _import("wandb", "wandb").init(project="relic-jax", name=folder.name, dir=str(folder), config=config)
+
+    def log(self, record: Record, clock: Record) -> None:
+        self._run.log({**record, **clock}, step=int(record["env_steps"]))
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class Trackers:
+    """Several trackers as one."""
+
+    def __init__(self, trackers: Iterable[Tracker]) -> None:
+        self._trackers = list(trackers)
+
+    def log(self, record: Record, clock: Record) -> None:
+        for tracker in self._trackers:
+            tracker.log(record, clock)
+
+    def close(self) -> None:
+        for tracker in self._trackers:
+            tracker.close()
+
+
+def _import(module: str, extra: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise ConfigError(f"track is {extra!r}; it needs: pip install 'relic-jax[{extra}]'") from None
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The records of a JSON-lines file. A last line that a kill cut short is left out."""
+    lines = []
+    for text in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a file so that at any moment either the old or the new content is there, whole."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def duration(seconds: float) -> str:
+    """75 → '1:15'."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,0 +1,46 @@
+"""The few records that flow through everything. B environments, T steps of a trial."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+from flax import struct
+
+PyTree = Any
+Params = Any
+
+
+@struct.dataclass
+class StepInput:
+    """What the policy reads at one step ([B] leading) or at a block of steps ([B, Q] leading).
+
+    observation: pytree of arrays [B, (Q,) ...].
+    previous_action: int32 [B, (Q)]; −1 at the first step of an episode.
+    previous_reward: float32 [B, (Q)].
+    first: bool [B, (Q)]; the step opens an episode (`not_done` of the paper's code is its negation).
+    """
+
+    observation: PyTree
+    previous_action: jax.Array
+    previous_reward: jax.Array
+    first: jax.Array
+
+
+@struct.dataclass
+class Trajectory:
+    """The steps of a trial so far, batch-major, preallocated for T steps. All leaves [B, T, ...].
+
+    inputs: what the policy read. action: int32. log_prob: float32, of the acting policy. value: float32, the newest
+    prediction. reward: float32. terminated, truncated: bool. final_value: float32, where truncated the value of the
+    observation that the episode would have gone on from, else 0.
+    """
+
+    inputs: StepInput
+    action: jax.Array
+    log_prob: jax.Array
+    value: jax.Array
+    reward: jax.Array
+    terminated: jax.Array
+    truncated: jax.Array
+    final_value: jax.Array

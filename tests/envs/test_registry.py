@@ -1,0 +1,75 @@
+"""Environments by name."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from envs.registry import ENTRIES, UnknownEnvironmentError, describe, make, names
+
+EXPECTED = {
+    "darkroom-dpt",
+    "darkroom-ad-9",
+    "darkroom-ad-9-random",
+    "darkroom-hard-17",
+    "darkroom-hard-17-random",
+    "darkroom-large-40x20",
+    "darkroom-permuted",
+    "key-to-door-9",
+    "probe-value",
+    "probe-discount",
+    "probe-policy",
+    "probe-memory",
+    "probe-bandit",
+}
+
+
+def test_names_are_sorted_and_complete():
+    assert names() == sorted(names())
+    assert set(names()) >= EXPECTED
+
+
+@pytest.mark.parametrize("name", sorted(EXPECTED))
+def test_made_environments_know_their_name(name):
+    assert make(name).name == name
+    assert make(name) == make(name)
+
+
+def test_summaries_are_one_line():
+    assert all(summary and "\n" not in summary for _, summary in ENTRIES.values())
+
+
+def test_description():
+    description = describe("darkroom-dpt")
+    assert (description.horizon, description.actions) == (100, 5)
+    assert description.observation == "float32 [2]"
+    assert (description.train_tasks, description.test_tasks) == (80, 20)
+    assert (description.train_hash, description.test_hash) == ("7751ebc586a2", "f117b3c869d9")
+    line = str(description)
+    assert "\n" not in line and "darkroom-dpt" in line and "f117b3c869d9" in line
+
+
+@pytest.mark.parametrize("function", [make, describe])
+def test_unknown_name_is_answered_with_the_nearest(function):
+    with pytest.raises(UnknownEnvironmentError) as error:
+        function("darkrom-dpt\n")
+    message = str(error.value)
+    assert isinstance(error.value, ValueError)
+    assert r"'darkrom-dpt\n'" in message and "\n" not in message
+    assert "did you mean darkroom-dpt" in message and "names()" in message
+
+
+def test_hopeless_name_gets_no_guess():
+    with pytest.raises(UnknownEnvironmentError) as error:
+        make("xyzzy")
+    assert str(error.value) == "unknown environment 'xyzzy'; envs.registry.names() lists all"
+
+
+def test_environments_are_imported_only_when_made():
+    code = (
+        "import sys, envs.registry as r; r.names(); "
+        "assert not [m for m in sys.modules if m.startswith(('envs.darkroom', 'envs.probes'))]; "
+        "r.make('probe-value'); assert 'envs.darkroom.env' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2], timeout=60)
