@@ -6,16 +6,17 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 import tyro
 
+from envs.base import Environment
 from experiments import presets, run
 from relic_jax.config import ConfigError, EvalConfig, TrainConfig, to_json
 from relic_jax.evaluate import Curves
 from relic_jax.plotting import plot_curves
-from relic_jax.rl.train import NonFiniteError, Result, prepare, stop_signals, train
-from relic_jax.tracking import Console, JsonLines, TensorBoard, Tracker, Trackers, WandB, duration
+from relic_jax.rl.train import NonFiniteError, Result, prepare, stop_signals, total_env_steps, train
+from relic_jax.tracking import Console, JsonLines, TensorBoard, Tracker, Trackers, WandB, duration, load_extra
 
 USAGE = """relic-jax: in-context reinforcement learning in JAX
 
@@ -88,14 +89,17 @@ def main() -> None:
             raise ConfigError(f"command is {arguments[0]!r}; allowed: {', '.join(commands)}")
         commands[arguments[0]](arguments[1:])
     except ConfigError as error:
-        print(f"relic-jax: {error}", file=sys.stderr)
-        sys.exit(2)
-    except NonFiniteError as error:
-        print(f"relic-jax: {error}", file=sys.stderr)
-        sys.exit(1)
+        _fail(str(error), 2)
+    except (NonFiniteError, OSError) as error:  # OSError: a full disk and the like; its text names the file
+        _fail(str(error), 1)
     except KeyboardInterrupt:
-        print("relic-jax: interrupted", file=sys.stderr)
-        sys.exit(130)
+        _fail("interrupted", 130)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    print("relic-jax: " + " ".join(message.split()), file=sys.stderr)
+    sys.unraisablehook = lambda _: None  # threads that are still ending add nothing to that line
+    sys.exit(code)
 
 
 def train_main(arguments: Sequence[str]) -> None:
@@ -104,9 +108,12 @@ def train_main(arguments: Sequence[str]) -> None:
     config = command.config
     env = run.make_env(config.env)
     setup = prepare(config, env)
+    for extra in command.track:
+        load_extra(extra)
     if not resume:
-        run.create_folder(folder, config)
-    print(f"{'resuming' if resume else 'training'} {folder} · env {config.env} · {config.total_steps:,} steps", flush=True)
+        run.create_folder(folder, setup.config)
+    verb, devices = "resuming" if resume else "training", setup.config.devices
+    print(f"{verb} {folder} · env {config.env} · {config.total_steps:,} steps · {devices} device(s)", flush=True)
     result = train(setup, folder, lambda env_steps: make_trackers(command, folder, env_steps), resume=resume)
     if not result.finished:
         print(f"stopped at {int(result.state.env_steps):,} steps, saved; go on with: relic-jax train --resume {folder}")
@@ -127,10 +134,12 @@ def parse_train(arguments: Sequence[str]) -> tuple[TrainCommand, Path, bool]:
         default = TrainConfig()
     else:
         raise ConfigError(f"preset is missing; allowed: {', '.join(presets.PRESETS)}, or --resume RUN")
-    command = tyro.cli(TrainCommand, args=options, default=TrainCommand(default), prog=f"relic-jax train {preset or ''}")
+    command = tyro.cli(
+        TrainCommand, args=options, default=TrainCommand(default), prog=f"relic-jax train {preset or ''}"
+    )
     if command.resume is not None:
-        run.open_folder(command.resume, command.config)
-        return command, command.resume, True
+        own = run.open_folder(command.resume, command.config)
+        return dataclasses.replace(command, config=own), command.resume, True
     return command, command.runs / (command.name or f"{preset}-seed{command.config.seed}"), False
 
 
@@ -147,8 +156,10 @@ def make_trackers(command: TrainCommand, folder: Path, env_steps: int) -> Tracke
     """Console and JSON lines always, the others on request."""
     extra: list[Tracker] = []
     for name in command.track:
-        extra.append(TensorBoard(folder) if name == "tensorboard" else WandB(folder, dataclasses.asdict(command.config)))
-    return Trackers([JsonLines(folder, env_steps), Console(command.config.total_steps), *extra])
+        extra.append(
+            TensorBoard(folder) if name == "tensorboard" else WandB(folder, dataclasses.asdict(command.config))
+        )
+    return Trackers([JsonLines(folder, env_steps), Console(total_env_steps(command.config)), *extra])
 
 
 def finish(folder: Path, result: Result) -> None:
@@ -158,22 +169,24 @@ def finish(folder: Path, result: Result) -> None:
     gif = run.write_trial(folder / "trial.gif", env, curves[0])
     print(f"trained {int(result.state.env_steps):,} steps in {duration(result.seconds)}")
     print("\n".join(run.describe_result(summary)))
-    print(f"in {folder}: {', '.join(path.name for path in [*files, *([gif] if gif else [])])}, checkpoints/, metrics.jsonl")
+    names = [path.name for path in (*files, gif) if path]
+    print(f"in {folder}: {', '.join(names)}, checkpoints/, metrics.jsonl")
     print(f"next: relic-jax evaluate {folder} --tasks train")
 
 
 def _evaluate(
     paths: Sequence[Path], config: EvalConfig | None, split: Literal["test", "train"], resume_hint: str | None = None
-) -> tuple[dict, list[Curves], object]:
+) -> tuple[dict[str, Any], list[Curves], Environment]:
     live = sys.stdout.isatty()
     with stop_signals() as stopping:
 
         def progress(fraction: float) -> None:
+            end = "\n" if live and fraction < 1 else ""
             if live:
-                print(f"\r\x1b[Kevaluating on {split} tasks {fraction:4.0%}", end="" if fraction < 1 else "\n", flush=True)
+                print(f"\r\x1b[Kevaluating on {split} tasks {fraction:4.0%}", end="" if end else "\n", flush=True)
             if stopping.is_set():
                 hint = f"; go on with: {resume_hint}" if resume_hint else ""
-                print(f"stopped during evaluation, nothing written{hint}")
+                print(f"{end}stopped during evaluation, nothing written{hint}")
                 sys.exit(0)
 
         return run.evaluate_checkpoints(paths, config, split, progress)
@@ -186,8 +199,11 @@ def evaluate_main(arguments: Sequence[str]) -> None:
         raise ConfigError("paths is empty; allowed: one or more run folders or checkpoint folders")
     config = evaluation_config(command)
     stem = command.out or Path(command.paths[0]) / _result_name(command, config)
+    stem = stem.with_suffix("") if stem.suffix in (".json", ".csv", ".png") else stem
+    for file in run.result_files(stem):
+        run.check_writable(file, "out")
     summary, _, _ = _evaluate(command.paths, config, command.tasks)
-    files = run.write_results(stem.with_suffix("") if stem.suffix in (".json", ".csv", ".png") else stem, summary, "ReLIC")
+    files = run.write_results(stem, summary, "ReLIC")
     print("\n".join(run.describe_result(summary)))
     print("wrote " + ", ".join(map(str, files)))
 
@@ -224,6 +240,7 @@ def plot_main(arguments: Sequence[str]) -> None:
         raise ConfigError("paths is empty; allowed: run folders or curve.json files")
     summaries = [run.read_summary(path) for path in command.paths]
     labels = [path.name if path.is_dir() else path.stem for path in command.paths]
+    run.check_writable(command.out, "out")
     plot_curves(summaries, labels, command.out)
     print(f"wrote {command.out}")
 

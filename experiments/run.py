@@ -1,6 +1,6 @@
 """What a run folder holds, and the two jobs that fill it: training and evaluation.
 
-    config.json  metrics.jsonl  timing.jsonl  checkpoints/  curve.json  curve.csv  curve.png  trial.gif
+config.json  metrics.jsonl  timing.jsonl  checkpoints/  curve.json  curve.csv  curve.png  trial.gif
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from envs import registry
 from envs.base import Environment, Split
@@ -34,7 +36,7 @@ def make_env(name: str) -> Environment:
     try:
         return registry.make(name)
     except registry.UnknownEnvironmentError as error:
-        raise ConfigError(f"env is {name!r}; {error}") from None
+        raise ConfigError(f"env is {name!r}; allowed: a name that relic-jax envs lists; {error}") from None
 
 
 def create_folder(folder: Path, config: TrainConfig) -> None:
@@ -48,13 +50,15 @@ def create_folder(folder: Path, config: TrainConfig) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "config.json", to_json(config))
     except OSError as error:
-        raise ConfigError(f"runs is '{folder.parent}'; allowed: a folder that can be written ({error.strerror})") from None
+        reason = f"allowed: a folder that can be written ({error.strerror})"
+        raise ConfigError(f"runs is '{folder.parent}'; {reason}") from None
 
 
 def open_folder(folder: Path, wanted: TrainConfig | None) -> TrainConfig:
     """The config of an existing run, for resuming. wanted: what the command line asks for, None for the run's own.
 
-    Raises ConfigError where there is no run, or one of another config (it names the first field that differs).
+    Raises ConfigError where there is no run, or one of another config (it names the first field that differs), or where
+    its newest checkpoint is not its own.
     """
     try:
         config = from_json((folder / "config.json").read_text())
@@ -62,12 +66,32 @@ def open_folder(folder: Path, wanted: TrainConfig | None) -> TrainConfig:
         raise ConfigError(f"resume is '{folder}'; allowed: a run folder (it has no readable config.json)") from None
     except ConfigError as error:
         raise ConfigError(f"resume is '{folder}'; its config.json does not fit: {error}") from None
+    if wanted is not None and wanted.devices is None:
+        wanted = replace(wanted, devices=config.devices)
     if wanted is not None and (fields := differences(config, wanted)):
         was, asked = (_get(c, fields[0]) for c in (config, wanted))
         raise ConfigError(f"{fields[0]} is {asked!r}; allowed: {was!r}, which '{folder}' was started with")
     if not os.access(folder, os.W_OK):
         raise ConfigError(f"resume is '{folder}'; allowed: a folder that can be written")
+    if checkpoint.complete_steps(folder / "checkpoints"):
+        newest = checkpoint.find(folder)
+        if fields := differences(config, checkpoint.load_meta(newest)[0]):
+            allowed = f"one of this run ({fields[0]} differs from its config.json)"
+            raise ConfigError(f"checkpoint is '{newest}'; allowed: {allowed}")
     return config
+
+
+def check_writable(file: Path, field: str) -> None:
+    """Raises ConfigError where `file` cannot be written; makes the folder that it goes to."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        reason = "it is a folder" if file.is_dir() else ""
+        if not os.access(file.parent, os.W_OK):
+            reason = f"'{file.parent}' is read-only"
+    except OSError as error:
+        reason = str(error.strerror)
+    if reason:
+        raise ConfigError(f"{field} is '{file}'; allowed: a file that can be written ({reason})")
 
 
 def _get(config: Any, path: str) -> Any:
@@ -103,17 +127,22 @@ def evaluate_checkpoints(
                 split=split,
                 seed=train_config.seed,
                 show_last_reward=train_config.trial.show_last_reward,
-                progress=lambda fraction, index=index: progress((index + fraction) / len(found)),
+                progress=_share(progress, index, len(found)),
             )
         )
     provenance = {"checkpoints": [str(path) for path in found], "training_seeds": [c.seed for c in configs], **origin()}
     return summarise(env, split, evaluation, curves, lines(env, split), provenance), curves, env
 
 
+def _share(progress: Callable[[float], None], index: int, count: int) -> Callable[[float], None]:
+    return lambda fraction: progress((index + fraction) / count)
+
+
 def lines(env: Environment, split: Split) -> dict[str, float | None]:
     """Mean returns of the random policy and of the expert on a split, computed."""
     found = reference_lines(env, split)
-    return {"random": found.random.mean_return, "optimal": found.optimal and found.optimal.mean_return}
+    optimal = None if found.optimal is None else found.optimal.mean_return
+    return {"random": found.random.mean_return, "optimal": optimal}
 
 
 def origin() -> dict[str, Any]:
@@ -128,9 +157,14 @@ def origin() -> dict[str, Any]:
     }
 
 
+def result_files(stem: Path) -> list[Path]:
+    """STEM.json, STEM.csv and STEM.png."""
+    return [stem.with_name(stem.name + suffix) for suffix in (".json", ".csv", ".png")]
+
+
 def write_results(stem: Path, summary: dict[str, Any], label: str) -> list[Path]:
     """Writes STEM.json, STEM.csv and STEM.png, each whole or not at all."""
-    files = [stem.with_name(stem.name + suffix) for suffix in (".json", ".csv", ".png")]
+    files = result_files(stem)
     stem.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(files[0], json.dumps(summary, indent=1) + "\n")
     write_atomically(files[1], to_csv(summary))
@@ -152,13 +186,23 @@ def read_summary(path: Path) -> dict[str, Any]:
     file = path / "curve.json" if path.is_dir() else path
     try:
         summary = json.loads(file.read_text())
-        return summary if {"return", "success", "lines", "env"} <= set(summary) else _not_a_curve(path)
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError, TypeError):
-        return _not_a_curve(path)
-
-
-def _not_a_curve(path: Path) -> dict[str, Any]:
+        if _is_curve(summary):
+            return summary
+    except (OSError, ValueError, RecursionError):
+        pass
     raise ConfigError(f"paths: '{path}' holds no curve; allowed: a curve.json, or a run folder that has one")
+
+
+def _is_curve(summary: Any) -> bool:
+    """Whether this is what `summarise` makes, as far as drawing it goes."""
+    try:
+        for kind in ("return", "success"):
+            if np.asarray([summary[kind][part] for part in ("mean", "low", "high")], float).ndim != 2:
+                return False
+        [float(value) for value in summary["lines"].values() if value is not None]
+        return {"env", "split", "split_hash", "tasks", "seeds"} <= set(summary)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return False
 
 
 def describe_result(summary: dict[str, Any]) -> list[str]:

@@ -7,10 +7,16 @@ number for a name is complete, whenever the process was killed.
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
 import shutil
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +36,17 @@ def save(folder: Path, step: int, state: TrainState, config: TrainConfig, counte
     """Writes `folder/step` atomically and prunes old checkpoints. counters: plain numbers, returned by `load_meta`."""
     folder = folder.absolute()  # orbax insists
     final, temporary = folder / str(step), folder / f"{step}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
+    for unfinished in folder.glob("*.tmp"):  # of a process that was killed while it wrote
+        shutil.rmtree(unfinished, ignore_errors=True)
     temporary.mkdir(parents=True)
     arrays = _without_typed_keys(state)
-    ocp.save_checkpointables(temporary / "arrays", {"params": arrays.params, "rest": arrays.replace(params={})})
+    ocp.save_checkpointables(temporary / "arrays", {"params": arrays.params, "rest": replace(arrays, params={})})
     meta = {"format": FORMAT, "step": step, "counters": counters, "config": json.loads(to_json(config))}
     (temporary / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
     _sync(temporary)
     shutil.rmtree(final, ignore_errors=True)
     os.replace(temporary, final)
+    _sync_entries(folder)
     for old in complete_steps(folder)[:-KEEP]:
         shutil.rmtree(folder / str(old))
     return final
@@ -48,7 +56,9 @@ def complete_steps(folder: Path) -> list[int]:
     """Steps of the complete checkpoints in a run's checkpoint folder, ascending."""
     if not folder.is_dir():
         return []
-    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit() and (path / "meta.json").is_file())
+    return sorted(
+        int(path.name) for path in folder.iterdir() if path.name.isdecimal() and (path / "meta.json").is_file()
+    )
 
 
 def find(path: Path) -> Path:
@@ -67,38 +77,44 @@ def load_meta(path: Path) -> tuple[TrainConfig, dict[str, Any]]:
     try:
         meta = json.loads((path / "meta.json").read_text())
         found = meta["format"]
-    except (OSError, json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError):
+    except (OSError, ValueError, KeyError, TypeError):
         raise ConfigError(f"checkpoint is '{path}'; allowed: a folder with a readable meta.json of ours") from None
     if found != FORMAT:
         raise ConfigError(f"checkpoint '{path}' has format {found!r}; allowed: {FORMAT!r}")
-    return from_json(json.dumps(meta["config"])), meta["counters"]
+    try:
+        return from_json(json.dumps(meta["config"])), dict(meta["counters"])
+    except (KeyError, TypeError, ValueError) as error:  # ConfigError is a ValueError
+        raise ConfigError(f"checkpoint is '{path}'; its meta.json does not fit: {error}") from None
 
 
-def load_state(path: Path, abstract: TrainState) -> TrainState:
-    """The whole state. abstract: from `jax.eval_shape`; decides structure, shapes and dtypes."""
+def load_state(path: Path, abstract: TrainState, shardings: TrainState) -> TrainState:
+    """The whole state. abstract: from `jax.eval_shape`, decides structure, shapes, dtypes. shardings: where it goes."""
     plain = jax.eval_shape(_without_typed_keys, abstract)
-    wanted = {"params": plain.params, "rest": plain.replace(params={})}
-    loaded = _load(path, wanted)
-    state = loaded["rest"].replace(params=loaded["params"])
+    placed = jax.tree.map(_placed, plain, shardings)
+    loaded = _load(path, {"params": placed.params, "rest": replace(placed, params={})})
+    state = replace(loaded["rest"], params=loaded["params"])
     return jax.tree.map(_with_typed_key, abstract, state)
 
 
 def load_params(path: Path, abstract: Params) -> Params:
-    """Only the parameters. abstract: from `jax.eval_shape`."""
-    return _load(path, {"params": abstract})["params"]
+    """Only the parameters, on the first device. abstract: from `jax.eval_shape`."""
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return _load(path, {"params": jax.tree.map(lambda x: _placed(x, device), abstract)})["params"]
+
+
+def _placed(x: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
 
 def _load(path: Path, wanted: dict[str, PyTree]) -> dict[str, Any]:
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)  # orbax prints pages of tracebacks from its threads before it raises
-    try:
-        loaded = ocp.load_checkpointables(path.absolute() / "arrays", wanted)
-    except Exception as error:  # orbax and tensorstore raise many kinds; a user needs one line
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise ConfigError(f"checkpoint '{path}' is truncated or does not fit its config: {reason}") from error
-    finally:
-        logger.setLevel(level)
+    reason = ""
+    with _quiet():
+        try:
+            loaded = ocp.load_checkpointables(path.absolute() / "arrays", wanted)
+        except Exception as error:  # orbax and tensorstore raise many kinds; a user needs one line
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    if reason:
+        raise ConfigError(f"checkpoint '{path}' is truncated or does not fit its config: {reason}")
     for expected, found in zip(jax.tree.leaves(wanted), jax.tree.leaves(loaded), strict=True):
         if expected.shape != found.shape or expected.dtype != found.dtype:
             raise ConfigError(
@@ -107,6 +123,23 @@ def _load(path: Path, wanted: dict[str, PyTree]) -> dict[str, Any]:
             )
     # on CPU, loaded arrays may lie in memory that is not ours to donate
     return jax.tree.map(jnp.copy, loaded)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences orbax's reading: it prints pages of tracebacks from its threads, and from what it leaves unfinished."""
+    logger, hook = logging.getLogger("absl"), sys.unraisablehook
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    sys.unraisablehook = lambda _: None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            yield
+            gc.collect()  # now, while nobody hears it
+    finally:
+        logger.setLevel(level)
+        sys.unraisablehook = hook
 
 
 def _is_key(x: Any) -> bool:
@@ -122,7 +155,17 @@ def _with_typed_key(abstract: Any, x: Any) -> Any:
 
 
 def _sync(folder: Path) -> None:
-    """Flushes the files of a folder to disk, so that a rename never outlives its contents."""
-    for path in (p for p in folder.rglob("*") if p.is_file()):
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+    """Flushes a folder with all that is in it to disk, so that a rename never outlives its contents."""
+    for path in folder.rglob("*"):
+        if path.is_dir():
+            _sync_entries(path)
+        else:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    _sync_entries(folder)
+
+
+def _sync_entries(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import types
 import typing
 from typing import Any, Literal
@@ -119,6 +120,8 @@ class TrainConfig:
     chunk: Literal["trial", "segment"] = "trial"
     """What one jitted call does: a whole trial, or one segment with its update (long trials: progress and checkpoints
     in between)."""
+    devices: int | None = None
+    """Devices that share the environments; on CPU, cores. None: as many as there are and as divide a minibatch."""
     checkpoint_minutes: float = 1.0
     """Minutes between checkpoints."""
     policy: PolicyConfig = dataclasses.field(default_factory=PolicyConfig)
@@ -135,18 +138,25 @@ class TrainConfig:
 def validate(config: TrainConfig, *, horizon: int) -> None:
     """Raises ConfigError at the first field that cannot work. horizon: steps of the environment's longest episode."""
     transformer, trial, ppo, evaluation = config.policy.transformer, config.trial, config.ppo, config.eval
+    _check_finite(config)
     _check_positive(transformer, "policy.transformer", "layers", "heads", "width", "mlp_width", "max_positions")
     _check_positive(trial, "trial", "environments", "steps", "updates")
-    _check_positive(ppo, "ppo", "lr", "adam_eps", "max_grad_norm", "epochs", "minibatches", "accumulate", "clip", "reward_scale")
+    _check_positive(ppo, "ppo", "lr", "adam_eps", "max_grad_norm", "epochs", "minibatches", "accumulate", "clip")
+    _check_positive(ppo, "ppo", "reward_scale")
     _check_positive(config, "", "total_steps", "checkpoint_minutes")
     _check_positive(evaluation, "eval", "episodes", "repeats")
     _require(0 <= config.seed < 2**32, "seed", config.seed, "0 … 2^32−1")
-    _require(config.total_steps < 2**31, "total_steps", config.total_steps, "less than 2^31")
+    whole = config.trials * trial.environments * trial.steps
+    _require(whole < 2**31, "total_steps", config.total_steps, "less than 2^31 when rounded up to whole trials")
     _validate_transformer(transformer, horizon)
     name, updates = "trial.steps", trial.updates
     _require(trial.steps % updates == 0, name, trial.steps, f"a multiple of trial.updates ({updates})")
     environments = f"a divisor of trial.environments ({trial.environments})"
     _require(trial.environments % ppo.minibatches == 0, "ppo.minibatches", ppo.minibatches, environments)
+    per_minibatch = trial.environments // ppo.minibatches
+    allowed = f"a divisor of trial.environments / ppo.minibatches ({per_minibatch}), or None"
+    divides = config.devices is None or (config.devices > 0 and per_minibatch % config.devices == 0)
+    _require(divides, "devices", config.devices, allowed)
     minibatches = f"a divisor of ppo.minibatches ({ppo.minibatches})"
     _require(ppo.minibatches % ppo.accumulate == 0, "ppo.accumulate", ppo.accumulate, minibatches)
     for field in ("gamma", "gae_lambda"):
@@ -180,6 +190,15 @@ def _validate_transformer(cfg: Any, horizon: int) -> None:
         _require(cfg.max_positions >= needed, f"{field}.max_positions", cfg.max_positions, allowed)
 
 
+def _check_finite(config: Any, path: str = "") -> None:
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            _check_finite(value, f"{path}{field.name}.")
+        elif isinstance(value, float):
+            _require(math.isfinite(value), path + field.name, value, "a finite number")
+
+
 def _check_positive(config: Any, prefix: str, *fields: str) -> None:
     for field in fields:
         value = getattr(config, field)
@@ -200,14 +219,14 @@ def from_json(text: str) -> TrainConfig:
     """Inverse of `to_json` for TrainConfig. Raises ConfigError on unknown fields and impossible values."""
     try:
         data = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"config is not JSON: {error}") from None
     return _build(TrainConfig, data, "")
 
 
 def _build(cls: Any, data: Any, path: str) -> Any:
     if not isinstance(data, dict):
-        raise ConfigError(f"{path or 'config'} is {data!r}; allowed: an object")
+        raise ConfigError(f"{path.rstrip('.') or 'config'} is {data!r}; allowed: an object")
     hints = typing.get_type_hints(cls)
     fields = {field.name for field in dataclasses.fields(cls)}
     unknown = sorted(set(data) - fields)
@@ -230,7 +249,7 @@ def _checked(hint: Any, value: Any, field: str) -> Any:
         _require(value in allowed, field, value, ", ".join(map(repr, allowed)))
         return value
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    if float in options and isinstance(value, int) and not isinstance(value, bool):
+    if float in options and type(value) is int and abs(value) < 2**53:
         return float(value)
     exact = any(type(value) is option for option in options)
     _require(exact, field, value, " or ".join(option.__name__ for option in options))

@@ -100,9 +100,7 @@ def _chunk_function(policy: Policy, trials: Trials, config: EvalConfig, length: 
         next_trial, result = trials.step(env_key, trial, action)
         ended = result.terminated | result.truncated
         observation = jax.tree.map(lambda x: x[0], trial.observation)
-        steps = _Steps(
-            action, result.reward, trial.first, ended, result.episode_return, result.success, observation
-        )
+        steps = _Steps(action, result.reward, trial.first, ended, result.episode_return, result.success, observation)
         return next_trial, memory, episode + ended, steps
 
     def chunk(params: Params, trial: TrialState, memory: KVCache, episode: jax.Array, key: jax.Array):
@@ -120,16 +118,16 @@ def _per_episode(steps: _Steps, episodes: int) -> tuple[np.ndarray, np.ndarray]:
     """Picks the values at each environment's first `episodes` episode ends: two arrays [B, episodes]."""
     ends = [np.flatnonzero(column)[:episodes] for column in steps.ended.T]
     index, row = np.stack(ends), np.arange(len(ends))[:, None]
-    return steps.episode_return[index, row], steps.success[index, row]
+    return np.asarray(steps.episode_return)[index, row], np.asarray(steps.success)[index, row]
 
 
 def _first_trial(steps: _Steps, tasks: PyTree, episodes: int) -> HostTrajectory:
     end = np.flatnonzero(steps.ended[:, 0])[episodes - 1] + 1
     return HostTrajectory(
         observation=jax.tree.map(lambda x: x[:end], steps.observation),
-        action=steps.action[:end, 0],
-        reward=steps.reward[:end, 0],
-        first=steps.first[:end, 0],
+        action=np.asarray(steps.action)[:end, 0],
+        reward=np.asarray(steps.reward)[:end, 0],
+        first=np.asarray(steps.first)[:end, 0],
         task=jax.tree.map(lambda x: np.asarray(x)[0], tasks),
     )
 
@@ -175,7 +173,10 @@ def summarise(
     returns, successes = [c.returns for c in curves], [c.successes.astype(np.float32) for c in curves]
     later = config.expert_episodes + 1  # the first episode may have to explore; what follows it is what was learned
     per_seed = [
-        {"first": float(r[:, config.expert_episodes].mean()), "later": float(r[:, later:].mean()) if later < r.shape[1] else None}
+        {
+            "first": float(r[:, config.expert_episodes].mean()),
+            "later": float(r[:, later:].mean()) if later < r.shape[1] else None,
+        }
         for r in returns
     ]
     return {

@@ -11,7 +11,7 @@ import matplotlib
 import numpy as np
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402  (the backend comes first)
+import matplotlib.pyplot as plt
 
 COLORS = ("#0b6e99", "#d1495b", "#66a182", "#edae49", "#6b4e9b")
 

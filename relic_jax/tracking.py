@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import os
 import sys
 import time
@@ -19,9 +20,11 @@ Record = dict[str, float]
 class Tracker(Protocol):
     """Receives one record per update. Records are deterministic; what depends on the clock comes separately."""
 
-    def log(self, record: Record, clock: Record) -> None: ...
+    def log(self, record: Record, clock: Record) -> None:
+        """Takes one record."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Ends; nothing is logged after."""
 
 
 class JsonLines:
@@ -41,10 +44,12 @@ class JsonLines:
         return path.open("a", buffering=1)
 
     def log(self, record: Record, clock: Record) -> None:
+        """One line to each file."""
         for file, line in zip(self._files, (record, {"env_steps": record["env_steps"], **clock}), strict=True):
             file.write(json.dumps(line) + "\n")
 
     def close(self) -> None:
+        """Closes both files."""
         for file in self._files:
             file.close()
 
@@ -52,13 +57,14 @@ class JsonLines:
 class Console:
     """Progress for a person: a live line on a terminal, plain lines every few seconds elsewhere."""
 
-    def __init__(self, total_steps: int, stream: TextIO = sys.stdout, interval: float = 10.0) -> None:
-        self._total, self._stream = total_steps, stream
-        self._live = stream.isatty()
+    def __init__(self, total_steps: int, stream: TextIO | None = None, interval: float = 10.0) -> None:
+        self._total, self._stream = total_steps, stream or sys.stdout
+        self._live = self._stream.isatty()
         self._interval = 0.2 if self._live else interval
-        self._printed = 0.0
+        self._printed = -math.inf
 
     def log(self, record: Record, clock: Record) -> None:
+        """Prints a line, unless the last one is recent."""
         now = time.monotonic()
         if now - self._printed < self._interval and record["env_steps"] < self._total:
             return
@@ -81,6 +87,7 @@ class Console:
         return " · ".join(parts)
 
     def close(self) -> None:
+        """Ends the live line."""
         if self._live:
             self._stream.write("\n")
             self._stream.flush()
@@ -93,13 +100,15 @@ class TensorBoard:
     """Scalars for TensorBoard (extra `tensorboard`)."""
 
     def __init__(self, folder: Path) -> None:
-        self._writer = _import("tensorboardX", "tensorboard").SummaryWriter(str(folder / "tensorboard"))
+        self._writer = load_extra("tensorboard").SummaryWriter(str(folder / "tensorboard"))
 
     def log(self, record: Record, clock: Record) -> None:
+        """One scalar per number."""
         for name, value in {**record, **clock}.items():
             self._writer.add_scalar(name, value, int(record["env_steps"]))
 
     def close(self) -> None:
+        """Flushes and closes the event file."""
         self._writer.close()
 
 
@@ -107,12 +116,15 @@ class WandB:
     """Weights & Biases (extra `wandb`). The mode (online, offline) is the WANDB_MODE of the environment."""
 
     def __init__(self, folder: Path, config: dict[str, Any]) -> None:
-        self._run = _import("wandb", "wandb").init(project="relic-jax", name=folder.name, dir=str(folder), config=config)
+        wandb = load_extra("wandb")
+        self._run = wandb.init(project="relic-jax", name=folder.name, dir=str(folder), config=config)
 
     def log(self, record: Record, clock: Record) -> None:
+        """One step."""
         self._run.log({**record, **clock}, step=int(record["env_steps"]))
 
     def close(self) -> None:
+        """Ends the W&B run."""
         self._run.finish()
 
 
@@ -123,17 +135,23 @@ class Trackers:
         self._trackers = list(trackers)
 
     def log(self, record: Record, clock: Record) -> None:
+        """To each in turn."""
         for tracker in self._trackers:
             tracker.log(record, clock)
 
     def close(self) -> None:
+        """Each in turn."""
         for tracker in self._trackers:
             tracker.close()
 
 
-def _import(module: str, extra: str) -> Any:
+_MODULES = {"tensorboard": "tensorboardX", "wandb": "wandb"}
+
+
+def load_extra(extra: str) -> Any:
+    """The module behind an extra. Raises ConfigError where it is not installed."""
     try:
-        return importlib.import_module(module)
+        return importlib.import_module(_MODULES[extra])
     except ImportError:
         raise ConfigError(f"track is {extra!r}; it needs: pip install 'relic-jax[{extra}]'") from None
 

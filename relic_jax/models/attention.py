@@ -104,7 +104,6 @@ def attend_reference(
     valid: jax.Array | None = None,
 ) -> jax.Array:
     """The definition, in O(Q·(S+Q)) memory: same arguments and result as `attend_block`, differentiated by jax."""
-    del valid
     q_len, slots = query.shape[2], context.keys.shape[2]
     context = Context(*map(lax.stop_gradient, context))
     keys = jnp.concatenate([context.keys, key], axis=2)
@@ -130,7 +129,7 @@ def attend_reference(
         sink_out = weights[..., :1] * sink.value.astype(jnp.float32)[None, :, None, :]
         weights = weights[..., 1:]
     out = jnp.einsum("bhqk,bhkd->bhqd", weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
-    return (out if sink is None else out + sink_out).astype(query.dtype)
+    return _first_steps((out if sink is None else out + sink_out).astype(query.dtype), valid)
 
 
 def attend_block(
@@ -163,11 +162,16 @@ def attend_block(
         sink_arrays = Sink(jnp.zeros((heads, width), query.dtype), jnp.zeros((heads, width), query.dtype))
     else:
         sink_arrays = Sink(sink.key.astype(query.dtype), sink.value.astype(query.dtype))
-    valid = jnp.asarray(q_len if valid is None else valid, jnp.int32)
+    tiled = jnp.asarray(q_len if valid is None else valid, jnp.int32)  # whole tiles of queries are computed
     spec = _Spec(tile=tile, has_sink=sink is not None, within_episode=within_episode)
     scaled = query * jnp.asarray(1.0 / math.sqrt(width), query.dtype)
-    out = _attend(spec, scaled, key, value, sink_arrays, episodes, context, valid)
-    return out[:, :, :q_len]
+    out = _attend(spec, scaled, key, value, sink_arrays, episodes, context, tiled)
+    return _first_steps(out[:, :, :q_len], valid)
+
+
+def _first_steps(x: jax.Array, valid: jax.Array | None) -> jax.Array:
+    """x [B, H, Q, D] with zeros, and no gradient, after the first `valid` steps."""
+    return x if valid is None else jnp.where((jnp.arange(x.shape[2]) < valid)[:, None], x, 0)
 
 
 class _Spec(NamedTuple):

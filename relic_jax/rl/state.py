@@ -37,23 +37,45 @@ class TrainState:
     memory: KVCache
 
 
+AXIS = "data"  # name of the device axis that environments are split over
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Setup:
-    """The static side of training: pure functions and sizes, closed over by jit. tasks: the training split."""
+    """The static side of training: pure functions and sizes, closed over by jit.
+
+    tasks: the training split. local_environments: how many environments one device holds. axis: name of the device axis
+    inside a function that runs on several devices, None on one.
+    """
 
     config: TrainConfig
     policy: Policy
     trials: Trials
     tasks: PyTree
+    local_environments: int
+    axis: str | None = None
 
     @property
     def optimizer(self) -> Any:
         return make_optimizer(self.config.ppo)
 
+    def mean(self, tree: PyTree) -> PyTree:
+        """Mean over devices."""
+        return tree if self.axis is None else jax.lax.pmean(tree, self.axis)
+
+    def total(self, tree: PyTree) -> PyTree:
+        """Sum over devices."""
+        return tree if self.axis is None else jax.lax.psum(tree, self.axis)
+
+    def own_key(self, key: jax.Array) -> jax.Array:
+        """A key of this device's own, from one that all devices share."""
+        return key if self.axis is None else jax.random.fold_in(key, jax.lax.axis_index(self.axis))
+
 
 def make_setup(config: TrainConfig, env: Environment) -> Setup:
     """Binds a config to an environment."""
-    return Setup(config, policy_for(env, config.policy), Trials(env, config.trial.show_last_reward), env.tasks("train"))
+    trials = Trials(env, config.trial.show_last_reward)
+    return Setup(config, policy_for(env, config.policy), trials, env.tasks("train"), config.trial.environments)
 
 
 def init_state(setup: Setup) -> TrainState:
@@ -70,14 +92,14 @@ def init_state(setup: Setup) -> TrainState:
         segment=jnp.zeros((), jnp.int32),
         trial=trial,
         trajectory=empty_trajectory(trial, cfg.trial.steps),
-        memory=setup.policy.initial_memory(cfg.trial.environments, cfg.trial.steps),
+        memory=setup.policy.initial_memory(setup.local_environments, cfg.trial.steps),
     )
 
 
 def new_trial(setup: Setup, key: jax.Array) -> TrialState:
     """All environments at the start of a trial, each in a task drawn uniformly from the training split."""
     task_key, reset_key = jax.random.split(key)
-    chosen = jax.random.randint(task_key, (setup.config.trial.environments,), 0, num_tasks(setup.tasks))
+    chosen = jax.random.randint(task_key, (setup.local_environments,), 0, num_tasks(setup.tasks))
     return setup.trials.reset(reset_key, jax.tree.map(lambda x: jnp.asarray(x)[chosen], setup.tasks))
 
 

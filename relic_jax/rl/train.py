@@ -18,6 +18,7 @@ import numpy as np
 from envs.base import Environment
 from relic_jax import checkpoint
 from relic_jax.config import ConfigError, TrainConfig, validate
+from relic_jax.rl.parallel import configure_devices, initial_state, parallel, state_shardings
 from relic_jax.rl.state import Setup, TrainState, init_state, make_setup
 from relic_jax.rl.update import SOURCES, segment_step, trial_step
 from relic_jax.tracking import Record, Tracker, duration
@@ -46,15 +47,17 @@ class Progress:
 
 
 def prepare(config: TrainConfig, env: Environment) -> Setup:
-    """Validates a config against its environment and binds them. Raises ConfigError before anything is compiled."""
+    """Validates a config against its environment and the devices, and binds them.
+
+    Raises ConfigError before anything is compiled.
+    """
     validate(config, horizon=env.horizon)
-    return make_setup(config, env)
+    return make_setup(configure_devices(config), env)
 
 
 def compile_chunk(setup: Setup) -> Callable[[TrainState], tuple[TrainState, Any]]:
     """The jitted chunk: traced once for the whole run, its state donated."""
-    one_step = trial_step if setup.config.chunk == "trial" else segment_step
-    return jax.jit(lambda state: one_step(setup, state), donate_argnums=0)
+    return parallel(setup, trial_step if setup.config.chunk == "trial" else segment_step)
 
 
 def train(setup: Setup, folder: Path, make_tracker: Callable[[int], Tracker], *, resume: bool) -> Result:
@@ -65,7 +68,7 @@ def train(setup: Setup, folder: Path, make_tracker: Callable[[int], Tracker], *,
     Raises NonFiniteError.
     """
     checkpoints = folder / "checkpoints"
-    state, progress = restore(setup, checkpoints) if resume else (jax.jit(lambda: init_state(setup))(), Progress())
+    state, progress = restore(setup, checkpoints) if resume else (initial_state(setup), Progress())
     tracker = make_tracker(progress.env_steps)
     chunk, total = compile_chunk(setup), total_env_steps(setup.config)
     saved_at = time.monotonic()
@@ -102,10 +105,11 @@ def restore(setup: Setup, checkpoints: Path) -> tuple[TrainState, Progress]:
     """The newest checkpoint's state and counters; fresh ones where there is none yet."""
     steps = checkpoint.complete_steps(checkpoints)
     if not steps:
-        return jax.jit(lambda: init_state(setup))(), Progress()
+        return initial_state(setup), Progress()
     path = checkpoints / str(steps[-1])
     _, counters = checkpoint.load_meta(path)
-    state = checkpoint.load_state(path, jax.eval_shape(lambda: init_state(setup)))
+    abstract = jax.eval_shape(lambda: init_state(setup))
+    state = checkpoint.load_state(path, abstract, state_shardings(setup.config, abstract))
     return state, Progress(**counters)
 
 

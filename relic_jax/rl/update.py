@@ -52,7 +52,8 @@ class Window(NamedTuple):
 def segment_step(setup: Setup, state: TrainState) -> tuple[TrainState, Metrics]:
     """One segment: acts, updates, and readies the context for the next one (or a new trial). Metrics are float32 []."""
     cfg = setup.config
-    key, act_key, update_key, after_key = jax.random.split(state.key, 4)
+    key, own_key = jax.random.split(state.key)
+    act_key, update_key, after_key = jax.random.split(setup.own_key(own_key), 3)
     before = state.memory
     collected = collect(setup, state.params, state.trial, before, act_key)
     start = state.segment * cfg.trial.segment
@@ -66,7 +67,8 @@ def segment_step(setup: Setup, state: TrainState) -> tuple[TrainState, Metrics]:
     batch = make_batch(setup, state, before, collected.last_value)
     is_last = state.segment == cfg.trial.updates - 1
     params, opt_state, metrics = update(setup, state, batch, is_last, update_key)
-    metrics |= rollout_metrics(collected) | finiteness(collected, metrics, params)
+    counts = setup.total(episode_sums(collected) | finiteness(collected, metrics, params))
+    metrics = setup.mean(metrics | {"reward": collected.results.reward.mean()}) | counts
     state = state.replace(params=params, opt_state=opt_state)
     next_trial, next_context = (lambda s: start_trial(setup, s, after_key)), (lambda s: go_on(setup, s, after_key))
     return lax.cond(is_last, next_trial, next_context, state), metrics
@@ -115,16 +117,19 @@ def run_epochs(
     setup: Setup, state: TrainState, batch: Batch, window: Window, key: jax.Array
 ) -> tuple[Params, PyTree, Metrics]:
     """Epochs of optimiser steps; each sums the gradients of `accumulate` minibatches of whole environments."""
-    ppo, environments = setup.config.ppo, setup.config.trial.environments
+    ppo, environments = setup.config.ppo, setup.local_environments
     if ppo.normalize_advantages:
         seen = context.window(batch.advantage, window.start, window.size)
-        batch = batch._replace(advantage=(batch.advantage - seen.mean()) / (seen.std() + 1e-8))
+        mean = setup.mean(seen.mean())
+        std = jnp.sqrt(setup.mean(jnp.square(seen - mean).mean()))
+        batch = batch._replace(advantage=(batch.advantage - mean) / (std + 1e-8))
     shape = (ppo.minibatches // ppo.accumulate, ppo.accumulate, environments // ppo.minibatches)
     rate = learning_rate(ppo, setup.config.total_steps, state.env_steps)
 
     def optimiser_step(carry: tuple[Params, PyTree], inputs: tuple[jax.Array, jax.Array]):
         params, opt_state = carry
         gradients, metrics = accumulated_gradients(setup, state, params, batch, window, *inputs)
+        gradients = setup.mean(gradients)
         direction, opt_state = setup.optimizer.update(gradients, opt_state, params)
         params = optax.apply_updates(params, jax.tree.map(lambda d: -rate * d, direction))
         clipped = {name: g for name, g in gradients.items() if name != "critic"}
@@ -217,11 +222,11 @@ def start_trial(setup: Setup, state: TrainState, key: jax.Array) -> TrainState:
         segment=jnp.zeros_like(state.segment),
         trial=new_trial(setup, key),
         trajectory=empty_trajectory(state.trial, trial.steps),
-        memory=setup.policy.initial_memory(trial.environments, trial.steps),
+        memory=setup.policy.initial_memory(setup.local_environments, trial.steps),
     )
 
 
-def rollout_metrics(collected: Collected) -> Metrics:
+def episode_sums(collected: Collected) -> Metrics:
     """Sums over the segment's finished episodes; the host divides, so that segments without one do no harm."""
     results = collected.results
     ended = results.terminated | results.truncated
@@ -229,7 +234,6 @@ def rollout_metrics(collected: Collected) -> Metrics:
         "episodes": ended.sum(dtype=jnp.float32),
         "return_sum": jnp.where(ended, results.episode_return, 0.0).sum(),
         "success_sum": (ended & results.success).sum(dtype=jnp.float32),
-        "reward": results.reward.mean(),
     }
 
 

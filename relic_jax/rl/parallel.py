@@ -1,0 +1,103 @@
+"""Data parallelism: the environments are split over devices, parameters are replicated, gradients are averaged.
+
+Acting needs no communication, an optimiser step needs one all-reduce. On CPU, XLA runs one program mostly on one core,
+so there the "devices" are virtual, one per core.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from relic_jax.config import ConfigError, TrainConfig
+from relic_jax.rl.state import AXIS, Setup, TrainState, init_state
+from relic_jax.types import PyTree
+
+
+def configure_devices(config: TrainConfig) -> TrainConfig:
+    """Fills in `devices` and makes them available. To be called before anything else touches a device.
+
+    Where `devices` is None: as many as there are (accelerators, else CPU cores) and as divide a minibatch. Raises
+    ConfigError where more are asked for than there are.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        jax.config.update("jax_num_cpu_devices", max(cores, config.devices or 1))
+    except RuntimeError:  # devices are in use already: what there is has to do
+        pass
+    available = len(jax.devices())
+    if config.devices is not None:
+        if config.devices > available:
+            raise ConfigError(f"devices is {config.devices}; allowed: at most {available} ({jax.default_backend()})")
+        return config
+    per_minibatch = config.trial.environments // config.ppo.minibatches
+    best = max(count for count in range(1, available + 1) if per_minibatch % count == 0)
+    return dataclasses.replace(config, devices=best)
+
+
+def data_mesh(config: TrainConfig) -> Mesh:
+    """The first `devices` devices in a row along the data axis."""
+    return Mesh(np.asarray(jax.devices()[: config.devices or 1]), (AXIS,))
+
+
+def state_specs(state: TrainState) -> TrainState:
+    """What of a TrainState is split over the environments (leading axis) and what is on every device."""
+
+    def everywhere(tree: PyTree) -> PyTree:
+        return jax.tree.map(lambda _: P(), tree)
+
+    def split(tree: PyTree) -> PyTree:
+        return jax.tree.map(lambda _: P(AXIS), tree)
+
+    return TrainState(
+        params=everywhere(state.params),
+        opt_state=everywhere(state.opt_state),
+        key=P(),
+        env_steps=P(),
+        segment=P(),
+        trial=split(state.trial),
+        trajectory=split(state.trajectory),
+        memory=split(state.memory).replace(length=P()),
+    )
+
+
+def state_shardings(config: TrainConfig, state: TrainState) -> TrainState:
+    """The same as shardings, for creating, loading and donating."""
+    mesh = data_mesh(config)
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), state_specs(state))
+
+
+def parallel(setup: Setup, function: Callable[[Setup, TrainState], tuple[TrainState, Any]]) -> Callable[..., Any]:
+    """`function(setup, state) -> (state, metrics)` as one jitted call over all devices, its state donated.
+
+    Inside, each device sees its share of the environments. Layouts are pinned, so that the state that comes out goes in
+    again without a second compilation.
+    """
+    config = setup.config
+    devices = config.devices or 1
+    local = dataclasses.replace(
+        setup, local_environments=config.trial.environments // devices, axis=AXIS if devices > 1 else None
+    )
+    abstract = jax.eval_shape(lambda: init_state(setup))
+    specs, shardings = state_specs(abstract), state_shardings(config, abstract)
+    run = jax.shard_map(
+        lambda state: function(local, state),
+        mesh=data_mesh(config),
+        in_specs=(specs,),
+        out_specs=(specs, P()),
+        check_vma=False,  # loops inside carry both split and replicated values; what must be averaged is averaged
+    )
+    return jax.jit(run, donate_argnums=0, in_shardings=(shardings,), out_shardings=(shardings, None))
+
+
+def initial_state(setup: Setup) -> TrainState:
+    """The state before the first step, laid out over the devices."""
+    shardings = state_shardings(setup.config, jax.eval_shape(lambda: init_state(setup)))
+    return jax.jit(lambda: init_state(setup), out_shardings=shardings)()

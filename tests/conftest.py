@@ -1,0 +1,67 @@
+"""Shared by the tests: one compilation cache, a tiny training run, and the command line in this process."""
+
+import dataclasses
+import os
+import shutil
+import sys
+import tempfile
+
+import pytest
+
+# Compiled programs are shared between tests, and with the processes that tests start. Before jax is imported.
+_OWN_CACHE = "JAX_COMPILATION_CACHE_DIR" not in os.environ
+if _OWN_CACHE:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="relic-jax-test-")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+
+
+def pytest_unconfigure():
+    if _OWN_CACHE and "PYTEST_XDIST_WORKER" not in os.environ:
+        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+
+
+def _tiny(chunk="segment", env="darkroom-ad-9-random", **changes):
+    from relic_jax.config import EvalConfig, PPOConfig, TrainConfig, TrialConfig
+    from relic_jax.models.policy import PolicyConfig
+    from relic_jax.models.transformer import TransformerConfig
+
+    transformer = TransformerConfig(layers=1, heads=2, width=8, mlp_width=8, max_positions=128, attention="reference")
+    learning = {"lr": 1e-3, "warmup_steps": 0, "epochs": 1, "minibatches": 2, "accumulate": 1}
+    config = TrainConfig(
+        env=env,
+        total_steps=512,
+        chunk=chunk,
+        devices=1,
+        checkpoint_minutes=1e-9,
+        policy=PolicyConfig(transformer),
+        trial=TrialConfig(environments=4, steps=64, updates=4),
+        ppo=PPOConfig(**learning, context_gradient="stopped", last_update="partial"),  # the two that compile fast
+        eval=EvalConfig(episodes=2),
+    )
+    return dataclasses.replace(config, **changes)
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """`tiny(chunk=..., **fields)`: a config of two trials of four updates each, 64 environment steps per update."""
+    return _tiny
+
+
+@pytest.fixture
+def cli(capsys, monkeypatch):
+    """`cli(*arguments)` runs the console script's main here; returns (exit code, stdout, stderr)."""
+    from experiments.cli import main
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["relic-jax", *map(str, arguments)])
+        monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)  # main replaces it when it fails
+        capsys.readouterr()
+        try:
+            main()
+            code = 0
+        except SystemExit as end:
+            code = end.code or 0
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run

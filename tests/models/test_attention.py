@@ -1,0 +1,276 @@
+import functools
+import itertools
+import math
+from unittest import mock
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from relic_jax.models import attention
+from relic_jax.models.attention import Context, Sink, attend_block, attend_reference, attend_step, rotate
+
+BATCH, HEADS, WIDTH = 2, 2, 8
+small_tiles = mock.patch.object(attention, "TILE", 4)  # many tiles from few steps
+
+
+def episode_layout(rng, steps):
+    """int32 [B, steps]: episodes start anywhere, differently in each environment."""
+    return np.cumsum(rng.random((BATCH, steps)) < 0.2, axis=1).astype(np.int32) + 1
+
+
+def random_inputs(seed, q_len, slots, dtype=jnp.float32, scale=1.5):
+    """(query, key, value, sink, context with length 0, episodes of the block, cotangent)."""
+    rng = np.random.default_rng(seed)
+
+    def normal(*shape):
+        return jnp.asarray(scale * rng.normal(size=shape), dtype)
+
+    episodes = episode_layout(rng, slots + q_len)
+    query, key, value, cotangent = (normal(BATCH, HEADS, q_len, WIDTH) for _ in range(4))
+    context = Context(
+        normal(BATCH, HEADS, slots, WIDTH), normal(BATCH, HEADS, slots, WIDTH), jnp.asarray(episodes[:, :slots]), 0
+    )
+    sink = Sink(normal(HEADS, WIDTH), normal(HEADS, WIDTH))
+    return query, key, value, sink, context, jnp.asarray(episodes[:, slots:]), cotangent
+
+
+def output_and_gradients(attend, within_episode):
+    """jitted (inputs, length, valid) → (output, gradients of Σ output·cotangent to query, key, value, sink, context)."""
+
+    @jax.jit
+    def run(query, key, value, sink, context, episodes, cotangent, length, valid=None):
+        def f(query, key, value, sink, keys, values):
+            filled = Context(keys, values, context.episodes, length)
+            return attend(query, key, value, episodes, filled, sink, within_episode=within_episode, valid=valid)
+
+        output, pullback = jax.vjp(f, query, key, value, sink, context.keys, context.values)
+        return output, pullback(cotangent.astype(output.dtype))
+
+    return run
+
+
+def assert_close(actual, expected, tolerance):
+    """Every array differs by at most `tolerance` times its largest entry (1 where that is smaller)."""
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        a, e = np.asarray(a, np.float64), np.asarray(e, np.float64)
+        assert a.shape == e.shape
+        np.testing.assert_allclose(a, e, rtol=0, atol=tolerance * max(1.0, np.abs(e).max(initial=0.0)))
+
+
+def attention_in_float64(query, keys, values, visible, sink=None):
+    """The definition in NumPy. query [B, H, Q, D], keys and values [B, H, K, D], visible [B, Q, K]."""
+    query, keys, values = (np.asarray(x, np.float64) for x in (query, keys, values))
+    scores = np.einsum("bhqd,bhkd->bhqk", query, keys) / math.sqrt(query.shape[-1])
+    weights = np.where(visible[:, None], np.exp(scores), 0.0)
+    total, out = weights.sum(-1), weights @ values
+    if sink is not None:
+        sink_key, sink_value = (np.asarray(x, np.float64) for x in sink)
+        weight = np.exp(np.einsum("bhqd,hd->bhq", query, sink_key) / math.sqrt(query.shape[-1]))
+        total, out = total + weight, out + weight[..., None] * sink_value[:, None]
+    return out / total[..., None]
+
+
+def block_visibility(context_episodes, episodes, length, within_episode):
+    """bool [B, Q, S + Q] by a plain loop over the definition."""
+    every = np.concatenate([context_episodes, episodes], axis=1)
+    slots, q_len = context_episodes.shape[1], episodes.shape[1]
+    visible = np.zeros((len(every), q_len, slots + q_len), bool)
+    for b, i, k in np.ndindex(*visible.shape):
+        past = k < length if k < slots else k - slots <= i
+        visible[b, i, k] = past and (not within_episode or every[b, slots + i] == every[b, k])
+    return visible
+
+
+BOTH = [True, False]
+
+
+@pytest.mark.parametrize(
+    ("q_len", "has_sink", "within_episode"),
+    [(130, has_sink, within) for has_sink in BOTH for within in BOTH]
+    + [(q_len, both, both) for q_len in (1, 7, 300) for both in BOTH],
+)
+@pytest.mark.parametrize("slots", [0, 150])
+def test_block_equals_reference_in_outputs_and_gradients(q_len, slots, has_sink, within_episode):
+    query, key, value, sink, *rest = random_inputs(q_len + slots, q_len, slots)
+    inputs = (query, key, value, sink if has_sink else None, *rest)
+    block, reference = (output_and_gradients(f, within_episode) for f in (attend_block, attend_reference))
+    for length in (0, slots // 2 - 5, slots) if slots else (0,):
+        expected = reference(*inputs, length)
+        assert_close(block(*inputs, length), expected, 1e-5)
+
+
+@pytest.mark.parametrize("within_episode", [True, False])
+def test_block_in_bfloat16_is_within_its_rounding(within_episode):
+    """Against the float32 definition of the same (rounded) inputs.
+
+    bfloat16 keeps 8 bits, so one rounding is 2⁻⁹ relative. Scores, weights and outputs are each rounded once, sums are
+    float32; scores reach about 12 here, whose rounding of the scaled query moves a weight by up to 12·2⁻⁹ ≈ 2⁻⁵.
+    """
+    inputs = random_inputs(0, 130, 150, jnp.bfloat16)
+    exact = jax.tree.map(lambda x: x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x, inputs[:4] + inputs[5:])
+    context = inputs[4]._replace(keys=inputs[4].keys.astype(jnp.float32), values=inputs[4].values.astype(jnp.float32))
+    for length in (0, 70, 150):
+        actual = output_and_gradients(attend_block, within_episode)(*inputs, length)
+        expected = output_and_gradients(attend_reference, within_episode)(*exact[:4], context, *exact[4:], length)
+        assert all(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(actual))
+        assert_close(actual, expected, 2**-5)
+
+
+@pytest.mark.parametrize("attend", [attend_block, attend_reference])
+@pytest.mark.parametrize("within_episode", [True, False])
+@small_tiles
+def test_block_and_reference_equal_the_definition_in_float64(attend, within_episode):
+    query, key, value, sink, context, episodes, _ = random_inputs(1, 11, 10)
+    run = jax.jit(functools.partial(attend, within_episode=within_episode))
+    for length in (0, 7, 10):
+        visible = block_visibility(context.episodes, episodes, length, within_episode)
+        keys, values = np.concatenate([context.keys, key], 2), np.concatenate([context.values, value], 2)
+        for slot in (sink, None):
+            actual = run(query, key, value, episodes, context._replace(length=length), slot)
+            assert_close(actual, attention_in_float64(query, keys, values, visible, slot), 2e-6)
+
+
+@pytest.mark.parametrize("within_episode", [True, False])
+@small_tiles
+def test_gradient_of_the_sink_equals_finite_differences_in_float64(within_episode):
+    query, key, value, sink, context, episodes, cotangent = inputs = random_inputs(2, 11, 10)
+    _, (_, _, _, actual, _, _) = output_and_gradients(attend_block, within_episode)(*inputs, 7)
+    visible = block_visibility(context.episodes, episodes, 7, within_episode)
+    keys, values = np.concatenate([context.keys, key], 2), np.concatenate([context.values, value], 2)
+
+    def loss(flat):
+        sink_key, sink_value = flat.reshape(2, HEADS, WIDTH)
+        out = attention_in_float64(query, keys, values, visible, Sink(sink_key, sink_value))
+        return np.sum(out * np.asarray(cotangent, np.float64))
+
+    point = np.stack(sink).astype(np.float64).ravel()
+    steps = 1e-5 * np.eye(len(point))
+    numeric = np.array([(loss(point + s) - loss(point - s)) / 2e-5 for s in steps]).reshape(2, HEADS, WIDTH)
+    assert_close(np.stack(actual), numeric, 1e-5)
+
+
+@pytest.mark.parametrize("attend", [attend_block, attend_reference])
+@small_tiles
+def test_context_gets_no_gradient(attend):
+    *_, d_keys, d_values = output_and_gradients(attend, False)(*random_inputs(3, 6, 9), 9)[1]
+    assert not np.any(d_keys)
+    assert not np.any(d_values)
+
+
+@pytest.mark.parametrize("has_sink", [True, False])
+@small_tiles
+def test_only_valid_steps_come_out_and_get_gradients(has_sink):
+    query, key, value, sink, *rest, cotangent = random_inputs(4, 14, 9)
+    block, reference = output_and_gradients(attend_block, True), output_and_gradients(attend_reference, True)
+    inputs = (query, key, value, sink if has_sink else None, *rest)
+    for valid in (0, 1, 4, 6, 13, 14):
+        kept = (jnp.arange(14) < valid)[:, None]
+        full, expected = reference(*inputs, cotangent * kept, 5)
+        for attend in (block, reference):
+            output, gradients = attend(*inputs, cotangent, 5, jnp.int32(valid))
+            assert_close(output, full * kept, 1e-5)
+            assert_close(gradients, expected, 1e-5)
+
+
+@small_tiles
+def test_one_trace_serves_every_length():
+    chex.clear_trace_counter()
+
+    @jax.jit
+    @chex.assert_max_traces(n=1)
+    def run(length, valid):
+        query, key, value, sink, context, episodes, _ = random_inputs(5, 6, 9)
+        context = context._replace(length=length)
+        return attend_block(query, key, value, episodes, context, sink, within_episode=False, valid=valid)
+
+    results = [run(jnp.int32(length), jnp.int32(valid)) for length in range(10) for valid in (2, 6)]
+    assert len({np.asarray(x).tobytes() for x in results}) == 20
+
+
+@functools.cache
+def compiled(q_len, slots, has_sink, within_episode):
+    """The pair to compare, compiled once for all examples of these shapes."""
+    del q_len, slots, has_sink
+    return tuple(output_and_gradients(f, within_episode) for f in (attend_block, attend_reference))
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    seed=st.integers(0, 2**31 - 1),
+    shape=st.sampled_from([(9, 0), (10, 7), (5, 3)]),
+    filled=st.floats(0, 1),
+    scale=st.sampled_from([0.1, 1.0, 3.0]),
+    has_sink=st.booleans(),
+    within_episode=st.booleans(),
+)
+@small_tiles
+def test_block_equals_reference_for_any_layout(seed, shape, filled, scale, has_sink, within_episode):
+    """The scores of scale 3 reach ±50: the running softmax must move its maximum from tile to tile."""
+    query, key, value, sink, *rest = random_inputs(seed, *shape, scale=scale)
+    inputs = (query, key, value, sink if has_sink else None, *rest, round(filled * shape[1]))
+    block, reference = compiled(*shape, has_sink, within_episode)
+    # float32 rounds a score of 50 by 50·2⁻²⁴, and a gradient sums products of values up to 3·3·3
+    assert_close(block(*inputs), reference(*inputs), 3e-5)
+
+
+@pytest.mark.parametrize("has_sink", [True, False])
+@pytest.mark.parametrize("by_episode", [True, False])
+def test_step_equals_reference_with_one_query(has_sink, by_episode):
+    query, key, value, sink, context, _, _ = random_inputs(6, 1, 12)
+    sink = sink if has_sink else None
+    step = jax.jit(attend_step)
+    reference = jax.jit(functools.partial(attend_reference, within_episode=True))
+    slot = np.arange(12)
+    for length, window in itertools.product((1, 5, 12), (None, 1, 3, 12)):
+        episodes = np.asarray(context.episodes)
+        own = episodes[:, length - 1]
+        visible = np.broadcast_to(slot < length, episodes.shape)
+        if window is not None:
+            visible = visible & (slot >= length - window)
+        if by_episode:
+            visible = visible & (episodes == own[:, None])
+        filled = context._replace(
+            keys=context.keys.at[:, :, length - 1].set(key[:, :, 0]),
+            values=context.values.at[:, :, length - 1].set(value[:, :, 0]),
+            length=length,
+        )
+        actual = step(query[:, :, 0], filled, sink, episode=own if by_episode else None, window=window)
+        # what is visible, told to the reference as one episode; the step's own slot is its block
+        marks = np.where(visible & (slot < length - 1), 1, 0)
+        past = filled._replace(episodes=jnp.asarray(marks), length=length - 1)
+        expected = reference(query, key, value, jnp.ones((BATCH, 1), jnp.int32), past, sink)
+        assert_close(actual, expected[:, :, 0], 2e-6)
+        every = attention_in_float64(query, filled.keys, filled.values, visible[:, None], sink)
+        assert_close(actual, every[:, :, 0], 2e-6)
+
+
+def test_rotation_by_hand():
+    """D = 4: the halves (1, 3) and (2, 4) turn by index·1 and index·10000^(−1/2) = index/100."""
+    x = jnp.array([1.0, 2.0, 3.0, 4.0])[None, None, None]
+    c, s, c2, s2 = math.cos(1), math.sin(1), math.cos(0.01), math.sin(0.01)
+    expected = [c - 3 * s, 2 * c2 - 4 * s2, 3 * c + s, 4 * c2 + 2 * s2]
+    np.testing.assert_allclose(rotate(x, jnp.array([[1]]))[0, 0, 0], expected, rtol=1e-6)
+    np.testing.assert_array_equal(rotate(x, jnp.array([[0]])), x)
+
+
+def test_rotation_keeps_norms_and_depends_on_differences_only():
+    rng = np.random.default_rng(7)
+    query, key = jnp.asarray(rng.normal(size=(2, 1, 1, 1, 8)), jnp.float32)
+    turn = jax.jit(lambda x, index: rotate(x, index[None, None])[0, 0, 0])
+    norm = np.linalg.norm(query)
+    for index in (0, 1, 17, 300):
+        np.testing.assert_allclose(np.linalg.norm(turn(query, jnp.int32(index))), norm, rtol=1e-6)
+
+    def dot(i, j):
+        return np.dot(turn(query, jnp.int32(i)), turn(key, jnp.int32(j)))
+
+    for difference in (-3, 0, 2):
+        values = [dot(j + difference, j) for j in (3, 4, 50, 200)]
+        np.testing.assert_allclose(values, values[0], atol=3e-5)  # angles of 200 are rounded by 200·2⁻²⁴ ≈ 1e-5
+    assert abs(dot(5, 3) - dot(3, 5)) > 0.1

@@ -1,0 +1,58 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from relic_jax.rl.context import shuffled_order, window, write_window
+
+STEPS = 24
+order_of = jax.jit(shuffled_order)
+
+
+def random_layout(seed: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Flags of a trial: `first[t + 1]` where `ended[t]`; what lies after `length` is left over from another trial."""
+    rng = np.random.default_rng(seed)
+    ended = rng.random(STEPS) < 0.3
+    first = np.concatenate([[True], ended[:-1]])
+    garbage = np.arange(STEPS) >= length
+    return np.where(garbage, rng.random(STEPS) < 0.5, first), np.where(garbage, rng.random(STEPS) < 0.5, ended)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, STEPS))
+def test_only_complete_episodes_move_and_they_move_whole(seed, length):
+    first, ended = random_layout(seed, length)
+    order = np.asarray(order_of(jax.random.key(seed), jnp.asarray(first), jnp.asarray(ended), jnp.asarray(length)))
+    assert sorted(order) == list(range(STEPS))
+    assert (order[length:] == np.arange(length, STEPS)).all()  # what is not filled stays behind
+    starts = [t for t in range(length) if first[t]]
+    episodes = [list(range(a, b)) for a, b in zip(starts, [*starts[1:], length], strict=True)]
+    running = [] if ended[length - 1] else episodes.pop()
+    expected = sorted(episodes)
+    found, at = [], 0
+    while at < length - len(running):
+        episode = next(e for e in episodes if e[0] == order[at])
+        assert list(order[at : at + len(episode)]) == episode
+        found.append(episode)
+        at += len(episode)
+    assert sorted(found) == expected
+    assert list(order[at:length]) == running
+
+
+def test_every_order_of_three_episodes_is_equally_likely():
+    ended = jnp.zeros(STEPS, bool).at[jnp.array([1, 3, 5])].set(True)
+    first = jnp.zeros(STEPS, bool).at[jnp.array([0, 2, 4, 6])].set(True)
+    keys = jax.random.split(jax.random.key(0), 6000)
+    order = jax.vmap(shuffled_order, in_axes=(0, None, None, None))(keys, first, ended, jnp.asarray(8))
+    patterns, counts = np.unique(np.asarray(order[:, 0:6:2]), axis=0, return_counts=True)
+    assert len(patterns) == 6
+    assert np.abs(counts - 1000).max() < 5 * np.sqrt(6000 * (1 / 6) * (5 / 6))  # five standard deviations
+    assert (np.asarray(order[:, 6:8]) == [6, 7]).all()
+
+
+def test_windows_round_trip():
+    buffer = jnp.arange(20.0).reshape(2, 10)
+    part = window(buffer, 4, 3)
+    np.testing.assert_array_equal(part, [[4, 5, 6], [14, 15, 16]])
+    np.testing.assert_array_equal(window(write_window(buffer, part + 100, 4), 4, 3), part + 100)

@@ -1,0 +1,248 @@
+"""The jitted partial update against a slow, plain rewriting of the method, and its invariants."""
+
+import dataclasses
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from envs.darkroom.env import Darkroom
+from envs.registry import make
+from relic_jax.config import PPOConfig, TrainConfig, TrialConfig
+from relic_jax.models.policy import PolicyConfig
+from relic_jax.models.transformer import TransformerConfig
+from relic_jax.rl import update as up
+from relic_jax.rl.optimizer import learning_rate, make_optimizer
+from relic_jax.rl.parallel import initial_state, parallel
+from relic_jax.rl.rollout import collect
+from relic_jax.rl.state import init_state, make_setup, step_input
+from relic_jax.types import StepInput
+
+TRANSFORMER = TransformerConfig(layers=2, heads=2, width=16, mlp_width=16, max_positions=32)
+
+
+def config(**ppo) -> TrainConfig:
+    settings = {"minibatches": 4, "accumulate": 2, "epochs": 2, "lr": 1e-2, "warmup_steps": 0, **ppo}
+    return TrainConfig(
+        env="probe-bandit",
+        total_steps=1000,
+        devices=1,
+        policy=PolicyConfig(transformer=TRANSFORMER),
+        trial=TrialConfig(environments=4, steps=36, updates=3),
+        ppo=PPOConfig(**settings),
+    )
+
+
+def randomised(params, seed=1):
+    """Parameters away from their start, where sinks are 0 and the policy is uniform."""
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    return jax.tree.unflatten(
+        tree, [x + 0.2 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+    )
+
+
+def begin(setup):
+    """A state at the start of a trial, its parameters randomised."""
+
+    @jax.jit
+    def make_state():
+        state = init_state(setup)
+        return state.replace(params=randomised(state.params))
+
+    return make_state()
+
+
+def gathered(setup, segments):
+    """(state, batch) as an update finds them in the middle of a trial: after `segments` segments and one more."""
+
+    @jax.jit
+    def gather(state):
+        for index in range(segments + 1):
+            before = state.memory
+            found = collect(setup, state.params, state.trial, before, jax.random.key(5 + index))
+            start = index * setup.config.trial.segment
+            trajectory = up.context.write_window(state.trajectory, found.steps, start)
+            segment = jnp.asarray(index)
+            state = state.replace(trial=found.trial, memory=found.memory, trajectory=trajectory, segment=segment)
+        return state, up.make_batch(setup, state, before, found.last_value)
+
+    return gather(begin(setup))
+
+
+def plain_loss(setup, params, batch, window, rows):
+    """The same loss from the definition: reference attention over the whole context, loss on the window."""
+    ppo = setup.config.ppo
+    policy = dataclasses.replace(
+        setup.policy, config=PolicyConfig(transformer=dataclasses.replace(TRANSFORMER, attention="reference"))
+    )
+    end = int(window.start) + window.size
+    inputs = jax.tree.map(lambda x: x[rows, :end], batch.trajectory.inputs)
+    output, _ = policy.unroll(params, policy.initial_memory(len(rows), 0), inputs)
+    taken = slice(int(window.start), end)
+    steps = jax.tree.map(lambda x: x[rows, taken], batch.trajectory)
+    advantage, target = batch.advantage[rows, taken], batch.target[rows, taken]
+    log_p = jax.nn.log_softmax(output.distribution.logits[:, taken])
+    log_prob = jnp.take_along_axis(log_p, steps.action[..., None], -1)[..., 0]
+    ratio = jnp.exp(log_prob - steps.log_prob)
+    surrogate = jnp.minimum(ratio * advantage, jnp.clip(ratio, 1 - ppo.clip, 1 + ppo.clip) * advantage)
+    value = output.value[:, taken]
+    inside = jnp.abs(value - steps.value) < ppo.value_clip
+    bound = steps.value + jnp.clip(value - steps.value, -ppo.value_clip, ppo.value_clip)
+    value = jnp.where(inside, value, jax.lax.stop_gradient(bound))
+    entropy = -(jnp.exp(log_p) * log_p).sum(-1)
+    losses = -surrogate + ppo.value_coef * 0.5 * (value - target) ** 2 - ppo.entropy_coef * entropy
+    return losses.mean()
+
+
+def windows(setup, state):
+    segment = setup.config.trial.segment
+    return {
+        "partial": up.Window(state.segment * segment, segment, full=False),
+        "full": up.Window(0, setup.config.trial.steps, full=True),
+    }
+
+
+@pytest.mark.parametrize("kind", ["partial", "full"])
+def test_epochs_equal_a_plain_rewriting(kind):
+    """Two epochs of four minibatches of one environment, gradients of two summed per Adam step, one loop each."""
+    setup = make_setup(config(), make("probe-bandit"))
+    state, batch = gathered(setup, 1 if kind == "partial" else 2)
+    window, key, ppo = windows(setup, state)[kind], jax.random.key(3), setup.config.ppo
+    found, _, _ = jax.jit(lambda s, b: up.run_epochs(setup, s, b, window, key))(state, batch)
+
+    params, optimizer = state.params, make_optimizer(ppo)
+    opt_state, rate = state.opt_state, learning_rate(ppo, 1000, state.env_steps)
+    gradient = jax.jit(jax.grad(lambda p, row: plain_loss(setup, p, batch, window, row)))
+    for epoch_key in jax.random.split(key, 2):
+        order = jax.random.permutation(jax.random.split(epoch_key)[0], 4)
+        for pair in order.reshape(2, 2):
+            total = jax.tree.map(jnp.add, gradient(params, pair[:1]), gradient(params, pair[1:]))
+            direction, opt_state = optimizer.update(total, opt_state, params)
+            params = optax.apply_updates(params, jax.tree.map(lambda d: -rate * d, direction))
+    moved = optax.global_norm(jax.tree.map(jnp.subtract, params, state.params))
+    assert moved > 0.1
+    chex.assert_trees_all_close(found, params, atol=2e-5)
+
+
+def test_stopped_context_gives_the_same_outputs_and_only_the_segments_gradient():
+    full = make_setup(config(), make("probe-bandit"))
+    stopped = make_setup(config(context_gradient="stopped"), make("probe-bandit"))
+    state, batch = gathered(full, 1)
+    window, nothing = windows(full, state)["partial"], jax.random.key(0)
+
+    def gradient(setup, batch, window):
+        return jax.jit(jax.grad(lambda p: up.minibatch_loss(setup, 0, p, batch, window, nothing)[0]))(state.params)
+
+    outputs = [
+        jax.jit(lambda p, s=s: up.window_output(s, p, batch, window, nothing))(state.params) for s in (full, stopped)
+    ]
+    chex.assert_trees_all_close(*outputs, atol=1e-5)
+    gradients = [gradient(setup, batch, window) for setup in (full, stopped)]
+    difference = optax.global_norm(jax.tree.map(jnp.subtract, *gradients))
+    assert difference > 1e-2 * optax.global_norm(gradients[0])  # they are different estimators …
+    first = window._replace(start=0)
+    alone = batch._replace(memory=full.policy.initial_memory(4, 0))
+    both = [
+        jax.grad(lambda p, s=s: up.minibatch_loss(s, 0, p, alone, first, nothing)[0])(state.params)
+        for s in (full, stopped)
+    ]
+    chex.assert_trees_all_close(*both, atol=1e-6)  # … and the same one where there is no context
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_accumulated_gradients_are_summed_or_averaged(reduction):
+    setup = make_setup(config(accumulate=4, gradient_reduction=reduction), make("probe-bandit"))
+    state, batch = gathered(setup, 1)
+    window = windows(setup, state)["partial"]
+    keys, order = jax.random.split(jax.random.key(0), 4), jnp.arange(4)
+    sums = jax.jit(lambda p: up.accumulated_gradients(setup, state, p, batch, window, order[:, None], keys)[0])
+    found = sums(state.params)
+    whole = jax.jit(jax.grad(lambda p: up.minibatch_loss(setup, state.env_steps, p, batch, window, keys[0])[0]))(
+        state.params
+    )
+    factor = 4 if reduction == "sum" else 1
+    chex.assert_trees_all_close(found, jax.tree.map(lambda g: factor * g, whole), atol=1e-5, rtol=1e-4)
+
+
+def test_after_an_update_the_context_is_shuffled_and_recomputed_with_the_new_weights():
+    setup = make_setup(config(), make("probe-bandit"))
+    state, _ = gathered(setup, 1)
+    state = state.replace(params=randomised(state.params, seed=9))
+    after = jax.jit(lambda s: up.go_on(setup, s, jax.random.key(1)))(state)
+    filled = 2 * setup.config.trial.segment
+    inputs = jax.tree.map(lambda x: x[:, :filled], after.trajectory.inputs)
+    fresh = setup.policy.initial_memory(4, setup.config.trial.steps)
+    output, memory = jax.jit(setup.policy.unroll)(state.params, fresh, inputs)
+    chex.assert_trees_all_close(after.memory, memory, atol=1e-5)
+    np.testing.assert_allclose(after.trajectory.value[:, :filled], output.value, atol=1e-5)
+    before, now = (np.asarray(t.log_prob[:, :filled]) for t in (state.trajectory, after.trajectory))
+    assert (before != now).any()
+    np.testing.assert_array_equal(np.sort(before), np.sort(now))  # the acting policy's, only in another order
+
+
+def test_a_trial_in_one_call_equals_its_segments_and_ends_with_an_empty_context():
+    setup = make_setup(config(context_gradient="stopped"), make("probe-bandit"))
+    state = begin(setup)
+    whole, metrics = jax.jit(lambda s: up.trial_step(setup, s))(state)
+    step = jax.jit(lambda s: up.segment_step(setup, s))
+    for index in range(setup.config.trial.updates):
+        state, part = step(state)
+        chex.assert_trees_all_close(part, jax.tree.map(lambda x, i=index: x[i], metrics), atol=1e-4, rtol=1e-4)
+    chex.assert_trees_all_close(state.params, whole.params, atol=1e-4)
+    assert int(state.segment) == 0 and int(state.memory.length) == 0 and int(state.env_steps) == 4 * 36
+    assert state.trial.first.all()
+
+
+def test_one_trace_serves_every_segment_of_a_growing_trial():
+    chex.clear_trace_counter()
+    setup = make_setup(config(context_gradient="stopped"), make("probe-bandit"))
+    counted = chex.assert_max_traces(lambda s, state: up.segment_step(s, state), n=1)
+    chunk, state = parallel(setup, counted), initial_state(setup)
+    for _ in range(2 * setup.config.trial.updates):
+        state, _ = chunk(state)
+    assert chunk._cache_size() == 1
+
+
+def test_time_limits_bootstrap_from_the_observation_that_was_cut_off():
+    setup = make_setup(config(time_limit="bootstrap"), Darkroom("short", 4, 4, horizon=6))
+    state = begin(setup)
+    params, policy = state.params, setup.policy
+    found = jax.jit(lambda s: collect(setup, s.params, s.trial, s.memory, jax.random.key(2)))(state)
+    np.testing.assert_array_equal(found.steps.truncated.sum(1), np.full(4, 2))
+    cut = np.flatnonzero(np.asarray(found.steps.truncated[0]))[0]
+    inputs = jax.tree.map(lambda x: x[:, : cut + 1], found.steps.inputs)
+    _, memory = jax.jit(policy.unroll)(params, policy.initial_memory(4, 36), inputs)
+    last = found.results.final_observation[cut]
+    following = StepInput(last, found.steps.action[:, cut], found.steps.reward[:, cut], jnp.zeros(4, bool))
+    expected = jax.jit(policy.act)(params, memory, following)[0].value
+    np.testing.assert_allclose(found.steps.final_value[:, cut], expected, atol=1e-5)
+    assert not found.steps.final_value[~found.steps.truncated].any()
+
+
+def test_acting_records_what_the_policy_saw_and_did():
+    """Unrolling the recorded inputs reproduces the recorded log-probabilities and values."""
+    setup = make_setup(config(), make("probe-bandit"))
+    state = begin(setup)
+    params, policy = state.params, setup.policy
+    found = jax.jit(lambda s: collect(setup, s.params, s.trial, s.memory, jax.random.key(2)))(state)
+    output, memory = jax.jit(policy.unroll)(params, state.memory, found.steps.inputs)
+    np.testing.assert_allclose(output.distribution.log_prob(found.steps.action), found.steps.log_prob, atol=1e-5)
+    np.testing.assert_allclose(output.value, found.steps.value, atol=1e-5)
+    following = jax.jit(policy.peek)(params, memory, step_input(found.trial))
+    np.testing.assert_allclose(following, found.last_value, atol=1e-5)
+
+
+def test_credit_through_the_trial_ignores_episode_ends():
+    setup = make_setup(config(credit="trial", shuffle=False), make("probe-bandit"))
+    state, batch = gathered(setup, 1)
+    per_episode = up.make_batch(make_setup(config(), make("probe-bandit")), state, batch.memory, jnp.zeros(4))
+    ended = np.asarray(state.trajectory.terminated[0])
+    at = int(np.flatnonzero(ended)[0])
+    value, reward = (np.asarray(x[0]) for x in (state.trajectory.value, state.trajectory.reward))
+    np.testing.assert_allclose(per_episode.advantage[0, at], reward[at] - value[at], atol=1e-6)
+    beyond = 0.99 * value[at + 1] + 0.99 * 0.95 * float(batch.advantage[0, at + 1])
+    np.testing.assert_allclose(batch.advantage[0, at], reward[at] - value[at] + beyond, atol=1e-5)

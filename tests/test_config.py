@@ -1,0 +1,219 @@
+"""Configs: JSON round trip, what is refused and how it is said."""
+
+import dataclasses
+import json
+import math
+import typing
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relic_jax.config import (
+    ConfigError,
+    EvalConfig,
+    PPOConfig,
+    TrainConfig,
+    TrialConfig,
+    differences,
+    from_json,
+    to_json,
+    validate,
+)
+from relic_jax.models.encoders import EncoderConfig
+from relic_jax.models.policy import PolicyConfig
+from relic_jax.models.transformer import TransformerConfig
+
+HORIZON = 100
+
+
+def strategy(hint):
+    """Any value of a field's type."""
+    if dataclasses.is_dataclass(hint):
+        fields = {name: strategy(h) for name, h in typing.get_type_hints(hint).items()}
+        return st.builds(hint, **fields)
+    if typing.get_origin(hint) is typing.Literal:
+        return st.sampled_from(typing.get_args(hint))
+    if options := typing.get_args(hint):
+        return st.one_of(*map(strategy, options))
+    floats = st.floats(allow_nan=False, allow_infinity=False)
+    simple = {int: st.integers(), bool: st.booleans(), str: st.text(), float: floats, type(None): st.none()}
+    return simple[hint]
+
+
+def changed(field, value, config=None):
+    """`config` (default: the defaults) with the dotted `field` set."""
+    config = config or TrainConfig()
+    head, _, rest = field.partition(".")
+    return replace(config, **{head: changed(rest, value, getattr(config, head)) if rest else value})
+
+
+def leaves(config, path=""):
+    """(dotted name, value) of every field that is not a config itself."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from leaves(value, f"{path}{field.name}.")
+        else:
+            yield path + field.name, value
+
+
+@given(strategy(TrainConfig))
+def test_json_round_trip_of_any_config(config):
+    again = from_json(to_json(config))
+    assert again == config
+    assert [type(value) for _, value in leaves(again)] == [type(value) for _, value in leaves(config)]
+
+
+def test_whole_numbers_are_accepted_for_real_fields_and_become_real():
+    lr = from_json('{"ppo": {"lr": 1}}').ppo.lr
+    assert lr == 1.0 and type(lr) is float
+
+
+def test_missing_fields_take_their_defaults():
+    assert from_json("{}") == TrainConfig()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("not json", "config is not JSON"),
+        ("{", "config is not JSON"),
+        ("[" * 100_000, "config is not JSON"),
+        ("9" * 5000, "config is not JSON"),
+        ("[]", "config is []; allowed: an object"),
+        ('{"nonsense": 1}', "nonsense is unknown; allowed: checkpoint_minutes, chunk"),
+        ('{"ppo": {"learning_rate": 1}}', "ppo.learning_rate is unknown; allowed: accumulate"),
+        ('{"ppo": 3}', "ppo is 3; allowed: an object"),
+        ('{"seed": "1"}', "seed is '1'; allowed: int"),
+        ('{"seed": 1.0}', "seed is 1.0; allowed: int"),
+        ('{"seed": true}', "seed is True; allowed: int"),
+        ('{"seed": null}', "seed is None; allowed: int"),
+        ('{"ppo": {"lr": "fast"}}', "ppo.lr is 'fast'; allowed: float"),
+        ('{"ppo": {"lr": true}}', "ppo.lr is True; allowed: float"),
+        ('{"ppo": {"lr": 1' + "0" * 400 + "}}", "ppo.lr is 1000"),
+        ('{"ppo": {"value_clip": []}}', "ppo.value_clip is []; allowed: float or NoneType"),
+        ('{"ppo": {"shuffle": 1}}', "ppo.shuffle is 1; allowed: bool"),
+        ('{"chunk": "epoch"}', "chunk is 'epoch'; allowed: 'trial', 'segment'"),
+        ('{"chunk": ["trial"]}', "chunk is ['trial']; allowed"),
+        ('{"policy": {"encoder": {"observation": "RAW"}}}', "policy.encoder.observation is 'RAW'; allowed: 'raw'"),
+    ],
+)
+def test_bad_json_is_refused_in_one_line(text, said):
+    with pytest.raises(ConfigError) as error:
+        from_json(text)
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+@given(strategy(TrainConfig), strategy(TrainConfig))
+def test_differences_are_exactly_the_fields_that_differ(a, b):
+    expected = [name for (name, left), (_, right) in zip(leaves(a), leaves(b), strict=True) if left != right]
+    assert differences(a, b) == expected
+    assert differences(a, a) == []
+
+
+def test_differences_name_nested_fields():
+    assert differences(TrainConfig(), changed("policy.transformer.sink", "none")) == ["policy.transformer.sink"]
+
+
+def test_defaults_and_a_minimal_config_are_valid():
+    validate(TrainConfig(), horizon=HORIZON)
+    one = TrainConfig(
+        total_steps=1,
+        policy=PolicyConfig(TransformerConfig(layers=1, heads=1, width=2, mlp_width=1, max_positions=3)),
+        trial=TrialConfig(environments=1, steps=1, updates=1),
+        ppo=PPOConfig(epochs=1, minibatches=1, accumulate=1),
+        eval=EvalConfig(episodes=1),
+    )
+    validate(one, horizon=1)
+
+
+def test_trials_are_rounded_up():
+    trial = TrialConfig(environments=4, steps=10, updates=5)
+    assert trial.segment == 2
+    assert [TrainConfig(total_steps=n, trial=trial).trials for n in (1, 40, 41, 80)] == [1, 1, 2, 2]
+
+
+BAD = [
+    ("seed", -1, "0 … 2^32−1"),
+    ("seed", 2**32, "0 … 2^32−1"),
+    ("total_steps", 0, "more than 0"),
+    ("total_steps", -5, "more than 0"),
+    ("total_steps", 2**31, "less than 2^31"),
+    ("total_steps", 2**31 - 1, "less than 2^31 when rounded up"),
+    ("checkpoint_minutes", -1.0, "more than 0"),
+    ("devices", 0, "a divisor of trial.environments / ppo.minibatches (1)"),
+    ("devices", -1, "a divisor of"),
+    ("devices", 3, "a divisor of"),
+    ("policy.transformer.heads", 7, "a divisor of policy.transformer.width (64)"),
+    ("policy.transformer.heads", 64, "an even width per head (it is 1"),
+    ("policy.transformer.heads", 0, "more than 0"),
+    ("policy.transformer.width", -64, "more than 0"),
+    ("policy.transformer.layers", 0, "more than 0"),
+    ("policy.transformer.depth_dropout", 1.0, "0 or more and less than 1"),
+    ("policy.transformer.depth_dropout", -0.1, "0 or more and less than 1"),
+    ("policy.transformer.max_positions", HORIZON + 1, f"at least {HORIZON + 2}"),
+    ("trial.environments", -8, "more than 0"),
+    ("trial.steps", 4097, "a multiple of trial.updates (16)"),
+    ("trial.updates", 3, "a multiple of trial.updates (3)"),
+    ("ppo.minibatches", 3, "a divisor of trial.environments (8)"),
+    ("ppo.accumulate", 3, "a divisor of ppo.minibatches (8)"),
+    ("ppo.epochs", 0, "more than 0"),
+    ("ppo.lr", 0.0, "more than 0"),
+    ("ppo.lr", -1e-3, "more than 0"),
+    ("ppo.lr_final", -1e-3, "0 or more"),
+    ("ppo.warmup_steps", -1, "0 or more"),
+    ("ppo.gamma", 1.01, "0 … 1"),
+    ("ppo.gamma", -0.01, "0 … 1"),
+    ("ppo.gae_lambda", 2.0, "0 … 1"),
+    ("ppo.clip", -0.2, "more than 0"),
+    ("ppo.value_clip", 0.0, "more than 0, or None"),
+    ("ppo.value_coef", -1.0, "0 or more"),
+    ("ppo.entropy_coef", -0.1, "0 or more"),
+    ("ppo.entropy_coef_final", -0.1, "0 or more"),
+    ("ppo.max_grad_norm", 0.0, "more than 0"),
+    ("ppo.reward_scale", 0.0, "more than 0"),
+    ("ppo.adam_eps", 0.0, "more than 0"),
+    ("ppo.credit", "trial", "ppo.shuffle False or ppo.last_update 'partial'"),
+    ("eval.episodes", 0, "more than 0"),
+    ("eval.repeats", -2, "more than 0"),
+    ("eval.context_limit", 0, "more than 0, or None"),
+    ("eval.expert_episodes", 40, "0 … eval.episodes − 1"),
+    ("eval.expert_episodes", -1, "0 … eval.episodes − 1"),
+]
+
+
+@pytest.mark.parametrize(("field", "value", "allowed"), BAD, ids=[f"{f}={v}" for f, v, _ in BAD])
+def test_refusal_names_the_field_the_value_and_what_is_allowed(field, value, allowed):
+    with pytest.raises(ConfigError) as error:
+        validate(changed(field, value), horizon=HORIZON)
+    message = str(error.value)
+    named = "trial.steps" if field == "trial.updates" else field  # named together
+    shown = 4096 if field == "trial.updates" else value
+    assert message.startswith(f"{named} is {shown!r}; allowed: ")
+    assert allowed in message and "\n" not in message
+
+
+REAL_FIELDS = [name for name, value in leaves(changed("ppo.entropy_coef_final", 0.1)) if isinstance(value, float)]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("field", REAL_FIELDS)
+def test_no_real_field_takes_nan_or_infinity(field, value):
+    with pytest.raises(ConfigError) as error:
+        validate(changed(field, value), horizon=HORIZON)
+    assert str(error.value) == f"{field} is {value!r}; allowed: a finite number"
+
+
+def test_only_what_is_used_is_required():
+    transformer = TransformerConfig(width=6, heads=2, episode_rope=False, max_positions=1, step_embedding=False)
+    validate(replace(TrainConfig(), policy=PolicyConfig(transformer, EncoderConfig())), horizon=HORIZON)
+    without_sink = TransformerConfig(sink="none", max_positions=HORIZON + 1)
+    validate(replace(TrainConfig(), policy=PolicyConfig(without_sink)), horizon=HORIZON)
+
+
+def test_json_is_readable():
+    text = to_json(TrainConfig())
+    assert text.endswith("}\n") and "\n  " in text
+    assert json.loads(text)["ppo"]["gamma"] == 0.99

@@ -1,0 +1,252 @@
+"""In-context curves on situations with known answers, intervals, and the files that hold them."""
+
+import csv
+import dataclasses
+import functools
+import io
+import json
+from dataclasses import replace
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from envs.base import split_hash
+from envs.darkroom.env import Darkroom
+from envs.registry import make
+from relic_jax import evaluate
+from relic_jax.config import ConfigError, EvalConfig
+from relic_jax.evaluate import Curves, bootstrap_interval, in_context_curves, summarise, to_csv
+from relic_jax.models.policy import PolicyConfig, policy_for
+from relic_jax.models.transformer import TransformerConfig
+
+POLICY = PolicyConfig(
+    TransformerConfig(layers=1, heads=2, width=8, mlp_width=8, max_positions=128, attention="reference")
+)
+
+
+@functools.cache
+def curves(name, seed=0, split="test", **options):
+    env = make(name)
+    policy = policy_for(env, POLICY)
+    # a policy that reads its context and acts on it, with probabilities far from uniform
+    params = jax.tree.map(lambda x: 3 * x, policy.init(jax.random.key(1)))
+    params["actor"]["kernel"] *= 100
+    return in_context_curves(policy, params, env, EvalConfig(**options), split=split, seed=seed)
+
+
+def same(a, b):
+    return np.array_equal(a.returns, b.returns) and np.array_equal(a.trial.action, b.trial.action)
+
+
+def test_shapes_dtypes_and_the_first_trial():
+    found = curves("darkroom-dpt", episodes=2)
+    assert found.returns.shape == found.successes.shape == (20, 2)
+    assert found.returns.dtype == np.float32 and found.successes.dtype == bool
+    trial = found.trial
+    assert trial.action.shape == trial.reward.shape == trial.first.shape == (200,)
+    assert trial.observation.shape == (200, 2)
+    assert np.flatnonzero(trial.first).tolist() == [0, 100]
+    assert np.array_equal(trial.task.goal, make("darkroom-dpt").tasks("test").goal[0])
+    assert trial.reward.reshape(2, 100).sum(1).tolist() == found.returns[0].tolist()
+
+
+def test_success_is_the_environments_own():
+    found = curves("darkroom-dpt", episodes=3, expert_episodes=2)
+    assert found.successes[:, :2].all()
+    assert found.successes[0, 2] == (found.trial.reward[-1] > 0)
+
+
+def test_the_expert_earns_exactly_its_return_in_its_episodes():
+    found = curves("darkroom-dpt", episodes=3, expert_episodes=2)
+    distance = make("darkroom-dpt").tasks("test").goal.sum(1)
+    expected = np.where(distance == 0, 100, 101 - distance)  # the step that reaches the goal is the first rewarded
+    assert np.array_equal(found.returns[:, :2], np.stack([expected, expected], 1))
+    assert not np.array_equal(found.returns[:, 2], expected)
+
+
+def test_episodes_that_end_early_leave_exactly_the_first_ones():
+    """The expert reaches every goal within 20 steps; its episodes are as long as the goal is far."""
+    found = curves("darkroom-hard-17", episodes=4, expert_episodes=3)
+    distance = make("darkroom-hard-17").tasks("test").goal.sum(1)
+    reachable = (distance <= 20).astype(np.float32)
+    assert found.returns.shape == (29, 4)
+    assert np.array_equal(found.returns[:, :3], np.stack([reachable] * 3, 1))
+    assert np.array_equal(found.successes[:, :3], found.returns[:, :3] > 0)
+    length = min(max(int(distance[0]), 1), 20)
+    assert np.flatnonzero(found.trial.first)[:4].tolist() == [0, length, 2 * length, 3 * length]
+    assert found.trial.first.sum() == 4
+
+
+def test_repeats_are_task_major():
+    found = curves("darkroom-dpt", episodes=2, expert_episodes=1, repeats=2)
+    distance = make("darkroom-dpt").tasks("test").goal.sum(1)
+    assert np.array_equal(found.returns[:, 0], np.repeat(np.where(distance == 0, 100, 101 - distance), 2))
+    assert not np.array_equal(found.returns[::2, 1], found.returns[1::2, 1])
+
+
+def test_the_seed_decides():
+    once = curves("darkroom-dpt", episodes=2)
+    curves.cache_clear()
+    assert same(once, curves("darkroom-dpt", episodes=2))
+    assert not same(once, curves("darkroom-dpt", episodes=2, seed=1))
+
+
+def test_a_context_limit_beyond_everything_changes_nothing_and_a_small_one_does():
+    free = curves("darkroom-dpt", episodes=2)
+    assert same(free, curves("darkroom-dpt", episodes=2, context_limit=200))
+    assert same(free, curves("darkroom-dpt", episodes=2, context_limit=10_000))
+    limited = curves("darkroom-dpt", episodes=2, context_limit=1)
+    assert not same(free, limited)
+    assert np.array_equal(free.trial.action[0], limited.trial.action[0])  # the first step sees the same
+
+
+def test_one_chunk_is_traced_once_and_progress_reaches_one(monkeypatch):
+    make_chunk = evaluate._chunk_function
+
+    def counted(*arguments):
+        return chex.assert_max_traces(make_chunk(*arguments), n=1)
+
+    chex.clear_trace_counter()
+    monkeypatch.setattr(evaluate, "_chunk_function", counted)
+    env, seen = make("darkroom-ad-9"), []
+    policy = policy_for(env, POLICY)
+    params = policy.init(jax.random.key(0))
+    in_context_curves(policy, params, env, EvalConfig(episodes=4), progress=seen.append)
+    assert seen == [0.25, 0.5, 0.75, 1.0]
+
+
+def test_parameters_are_not_touched():
+    env = make("darkroom-ad-9")
+    policy = policy_for(env, POLICY)
+    params = policy.init(jax.random.key(0))
+    before = jax.tree.map(np.array, params)
+    in_context_curves(policy, params, env, EvalConfig(episodes=1))
+    chex.assert_trees_all_equal(before, params)
+
+
+def test_an_expert_that_does_not_exist_is_refused():
+    env = make("probe-value")
+    policy = policy_for(env, POLICY)
+    with pytest.raises(ConfigError) as error:
+        in_context_curves(policy, {}, env, EvalConfig(episodes=2, expert_episodes=1))
+    assert str(error.value) == "eval.expert_episodes is 1; allowed: 0, probe-value has no expert"
+
+
+def test_last_reward_is_shown_where_it_was_in_training():
+    @dataclasses.dataclass(frozen=True)
+    class Spy(Darkroom):
+        pass
+
+    env = Spy("spy", 3, 3, 3, end_on_goal=True)
+    policy = policy_for(env, POLICY)
+    params = jax.tree.map(lambda x: 10 * x, policy.init(jax.random.key(1)))
+    params["actor"]["kernel"] *= 100
+    config = EvalConfig(episodes=20, repeats=4)
+    shown, hidden = (
+        in_context_curves(policy, params, env, config, split="train", show_last_reward=show) for show in (True, False)
+    )
+    assert not np.array_equal(shown.returns, hidden.returns)
+
+
+# --- intervals ---
+
+
+def test_no_variance_no_width():
+    low, high = bootstrap_interval([np.full((4, 3), 7.0), np.full((4, 3), 7.0)], tasks=4)
+    assert low.tolist() == high.tolist() == [7.0, 7.0, 7.0]
+
+
+def test_repeats_are_averaged_within_their_task_before_anything_is_drawn():
+    task_major = np.array([[0.0], [10.0], [4.0], [6.0]])  # two tasks of two repeats, both of mean 5
+    low, high = bootstrap_interval([task_major], tasks=2)
+    assert (low.tolist(), high.tolist()) == ([5.0], [5.0])
+    low, high = bootstrap_interval([task_major], tasks=4)
+    assert low[0] < 5.0 < high[0]
+
+
+def test_two_tasks_by_hand():
+    """Means of two draws from {0, 1}: 0, ½, 1 with probabilities ¼, ½, ¼, so the 95% interval is everything."""
+    low, high = bootstrap_interval([np.array([[0.0], [1.0]])], tasks=2)
+    assert (low.tolist(), high.tolist()) == ([0.0], [1.0])
+
+
+def test_two_seeds_by_hand():
+    """Seeds are drawn too: with all tasks alike, the mean is that of two draws from the seeds."""
+    low, high = bootstrap_interval([np.full((50, 1), 0.0), np.full((50, 1), 1.0)], tasks=50)
+    assert (low.tolist(), high.tolist()) == ([0.0], [1.0])
+
+
+def test_interval_has_the_closed_form_width_for_many_tasks():
+    values = np.random.default_rng(0).normal(3.0, 2.0, (400, 1))
+    low, high = bootstrap_interval([values], tasks=400, resamples=8000)
+    error = 1.96 * values.std() / np.sqrt(400)
+    assert low[0] == pytest.approx(values.mean() - error, abs=0.02)
+    assert high[0] == pytest.approx(values.mean() + error, abs=0.02)
+
+
+def test_interval_covers_the_true_mean_about_95_times_in_100():
+    rng = np.random.default_rng(1)
+    low, high = bootstrap_interval([rng.normal(size=(60, 500))], tasks=60, resamples=1000)  # 500 independent columns
+    assert 0.91 <= np.mean((low <= 0) & (high >= 0)) <= 0.98
+
+
+def test_interval_is_deterministic_in_its_seed():
+    values = [np.random.default_rng(0).normal(size=(10, 2))]
+    once, again, other = (bootstrap_interval(values, tasks=10, resamples=200, seed=seed) for seed in (0, 0, 1))
+    assert np.array_equal(once, again) and not np.array_equal(once, other)
+
+
+# --- files ---
+
+
+@pytest.fixture
+def summary():
+    env, config = make("darkroom-ad-9"), EvalConfig(episodes=3, expert_episodes=0)
+    rng = np.random.default_rng(0)
+    runs = [Curves(returns := rng.random((9, 3), np.float32), returns > 0.5, trial=None) for _ in range(2)]
+    return runs, summarise(env, "test", config, runs, {"random": 0.5, "optimal": 16.5}, {"commit": "abc"})
+
+
+def test_summary_says_everything_needed_to_judge_the_curve(summary):
+    runs, found = summary
+    returns = np.stack([run.returns for run in runs])
+    assert found["env"] == "darkroom-ad-9" and found["split"] == "test" and found["tasks"] == 9 and found["seeds"] == 2
+    assert found["split_hash"] == split_hash(make("darkroom-ad-9").tasks("test"))
+    assert (found["episodes"], found["repeats"], found["expert_episodes"], found["context_limit"]) == (3, 1, 0, None)
+    assert found["lines"] == {"random": 0.5, "optimal": 16.5} and found["commit"] == "abc"
+    np.testing.assert_allclose(found["return"]["mean"], returns.mean((0, 1)), rtol=1e-6)
+    np.testing.assert_allclose(found["success"]["mean"], (returns > 0.5).mean((0, 1)))
+    for kind in ("return", "success"):
+        low, mean, high = (np.array(found[kind][part]) for part in ("low", "mean", "high"))
+        assert low.shape == (3,) and (low < mean).all() and (mean < high).all()
+    assert np.array_equal(np.array(found["raw_returns"], np.float32), returns)
+    assert np.array_equal(np.array(found["raw_successes"], bool), returns > 0.5)
+    for seed, run in zip(found["per_seed"], runs, strict=True):
+        assert seed["first"] == pytest.approx(run.returns[:, 0].mean())
+        assert seed["later"] == pytest.approx(run.returns[:, 1:].mean())
+
+
+def test_summary_survives_json(summary):
+    _, found = summary
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_nothing_later_than_the_only_episode(summary):
+    runs, _ = summary
+    short = [replace(run, returns=run.returns[:, :1], successes=run.successes[:, :1]) for run in runs]
+    lines = {"random": 0.5, "optimal": None}
+    found = summarise(make("darkroom-ad-9"), "test", EvalConfig(episodes=1), short, lines, {})
+    assert [seed["later"] for seed in found["per_seed"]] == [None, None]
+
+
+def test_csv_has_one_line_per_episode_with_the_same_numbers(summary):
+    _, found = summary
+    rows = list(csv.DictReader(io.StringIO(to_csv(found))))
+    assert [row["episode"] for row in rows] == ["1", "2", "3"]
+    for kind in ("return", "success"):
+        for part in ("mean", "low", "high"):
+            np.testing.assert_allclose([float(row[f"{kind}_{part}"]) for row in rows], found[kind][part], rtol=1e-5)
+    assert len(rows[0]) == 7 and jnp.isfinite(jnp.array([float(x) for x in rows[0].values()])).all()

@@ -1,0 +1,212 @@
+"""Trackers: what the files hold, what a person sees, what a kill leaves behind."""
+
+import io
+import json
+import re
+import sys
+
+import pytest
+
+from relic_jax.config import ConfigError
+from relic_jax.tracking import (
+    Console,
+    JsonLines,
+    TensorBoard,
+    Trackers,
+    WandB,
+    duration,
+    load_extra,
+    read_lines,
+    write_atomically,
+)
+
+CLOCK = {"seconds": 2.0, "steps_per_second": 1234.5, "seconds_left": 75.0}
+
+
+def record(env_steps, **values):
+    return {"env_steps": env_steps, "loss": 0.1 + env_steps, **values}
+
+
+def write_log(folder, *steps):
+    log = JsonLines(folder, 0)
+    for env_steps in steps:
+        log.log(record(env_steps), CLOCK)
+    log.close()
+
+
+def test_metrics_and_timing_are_kept_apart(tmp_path):
+    write_log(tmp_path, 10, 20)
+    assert read_lines(tmp_path / "metrics.jsonl") == [record(10), record(20)]
+    assert read_lines(tmp_path / "timing.jsonl") == [{"env_steps": 10, **CLOCK}, {"env_steps": 20, **CLOCK}]
+
+
+def test_lines_are_on_disk_as_soon_as_they_are_logged(tmp_path):
+    log = JsonLines(tmp_path, 0)
+    log.log(record(10), CLOCK)
+    assert (tmp_path / "metrics.jsonl").read_text() == json.dumps(record(10)) + "\n"
+    log.close()
+
+
+@pytest.mark.parametrize(("checkpoint", "kept"), [(0, []), (10, [10]), (25, [10, 20]), (30, [10, 20, 30])])
+def test_reopening_drops_what_was_logged_after_the_checkpoint(tmp_path, checkpoint, kept):
+    write_log(tmp_path, 10, 20, 30)
+    JsonLines(tmp_path, checkpoint).close()
+    for name in ("metrics.jsonl", "timing.jsonl"):
+        assert [line["env_steps"] for line in read_lines(tmp_path / name)] == kept
+
+
+def test_interrupted_and_reopened_file_is_byte_for_byte_the_uninterrupted_one(tmp_path):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    whole.mkdir()
+    cut.mkdir()
+    write_log(whole, 10, 20, 30)
+    write_log(cut, 10, 20)
+    with (cut / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(record(30))[:-7])
+    log = JsonLines(cut, 10)
+    log.log(record(20), CLOCK)
+    log.log(record(30), CLOCK)
+    log.close()
+    assert (cut / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("cut", [1, 5, 20])
+def test_a_line_that_a_kill_cut_short_is_left_out(tmp_path, cut):
+    write_log(tmp_path, 10, 20)
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(path.read_text()[:-1] + "\n" + json.dumps(record(30))[:cut])
+    assert read_lines(path) == [record(10), record(20)]
+
+
+def test_write_atomically_replaces_and_leaves_nothing_else(tmp_path):
+    path = tmp_path / "file"
+    write_atomically(path, "old")
+    write_atomically(path, "new")
+    assert path.read_text() == "new" and [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_write_atomically_keeps_the_old_content_when_it_fails(tmp_path):
+    path = tmp_path / "file"
+    write_atomically(path, "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_atomically(path, "half of it \ud800")
+    assert path.read_text() == "old"
+
+
+def test_console_line_says_where_the_run_is_and_how_it_does():
+    losses = {"policy_loss": -0.01234, "value_loss": 0.5, "entropy": 1.609}
+    line = Console(4000, io.StringIO()).line({"env_steps": 1000, "return": 12.25, "success": 0.5, **losses}, CLOCK)
+    parts = [part.strip() for part in line.split(" · ")]
+    assert parts == [
+        "1,000/4,000 steps ( 25%)",
+        "1,234 steps/s",
+        "1:15 left",
+        "return 12.25",
+        "success 50%",
+        "policy -0.0123",
+        "value 0.5",
+        "entropy 1.61",
+    ]
+
+
+def test_console_line_without_a_finished_episode_has_no_return():
+    line = Console(4000, io.StringIO()).line({"env_steps": 1000, "episodes": 0.0, "entropy": 1.6}, CLOCK)
+    assert "return" not in line and "success" not in line and "entropy 1.6" in line
+
+
+def test_console_prints_the_first_and_the_last_record_whatever_the_interval():
+    stream = io.StringIO()
+    console = Console(30, stream, interval=1e9)
+    for env_steps in (10, 20, 30):
+        console.log(record(env_steps), CLOCK)
+    console.close()
+    assert [line.split("/")[0].strip() for line in stream.getvalue().splitlines()] == ["10", "30"]
+    assert "\r" not in stream.getvalue() and "\x1b" not in stream.getvalue()
+
+
+def test_console_is_one_live_line_on_a_terminal():
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    stream = Terminal()
+    console = Console(20, stream)
+    console.log(record(10), CLOCK)
+    console.log(record(20), CLOCK)
+    console.close()
+    assert stream.getvalue().count("\n") == 1 and stream.getvalue().endswith("\n")
+    assert re.findall(r"\r\x1b\[K +(\d+)/20", stream.getvalue()) == ["10", "20"]
+
+
+def test_durations():
+    assert [duration(s) for s in (0, 59.6, 75, 3600, 100_000)] == ["0:00", "1:00", "1:15", "1:00:00", "27:46:40"]
+
+
+def test_several_trackers_all_get_everything(tmp_path):
+    class Spy:
+        def __init__(self):
+            self.seen = []
+
+        def log(self, record, clock):
+            self.seen.append((record, clock))
+
+        def close(self):
+            self.seen.append("closed")
+
+    spies = [Spy(), Spy()]
+    trackers = Trackers(spies)
+    trackers.log(record(10), CLOCK)
+    trackers.close()
+    assert all(spy.seen == [(record(10), CLOCK), "closed"] for spy in spies)
+
+
+def test_tensorboard_holds_readable_scalars(tmp_path):
+    pytest.importorskip("tensorboardX")
+    from tensorboardX.proto import event_pb2
+
+    tracker = TensorBoard(tmp_path)
+    tracker.log({"env_steps": 10, "return": 2.5}, CLOCK)
+    tracker.log({"env_steps": 20, "return": 3.5}, CLOCK)
+    tracker.close()
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    data, found = file.read_bytes(), []
+    while data:  # a record: length (8 bytes), checksum (4), content, checksum (4)
+        length = int.from_bytes(data[:8], "little")
+        event = event_pb2.Event.FromString(data[12 : 12 + length])
+        found += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
+        data = data[12 + length + 4 :]
+    assert [(step, value) for step, tag, value in found if tag == "return"] == [(10, 2.5), (20, 3.5)]
+    assert (20, "steps_per_second", 1234.5) in found
+
+
+@pytest.mark.parametrize(("extra", "module"), [("wandb", "wandb"), ("tensorboard", "tensorboardX")])
+def test_a_missing_extra_is_named(tmp_path, monkeypatch, extra, module):
+    monkeypatch.setitem(sys.modules, module, None)  # what python does where it is not installed
+    makers = {"wandb": lambda: WandB(tmp_path, {}), "tensorboard": lambda: TensorBoard(tmp_path)}
+    for attempt in (makers[extra], lambda: load_extra(extra)):
+        with pytest.raises(ConfigError) as error:
+            attempt()
+        assert str(error.value) == f"track is '{extra}'; it needs: pip install 'relic-jax[{extra}]'"
+
+
+def test_wandb_gets_every_record_at_its_step(tmp_path, monkeypatch):
+    class FakeRun:
+        logged, finished = [], False
+
+        def log(self, values, step):
+            self.logged.append((step, values))
+
+        def finish(self):
+            FakeRun.finished = True
+
+    class FakeWandB:
+        @staticmethod
+        def init(**options):
+            assert options["name"] == tmp_path.name and options["config"] == {"seed": 0}
+            return FakeRun()
+
+    monkeypatch.setitem(sys.modules, "wandb", FakeWandB)
+    tracker = WandB(tmp_path, {"seed": 0})
+    tracker.log(record(10), CLOCK)
+    tracker.close()
+    assert FakeRun.logged == [(10, {**record(10), **CLOCK})] and FakeRun.finished
