@@ -1,1 +1,1 @@
-"""In-context reinforcement learning in JAX: transformers trained by RL over long trials that improve with weights frozen."""
+"""In-context reinforcement learning in JAX: policies trained over long trials, which improve with weights frozen."""

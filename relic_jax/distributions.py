@@ -12,13 +12,21 @@ from flax import struct
 class Distribution(Protocol):
     """Batched over every leading axis of its parameters; heads for continuous actions implement the same."""
 
-    def sample(self, key: jax.Array) -> jax.Array: ...
+    def sample(self, key: jax.Array) -> jax.Array:
+        """One action per leading index. key: typed PRNG key []."""
+        ...
 
-    def log_prob(self, action: jax.Array) -> jax.Array: ...
+    def log_prob(self, action: jax.Array) -> jax.Array:
+        """Log-probability (or density) of `action`: float32 [...]."""
+        ...
 
-    def entropy(self) -> jax.Array: ...
+    def entropy(self) -> jax.Array:
+        """Entropy in nats: float32 [...]."""
+        ...
 
-    def mode(self) -> jax.Array: ...
+    def mode(self) -> jax.Array:
+        """The most likely action."""
+        ...
 
 
 @struct.dataclass
@@ -28,14 +36,18 @@ class Categorical:
     logits: jax.Array
 
     def sample(self, key: jax.Array) -> jax.Array:
+        """int32 [...]. key: typed PRNG key []."""
         return jax.random.categorical(key, self.logits).astype(jnp.int32)
 
     def log_prob(self, action: jax.Array) -> jax.Array:
+        """float32 [...]; action: int32 [...]."""
         return jnp.take_along_axis(jax.nn.log_softmax(self.logits), action[..., None], axis=-1)[..., 0]
 
     def entropy(self) -> jax.Array:
+        """In nats: float32 [...]."""
         log_p = jax.nn.log_softmax(self.logits)
         return -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
 
     def mode(self) -> jax.Array:
+        """The most likely action: int32 [...]."""
         return jnp.argmax(self.logits, axis=-1).astype(jnp.int32)

@@ -11,8 +11,7 @@ PyTree = Any
 Params = Any
 
 
-@struct.dataclass
-class StepInput:
+class StepInput(struct.PyTreeNode):
     """What the policy reads at one step ([B] leading) or at a block of steps ([B, Q] leading).
 
     observation: pytree of arrays [B, (Q,) ...].
@@ -27,8 +26,7 @@ class StepInput:
     first: jax.Array
 
 
-@struct.dataclass
-class Trajectory:
+class Trajectory(struct.PyTreeNode):
     """The steps of a trial so far, batch-major, preallocated for T steps. All leaves [B, T, ...].
 
     inputs: what the policy read. action: int32. log_prob: float32, of the acting policy. value: float32, the newest

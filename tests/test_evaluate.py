@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 
 from envs.base import split_hash
-from envs.darkroom.env import Darkroom
+from envs.darkroom.env import Darkroom, DarkroomTask
 from envs.registry import make
 from relic_jax import evaluate
 from relic_jax.config import ConfigError, EvalConfig
+from relic_jax.distributions import Categorical
 from relic_jax.evaluate import Curves, bootstrap_interval, in_context_curves, summarise, to_csv
-from relic_jax.models.policy import PolicyConfig, policy_for
+from relic_jax.models.policy import PolicyConfig, PolicyOutput, policy_for
 from relic_jax.models.transformer import TransformerConfig
 
 POLICY = PolicyConfig(
@@ -33,7 +34,7 @@ def curves(name, seed=0, split="test", **options):
     policy = policy_for(env, POLICY)
     # a policy that reads its context and acts on it, with probabilities far from uniform
     params = jax.tree.map(lambda x: 3 * x, policy.init(jax.random.key(1)))
-    params["actor"]["kernel"] *= 100
+    params["actor"]["kernel"] *= 20
     return in_context_curves(policy, params, env, EvalConfig(**options), split=split, seed=seed)
 
 
@@ -135,20 +136,30 @@ def test_an_expert_that_does_not_exist_is_refused():
     assert str(error.value) == "eval.expert_episodes is 1; allowed: 0, probe-value has no expert"
 
 
-def test_last_reward_is_shown_where_it_was_in_training():
-    @dataclasses.dataclass(frozen=True)
-    class Spy(Darkroom):
-        pass
+@dataclasses.dataclass(frozen=True)
+class Corridor(Darkroom):
+    """Three cells in a row; the goal is the middle one."""
 
-    env = Spy("spy", 3, 3, 3, end_on_goal=True)
-    policy = policy_for(env, POLICY)
-    params = jax.tree.map(lambda x: 10 * x, policy.init(jax.random.key(1)))
-    params["actor"]["kernel"] *= 100
-    config = EvalConfig(episodes=20, repeats=4)
-    shown, hidden = (
-        in_context_curves(policy, params, env, config, split="train", show_last_reward=show) for show in (True, False)
-    )
-    assert not np.array_equal(shown.returns, hidden.returns)
+    def tasks(self, split):
+        return DarkroomTask(np.array([[1, 0]], np.int32))
+
+
+class Scripted:
+    """Moves on, but stays after a step that was rewarded as far as it can see."""
+
+    def initial_memory(self, batch, capacity):
+        return jnp.zeros((batch,))
+
+    def act(self, params, memory, inputs, *, window):
+        action = jnp.where(inputs.previous_reward > 0, 4, 0)
+        return PolicyOutput(Categorical(1000.0 * jax.nn.one_hot(action, 5)), memory), memory
+
+
+@pytest.mark.parametrize(("show", "actions"), [(False, [0, 0, 0]), (True, [0, 4, 0, 4, 0])])
+def test_the_last_reward_is_seen_only_where_it_is_to_be_shown(show, actions):
+    env = Corridor("corridor", 3, 1, 3, end_on_goal=True)
+    found = in_context_curves(Scripted(), {}, env, EvalConfig(episodes=3), show_last_reward=show)
+    assert found.trial.action.tolist() == actions and found.returns.tolist() == [[1.0, 1.0, 1.0]]
 
 
 # --- intervals ---

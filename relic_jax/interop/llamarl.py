@@ -38,6 +38,8 @@ def transformer_config(config: Mapping[str, Any], arrays: Mapping[str, Any] | No
         "position_embed_type": ("learnable",),
         "reset_position_index": (True,),
         "num_sink_tokens": (1,),
+        "gated_residual": (False,),
+        "num_key_value_heads": (config["num_attention_heads"],),
     }
     if config.get("add_sequence_idx_embed", False):
         supported["sequence_embed_type"] = ("rope",)
@@ -153,19 +155,20 @@ def _empty(cfg: TransformerConfig, batch: int, capacity: int) -> kv.KVCache:
     )
 
 
+def _apply(cfg: TransformerConfig, params: Params, *inputs: Any, decode: bool = False) -> Any:
+    return Transformer(cfg).apply({"params": params}, *inputs, decode=decode)
+
+
 def _forward(cfg: TransformerConfig, params: Params, x: jax.Array, first: jax.Array) -> jax.Array:
-    return Transformer(cfg).apply({"params": params}, x, first, _empty(cfg, x.shape[0], 0))[0]
+    return _apply(cfg, params, x, first, _empty(cfg, x.shape[0], 0))[0]
 
 
 def _decode(cfg: TransformerConfig, params: Params, x: jax.Array, first: jax.Array) -> jax.Array:
     def step(cache: kv.KVCache, inputs: tuple[jax.Array, jax.Array]) -> tuple[kv.KVCache, jax.Array]:
         x_t, first_t = inputs
-        hidden, cache = Transformer(cfg).apply(
-            {"params": params}, x_t[:, None], first_t[:, None], cache, decode=True
-        )
+        hidden, cache = _apply(cfg, params, x_t[:, None], first_t[:, None], cache, decode=True)
         return cache, hidden[:, 0]
 
     cache = _empty(cfg, x.shape[0], x.shape[1])
     _, hidden = jax.lax.scan(step, cache, (x.swapaxes(0, 1), first.T))
     return hidden.swapaxes(0, 1)
-

@@ -10,8 +10,7 @@ from jax import lax
 from relic_jax.models.attention import Context
 
 
-@struct.dataclass
-class KVCache:
+class KVCache(struct.PyTreeNode):
     """Explicit, passed in and returned. One array per layer: stacking the layers or another axis order is 4–15× slower.
 
     keys, values: a tuple with one [B, H, S, D] per layer; keys are rotated.
@@ -30,6 +29,7 @@ class KVCache:
 
     @property
     def capacity(self) -> int:
+        """S, the number of slots."""
         return self.episodes.shape[1]
 
     def context(self, layer: int) -> Context:

@@ -7,6 +7,7 @@ argument and result. The two ways agree to rounding: acting K times equals unrol
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -48,6 +49,7 @@ class PolicyNetwork(nn.Module):
     high: tuple[float, ...]
 
     def setup(self) -> None:
+        """Declares the parameters."""
         width = self.config.transformer.width
         init = nn.initializers.normal(0.02)
         self.encoder = VectorEncoder(self.config.encoder, self.num_actions, width, self.low, self.high)
@@ -66,6 +68,7 @@ class PolicyNetwork(nn.Module):
         window: jax.Array | None = None,
         dropout_key: jax.Array | None = None,
     ) -> tuple[PolicyOutput, KVCache]:
+        """A block of steps, leading axes [B, Q]; see `Transformer.__call__`."""
         x = self.proj_in(self.encoder(inputs))
         hidden, memory = self.transformer(
             x, inputs.first, memory, decode=decode, valid=valid, window=window, dropout_key=dropout_key
@@ -85,6 +88,7 @@ class Policy:
 
     @property
     def network(self) -> PolicyNetwork:
+        """The Flax module."""
         return PolicyNetwork(self.config, self.num_actions, self.low, self.high)
 
     def init(self, key: jax.Array) -> Params:
@@ -118,7 +122,7 @@ class Policy:
         window: int32 [], the context is limited to that many last steps.
         """
         block = jax.tree.map(lambda x: x[:, None], inputs)
-        output, memory = self.network.apply({"params": params}, block, memory, decode=True, window=window)
+        output, memory = self._apply(params, block, memory, decode=True, window=window)
         return jax.tree.map(lambda x: x[:, 0], output), memory
 
     def unroll(
@@ -136,7 +140,13 @@ class Policy:
         garbage). dropout_key: given in training passes only. A memory of capacity 0 may be given for a pass over a
         whole trial whose keys and values nobody will read again.
         """
-        return self.network.apply({"params": params}, inputs, memory, valid=valid, dropout_key=dropout_key)
+        return self._apply(params, inputs, memory, valid=valid, dropout_key=dropout_key)
+
+    def _apply(
+        self, params: Params, inputs: StepInput, memory: KVCache, **options: Any
+    ) -> tuple[PolicyOutput, KVCache]:
+        result: Any = self.network.apply({"params": params}, inputs, memory, **options)
+        return result
 
     def peek(self, params: Params, memory: KVCache, inputs: StepInput) -> jax.Array:
         """Value of a step that is not taken into the memory. inputs: leading axis [B]. Returns float32 [B]."""

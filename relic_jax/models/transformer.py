@@ -60,6 +60,7 @@ class TransformerConfig:
 
     @property
     def head_width(self) -> int:
+        """D = d / H."""
         return self.width // self.heads
 
     @property
@@ -78,6 +79,7 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., d] → [..., d]."""
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
         y = x.astype(jnp.float32)
         y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + 1e-6)
@@ -90,6 +92,7 @@ class Block(nn.Module):
     config: TransformerConfig
 
     def setup(self) -> None:
+        """Declares the parameters."""
         cfg = self.config
 
         def linear(features: int) -> nn.Dense:
@@ -120,6 +123,7 @@ class Block(nn.Module):
         return x.reshape(*x.shape[:2], self.config.heads, self.config.head_width).swapaxes(1, 2)
 
     def mlp(self, x: jax.Array) -> jax.Array:
+        """down(gelu(gate(norm x)) · up(norm x)): [B, Q, d] → [B, Q, d]."""
         y = self.mlp_norm(x)
         return self.down_proj(nn.gelu(self.gate_proj(y), approximate=True) * self.up_proj(y))
 
@@ -173,6 +177,7 @@ class Transformer(nn.Module):
     config: TransformerConfig
 
     def setup(self) -> None:
+        """Declares the parameters."""
         cfg = self.config
         self.blocks = [Block(cfg) for _ in range(cfg.layers)]
         self.norm = RMSNorm()
@@ -215,7 +220,7 @@ class Transformer(nn.Module):
         x: [B, Q, d] embedded steps; first: bool [B, Q]. decode: Q = 1, attends by reading the whole cache. valid: int32
         [], only that many first steps of the block matter. window: int32 [], decode attends to that many last steps.
         dropout_key: draws the depth-dropout coins of a training pass. Returns (hidden [B, Q, d], cache); the new steps
-        are in the returned cache if it has any capacity (an empty cache of capacity 0 serves a pass over a whole trial).
+        are in the returned cache if it has any capacity (one of capacity 0 serves a pass over a whole trial).
         """
         cfg = self.config
         position, episode = kv.index_steps(cache, first)

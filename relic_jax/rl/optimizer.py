@@ -21,7 +21,7 @@ def make_optimizer(ppo: PPOConfig) -> optax.GradientTransformation:
 
 def clipped_mask(params: Params) -> PyTree:
     """True where the norm clip applies."""
-    return {name: jax.tree.map(lambda _: name != "critic", leaves) for name, leaves in params.items()}
+    return {name: jax.tree.map(lambda _, clip=name != "critic": clip, leaves) for name, leaves in params.items()}
 
 
 def learning_rate(ppo: PPOConfig, total_steps: int, env_steps: jax.Array) -> jax.Array:

@@ -6,6 +6,7 @@ so there the "devices" are virtual, one per core.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Callable
@@ -28,10 +29,8 @@ def configure_devices(config: TrainConfig) -> TrainConfig:
     ConfigError where more are asked for than there are.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
+    with contextlib.suppress(RuntimeError):  # devices are in use already: what there is has to do
         jax.config.update("jax_num_cpu_devices", max(cores, config.devices or 1))
-    except RuntimeError:  # devices are in use already: what there is has to do
-        pass
     available = len(jax.devices())
     if config.devices is not None:
         if config.devices > available:
@@ -47,8 +46,8 @@ def data_mesh(config: TrainConfig) -> Mesh:
     return Mesh(np.asarray(jax.devices()[: config.devices or 1]), (AXIS,))
 
 
-def state_specs(state: TrainState) -> TrainState:
-    """What of a TrainState is split over the environments (leading axis) and what is on every device."""
+def state_specs(state: TrainState) -> Any:
+    """A TrainState of PartitionSpecs: what is split over the environments (leading axis), what is on every device."""
 
     def everywhere(tree: PyTree) -> PyTree:
         return jax.tree.map(lambda _: P(), tree)
@@ -56,20 +55,15 @@ def state_specs(state: TrainState) -> TrainState:
     def split(tree: PyTree) -> PyTree:
         return jax.tree.map(lambda _: P(AXIS), tree)
 
-    return TrainState(
-        params=everywhere(state.params),
-        opt_state=everywhere(state.opt_state),
-        key=P(),
-        env_steps=P(),
-        segment=P(),
+    return everywhere(state).replace(
         trial=split(state.trial),
         trajectory=split(state.trajectory),
         memory=split(state.memory).replace(length=P()),
     )
 
 
-def state_shardings(config: TrainConfig, state: TrainState) -> TrainState:
-    """The same as shardings, for creating, loading and donating."""
+def state_shardings(config: TrainConfig, state: TrainState) -> Any:
+    """A TrainState of shardings, for creating, loading and donating."""
     mesh = data_mesh(config)
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), state_specs(state))
 

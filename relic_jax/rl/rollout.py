@@ -53,10 +53,8 @@ def collect(setup: Setup, params: Params, trial: TrialState, memory: KVCache, ke
     return Collected(trial, memory, steps, results, policy.peek(params, memory, step_input(trial)))
 
 
-def final_value(
-    setup: Setup, params: Params, memory: KVCache, action: jax.Array, result: TrialStep
-) -> jax.Array:
-    """Value of the observation that a time limit cut off, 0 elsewhere: float32 [B]. Computed only in steps with a cut."""
+def final_value(setup: Setup, params: Params, memory: KVCache, action: jax.Array, result: TrialStep) -> jax.Array:
+    """Value of the observation that a time limit cut off, 0 elsewhere: float32 [B]. Costs only where there is one."""
     zeros = jnp.zeros_like(result.reward)
     if setup.config.ppo.time_limit == "terminal":
         return zeros

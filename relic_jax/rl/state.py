@@ -18,8 +18,7 @@ from relic_jax.rl.optimizer import make_optimizer
 from relic_jax.types import Params, PyTree, StepInput, Trajectory
 
 
-@struct.dataclass
-class TrainState:
+class TrainState(struct.PyTreeNode):
     """Everything that a run needs to go on bit for bit. All of it is checkpointed.
 
     params, opt_state: pytrees. key: typed PRNG key []. env_steps: int32 [], taken so far by all environments together.
@@ -57,6 +56,7 @@ class Setup:
 
     @property
     def optimizer(self) -> Any:
+        """The optax transformation."""
         return make_optimizer(self.config.ppo)
 
     def mean(self, tree: PyTree) -> PyTree:

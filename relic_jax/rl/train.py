@@ -63,8 +63,8 @@ def compile_chunk(setup: Setup) -> Callable[[TrainState], tuple[TrainState, Any]
 def train(setup: Setup, folder: Path, make_tracker: Callable[[int], Tracker], *, resume: bool) -> Result:
     """Trains to the end, or until SIGINT or SIGTERM, which save and return.
 
-    folder: the run folder; checkpoints go to `folder/checkpoints`. make_tracker: called with the environment steps taken
-    before. resume: go on from the newest checkpoint (from the start, where the run was killed before the first one).
+    folder: the run folder; checkpoints go to `folder/checkpoints`. make_tracker: called with the environment steps that
+    were taken before. resume: go on from the newest checkpoint (from the start, where there is none yet).
     Raises NonFiniteError.
     """
     checkpoints = folder / "checkpoints"

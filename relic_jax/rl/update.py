@@ -24,6 +24,8 @@ from relic_jax.rl.state import Setup, TrainState, empty_trajectory, new_trial
 from relic_jax.types import Params, PyTree, Trajectory
 
 Metrics = dict[str, jax.Array]
+SOURCES = ("observation", "reward", "log_prob", "value", "loss", "gradient", "params")
+"""Where a number can stop being finite, in causal order."""
 
 
 class Batch(NamedTuple):
@@ -70,8 +72,8 @@ def segment_step(setup: Setup, state: TrainState) -> tuple[TrainState, Metrics]:
     counts = setup.total(episode_sums(collected) | finiteness(collected, metrics, params))
     metrics = setup.mean(metrics | {"reward": collected.results.reward.mean()}) | counts
     state = state.replace(params=params, opt_state=opt_state)
-    next_trial, next_context = (lambda s: start_trial(setup, s, after_key)), (lambda s: go_on(setup, s, after_key))
-    return lax.cond(is_last, next_trial, next_context, state), metrics
+    next_trial, next_segment = (lambda s: start_trial(setup, s, after_key)), (lambda s: go_on(setup, s, after_key))
+    return lax.cond(is_last, next_trial, next_segment, state), metrics
 
 
 def trial_step(setup: Setup, state: TrainState) -> tuple[TrainState, Metrics]:
@@ -167,7 +169,9 @@ def minibatch_loss(
     """The PPO loss averaged over the window only."""
     ppo = setup.config.ppo
     output = window_output(setup, params, batch, window, dropout_key)
-    steps, advantage, target = context.window((batch.trajectory, batch.advantage, batch.target), window.start, window.size)
+    steps, advantage, target = context.window(
+        (batch.trajectory, batch.advantage, batch.target), window.start, window.size
+    )
     log_prob = output.distribution.log_prob(steps.action)
     entropy = output.distribution.entropy().mean()
     policy_loss = losses.policy_loss(log_prob, steps.log_prob, advantage, ppo.clip).mean()
@@ -216,7 +220,7 @@ def go_on(setup: Setup, state: TrainState, key: jax.Array) -> TrainState:
 
 
 def start_trial(setup: Setup, state: TrainState, key: jax.Array) -> TrainState:
-    """After a trial's last update: new tasks, an empty context (zeroed, so that checkpoints of it compress to nothing)."""
+    """After a trial's last update: new tasks, an empty context (zeroed: checkpoints of it compress to nothing)."""
     trial = setup.config.trial
     return state.replace(
         segment=jnp.zeros_like(state.segment),
@@ -238,15 +242,20 @@ def episode_sums(collected: Collected) -> Metrics:
 
 
 def finiteness(collected: Collected, metrics: Metrics, params: Params) -> Metrics:
-    """Counts of non-finite numbers by where they first can appear, in causal order of the names' listing in `SOURCES`."""
+    """Counts of non-finite numbers in each of `SOURCES`."""
 
     def bad(tree: Any) -> jax.Array:
         leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
         return sum((~jnp.isfinite(x)).sum(dtype=jnp.float32) for x in leaves) + jnp.zeros(())
 
     steps = collected.steps
-    parts = (steps.inputs.observation, steps.reward, steps.log_prob, steps.value, metrics["loss"], metrics["grad_norm"], params)
-    return {f"nonfinite/{name}": bad(part) for name, part in zip(SOURCES, parts, strict=True)}
-
-
-SOURCES = ("observation", "reward", "log_prob", "value", "loss", "gradient", "params")
+    parts = {
+        "observation": steps.inputs.observation,
+        "reward": steps.reward,
+        "log_prob": steps.log_prob,
+        "value": steps.value,
+        "loss": metrics["loss"],
+        "gradient": metrics["grad_norm"],
+        "params": params,
+    }
+    return {f"nonfinite/{source}": bad(parts[source]) for source in SOURCES}

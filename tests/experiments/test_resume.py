@@ -97,7 +97,7 @@ def test_metrics_hold_one_record_per_update(whole):
     assert len(lines) == 8 and len(set(lines)) == 8
 
 
-@pytest.mark.parametrize("update", [1, 2, 3, 4, 6, 8])
+@pytest.mark.parametrize("update", [1, 3, 4, 8])
 def test_killed_between_checkpoint_and_record(whole, tmp_path, update):
     setup, expected = whole
     with pytest.raises(Killed):
@@ -381,7 +381,7 @@ def test_poisoned_parameters_stop_the_run_and_leave_the_checkpoint_intact(whole,
 
 # --- real processes ---
 
-OPTIONS = ["--total-steps=24000", "--trial.environments=8", "--trial.steps=250", "--trial.updates=2", "--chunk=segment"]
+OPTIONS = ["--total-steps=32000", "--trial.environments=8", "--trial.steps=250", "--trial.updates=2", "--chunk=segment"]
 OPTIONS += ["--checkpoint-minutes=0.00001", "--eval.episodes=1"]
 
 
@@ -416,7 +416,7 @@ def test_killed_terminated_and_interrupted_processes_end_as_if_nothing_had_been(
     out, err = process.communicate(timeout=300)
     assert (process.returncode, err) == (0, ""), err
     total = logged(whole)
-    assert total == 24 and "trained 24,000 steps" in out
+    assert total == 32 and "trained 32,000 steps" in out
 
     process = start("darkroom-smoke", *OPTIONS, "--runs", tmp_path, "--name", "cut")
     wait_until((cut / "config.json").exists, process)

@@ -191,7 +191,7 @@ def test_depth_dropout_drops_whole_blocks_with_one_coin_per_block_and_pass(sink)
 
 
 def test_depth_dropout_probability():
-    """With p = 0.1 the whole of three blocks is kept in 0.9³ = 72.9 % of passes, ± 4 standard deviations of 300 draws."""
+    """With p = 0.1 all three blocks are kept in 0.9³ = 72.9 % of passes, ± 4 standard deviations of 300 draws."""
     cfg = dataclasses.replace(TOY, depth_dropout=0.1)
     params = random_params(cfg, 3)
     x, first = jnp.ones((1, 2, cfg.width)), jnp.zeros((1, 2), bool)

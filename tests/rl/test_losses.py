@@ -46,7 +46,7 @@ def test_norm_clip_covers_everything_but_the_critic_head():
     assert clipped_mask(params)["actor"] == {"kernel": True}
     optimizer = make_optimizer(PPOConfig(max_grad_norm=0.2, adam_eps=1e3))  # a huge epsilon makes Adam linear
     gradients = {
-        name: jax.tree.map(lambda x: x + value, params[name])
+        name: jax.tree.map(lambda x, value=value: x + value, params[name])
         for name, value in (("actor", 3.0), ("transformer", 4.0), ("critic", 100.0))
     }
     direction, _ = optimizer.update(gradients, optimizer.init(params), params)

@@ -1,0 +1,355 @@
+"""The command line: bad input is one line on stderr and exit code 2, before anything is compiled or overwritten."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import pytest
+
+from envs.registry import make
+from experiments import presets, run
+from relic_jax import evaluate
+from relic_jax.rl import train as training
+from relic_jax.rl.train import prepare, restore
+
+ROOT = Path(__file__).parents[2]
+
+
+def files(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def refused(cli, monkeypatch):
+    """`refused(arguments, *said)`: exit code 2 and one line on stderr that says all of it, with nothing compiled."""
+
+    def compiled(*_, **__):
+        raise AssertionError("something was compiled")
+
+    def check(arguments, *said):
+        with monkeypatch.context() as patch:
+            for module, name in ((training, "compile_chunk"), (evaluate, "_chunk_function"), (run, "lines")):
+                patch.setattr(module, name, compiled)
+            code, out, err = cli(*arguments)
+        assert code == 2, err
+        assert out == "" and err.startswith("relic-jax: ") and err.count("\n") == 1, err
+        for text in said:
+            assert str(text) in err
+        return err
+
+    return check
+
+
+@pytest.fixture(scope="module")
+def untrained(tiny, tmp_path_factory):
+    """`untrained(name, **config)`: a run folder whose one checkpoint is that of a run that has just begun."""
+    runs = tmp_path_factory.mktemp("runs")
+
+    def make_run(name, **changes):
+        folder = runs / name
+        if not folder.exists():
+            config = tiny(**changes)
+            setup = prepare(config, make(config.env))
+            run.create_folder(folder, setup.config)
+            state, progress = restore(setup, folder / "checkpoints")
+            training.save(setup, folder / "checkpoints", state, progress)
+        return folder
+
+    return make_run
+
+
+# --- bad values ---
+
+BAD_OPTIONS = [
+    (["--env", "darkrom-dpt"], ["env is 'darkrom-dpt'", "allowed", "did you mean darkroom-dpt"]),
+    (
+        ["--policy.transformer.heads", "5"],
+        ["policy.transformer.heads is 5", "a divisor of policy.transformer.width (32)"],
+    ),
+    (["--policy.transformer.heads", "32"], ["policy.transformer.heads is 32", "an even width per head"]),
+    (["--trial.steps", "251"], ["trial.steps is 251", "a multiple of trial.updates (2)"]),
+    (["--ppo.minibatches", "3"], ["ppo.minibatches is 3", "a divisor of trial.environments (8)"]),
+    (["--ppo.accumulate", "3"], ["ppo.accumulate is 3", "a divisor of ppo.minibatches (4)"]),
+    (["--policy.transformer.max-positions", "100"], ["policy.transformer.max_positions is 100", "at least 102"]),
+    (["--policy.transformer.depth-dropout", "1.5"], ["policy.transformer.depth_dropout is 1.5", "less than 1"]),
+    (["--ppo.gamma", "1.5"], ["ppo.gamma is 1.5", "0 … 1"]),
+    (["--ppo.gae-lambda", "-0.5"], ["ppo.gae_lambda is -0.5", "0 … 1"]),
+    (["--ppo.lr", "nan"], ["ppo.lr is nan", "a finite number"]),
+    (["--ppo.lr", "inf"], ["ppo.lr is inf", "a finite number"]),
+    (["--ppo.gamma", "nan"], ["ppo.gamma is nan", "a finite number"]),
+    (["--ppo.clip", "-0.1"], ["ppo.clip is -0.1", "more than 0"]),
+    (["--checkpoint-minutes", "nan"], ["checkpoint_minutes is nan", "a finite number"]),
+    (["--total-steps", "-1"], ["total_steps is -1", "more than 0"]),
+    (["--seed", "-1"], ["seed is -1", "0 … 2^32−1"]),
+    (["--trial.environments", "-8"], ["trial.environments is -8", "more than 0"]),
+    (["--eval.episodes", "0"], ["eval.episodes is 0", "more than 0"]),
+    (["--devices", "3"], ["devices is 3", "a divisor of"]),
+]
+
+
+@pytest.mark.parametrize(("options", "said"), BAD_OPTIONS, ids=[" ".join(options) for options, _ in BAD_OPTIONS])
+def test_bad_option(refused, tmp_path, options, said):
+    refused(["train", "darkroom-smoke", "--runs", tmp_path / "runs", *options], *said)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_unknown_preset_gets_the_nearest_names(refused, tmp_path):
+    said = ["preset is 'darkroom-smok'", "allowed: ", "darkroom-dpt", "did you mean darkroom-smoke"]
+    refused(["train", "darkroom-smok", "--runs", tmp_path / "runs"], *said)
+    refused(["presets", "darkroom-smok"], *said)
+
+
+def test_missing_preset_and_unknown_command(refused):
+    refused(["train"], "preset is missing", "darkroom-smoke", "--resume RUN")
+    refused(["trian"], "command is 'trian'", "train, evaluate, plot, presets, envs")
+    refused(["envs", "darkrom-dpt"], "env is 'darkrom-dpt'", "darkroom-dpt")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "darkroom-smoke", "--nonsense"],
+        ["train", "darkroom-smoke", "--ppo.lr", "fast"],
+        ["train", "darkroom-smoke", "--chunk", "epoch"],
+        ["evaluate", "--nonsense"],
+        ["plot", "--out"],
+    ],
+)
+def test_what_the_parser_refuses_is_exit_code_2_too(cli, arguments):
+    code, out, err = cli(*arguments)
+    assert code == 2 and out == "" and "Traceback" not in err and err
+
+
+def test_newlines_in_a_value_do_not_make_it_two_lines(refused):
+    refused(["train", "dark\nroom"], "preset is 'dark")
+    refused(["evaluate", "no\nwhere"], "no where", "no such folder")
+
+
+@pytest.mark.parametrize("extra", ["wandb", "tensorboard"])
+def test_missing_extra_is_said_before_the_run_folder_is_made(refused, tmp_path, monkeypatch, extra):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    arguments = ["train", "darkroom-smoke", "--runs", tmp_path / "runs", "--track", extra]
+    refused(arguments, f"track is '{extra}'", f"pip install 'relic-jax[{extra}]'")
+    assert not (tmp_path / "runs").exists()
+
+
+# --- bad folders ---
+
+
+def test_runs_folder_that_cannot_be_written(refused, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for runs in (tmp_path / "file", tmp_path / "file" / "below", "/proc/nowhere"):
+        refused(
+            ["train", "darkroom-smoke", "--runs", runs], f"runs is '{runs}'", "allowed: a folder that can be written"
+        )
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_existing_run_is_not_touched(refused, untrained):
+    folder = untrained("existing")
+    before = files(folder)
+    arguments = ["train", "darkroom-smoke", "--runs", folder.parent, "--name", "existing"]
+    refused(arguments, "name is 'existing'", "already there", "another --name", f"--resume {folder}")
+    assert files(folder) == before
+
+
+def test_existing_file_of_the_runs_name_is_not_touched(refused, tmp_path):
+    (tmp_path / "mine").write_text("mine")
+    refused(["train", "darkroom-smoke", "--runs", tmp_path, "--name", "mine"], "name is 'mine'", "already there")
+    assert (tmp_path / "mine").read_text() == "mine"
+
+
+def test_resuming_with_another_config_names_the_field_and_both_values(refused, untrained):
+    folder = untrained("existing")
+    before = files(folder)
+    refused(["train", "--resume", folder, "--ppo.lr", "0.5"], "ppo.lr is 0.5", "allowed: 0.001", folder)
+    refused(["train", f"--resume={folder}", "--trial.steps", "128"], "trial.steps is 128", "allowed: 64")
+    refused(["train", "darkroom-smoke", "--resume", folder], "env is 'darkroom-dpt'", "allowed: 'darkroom-ad-9-random'")
+    assert files(folder) == before
+
+
+@pytest.mark.parametrize("config", [None, "", "garbage", "[]", '{"ppo": 3}', '{"nonsense": 1}', "\x00"])
+def test_resuming_what_is_not_a_run(refused, tmp_path, config):
+    if config is not None:
+        (tmp_path / "config.json").write_text(config)
+    refused(["train", "--resume", tmp_path], f"resume is '{tmp_path}'", "config.json")
+    refused(["train", "--resume", tmp_path / "nowhere"], "resume is", "allowed: a run folder")
+    refused(["train", "--resume", ROOT / "README.md"], "resume is", "allowed: a run folder")
+
+
+@pytest.fixture
+def broken(untrained, tmp_path):
+    """A copy of a run, to be broken: (run folder, its checkpoint)."""
+    shutil.copytree(untrained("existing"), tmp_path / "broken")
+    return tmp_path / "broken", tmp_path / "broken" / "checkpoints" / "0"
+
+
+@pytest.mark.parametrize("damage", ["deleted", "truncated"])
+def test_checkpoint_with_damaged_arrays(cli, refused, broken, damage):
+    folder, path = broken
+    for file in (path / "arrays").rglob("d/*"):
+        if damage == "deleted":
+            file.unlink()
+        else:
+            os.truncate(file, file.stat().st_size // 2)
+    before = files(folder)
+    refused(["evaluate", folder], path, "truncated")
+    code, out, err = cli("train", "--resume", folder)
+    assert code == 2 and err.count("\n") == 1 and str(path) in err and "truncated" in err
+    assert out.startswith("resuming") and out.count("\n") == 1
+    assert files(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [('{"format": "rel', "readable meta.json"), ("", "readable meta.json"), ('{"format": "other-1"}', "'other-1'")],
+)
+def test_checkpoint_with_a_truncated_or_foreign_meta(refused, broken, content, said):
+    folder, path = broken
+    (path / "meta.json").write_text(content)
+    before = files(folder)
+    for arguments in (["train", "--resume", folder], ["evaluate", folder], ["evaluate", path]):
+        refused(arguments, path, "allowed", said)
+    assert files(folder) == before
+
+
+def test_checkpoint_of_another_run(refused, broken, untrained):
+    folder, path = broken
+    shutil.rmtree(path)
+    shutil.copytree(untrained("other", seed=7) / "checkpoints" / "0", path)
+    refused(["train", "--resume", folder], path, "seed differs from its config.json")
+
+
+def test_foreign_folders(refused, tmp_path):
+    (tmp_path / "checkpoints" / "100").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "100" / "model.pt").write_text("x")
+    for path in (tmp_path, tmp_path / "checkpoints" / "100"):
+        refused(["evaluate", path], f"checkpoint is '{path}'", "no complete checkpoint in it")
+        refused(["train", "--resume", path], f"resume is '{path}'")
+
+
+# --- evaluate and plot ---
+
+
+def test_evaluate_refuses_bad_paths(refused, untrained):
+    refused(["evaluate"], "paths is empty", "allowed")
+    refused(["evaluate", "/proc/nowhere"], "'/proc/nowhere'", "no such folder")
+    refused(["evaluate", untrained("existing"), "/proc/nowhere"], "'/proc/nowhere'", "no such folder")
+
+
+def test_evaluate_refuses_to_pool_different_environments(refused, untrained):
+    a, b = untrained("existing"), untrained("centre", env="darkroom-ad-9")
+    refused(["evaluate", a, b], b, "'darkroom-ad-9'", "allowed to pool with: 'darkroom-ad-9-random'")
+
+
+def test_evaluate_refuses_bad_numbers(refused, untrained):
+    folder = untrained("existing")
+    before = files(folder)
+    refused(["evaluate", folder, "--episodes", "0"], "eval.episodes is 0", "more than 0")
+    refused(["evaluate", folder, "--repeats", "-1"], "eval.repeats is -1", "more than 0")
+    refused(["evaluate", folder, "--expert-episodes", "2"], "eval.expert_episodes is 2", "0 … eval.episodes − 1")
+    refused(["evaluate", folder, "--context-limit", "0"], "eval.context_limit is 0", "more than 0")
+    assert files(folder) == before
+
+
+def test_evaluate_refuses_an_expert_that_does_not_exist(refused, untrained):
+    folder = untrained("probe", env="probe-value")
+    refused(["evaluate", folder, "--expert-episodes", "1"], "expert_episodes is 1", "probe-value has no expert")
+
+
+def test_evaluate_to_a_place_that_cannot_be_written(refused, untrained, tmp_path):
+    folder = untrained("existing")
+    refused(["evaluate", folder, "--out", "/proc/nowhere/curve"], "out is '/proc/nowhere/curve.json'", "can be written")
+    (tmp_path / "curve.png").mkdir()
+    refused(["evaluate", folder, "--out", tmp_path / "curve"], "out is", "curve.png", "it is a folder")
+
+
+def test_evaluate_and_plot(cli, untrained, tmp_path):
+    folder = untrained("existing")
+    before = files(folder)
+    out_file = tmp_path / "new" / "result.json"
+    code, out, err = cli("evaluate", folder, folder, "--episodes", "2", "--out", out_file)
+    assert (code, err) == (0, "") and "episode 1 returns" in out
+    assert sorted(path.name for path in out_file.parent.iterdir()) == ["result.csv", "result.json", "result.png"]
+    summary = json.loads(out_file.read_text())
+    assert summary["seeds"] == 2 and summary["episodes"] == 2 and summary["training_seeds"] == [0, 0]
+    assert summary["command"].startswith("relic-jax evaluate ") and summary["jax"] == jax.__version__
+    assert files(folder) == before
+    code, out, err = cli("plot", out_file, out_file, "--out", tmp_path / "figures" / "both.png")
+    assert (code, err) == (0, "") and (tmp_path / "figures" / "both.png").read_bytes().startswith(b"\x89PNG")
+
+
+NO_CURVES = ["", "text", "[]", "3", "{}", '{"return": 1, "success": 1, "lines": 1, "env": 1}', "null", '["return"]']
+
+
+@pytest.mark.parametrize("content", NO_CURVES)
+def test_plot_refuses_what_is_no_curve(refused, tmp_path, content):
+    (tmp_path / "curve.json").write_text(content)
+    for path in (tmp_path, tmp_path / "curve.json", tmp_path / "nowhere"):
+        refused(["plot", path, "--out", tmp_path / "figure.png"], f"'{path}' holds no curve", "allowed: a curve.json")
+    refused(["plot"], "paths is empty")
+    assert not (tmp_path / "figure.png").exists()
+
+
+def test_plot_to_a_place_that_cannot_be_written(refused, tmp_path):
+    curve = {"mean": [1.0, 2.0], "low": [0.5, 1.5], "high": [1.5, 2.5]}
+    about = {"env": "darkroom-dpt", "split": "test", "split_hash": "0", "tasks": 20, "seeds": 1, "lines": {}}
+    (tmp_path / "curve.json").write_text(json.dumps(about | {"return": curve, "success": curve}))
+    for out in ("/proc/nowhere/figure.png", tmp_path / "curve.json" / "figure.png", tmp_path):
+        refused(
+            ["plot", tmp_path / "curve.json", "--out", out], f"out is '{out}'", "allowed: a file that can be written"
+        )
+
+
+# --- help ---
+
+
+def test_help_and_lists(cli):
+    for arguments in (["--help"], ["train", "--help"], ["evaluate", "--help"], ["plot", "--help"]):
+        code, out, err = cli(*arguments)
+        assert (code, err) == (0, "") and out
+    assert "relic-jax train PRESET" in cli()[1] and cli()[0] == 2
+    _, listed, _ = cli("presets")
+    assert all(name in listed for name in presets.PRESETS)
+    _, config, _ = cli("presets", "darkroom-smoke")
+    assert json.loads(config)["env"] == presets.get("darkroom-smoke").config.env
+    assert "darkroom-dpt" in cli("envs")[1]
+
+
+def test_a_full_disk_is_one_line(cli, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device", "metrics.jsonl")
+
+    monkeypatch.setattr("experiments.cli.train", full)
+    code, _, err = cli("train", "darkroom-smoke", "--runs", tmp_path)
+    assert (code, err) == (1, "relic-jax: [Errno 28] No space left on device: 'metrics.jsonl'\n")
+
+
+# --- in a process of its own ---
+
+
+def process(*arguments):
+    command = [sys.executable, "-m", "experiments.cli", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def test_nothing_else_is_said_in_a_real_process(tmp_path, broken):
+    folder, path = broken
+    for file in (path / "arrays").rglob("d/*"):
+        os.truncate(file, file.stat().st_size // 2)
+    done = process("train", "darkroom-smoke", "--ppo.lr", "nan", "--runs", tmp_path / "runs")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "relic-jax: ppo.lr is nan; allowed: a finite number\n"
+    done = process("train", "--resume", folder)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and f"'{path}' is truncated" in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_valid_config_is_not_refused(tiny):
+    prepare(replace(tiny(), seed=2**32 - 1), make("darkroom-ad-9-random"))
