@@ -31,9 +31,9 @@ RELIC_PAPER = TrainConfig(env="darkroom-dpt", chunk="segment", policy=PolicyConf
 
 DARKROOM = TrainConfig(
     env="darkroom-dpt",
-    total_steps=1_500_000,
+    total_steps=7_000_000,
     policy=PolicyConfig(transformer=replace(TINY, heads=4), encoder=EncoderConfig(observation="scaled")),
-    trial=TrialConfig(environments=32, steps=1000, updates=8),
+    trial=TrialConfig(environments=64, steps=1000, updates=8),
     ppo=PPOConfig(
         lr=1e-3,
         minibatches=4,
@@ -41,6 +41,8 @@ DARKROOM = TrainConfig(
         value_clip=None,
         reward_scale=0.1,
         normalize_advantages=True,
+        entropy_coef_final=0.001,
+        credit="trial",
         context_gradient="stopped",
         last_update="partial",
     ),

@@ -24,6 +24,11 @@ def clipped_mask(params: Params) -> PyTree:
     return {name: jax.tree.map(lambda _, clip=name != "critic": clip, leaves) for name, leaves in params.items()}
 
 
+def global_norm(tree: PyTree) -> jax.Array:
+    """Euclidean norm over all leaves: float32 []."""
+    return jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)))
+
+
 def learning_rate(ppo: PPOConfig, total_steps: int, env_steps: jax.Array) -> jax.Array:
     """Linear warm-up from 1e-3 of the peak, then cosine to `lr_final`; env_steps: int32 []. Returns float32 []."""
     warmup = optax.linear_schedule(1e-3 * ppo.lr, ppo.lr, max(ppo.warmup_steps, 1))

@@ -84,10 +84,11 @@ def train(setup: Setup, folder: Path, make_tracker: Callable[[int], Tracker], *,
                 if time.monotonic() - saved_at > 60 * setup.config.checkpoint_minutes:
                     save(setup, checkpoints, state, progress)
                     saved_at = time.monotonic()
-        save(setup, checkpoints, state, progress)
+            save(setup, checkpoints, state, progress)
+            finished = progress.env_steps >= total and not stopping.is_set()
     finally:
         tracker.close()
-    return Result(state, progress.env_steps >= total, progress.seconds)
+    return Result(state, finished, progress.seconds)
 
 
 def total_env_steps(config: TrainConfig) -> int:

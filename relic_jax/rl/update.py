@@ -18,7 +18,7 @@ from relic_jax.models.cache import KVCache
 from relic_jax.models.policy import PolicyOutput
 from relic_jax.rl import context, losses
 from relic_jax.rl.gae import advantages
-from relic_jax.rl.optimizer import entropy_coef, learning_rate
+from relic_jax.rl.optimizer import entropy_coef, global_norm, learning_rate
 from relic_jax.rl.rollout import Collected, collect
 from relic_jax.rl.state import Setup, TrainState, empty_trajectory, new_trial
 from relic_jax.types import Params, PyTree, Trajectory
@@ -135,7 +135,7 @@ def run_epochs(
         direction, opt_state = setup.optimizer.update(gradients, opt_state, params)
         params = optax.apply_updates(params, jax.tree.map(lambda d: -rate * d, direction))
         clipped = {name: g for name, g in gradients.items() if name != "critic"}
-        return (params, opt_state), metrics | {"grad_norm": optax.global_norm(clipped)}
+        return (params, opt_state), metrics | {"grad_norm": global_norm(clipped)}
 
     def epoch(carry: tuple[Params, PyTree], key: jax.Array):
         order_key, dropout_key = jax.random.split(key)
@@ -250,7 +250,7 @@ def finiteness(collected: Collected, metrics: Metrics, params: Params) -> Metric
 
     steps = collected.steps
     parts = {
-        "observation": steps.inputs.observation,
+        "observation": (steps.inputs.observation, collected.trial.observation),
         "reward": steps.reward,
         "log_prob": steps.log_prob,
         "value": steps.value,

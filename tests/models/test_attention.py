@@ -204,7 +204,7 @@ def compiled(q_len, slots, has_sink, within_episode):
 @settings(max_examples=50, deadline=None)
 @given(
     seed=st.integers(0, 2**31 - 1),
-    shape=st.sampled_from([(9, 0), (10, 7), (5, 3)]),
+    shape=st.sampled_from([(9, 0), (10, 7)]),
     filled=st.floats(0, 1),
     scale=st.sampled_from([0.1, 1.0, 3.0]),
     has_sink=st.booleans(),

@@ -135,8 +135,7 @@ def test_any_chunks_of_any_sizes_with_room_to_spare():
         assert memory.length == STEPS
 
 
-@pytest.mark.parametrize("sink", SINKS)
-@pytest.mark.parametrize("inter_episode", [True, False])
+@pytest.mark.parametrize(("sink", "inter_episode"), [(sink, True) for sink in SINKS[:5]] + [("kv", False)])
 def test_every_learned_half_of_the_sink_changes_the_outputs(sink, inter_episode):
     """Without this the equalities above could hold with the sink ignored everywhere."""
     policy = policy_with(sink=sink, inter_episode=inter_episode)
@@ -158,11 +157,11 @@ def test_softmax_plus_one_differs_from_plain_softmax():
     assert np.abs(plain - plus_one).max() > 1e-2
 
 
-@pytest.mark.parametrize("sink", SINKS)
+@pytest.mark.parametrize("sink", ["kv", "token", "none"])
 @small_tiles
 def test_bfloat16_is_close_to_float32(sink):
-    """Blocks of two layers round the residual stream (of order 4) about ten times by 2⁻⁹ relative; attention, MLP and
-    the final norm carry that on at a gain of order 1, and outputs of order 3 are off by a few 2⁻⁷."""
+    """Two layers round the residual stream (of order 4) about ten times by 2⁻⁹, carried on at a gain of order 1:
+    outputs that reach 3 were off by 0.045, 0.011 in root mean square."""
     exact, rounded = policy_with(sink=sink), policy_with(sink=sink, dtype="bfloat16")
     params, inputs = random_params(exact, 9), random_steps(10)
 
@@ -176,8 +175,8 @@ def test_bfloat16_is_close_to_float32(sink):
     assert block.dtype == jnp.float32
     for actual in (block, steps):
         error = np.abs(actual - expected)
-        assert 1e-4 < error.max() < 0.15
-        assert np.sqrt(np.mean(error**2)) < 0.03
+        assert 1e-4 < error.max() < 0.1
+        assert np.sqrt(np.mean(error**2)) < 0.02
 
 
 @pytest.mark.parametrize("sink", ["kv", "token", "none"])
