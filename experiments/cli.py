@@ -228,6 +228,7 @@ def evaluation_config(command: EvaluateCommand) -> EvalConfig:
 
 def _result_name(command: EvaluateCommand, config: EvalConfig) -> str:
     name = f"evaluate-{command.tasks}-{config.episodes}-episodes"
+    name += f"-{config.repeats}-repeats" if config.repeats > 1 else ""
     name += f"-{config.expert_episodes}-expert" if config.expert_episodes else ""
     name += f"-context-{config.context_limit}" if config.context_limit else ""
     return name + (f"-{len(command.paths)}-runs" if len(command.paths) > 1 else "")
@@ -239,6 +240,10 @@ def plot_main(arguments: Sequence[str]) -> None:
     if not command.paths:
         raise ConfigError("paths is empty; allowed: run folders or curve.json files")
     summaries = [run.read_summary(path) for path in command.paths]
+    for path, summary in zip(command.paths, summaries, strict=True):
+        if (summary["env"], summary["split_hash"]) != (summaries[0]["env"], summaries[0]["split_hash"]):
+            allowed = f"curves of one env and split in one figure ({summaries[0]['env']}, {summaries[0]['split']})"
+            raise ConfigError(f"paths: '{path}' is of {summary['env']}, {summary['split']}; allowed: {allowed}")
     labels = [path.name if path.is_dir() else path.stem for path in command.paths]
     run.check_writable(command.out, "out")
     plot_curves(summaries, labels, command.out)

@@ -31,16 +31,17 @@ RELIC_PAPER = TrainConfig(env="darkroom-dpt", chunk="segment", policy=PolicyConf
 
 DARKROOM = TrainConfig(
     env="darkroom-dpt",
-    total_steps=7_000_000,
+    total_steps=8_000_000,
     policy=PolicyConfig(transformer=replace(TINY, heads=4), encoder=EncoderConfig(observation="scaled")),
-    trial=TrialConfig(environments=64, steps=1000, updates=8),
+    trial=TrialConfig(environments=64, steps=500, updates=4),
     ppo=PPOConfig(
         lr=1e-3,
         minibatches=4,
         accumulate=1,
         value_clip=None,
-        reward_scale=0.1,
-        normalize_advantages=True,
+        value_coef=0.2,
+        reward_scale=0.2,
+        entropy_coef=0.003,
         entropy_coef_final=0.001,
         credit="trial",
         context_gradient="stopped",

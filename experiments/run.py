@@ -1,6 +1,11 @@
 """What a run folder holds, and the two jobs that fill it: training and evaluation.
 
-config.json  metrics.jsonl  timing.jsonl  checkpoints/  curve.json  curve.csv  curve.png  trial.gif
+config.json    the whole configuration
+origin.json    command, commit, versions and device it was started with
+metrics.jsonl  one line per update, deterministic; timing.jsonl: seconds and steps per second
+checkpoints/   the newest two
+curve.*        the in-context curve on held-out tasks: JSON (with raw values), CSV, PNG
+trial.gif      one held-out trial
 """
 
 from __future__ import annotations
@@ -48,6 +53,7 @@ def create_folder(folder: Path, config: TrainConfig) -> None:
                 f"or go on with it: relic-jax train --resume {folder}"
             )
         folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / "origin.json", json.dumps(origin(), indent=2) + "\n")
         write_atomically(folder / "config.json", to_json(config))
     except OSError as error:
         reason = f"allowed: a folder that can be written ({error.strerror})"
@@ -130,12 +136,26 @@ def evaluate_checkpoints(
                 progress=_share(progress, index, len(found)),
             )
         )
-    provenance = {"checkpoints": [str(path) for path in found], "training_seeds": [c.seed for c in configs], **origin()}
+    provenance = {
+        "checkpoints": [str(path) for path in found],
+        "training_seeds": [c.seed for c in configs],
+        "training": [_training(path) for path in found],
+        **origin(),
+    }
     return summarise(env, split, evaluation, curves, lines(env, split), provenance), curves, env
 
 
 def _share(progress: Callable[[float], None], index: int, count: int) -> Callable[[float], None]:
     return lambda fraction: progress((index + fraction) / count)
+
+
+def _training(path: Path) -> dict[str, Any]:
+    """How a checkpoint came to be: environment steps, seconds, and its run's origin where that is known."""
+    _, counters = checkpoint.load_meta(path)
+    try:
+        return {**counters, **json.loads((path.parent.parent / "origin.json").read_text())}
+    except (OSError, ValueError):
+        return counters
 
 
 def lines(env: Environment, split: Split) -> dict[str, float | None]:

@@ -77,7 +77,7 @@ class PPOConfig:
     reward_scale: float = 1.0
     """Rewards are multiplied by it for learning (not in what the policy sees, nor in what is reported)."""
     normalize_advantages: bool = False
-    """Normalise advantages over the loss window of all environments."""
+    """Normalise advantages, over the trial so far of all environments."""
     context_gradient: Literal["full", "stopped"] = "full"
     """full: gradients flow through the whole context; stopped: only through the segment, which reads the context from
     the cache (far cheaper)."""

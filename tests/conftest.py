@@ -14,6 +14,10 @@ if _OWN_CACHE:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="relic-jax-test-")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
+import jax  # noqa: E402
+
+jax.config.update("jax_num_cpu_devices", 2)  # so that what runs on several devices can be tested on any machine
+
 
 def pytest_unconfigure():
     if _OWN_CACHE and "PYTEST_XDIST_WORKER" not in os.environ:

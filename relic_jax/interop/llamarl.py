@@ -25,6 +25,13 @@ from relic_jax.types import Params
 _LINEAR = {f"{name}_proj": f"self_attn.{name}_proj" for name in "qkvo"} | {
     f"{name}_proj": f"mlp.{name}_proj" for name in ("gate", "up", "down")
 }
+_REQUIRED = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "max_position_embeddings",
+)
 _NORM = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
 
 
@@ -33,12 +40,17 @@ def transformer_config(config: Mapping[str, Any], arrays: Mapping[str, Any] | No
 
     arrays: the weights; a half of the sink that the config calls frozen but that is not 0 counts as learned.
     """
+    for field in _REQUIRED:
+        if field not in config:
+            raise ConfigError(f"config lacks {field!r}; needed: {', '.join(_REQUIRED)}")
     supported: dict[str, tuple[Any, ...]] = {
         "hidden_act": ("gelu_new",),
         "position_embed_type": ("learnable",),
         "reset_position_index": (True,),
         "num_sink_tokens": (1,),
         "gated_residual": (False,),
+        "banded_attention": (False,),
+        "orphan_steps_attention": (True,),
         "num_key_value_heads": (config["num_attention_heads"],),
     }
     if config.get("add_sequence_idx_embed", False):

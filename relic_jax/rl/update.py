@@ -121,10 +121,7 @@ def run_epochs(
     """Epochs of optimiser steps; each sums the gradients of `accumulate` minibatches of whole environments."""
     ppo, environments = setup.config.ppo, setup.local_environments
     if ppo.normalize_advantages:
-        seen = context.window(batch.advantage, window.start, window.size)
-        mean = setup.mean(seen.mean())
-        std = jnp.sqrt(setup.mean(jnp.square(seen - mean).mean()))
-        batch = batch._replace(advantage=(batch.advantage - mean) / (std + 1e-8))
+        batch = batch._replace(advantage=normalized(setup, batch.advantage, window.start + window.size))
     shape = (ppo.minibatches // ppo.accumulate, ppo.accumulate, environments // ppo.minibatches)
     rate = learning_rate(ppo, setup.config.total_steps, state.env_steps)
 
@@ -144,6 +141,18 @@ def run_epochs(
 
     carry, metrics = lax.scan(epoch, (state.params, state.opt_state), jax.random.split(key, ppo.epochs))
     return *carry, jax.tree.map(jnp.mean, metrics) | {"lr": rate}
+
+
+def normalized(setup: Setup, advantage: jax.Array, length: jax.Array | int) -> jax.Array:
+    """Advantages float32 [B, T] with mean 0 and deviation 1 over the first `length` steps of all environments.
+
+    Over the trial so far and not over the window: in a late segment everybody may know what to do, and what is left
+    there is noise that must not be blown up to the size of a discovery.
+    """
+    filled = jnp.arange(advantage.shape[1]) < length
+    mean = setup.mean(jnp.mean(advantage, where=filled))
+    deviation = jnp.sqrt(setup.mean(jnp.mean(jnp.square(advantage - mean), where=filled)))
+    return (advantage - mean) / (deviation + 1e-8)
 
 
 def accumulated_gradients(

@@ -321,3 +321,8 @@ def test_a_missing_array_and_wrong_shapes_are_named():
         hidden_states(params, config, x[0], not_done)
     with pytest.raises(ConfigError, match="not_done"):
         hidden_states(params, config, x, not_done[:, :-1])
+
+
+def test_a_config_without_a_size_names_it():
+    with pytest.raises(ConfigError, match="num_hidden_layers"):
+        transformer_config({"hidden_size": 8, "intermediate_size": 8})
