@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, NoReturn
 
 import tyro
 
+from envs import registry
 from envs.base import Environment
 from experiments import presets, run
 from relic_jax.config import ConfigError, EvalConfig, TrainConfig, to_json
@@ -114,6 +115,7 @@ def train_main(arguments: Sequence[str]) -> None:
         run.create_folder(folder, setup.config)
     verb, devices = "resuming" if resume else "training", setup.config.devices
     print(f"{verb} {folder} · env {config.env} · {config.total_steps:,} steps · {devices} device(s)", flush=True)
+    print(registry.describe(config.env), flush=True)
     result = train(setup, folder, lambda env_steps: make_trackers(command, folder, env_steps), resume=resume)
     if not result.finished:
         print(f"stopped at {int(result.state.env_steps):,} steps, saved; go on with: relic-jax train --resume {folder}")
@@ -262,8 +264,6 @@ def presets_main(arguments: Sequence[str]) -> None:
 
 def envs_main(arguments: Sequence[str]) -> None:
     """`relic-jax envs [NAME]`: the list with split hashes, or one environment with its computed lines."""
-    from envs import registry
-
     if not arguments or arguments[0] in ("-h", "--help"):
         print("relic-jax envs NAME computes an environment's random and optimal lines\n")
         for name in registry.names():

@@ -62,14 +62,17 @@ class Console:
         self._live = self._stream.isatty()
         self._interval = 0.2 if self._live else interval
         self._printed = -math.inf
+        self._since: list[Record] = []
 
     def log(self, record: Record, clock: Record) -> None:
-        """Prints a line, unless the last one is recent."""
+        """Prints a line about what came since the last one, unless that is recent."""
+        self._since.append(record)
         now = time.monotonic()
         if now - self._printed < self._interval and record["env_steps"] < self._total:
             return
         self._printed = now
-        line = self.line(record, clock)
+        line = self.line(combined(self._since), clock)
+        self._since = []
         self._stream.write(f"\r\x1b[K{line}" if self._live else line + "\n")
         self._stream.flush()
 
@@ -175,6 +178,20 @@ def write_atomically(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def combined(records: list[Record]) -> Record:
+    """Several records as one: means, of `return` and `success` over their episodes; the newest `env_steps`.
+
+    One record alone says little about a trial: its first segments explore and its last ones know.
+    """
+    values: Record = {}
+    for name in {name: None for record in records for name in record}:
+        weights = [record.get("episodes", 0.0) if name in ("return", "success") else 1.0 for record in records]
+        having = [(record[name], weight) for record, weight in zip(records, weights, strict=True) if name in record]
+        total = sum(weight for _, weight in having)
+        values[name] = sum(value * weight for value, weight in having) / total if total else having[-1][0]
+    return values | {"env_steps": records[-1]["env_steps"]}
 
 
 def duration(seconds: float) -> str:

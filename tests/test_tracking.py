@@ -138,6 +138,17 @@ def test_console_is_one_live_line_on_a_terminal():
     assert re.findall(r"\r\x1b\[K +(\d+)/20", stream.getvalue()) == ["10", "20"]
 
 
+def test_console_averages_over_what_came_since_the_last_line():
+    stream = io.StringIO()
+    console = Console(30, stream, interval=1e9)
+    console.log({"env_steps": 10, "episodes": 1.0, "return": 50.0, "success": 1.0, "entropy": 1.0}, CLOCK)
+    console.log({"env_steps": 20, "episodes": 3.0, "return": 2.0, "success": 0.0, "entropy": 0.5}, CLOCK)
+    console.log({"env_steps": 25, "episodes": 0.0, "entropy": 0.3}, CLOCK)
+    console.log({"env_steps": 30, "episodes": 1.0, "return": 6.0, "success": 1.0, "entropy": 0.1}, CLOCK)
+    assert "return 3.00 · success 25%" in stream.getvalue().splitlines()[1]
+    assert stream.getvalue().splitlines()[1].endswith("entropy 0.3")
+
+
 def test_durations():
     assert [duration(s) for s in (0, 59.6, 75, 3600, 100_000)] == ["0:00", "1:00", "1:15", "1:00:00", "27:46:40"]
 

@@ -83,7 +83,7 @@ def test_learning_in_context_is_learned(gradient):
 
 
 def test_two_devices_learn_as_one_and_stay_in_step():
-    setup, state, reached = trained("probe-policy", 15, devices=2)
+    _, state, reached = trained("probe-policy", 15, devices=2)
     assert reached > 0.95
     for leaf in jax.tree.leaves(state.params):
         copies = [np.asarray(shard.data) for shard in leaf.addressable_shards]

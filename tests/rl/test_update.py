@@ -246,3 +246,11 @@ def test_credit_through_the_trial_ignores_episode_ends():
     np.testing.assert_allclose(per_episode.advantage[0, at], reward[at] - value[at], atol=1e-6)
     beyond = 0.99 * value[at + 1] + 0.99 * 0.95 * float(batch.advantage[0, at + 1])
     np.testing.assert_allclose(batch.advantage[0, at], reward[at] - value[at] + beyond, atol=1e-5)
+
+
+def test_advantages_are_normalised_over_the_trial_so_far():
+    setup = make_setup(config(), make("probe-bandit"))
+    advantage = jnp.asarray(np.random.default_rng(0).normal(3.0, 2.0, (4, 36)), jnp.float32)
+    result = up.normalized(setup, advantage, 24)
+    seen = np.asarray(advantage[:, :24])
+    np.testing.assert_allclose(result, (np.asarray(advantage) - seen.mean()) / seen.std(), rtol=1e-4, atol=1e-5)
