@@ -31,7 +31,7 @@ RELIC_PAPER = TrainConfig(env="darkroom-dpt", chunk="segment", policy=PolicyConf
 
 DARKROOM = TrainConfig(
     env="darkroom-dpt",
-    total_steps=8_000_000,
+    total_steps=7_000_000,
     policy=PolicyConfig(transformer=replace(TINY, heads=4), encoder=EncoderConfig(observation="scaled")),
     trial=TrialConfig(environments=64, steps=500, updates=4),
     ppo=PPOConfig(
@@ -41,7 +41,7 @@ DARKROOM = TrainConfig(
         value_clip=None,
         value_coef=0.2,
         reward_scale=0.2,
-        entropy_coef=0.003,
+        entropy_coef=0.015,
         entropy_coef_final=0.001,
         credit="trial",
         context_gradient="stopped",
