@@ -72,14 +72,18 @@ def test_policy_is_learned():
 
 
 def test_memory_within_an_episode_is_learned():
-    assert trained("probe-memory", 60)[2] > 0.95  # chance: 0.5
+    ppo = dataclasses.replace(CONFIG.ppo, normalize_advantages=True)
+    assert trained("probe-memory", 50, ppo=ppo)[2] > 0.95  # chance: 0.5
 
 
 @pytest.mark.parametrize("gradient", ["stopped", "full"])
 def test_learning_in_context_is_learned(gradient):
-    """Five arms, the best one is the task: 0.8 by chance, and about 2 of 4 without memory across episodes."""
+    """Five arms, the best one is the task, four pulls an episode.
+
+    0.8 by chance; whoever tries arm after arm but forgets at an episode's end gets (4 + 3 + 2 + 1) / 5 = 2 on average.
+    """
     ppo = dataclasses.replace(CONFIG.ppo, context_gradient=gradient, entropy_coef=0.02)
-    assert trained("probe-bandit", 120, ppo=ppo)[2] > 3.0
+    assert trained("probe-bandit", 200, ppo=ppo)[2] > 2.5
 
 
 def test_two_devices_learn_as_one_and_stay_in_step():
