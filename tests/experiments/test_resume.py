@@ -313,16 +313,16 @@ def assert_all_checkpoints_finite(setup, folder):
 
 
 @pytest.mark.parametrize(
-    ("what", "when", "culprits"),
+    ("what", "when", "culprit"),
     [
-        ("reward_at", 40, ["reward"]),
-        ("reward_at", 48, ["reward"]),  # the segment's last step
-        ("observation_at", 40, ["observation"]),
-        ("observation_at", 48, ["value", "loss"]),  # seen by nobody in this segment but the bootstrap value
+        ("reward_at", 40, "reward"),
+        ("reward_at", 48, "reward"),  # the segment's last step
+        ("observation_at", 40, "observation"),
+        ("observation_at", 48, "observation"),  # seen by nobody in this segment but the bootstrap value
     ],
 )
 def test_nan_from_the_environment_stops_the_run_and_names_step_culprit_and_checkpoint(
-    poisoned, poison, tmp_path, what, when, culprits
+    poisoned, poison, tmp_path, what, when, culprit
 ):
     setup = poisoned("segment")
     poison(**{what: when})
@@ -330,7 +330,7 @@ def test_nan_from_the_environment_stops_the_run_and_names_step_culprit_and_check
         go(setup, tmp_path, resume=True)
     message = str(error.value)
     assert "\n" not in message and f"environment step {3 * PER_UPDATE}: " in message
-    assert any(f": {culprit} (" in message for culprit in culprits)
+    assert f": {culprit} (" in message
     assert message.endswith(f"last good checkpoint: {tmp_path / 'checkpoints' / str(2 * PER_UPDATE)}")
     assert checkpoint.complete_steps(tmp_path / "checkpoints")[-1] == 2 * PER_UPDATE
     assert [line["env_steps"] for line in read_lines(tmp_path / "metrics.jsonl")] == [PER_UPDATE, 2 * PER_UPDATE]

@@ -4,7 +4,6 @@ import dataclasses
 
 import jax
 import numpy as np
-import pytest
 
 from envs.registry import make
 from relic_jax.config import PPOConfig, TrainConfig, TrialConfig
@@ -76,14 +75,13 @@ def test_memory_within_an_episode_is_learned():
     assert trained("probe-memory", 50, ppo=ppo)[2] > 0.95  # chance: 0.5
 
 
-@pytest.mark.parametrize("gradient", ["stopped", "full"])
-def test_learning_in_context_is_learned(gradient):
+def test_learning_in_context_is_learned():
     """Five arms, the best one is the task, four pulls an episode.
 
     0.8 by chance; whoever tries arm after arm but forgets at an episode's end gets (4 + 3 + 2 + 1) / 5 = 2 on average.
     """
-    ppo = dataclasses.replace(CONFIG.ppo, context_gradient=gradient, entropy_coef=0.02)
-    assert trained("probe-bandit", 200, ppo=ppo)[2] > 2.5
+    ppo = dataclasses.replace(CONFIG.ppo, context_gradient="full", entropy_coef=0.02)
+    assert trained("probe-bandit", 120, ppo=ppo)[2] > 2.5
 
 
 def test_two_devices_learn_as_one_and_stay_in_step():
