@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -98,8 +99,10 @@ def main() -> None:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    print("relic-jax: " + " ".join(message.split()), file=sys.stderr)
+    print("relic-jax: " + " ".join(message.split()), file=sys.stderr, flush=True)
     sys.unraisablehook = lambda _: None  # threads that are still ending add nothing to that line
+    if sys.stderr is sys.__stderr__:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     sys.exit(code)
 
 

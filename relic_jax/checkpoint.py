@@ -13,6 +13,7 @@ import logging
 import os
 import shutil
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -113,6 +114,7 @@ def _load(path: Path, wanted: dict[str, PyTree]) -> dict[str, Any]:
             loaded = ocp.load_checkpointables(path.absolute() / "arrays", wanted)
         except Exception as error:  # orbax and tensorstore raise many kinds; a user needs one line
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            time.sleep(0.5)  # its threads are still ending, and say so
     if reason:
         raise ConfigError(f"checkpoint '{path}' is truncated or does not fit its config: {reason}")
     for expected, found in zip(jax.tree.leaves(wanted), jax.tree.leaves(loaded), strict=True):
@@ -130,6 +132,9 @@ def _quiet() -> Iterator[None]:
     """Silences orbax's reading: it prints pages of tracebacks from its threads, and from what it leaves unfinished."""
     logger, hook = logging.getLogger("absl"), sys.unraisablehook
     level = logger.level
+    sys.stderr.flush()
+    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
     logger.setLevel(logging.CRITICAL)
     sys.unraisablehook = lambda _: None
     try:
@@ -140,6 +145,10 @@ def _quiet() -> Iterator[None]:
     finally:
         logger.setLevel(level)
         sys.unraisablehook = hook
+        sys.stderr.flush()
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(nowhere)
 
 
 def _is_key(x: Any) -> bool:
