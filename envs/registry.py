@@ -65,18 +65,26 @@ def describe(name: str) -> Description:
     _, summary = _entry(name)
     env = make(name)
     train, test = env.tasks("train"), env.tasks("test")
-    specs = jax.tree.leaves(env.observation_spec)
     return Description(
         name=name,
         summary=summary,
         horizon=env.horizon,
-        observation=", ".join(f"{spec.dtype} {list(spec.shape)}" for spec in specs),
+        observation=_observation(env),
         actions=env.action_space.n,
         train_tasks=num_tasks(train),
         test_tasks=num_tasks(test),
         train_hash=split_hash(train),
         test_hash=split_hash(test),
     )
+
+
+def _observation(env: Environment) -> str:
+    """Shapes and dtypes of the observation's arrays, each after its name where it has one."""
+    parts = []
+    for path, spec in jax.tree_util.tree_leaves_with_path(env.observation_spec):
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        parts.append(f"{name} {spec.dtype} {list(spec.shape)}".lstrip())
+    return ", ".join(parts)
 
 
 Entry = tuple[Callable[[], Environment], str]  # factory, one-line description
