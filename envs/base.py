@@ -54,6 +54,7 @@ class Trajectory:
     action: int32 [T]; what it then did. reward: float32 [T]; what that action earned.
     first: bool [T]; `observation` opens an episode.
     task: the trial's task, without a leading axis.
+    record: pytree, leading axis T; `Environment.record` of the state that `observation` was made in.
     """
 
     observation: PyTree
@@ -61,6 +62,7 @@ class Trajectory:
     reward: np.ndarray
     first: np.ndarray
     task: PyTree
+    record: PyTree = None
 
 
 class Environment:
@@ -117,6 +119,11 @@ class Environment:
         del trajectory
         return None
 
+    def record(self, state: PyTree) -> PyTree:
+        """What `render_trial` needs to know of `state` besides the observation. Default: nothing (None)."""
+        del state
+        return None
+
     def metrics(self, state: PyTree) -> dict[str, jax.Array]:
         """What else is measured in an episode that ended in `state`: float32 [] by name. Default: nothing."""
         del state
@@ -161,7 +168,7 @@ class VisualEnvironment(Environment):
         """Acts, then looks."""
         state, timestep = self.transition(key, state, action, task)
         state, observation = self.observe(state, task)
-        return state, timestep.replace(observation=observation)
+        return state, dataclasses.replace(timestep, observation=observation)
 
 
 def num_tasks(tasks: PyTree) -> int:

@@ -123,6 +123,14 @@ ENTRIES: dict[str, Entry] = {
         {"key-to-door-9": "find a hidden key, then a hidden door, on a blind 9×9 grid"},
     ),
     **_presets(
+        "envs.firstperson.room",
+        {
+            "miniworld-dpt4": "DPT's Miniworld: which of four boxes is rewarded; only four distinct tasks, and the "
+            "published test tasks are training tasks",
+            "miniworld-open": "which of four objects is rewarded, in rooms with layouts that are held out",
+        },
+    ),
+    **_presets(
         "envs.probes.env",
         {
             "probe-value": "one step, always rewarded: can the value be learned",

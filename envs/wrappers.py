@@ -105,9 +105,7 @@ class Trials:
             metrics=jax.vmap(self.env.metrics)(end),
         )
 
-    def _advance(
-        self, key: jax.Array, state: TrialState, action: jax.Array
-    ) -> tuple[PyTree, TimeStep, PyTree, PyTree]:
+    def _advance(self, key: jax.Array, state: TrialState, action: jax.Array) -> tuple[PyTree, TimeStep, PyTree, PyTree]:
         """Steps, and resets where an episode ended: (states before resets, TimeSteps, states, observations)."""
         step_keys, reset_keys = jax.random.split(key, (2, action.shape[0]))
         if isinstance(self.env, VisualEnvironment):
@@ -133,7 +131,7 @@ class Trials:
             return select(timestep.truncated, look(end, state.task)[1], observation)
 
         final = jax.lax.cond(timestep.truncated.any(), last_look, lambda: observation)
-        return end, timestep.replace(observation=final), next_env, observation
+        return end, dataclasses.replace(timestep, observation=final), next_env, observation
 
 
 def select(condition: jax.Array, on_true: PyTree, on_false: PyTree) -> PyTree:

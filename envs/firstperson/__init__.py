@@ -1,1 +1,1 @@
-"""First-person worlds inside jit: a renderer, Miniworld's rooms and levels, and procedural houses to find objects in."""
+"""First-person worlds inside jit: a renderer, Miniworld's rooms and levels, and procedural houses."""

@@ -29,20 +29,23 @@ from envs.firstperson.scene import (
     SPHERE,
     WALL_HEIGHT,
     Camera,
+    ResolutionError,
     Scene,
-    SceneError,
     Solids,
+    TooManyObjectsError,
     Walls,
+    shade,
     shade_upright,
 )
 
-# Sample positions in a pixel, (right, down) from its top left corner: the centre, or the four of the usual multisampling.
+# Sample positions in a pixel, (right, down) from its top left corner: the centre, or the usual four of multisampling.
 SAMPLES = {1: ((0.5, 0.5),), 4: ((0.375, 0.875), (0.875, 0.625), (0.125, 0.375), (0.625, 0.125))}
 
 WIDE_BYTES = ((0, 0), (10, 8), (20, 16))  # where a channel is in a sum of wide colours, and where in four bytes
 NEVER = 1e9  # a slope that no row reaches
 NOTHING, WALL = 0, 1  # object ids: floor, ceiling and sky; walls. Solid k is k + FIRST_SOLID
 FIRST_SOLID = 2
+MAX_SOLIDS = 255 - FIRST_SOLID
 
 TILE, BOARD, DARKER = 1.0, 0.5, 0.85  # metres, metres, factor: the floor's tiles and the walls' boards, every other one
 
@@ -65,13 +68,13 @@ class Lens:
         for name in ("width", "height"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 4096:
-                raise SceneError(f"{name} is {value!r}; allowed: whole numbers of pixels from 1 to 4096")
+                raise ResolutionError(f"{name} is {value!r}; allowed: whole numbers of pixels from 1 to 4096")
         if self.samples not in SAMPLES:
-            raise SceneError(f"samples is {self.samples!r}; allowed: {sorted(SAMPLES)}")
+            raise ResolutionError(f"samples is {self.samples!r}; allowed: {sorted(SAMPLES)}")
         if not 1.0 <= self.field_of_view <= 170.0:
-            raise SceneError(f"field_of_view is {self.field_of_view!r}; allowed: 1 to 170 degrees")
+            raise ResolutionError(f"field_of_view is {self.field_of_view!r}; allowed: 1 to 170 degrees")
         if self.layers < 1:
-            raise SceneError(f"layers is {self.layers!r}; allowed: 1 or more")
+            raise ResolutionError(f"layers is {self.layers!r}; allowed: 1 or more")
 
     def columns(self, offset: float) -> np.ndarray:
         """u = right / forward of every column, float32 [W]. offset: of the sample from the pixel's left edge."""
@@ -148,8 +151,10 @@ class Surface(NamedTuple):
 
 
 class Paint(NamedTuple):
-    """A kind of picture. payload: what surfaces leave in it. stamp: a payload of upright surfaces, now with its columns'
-    inverse distance."""
+    """A kind of picture.
+
+    payload: what surfaces leave in it. stamp: adds the columns' inverse distance to a payload of upright surfaces.
+    """
 
     payload: Callable[[Surface], tuple[jax.Array, ...]]
     stamp: Callable[[tuple[jax.Array, ...], jax.Array], tuple[jax.Array, ...]]
@@ -207,7 +212,6 @@ def _paint(
     if behind is not None:
         picture = _over(picture, behind, v)
     picture = _over(picture, jax.tree.map(lambda x: x[None], wall), v)
-    # Where there is no wall in the column (near = 0), floor and ceiling meet at the horizon.
     picture = _over(picture, solids, v)
     return tuple(jnp.broadcast_to(p, (lens.height, lens.width)) for p in picture)
 
@@ -236,8 +240,8 @@ def _level_payloads(
         odd = (jnp.floor(x / TILE) + jnp.floor(z / TILE)).astype(jnp.int32) & 1
         colour = colour * jnp.where(odd, DARKER, 1.0)[..., None]
     floor = paint.payload(Surface(colour, SHADE_UP, NOTHING, -eye))
-    above, shade = (math.inf, 1.0) if scene.open_sky else (WALL_HEIGHT - eye, SHADE_DOWN)
-    return floor, paint.payload(Surface(jnp.asarray(scene.ceiling), shade, NOTHING, above))
+    above, light = (math.inf, 1.0) if scene.open_sky else (WALL_HEIGHT - eye, SHADE_DOWN)
+    return floor, paint.payload(Surface(jnp.asarray(scene.ceiling), light, NOTHING, above))
 
 
 def _in_view(points: jax.Array | np.ndarray, camera: Camera) -> tuple[jax.Array, jax.Array]:
@@ -319,6 +323,9 @@ def _loop(function: Callable[[tuple, tuple], tuple], start: tuple, each: tuple) 
 
 def _solid_columns(solids: Solids, camera: Camera, u: jax.Array, wall: jax.Array, paint: Paint) -> Columns:
     """What columns see of solids, [N, W], without those behind the wall (inverse distance `wall`, [W]). Not sorted."""
+    count = solids.shape.shape[0]
+    if count > MAX_SOLIDS:
+        raise TooManyObjectsError(f"a scene holds {count} solids; allowed: at most {MAX_SOLIDS}, ids are single bytes")
     make = {BOX: _box_columns, CYLINDER: _cylinder_columns, SPHERE: _sphere_columns}
     shape = jnp.asarray(solids.shape)[:, None]
     columns = None
@@ -337,10 +344,13 @@ def _where(condition: jax.Array, first: Columns, second: Columns) -> Columns:
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), first, second)
 
 
-def _surface(solids: Solids, shade: jax.Array | float, level: jax.Array | float = math.inf) -> Surface:
-    """The solids' surfaces of one kind. shade: float32 [N]."""
-    identity = jnp.arange(solids.shape.shape[0], dtype=jnp.int32) + FIRST_SOLID
-    return Surface(jnp.asarray(solids.colour), shade, identity, level)
+def _surface(solids: Solids, light: jax.Array | float, level: jax.Array | float = math.inf) -> Surface:
+    """The solids' surfaces of one kind. light: float32 [N]."""
+    return Surface(jnp.asarray(solids.colour), light, _identity(solids), level)
+
+
+def _identity(solids: Solids) -> jax.Array:
+    return jnp.arange(solids.shape.shape[0], dtype=jnp.int32) + FIRST_SOLID
 
 
 def _box_columns(solids: Solids, camera: Camera, u: jax.Array, paint: Paint) -> Columns:
@@ -382,9 +392,9 @@ def _cylinder_columns(solids: Solids, camera: Camera, u: jax.Array, paint: Paint
     distance = 1.0 / jnp.maximum(near, 1e-6)
     f, r = (distance - forward) / solids.half[:, :1], (distance * u - right) / solids.half[:, :1]
     cos, sin = camera.direction
-    shade = shade_upright(jnp.stack([f * cos + r * sin, r * cos - f * sin], -1))
-    spread = jax.tree.map(lambda x: x[:, None], _surface(solids, 1.0)._replace(shade=None, level=None))
-    payload = paint.payload(spread._replace(shade=shade, level=math.inf))
+    light = shade_upright(jnp.stack([f * cos + r * sin, r * cos - f * sin], -1))
+    identity = _identity(solids)[:, None]
+    payload = paint.payload(Surface(jnp.asarray(solids.colour)[:, None], light, identity))
     return _prism(solids, camera, near, far, payload, paint)
 
 
@@ -410,7 +420,7 @@ def _sphere_columns(solids: Solids, camera: Camera, u: jax.Array, paint: Paint) 
     Along (1, u, v) the sphere of radius ρ at (forward, right, −k) from the eye, k its depth below eye level, is met iff
     (along − k·v)² ≥ (1 + u² + v²)·(q + k²), a quadratic in v with the roots (−along·k ± root·√(q + k²)) / q.
     """
-    forward, right, q, along, root = _circle(solids, camera, u)
+    _, _, q, along, root = _circle(solids, camera, u)
     radius = solids.half[:, :1]
     k = camera.height - (jnp.asarray(solids.bottom)[:, None] + radius)
     hit = (root > 0) & (q > 0)
@@ -450,7 +460,7 @@ SORTED_BY_NETWORK = 6
 
 
 def _pick(values: jax.Array, chosen: jax.Array) -> jax.Array:
-    """The chosen value of each column. Values, chosen: [N, W]. Where several are, one of them or a mixture of theirs."""
+    """The chosen value of each column. values, chosen: [N, W]. Where several are, the largest."""
     lowest = -jnp.inf if values.dtype == jnp.float32 else 0
     return jnp.where(chosen, values, jnp.asarray(lowest, values.dtype)).max(0)
 

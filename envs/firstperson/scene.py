@@ -34,7 +34,23 @@ _LIGHT = np.array([1.0, 3.5, 1.0]) / np.linalg.norm([1.0, 3.5, 1.0])  # towards 
 
 
 class SceneError(ValueError):
-    """A scene, a lens or a world that cannot be: the text names the value and what is allowed."""
+    """A world or a picture that cannot be; the text names the value and what is allowed."""
+
+
+class ResolutionError(SceneError):
+    """A picture that cannot be drawn."""
+
+
+class RoomTooSmallError(SceneError):
+    """A room that does not hold its objects and the agent."""
+
+
+class UnreachableTargetError(SceneError):
+    """No way from the agent to what it is to reach."""
+
+
+class TooManyObjectsError(SceneError):
+    """More objects than there are slots for them."""
 
 
 @struct.dataclass
@@ -120,9 +136,8 @@ SHADE_DOWN = 0.65
 
 def no_solids() -> Solids:
     """N = 0."""
-    zero = np.zeros(0, np.float32)
-    pair, colour = np.zeros((0, 2), np.float32), np.zeros((0, 3), np.float32)
-    return Solids(pair, zero, pair, zero, zero, colour, np.zeros(0, np.int32), shapes=())
+    zero, pair = np.zeros(0, np.float32), np.zeros((0, 2), np.float32)
+    return Solids(pair, zero, pair, zero, zero, np.zeros((0, 3), np.float32), np.zeros(0, np.int32), shapes=())
 
 
 def cubes(centre: Array, yaw: Array, colour: Array, side: float = 0.8) -> Solids:
