@@ -131,6 +131,17 @@ ENTRIES: dict[str, Entry] = {
         },
     ),
     **_presets(
+        "envs.firstperson.levels",
+        {
+            "miniworld-oneroom": "find the red box in a room of 10×10 m",
+            "miniworld-hallway": "find the red box at the end of a hallway",
+            "miniworld-tmaze": "find the red box in one of the two arms of a T",
+            "miniworld-fourrooms": "find the red box in four rooms with doors",
+            "miniworld-maze": "find the red box in a maze of 8×8 cells",
+            "miniworld-wallgap": "find the red box behind a wall with a gap, outdoors",
+        },
+    ),
+    **_presets(
         "envs.probes.env",
         {
             "probe-value": "one step, always rewarded: can the value be learned",
