@@ -35,7 +35,7 @@ class Plan:
     doors: tuple[Door, ...] = ()
 
     def walls(self) -> np.ndarray:
-        """Both ends of every piece of wall, float32 [S, 2, 2]: the rooms' sides less the doors, and the doors' jambs."""
+        """Both ends of every piece of wall, float32 [S, 2, 2]: the rooms' sides less the doors, then the jambs."""
         pieces: list[tuple[tuple[float, float], tuple[float, float]]] = []
         for x0, x1, z0, z1 in self.rooms:
             for x in (x0, x1):
