@@ -142,6 +142,14 @@ ENTRIES: dict[str, Entry] = {
         },
     ),
     **_presets(
+        "envs.firstperson.house",
+        {
+            "house-objnav-small": "find the named object in a house of up to 4 rooms, 6 kinds of objects",
+            "house-objnav-medium": "find the named object in a house of up to 8 rooms, 12 kinds of objects",
+            "house-objnav-large": "find the named object in a house of up to 16 rooms, 20 kinds of objects",
+        },
+    ),
+    **_presets(
         "envs.probes.env",
         {
             "probe-value": "one step, always rewarded: can the value be learned",

@@ -55,6 +55,7 @@ class Lens:
     """The picture. width, height: pixels. field_of_view: vertical, degrees. samples: per pixel, 1 or 4.
 
     layers: how many solids may stand behind one another along a column; farther ones are not drawn.
+    solids: how many there may be in view; farther ones are not drawn.
     """
 
     width: int = 80
@@ -62,6 +63,7 @@ class Lens:
     field_of_view: float = 60.0
     samples: int = 1
     layers: int = 8
+    solids: int = 16
 
     def __post_init__(self) -> None:
         """Rejects what cannot be drawn."""
@@ -73,8 +75,9 @@ class Lens:
             raise ResolutionError(f"samples is {self.samples!r}; allowed: {sorted(SAMPLES)}")
         if not 1.0 <= self.field_of_view <= 170.0:
             raise ResolutionError(f"field_of_view is {self.field_of_view!r}; allowed: 1 to 170 degrees")
-        if self.layers < 1:
-            raise ResolutionError(f"layers is {self.layers!r}; allowed: 1 or more")
+        for name in ("layers", "solids"):
+            if getattr(self, name) < 1:
+                raise ResolutionError(f"{name} is {getattr(self, name)!r}; allowed: 1 or more")
 
     def columns(self, offset: float) -> np.ndarray:
         """u = right / forward of every column, float32 [W]. offset: of the sample from the pixel's left edge."""
@@ -203,7 +206,8 @@ def _paint(
     """Payloads at one sample of every pixel, [H, W] each."""
     u, v = _slopes(camera, lens, offset)
     wall = _nearest_wall(scene.walls, camera, u, paint, scene.textured)
-    solids = _farthest_first(_solid_columns(scene.solids, camera, u, wall.near, paint), lens.layers)
+    in_view = _nearest_in_view(scene.solids, camera, lens)
+    solids = _farthest_first(_solid_columns(in_view, camera, u, wall.near, paint), lens.layers)
     behind = None if scene.backdrop is None else _solid_columns(scene.backdrop, camera, u, jnp.zeros_like(u), paint)
     wall, solids, behind = jax.lax.optimization_barrier((wall, solids, behind))
     v = v[:, None]
@@ -321,11 +325,31 @@ def _loop(function: Callable[[tuple, tuple], tuple], start: tuple, each: tuple) 
     return several(carry, jax.tree.map(lambda x: x[blocks * 16 :], each), rest)
 
 
-def _solid_columns(solids: Solids, camera: Camera, u: jax.Array, wall: jax.Array, paint: Paint) -> Columns:
-    """What columns see of solids, [N, W], without those behind the wall (inverse distance `wall`, [W]). Not sorted."""
+def _nearest_in_view(solids: Solids, camera: Camera, lens: Lens) -> Solids:
+    """At most `lens.solids` solids: where there are more, the nearest of those that the picture's sides do not cut off.
+
+    `identity` of the result tells which they are.
+    """
     count = solids.shape.shape[0]
     if count > MAX_SOLIDS:
         raise TooManyObjectsError(f"a scene holds {count} solids; allowed: at most {MAX_SOLIDS}, ids are single bytes")
+    solids = dataclasses.replace(solids, identity=jnp.arange(count, dtype=jnp.int32) + FIRST_SOLID)
+    if count <= lens.solids:
+        return solids
+    forward, right = _in_view(solids.centre, camera)
+    radius, edge = jnp.linalg.norm(jnp.asarray(solids.half), axis=-1), float(lens.columns(0.0)[0])
+    seen = (forward > -radius) & (jnp.abs(right) + edge * forward < radius * math.hypot(1, edge))
+    seen &= jnp.asarray(solids.top) > jnp.asarray(solids.bottom)
+    order = jnp.where(seen, forward**2 + right**2, jnp.inf)
+    index = jnp.arange(count)
+    before = (order < order[:, None]) | ((order == order[:, None]) & (index < index[:, None]))
+    rank = before.sum(1)
+    chosen = jnp.sum(jnp.where(rank == jnp.arange(lens.solids)[:, None], index, 0), 1)
+    return jax.tree.map(lambda x: jnp.asarray(x)[chosen], solids)
+
+
+def _solid_columns(solids: Solids, camera: Camera, u: jax.Array, wall: jax.Array, paint: Paint) -> Columns:
+    """What columns see of solids, [N, W], without those behind the wall (inverse distance `wall`, [W]). Not sorted."""
     make = {BOX: _box_columns, CYLINDER: _cylinder_columns, SPHERE: _sphere_columns}
     shape = jnp.asarray(solids.shape)[:, None]
     columns = None
@@ -350,7 +374,8 @@ def _surface(solids: Solids, light: jax.Array | float, level: jax.Array | float 
 
 
 def _identity(solids: Solids) -> jax.Array:
-    return jnp.arange(solids.shape.shape[0], dtype=jnp.int32) + FIRST_SOLID
+    """Object ids, int32 [N]; those of the walls where there are none."""
+    return jnp.full(solids.shape.shape, WALL, jnp.int32) if solids.identity is None else jnp.asarray(solids.identity)
 
 
 def _box_columns(solids: Solids, camera: Camera, u: jax.Array, paint: Paint) -> Columns:

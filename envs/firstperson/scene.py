@@ -74,6 +74,7 @@ class Solids:
     bottom, top: float32 [N]; heights in metres. A sphere's centre is `bottom` + its radius. top ≤ bottom: not there.
     colour: float32 [N, 3]; RGB in [0, 1] before lighting.
     shape: int32 [N]; BOX, CYLINDER or SPHERE. shapes: the ones that occur, static: others cost nothing.
+    identity: int32 [N]; object ids, filled in by the renderer.
     """
 
     centre: Array
@@ -83,6 +84,7 @@ class Solids:
     top: Array
     colour: Array
     shape: Array
+    identity: Array | None = None
     shapes: tuple[int, ...] = struct.field(pytree_node=False, default=(BOX,))
 
 
