@@ -48,8 +48,8 @@ TRAIN_HOUSES, TEST_HOUSES = 10_000, 1_000
 class HouseState:
     """house: the trial's. target: int32 []; index into its categories.
 
-    position: float32 [2]; (x, z). heading: float32 []; radians, at the episode's start. turns: int32 []; 30° each, to the
-    left. pitch: int32 []; 30° each, upwards. step: int32 [].
+    position: float32 [2]; (x, z). heading: float32 []; radians, at the episode's start. step: int32 [].
+    turns, pitch: int32 []; 30° each, to the left and upwards.
     start: float32 [2]; where the episode began. start_distance, distance: float32 []; metres to the nearest object of
     the target category then and now. path: float32 []; metres gone.
     pixels: int32 []; of the picture, inside its border, that the best target object within 2 m fills.

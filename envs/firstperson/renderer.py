@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -88,6 +88,9 @@ class Lens:
         """v = up / forward of every row at no rise, float32 [H], top row first. offset: from the pixel's top edge."""
         half = math.tan(math.radians(self.field_of_view) / 2)
         return (half * (1 - 2 * (np.arange(self.height) + offset) / self.height)).astype(np.float32)
+
+
+Values = TypeVar("Values")
 
 
 class Columns(NamedTuple):
@@ -205,11 +208,13 @@ def _paint(
 ) -> tuple[jax.Array, ...]:
     """Payloads at one sample of every pixel, [H, W] each."""
     u, v = _slopes(camera, lens, offset)
-    wall = _nearest_wall(scene.walls, camera, u, paint, scene.textured)
-    in_view = _nearest_in_view(scene.solids, camera, lens)
-    solids = _farthest_first(_solid_columns(in_view, camera, u, wall.near, paint), lens.layers)
-    behind = None if scene.backdrop is None else _solid_columns(scene.backdrop, camera, u, jnp.zeros_like(u), paint)
-    wall, solids, behind = jax.lax.optimization_barrier((wall, solids, behind))
+    wall = _separately(_nearest_wall(scene.walls, camera, u, paint, scene.textured))
+    in_view = _separately(_nearest_in_view(scene.solids, camera, lens))
+    solids = _separately(_solid_columns(in_view, camera, u, wall.near, paint))
+    solids = _separately(_nearest_first(solids, lens.layers))
+    behind = None
+    if scene.backdrop is not None:
+        behind = _separately(_solid_columns(scene.backdrop, camera, u, jnp.zeros_like(u), paint))
     v = v[:, None]
     floor, ceiling = _level_payloads(scene, camera, u, v, paint)
     picture = tuple(jnp.where(v < 0, low, high) for low, high in zip(floor, ceiling, strict=True))
@@ -220,9 +225,14 @@ def _paint(
     return tuple(jnp.broadcast_to(p, (lens.height, lens.width)) for p in picture)
 
 
+def _separately(values: Values) -> Values:
+    """The values, computed before what uses them: the compiler would rather compute them again for each user."""
+    return jax.lax.optimization_barrier(values)
+
+
 def _over(picture: tuple[jax.Array, ...], layers: Columns, v: jax.Array) -> tuple[jax.Array, ...]:
-    """Paints layers [L, W], farthest first, over a picture. v: float32 [H, 1]."""
-    for index in range(layers.low.shape[0]):
+    """Paints layers [L, W], of which the first is the nearest, over a picture. v: float32 [H, 1]."""
+    for index in reversed(range(layers.low.shape[0])):
         layer = jax.tree.map(lambda x, i=index: x[i], layers)
         covered, below = (v >= layer.low) & (v < layer.high), v < layer.mid
         picture = tuple(
@@ -305,11 +315,15 @@ def _nearer_wall(u: jax.Array, best: tuple, wall: tuple) -> tuple:
     )
 
 
-UNROLLED = 32  # longer loops are loops in the program too, of blocks, which keeps it small
+BLOCK = 8  # walls per turn of the loop
 
 
 def _loop(function: Callable[[tuple, tuple], tuple], start: tuple, each: tuple) -> tuple:
-    """function(… function(start, each[0]) …, each[n−1]); each: pytree with leading axis n."""
+    """function(… function(start, each[0]) …, each[n−1]); each: pytree with leading axis n.
+
+    More than BLOCK are gone through in a loop of the program's own, for two reasons: programs stay small, and what a
+    loop yields is computed once for its column and not again in each of its pixels.
+    """
     count = each[0].shape[0]
 
     def several(carry: tuple, block: tuple, size: int) -> tuple:
@@ -317,12 +331,16 @@ def _loop(function: Callable[[tuple, tuple], tuple], start: tuple, each: tuple) 
             carry = function(carry, jax.tree.map(lambda x, i=index: x[i], block))
         return carry
 
-    if count <= UNROLLED:
+    if count <= BLOCK:
         return several(start, each, count)
-    blocks, rest = divmod(count, 16)
-    head = jax.tree.map(lambda x: x[: blocks * 16].reshape(blocks, 16, *x.shape[1:]), each)
-    carry, _ = jax.lax.scan(lambda carry, block: (several(carry, block, 16), None), start, head)
-    return several(carry, jax.tree.map(lambda x: x[blocks * 16 :], each), rest)
+    turns = -(-count // BLOCK)
+
+    def blocks(x: jax.Array) -> jax.Array:
+        padded = jnp.pad(x, [(0, turns * BLOCK - count)] + [(0, 0)] * (x.ndim - 1))  # walls of zeros are never met
+        return padded.reshape(turns, BLOCK, *x.shape[1:])
+
+    head = jax.tree.map(blocks, each)
+    return jax.lax.scan(lambda carry, block: (several(carry, block, BLOCK), None), start, head)[0]
 
 
 def _nearest_in_view(solids: Solids, camera: Camera, lens: Lens) -> Solids:
@@ -465,36 +483,22 @@ def _sphere_columns(solids: Solids, camera: Camera, u: jax.Array, paint: Paint) 
     return Columns(near, low, (low + high) / 2, high, *bands)
 
 
-def _farthest_first(columns: Columns, layers: int) -> Columns:
-    """The `layers` nearest of N columns, farthest first: [min(layers, N), W]."""
+def _nearest_first(columns: Columns, layers: int) -> Columns:
+    """The `layers` nearest of N columns, nearest first: [min(layers, N), W]."""
     count = columns.near.shape[0]
     if count <= 1:
         return columns
-    if count <= SORTED_BY_NETWORK:
-        return _sorted(columns, count)
-    rows = []
-    for _ in range(min(layers, count)):
-        nearest = columns.near.max(0)
-        chosen = columns.near == nearest
-        rows.append(jax.tree.map(lambda x, c=chosen: _pick(x, c), columns))
-        columns = columns._replace(near=jnp.where(chosen, -1.0, columns.near))
-    return jax.tree.map(lambda *x: jnp.stack(x[::-1]), *rows)
 
+    def pick(near: jax.Array, _: None) -> tuple[jax.Array, Columns]:
+        chosen = near == near.max(0)
+        picked = jax.tree.map(lambda x: _pick(x, chosen), columns._replace(near=near))
+        return jnp.where(chosen, -1.0, near), picked
 
-SORTED_BY_NETWORK = 6
+    # A loop, although a short one: what goes into it is computed once and not again for every layer and row.
+    return jax.lax.scan(pick, columns.near, None, length=min(layers, count))[1]
 
 
 def _pick(values: jax.Array, chosen: jax.Array) -> jax.Array:
     """The chosen value of each column. values, chosen: [N, W]. Where several are, the largest."""
     lowest = -jnp.inf if values.dtype == jnp.float32 else 0
     return jnp.where(chosen, values, jnp.asarray(lowest, values.dtype)).max(0)
-
-
-def _sorted(columns: Columns, count: int) -> Columns:
-    """Sorted by neighbours changing places, `count` rounds of it."""
-    rows = [jax.tree.map(lambda x, i=i: x[i], columns) for i in range(count)]
-    for turn in range(count):
-        for i in range(turn % 2, count - 1, 2):
-            swap = rows[i].near > rows[i + 1].near
-            rows[i], rows[i + 1] = _where(swap, rows[i + 1], rows[i]), _where(swap, rows[i], rows[i + 1])
-    return jax.tree.map(lambda *x: jnp.stack(x), *rows)

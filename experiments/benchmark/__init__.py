@@ -1,0 +1,1 @@
+"""Benchmarks: every module has `cases()`, which measures and yields one JSON-able dict per case."""
