@@ -119,18 +119,24 @@ class View(NamedTuple):
 def render(scene: Scene, camera: Camera, lens: Lens) -> jax.Array:
     """The picture, uint8 [H, W, 3]. Batches by vmap."""
     if lens.samples == 1:
-        return _bytes(_paint(scene, camera, lens, SAMPLES[1][0], COLOUR)[0])[..., :3]
-    total = sum(_paint(scene, camera, lens, offset, WIDE_COLOUR)[0] for offset in SAMPLES[lens.samples])
+        return _bytes(_paint(scene, camera, lens, *_slopes(camera, lens, 1), COLOUR)[0])[..., :3]
+
+    def add(total: jax.Array, slopes: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        return total + _paint(scene, camera, lens, *slopes, WIDE_COLOUR)[0], None
+
+    u, v = (
+        jnp.stack(x) for x in zip(*(_slopes(camera, lens, lens.samples, k) for k in range(lens.samples)), strict=True)
+    )
+    total, _ = jax.lax.scan(add, jnp.zeros((lens.height, lens.width), jnp.uint32), (u, v))
     mean = [(((total >> shift) & 1023) + lens.samples // 2) // lens.samples << place for shift, place in WIDE_BYTES]
-    return _bytes(jax.lax.optimization_barrier(mean[0] | mean[1] | mean[2]))[..., :3]
+    return _bytes(_separately(mean[0] | mean[1] | mean[2]))[..., :3]
 
 
 def render_objects(scene: Scene, camera: Camera, lens: Lens) -> View:
     """The picture and what is seen in each pixel. With one sample per pixel the second costs nothing."""
-    packed = _paint(scene, camera, lens, SAMPLES[1][0], COLOUR)[0]
-    objects = (packed >> 24).astype(jnp.int32)
+    packed = _paint(scene, camera, lens, *_slopes(camera, lens, 1), COLOUR)[0]
     image = _bytes(packed)[..., :3] if lens.samples == 1 else render(scene, camera, lens)
-    return View(image, objects)
+    return View(image, (packed >> 24).astype(jnp.int32))
 
 
 def render_depth(scene: Scene, camera: Camera, lens: Lens) -> jax.Array:
@@ -138,9 +144,10 @@ def render_depth(scene: Scene, camera: Camera, lens: Lens) -> jax.Array:
 
     A sphere is as far as its nearest point in the column.
     """
-    constant, slope = _paint(scene, camera, lens, SAMPLES[1][0], DEPTH)
-    _, v = _slopes(camera, lens, SAMPLES[1][0])
-    return 1.0 / jnp.maximum(constant + slope * v[:, None], 1e-30)
+    u, v = _slopes(camera, lens, 1)
+    constant, slope = _paint(scene, camera, lens, u, v, DEPTH)
+    inverse = constant + slope * v[:, None]
+    return jnp.where(inverse > 0, 1.0 / jnp.where(inverse > 0, inverse, 1.0), jnp.inf)
 
 
 class Surface(NamedTuple):
@@ -198,16 +205,14 @@ def _bytes(packed: jax.Array) -> jax.Array:
     return jax.lax.bitcast_convert_type(packed, jnp.uint8)
 
 
-def _slopes(camera: Camera, lens: Lens, offset: tuple[float, float]) -> tuple[jax.Array, jax.Array]:
-    """u of the columns, float32 [W], and v of the rows, float32 [H]."""
-    return jnp.asarray(lens.columns(offset[0])), jnp.asarray(lens.rows(offset[1])) + camera.rise
+def _slopes(camera: Camera, lens: Lens, samples: int, index: int = 0) -> tuple[jax.Array, jax.Array]:
+    """u of the columns, float32 [W], and v of the rows, float32 [H], of one of `samples` samples."""
+    right, down = SAMPLES[samples][index]
+    return jnp.asarray(lens.columns(right)), jnp.asarray(lens.rows(down)) + camera.rise
 
 
-def _paint(
-    scene: Scene, camera: Camera, lens: Lens, offset: tuple[float, float], paint: Paint
-) -> tuple[jax.Array, ...]:
-    """Payloads at one sample of every pixel, [H, W] each."""
-    u, v = _slopes(camera, lens, offset)
+def _paint(scene: Scene, camera: Camera, lens: Lens, u: jax.Array, v: jax.Array, paint: Paint) -> tuple[jax.Array, ...]:
+    """Payloads at one sample of every pixel, [H, W] each. u: float32 [W]. v: float32 [H]."""
     wall = _separately(_nearest_wall(scene.walls, camera, u, paint, scene.textured))
     in_view = _separately(_nearest_in_view(scene.solids, camera, lens))
     solids = _separately(_solid_columns(in_view, camera, u, wall.near, paint))
