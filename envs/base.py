@@ -76,6 +76,11 @@ class Environment:
     horizon: int  # the longest episode, in steps; one that has not terminated by then is truncated
 
     @property
+    def line_episodes(self) -> int:
+        """How many episodes the random and the optimal line are estimated from, unless asked otherwise."""
+        return 8192
+
+    @property
     def observation_spec(self) -> PyTree:
         """Pytree of jax.ShapeDtypeStruct for one observation."""
         raise NotImplementedError

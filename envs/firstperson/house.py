@@ -119,6 +119,11 @@ class HouseNav(VisualEnvironment):
         return low, {name: np.full(spec[name].shape, end[1], spec[name].dtype) for name, end in ends.items()}
 
     @property
+    def line_episodes(self) -> int:
+        """256: episodes are long and every stop needs a picture."""
+        return 256
+
+    @property
     def action_space(self) -> Discrete:
         """0 stop, 1 forward, 2 left, 3 right, 4 up, 5 down."""
         return Discrete(6)

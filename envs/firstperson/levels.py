@@ -32,6 +32,7 @@ from envs.firstperson.scene import (
     UnreachableTargetError,
     cubes,
     plain_walls,
+    rectangle_walls,
 )
 
 AGENT_RADIUS = 0.4
@@ -71,6 +72,7 @@ class Level(VisualEnvironment):
 
     box_regions, start_regions: where the box and the agent may be, by area; None: anywhere.
     start_spread: headings are uniform within ± that, radians.
+    tries: places drawn for a start; of 8, all are in a wall or in the box once in 10,000 times at worst.
     open_sky: no ceiling. train_tasks, test_tasks: sizes of the splits. textured: tiles and boards, not flat colours.
     """
 
@@ -83,6 +85,7 @@ class Level(VisualEnvironment):
     open_sky: bool = False
     lens: Lens = dataclasses.field(default_factory=Lens)
     textured: bool = False
+    tries: int = 8
     train_tasks: int = 1000
     test_tasks: int = 100
 
@@ -109,6 +112,11 @@ class Level(VisualEnvironment):
         return np.zeros(shape, np.uint8), np.full(shape, 255, np.uint8)
 
     @property
+    def line_episodes(self) -> int:
+        """512: episodes are long."""
+        return 512
+
+    @property
     def action_space(self) -> Discrete:
         """0 left, 1 right, 2 forward."""
         return Discrete(3)
@@ -121,16 +129,16 @@ class Level(VisualEnvironment):
     def start(self, key: jax.Array, task: LevelTask) -> LevelState:
         """A uniformly random place that is clear of walls and box, and a random heading.
 
-        The first clear one of 16 drawn places; should none be, the corner of a room that is farthest from the box.
+        The first clear one of `tries` drawn places; should none be, the corner of a room that is farthest from the box.
         """
         region_key, place_key, heading_key = jax.random.split(key, 3)
         areas = np.array(self.start_regions or self.plan.regions(), np.float32)
         sizes = (areas[:, 1] - areas[:, 0]) * (areas[:, 3] - areas[:, 2])
         if len(areas) == 1:
-            area = jnp.broadcast_to(jnp.asarray(areas), (16, 4))
+            area = jnp.broadcast_to(jnp.asarray(areas), (self.tries, 4))
         else:
-            area = jnp.asarray(areas)[jax.random.choice(region_key, len(areas), (16,), p=sizes / sizes.sum())]
-        places = area[:, ::2] + jax.random.uniform(place_key, (16, 2)) * (area[:, 1::2] - area[:, ::2])
+            area = jnp.asarray(areas)[jax.random.choice(region_key, len(areas), (self.tries,), p=sizes / sizes.sum())]
+        places = area[:, ::2] + jax.random.uniform(place_key, (self.tries, 2)) * (area[:, 1::2] - area[:, ::2])
         walls = self.walls(task)
         clear = ~jax.vmap(lambda place: self.blocked(place, walls, task))(places)
         corners = jnp.asarray(self._corners())
@@ -314,8 +322,6 @@ def maze_plan(rows: int, columns: int) -> Plan:
 @functools.cache
 def maze_walls(plan: Plan, rows: int, columns: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(outer walls [4, 2, 2], the two walls of each closed door [P, 2, 2, 2], of each open door [P, 2, 2, 2])."""
-    from envs.firstperson.scene import rectangle_walls
-
     pitch = CELL + GAP
     outer = rectangle_walls(0, columns * pitch - GAP, 0, rows * pitch - GAP)
     closed, opened = [], []
@@ -380,7 +386,7 @@ def _presets() -> dict[str, Level]:
             start_spread=math.pi / 4,
         ),
         Level("miniworld-fourrooms", Plan(side_rooms, four_doors), 250),
-        Maze("miniworld-maze", maze_plan(8, 8), 8 * 8 * 24, start_regions=maze_plan(8, 8).rooms),
+        Maze("miniworld-maze", maze_plan(8, 8), 8 * 8 * 24, start_regions=maze_plan(8, 8).rooms, tries=16),
         Level(
             "miniworld-wallgap",
             Plan((south, north), (Door("z", (-1.5, 1.5, -0.5, 0.5)),)),
