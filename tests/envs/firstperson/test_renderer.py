@@ -79,7 +79,14 @@ def drawer(lens, function=render_objects):
 
 
 def test_shades_are_miniworlds():
-    normals = {"up": (0, 1, 0), "down": (0, -1, 0), "+x": (1, 0, 0), "-x": (-1, 0, 0), "+z": (0, 0, 1), "-z": (0, 0, -1)}
+    normals = {
+        "up": (0, 1, 0),
+        "down": (0, -1, 0),
+        "+x": (1, 0, 0),
+        "-x": (-1, 0, 0),
+        "+z": (0, 0, 1),
+        "-z": (0, 0, -1),
+    }
     found = {name: float(shade(jnp.array(normal, jnp.float32))) for name, normal in normals.items()}
     expected = {"up": 1.0, "down": 0.65, "+x": 0.835, "-x": 0.65, "+z": 0.835, "-z": 0.65}
     assert found == pytest.approx(expected, abs=1e-3)
@@ -129,7 +136,7 @@ def test_rise_moves_the_picture_by_whole_rows():
 
 
 def reference_ids(scene, camera, lens):
-    """Object ids by intersecting one ray per pixel with everything, in float64. No solid is in front of the eye plane."""
+    """Object ids by intersecting one ray per pixel with everything, in float64."""
     u, v = np.meshgrid(lens.columns(0.5).astype(float), lens.rows(0.5).astype(float))
     cos, sin = np.asarray(camera.direction, float)
     ray = np.stack([cos + u * sin, v, u * cos - sin], -1)  # of forward length 1
@@ -163,7 +170,10 @@ def reference_hit(solids, k, eye, ray):
         far = quadratic(flat, offset, half[0], sign=1)
         low, high = np.maximum(low, near), np.minimum(high, far)
         return np.where(np.isfinite(near) & (low < high), low, np.inf)
-    for axis, extent in ((np.array([np.cos(yaw), -np.sin(yaw)]), half[0]), (np.array([np.sin(yaw), np.cos(yaw)]), half[1])):
+    for axis, extent in (
+        (np.array([np.cos(yaw), -np.sin(yaw)]), half[0]),
+        (np.array([np.sin(yaw), np.cos(yaw)]), half[1]),
+    ):
         a, b = slab((eye[[0, 2]] - np.array([x, z])) @ axis, ray[..., [0, 2]] @ axis, -extent, extent)
         low, high = np.maximum(low, a), np.minimum(high, b)
     return np.where(low < high, low, np.inf)
@@ -236,7 +246,9 @@ def test_absent_solids_and_walls_are_not_drawn():
 
 
 def test_textures_are_drawn_on_floor_and_walls_only_where_asked_for():
-    plain, textured = (np.asarray(drawer(LENS, render)(room(textured=on), looking(2.2, 3.1, 20))) for on in (False, True))
+    plain, textured = (
+        np.asarray(drawer(LENS, render)(room(textured=on), looking(2.2, 3.1, 20))) for on in (False, True)
+    )
     assert len(np.unique(plain[-1])) == 1 and len(np.unique(textured[-1])) == 2
     middle = plain[15] != textured[15]  # a row of wall
     assert 0.2 < middle.mean() < 0.8
