@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from envs.base import PyTree, Trajectory
 from envs.firstperson.renderer import Lens, render
 from envs.firstperson.scene import BOX, Camera, Scene, Solids
 
-VIEW = Lens(320, 320, samples=4, layers=16)
+VIEW_HEIGHT = 320  # pixels, of the view
 MAP_SIDE = 320  # pixels, of the map's longer side
 MARGIN = 12
 CAPTION = 18  # pixels, of the line of text below
@@ -29,35 +30,43 @@ class Sight(NamedTuple):
     targets: Any
 
 
-def trial_frames(sight: Callable[[PyTree, PyTree], Sight], trajectory: Trajectory, max_frames: int = 240) -> np.ndarray:
+def trial_frames(
+    sight: Callable[[PyTree, PyTree], Sight], trajectory: Trajectory, lens: Lens, max_frames: int = 240
+) -> np.ndarray:
     """Frames, uint8 [n, H, W, 3], n = min(T, max_frames) evenly spaced steps.
 
-    sight: (record, task) → Sight, of one moment.
+    sight: (record, task) → Sight, of one moment. lens: the agent's, whose field of view is drawn in more pixels.
     """
     count = len(trajectory.reward)
     steps = np.linspace(0, count - 1, min(count, max_frames)).round().astype(int)
-    sights, pictures = _look(sight, jax.tree.map(lambda x: x[steps], trajectory.record), trajectory.task)
+    view = dataclasses.replace(
+        lens, width=round(VIEW_HEIGHT * lens.width / lens.height), height=VIEW_HEIGHT, samples=4, layers=16
+    )
+    records = jax.tree.map(lambda x: x[steps], trajectory.record)
+    sights, pictures = _look(sight, records, trajectory.task, view)
     everywhere = _positions(sight, trajectory)
     episodes = np.cumsum(trajectory.first) - 1
-    view = _MapView.of(jax.tree.map(lambda x: x[0], sights.scene))
+    on_map = _MapView.of(jax.tree.map(lambda x: x[0], sights.scene))
     frames = []
     for index, step in enumerate(steps):
         opened = int(np.searchsorted(episodes, episodes[step]))
         now = jax.tree.map(lambda x, i=index: x[i], sights)
-        plan = view.draw(now, everywhere[opened : step + 1])
+        plan = on_map.draw(now, everywhere[opened : step + 1])
         earned = float(trajectory.reward[opened:step].sum())
         text = f"episode {episodes[step] + 1}   step {step - opened}   return {earned:.2f}"
         frames.append(_page(pictures[index], plan, text))
     return np.stack(frames)
 
 
-def _look(sight: Callable[[PyTree, PyTree], Sight], records: PyTree, task: PyTree) -> tuple[Sight, np.ndarray]:
+def _look(
+    sight: Callable[[PyTree, PyTree], Sight], records: PyTree, task: PyTree, lens: Lens
+) -> tuple[Sight, np.ndarray]:
     """Sights and pictures of several moments, 16 at a time. Leading axis n; arrays of the host."""
 
     @jax.jit
     def some(records: PyTree) -> tuple[Sight, jax.Array]:
         sights = jax.vmap(sight, in_axes=(0, None), axis_size=16)(records, task)
-        return sights, jax.vmap(lambda s: render(s.scene, s.camera, VIEW))(sights)
+        return sights, jax.vmap(lambda s: render(s.scene, s.camera, lens))(sights)
 
     count = len(jax.tree.leaves(records)[0])
     parts = []

@@ -303,7 +303,7 @@ class HouseNav(VisualEnvironment):
 
     def render_trial(self, trajectory: Trajectory) -> np.ndarray:
         """Frames of a trial, uint8 [n, H, W, 3]: the view, and a map with the path and rings around the targets."""
-        return draw.trial_frames(self.sight, trajectory)
+        return draw.trial_frames(self.sight, trajectory, self.lens)
 
 
 def facing(state: HouseState) -> jax.Array:

@@ -233,7 +233,7 @@ class Level(VisualEnvironment):
 
     def render_trial(self, trajectory: Trajectory) -> np.ndarray:
         """Frames of a trial, uint8 [n, H, W, 3]: the view, and a map with the path and a ring around the box."""
-        return draw.trial_frames(self.sight, trajectory)
+        return draw.trial_frames(self.sight, trajectory, self.lens)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -226,7 +226,7 @@ class Room(VisualEnvironment):
 
     def render_trial(self, trajectory: Trajectory) -> np.ndarray:
         """Frames of a trial, uint8 [n, H, W, 3]: the view, and a map with the path and a ring around the target."""
-        return draw.trial_frames(self.sight, trajectory)
+        return draw.trial_frames(self.sight, trajectory, self.lens)
 
 
 def direction(turns: jax.Array) -> tuple[jax.Array, jax.Array]:
