@@ -28,7 +28,7 @@ SIZES = 4  # of the context's buffer in the course of an evaluation; each costs 
 
 
 class _Steps(NamedTuple):
-    """What acting leaves behind per step, leading axes [T, B]; `observation` of one environment only, [T, ...]."""
+    """What acting leaves behind per step, [T, B]; `observation` and `record` of one environment only, [T, ...]."""
 
     action: jax.Array
     reward: jax.Array
@@ -37,6 +37,7 @@ class _Steps(NamedTuple):
     episode_return: jax.Array
     success: jax.Array
     observation: PyTree
+    record: PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,8 +108,9 @@ def _chunk_function(policy: Policy, trials: Trials, config: EvalConfig, length: 
             action = jnp.where(episode < config.expert_episodes, expert, action)
         next_trial, result = trials.step(env_key, trial, action)
         ended = result.terminated | result.truncated
-        observation = jax.tree.map(lambda x: x[0], trial.observation)
-        steps = _Steps(action, result.reward, trial.first, ended, result.episode_return, result.success, observation)
+        observation, state = jax.tree.map(lambda x: x[0], (trial.observation, trial.env))
+        seen = (observation, trials.env.record(state))
+        steps = _Steps(action, result.reward, trial.first, ended, result.episode_return, result.success, *seen)
         return next_trial, memory, episode + ended, steps
 
     def chunk(params: Params, trial: TrialState, memory: KVCache, episode: jax.Array, key: jax.Array):
@@ -137,6 +139,7 @@ def _first_trial(steps: _Steps, tasks: PyTree, episodes: int) -> HostTrajectory:
         reward=np.asarray(steps.reward)[:end, 0],
         first=np.asarray(steps.first)[:end, 0],
         task=jax.tree.map(lambda x: np.asarray(x)[0], tasks),
+        record=jax.tree.map(lambda x: x[:end], steps.record),
     )
 
 

@@ -15,8 +15,8 @@ import tyro
 from experiments.benchmark.measure import Machine, measure_machine
 from relic_jax.tracking import write_atomically
 
-Suite = Literal["act", "update", "refresh", "rollout", "train", "env", "bridge", "all"]
-SUITES = ("act", "update", "refresh", "rollout", "train")
+Suite = Literal["act", "update", "refresh", "rollout", "train", "env", "all"]
+SUITES = ("act", "update", "refresh", "rollout", "train", "env")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +58,8 @@ def line(case: dict[str, Any], before: dict[str, Any] | None) -> str:
         parts.append(f"{case['floor_fraction']:.2f} of the floor ({case['floor']})")
     if "temporary_bytes" in case:
         parts.append(f"{case['temporary_bytes'] / 2**20:.0f} MiB temporary")
+    if case.get("of_peer"):
+        parts.append(f"{case['of_peer']:.1f}× the real package")
     if "of_original" in case:
         parts.append(f"{case['of_original']:.1f}× the original")
     if "share" in case:
