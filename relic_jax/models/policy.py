@@ -20,7 +20,7 @@ from relic_jax.distributions import Categorical
 from relic_jax.models import cache as kv
 from relic_jax.models.cache import KVCache
 from relic_jax.models.encoders import EncoderConfig, VectorEncoder
-from relic_jax.models.transformer import Transformer, TransformerConfig, empty_memory
+from relic_jax.models.transformer import Linear, Transformer, TransformerConfig, empty_memory
 from relic_jax.types import Params, StepInput
 
 
@@ -53,10 +53,10 @@ class PolicyNetwork(nn.Module):
         width = self.config.transformer.width
         init = nn.initializers.normal(0.02)
         self.encoder = VectorEncoder(self.config.encoder, self.num_actions, width, self.low, self.high)
-        self.proj_in, self.proj_out = nn.Dense(width, kernel_init=init), nn.Dense(width, kernel_init=init)
+        self.proj_in, self.proj_out = Linear(width, kernel_init=init), Linear(width, kernel_init=init)
         self.transformer = Transformer(self.config.transformer)
-        self.actor = nn.Dense(self.num_actions, kernel_init=nn.initializers.orthogonal(0.01))
-        self.critic = nn.Dense(1, kernel_init=nn.initializers.orthogonal(1.0))
+        self.actor = Linear(self.num_actions, kernel_init=nn.initializers.orthogonal(0.01))
+        self.critic = Linear(1, kernel_init=nn.initializers.orthogonal(1.0))
 
     def __call__(
         self,
