@@ -31,22 +31,25 @@ RELIC_PAPER = TrainConfig(env="darkroom-dpt", chunk="segment", policy=PolicyConf
 
 DARKROOM = TrainConfig(
     env="darkroom-dpt",
-    total_steps=7_000_000,
-    policy=PolicyConfig(transformer=replace(TINY, heads=4), encoder=EncoderConfig(observation="scaled")),
+    total_steps=10_000_000,
+    policy=PolicyConfig(transformer=replace(TINY, heads=2), encoder=EncoderConfig(observation="scaled")),
     trial=TrialConfig(environments=64, steps=500, updates=4),
     ppo=PPOConfig(
         lr=1e-3,
+        lr_final=1e-4,
+        epochs=3,
         minibatches=4,
         accumulate=1,
         value_clip=None,
         value_coef=0.2,
         reward_scale=0.2,
-        entropy_coef=0.015,
-        entropy_coef_final=0.001,
+        entropy_coef=0.1,
+        entropy_coef_final=0.0005,
         credit="trial",
         context_gradient="stopped",
         last_update="partial",
     ),
+    eval=EvalConfig(repeats=5),
 )
 
 SMOKE = replace(

@@ -165,6 +165,9 @@ def rewound(cache: KVCache, first: jax.Array, length: jax.Array | int) -> KVCach
 
 
 def rows(cache: KVCache, index: jax.Array) -> KVCache:
-    """The environments `index` (int32 [b]) of a cache."""
-    taken = jax.tree.map(lambda x: x[index], cache.replace(length=jnp.zeros(cache.position.shape)))
-    return taken.replace(length=cache.length)
+    """The environments `index` (int32 [b]) of a cache. One after the other: XLA on CPU gathers number by number."""
+
+    def one(i: jax.Array) -> KVCache:
+        return jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, i, keepdims=False), cache.replace(length=None))
+
+    return lax.map(one, index).replace(length=cache.length)
