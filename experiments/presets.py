@@ -63,12 +63,47 @@ SMOKE = replace(
     eval=EvalConfig(episodes=3),
 )
 
+DARKROOM_4K = replace(DARKROOM, trial=TrialConfig(environments=32, steps=4000, updates=20))
+
+DARKROOM_64K = TrainConfig(
+    env="darkroom-dpt",
+    chunk="segment",
+    total_steps=100 * 4 * 65_536,
+    checkpoint_minutes=30.0,
+    policy=PolicyConfig(transformer=replace(SMALL, max_positions=2048), encoder=EncoderConfig(observation="scaled")),
+    trial=TrialConfig(environments=4, steps=65_536, updates=256),
+    ppo=replace(DARKROOM.ppo, lr=2e-4, lr_final=1e-5, minibatches=4, accumulate=4, refresh_every=4),
+    eval=EvalConfig(episodes=650),
+)
+DARKROOM_64K_INT8 = replace(
+    DARKROOM_64K,
+    policy=replace(DARKROOM_64K.policy, transformer=replace(DARKROOM_64K.policy.transformer, cache="int8")),
+)
+
 PRESETS: dict[str, Preset] = {
     "darkroom-dpt": Preset(
         DARKROOM,
         "ReLIC on DPT's Darkroom, tuned for two CPU cores",
         "about 9 min on 2 CPU cores",
         "held-out goals, 3 seeds: 29.6 in the first episode, 88.1 of 90.9 in episodes 2–40",
+    ),
+    "darkroom-4k": Preset(
+        DARKROOM_4K,
+        "darkroom-dpt with trials of 40 episodes instead of 5",
+        "COST4K",
+        "EXPECT4K",
+    ),
+    "darkroom-64k": Preset(
+        DARKROOM_64K,
+        "trials of 65,536 steps and 256 updates: a context of 655 episodes for the small model",
+        "for a GPU with 16 GiB; on 2 CPU cores COST64K",
+        "not run to its end yet",
+    ),
+    "darkroom-64k-int8": Preset(
+        DARKROOM_64K_INT8,
+        "the same with keys and values stored in int8: 0.6 instead of 2 GiB",
+        "for a GPU with 16 GiB",
+        "not run to its end yet",
     ),
     "darkroom-relic-paper": Preset(
         RELIC_PAPER,
