@@ -18,6 +18,7 @@ import numpy as np
 from envs.base import Environment
 from relic_jax import checkpoint
 from relic_jax.config import ConfigError, TrainConfig, validate
+from relic_jax.models.encoders import image_mask
 from relic_jax.rl.memory import check_memory
 from relic_jax.rl.parallel import configure_devices, initial_state, parallel, state_shardings
 from relic_jax.rl.state import Setup, TrainState, init_state, make_setup
@@ -52,7 +53,7 @@ def prepare(config: TrainConfig, env: Environment) -> Setup:
 
     Raises ConfigError before anything is compiled.
     """
-    validate(config, horizon=env.horizon)
+    validate(config, horizon=env.horizon, images=any(image_mask(env.observation_spec)))
     setup = make_setup(configure_devices(config), env)
     check_memory(setup)
     return setup
