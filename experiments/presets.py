@@ -31,7 +31,7 @@ RELIC_PAPER = TrainConfig(env="darkroom-dpt", chunk="segment", policy=PolicyConf
 
 DARKROOM = TrainConfig(
     env="darkroom-dpt",
-    total_steps=12_000_000,
+    total_steps=10_000_000,
     policy=PolicyConfig(transformer=replace(TINY, heads=2), encoder=EncoderConfig(observation="scaled")),
     trial=TrialConfig(environments=64, steps=500, updates=4),
     ppo=PPOConfig(
@@ -44,7 +44,7 @@ DARKROOM = TrainConfig(
         value_coef=0.2,
         reward_scale=0.2,
         entropy_coef=0.1,
-        entropy_coef_final=0.01,
+        entropy_coef_final=0.0005,
         credit="trial",
         context_gradient="stopped",
         last_update="partial",
