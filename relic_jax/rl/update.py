@@ -42,7 +42,9 @@ class Batch(NamedTuple):
     observation: PyTree = None
 
     def rows(self, index: jax.Array) -> Batch:
-        """The environments `index`: int32 [b]."""
+        """The environments `index`: int32 [b], no two the same."""
+        if len(index) == len(self.advantage):  # all of them: their order changes no mean
+            return self
         steps = (self.trajectory, self.advantage, self.target, self.observation)
         trajectory, advantage, target, observation = jax.tree.map(lambda x: x[index], steps)
         return Batch(trajectory, kv.rows(self.memory, index), advantage, target, observation)
