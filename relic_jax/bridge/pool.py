@@ -326,8 +326,11 @@ class Pool:
         try:
             self._due(member)
             member.process.channel.send(message)
-        except OSError as error:
-            self._fail(member, "crash", f"{member.process.last_words() or error}")
+        except TimeoutError:
+            self._fail(member, "hang", "it reads no messages any more")
+        except OSError:  # it is gone: what it still had to say comes first
+            while member.phase != "down":
+                self._read(member)
 
     def _due(self, member: Member) -> None:
         stepping = member.phase == "up" and not any(lane.resetting for lane in member.lanes)

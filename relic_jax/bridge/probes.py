@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import sys
@@ -52,8 +53,9 @@ class Corridor:
 
     Observation: "vector" [position, goal, noise] float32, "image" uint8 [4, 4, 3] of the position. Actions move by
     action − 2. An episode ends on the goal (reward 1) or after `horizon` steps.
-    fault, at: what goes wrong at step `at` of an episode whose seed is divisible by `every` (crash, exit, hang, nan,
-    shape, print, raise); `once`: a file that is made when it happens, and which prevents it from then on.
+    fault, at: what goes wrong at step `at` of an episode (crash, exit, hang, stuck: a hang in native code, nan, shape,
+    print, raise), in worker `only` or in all (−1). once: a file that is made then and prevents it from then on.
+    bad_reset: a file that, while it is there, makes resets fail.
     """
 
     def __init__(
@@ -61,7 +63,7 @@ class Corridor:
         horizon: int = 20,
         fault: str = "",
         at: int = 3,
-        every: int = 1,
+        only: int = -1,
         once: str = "",
         restorable: bool = True,
         bad_reset: str = "",
@@ -70,7 +72,9 @@ class Corridor:
         observation = {"vector": ArraySpec("float32", (3,)), "image": ArraySpec("uint8", (4, 4, 3))}
         changes = {"metrics": ("success", "jax"), "horizon": horizon, "restorable": restorable}
         self.spec = spec("corridor", observation, **changes)
-        self.fault, self.at, self.every, self.once, self.bad_reset = fault, at, every, once, bad_reset
+        here = only in (-1, int(os.environ.get("RELIC_WORKER", "0")))
+        self.fault, self.at, self.once = fault if here else "", at, once
+        self.bad_reset = bad_reset if here else ""
         self._seconds = milliseconds / 1000
         self.task: Any = {}
         self.position = self.count = self.seed = 0
@@ -93,7 +97,7 @@ class Corridor:
         arrived = self.position == self.task["goal"]
         observation: dict[str, Any] = self._observe()
         reward = float(arrived) + 0.01 * self.random.uniform()
-        if self.fault and self.count == self.at and self.seed % self.every == 0 and not os.path.exists(self.once):
+        if self.fault and self.count == self.at and not os.path.exists(self.once):
             observation, reward = self._go_wrong(observation, reward)
         metrics = {"success": float(arrived), "jax": float("jax" in sys.modules)}
         return observation, reward, arrived, self.count >= self.spec.horizon, metrics
@@ -120,6 +124,8 @@ class Corridor:
             os._exit(7)
         if self.fault == "hang":
             time.sleep(3600)
+        if self.fault == "stuck":
+            ctypes.PyDLL(None).sleep(3600)  # keeps the interpreter's lock
         if self.fault == "raise":
             raise RuntimeError("the simulator raised")
         if self.fault == "print":
