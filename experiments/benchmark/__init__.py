@@ -1,0 +1,1 @@
+"""Measurements: each module has `cases()`, and runs as `python -m experiments.benchmark.NAME --json OUT`."""
