@@ -107,8 +107,10 @@ class FreeSpace:
 
     def __init__(self, house: House, radius: float) -> None:
         below = house.boxes.low[:, 1] < 1.0
-        self.low = house.boxes.low[below][:, [0, 2]] - radius
-        self.high = house.boxes.high[below][:, [0, 2]] + radius
+        x, z = house.size
+        outside = np.array([[-1, -1, 0, z + 1], [x, -1, x + 1, z + 1], [-1, -1, x + 1, 0], [-1, z, x + 1, z + 1]])
+        self.low = np.concatenate([house.boxes.low[below][:, [0, 2]] - radius, outside[:, :2]])
+        self.high = np.concatenate([house.boxes.high[below][:, [0, 2]] + radius, outside[:, 2:]])
         self.size = np.array(house.size)
         self.corners = self._free_corners()
         self.distances = self._all_pairs()
