@@ -63,13 +63,22 @@ class ExtObjNav:
         self.radius, self.pixels, self.border = radius, pixels, border
         self.categories = list(categories)
         self.versions = {backend: self.simulation.version}
-        self.spec = Spec(
+        self.spec = self.announce(size, horizon, len(self.categories))
+        self._task: Any = None
+        self.instances: list[Instance] = []
+        self.goals: list[Instance] = []
+
+    @staticmethod
+    def announce(size: int, horizon: int, categories: int) -> Spec:
+        """The spec, which the learner can know without a simulator."""
+        observation = {
+            "rgb": ArraySpec("uint8", (size, size, 3)),
+            "goal": ArraySpec("float32", (categories,)),
+            "gps": ArraySpec("float32", (2,)),
+        }
+        return Spec(
             name="extobjnav",
-            observation={
-                "rgb": ArraySpec("uint8", (size, size, 3)),
-                "goal": ArraySpec("float32", (len(self.categories),)),
-                "gps": ArraySpec("float32", (2,)),
-            },
+            observation=observation,
             action=ArraySpec("int32", ()),
             actions=len(ACTIONS),
             low=0.0,
@@ -79,9 +88,6 @@ class ExtObjNav:
             restorable=True,
             expert=True,
         )
-        self._task: Any = None
-        self.instances: list[Instance] = []
-        self.goals: list[Instance] = []
 
     def reset(self, task: dict[str, Any], seed: int) -> dict[str, np.ndarray]:
         """Starts an episode; the house and its objects are set up again only where the task changed."""

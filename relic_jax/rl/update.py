@@ -53,14 +53,21 @@ class Window(NamedTuple):
 
 def segment_step(setup: Setup, state: TrainState) -> tuple[TrainState, Metrics]:
     """One segment: acts, updates, and readies the context for the next one (or a new trial). Metrics are float32 []."""
-    cfg = setup.config
     key, own_key = jax.random.split(state.key)
     act_key, update_key, after_key = jax.random.split(setup.own_key(own_key), 3)
     before = state.memory
     collected = collect(setup, state.params, state.trial, before, act_key)
+    return learn(setup, state.replace(key=key), before, collected, update_key, after_key)
+
+
+def learn(
+    setup: Setup, state: TrainState, before: KVCache, collected: Collected, update_key: jax.Array, after_key: jax.Array
+) -> tuple[TrainState, Metrics]:
+    """What follows on acting: the update, and the context made ready. before: the memory that acting began with, of which
+    only the counters are read."""
+    cfg = setup.config
     start = state.segment * cfg.trial.segment
     state = state.replace(
-        key=key,
         env_steps=state.env_steps + cfg.trial.environments * cfg.trial.segment,
         trial=collected.trial,
         memory=collected.memory,
@@ -182,9 +189,9 @@ def minibatch_loss(
         (batch.trajectory, batch.advantage, batch.target), window.start, window.size
     )
     log_prob = output.distribution.log_prob(steps.action)
-    entropy = output.distribution.entropy().mean()
-    policy_loss = losses.policy_loss(log_prob, steps.log_prob, advantage, ppo.clip).mean()
-    value_loss = losses.value_loss(output.value, steps.value, target, ppo.value_clip).mean()
+    entropy = mean_of_valid(output.distribution.entropy(), steps.valid)
+    policy_loss = mean_of_valid(losses.policy_loss(log_prob, steps.log_prob, advantage, ppo.clip), steps.valid)
+    value_loss = mean_of_valid(losses.value_loss(output.value, steps.value, target, ppo.value_clip), steps.valid)
     bonus = entropy_coef(ppo, setup.config.total_steps, env_steps) * entropy
     log_ratio = log_prob - steps.log_prob
     metrics = {
@@ -196,6 +203,13 @@ def minibatch_loss(
         "clip_fraction": (jnp.abs(jnp.exp(log_ratio) - 1) > ppo.clip).mean(dtype=jnp.float32),
     }
     return metrics["loss"], metrics
+
+
+def mean_of_valid(x: jax.Array, valid: jax.Array | None) -> jax.Array:
+    """Mean over the valid steps (None: all), 0 where there is none. x: float32 [b, size]; valid: bool [b, size]."""
+    if valid is None:
+        return x.mean()
+    return jnp.where(valid, x, 0.0).sum() / jnp.maximum(valid.sum(), 1)
 
 
 def window_output(setup: Setup, params: Params, batch: Batch, window: Window, dropout_key: jax.Array) -> PolicyOutput:
@@ -234,7 +248,7 @@ def start_trial(setup: Setup, state: TrainState, key: jax.Array) -> TrainState:
     return state.replace(
         segment=jnp.zeros_like(state.segment),
         trial=new_trial(setup, key),
-        trajectory=empty_trajectory(state.trial, trial.steps),
+        trajectory=empty_trajectory(state.trial, trial.steps, masked=setup.trials.env.may_fail),
         memory=setup.policy.initial_memory(setup.local_environments, trial.steps),
     )
 
