@@ -54,6 +54,7 @@ class Trajectory:
     action: int32 [T]; what it then did. reward: float32 [T]; what that action earned.
     first: bool [T]; `observation` opens an episode.
     task: the trial's task, without a leading axis.
+    record: pytree, leading axis T; `Environment.record` of the state that `observation` was made in.
     """
 
     observation: PyTree
@@ -61,6 +62,7 @@ class Trajectory:
     reward: np.ndarray
     first: np.ndarray
     task: PyTree
+    record: PyTree = None
 
 
 class Environment:
@@ -73,6 +75,11 @@ class Environment:
     name: str
     horizon: int  # the longest episode, in steps; one that has not terminated by then is truncated
     may_fail = False  # its steps can get lost (simulators in worker processes): trajectories say which are valid
+
+    @property
+    def line_episodes(self) -> int:
+        """How many episodes the random and the optimal line are estimated from, unless asked otherwise."""
+        return 8192
 
     @property
     def observation_spec(self) -> PyTree:
@@ -118,10 +125,56 @@ class Environment:
         del trajectory
         return None
 
+    def record(self, state: PyTree) -> PyTree:
+        """What `render_trial` needs to know of `state` besides the observation. Default: nothing (None)."""
+        del state
+        return None
+
+    def metrics(self, state: PyTree) -> dict[str, jax.Array]:
+        """What else is measured in an episode that ended in `state`: float32 [] by name. Default: nothing."""
+        del state
+        return {}
+
     @property
     def has_expert(self) -> bool:
         """Whether the subclass defines `optimal_action`."""
         return type(self).optimal_action is not Environment.optimal_action
+
+
+class VisualEnvironment(Environment):
+    """An environment whose observations are too dear to be made for nothing: dynamics and looking are apart.
+
+    Subclasses define `start`, `transition` and `observe`; `reset` and `step` are made from them. `envs.wrappers.Trials`
+    looks once per step, after a reset where there was one, and a second time only in steps that truncate an episode.
+    """
+
+    def start(self, key: jax.Array, task: PyTree) -> PyTree:
+        """The state at the start of a trial's first episode, before anything was seen. key: typed PRNG key []."""
+        raise NotImplementedError
+
+    def restart(self, key: jax.Array, state: PyTree, task: PyTree) -> PyTree:
+        """The same for a later episode of the trial that `state` is in; may keep what depends on the task alone."""
+        del state
+        return self.start(key, task)
+
+    def transition(self, key: jax.Array, state: PyTree, action: jax.Array, task: PyTree) -> tuple[PyTree, TimeStep]:
+        """`step` without its observation (None)."""
+        raise NotImplementedError
+
+    def observe(self, state: PyTree, task: PyTree) -> tuple[PyTree, PyTree]:
+        """Returns (state, observation): what is seen in `state`; the state may keep what the dynamics need of it."""
+        raise NotImplementedError
+
+    def reset(self, key: jax.Array, task: PyTree) -> tuple[PyTree, TimeStep]:
+        """Starts a trial's first episode."""
+        state, observation = self.observe(self.start(key, task), task)
+        return state, first_timestep(observation)
+
+    def step(self, key: jax.Array, state: PyTree, action: jax.Array, task: PyTree) -> tuple[PyTree, TimeStep]:
+        """Acts, then looks."""
+        state, timestep = self.transition(key, state, action, task)
+        state, observation = self.observe(state, task)
+        return state, dataclasses.replace(timestep, observation=observation)
 
 
 def num_tasks(tasks: PyTree) -> int:

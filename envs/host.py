@@ -95,7 +95,9 @@ class HostEnvironment(Environment):
         host = self.host
         workers = min(host.workers, environments)
         if environments % workers:
-            raise ConfigError(f"host.workers is {host.workers}; allowed: a divisor of the environments ({environments})")
+            raise ConfigError(
+                f"host.workers is {host.workers}; allowed: a divisor of the environments ({environments})"
+            )
         each = environments // workers
         config = PoolConfig(
             entry=self.entry,

@@ -33,10 +33,17 @@ class Lines:
     optimal: Line | None
 
 
-def reference_lines(env: Environment, split: Split, episodes: int = 8192, seed: int = 0) -> Lines:
-    """Plays `episodes` episodes (rounded up to the same number for every task of the split) with each policy."""
+def reference_lines(env: Environment, split: Split, episodes: int | None = None, seed: int = 0) -> Lines:
+    """Plays `episodes` episodes with each policy, the same number in every task of the split (rounded up).
+
+    episodes: None: the environment's `line_episodes`. Of more tasks than that, evenly spaced ones are used.
+    """
     tasks = env.tasks(split)
-    count = num_tasks(tasks)
+    episodes = env.line_episodes if episodes is None else episodes
+    count = min(num_tasks(tasks), episodes)
+    if count < num_tasks(tasks):
+        chosen = np.linspace(0, num_tasks(tasks) - 1, count).round().astype(int)
+        tasks = jax.tree.map(lambda x: x[chosen], tasks)
     keys = jax.random.split(jax.random.key(seed), (count, math.ceil(episodes / count)))
     optimal = _line(env, _expert, keys, tasks) if env.has_expert else None
     return Lines(random=_line(env, _random, keys, tasks), optimal=optimal)

@@ -65,18 +65,26 @@ def describe(name: str) -> Description:
     _, summary = _entry(name)
     env = make(name)
     train, test = env.tasks("train"), env.tasks("test")
-    specs = jax.tree.leaves(env.observation_spec)
     return Description(
         name=name,
         summary=summary,
         horizon=env.horizon,
-        observation=", ".join(f"{spec.dtype} {list(spec.shape)}" for spec in specs),
+        observation=_observation(env),
         actions=env.action_space.n,
         train_tasks=num_tasks(train),
         test_tasks=num_tasks(test),
         train_hash=split_hash(train),
         test_hash=split_hash(test),
     )
+
+
+def _observation(env: Environment) -> str:
+    """Shapes and dtypes of the observation's arrays, each after its name where it has one."""
+    parts = []
+    for path, spec in jax.tree_util.tree_leaves_with_path(env.observation_spec):
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        parts.append(f"{name} {spec.dtype} {list(spec.shape)}".lstrip())
+    return ", ".join(parts)
 
 
 Entry = tuple[Callable[[], Environment], str]  # factory, one-line description
@@ -113,6 +121,33 @@ ENTRIES: dict[str, Entry] = {
     **_presets(
         "envs.darkroom.key_to_door",
         {"key-to-door-9": "find a hidden key, then a hidden door, on a blind 9×9 grid"},
+    ),
+    **_presets(
+        "envs.firstperson.room",
+        {
+            "miniworld-dpt4": "DPT's Miniworld: which of four boxes is rewarded; only four distinct tasks, and the "
+            "published test tasks are training tasks",
+            "miniworld-open": "which of four objects is rewarded, in rooms with layouts that are held out",
+        },
+    ),
+    **_presets(
+        "envs.firstperson.levels",
+        {
+            "miniworld-oneroom": "find the red box in a room of 10×10 m",
+            "miniworld-hallway": "find the red box at the end of a hallway",
+            "miniworld-tmaze": "find the red box in one of the two arms of a T",
+            "miniworld-fourrooms": "find the red box in four rooms with doors",
+            "miniworld-maze": "find the red box in a maze of 8×8 cells",
+            "miniworld-wallgap": "find the red box behind a wall with a gap, outdoors",
+        },
+    ),
+    **_presets(
+        "envs.firstperson.house",
+        {
+            "house-objnav-small": "find the named object in a house of up to 4 rooms, 6 kinds of objects",
+            "house-objnav-medium": "find the named object in a house of up to 8 rooms, 12 kinds of objects",
+            "house-objnav-large": "find the named object in a house of up to 16 rooms, 20 kinds of objects",
+        },
     ),
     **_presets(
         "envs.probes.env",

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from envs.base import Environment, PyTree, TimeStep
+from envs.base import Environment, PyTree, TimeStep, VisualEnvironment
 
 
 @struct.dataclass
@@ -43,9 +43,11 @@ class TrialStep:
     """What one step did, for B environments.
 
     reward: float32 [B]. terminated, truncated: bool [B]; at most one episode end per step, the next one has begun.
-    final_observation: leading axis B; the observation BEFORE any reset (for bootstrapping at truncation).
+    final_observation: leading axis B; the observation BEFORE any reset (for bootstrapping at truncation). Of a
+      `VisualEnvironment` only where `truncated`, elsewhere it is what the trial goes on from.
     episode_return: float32 [B]; return of the episode up to and including this step.
     success: bool [B]; meaningful where the episode ended.
+    metrics: float32 [B] by name, `Environment.metrics`; meaningful where the episode ended.
     """
 
     reward: jax.Array
@@ -54,6 +56,7 @@ class TrialStep:
     final_observation: PyTree
     episode_return: jax.Array
     success: jax.Array
+    metrics: dict[str, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,17 +82,14 @@ class Trials:
 
     def step(self, key: jax.Array, state: TrialState, action: jax.Array) -> tuple[TrialState, TrialStep]:
         """One step of every environment, resetting those whose episode ended. action: int32 [B]."""
-        batch = action.shape[0]
-        step_keys, reset_keys = jax.random.split(key, (2, batch))
-        env_state, timestep = jax.vmap(self.env.step)(step_keys, state.env, action, state.task)
-        reset_state, reset_timestep = jax.vmap(self.env.reset)(reset_keys, state.task)
+        end, timestep, next_env, observation = self._advance(key, state, action)
         ended = timestep.terminated | timestep.truncated
         episode_return = state.episode_return + timestep.reward
         shown = timestep.reward if self.show_last_reward else jnp.where(ended, 0.0, timestep.reward)
         next_state = TrialState(
-            env=select(ended, reset_state, env_state),
+            env=next_env,
             task=state.task,
-            observation=select(ended, reset_timestep.observation, timestep.observation),
+            observation=observation,
             previous_action=jnp.where(ended, -1, action),
             previous_reward=shown,
             first=ended,
@@ -102,13 +102,44 @@ class Trials:
             final_observation=timestep.observation,
             episode_return=episode_return,
             success=jax.vmap(self.env.success)(timestep, episode_return),
+            metrics=jax.vmap(self.env.metrics)(end),
         )
+
+    def _advance(self, key: jax.Array, state: TrialState, action: jax.Array) -> tuple[PyTree, TimeStep, PyTree, PyTree]:
+        """Steps, and resets where an episode ended: (states before resets, TimeSteps, states, observations)."""
+        step_keys, reset_keys = jax.random.split(key, (2, action.shape[0]))
+        if isinstance(self.env, VisualEnvironment):
+            return self._advance_visual(self.env, step_keys, reset_keys, state, action)
+        end, timestep = jax.vmap(self.env.step)(step_keys, state.env, action, state.task)
+        reset_state, reset_timestep = jax.vmap(self.env.reset)(reset_keys, state.task)
+        ended = timestep.terminated | timestep.truncated
+        observation = select(ended, reset_timestep.observation, timestep.observation)
+        return end, timestep, select(ended, reset_state, end), observation
+
+    @staticmethod
+    def _advance_visual(
+        env: VisualEnvironment, step_keys: jax.Array, reset_keys: jax.Array, state: TrialState, action: jax.Array
+    ) -> tuple[PyTree, TimeStep, PyTree, PyTree]:
+        """The same, looking once, or twice where an episode was truncated."""
+        look = jax.vmap(env.observe)
+        end, timestep = jax.vmap(env.transition)(step_keys, state.env, action, state.task)
+        ended = timestep.terminated | timestep.truncated
+        start = jax.vmap(env.restart)(reset_keys, end, state.task)
+        next_env, observation = look(select(ended, start, end), state.task)
+
+        def last_look() -> PyTree:
+            return select(timestep.truncated, look(end, state.task)[1], observation)
+
+        final = jax.lax.cond(timestep.truncated.any(), last_look, lambda: observation)
+        return end, dataclasses.replace(timestep, observation=final), next_env, observation
 
 
 def select(condition: jax.Array, on_true: PyTree, on_false: PyTree) -> PyTree:
     """Per-environment choice between two pytrees with leading axis B. condition: bool [B]."""
 
     def choose(a: jax.Array, b: jax.Array) -> jax.Array:
+        if a is b:  # both branches carry the same array along: there is nothing to copy
+            return a
         return jnp.where(condition.reshape(condition.shape + (1,) * (a.ndim - 1)), a, b)
 
     return jax.tree.map(choose, on_true, on_false)

@@ -17,6 +17,7 @@ from experiments import presets, run
 from relic_jax.config import ConfigError, EvalConfig, TrainConfig, to_json
 from relic_jax.evaluate import Curves
 from relic_jax.plotting import plot_curves
+from relic_jax.rl.memory import context_line
 from relic_jax.rl.train import NonFiniteError, Result, prepare, stop_signals, total_env_steps, train
 from relic_jax.tracking import Console, JsonLines, TensorBoard, Tracker, Trackers, WandB, duration, load_extra
 
@@ -119,6 +120,7 @@ def train_main(arguments: Sequence[str]) -> None:
     verb, devices = "resuming" if resume else "training", setup.config.devices
     print(f"{verb} {folder} · env {config.env} · {config.total_steps:,} steps · {devices} device(s)", flush=True)
     print(registry.describe(config.env), flush=True)
+    print(f"context: {context_line(setup)}", flush=True)
     result = train(setup, folder, lambda env_steps: make_trackers(command, folder, env_steps), resume=resume)
     if not result.finished:
         print(f"stopped at {int(result.state.env_steps):,} steps, saved; go on with: relic-jax train --resume {folder}")

@@ -89,8 +89,11 @@ class PPOConfig:
     """Returns stop at episode ends (the original), or go on through resets to the end of the trial."""
     shuffle: bool = True
     """After an update, shuffle the order of the complete episodes in the context."""
-    refresh: bool = True
-    """After an update, recompute the context's keys, values and value predictions with the new weights."""
+    refresh_every: int | None = 1
+    """After every n-th update of a trial (and its shuffle), recompute the context's keys, values and value predictions
+    with the new weights; None: never, nor shuffle."""
+    refresh_segments: int | None = None
+    """A refresh recomputes only that many last segments; older keys and values stay stale. None: all."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +154,8 @@ class TrainConfig:
     """What one jitted call does: a whole trial, or one segment with its update (long trials: progress and checkpoints
     in between)."""
     devices: int | None = None
-    """Devices that share the environments; on CPU, cores. None: as many as there are and as divide a minibatch."""
+    """Devices that share the environments; on CPU, cores. None: as many as there are and as divide a minibatch, or the
+    minibatches of an optimiser step."""
     checkpoint_minutes: float = 1.0
     """Minutes between checkpoints."""
     policy: PolicyConfig = dataclasses.field(default_factory=PolicyConfig)
@@ -187,12 +191,15 @@ def validate(config: TrainConfig, *, horizon: int) -> None:
     _require(trial.steps % updates == 0, name, trial.steps, f"a multiple of trial.updates ({updates})")
     environments = f"a divisor of trial.environments ({trial.environments})"
     _require(trial.environments % ppo.minibatches == 0, "ppo.minibatches", ppo.minibatches, environments)
-    per_minibatch = trial.environments // ppo.minibatches
-    allowed = f"a divisor of trial.environments / ppo.minibatches ({per_minibatch}), or None"
-    divides = config.devices is None or (config.devices > 0 and per_minibatch % config.devices == 0)
-    _require(divides, "devices", config.devices, allowed)
     minibatches = f"a divisor of ppo.minibatches ({ppo.minibatches})"
     _require(ppo.minibatches % ppo.accumulate == 0, "ppo.accumulate", ppo.accumulate, minibatches)
+    per_minibatch = trial.environments // ppo.minibatches
+    allowed = (
+        f"a divisor of trial.environments / ppo.minibatches ({per_minibatch}) or of ppo.accumulate ({ppo.accumulate}), "
+        "or None"
+    )
+    fits = config.devices is None or (config.devices > 0 and devices_fit(config, config.devices))
+    _require(fits, "devices", config.devices, allowed)
     for field in ("gamma", "gae_lambda"):
         _require(0 <= getattr(ppo, field) <= 1, f"ppo.{field}", getattr(ppo, field), "0 … 1")
     for field in ("lr_final", "warmup_steps", "value_coef", "entropy_coef", "entropy_coef_final"):
@@ -205,10 +212,23 @@ def validate(config: TrainConfig, *, horizon: int) -> None:
         ppo.credit,
         "'trial' only with ppo.shuffle False or ppo.last_update 'partial' (a full update needs the episodes in order)",
     )
+    for field in ("refresh_every", "refresh_segments"):
+        value = getattr(ppo, field)
+        _require(value is None or value > 0, f"ppo.{field}", value, "more than 0, or None")
+    allowed = "None where ppo.shuffle is on (a shuffled context is recomputed whole)"
+    _require(ppo.refresh_segments is None or not ppo.shuffle, "ppo.refresh_segments", ppo.refresh_segments, allowed)
+    allowed = "1 or more where ppo.shuffle is on (a shuffled context has to be recomputed)"
+    _require(ppo.refresh_every is not None or not ppo.shuffle, "ppo.refresh_every", ppo.refresh_every, allowed)
     limit = evaluation.context_limit
     _require(limit is None or limit > 0, "eval.context_limit", limit, "more than 0, or None")
     experts = evaluation.expert_episodes
     _require(0 <= experts < evaluation.episodes, "eval.expert_episodes", experts, "0 … eval.episodes − 1")
+
+
+def devices_fit(config: TrainConfig, devices: int) -> bool:
+    """Whether `devices` can share each minibatch, or the minibatches of each optimiser step, equally."""
+    per_minibatch = config.trial.environments // config.ppo.minibatches
+    return per_minibatch % devices == 0 or config.ppo.accumulate % devices == 0
 
 
 def _validate_transformer(cfg: Any, horizon: int) -> None:

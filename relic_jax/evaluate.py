@@ -17,14 +17,18 @@ from envs.base import Environment, Split, num_tasks, split_hash
 from envs.base import Trajectory as HostTrajectory
 from envs.wrappers import Trials, TrialState
 from relic_jax.config import ConfigError, EvalConfig
+from relic_jax.models import cache as kv
 from relic_jax.models.cache import KVCache
 from relic_jax.models.policy import Policy
+from relic_jax.rl.rollout import buffer_sizes
 from relic_jax.rl.state import step_input
 from relic_jax.types import Params, PyTree
 
+SIZES = 4  # of the context's buffer in the course of an evaluation; each costs a compilation
+
 
 class _Steps(NamedTuple):
-    """What acting leaves behind per step, leading axes [T, B]; `observation` of one environment only, [T, ...]."""
+    """What acting leaves behind per step, [T, B]; `observation` and `record` of one environment only, [T, ...]."""
 
     action: jax.Array
     reward: jax.Array
@@ -33,6 +37,7 @@ class _Steps(NamedTuple):
     episode_return: jax.Array
     success: jax.Array
     observation: PyTree
+    record: PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,14 +72,18 @@ def in_context_curves(
         raise ConfigError(f"eval.expert_episodes is {config.expert_episodes}; allowed: 0, {env.name} has no expert")
     tasks = env.tasks(split)
     batch_tasks = jax.tree.map(lambda x: jnp.asarray(np.repeat(x, config.repeats, axis=0)), tasks)
-    batch, capacity = num_tasks(tasks) * config.repeats, config.episodes * env.horizon
+    batch, sizes = num_tasks(tasks) * config.repeats, buffer_sizes(config.episodes * env.horizon, env.horizon, SIZES)
     reset_key, key = jax.random.split(jax.random.fold_in(jax.random.key(seed), 0x5EED))
     trials = Trials(env, show_last_reward)
     trial = jax.jit(trials.reset)(reset_key, batch_tasks)
-    memory, episode = policy.initial_memory(batch, capacity), jnp.zeros((batch,), jnp.int32)
+    memory = policy.for_acting(policy.initial_memory(batch, sizes[0]))
+    episode = jnp.zeros((batch,), jnp.int32)
     chunk = jax.jit(_chunk_function(policy, trials, config, env.horizon), donate_argnums=(1, 2))
     parts: list[_Steps] = []
     for index in range(config.episodes):  # at most: short episodes end the trial sooner
+        size = next(size for size in sizes if size >= (index + 1) * env.horizon)
+        if size > memory.capacity:  # acting reads the whole buffer, so it grows with what is in it
+            memory = kv.grown(memory, size)
         trial, memory, episode, steps = chunk(params, trial, memory, episode, jax.random.fold_in(key, index))
         parts.append(jax.device_get(steps))
         done = int(episode.min())
@@ -99,8 +108,9 @@ def _chunk_function(policy: Policy, trials: Trials, config: EvalConfig, length: 
             action = jnp.where(episode < config.expert_episodes, expert, action)
         next_trial, result = trials.step(env_key, trial, action)
         ended = result.terminated | result.truncated
-        observation = jax.tree.map(lambda x: x[0], trial.observation)
-        steps = _Steps(action, result.reward, trial.first, ended, result.episode_return, result.success, observation)
+        observation, state = jax.tree.map(lambda x: x[0], (trial.observation, trial.env))
+        seen = (observation, trials.env.record(state))
+        steps = _Steps(action, result.reward, trial.first, ended, result.episode_return, result.success, *seen)
         return next_trial, memory, episode + ended, steps
 
     def chunk(params: Params, trial: TrialState, memory: KVCache, episode: jax.Array, key: jax.Array):
@@ -129,6 +139,7 @@ def _first_trial(steps: _Steps, tasks: PyTree, episodes: int) -> HostTrajectory:
         reward=np.asarray(steps.reward)[:end, 0],
         first=np.asarray(steps.first)[:end, 0],
         task=jax.tree.map(lambda x: np.asarray(x)[0], tasks),
+        record=jax.tree.map(lambda x: x[:end], steps.record),
     )
 
 

@@ -34,7 +34,9 @@ def make(host: HostConfig | None = None) -> HostEnvironment:
     except SetupError as error:
         raise ConfigError(f"host.dataset is {host.dataset!r}; {error}") from None
     if data["backend"] != host.backend:
-        raise ConfigError(f"host.backend is {host.backend!r}; allowed: {data['backend']!r}, which the dataset is made for")
+        raise ConfigError(
+            f"host.backend is {host.backend!r}; allowed: {data['backend']!r}, which the dataset is made for"
+        )
     options = {
         "backend": host.backend,
         "scene_dataset": host.scene_dataset if host.dataset is None else data["scene_dataset"],

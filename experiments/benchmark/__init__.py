@@ -1,1 +1,4 @@
-"""Measurements: each module has `cases()`, and runs as `python -m experiments.benchmark.NAME --json OUT`."""
+"""Benchmarks that anyone can rerun: `python -m experiments.benchmark {act,update,rollout,…,all}`.
+
+Every suite's `cases(machine)` measures, and yields one JSON-able dict per case.
+"""

@@ -18,7 +18,7 @@ import numpy as np
 
 from relic_jax.config import ConfigError
 from relic_jax.models import cache as kv
-from relic_jax.models.transformer import SinkKind, Transformer, TransformerConfig
+from relic_jax.models.transformer import SinkKind, Transformer, TransformerConfig, empty_memory
 from relic_jax.types import Params
 
 # ours → the original's, inside a layer
@@ -155,24 +155,12 @@ def hidden_states(
     return np.asarray(jax.jit(run, static_argnums=0)(cfg, params, x, first))
 
 
-def _empty(cfg: TransformerConfig, batch: int, capacity: int) -> kv.KVCache:
-    return kv.empty_cache(
-        batch,
-        capacity,
-        layers=cfg.layers,
-        heads=cfg.heads,
-        head_width=cfg.head_width,
-        first_episode=cfg.first_index,
-        dtype=jnp.dtype(cfg.dtype),
-    )
-
-
 def _apply(cfg: TransformerConfig, params: Params, *inputs: Any, decode: bool = False) -> Any:
     return Transformer(cfg).apply({"params": params}, *inputs, decode=decode)
 
 
 def _forward(cfg: TransformerConfig, params: Params, x: jax.Array, first: jax.Array) -> jax.Array:
-    return _apply(cfg, params, x, first, _empty(cfg, x.shape[0], 0))[0]
+    return _apply(cfg, params, x, first, empty_memory(cfg, x.shape[0], 0))[0]
 
 
 def _decode(cfg: TransformerConfig, params: Params, x: jax.Array, first: jax.Array) -> jax.Array:
@@ -181,6 +169,6 @@ def _decode(cfg: TransformerConfig, params: Params, x: jax.Array, first: jax.Arr
         hidden, cache = _apply(cfg, params, x_t[:, None], first_t[:, None], cache, decode=True)
         return cache, hidden[:, 0]
 
-    cache = _empty(cfg, x.shape[0], x.shape[1])
+    cache = empty_memory(cfg, x.shape[0], x.shape[1])
     _, hidden = jax.lax.scan(step, cache, (x.swapaxes(0, 1), first.T))
     return hidden.swapaxes(0, 1)

@@ -18,12 +18,16 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+
+from relic_jax.models import formats
+from relic_jax.models.formats import Slots
 
 MASKED = -1e30  # finite, so that differences of masked scores stay finite
 TILE = 128  # queries per tile; keys per tile are chosen to keep a tile within the cache
@@ -39,10 +43,15 @@ class Sink(NamedTuple):
 class Context(NamedTuple):
     """Slots before the block. keys, values: [B, H, S, D] (keys rotated); episodes: int32 [B, S]; length: int32 []."""
 
-    keys: jax.Array
-    values: jax.Array
+    keys: Slots
+    values: Slots
     episodes: jax.Array
     length: jax.Array
+
+    @property
+    def capacity(self) -> int:
+        """S."""
+        return self.episodes.shape[1]
 
 
 def rotate(x: jax.Array, index: jax.Array, base: float = 10_000.0) -> jax.Array:
@@ -68,8 +77,10 @@ def attend_step(
     Returns [B, H, D].
     """
     scale = 1.0 / math.sqrt(query.shape[-1])
-    scores = jnp.einsum("bhd,bhsd->bhs", query * scale, context.keys, preferred_element_type=jnp.float32)
-    slot = jnp.arange(context.keys.shape[2])
+    scores = _einsum("bhd,bhsd->bhs", query * scale, context.keys.data.astype(query.dtype))
+    if context.keys.scale is not None:
+        scores *= context.keys.scale
+    slot = jnp.arange(context.capacity)
     visible = (slot < context.length)[None]
     if window is not None:
         visible &= slot >= context.length - window
@@ -78,18 +89,22 @@ def attend_step(
     scores = jnp.where(visible[:, None], scores, MASKED)
     top = scores.max(-1)
     if sink is not None:
-        sink_score = jnp.einsum("bhd,hd->bh", query * scale, sink.key, preferred_element_type=jnp.float32)
+        sink_score = _einsum("bhd,hd->bh", query * scale, sink.key)
         top = jnp.maximum(top, sink_score)
     weights = jnp.exp(scores - top[..., None])
     total = weights.sum(-1)
-    out = jnp.einsum(
-        "bhs,bhsd->bhd", weights.astype(context.values.dtype), context.values, preferred_element_type=jnp.float32
-    )
+    scaled = weights if context.values.scale is None else weights * context.values.scale
+    out = _einsum("bhs,bhsd->bhd", scaled.astype(query.dtype), context.values.data.astype(query.dtype))
     if sink is not None:
         sink_weight = jnp.exp(sink_score - top)
         total += sink_weight
         out += sink_weight[..., None] * sink.value.astype(jnp.float32)
     return (out / total[..., None]).astype(query.dtype)
+
+
+def _einsum(equation: str, x: jax.Array, y: jax.Array) -> jax.Array:
+    """A product that is summed in float32, whatever its operands' dtype."""
+    return jnp.einsum(equation, x, y, preferred_element_type=jnp.float32)
 
 
 def attend_reference(
@@ -104,11 +119,11 @@ def attend_reference(
     valid: jax.Array | None = None,
 ) -> jax.Array:
     """The definition, in O(Q·(S+Q)) memory: same arguments and result as `attend_block`, differentiated by jax."""
-    q_len, slots = query.shape[2], context.keys.shape[2]
-    context = Context(*map(lax.stop_gradient, context))
-    keys = jnp.concatenate([context.keys, key], axis=2)
-    values = jnp.concatenate([context.values, value], axis=2)
-    scores = jnp.einsum("bhqd,bhkd->bhqk", query, keys, preferred_element_type=jnp.float32)
+    q_len, slots = query.shape[2], context.capacity
+    context = lax.stop_gradient(context)
+    keys = jnp.concatenate([context.keys.decoded(key.dtype), key], axis=2)
+    values = jnp.concatenate([context.values.decoded(value.dtype), value], axis=2)
+    scores = _einsum("bhqd,bhkd->bhqk", query, keys)
     visible = jnp.concatenate(
         [
             jnp.broadcast_to(jnp.arange(slots) < context.length, (q_len, slots)),
@@ -123,12 +138,12 @@ def attend_reference(
     if sink is None:
         weights = jax.nn.softmax(scores, axis=-1)
     else:
-        sink_scores = jnp.einsum("bhqd,hd->bhq", query, sink.key, preferred_element_type=jnp.float32)
+        sink_scores = _einsum("bhqd,hd->bhq", query, sink.key)
         sink_scores = sink_scores[..., None] / math.sqrt(query.shape[-1])
         weights = jax.nn.softmax(jnp.concatenate([sink_scores, scores], axis=-1), axis=-1)
         sink_out = weights[..., :1] * sink.value.astype(jnp.float32)[None, :, None, :]
         weights = weights[..., 1:]
-    out = jnp.einsum("bhqk,bhkd->bhqd", weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
+    out = _einsum("bhqk,bhkd->bhqd", weights.astype(values.dtype), values)
     return _first_steps((out if sink is None else out + sink_out).astype(query.dtype), valid)
 
 
@@ -188,7 +203,7 @@ class _Running(NamedTuple):
     out: jax.Array
 
 
-def _tile(x: jax.Array, start: jax.Array, size: int, axis: int = 2) -> jax.Array:
+def _tile(x: jax.Array, start: jax.Array | int, size: int, axis: int = 2) -> jax.Array:
     return lax.dynamic_slice_in_dim(x, start, size, axis)
 
 
@@ -196,41 +211,92 @@ def _num_tiles(length: jax.Array, tile: int) -> jax.Array:
     return (length + tile - 1) // tile
 
 
-def _context_tile(spec: _Spec, context: Context, j: jax.Array, q_episodes: jax.Array):
-    """Keys and values [B, H, k, D] and visibility [B|1, 1, q|1, k] of the j-th tile of the context.
+def _context_tile(spec: _Spec, context: Context, j: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
+    """Keys and values [B, H, k, D] of the j-th tile of the context. The last is moved back to stay in the buffer."""
+    size = min(spec.tile, context.capacity)
+    start = jnp.minimum(j * size, context.capacity - size)
+    keys, values = (formats.tile(slots, start, size) for slots in (context.keys, context.values))
+    return keys.decoded(dtype), values.decoded(dtype)
 
-    The last tile is moved back to stay inside the buffer; slots that an earlier tile held are masked.
-    """
-    size = min(spec.tile, context.keys.shape[2])
-    start = jnp.minimum(j * size, context.keys.shape[2] - size)
+
+def _context_visible(spec: _Spec, context: Context, j: jax.Array, q_episodes: jax.Array) -> jax.Array:
+    """Visibility [B|1, 1, q|1, k] of the j-th tile of the context; slots that an earlier tile held are masked."""
+    size = min(spec.tile, context.capacity)
+    start = jnp.minimum(j * size, context.capacity - size)
     slot = start + jnp.arange(size)
     visible = ((slot >= j * size) & (slot < context.length))[None, None, None]
     if spec.within_episode:
         same = q_episodes[:, :, None] == _tile(context.episodes, start, size, 1)[:, None, :]
         visible = visible & same[:, None]
-    return _tile(context.keys, start, size), _tile(context.values, start, size), visible
+    return visible
 
 
-def _local_visible(spec: _Spec, i: jax.Array, j: jax.Array, q_episodes: jax.Array, k_episodes: jax.Array) -> jax.Array:
+def _local_visible(spec: _Spec, i: jax.Array, j: jax.Array, q_episodes: jax.Array, episodes: jax.Array) -> jax.Array:
+    """Visibility [B|1, 1, q, q] of the j-th tile of the block from its i-th."""
     index = jnp.arange(spec.tile)
     visible = (i * spec.tile + index[:, None] >= j * spec.tile + index[None, :])[None, None]
     if spec.within_episode:
+        k_episodes = _tile(episodes, j * spec.tile, spec.tile, 1)
         visible = visible & (q_episodes[:, :, None] == k_episodes[:, None, :])[:, None]
     return visible
 
 
+def _over_context(spec: _Spec, context: Context, q_episodes: jax.Array, body: Callable[..., Any], carry: Any) -> Any:
+    """`carry = body(j, carry, visible)` for every tile of the context that a tile of queries can see any of.
+
+    visible is None where all of the tile is: masking costs as much as a fifth of the whole.
+    """
+    if not context.capacity:
+        return carry
+    size = min(spec.tile, context.capacity)
+    filled = jnp.arange(context.capacity) < context.length
+    first = _first_tile(spec, context.episodes, filled, q_episodes, size)
+    whole = first if spec.within_episode else context.length // size
+    carry = lax.fori_loop(first, whole, lambda j, c: body(j, c, None), carry)
+    return lax.fori_loop(
+        whole,
+        _num_tiles(context.length, size),
+        lambda j, c: body(j, c, _context_visible(spec, context, j, q_episodes)),
+        carry,
+    )
+
+
+def _over_block(
+    spec: _Spec, i: jax.Array, episodes: jax.Array, q_episodes: jax.Array, body: Callable[..., Any], carry: Any
+) -> Any:
+    """`_over_context` for the tiles of the block itself, as its i-th tile sees them."""
+    earlier = jnp.arange(episodes.shape[1]) < i * spec.tile
+    first = _first_tile(spec, episodes, earlier, q_episodes, spec.tile)
+    whole = first if spec.within_episode else i
+    carry = lax.fori_loop(first, whole, lambda j, c: body(j, c, None), carry)
+    return lax.fori_loop(whole, i + 1, lambda j, c: body(j, c, _local_visible(spec, i, j, q_episodes, episodes)), carry)
+
+
+def _first_tile(spec: _Spec, episodes: jax.Array, there: jax.Array, q_episodes: jax.Array, size: int) -> jax.Array:
+    """Tiles that hold nothing but earlier episodes than those of the queries are skipped.
+
+    episodes: int32 [B, S], ascending over the slots that are `there` (bool [S], the first ones).
+    """
+    if not spec.within_episode:
+        return jnp.zeros((), jnp.int32)
+    over = (there & (episodes < q_episodes[:, :1])).sum(1, dtype=jnp.int32)
+    return over.min() // size
+
+
 def _scores(q: jax.Array, k: jax.Array) -> jax.Array:
-    return jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32)
+    return _einsum("bhqd,bhkd->bhqk", q, k)
 
 
-def _absorb(running: _Running, q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array) -> _Running:
-    """Adds one tile of keys to the running softmax of a tile of queries."""
-    scores = jnp.where(visible, _scores(q, k), MASKED)
+def _absorb(running: _Running, q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array | None) -> _Running:
+    """Adds one tile of keys to the running softmax of a tile of queries. visible: None for all."""
+    scores = _scores(q, k)
+    if visible is not None:
+        scores = jnp.where(visible, scores, MASKED)
     top = jnp.maximum(running.top, scores.max(-1))
     # exp(MASKED − MASKED) would be 1 in a row that has seen nothing yet, hence the floor on what is subtracted
     weights = jnp.exp(scores - jnp.maximum(top, MASKED / 2)[..., None])
     decay = jnp.exp(running.top - top)
-    update = jnp.einsum("bhqk,bhkd->bhqd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    update = _einsum("bhqk,bhkd->bhqd", weights.astype(v.dtype), v)
     return _Running(top, running.total * decay + weights.sum(-1), running.out * decay[..., None] + update)
 
 
@@ -240,35 +306,27 @@ def _initial(spec: _Spec, q: jax.Array, sink: Sink) -> _Running:
         return _Running(
             jnp.full(shape, MASKED, jnp.float32), jnp.zeros(shape, jnp.float32), jnp.zeros(q.shape, jnp.float32)
         )
-    top = jnp.einsum("bhqd,hd->bhq", q, sink.key, preferred_element_type=jnp.float32)
+    top = _einsum("bhqd,hd->bhq", q, sink.key)
     out = jnp.broadcast_to(sink.value.astype(jnp.float32)[None, :, None, :], q.shape)
     return _Running(top, jnp.ones(shape, jnp.float32), out)
-
-
-def _num_context_tiles(spec: _Spec, context: Context) -> jax.Array | int:
-    slots = context.keys.shape[2]
-    return _num_tiles(context.length, min(spec.tile, slots)) if slots else 0
 
 
 def _forward(spec: _Spec, q, k, v, sink: Sink, episodes, context: Context, valid):
     """Returns (out [B, H, Q, D], logsumexp [B, H, Q] float32), the sink included in both."""
     size = spec.tile
-    context_tiles = _num_context_tiles(spec, context)
 
     def query_tile(i, carry):
         out, lse = carry
         q_i, q_ep = _tile(q, i * size, size), _tile(episodes, i * size, size, 1)
-        running = _initial(spec, q_i, sink)
-        if context.keys.shape[2]:
-            running = lax.fori_loop(
-                0, context_tiles, lambda j, r: _absorb(r, q_i, *_context_tile(spec, context, j, q_ep)), running
-            )
 
-        def local_tile(j, r):
-            visible = _local_visible(spec, i, j, q_ep, _tile(episodes, j * size, size, 1))
-            return _absorb(r, q_i, _tile(k, j * size, size), _tile(v, j * size, size), visible)
+        def context_tile(j, running, visible):
+            return _absorb(running, q_i, *_context_tile(spec, context, j, q.dtype), visible)
 
-        running = lax.fori_loop(0, i + 1, local_tile, running)
+        def local_tile(j, running, visible):
+            return _absorb(running, q_i, _tile(k, j * size, size), _tile(v, j * size, size), visible)
+
+        running = _over_context(spec, context, q_ep, context_tile, _initial(spec, q_i, sink))
+        running = _over_block(spec, i, episodes, q_ep, local_tile, running)
         out_i = (running.out / running.total[..., None]).astype(q.dtype)
         out = lax.dynamic_update_slice_in_dim(out, out_i, i * size, 2)
         lse = lax.dynamic_update_slice_in_dim(lse, running.top + jnp.log(running.total), i * size, 2)
@@ -298,14 +356,16 @@ def _attend_bwd(spec: _Spec, residuals, d_out):
     size = spec.tile
 
     def tile_gradients(q_i, do_i, lse_i, delta_i, k_j, v_j, visible):
-        weights = jnp.where(visible, jnp.exp(_scores(q_i, k_j) - lse_i[..., None]), 0.0)
-        d_weights = jnp.einsum("bhqd,bhkd->bhqk", do_i, v_j, preferred_element_type=jnp.float32)
+        weights = jnp.exp(_scores(q_i, k_j) - lse_i[..., None])
+        if visible is not None:
+            weights = jnp.where(visible, weights, 0.0)
+        d_weights = _einsum("bhqd,bhkd->bhqk", do_i, v_j)
         d_scores = (weights * (d_weights - delta_i[..., None])).astype(q.dtype)
-        d_q = jnp.einsum("bhqk,bhkd->bhqd", d_scores, k_j, preferred_element_type=jnp.float32)
+        d_q = _einsum("bhqk,bhkd->bhqd", d_scores, k_j)
         return weights.astype(q.dtype), d_scores, d_q
 
     def transposed(x, y):  # xᵀ·y over queries; this order of the operands is the fast one on CPU
-        return jnp.swapaxes(jnp.einsum("bhqd,bhqk->bhdk", x, y, preferred_element_type=jnp.float32), 2, 3)
+        return jnp.swapaxes(_einsum("bhqd,bhqk->bhdk", x, y), 2, 3)
 
     def add(total, part, start):
         return lax.dynamic_update_slice_in_dim(total, _tile(total, start, size) + part, start, 2)
@@ -317,29 +377,27 @@ def _attend_bwd(spec: _Spec, residuals, d_out):
         delta_i = jnp.sum(do_i.astype(jnp.float32) * _tile(out, i * size, size).astype(jnp.float32), -1)
         d_q_i = jnp.zeros(q_i.shape, jnp.float32)
         if spec.has_sink:
-            weight = jnp.exp(jnp.einsum("bhqd,hd->bhq", q_i, sink.key, preferred_element_type=jnp.float32) - lse_i)
-            d_weight = jnp.einsum("bhqd,hd->bhq", do_i, sink.value, preferred_element_type=jnp.float32)
+            weight = jnp.exp(_einsum("bhqd,hd->bhq", q_i, sink.key) - lse_i)
+            d_weight = _einsum("bhqd,hd->bhq", do_i, sink.value)
             d_score = weight * (d_weight - delta_i)
             d_q_i += d_score[..., None] * sink.key.astype(jnp.float32)[None, :, None, :]
             d_sink_key += jnp.einsum("bhq,bhqd->hd", d_score, q_i.astype(jnp.float32))
             d_sink_value += jnp.einsum("bhq,bhqd->hd", weight, do_i.astype(jnp.float32))
-        if context.keys.shape[2]:
 
-            def context_tile(j, total):
-                return total + tile_gradients(q_i, do_i, lse_i, delta_i, *_context_tile(spec, context, j, q_ep))[2]
+        def context_tile(j, total, visible):
+            keys_values = _context_tile(spec, context, j, q.dtype)
+            return total + tile_gradients(q_i, do_i, lse_i, delta_i, *keys_values, visible)[2]
 
-            d_q_i = lax.fori_loop(0, _num_context_tiles(spec, context), context_tile, d_q_i)
-
-        def local_tile(j, carry):
+        def local_tile(j, carry, visible):
             d_q_i, d_k, d_v = carry
-            visible = _local_visible(spec, i, j, q_ep, _tile(episodes, j * size, size, 1))
             k_j, v_j = _tile(k, j * size, size), _tile(v, j * size, size)
             weights, d_scores, part = tile_gradients(q_i, do_i, lse_i, delta_i, k_j, v_j, visible)
             d_k = add(d_k, transposed(q_i, d_scores), j * size)
             d_v = add(d_v, transposed(do_i, weights), j * size)
             return d_q_i + part, d_k, d_v
 
-        d_q_i, d_k, d_v = lax.fori_loop(0, i + 1, local_tile, (d_q_i, d_k, d_v))
+        d_q_i = _over_context(spec, context, q_ep, context_tile, d_q_i)
+        d_q_i, d_k, d_v = _over_block(spec, i, episodes, q_ep, local_tile, (d_q_i, d_k, d_v))
         return lax.dynamic_update_slice_in_dim(d_q, d_q_i, i * size, 2), d_k, d_v, d_sink_key, d_sink_value
 
     zeros = functools.partial(jnp.zeros, dtype=jnp.float32)

@@ -7,21 +7,23 @@ import jax.numpy as jnp
 from flax import struct
 from jax import lax
 
+from relic_jax.models import formats
 from relic_jax.models.attention import Context
+from relic_jax.models.formats import Format, Slots
 
 
 class KVCache(struct.PyTreeNode):
     """Explicit, passed in and returned. One array per layer: stacking the layers or another axis order is 4–15× slower.
 
-    keys, values: a tuple with one [B, H, S, D] per layer; keys are rotated.
+    keys, values: a tuple with the slots [B, H, S, D] of each layer; keys are rotated.
     episodes: int32 [B, S]; index of the episode that each slot belongs to.
     length: int32 []; filled slots, the same for every environment.
     position: int32 [B]; index within its episode of the last step, −1 when empty.
     episode: int32 [B]; index of the running episode.
     """
 
-    keys: tuple[jax.Array, ...]
-    values: tuple[jax.Array, ...]
+    keys: tuple[Slots, ...]
+    values: tuple[Slots, ...]
     episodes: jax.Array
     length: jax.Array
     position: jax.Array
@@ -32,32 +34,32 @@ class KVCache(struct.PyTreeNode):
         """S, the number of slots."""
         return self.episodes.shape[1]
 
+    @property
+    def form(self) -> Format:
+        """The format of the keys and values."""
+        return self.keys[0].form
+
     def context(self, layer: int) -> Context:
         """What attention in `layer` reads."""
         return Context(self.keys[layer], self.values[layer], self.episodes, self.length)
 
 
 def empty_cache(
-    batch: int, capacity: int, *, layers: int, heads: int, head_width: int, first_episode: int, dtype: jnp.dtype
+    batch: int, capacity: int, *, layers: int, heads: int, head_width: int, first_episode: int, form: Format
 ) -> KVCache:
     """A cache of `capacity` slots with nothing in it. first_episode: index that the first episode will have."""
 
-    def zeros() -> tuple[jax.Array, ...]:
-        return tuple(jnp.zeros((batch, heads, capacity, head_width), dtype) for _ in range(layers))
+    def empty() -> tuple[Slots, ...]:
+        return tuple(formats.empty(batch, heads, capacity, head_width, form) for _ in range(layers))
 
     return KVCache(
-        keys=zeros(),
-        values=zeros(),
+        keys=empty(),
+        values=empty(),
         episodes=jnp.full((batch, capacity), -1, jnp.int32),
         length=jnp.zeros((), jnp.int32),
         position=jnp.full((batch,), -1, jnp.int32),
         episode=jnp.full((batch,), first_episode, jnp.int32),
     )
-
-
-def write(buffer: jax.Array, new: jax.Array, start: jax.Array) -> jax.Array:
-    """Writes [B, H, Q, D] into slots start … start+Q of [B, H, S, D]."""
-    return lax.dynamic_update_slice_in_dim(buffer, new.astype(buffer.dtype), start, axis=2)
 
 
 def index_steps(cache: KVCache, first: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -84,12 +86,71 @@ def advance(cache: KVCache, position: jax.Array, episode: jax.Array) -> KVCache:
     )
 
 
+def _steps(cache: KVCache, start: jax.Array | int, size: int) -> KVCache:
+    """Slots start … start+size, the counters as they are."""
+    keys, values = jax.tree.map(
+        lambda slots: formats.tile(slots, start, size),
+        (cache.keys, cache.values),
+        is_leaf=lambda x: isinstance(x, Slots),
+    )
+    episodes = lax.dynamic_slice_in_dim(cache.episodes, start, size, axis=1)
+    return cache.replace(keys=keys, values=values, episodes=episodes)
+
+
 def prefix(cache: KVCache, capacity: int) -> KVCache:
     """A copy that holds only the first `capacity` slots."""
+    return _steps(cache, 0, capacity)
+
+
+def last_steps(cache: KVCache, steps: int) -> KVCache:
+    """The last `steps` filled slots alone, with the counters of the whole."""
+    return _steps(cache, cache.length - steps, steps)
+
+
+def append(cache: KVCache, added: KVCache) -> KVCache:
+    """`cache` followed by what `last_steps` took from its own continuation, whose counters it takes over."""
+
+    def write(old: jax.Array, new: jax.Array, axis: int) -> jax.Array:
+        return lax.dynamic_update_slice_in_dim(old, new, cache.length, axis)
+
+    keys, values = jax.tree.map(
+        lambda old, new: write(old, new, 2), (cache.keys, cache.values), (added.keys, added.values)
+    )
+    return added.replace(keys=keys, values=values, episodes=write(cache.episodes, added.episodes, 1))
+
+
+def grown(cache: KVCache, capacity: int) -> KVCache:
+    """A copy with room for `capacity` slots, of which there may already be as many."""
+    more = capacity - cache.capacity
+
+    def pad(x: jax.Array, axis: int, value: int) -> jax.Array:
+        return jnp.pad(x, [(0, more if a == axis else 0) for a in range(x.ndim)], constant_values=value)
+
+    keys, values = jax.tree.map(lambda x: pad(x, 2, 0), (cache.keys, cache.values))
+    return cache.replace(keys=keys, values=values, episodes=pad(cache.episodes, 1, -1))
+
+
+def in_format(cache: KVCache, form: Format) -> KVCache:
+    """A copy whose keys and values are stored in another format."""
+
+    def convert(layers: tuple[Slots, ...]) -> tuple[Slots, ...]:
+        return tuple(formats.encode(slots.decoded(jnp.dtype(jnp.float32)), form) for slots in layers)
+
+    return cache.replace(keys=convert(cache.keys), values=convert(cache.values))
+
+
+def rewound(cache: KVCache, first: jax.Array, length: jax.Array | int) -> KVCache:
+    """The cache as it was when it held `length` (int32 []) steps, one of those it holds at least.
+
+    first: bool [B, S], which slots open an episode.
+    """
+    slot = jnp.arange(cache.capacity)
+    opened = jnp.where(first & (slot < length), slot, 0).max(1)
+    last = jnp.maximum(length - 1, 0)  # the first step opens the first episode, so nothing changes before it
     return cache.replace(
-        keys=tuple(k[:, :, :capacity] for k in cache.keys),
-        values=tuple(v[:, :, :capacity] for v in cache.values),
-        episodes=cache.episodes[:, :capacity],
+        length=jnp.asarray(length, jnp.int32),
+        position=jnp.where(length > 0, last - opened, -1).astype(jnp.int32),
+        episode=lax.dynamic_index_in_dim(cache.episodes, last, 1, keepdims=False),
     )
 
 

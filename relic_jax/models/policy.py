@@ -20,7 +20,7 @@ from relic_jax.distributions import Categorical
 from relic_jax.models import cache as kv
 from relic_jax.models.cache import KVCache
 from relic_jax.models.encoders import EncoderConfig, VectorEncoder
-from relic_jax.models.transformer import Transformer, TransformerConfig
+from relic_jax.models.transformer import Transformer, TransformerConfig, empty_memory
 from relic_jax.types import Params, StepInput
 
 
@@ -103,16 +103,20 @@ class Policy:
 
     def initial_memory(self, batch: int, capacity: int) -> KVCache:
         """An empty context with room for `capacity` steps of `batch` environments."""
-        cfg = self.config.transformer
-        return kv.empty_cache(
-            batch,
-            capacity,
-            layers=cfg.layers,
-            heads=cfg.heads,
-            head_width=cfg.head_width,
-            first_episode=cfg.first_index,
-            dtype=jnp.dtype(cfg.dtype),
-        )
+        return empty_memory(self.config.transformer, batch, capacity)
+
+    def for_acting(self, memory: KVCache) -> KVCache:
+        """A copy of the memory in the format that `act` reads fastest on this platform; `stored` leads back.
+
+        XLA on CPU would convert a whole bfloat16 or int8 cache to float32 at every step. The numbers are the same.
+        """
+        form = self.config.transformer.cache_format
+        return kv.in_format(memory, "float32") if form != "float32" and jax.default_backend() == "cpu" else memory
+
+    def stored(self, memory: KVCache) -> KVCache:
+        """A memory in the configured format."""
+        form = self.config.transformer.cache_format
+        return memory if memory.form == form else kv.in_format(memory, form)
 
     def act(
         self, params: Params, memory: KVCache, inputs: StepInput, *, window: jax.Array | None = None

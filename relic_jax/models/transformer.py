@@ -8,13 +8,14 @@ rounding for every sink and wherever episodes start.
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from relic_jax.models import cache as kv
+from relic_jax.models import formats
 from relic_jax.models.attention import (
     Context,
     Sink,
@@ -24,6 +25,7 @@ from relic_jax.models.attention import (
     rotate,
 )
 from relic_jax.models.cache import KVCache
+from relic_jax.models.formats import Format
 
 SinkKind = Literal["kv", "kv0", "k0v", "k0v0", "token", "none"]
 
@@ -54,7 +56,11 @@ class TransformerConfig:
     depth_dropout: float = 0.0
     """Probability that a training pass skips a block (one coin per block and pass)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Activations and cache; parameters, softmax statistics and heads stay float32."""
+    """Activations; parameters, softmax statistics and heads stay float32."""
+    cache: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
+    """How the context's keys and values are stored; int8 has a scale per head and step. auto: as `dtype`."""
+    remat: bool = False
+    """Recompute the blocks' activations in the backward pass instead of keeping them."""
     attention: Literal["blocked", "reference"] = "blocked"
     """blocked: O(T) memory, own gradient; reference: the definition, for tests."""
 
@@ -69,9 +75,14 @@ class TransformerConfig:
         return 0 if self.sink == "none" else 1
 
     @property
+    def cache_format(self) -> Format:
+        """How keys and values are stored."""
+        return self.dtype if self.cache == "auto" else self.cache
+
+    @property
     def cache_bytes_per_step(self) -> int:
         """Bytes of keys and values per context step and environment."""
-        return 2 * self.layers * self.width * jnp.dtype(self.dtype).itemsize
+        return round(2 * self.layers * self.width * formats.bytes_per_number(self.cache_format, self.head_width))
 
 
 class RMSNorm(nn.Module):
@@ -127,6 +138,11 @@ class Block(nn.Module):
         y = self.mlp_norm(x)
         return self.down_proj(nn.gelu(self.gate_proj(y), approximate=True) * self.up_proj(y))
 
+    def residual(self, x: jax.Array, attended: jax.Array, keep: jax.Array | float) -> jax.Array:
+        """Adds the block's two branches to x [B, Q, d]. attended: [B, H, Q, D]."""
+        x = x + keep * self.o_proj(attended.swapaxes(1, 2).reshape(x.shape))
+        return x + keep * self.mlp(x)
+
     def sink_token(self, token: jax.Array, keep: jax.Array | float) -> tuple[jax.Array, Sink]:
         """Runs the sink token [d] through this block. It attends only to itself, so its attention output is its value.
 
@@ -145,30 +161,31 @@ class Block(nn.Module):
         context: Context,
         sink: Sink | None,
         keep: jax.Array | float,
-        *,
         decode: bool,
         valid: jax.Array | None,
         window: jax.Array | None,
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """x: [B, Q, d] → (x [B, Q, d], keys buffer, values buffer [B, H, S, D] with the new steps written)."""
+    ) -> tuple[jax.Array, Any, Any]:
+        """x: [B, Q, d] → (x [B, Q, d], keys, values).
+
+        decode: the slots [B, H, S, D] with the new step in them; otherwise the block's own, [B, H, Q, D].
+        """
         cfg = self.config
         y = self.attention_norm(x)
         query, key, value = (self.split_heads(p(y)) for p in (self.q_proj, self.k_proj, self.v_proj))
         if cfg.episode_rope:
             query, key = rotate(query, episodes), rotate(key, episodes)
+        key, value = (formats.rounded(x, cfg.cache_format) for x in (key, value))
         if decode:
-            keys = kv.write(context.keys, key, context.length)
-            values = kv.write(context.values, value, context.length)
+            keys = formats.write(context.keys, key, context.length)
+            values = formats.write(context.values, value, context.length)
             filled = context._replace(keys=keys, values=values, length=context.length + 1)
             episode = None if cfg.inter_episode else episodes[:, 0]
             attended = attend_step(query[:, :, 0], filled, sink, episode=episode, window=window)[:, :, None]
-        else:
-            attend = attend_block if cfg.attention == "blocked" else attend_reference
-            within = not cfg.inter_episode
-            attended = attend(query, key, value, episodes, context, sink, within_episode=within, valid=valid)
-            keys, values = key, value  # written by the caller, where there is room
-        x = x + keep * self.o_proj(attended.swapaxes(1, 2).reshape(x.shape))
-        return x + keep * self.mlp(x), keys, values
+            return self.residual(x, attended, keep), keys, values
+        attend = attend_block if cfg.attention == "blocked" else attend_reference
+        within = not cfg.inter_episode
+        attended = attend(query, key, value, episodes, context, sink, within_episode=within, valid=valid)
+        return self.residual(x, attended, keep), key, value  # written by the caller, where there is room
 
 
 class Transformer(nn.Module):
@@ -179,7 +196,8 @@ class Transformer(nn.Module):
     def setup(self) -> None:
         """Declares the parameters."""
         cfg = self.config
-        self.blocks = [Block(cfg) for _ in range(cfg.layers)]
+        block = nn.remat(Block, static_argnums=(6,)) if cfg.remat else Block  # `decode`, self counted
+        self.blocks = [block(cfg) for _ in range(cfg.layers)]
         self.norm = RMSNorm()
         if cfg.step_embedding:
             init = nn.initializers.normal(0.02)
@@ -239,18 +257,31 @@ class Transformer(nn.Module):
                 cache.context(layer)._replace(episodes=decode_episodes(cache, episode) if decode else cache.episodes),
                 sinks[layer],
                 keep[layer],
-                decode=decode,
-                valid=valid,
-                window=window,
+                decode,
+                valid,
+                window,
             )
             if not decode and cache.capacity:
-                key = kv.write(cache.keys[layer], key, cache.length)
-                value = kv.write(cache.values[layer], value, cache.length)
+                key = formats.write(cache.keys[layer], key, cache.length)
+                value = formats.write(cache.values[layer], value, cache.length)
             keys.append(key)
             values.append(value)
         if cache.capacity:
             cache = kv.advance(cache.replace(keys=tuple(keys), values=tuple(values)), position, episode)
         return self.norm(x), cache
+
+
+def empty_memory(cfg: TransformerConfig, batch: int, capacity: int) -> KVCache:
+    """An empty context with room for `capacity` steps of `batch` environments."""
+    return kv.empty_cache(
+        batch,
+        capacity,
+        layers=cfg.layers,
+        heads=cfg.heads,
+        head_width=cfg.head_width,
+        first_episode=cfg.first_index,
+        form=cfg.cache_format,
+    )
 
 
 def decode_episodes(cache: KVCache, episode: jax.Array) -> jax.Array:

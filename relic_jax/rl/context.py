@@ -6,9 +6,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from relic_jax.models import cache as kv
 from relic_jax.models.cache import KVCache
 from relic_jax.models.policy import Policy
 from relic_jax.types import Params, PyTree, StepInput, Trajectory
+
+ROWS = 1024  # of the network at a time in a refresh: environments times steps
 
 
 def window(tree: PyTree, start: jax.Array | int, size: int) -> PyTree:
@@ -44,19 +47,40 @@ def shuffle_episodes(key: jax.Array, trajectory: Trajectory, length: jax.Array) 
 
 
 def refresh(
-    policy: Policy, params: Params, inputs: StepInput, value: jax.Array, segments: jax.Array, segment: int
+    policy: Policy,
+    params: Params,
+    memory: KVCache,
+    inputs: StepInput,
+    value: jax.Array,
+    first_segment: jax.Array | int,
+    segments: jax.Array,
+    segment: int,
 ) -> tuple[KVCache, jax.Array]:
     """Recomputes the context's keys, values and value predictions with new weights.
 
-    inputs: [B, T, ...]; value: float32 [B, T]; segments: int32 [], filled segments of `segment` steps each: the cost
-    follows what is filled. Returns (memory, value).
+    memory: the context, full up to the end of `segments`; inputs: [B, T, ...]; value: float32 [B, T]. Recomputed are
+    segments first_segment … segments (int32 []) of `segment` steps each: the cost is the sum over them of what precedes
+    and includes each. Returns (memory, value). A few environments at a time, so that what one layer leaves for the
+    next stays in a core's cache.
     """
-    batch, steps = value.shape
 
-    def one_segment(index: jax.Array, carry: tuple[KVCache, jax.Array]) -> tuple[KVCache, jax.Array]:
-        memory, value = carry
-        start = index * segment
-        output, memory = policy.unroll(params, memory, window(inputs, start, segment))
-        return memory, write_window(value, output.value, start)
+    def one_group(rows: tuple[KVCache, StepInput, jax.Array]) -> tuple[KVCache, jax.Array]:
+        memory, inputs, value = rows
+        memory = kv.rewound(memory.replace(length=length), inputs.first, first_segment * segment)
 
-    return lax.fori_loop(0, segments, one_segment, (policy.initial_memory(batch, steps), value))
+        def one_segment(index: jax.Array, carry: tuple[KVCache, jax.Array]) -> tuple[KVCache, jax.Array]:
+            memory, value = carry
+            start = index * segment
+            output, memory = policy.unroll(params, memory, window(inputs, start, segment))
+            return memory, write_window(value, output.value, start)
+
+        memory, value = lax.fori_loop(first_segment, segments, one_segment, (memory, value))
+        return memory.replace(length=no_length), value
+
+    batch, length, no_length = value.shape[0], memory.length, None
+    group = max(size for size in range(1, batch + 1) if batch % size == 0 and (size == 1 or size * segment <= ROWS))
+    split = jax.tree.map(
+        lambda x: x.reshape(batch // group, group, *x.shape[1:]), (memory.replace(length=no_length), inputs, value)
+    )
+    merged = jax.tree.map(lambda x: x.reshape(batch, *x.shape[2:]), lax.map(one_group, split))
+    return merged[0].replace(length=length), merged[1]

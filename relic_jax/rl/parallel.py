@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from relic_jax.config import ConfigError, TrainConfig
+from relic_jax.config import ConfigError, TrainConfig, devices_fit
 from relic_jax.rl.state import AXIS, Setup, TrainState, init_state
 from relic_jax.types import PyTree
 
@@ -25,8 +25,8 @@ from relic_jax.types import PyTree
 def configure_devices(config: TrainConfig) -> TrainConfig:
     """Fills in `devices` and makes them available. To be called before anything else touches a device.
 
-    Where `devices` is None: as many as there are (accelerators, else CPU cores) and as divide a minibatch. Raises
-    ConfigError where more are asked for than there are.
+    Where `devices` is None: as many as there are (accelerators, else CPU cores) and as fit. Raises ConfigError where
+    more are asked for than there are.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with contextlib.suppress(RuntimeError):  # devices are in use already: what there is has to do
@@ -36,8 +36,7 @@ def configure_devices(config: TrainConfig) -> TrainConfig:
         if config.devices > available:
             raise ConfigError(f"devices is {config.devices}; allowed: at most {available} ({jax.default_backend()})")
         return config
-    per_minibatch = config.trial.environments // config.ppo.minibatches
-    best = max(count for count in range(1, available + 1) if per_minibatch % count == 0)
+    best = max(count for count in range(1, available + 1) if devices_fit(config, count))
     return dataclasses.replace(config, devices=best)
 
 

@@ -1,16 +1,25 @@
-"""Acting: a scan over policy and environment inside jit, with the cache of the whole context so far."""
+"""Acting: a scan over policy and environment inside jit, with the cache of the whole context so far.
+
+Attention reads the whole buffer that it is given, so a trial's first step would cost as much as its last. A segment
+therefore acts on a copy of the cache of about the right size, one of a few static sizes, and hands back only what it
+added: the cost follows the filled context, in one compiled function.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from envs.wrappers import TrialState, TrialStep
+from relic_jax.models import cache as kv
 from relic_jax.models.cache import KVCache
 from relic_jax.rl.state import Setup, step_input
-from relic_jax.types import Params, StepInput, Trajectory
+from relic_jax.types import Params, PyTree, StepInput, Trajectory
+
+MAX_SIZES = 8  # of the buffers that segments act on; each costs a compilation of the step
 
 
 class Collected(NamedTuple):
@@ -26,6 +35,35 @@ class Collected(NamedTuple):
 
 def collect(setup: Setup, params: Params, trial: TrialState, memory: KVCache, key: jax.Array) -> Collected:
     """Acts for one segment of K steps."""
+    segment = setup.config.trial.segment
+
+    def act_in(size: int) -> Collected:
+        working = setup.policy.for_acting(kv.prefix(memory, size))
+        collected = collect_within(setup, params, trial, working, key)
+        return collected._replace(memory=setup.policy.stored(kv.last_steps(collected.memory, segment)))
+
+    collected = with_size(memory.capacity, segment, memory.length + segment, act_in)
+    return collected._replace(memory=kv.append(memory, collected.memory))
+
+
+def with_size(
+    steps: int, segment: int, filled: jax.Array | int, function: Callable[[int], PyTree], *, count: int = MAX_SIZES
+) -> PyTree:
+    """`function(size)` for the smallest static size that holds `filled` steps (int32 []) of a trial of `steps`."""
+    sizes = buffer_sizes(steps, segment, count)
+    index = jnp.searchsorted(jnp.asarray(sizes), filled)
+    return jax.lax.switch(index, [lambda size=size: function(size) for size in sizes])
+
+
+def buffer_sizes(steps: int, segment: int, count: int = MAX_SIZES) -> list[int]:
+    """Up to `count` evenly spaced sizes, multiples of `segment`, the last of which is `steps`."""
+    segments = steps // segment
+    count = min(count, segments)
+    return [segment * -(-segments * (index + 1) // count) for index in range(count)]
+
+
+def collect_within(setup: Setup, params: Params, trial: TrialState, memory: KVCache, key: jax.Array) -> Collected:
+    """`collect` against the whole of `memory`, which must have room for the segment."""
     policy = setup.policy
 
     def step(carry: tuple[TrialState, KVCache], key: jax.Array):

@@ -18,6 +18,7 @@ import numpy as np
 from envs.base import Environment
 from relic_jax import checkpoint
 from relic_jax.config import ConfigError, TrainConfig, validate
+from relic_jax.rl.memory import check_memory
 from relic_jax.rl.parallel import configure_devices, initial_state, parallel, state_shardings
 from relic_jax.rl.state import Setup, TrainState, init_state, make_setup
 from relic_jax.rl.update import SOURCES, segment_step, trial_step
@@ -47,12 +48,14 @@ class Progress:
 
 
 def prepare(config: TrainConfig, env: Environment) -> Setup:
-    """Validates a config against its environment and the devices, and binds them.
+    """Validates a config against its environment, the devices and their memory, and binds them.
 
     Raises ConfigError before anything is compiled.
     """
     validate(config, horizon=env.horizon)
-    return make_setup(configure_devices(config), env)
+    setup = make_setup(configure_devices(config), env)
+    check_memory(setup)
+    return setup
 
 
 def compile_chunk(setup: Setup) -> Callable[[TrainState], tuple[TrainState, Any]]:

@@ -13,19 +13,21 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from relic_jax.config import TrainConfig
 from relic_jax.models import cache as kv
 from relic_jax.models.cache import KVCache
 from relic_jax.models.policy import PolicyOutput
 from relic_jax.rl import context, losses
 from relic_jax.rl.gae import advantages
 from relic_jax.rl.optimizer import entropy_coef, global_norm, learning_rate
-from relic_jax.rl.rollout import Collected, collect
+from relic_jax.rl.rollout import Collected, collect, with_size
 from relic_jax.rl.state import Setup, TrainState, empty_trajectory, new_trial
 from relic_jax.types import Params, PyTree, Trajectory
 
 Metrics = dict[str, jax.Array]
 SOURCES = ("observation", "reward", "log_prob", "value", "loss", "gradient", "params")
 """Where a number can stop being finite, in causal order."""
+GRADIENT_SIZES = 4  # static lengths of a trial that the gradient through all of it is compiled for
 
 
 class Batch(NamedTuple):
@@ -41,6 +43,11 @@ class Batch(NamedTuple):
         """The environments `index`: int32 [b]."""
         trajectory, advantage, target = jax.tree.map(lambda x: x[index], (self.trajectory, self.advantage, self.target))
         return Batch(trajectory, kv.rows(self.memory, index), advantage, target)
+
+    def first_steps(self, size: int) -> Batch:
+        """Only the first `size` steps of the trial, and no context: for a pass over all of them."""
+        trajectory, advantage, target = jax.tree.map(lambda x: x[:, :size], self[:1] + self[2:])
+        return Batch(trajectory, kv.prefix(self.memory, 0), advantage, target)
 
 
 class Window(NamedTuple):
@@ -63,8 +70,10 @@ def segment_step(setup: Setup, state: TrainState) -> tuple[TrainState, Metrics]:
 def learn(
     setup: Setup, state: TrainState, before: KVCache, collected: Collected, update_key: jax.Array, after_key: jax.Array
 ) -> tuple[TrainState, Metrics]:
-    """What follows on acting: the update, and the context made ready. before: the memory that acting began with, of which
-    only the counters are read."""
+    """What follows on acting: the update, and the context made ready.
+
+    before: the memory that acting began with, of which only the counters are read.
+    """
     cfg = setup.config
     start = state.segment * cfg.trial.segment
     state = state.replace(
@@ -129,7 +138,7 @@ def run_epochs(
     ppo, environments = setup.config.ppo, setup.local_environments
     if ppo.normalize_advantages:
         batch = batch._replace(advantage=normalized(setup, batch.advantage, window.start + window.size))
-    shape = (ppo.minibatches // ppo.accumulate, ppo.accumulate, environments // ppo.minibatches)
+    shape = minibatch_shape(setup.config, environments)
     rate = learning_rate(ppo, setup.config.total_steps, state.env_steps)
 
     def optimiser_step(carry: tuple[Params, PyTree], inputs: tuple[jax.Array, jax.Array]):
@@ -150,6 +159,18 @@ def run_epochs(
     return *carry, jax.tree.map(jnp.mean, metrics) | {"lr": rate}
 
 
+def minibatch_shape(config: TrainConfig, environments: int) -> tuple[int, int, int]:
+    """Optimiser steps an epoch, minibatches a step and environments a minibatch, on a device of `environments`.
+
+    Devices share every minibatch, or else the minibatches of every step.
+    """
+    ppo, devices = config.ppo, config.trial.environments // environments
+    steps, rows = ppo.minibatches // ppo.accumulate, config.trial.environments // ppo.minibatches
+    if rows % devices == 0:
+        return steps, ppo.accumulate, rows // devices
+    return steps, ppo.accumulate // devices, rows
+
+
 def normalized(setup: Setup, advantage: jax.Array, length: jax.Array | int) -> jax.Array:
     """Advantages float32 [B, T] with mean 0 and deviation 1 over the first `length` steps of all environments.
 
@@ -166,7 +187,6 @@ def accumulated_gradients(
     setup: Setup, state: TrainState, params: Params, batch: Batch, window: Window, order: jax.Array, keys: jax.Array
 ) -> tuple[Params, Metrics]:
     """Sum (or mean) of the gradients of several minibatches. order: int32 [accumulate, b]; keys: [accumulate]."""
-    gradient = jax.grad(minibatch_loss, argnums=2, has_aux=True)
 
     def add(total: Params, inputs: tuple[jax.Array, jax.Array]) -> tuple[Params, Metrics]:
         index, dropout_key = inputs
@@ -174,9 +194,25 @@ def accumulated_gradients(
         return jax.tree.map(jnp.add, total, part), metrics
 
     total, metrics = lax.scan(add, jax.tree.map(jnp.zeros_like, params), (order, keys))
-    if setup.config.ppo.gradient_reduction == "mean":
-        total = jax.tree.map(lambda g: g / order.shape[0], total)
+    ppo = setup.config.ppo
+    minibatches = 1 if ppo.gradient_reduction == "mean" else ppo.accumulate  # other devices may hold some of them
+    total = jax.tree.map(lambda g: g * (minibatches / order.shape[0]), total)
     return total, jax.tree.map(jnp.mean, metrics)
+
+
+def gradient(
+    setup: Setup, env_steps: jax.Array, params: Params, batch: Batch, window: Window, dropout_key: jax.Array
+) -> tuple[Params, Metrics]:
+    """Gradient of `minibatch_loss`, whose pass through the whole context is given only as much of it as is filled."""
+    differentiate = jax.grad(minibatch_loss, argnums=2, has_aux=True)
+    if window.full or setup.config.ppo.context_gradient == "stopped":
+        return differentiate(setup, env_steps, params, batch, window, dropout_key)
+
+    def up_to(size: int) -> tuple[Params, Metrics]:
+        return differentiate(setup, env_steps, params, batch.first_steps(size), window, dropout_key)
+
+    trial = setup.config.trial
+    return with_size(trial.steps, trial.segment, window.start + window.size, up_to, count=GRADIENT_SIZES)
 
 
 def minibatch_loss(
@@ -229,17 +265,34 @@ def go_on(setup: Setup, state: TrainState, key: jax.Array) -> TrainState:
 
     The stored log-probabilities stay those of the acting policy.
     """
-    ppo, segment = setup.config.ppo, setup.config.trial.segment
-    filled = state.segment + 1
-    trajectory, memory = state.trajectory, state.memory
+    ppo, filled = setup.config.ppo, state.segment + 1
+    if ppo.refresh_every is None:
+        return state.replace(segment=filled)
+
+    def renew() -> tuple[Trajectory, KVCache]:
+        return renewed_context(setup, state, key)
+
+    def keep() -> tuple[Trajectory, KVCache]:
+        return state.trajectory, state.memory
+
+    if ppo.refresh_every == 1:
+        trajectory, memory = renew()
+    else:
+        trajectory, memory = lax.cond(filled % ppo.refresh_every == 0, renew, keep)
+    return state.replace(segment=filled, trajectory=trajectory, memory=memory)
+
+
+def renewed_context(setup: Setup, state: TrainState, key: jax.Array) -> tuple[Trajectory, KVCache]:
+    """The context shuffled and recomputed, as far back as the config says."""
+    ppo, segment, filled = setup.config.ppo, setup.config.trial.segment, state.segment + 1
+    trajectory = state.trajectory
     if ppo.shuffle:
         trajectory = context.shuffle_episodes(key, trajectory, filled * segment)
-    if ppo.refresh or ppo.shuffle:
-        memory, value = context.refresh(
-            setup.policy, state.params, trajectory.inputs, trajectory.value, filled, segment
-        )
-        trajectory = trajectory.replace(value=value)
-    return state.replace(segment=filled, trajectory=trajectory, memory=memory)
+    start = 0 if ppo.refresh_segments is None else jnp.maximum(filled - ppo.refresh_segments, 0)
+    memory, value = context.refresh(
+        setup.policy, state.params, state.memory, trajectory.inputs, trajectory.value, start, filled, segment
+    )
+    return trajectory.replace(value=value), memory
 
 
 def start_trial(setup: Setup, state: TrainState, key: jax.Array) -> TrainState:

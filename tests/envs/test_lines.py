@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -70,3 +71,18 @@ def test_seed_decides():
     env = make("darkroom-dpt")
     once, again, other = (reference_lines(env, "test", episodes=500, seed=seed).random for seed in (0, 0, 1))
     assert once == again and once != other
+
+
+def test_of_more_tasks_than_episodes_evenly_spaced_ones_are_played():
+    class Listed(type(make("probe-bandit"))):
+        """The bandit with a hundred tasks of each of three kinds; of the second there is no such arm to pull."""
+
+        def tasks(self, split):
+            return np.repeat(np.array([0, 9, 1], np.int32), 100)
+
+        def optimal_action(self, state, task):
+            return jnp.minimum(task, 4)
+
+    env = Listed()
+    assert reference_lines(env, "test", episodes=3).optimal == Line(pytest.approx(4 * 2 / 3), pytest.approx(2 / 3))
+    assert make("house-objnav-small").line_episodes < make("probe-bandit").line_episodes == 8192

@@ -22,6 +22,17 @@ EXPECTED = {
     "probe-policy",
     "probe-memory",
     "probe-bandit",
+    "miniworld-dpt4",
+    "miniworld-open",
+    "miniworld-oneroom",
+    "miniworld-hallway",
+    "miniworld-tmaze",
+    "miniworld-fourrooms",
+    "miniworld-maze",
+    "miniworld-wallgap",
+    "house-objnav-small",
+    "house-objnav-medium",
+    "house-objnav-large",
 }
 
 
@@ -50,6 +61,17 @@ def test_description():
     assert "\n" not in line and "darkroom-dpt" in line and "f117b3c869d9" in line
 
 
+def test_descriptions_name_the_parts_of_an_observation():
+    description = describe("house-objnav-small")
+    assert description.observation == "gps float32 [2], image uint8 [64, 64, 3], target float32 [20]"
+    assert (description.train_tasks, description.test_tasks, description.actions) == (10_000, 1000, 6)
+
+
+def test_the_listing_says_what_dpt4_cannot_show():
+    line = str(describe("miniworld-dpt4"))
+    assert "only four distinct tasks" in line and "test tasks are training tasks" in line
+
+
 @pytest.mark.parametrize("function", [make, describe])
 def test_unknown_name_is_answered_with_the_nearest(function):
     with pytest.raises(UnknownEnvironmentError) as error:
@@ -69,7 +91,7 @@ def test_hopeless_name_gets_no_guess():
 def test_environments_are_imported_only_when_made():
     code = (
         "import sys, envs.registry as r; r.names(); "
-        "assert not [m for m in sys.modules if m.startswith(('envs.darkroom', 'envs.probes'))]; "
+        "assert not [m for m in sys.modules if m.startswith(('envs.darkroom', 'envs.probes', 'envs.firstperson'))]; "
         "r.make('probe-value'); assert 'envs.darkroom.env' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2], timeout=60)

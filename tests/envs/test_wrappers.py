@@ -1,12 +1,15 @@
 """Trials: what happens between episodes, and what must not."""
 
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import struct
 
+from envs.base import Environment, TimeStep, VisualEnvironment
 from envs.darkroom.env import Darkroom, DarkroomTask
 from envs.wrappers import Trials, select
 
@@ -89,6 +92,80 @@ def test_random_starts_differ_between_episodes_rows_and_seeds():
     assert len(np.unique(starts[0][:, 0], axis=0)) > 5
     assert (starts[0][:, 0] != starts[0][:, 1]).any()
     assert (starts[0] != starts[1]).any()
+
+
+@struct.dataclass
+class Seen:
+    """A walker's state. looks: how often it was looked at, of which what it does is independent."""
+
+    place: jax.Array
+    step: jax.Array
+    looks: jax.Array
+    carried: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Walk(VisualEnvironment):
+    """A random walk that ends at the task's distance; the picture is a pytree."""
+
+    name: str = "walk"
+    horizon: int = 4
+
+    def start(self, key, task):
+        zero = jnp.zeros((), jnp.int32)
+        return Seen(jax.random.randint(key, (), -1, 2), zero, zero, jnp.arange(3.0))
+
+    def restart(self, key, state, task):
+        return self.start(key, task).replace(carried=state.carried)
+
+    def transition(self, key, state, action, task):
+        place = state.place + jax.random.randint(key, (), 0, 2) + action
+        arrived = place >= task
+        state = state.replace(place=place, step=state.step + 1)
+        truncated = (state.step >= self.horizon) & ~arrived
+        return state, TimeStep(None, arrived.astype(jnp.float32), arrived, truncated)
+
+    def observe(self, state, task):
+        picture = {"image": jnp.full((2, 2), state.place, jnp.uint8), "pose": (state.place + task).astype(jnp.float32)}
+        return state.replace(looks=state.looks + 1), picture
+
+    def metrics(self, state):
+        return {"place": state.place.astype(jnp.float32)}
+
+
+class Plain(Environment):
+    """The same without looking apart."""
+
+    def __init__(self, env):
+        self.reset, self.step, self.success, self.metrics = env.reset, env.step, env.success, env.metrics
+
+
+def test_looking_apart_changes_nothing_but_the_number_of_looks():
+    tasks, actions = jnp.array([2, 3, 9]), jnp.tile(jnp.array([[0, 1, 0]]), (40, 1))
+    (states, steps), (plain_states, plain_steps) = (run(Trials(env), actions, tasks) for env in (Walk(), Plain(Walk())))
+    for name in ("reward", "terminated", "truncated", "episode_return", "success", "metrics"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(steps, name), getattr(plain_steps, name))
+    jax.tree.map(np.testing.assert_array_equal, states.observation, plain_states.observation)
+    np.testing.assert_array_equal(states.env.place, plain_states.env.place)
+    assert steps.terminated.any() and steps.truncated.any()
+    cut, going_on = steps.truncated, ~(steps.truncated | steps.terminated)
+    for rows in (cut, going_on):  # after a termination nobody asks for the last observation
+        for key in ("image", "pose"):
+            np.testing.assert_array_equal(steps.final_observation[key][rows], plain_steps.final_observation[key][rows])
+    assert (states.env.looks == 1 + states.env.step).all()
+
+
+def test_metrics_are_of_the_state_that_ended():
+    _, steps = run(Trials(Walk()), jnp.ones((10, 1), jnp.int32), jnp.array([3]))
+    assert (steps.metrics["place"][steps.terminated] >= 3).all() and steps.terminated.any()
+
+
+def test_what_a_restart_carries_over_is_not_copied():
+    trials, tasks = Trials(Walk()), jnp.array([2, 3])
+    state = trials.reset(jax.random.key(0), tasks)
+    jaxpr = jax.make_jaxpr(lambda s: trials.step(jax.random.key(0), s, jnp.zeros(2, jnp.int32))[0].env.carried)(state)
+    assert "f32[2,3] = select_n" not in str(jaxpr)
+    assert "i32[2] = select_n" in str(jaxpr)
 
 
 def test_select_chooses_rows_of_any_rank():

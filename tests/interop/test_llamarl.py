@@ -11,8 +11,7 @@ import pytest
 
 from relic_jax.config import ConfigError
 from relic_jax.interop.llamarl import hidden_states, import_transformer, transformer_config
-from relic_jax.models import cache as kv
-from relic_jax.models.transformer import Transformer
+from relic_jax.models.transformer import Transformer, empty_memory
 
 MLP = ("gate", "up", "down")
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
@@ -123,8 +122,7 @@ def to_original(tree, config):
 def run_ours(params, config, x, not_done, cotangent):
     """(hidden, cache, gradients of Σ hidden·cotangent in the original's layout)."""
     cfg = transformer_config(config, params)
-    shape = {"layers": cfg.layers, "heads": cfg.heads, "head_width": cfg.head_width}
-    cache = kv.empty_cache(*x.shape[:2], **shape, first_episode=cfg.first_index, dtype=jnp.dtype(jnp.float32))
+    cache = empty_memory(cfg, *x.shape[:2])
     x, cotangent = jnp.asarray(x, jnp.float32), jnp.asarray(cotangent, jnp.float32)
 
     @jax.jit
@@ -157,9 +155,9 @@ def test_hidden_states_cache_and_every_gradient_equal_the_originals(name):
 
     offset = config["max_position_embeddings"] if config["add_sequence_idx_embed"] else 0
     for layer in range(config["num_hidden_layers"]):
-        keys = turn(np.asarray(cache.keys[layer]), offset)
+        keys = turn(np.asarray(cache.keys[layer].data), offset)
         np.testing.assert_allclose(keys, arrays[f"cache/{layer}/key"], rtol=0, atol=TOLERANCE)
-        np.testing.assert_allclose(cache.values[layer], arrays[f"cache/{layer}/value"], rtol=0, atol=TOLERANCE)
+        np.testing.assert_allclose(cache.values[layer].data, arrays[f"cache/{layer}/value"], rtol=0, atol=TOLERANCE)
 
     if config["add_sink_kv"]:  # the token exists there, unused
         assert not np.any(grads["sink_tokens"])

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from relic_jax.models import attention
 from relic_jax.models.attention import Context, Sink, attend_block, attend_reference, attend_step, rotate
+from relic_jax.models.formats import Slots
 
 BATCH, HEADS, WIDTH = 2, 2, 8
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # compiling is the cost here
@@ -33,9 +34,8 @@ def random_inputs(seed, q_len, slots, dtype=jnp.float32, scale=1.5):
 
     episodes = episode_layout(rng, slots + q_len)
     query, key, value, cotangent = (normal(BATCH, HEADS, q_len, WIDTH) for _ in range(4))
-    context = Context(
-        normal(BATCH, HEADS, slots, WIDTH), normal(BATCH, HEADS, slots, WIDTH), jnp.asarray(episodes[:, :slots]), 0
-    )
+    keys, values = (Slots(normal(BATCH, HEADS, slots, WIDTH)) for _ in range(2))
+    context = Context(keys, values, jnp.asarray(episodes[:, :slots]), 0)
     sink = Sink(normal(HEADS, WIDTH), normal(HEADS, WIDTH))
     return query, key, value, sink, context, jnp.asarray(episodes[:, slots:]), cotangent
 
@@ -115,7 +115,8 @@ def test_block_in_bfloat16_is_within_its_rounding(within_episode):
     """
     inputs = random_inputs(0, 130, 150, jnp.bfloat16)
     exact = jax.tree.map(lambda x: x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x, inputs[:4] + inputs[5:])
-    context = inputs[4]._replace(keys=inputs[4].keys.astype(jnp.float32), values=inputs[4].values.astype(jnp.float32))
+    keys, values = (Slots(slots.decoded(jnp.float32)) for slots in inputs[4][:2])
+    context = inputs[4]._replace(keys=keys, values=values)
     for length in (0, 70, 150):
         actual = output_and_gradients(attend_block, within_episode)(*inputs, length)
         expected = output_and_gradients(attend_reference, within_episode)(*exact[:4], context, *exact[4:], length)
@@ -131,7 +132,7 @@ def test_block_and_reference_equal_the_definition_in_float64(attend, within_epis
     run = jit(functools.partial(attend, within_episode=within_episode))
     for length in (0, 7, 10):
         visible = block_visibility(context.episodes, episodes, length, within_episode)
-        keys, values = np.concatenate([context.keys, key], 2), np.concatenate([context.values, value], 2)
+        keys, values = (np.concatenate([s.data, x], 2) for s, x in ((context.keys, key), (context.values, value)))
         for slot in (sink, None):
             actual = run(query, key, value, episodes, context._replace(length=length), slot)
             assert_close(actual, attention_in_float64(query, keys, values, visible, slot), 2e-6)
@@ -143,7 +144,7 @@ def test_gradient_of_the_sink_equals_finite_differences_in_float64(within_episod
     query, key, value, sink, context, episodes, cotangent = inputs = random_inputs(2, 11, 10)
     _, (_, _, _, actual, _, _) = output_and_gradients(attend_block, within_episode)(*inputs, 7)
     visible = block_visibility(context.episodes, episodes, 7, within_episode)
-    keys, values = np.concatenate([context.keys, key], 2), np.concatenate([context.values, value], 2)
+    keys, values = (np.concatenate([s.data, x], 2) for s, x in ((context.keys, key), (context.values, value)))
 
     def loss(flat):
         sink_key, sink_value = flat.reshape(2, HEADS, WIDTH)
@@ -160,8 +161,8 @@ def test_gradient_of_the_sink_equals_finite_differences_in_float64(within_episod
 @small_tiles
 def test_context_gets_no_gradient(attend):
     *_, d_keys, d_values = output_and_gradients(attend, False)(*random_inputs(3, 6, 9), 9)[1]
-    assert not np.any(d_keys)
-    assert not np.any(d_values)
+    assert not np.any(d_keys.data)
+    assert not np.any(d_values.data)
 
 
 @pytest.mark.parametrize("has_sink", [True, False])
@@ -177,6 +178,28 @@ def test_only_valid_steps_come_out_and_get_gradients(has_sink):
             output, gradients = attend(*inputs, cotangent, 5, jnp.int32(valid))
             assert_close(output, full * kept, 1e-5)
             assert_close(gradients, expected, 1e-5)
+
+
+@small_tiles
+def test_tiles_of_earlier_episodes_are_not_even_looked_at():
+    """Episodes start at slots 0, 6 and 12 of 26; the last ten steps, all of the third episode, are the block.
+
+    With tiles of 4, slots 0 … 11 make up tiles of earlier episodes. What is not a number there does not show; in the
+    next tile, which the third episode shares, it does (a masked weight of 0 times NaN).
+    """
+    query, key, value, sink, context, _, cotangent = random_inputs(8, 10, 16)
+    layout = jnp.asarray(np.repeat([1, 2, 3], [6, 6, 14])[None].repeat(BATCH, 0))
+    context = context._replace(episodes=layout[:, :16])
+    run = output_and_gradients(attend_block, True)
+
+    def poisoned(upto):
+        slots = (Slots(s.data.at[:, :, :upto].set(jnp.nan)) for s in (context.keys, context.values))
+        poisoned_context = Context(*slots, context.episodes, 0)
+        output, gradients = run(query, key, value, sink, poisoned_context, layout[:, 16:], cotangent, 16)
+        return [bool(jnp.isfinite(x).all()) for x in (output, *jax.tree.leaves(gradients[:4]))]
+
+    assert all(poisoned(12))
+    assert not all(poisoned(13))
 
 
 @small_tiles
@@ -237,8 +260,8 @@ def test_step_equals_reference_with_one_query(has_sink, by_episode):
         if by_episode:
             visible = visible & (episodes == own[:, None])
         filled = context._replace(
-            keys=context.keys.at[:, :, length - 1].set(key[:, :, 0]),
-            values=context.values.at[:, :, length - 1].set(value[:, :, 0]),
+            keys=Slots(context.keys.data.at[:, :, length - 1].set(key[:, :, 0])),
+            values=Slots(context.values.data.at[:, :, length - 1].set(value[:, :, 0])),
             length=length,
         )
         actual = step(query[:, :, 0], filled, sink, episode=own if by_episode else None, window=window)
@@ -247,7 +270,7 @@ def test_step_equals_reference_with_one_query(has_sink, by_episode):
         past = filled._replace(episodes=jnp.asarray(marks), length=length - 1)
         expected = reference(query, key, value, jnp.ones((BATCH, 1), jnp.int32), past, sink)
         assert_close(actual, expected[:, :, 0], 2e-6)
-        every = attention_in_float64(query, filled.keys, filled.values, visible[:, None], sink)
+        every = attention_in_float64(query, filled.keys.data, filled.values.data, visible[:, None], sink)
         assert_close(actual, every[:, :, 0], 2e-6)
 
 

@@ -171,7 +171,7 @@ def test_bfloat16_is_close_to_float32(sink):
         return whole(exact, params, inputs), whole(rounded, params, inputs), steps, memory
 
     expected, block, steps, memory = run(params, inputs)
-    assert all(x.dtype == jnp.bfloat16 for x in (*memory.keys, *memory.values))
+    assert all(x.dtype == jnp.bfloat16 for x in jax.tree.leaves((memory.keys, memory.values)))
     assert block.dtype == jnp.float32
     for actual in (block, steps):
         error = np.abs(actual - expected)
@@ -265,4 +265,4 @@ def test_gradient_stops_at_the_memory():
 
     _, memory = jit(policy.unroll)(params, policy.initial_memory(BATCH, STEPS), steps_of(inputs, 0, 7))
     gradient = jit(jax.grad(loss, allow_int=True))(memory)
-    assert all(not np.any(x) for x in (*gradient.keys, *gradient.values))
+    assert all(not np.any(x) for x in jax.tree.leaves((gradient.keys, gradient.values)))

@@ -7,7 +7,7 @@ import pytest
 
 from relic_jax.models import cache as kv
 from relic_jax.models.policy import Policy, PolicyConfig
-from relic_jax.models.transformer import Transformer, TransformerConfig
+from relic_jax.models.transformer import Transformer, TransformerConfig, empty_memory
 
 SINKS = ["kv", "kv0", "k0v", "k0v0", "token", "none"]
 TINY = TransformerConfig(layers=2, heads=8, width=64, mlp_width=256, max_positions=2048)
@@ -16,21 +16,9 @@ LARGE = TransformerConfig(layers=8, heads=24, width=768, mlp_width=3072, max_pos
 TOY = TransformerConfig(layers=3, heads=2, width=8, mlp_width=12, max_positions=16)
 
 
-def empty(cfg, batch, capacity=0):
-    return kv.empty_cache(
-        batch,
-        capacity,
-        layers=cfg.layers,
-        heads=cfg.heads,
-        head_width=cfg.head_width,
-        first_episode=cfg.first_index,
-        dtype=jnp.dtype(cfg.dtype),
-    )
-
-
 def initialise(cfg, key):
     x, first = jnp.zeros((1, 1, cfg.width)), jnp.ones((1, 1), bool)
-    return Transformer(cfg).init(key, x, first, empty(cfg, 1))["params"]
+    return Transformer(cfg).init(key, x, first, empty_memory(cfg, 1, 0))["params"]
 
 
 def shapes_of(cfg):
@@ -88,11 +76,11 @@ def test_large_has_the_papers_104m_parameters():
 def test_cache_takes_the_papers_bytes_per_step(cfg, kib):
     """Keys and values of all layers, float32; the episode's index is 4 bytes more."""
     assert cfg.cache_bytes_per_step == kib * 1024
-    cache = jax.eval_shape(lambda: empty(cfg, 3, 10))
-    assert sum(x.size * x.dtype.itemsize for x in (*cache.keys, *cache.values)) == 3 * 10 * kib * 1024
+    cache = jax.eval_shape(lambda: empty_memory(cfg, 3, 10))
+    assert sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((cache.keys, cache.values))) == 3 * 10 * kib * 1024
     half = dataclasses.replace(cfg, dtype="bfloat16")
     assert half.cache_bytes_per_step == kib * 512
-    assert jax.eval_shape(lambda: empty(half, 1, 1)).keys[0].dtype == jnp.bfloat16
+    assert jax.eval_shape(lambda: empty_memory(half, 1, 1)).keys[0].data.dtype == jnp.bfloat16
 
 
 def test_initial_values():
@@ -133,10 +121,10 @@ def test_position_and_episode_of_every_step():
     first = jnp.array([[1, 0, 0, 1, 0, 1], [0, 0, 1, 1, 0, 0]], bool)
     expected_position = [[0, 1, 2, 0, 1, 0], [0, 1, 0, 0, 1, 2]]
     expected_episode = [[1, 1, 1, 2, 2, 3], [1, 1, 2, 3, 3, 3]]
-    whole = kv.index_steps(empty(TOY, 2, 6), first)
+    whole = kv.index_steps(empty_memory(TOY, 2, 6), first)
     np.testing.assert_array_equal(whole[0], expected_position)
     np.testing.assert_array_equal(whole[1], expected_episode)
-    cache = empty(TOY, 2, 6)
+    cache = empty_memory(TOY, 2, 6)
     for chunk in (slice(0, 2), slice(2, 3), slice(3, 6)):
         position, episode = kv.index_steps(cache, first[:, chunk])
         np.testing.assert_array_equal(position, np.array(expected_position)[:, chunk])
@@ -161,7 +149,7 @@ def test_depth_dropout_drops_whole_blocks_with_one_coin_per_block_and_pass(sink)
 
     @jax.jit
     def run(params, key=None):
-        return Transformer(cfg).apply({"params": params}, x, first, empty(cfg, 2), dropout_key=key)[0]
+        return Transformer(cfg).apply({"params": params}, x, first, empty_memory(cfg, 2, 0), dropout_key=key)[0]
 
     def without(blocks):
         """The residual branches of these blocks end in zeros."""
@@ -178,7 +166,7 @@ def test_depth_dropout_drops_whole_blocks_with_one_coin_per_block_and_pass(sink)
     candidates = np.stack([without(blocks) for blocks in subsets])
     np.testing.assert_array_equal(run(params), candidates[0])  # no key, no dropout
 
-    position, _ = kv.index_steps(empty(cfg, 2), first)
+    position, _ = kv.index_steps(empty_memory(cfg, 2, 0), first)
     embedding = x + params["step_embedding"][position + 1]
     np.testing.assert_allclose(candidates[7], rms_norm(embedding, params["norm"]["scale"]), atol=1e-5)
 
@@ -199,8 +187,8 @@ def test_depth_dropout_probability():
     @jax.jit
     @jax.vmap
     def run(key):
-        return Transformer(cfg).apply({"params": params}, x, first, empty(cfg, 1), dropout_key=key)[0]
+        return Transformer(cfg).apply({"params": params}, x, first, empty_memory(cfg, 1, 0), dropout_key=key)[0]
 
-    whole = Transformer(cfg).apply({"params": params}, x, first, empty(cfg, 1))[0]
+    whole = Transformer(cfg).apply({"params": params}, x, first, empty_memory(cfg, 1, 0))[0]
     kept = np.abs(run(jax.random.split(jax.random.key(0), 300)) - whole).max((1, 2, 3)) < 1e-5
     assert abs(kept.mean() - 0.729) < 4 * (0.729 * 0.271 / 300) ** 0.5

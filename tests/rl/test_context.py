@@ -1,10 +1,16 @@
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from relic_jax.models.policy import Policy, PolicyConfig
+from relic_jax.models.transformer import TransformerConfig
+from relic_jax.rl import context
 from relic_jax.rl.context import shuffled_order, window, write_window
+from relic_jax.types import StepInput
 
 STEPS = 24
 order_of = jax.jit(shuffled_order)
@@ -56,3 +62,54 @@ def test_windows_round_trip():
     part = window(buffer, 4, 3)
     np.testing.assert_array_equal(part, [[4, 5, 6], [14, 15, 16]])
     np.testing.assert_array_equal(window(write_window(buffer, part + 100, 4), 4, 3), part + 100)
+
+
+def toy_context(policy, batch):
+    """(parameters, inputs) of a full trial of STEPS steps."""
+    rng = np.random.default_rng(3)
+    first = rng.random((batch, STEPS)) < 0.2
+    first[:, 0] = True
+    inputs = StepInput(
+        observation=jnp.asarray(rng.uniform(-1, 1, (batch, STEPS, 2)), jnp.float32),
+        previous_action=jnp.asarray(np.where(first, -1, rng.integers(0, 3, (batch, STEPS))), jnp.int32),
+        previous_reward=jnp.asarray(rng.normal(size=(batch, STEPS)), jnp.float32),
+        first=jnp.asarray(first),
+    )
+    shapes = jax.eval_shape(policy.init, jax.random.key(0))
+    return jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape) / 3, jnp.float32), shapes), inputs
+
+
+POLICY = Policy(
+    PolicyConfig(TransformerConfig(layers=2, heads=2, width=8, mlp_width=12, max_positions=32)),
+    3,
+    (-1.0, -1.0),
+    (1.0, 1.0),
+)
+
+
+@pytest.mark.parametrize("start", [0, 1, 3])
+@pytest.mark.parametrize("rows", [8, 1024])
+def test_a_refresh_of_the_last_segments_leaves_the_others_alone(start, rows, monkeypatch):
+    """With the weights that made the context nothing changes; with others, only what is recomputed does.
+
+    rows 8: one environment at a time; 1024: all at once.
+    """
+    monkeypatch.setattr(context, "ROWS", rows)
+    batch, segment, segments = 4, 6, 4
+    params, inputs = toy_context(POLICY, batch)
+    output, memory = jax.jit(POLICY.unroll)(params, POLICY.initial_memory(batch, STEPS), inputs)
+    run = jax.jit(
+        lambda p: context.refresh(POLICY, p, memory, inputs, output.value, start, jnp.asarray(segments), segment)
+    )
+    same, value = run(params)
+    chex.assert_trees_all_close((same, value), (memory, output.value), atol=1e-5)
+    other = jax.tree.map(lambda x: 1.5 * x, params)
+    changed, value = run(other)
+    cut = start * segment
+    for new, old in zip(changed.keys + changed.values, memory.keys + memory.values, strict=True):
+        np.testing.assert_array_equal(new.data[:, :, :cut], old.data[:, :, :cut])
+        assert (np.abs(new.data[:, :, cut:] - old.data[:, :, cut:]).max(-1) > 1e-4).all()
+    np.testing.assert_array_equal(value[:, :cut], output.value[:, :cut])
+    if start == 0:
+        fresh = jax.jit(POLICY.unroll)(other, POLICY.initial_memory(batch, STEPS), inputs)
+        chex.assert_trees_all_close((changed, value), (fresh[1], fresh[0].value), atol=1e-5)

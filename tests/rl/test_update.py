@@ -16,7 +16,7 @@ from relic_jax.models.policy import PolicyConfig
 from relic_jax.models.transformer import TransformerConfig
 from relic_jax.rl import update as up
 from relic_jax.rl.optimizer import global_norm, learning_rate, make_optimizer
-from relic_jax.rl.parallel import initial_state, parallel
+from relic_jax.rl.parallel import initial_state, parallel, state_shardings
 from relic_jax.rl.rollout import collect
 from relic_jax.rl.state import init_state, make_setup, step_input
 from relic_jax.types import StepInput
@@ -254,3 +254,74 @@ def test_advantages_are_normalised_over_the_trial_so_far():
     result = up.normalized(setup, advantage, 24)
     seen = np.asarray(advantage[:, :24])
     np.testing.assert_allclose(result, (np.asarray(advantage) - seen.mean()) / seen.std(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_refresh_every_second_update_keeps_the_context_in_between():
+    setup = make_setup(config(refresh_every=2), make("probe-bandit"))
+    state, _ = gathered(setup, 0)
+    state = state.replace(params=randomised(state.params, seed=9))
+    run = jax.jit(lambda s: up.go_on(setup, s, jax.random.key(1)))
+    kept = run(state)
+    chex.assert_trees_all_equal((kept.memory, kept.trajectory), (state.memory, state.trajectory))
+    state, _ = gathered(setup, 1)
+    renewed = run(state.replace(params=randomised(state.params, seed=9)))
+    assert (renewed.trajectory.value != state.trajectory.value).any()
+    never = make_setup(config(refresh_every=None, shuffle=False), make("probe-bandit"))
+    kept = jax.jit(lambda s: up.go_on(never, s, jax.random.key(1)))(state)
+    chex.assert_trees_all_equal((kept.memory, kept.trajectory), (state.memory, state.trajectory))
+    assert int(kept.segment) == int(state.segment) + 1
+
+
+def test_the_full_gradient_computes_only_what_is_filled():
+    """Steps behind the window do not count, not even where they are not numbers."""
+    setup = make_setup(config(), make("probe-bandit"))
+    state, batch = gathered(setup, 1)
+    window, key = windows(setup, state)["partial"], jax.random.key(0)
+    gradient = jax.jit(lambda p, b: up.gradient(setup, state.env_steps, p, b, window, key)[0])
+    poisoned = batch._replace(
+        trajectory=batch.trajectory.replace(value=batch.trajectory.value.at[:, 24:].set(jnp.nan)),
+        advantage=batch.advantage.at[:, 24:].set(jnp.nan),
+    )
+    expected = jax.jit(jax.grad(lambda p: up.minibatch_loss(setup, state.env_steps, p, batch, window, key)[0]))
+    chex.assert_trees_all_close(gradient(state.params, poisoned), expected(state.params), atol=1e-6)
+    observations = poisoned.trajectory.inputs.observation.at[:, 24:].set(jnp.nan)
+    inputs = poisoned.trajectory.inputs.replace(observation=observations)
+    poisoned = poisoned._replace(trajectory=poisoned.trajectory.replace(inputs=inputs))
+    chex.assert_trees_all_close(gradient(state.params, poisoned), expected(state.params), atol=1e-6)
+
+
+def test_activations_kept_or_recomputed_give_the_same_gradient():
+    transformer = dataclasses.replace(TRANSFORMER, remat=True)
+    recomputed = dataclasses.replace(config(), policy=PolicyConfig(transformer=transformer))
+    setups = [make_setup(c, make("probe-bandit")) for c in (config(), recomputed)]
+    state, batch = gathered(setups[0], 1)
+    window, key = windows(setups[0], state)["partial"], jax.random.key(0)
+    kept, again = (
+        jax.jit(lambda p, s=s: up.gradient(s, state.env_steps, p, batch, window, key)[0])(state.params) for s in setups
+    )
+    chex.assert_trees_all_close(kept, again, atol=1e-6)
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+@pytest.mark.parametrize(("minibatches", "accumulate"), [(4, 4), (2, 2)])
+def test_two_devices_make_the_update_of_one(reduction, minibatches, accumulate):
+    """Minibatches of one environment are dealt out, those of two are shared. One step an epoch: order plays no part."""
+    settings = {"minibatches": minibatches, "accumulate": accumulate, "epochs": 1, "gradient_reduction": reduction}
+    one = make_setup(config(**settings), make("probe-bandit"))
+    state, _ = gathered(one, 1)
+
+    def updated(setup, state):
+        memory = state.memory.replace(length=state.memory.length - setup.config.trial.segment)
+        window = up.Window(state.segment * setup.config.trial.segment, setup.config.trial.segment, full=False)
+        own = up.Batch(state.trajectory, memory, state.trajectory.value, state.trajectory.reward)
+        params, _, _ = up.run_epochs(setup, state, own, window, jax.random.key(3))
+        return state.replace(params=params), {"unused": jnp.zeros(())}
+
+    found = []
+    for devices in (1, 2):
+        setup = dataclasses.replace(one, config=dataclasses.replace(one.config, devices=devices))
+        placed = jax.device_put(jax.device_get(state), state_shardings(setup.config, state))
+        found.append(parallel(setup, updated)(placed)[0].params)
+    moved = global_norm(jax.tree.map(jnp.subtract, found[0], state.params))
+    assert moved > 0.01
+    chex.assert_trees_all_close(*map(jax.device_get, found), atol=1e-5)

@@ -1,0 +1,148 @@
+"""Draws a trial for a person: what the agent sees, and a map from above with the path of the running episode."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from PIL import Image, ImageDraw
+
+from envs.base import PyTree, Trajectory
+from envs.firstperson.renderer import Lens, render
+from envs.firstperson.scene import BOX, Camera, Scene, Solids
+
+VIEW_HEIGHT = 320  # pixels, of the view
+MAP_SIDE = 320  # pixels, of the map's longer side
+MARGIN = 12
+CAPTION = 18  # pixels, of the line of text below
+
+PAPER, INK, PATH, AGENT, TARGET = (250, 250, 250), (40, 42, 48), (66, 110, 190), (236, 112, 20), (20, 140, 70)
+
+
+class Sight(NamedTuple):
+    """One moment. scene, camera: what is seen. targets: bool [N]; which of the scene's solids are to be reached."""
+
+    scene: Scene
+    camera: Camera
+    targets: Any
+
+
+def trial_frames(
+    sight: Callable[[PyTree, PyTree], Sight], trajectory: Trajectory, lens: Lens, max_frames: int = 240
+) -> np.ndarray:
+    """Frames, uint8 [n, H, W, 3], n = min(T, max_frames) evenly spaced steps.
+
+    sight: (record, task) → Sight, of one moment. lens: the agent's, whose field of view is drawn in more pixels.
+    """
+    count = len(trajectory.reward)
+    steps = np.linspace(0, count - 1, min(count, max_frames)).round().astype(int)
+    view = dataclasses.replace(
+        lens, width=round(VIEW_HEIGHT * lens.width / lens.height), height=VIEW_HEIGHT, samples=4, layers=16
+    )
+    records = jax.tree.map(lambda x: x[steps], trajectory.record)
+    sights, pictures = _look(sight, records, trajectory.task, view)
+    everywhere = _positions(sight, trajectory)
+    episodes = np.cumsum(trajectory.first) - 1
+    on_map = _MapView.of(jax.tree.map(lambda x: x[0], sights.scene))
+    frames = []
+    for index, step in enumerate(steps):
+        opened = int(np.searchsorted(episodes, episodes[step]))
+        now = jax.tree.map(lambda x, i=index: x[i], sights)
+        plan = on_map.draw(now, everywhere[opened : step + 1])
+        earned = float(trajectory.reward[opened:step].sum())
+        text = f"episode {episodes[step] + 1}   step {step - opened}   return {earned:.2f}"
+        frames.append(_page(pictures[index], plan, text))
+    return np.stack(frames)
+
+
+def _look(
+    sight: Callable[[PyTree, PyTree], Sight], records: PyTree, task: PyTree, lens: Lens
+) -> tuple[Sight, np.ndarray]:
+    """Sights and pictures of several moments, 16 at a time. Leading axis n; arrays of the host."""
+
+    @jax.jit
+    def some(records: PyTree) -> tuple[Sight, jax.Array]:
+        sights = jax.vmap(sight, in_axes=(0, None), axis_size=16)(records, task)
+        return sights, jax.vmap(lambda s: render(s.scene, s.camera, lens))(sights)
+
+    count = len(jax.tree.leaves(records)[0])
+    parts = []
+    for begin in range(0, count, 16):
+        chosen = np.minimum(np.arange(begin, begin + 16), count - 1)
+        parts.append(jax.device_get(some(jax.tree.map(lambda x, c=chosen: x[c], records))))
+    return jax.tree.map(lambda *x: np.concatenate(x)[:count], *parts)
+
+
+def _positions(sight: Callable[[PyTree, PyTree], Sight], trajectory: Trajectory) -> np.ndarray:
+    """Where the agent was at every step, float32 [T, 2]."""
+    where = jax.jit(jax.vmap(lambda record: sight(record, trajectory.task).camera.position))
+    return np.asarray(where(trajectory.record))
+
+
+class _MapView(NamedTuple):
+    """How the map lies in its picture. corner: (x, z) of its top left. scale: pixels a metre. size: (width, height)."""
+
+    corner: np.ndarray
+    scale: float
+    size: tuple[int, int]
+
+    @staticmethod
+    def of(scene: Scene) -> _MapView:
+        """A map that all walls fit in."""
+        ends = np.asarray(scene.walls.ends).reshape(-1, 2)
+        low, high = ends.min(0), ends.max(0)
+        scale = (MAP_SIDE - 2 * MARGIN) / float((high - low).max())
+        width, height = np.ceil((high - low) * scale).astype(int) + 2 * MARGIN
+        return _MapView(low - MARGIN / scale, scale, (int(width), int(height)))
+
+    def at(self, points: np.ndarray) -> list[tuple[float, float]]:
+        """Pixels of points [..., 2]: x to the right, z downwards, as seen from above with y up."""
+        return [(float(x), float(y)) for x, y in ((np.asarray(points) - self.corner) * self.scale).reshape(-1, 2)]
+
+    def draw(self, now: Sight, path: np.ndarray) -> Image.Image:
+        """Walls, solids, the path [n, 2] and the agent at its end."""
+        image = Image.new("RGB", self.size, PAPER)
+        pen = ImageDraw.Draw(image)
+        for index in range(len(now.scene.solids.top)):
+            self._draw_solid(pen, now.scene.solids, index, bool(now.targets[index]))
+        for ends in np.asarray(now.scene.walls.ends):
+            if (ends[0] != ends[1]).any():
+                pen.line(self.at(ends), fill=INK, width=2)
+        if len(path) > 1:
+            pen.line(self.at(path), fill=PATH, width=2)
+        position, (cos, sin) = np.asarray(now.camera.position), np.asarray(now.camera.direction)
+        nose = position + 0.45 * np.array([cos, -sin])
+        (x, y), tip = self.at(position)[0], self.at(nose)[0]
+        pen.line([(x, y), tip], fill=AGENT, width=3)
+        pen.ellipse([x - 5, y - 5, x + 5, y + 5], fill=AGENT)
+        return image
+
+    def _draw_solid(self, pen: ImageDraw.ImageDraw, solids: Solids, index: int, is_target: bool) -> None:
+        if solids.top[index] <= solids.bottom[index]:
+            return
+        colour = tuple(int(255 * c) for c in solids.colour[index])
+        centre, half = np.asarray(solids.centre)[index], np.asarray(solids.half)[index]
+        yaw = float(solids.yaw[index])
+        ahead, aside = np.array([np.cos(yaw), -np.sin(yaw)]), np.array([np.sin(yaw), np.cos(yaw)])
+        if solids.shape[index] == BOX:
+            corners = [
+                centre + i * half[0] * ahead + j * half[1] * aside for i, j in ((1, 1), (1, -1), (-1, -1), (-1, 1))
+            ]
+            pen.polygon(self.at(np.array(corners)), fill=colour, outline=INK)
+        else:
+            pen.ellipse([*self.at(centre - half[0])[0], *self.at(centre + half[0])[0]], fill=colour, outline=INK)
+        if is_target:
+            ring = float(np.hypot(*half)) + 4 / self.scale
+            pen.ellipse([*self.at(centre - ring)[0], *self.at(centre + ring)[0]], outline=TARGET, width=3)
+
+
+def _page(picture: np.ndarray, plan: Image.Image, text: str) -> np.ndarray:
+    """The view on the left, the map on the right, a line of text below."""
+    page = Image.new("RGB", (picture.shape[1] + plan.width, max(picture.shape[0], plan.height) + CAPTION), PAPER)
+    page.paste(Image.fromarray(picture), (0, 0))
+    page.paste(plan, (picture.shape[1], 0))
+    ImageDraw.Draw(page).text((6, page.height - CAPTION + 3), text, fill=INK)
+    return np.asarray(page)

@@ -1,0 +1,320 @@
+"""Procedural houses: rooms by binary space partition on a lattice, doors, furniture, and objects of 20 categories.
+
+Everything is drawn inside jit from one key, with static shapes: walls, furniture and objects that found no place are
+there with no extent. All walls and everything that stands on the floor fill whole cells, so where one can walk, and how
+far it is, is known exactly on the lattice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from envs.firstperson.geodesic import distances
+from envs.firstperson.scene import BOX, CYLINDER, SPHERE, RoomTooSmallError, TooManyObjectsError, rectangle_walls
+
+CELL = 0.25  # metres
+LEAST_ROOM = 8  # cells, of a room's sides
+DOOR = 4  # cells, of a door's width
+OBJECT = 2  # cells, of the sides of the square that an object stands on
+FURNITURE = ((4, 2), (2, 4), (3, 3), (4, 3))  # cells along x and z, in turn
+
+# Objects: shape, (half extents along x and z, height) in metres, colour. A category is a row.
+_TABLE: tuple[tuple[int, tuple[float, float, float], tuple[float, float, float]], ...] = (
+    (BOX, (0.20, 0.20, 0.40), (0.85, 0.10, 0.10)),
+    (BOX, (0.24, 0.10, 0.60), (0.10, 0.55, 0.15)),
+    (BOX, (0.12, 0.12, 0.80), (0.10, 0.20, 0.85)),
+    (BOX, (0.24, 0.24, 0.25), (0.95, 0.80, 0.10)),
+    (BOX, (0.10, 0.24, 0.35), (0.60, 0.15, 0.75)),
+    (BOX, (0.15, 0.15, 0.15), (0.95, 0.95, 0.95)),
+    (BOX, (0.22, 0.16, 1.00), (0.15, 0.75, 0.75)),
+    (CYLINDER, (0.20, 0.20, 0.40), (0.10, 0.20, 0.85)),
+    (CYLINDER, (0.10, 0.10, 0.70), (0.85, 0.10, 0.10)),
+    (CYLINDER, (0.24, 0.24, 0.20), (0.10, 0.55, 0.15)),
+    (CYLINDER, (0.15, 0.15, 0.90), (0.95, 0.50, 0.10)),
+    (CYLINDER, (0.22, 0.22, 0.60), (0.95, 0.80, 0.10)),
+    (CYLINDER, (0.08, 0.08, 0.30), (0.95, 0.40, 0.65)),
+    (CYLINDER, (0.18, 0.18, 0.25), (0.15, 0.15, 0.18)),
+    (SPHERE, (0.24, 0.24, 0.48), (0.95, 0.50, 0.10)),
+    (SPHERE, (0.20, 0.20, 0.40), (0.10, 0.55, 0.15)),
+    (SPHERE, (0.16, 0.16, 0.32), (0.85, 0.10, 0.10)),
+    (SPHERE, (0.22, 0.22, 0.44), (0.60, 0.15, 0.75)),
+    (SPHERE, (0.18, 0.18, 0.36), (0.15, 0.75, 0.75)),
+    (SPHERE, (0.12, 0.12, 0.24), (0.95, 0.80, 0.10)),
+)
+CATEGORIES = len(_TABLE)
+CATEGORY_SHAPE = np.array([row[0] for row in _TABLE], np.int32)
+CATEGORY_SIZE = np.array([row[1] for row in _TABLE], np.float32)
+CATEGORY_COLOUR = np.array([row[2] for row in _TABLE], np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class HouseConfig:
+    """How large houses are and what is in them.
+
+    cells: of the lattice along x and along z. splits: how often rooms are halved, so there are up to 2**splits of them.
+    furniture: pieces of it. categories: how many of the 20 there are in a house. instances: objects of each of them.
+    slots: the most objects that a house may hold.
+    """
+
+    cells: int = 32
+    splits: int = 2
+    furniture: int = 5
+    categories: int = 6
+    instances: int = 2
+    slots: int = 40
+
+    def __post_init__(self) -> None:
+        """Rejects a house that cannot hold its rooms or its objects."""
+        least = (LEAST_ROOM + 1) * 2 ** -(-self.splits // 2) - 1
+        if self.cells < least:
+            raise RoomTooSmallError(f"cells is {self.cells}; allowed: {least} or more, for {2**self.splits} rooms")
+        if not 1 <= self.categories <= CATEGORIES:
+            raise TooManyObjectsError(f"categories is {self.categories}; allowed: 1 to {CATEGORIES}")
+        if self.categories * self.instances > self.slots:
+            asked = f"{self.categories} categories × {self.instances} instances"
+            raise TooManyObjectsError(f"{asked} are asked for; allowed: at most slots = {self.slots} objects")
+        needed = (OBJECT + 1) ** 2 * self.categories * self.instances + 20 * self.furniture
+        if needed > self.cells**2 // 2:
+            raise RoomTooSmallError(f"cells is {self.cells}; allowed: room for {needed} cells of objects in half of it")
+
+    @property
+    def objects(self) -> int:
+        """Object slots in use."""
+        return self.categories * self.instances
+
+    @property
+    def side(self) -> float:
+        """Of the house, metres."""
+        return self.cells * CELL
+
+
+@struct.dataclass
+class House:
+    """A house of n × n cells with W inner walls, F pieces of furniture and C · I objects, object k of category k // I.
+
+    free: bool [n, n]; where one can walk. Axes are x and z.
+    walls: float32 [6·W + 4, 2, 2]; both ends of every piece of wall, (x, z) in metres.
+    wall_colour: float32 [6·W + 4, 3].
+    floor: float32 [3]; its colour.
+    furniture: float32 [F, 5]; (x, z) of the centre, half extents along x and z, height; height 0: not there.
+    furniture_colour: float32 [F, 3].
+    categories: int32 [C]; which of the 20 there are. place: float32 [C·I, 2]; the objects' centres.
+    present: bool [C·I]; the object found a place. yaw: float32 [C·I].
+    distance: float32 [C, n, n]; metres from a cell's centre to the nearest object of the category, infinite: no way.
+    starts: int32 [n·n]; cells x·n + z, first the `start_count` many from which all reachable categories are reached.
+    reachable: bool [C]; there is an object of this category, and a way to it.
+    """
+
+    free: jax.Array
+    walls: jax.Array
+    wall_colour: jax.Array
+    floor: jax.Array
+    furniture: jax.Array
+    furniture_colour: jax.Array
+    categories: jax.Array
+    place: jax.Array
+    present: jax.Array
+    yaw: jax.Array
+    distance: jax.Array
+    starts: jax.Array
+    start_count: jax.Array
+    reachable: jax.Array
+
+
+def build_house(key: jax.Array, config: HouseConfig) -> House:
+    """Draws a house. key: typed PRNG key []."""
+    keys = jax.random.split(key, 7)
+    walls, is_split, along_x = _partition(keys[0], config)
+    solid = _cells_in(walls, is_split, config.cells).any(0)
+    doors = _doors(keys[1], walls, is_split, along_x, solid, config)
+    in_door = _cells_in(doors, is_split, config.cells).any(0)
+    solid = solid & ~in_door
+    furniture, solid, forbidden = _furnish(keys[2], solid, _widened(in_door, 2), config)
+    place, present, solid = _place_objects(keys[3], solid, forbidden, config)
+    order = jax.random.permutation(keys[4], CATEGORIES)[: config.categories].astype(jnp.int32)
+    distance = distances(~solid, _sources(place, present, config), CELL)
+    reachable = jnp.isfinite(distance).any((1, 2))
+    is_start = ~solid & (jnp.isfinite(distance) | ~reachable[:, None, None]).all(0) & reachable.any()
+    pieces = _wall_pieces(walls, doors, is_split, along_x, config)
+    paint = jax.random.uniform(keys[5], (pieces.shape[0] // 6 + 5 + config.furniture, 3), minval=0.45, maxval=0.95)
+    inner = pieces.shape[0] // 6
+    return House(
+        free=~solid,
+        walls=pieces,
+        wall_colour=jnp.concatenate([jnp.repeat(paint[:inner], 6, axis=0), paint[inner : inner + 4]]),
+        floor=paint[inner + 4],
+        furniture=furniture,
+        furniture_colour=paint[inner + 5 :] * jnp.array([0.75, 0.55, 0.4]),
+        categories=order,
+        place=place,
+        present=present,
+        yaw=jax.random.uniform(keys[6], (config.objects,), minval=0.0, maxval=np.pi / 2),
+        distance=distance,
+        starts=jnp.argsort(~is_start.reshape(-1), stable=True).astype(jnp.int32),
+        start_count=is_start.sum().astype(jnp.int32),
+        reachable=reachable,
+    )
+
+
+def _partition(key: jax.Array, config: HouseConfig) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Halves rooms again and again: walls int32 [W, 4] (x0, x1, z0, z1 in cells, one cell thick), bool [W]: there is
+    one, bool [W]: it is a wall of constant x, so one goes through it along x."""
+    rooms = jnp.array([[0, config.cells, 0, config.cells]], jnp.int32)
+    walls, is_split, along_x = [], [], []
+    for level in range(config.splits):
+        axis_key, place_key = jax.random.split(jax.random.fold_in(key, level))
+        x0, x1, z0, z1 = rooms.T
+        width, depth = x1 - x0, z1 - z0
+        longer = width + jax.random.uniform(axis_key, width.shape, minval=-2.0, maxval=2.0) >= depth
+        low, high = jnp.where(longer, x0, z0), jnp.where(longer, x1, z1)
+        possible = high - low >= 2 * LEAST_ROOM + 1
+        share = jax.random.uniform(place_key, low.shape, minval=0.35, maxval=0.65)
+        cut = jnp.clip(low + (share * (high - low)).astype(jnp.int32), low + LEAST_ROOM, high - LEAST_ROOM - 1)
+        wall = jnp.where(longer, jnp.stack([cut, cut + 1, z0, z1]), jnp.stack([x0, x1, cut, cut + 1])).T
+        first = jnp.where(longer, jnp.stack([x0, cut, z0, z1]), jnp.stack([x0, x1, z0, cut])).T
+        second = jnp.where(longer, jnp.stack([cut + 1, x1, z0, z1]), jnp.stack([x0, x1, cut + 1, z1])).T
+        nowhere = jnp.zeros_like(second)
+        first = jnp.where(possible[:, None], first, rooms)
+        second = jnp.where(possible[:, None], second, nowhere)
+        rooms = jnp.concatenate([first, second])
+        walls.append(wall)
+        is_split.append(possible)
+        along_x.append(longer)
+    return jnp.concatenate(walls), jnp.concatenate(is_split), jnp.concatenate(along_x)
+
+
+def _cells_in(rectangles: jax.Array, there: jax.Array, cells: int) -> jax.Array:
+    """Which cells each rectangle covers, bool [R, n, n]. rectangles: int32 [R, 4]. there: bool [R]."""
+    index = jnp.arange(cells)
+    x0, x1, z0, z1 = (side[:, None] for side in rectangles.T)
+    in_x, in_z = (index >= x0) & (index < x1), (index >= z0) & (index < z1)
+    return in_x[:, :, None] & in_z[:, None, :] & there[:, None, None]
+
+
+def _doors(
+    key: jax.Array, walls: jax.Array, is_split: jax.Array, along_x: jax.Array, solid: jax.Array, config: HouseConfig
+) -> jax.Array:
+    """One door in every wall, where no other wall meets it: int32 [W, 4] as for walls."""
+    positions = jnp.arange(config.cells)
+    grid = jnp.pad(solid, 1, constant_values=True)
+
+    def door(key: jax.Array, wall: jax.Array, along_x: jax.Array) -> jax.Array:
+        x0, _, z0, z1 = wall
+        plane, low, high = jnp.where(along_x, x0, z0), jnp.where(along_x, z0, x0), jnp.where(along_x, z1, wall[1])
+        across = jnp.where(along_x, grid, grid.T)
+        beside = (across[plane] | across[plane + 2])[1:-1]  # of each cell of the wall, before and behind it
+        blocked = jax.lax.associative_scan(
+            jnp.add, jnp.concatenate([jnp.zeros(1, jnp.int32), beside.astype(jnp.int32)])
+        )
+        ends = jnp.minimum(positions + DOOR, config.cells)
+        fits = (positions >= low) & (positions + DOOR <= high) & (blocked[ends] == blocked[positions])
+        start = jnp.argmax(jnp.where(fits, 1.0 + jax.random.uniform(key, positions.shape), 0.0))
+        stop = jnp.where(fits.any(), start + DOOR, start)
+        return jnp.where(
+            along_x, jnp.stack([plane, plane + 1, start, stop]), jnp.stack([start, stop, plane, plane + 1])
+        )
+
+    return jax.vmap(door)(jax.random.split(key, walls.shape[0]), walls, along_x)
+
+
+def _slid(mask: jax.Array, axis: int, offsets: range) -> jax.Array:
+    """The mask moved back by each offset along an axis, bool [offsets, n, n]; beyond the edge nothing is set."""
+    before, after = max(-offsets[0], 0), max(offsets[-1], 0)
+    padded = jnp.pad(mask, [(before, after) if a == axis else (0, 0) for a in (0, 1)])
+    size = mask.shape[axis]
+    parts = [jax.lax.slice_in_dim(padded, before + k, before + k + size, axis=axis) for k in offsets]
+    return jnp.stack(parts)
+
+
+def _widened(mask: jax.Array, by: int) -> jax.Array:
+    """Cells that are at most `by` steps from a cell of the mask, corners counting as one. bool [n, n]."""
+    for axis in (0, 1):
+        mask = _slid(mask, axis, range(-by, by + 1)).any(0)
+    return mask
+
+
+def _fits(open_cells: jax.Array, width: int, depth: int) -> jax.Array:
+    """Cells that are the first corner of a width × depth block of open cells, bool [n, n]."""
+    for axis, extent in ((0, width), (1, depth)):
+        open_cells = _slid(open_cells, axis, range(extent)).all(0)
+    return open_cells
+
+
+def _put(
+    key: jax.Array, solid: jax.Array, forbidden: jax.Array, width: int, depth: int
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Puts a block somewhere. Returns (corner int32 [2], whether it found a place, solid, forbidden).
+
+    Around it a ring of cells stays free of other blocks, and no room is so narrow that a block spans it: so what is
+    free stays connected.
+    """
+    cells = solid.shape[0]
+    possible = _fits(~solid & ~forbidden, width, depth)
+    best = jnp.argmax(jnp.where(possible, 1.0 + jax.random.uniform(key, possible.shape), 0.0).reshape(-1))
+    corner, found = jnp.stack([best // cells, best % cells]).astype(jnp.int32), possible.any()
+    rectangle = jnp.stack([corner[0], corner[0] + width, corner[1], corner[1] + depth])
+    block = _cells_in(rectangle[None], found[None], cells)[0]
+    ring = _cells_in((rectangle + jnp.array([-1, 1, -1, 1]))[None], found[None], cells)[0]
+    return corner, found, solid | block, forbidden | ring
+
+
+def _furnish(
+    key: jax.Array, solid: jax.Array, forbidden: jax.Array, config: HouseConfig
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Furniture float32 [F, 5], and what is solid and forbidden with it."""
+    rows = []
+    heights = jax.random.uniform(jax.random.fold_in(key, config.furniture), (config.furniture,), minval=0.4, maxval=1.1)
+    for index in range(config.furniture):
+        width, depth = FURNITURE[index % len(FURNITURE)]
+        corner, found, solid, forbidden = _put(jax.random.fold_in(key, index), solid, forbidden, width, depth)
+        half = jnp.array([width, depth]) * CELL / 2
+        rows.append(jnp.concatenate([corner * CELL + half, half, jnp.where(found, heights[index], 0.0)[None]]))
+    return jnp.array(rows).reshape(config.furniture, 5), solid, forbidden
+
+
+def _place_objects(
+    key: jax.Array, solid: jax.Array, forbidden: jax.Array, config: HouseConfig
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Centres float32 [C·I, 2], whether each object found a place, and what is solid with them."""
+
+    def place(carry: tuple[jax.Array, jax.Array], key: jax.Array):
+        corner, found, solid, forbidden = _put(key, *carry, OBJECT, OBJECT)
+        return (solid, forbidden), ((corner + OBJECT / 2) * CELL, found)
+
+    (solid, _), (centre, found) = jax.lax.scan(place, (solid, forbidden), jax.random.split(key, config.objects))
+    return centre.astype(jnp.float32), found, solid
+
+
+def _sources(place: jax.Array, present: jax.Array, config: HouseConfig) -> jax.Array:
+    """Where ways to a category end, float32 [C, n, n]: cells around an object, with what is left to its centre."""
+    centres = (jnp.arange(config.cells) + 0.5) * CELL
+    x, z = jnp.abs(centres - place[:, :1]), jnp.abs(centres - place[:, 1:])
+    reach = (OBJECT / 2 + 1) * CELL
+    near = (x < reach)[:, :, None] & (z < reach)[:, None, :] & present[:, None, None]
+    left = jnp.hypot(x[:, :, None], z[:, None, :])
+    each = jnp.where(near, left, jnp.inf).reshape(config.categories, config.instances, config.cells, config.cells)
+    return each.min(1)
+
+
+def _wall_pieces(
+    walls: jax.Array, doors: jax.Array, is_split: jax.Array, along_x: jax.Array, config: HouseConfig
+) -> jax.Array:
+    """Both faces of every wall on both sides of its door, its jambs, and the outer walls: [6·W + 4, 2, 2] in metres."""
+
+    def pieces(wall: jax.Array, door: jax.Array, along_x: jax.Array) -> jax.Array:
+        wall, door = (jnp.where(along_x, r, r[jnp.array([2, 3, 0, 1])]) for r in (wall, door))
+        p0, p1, low, high = wall
+        start, stop = door[2], door[3]
+        faces = [((p, a), (p, b)) for p in (p0, p1) for a, b in ((low, start), (stop, high))]
+        faces += [((p0, s), (p1, s)) for s in (start, stop)]
+        found = jnp.array(faces)
+        return jnp.where(along_x, found, found[..., ::-1])
+
+    inner = jax.vmap(pieces)(walls, doors, along_x) * is_split[:, None, None, None]
+    outer = jnp.asarray(rectangle_walls(0, config.cells, 0, config.cells))
+    return jnp.concatenate([inner.reshape(-1, 2, 2).astype(jnp.float32), outer]) * CELL

@@ -1,0 +1,86 @@
+"""`python -m experiments.benchmark act update --out results.json --compare earlier.json`."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from experiments.benchmark.measure import Machine, measure_machine
+from relic_jax.tracking import write_atomically
+
+Suite = Literal["act", "update", "refresh", "rollout", "train", "env", "bridge", "all"]
+SUITES = ("act", "update", "refresh", "rollout", "train", "env", "bridge")
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """Measure this machine, then relic-jax on it: rates, and fractions of what the machine could do."""
+
+    suites: Annotated[tuple[Suite, ...], tyro.conf.Positional] = ("all",)
+    """What to measure."""
+    out: Path | None = None
+    """Write the numbers to this JSON file."""
+    compare: Path | None = None
+    """Print ratios to the numbers in this JSON file."""
+
+
+def main() -> None:
+    """Entry point."""
+    command = tyro.cli(Command, prog="python -m experiments.benchmark")
+    earlier = read(command.compare) if command.compare else {}
+    machine = measure_machine()
+    print(
+        f"{machine.device}, {machine.cores} cores, jax {machine.jax}: copies {machine.copy_bandwidth / 1e9:.1f} GB/s, "
+        f"float32 products {machine.matrix_rate / 1e9:.0f} Gflop/s{' per core' if machine.platform == 'cpu' else ''}"
+    )
+    found = []
+    for suite in SUITES if "all" in command.suites else command.suites:
+        for case in importlib.import_module(f"experiments.benchmark.{suite}").cases(machine):
+            found.append(case)
+            print(line(case, earlier.get(case["name"])), flush=True)
+    if command.out:
+        write_atomically(command.out, json.dumps(document(machine, found), indent=1) + "\n")
+
+
+def line(case: dict[str, Any], before: dict[str, Any] | None) -> str:
+    """One case on one line."""
+    parts = [case["name"]]
+    if "rate" in case:
+        parts.append(f"{case['rate']:,.0f} {case['unit']}")
+    if "floor_fraction" in case:
+        parts.append(f"{case['floor_fraction']:.2f} of the floor ({case['floor']})")
+    if "temporary_bytes" in case:
+        parts.append(f"{case['temporary_bytes'] / 2**20:.0f} MiB temporary")
+    if case.get("of_peer"):
+        parts.append(f"{case['of_peer']:.1f}× {case.get('peer', 'the real package')}")
+    if "of_original" in case:
+        parts.append(f"{case['of_original']:.1f}× the original")
+    if "share" in case:
+        parts.append(", ".join(f"{name} {share:.0%}" for name, share in case["share"].items()))
+    if before and "rate" in before and "rate" in case:
+        parts.append(f"{case['rate'] / before['rate']:.2f}× before")
+    return " · ".join(parts)
+
+
+def document(machine: Machine, cases: list[dict[str, Any]]) -> dict[str, Any]:
+    """What is written: numbers and where they come from."""
+    git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    command = " ".join(["python -m experiments.benchmark", *sys.argv[1:]])
+    origin = {"command": command, "commit": git.stdout.strip() or None}
+    return {**origin, "machine": dataclasses.asdict(machine), "cases": cases}
+
+
+def read(path: Path) -> dict[str, dict[str, Any]]:
+    """The cases of an earlier document, by name."""
+    return {case["name"]: case for case in json.loads(path.read_text())["cases"]}
+
+
+if __name__ == "__main__":
+    main()

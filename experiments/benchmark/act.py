@@ -1,0 +1,69 @@
+"""Acting: one step of the policy against a filled context. The floor is reading every key and value once."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from experiments.benchmark.measure import Machine, timed
+from experiments.benchmark.models import MODEL, act_bytes, benchmark_setup, state_with_context
+from relic_jax.models.cache import KVCache
+from relic_jax.models.transformer import TransformerConfig
+from relic_jax.rl.state import Setup, step_input
+
+STEPS = 32  # per call, so that what a call costs by itself does not count
+
+
+def cases(machine: Machine) -> Iterator[dict[str, Any]]:
+    """Contexts of 1k to 8k steps in every format; batch 20 as published, and 256 on an accelerator."""
+    models = [MODEL, replace(MODEL, cache="int8")]
+    if machine.platform != "cpu":
+        half = replace(MODEL, dtype="bfloat16")
+        models = [MODEL, half, replace(half, cache="int8")]
+        yield case(machine, half, batch=256, context=8192)
+    for model in models:
+        for context in (1024, 2048, 4096, 8192):
+            yield case(machine, model, batch=20, context=context)
+
+
+def case(machine: Machine, cfg: TransformerConfig, *, batch: int, context: int) -> dict[str, Any]:
+    """One measurement. context: filled steps in the middle of the timed ones."""
+    setup = benchmark_setup(batch, context + STEPS // 2, STEPS, cfg)
+    state = state_with_context(setup, context - STEPS // 2)
+    memory = setup.policy.for_acting(state.memory)
+    run = jax.jit(functools.partial(act_steps, setup), donate_argnums=1)
+    start = memory.length
+
+    def call() -> jax.Array:
+        nonlocal memory
+        value, memory = run(state.params, memory.replace(length=jnp.copy(start)))
+        return value
+
+    timing = timed(call)
+    seconds = timing.wall / STEPS
+    needed = act_bytes(replace(cfg, cache=memory.form), batch, context)
+    return {
+        "name": f"act/{cfg.cache_format}/batch{batch}/context{context}",
+        "rate": batch / seconds,
+        "unit": "actions/s",
+        "milliseconds": 1e3 * seconds,
+        "floor_fraction": needed / seconds / machine.copy_bandwidth,
+        "floor": f"{needed / 1e6:.0f} MB a step at the measured copy bandwidth",
+    }
+
+
+def act_steps(setup: Setup, params: Any, memory: KVCache) -> tuple[jax.Array, KVCache]:
+    """STEPS steps on one observation. The parameters come last in the profile: they are few."""
+    inputs = step_input(state_with_context(setup, 0).trial)
+
+    def step(memory: KVCache, _: None) -> tuple[KVCache, jax.Array]:
+        output, memory = setup.policy.act(params, memory, inputs)
+        return memory, output.value
+
+    memory, values = jax.lax.scan(step, memory, length=STEPS)
+    return values, memory

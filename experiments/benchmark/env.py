@@ -1,0 +1,238 @@
+"""Speed of the first-person environments: whole steps (dynamics, resets, picture), beside the real Miniworld.
+
+    python -m experiments.benchmark env
+
+Environments run in batches inside a scan, split over all devices (on CPU: one per core). The real package runs in a
+process of its own, once for each setting of its software renderer's threads, and its best counts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from envs import registry
+from envs.base import Environment
+from envs.firstperson.renderer import Lens
+from envs.wrappers import Trials
+from experiments.benchmark.measure import Machine, in_own_process
+
+# Operations of the innermost loops, counted in the renderer's formulas: per column and wall, per column and solid (by
+# shape, then for finding the nearest), per pixel and layer.
+WALL, BOX_SOLID, ANY_SOLID, PICK, LAYER = 10, 40, 75, 13, 6
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What to measure. changes: fields of the environment. peer: the real package's level. mark: least peer ratio, or
+    least rate where there is no peer."""
+
+    env: str
+    lens: dict[str, Any]
+    batch: int
+    peer: str | None = None
+    mark: float | None = None
+
+
+CASES = (
+    Case("miniworld-oneroom", {"width": 25, "height": 25}, 512, "OneRoom", 100.0),
+    Case("miniworld-oneroom", {"width": 25, "height": 25, "samples": 4}, 512, "OneRoom"),
+    Case("miniworld-oneroom", {"width": 80, "height": 60}, 256, "OneRoom", 20.0),
+    Case("miniworld-oneroom", {"width": 80, "height": 60, "samples": 4}, 256, "OneRoom"),
+    Case("miniworld-fourrooms", {"width": 80, "height": 60}, 256, "FourRooms"),
+    Case("miniworld-maze", {"width": 80, "height": 60}, 256, "Maze"),
+    Case("miniworld-dpt4", {}, 256),
+    Case("miniworld-open", {}, 512),
+    Case("house-objnav-small", {}, 256, mark=20_000.0),
+    Case("house-objnav-medium", {}, 256, mark=20_000.0),
+    Case("house-objnav-large", {}, 256, mark=20_000.0),
+)
+
+
+def cases(machine: Machine, seconds: float = 1.0) -> Iterator[dict[str, Any]]:
+    """Measures every case in a process of its own, where jax has one device per core (on CPU); see `measured`."""
+    del machine
+    return in_own_process("experiments.benchmark.env", str(seconds))
+
+
+def measured(seconds: float = 1.0, rounds: int = 4) -> Iterator[dict[str, Any]]:
+    """Measures every case. seconds: of one round; the best round counts. Yields JSON-able dicts:
+
+    name; rate, unit; operations: arithmetic per frame, as counted; floor_fraction: rate · operations / the device's
+    multiply-add rate, which is measured here; peer_rate, of_peer: the real Miniworld's, None where it has no such
+    environment or is not installed; mark, reached: what was to be reached, and whether it was, None where nothing was.
+    """
+    jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+    peak = vector_rate()
+    yield {"name": "env multiply-add", "rate": peak, "unit": "operations/s", "devices": len(jax.devices())}
+    peers: dict[tuple[str, int, int], float | None] = {}
+    for case in CASES:
+        yield measure(case, peak, peers, seconds, rounds)
+
+
+def measure(
+    case: Case, peak: float, peers: dict[tuple[str, int, int], float | None], seconds: float, rounds: int
+) -> dict[str, Any]:
+    """One case beside its peer. peers: rates of the real package by (level, width, height), filled in as needed."""
+    env = registry.make(case.env)
+    env = dataclasses.replace(env, lens=dataclasses.replace(env.lens, **case.lens))  # type: ignore[attr-defined, type-var]
+    lens: Lens = env.lens  # type: ignore[attr-defined]
+    peer = None
+    if case.peer is not None:
+        key = (case.peer, lens.width, lens.height)
+        if key not in peers:
+            peers[key] = real_rate(*key, seconds)
+        peer = peers[key]
+    rate = env_rate(env, case.batch, seconds, rounds)
+    ratio = None if peer is None else rate / peer
+    judged = ratio if case.peer is not None else rate
+    operations = operations_per_frame(env)
+    return {
+        "name": f"env {case.env} {lens.width}x{lens.height}, {lens.samples} sample{'s' * (lens.samples > 1)}",
+        "rate": rate,
+        "unit": "steps/s",
+        "batch": case.batch * len(jax.devices()),
+        "operations": operations,
+        "floor_fraction": rate * operations / peak,
+        "floor": "arithmetic",
+        "peer_rate": peer,
+        "of_peer": ratio,
+        "mark": case.mark,
+        "reached": None if case.mark is None or judged is None else judged >= case.mark,
+    }
+
+
+def env_rate(env: Environment, batch: int, seconds: float, rounds: int) -> float:
+    """Steps a second of random actions, trials of `batch` environments on each device."""
+    mesh = Mesh(np.asarray(jax.devices()), ("device",))
+    trials, count = Trials(env), len(jax.devices())
+    tasks = jax.tree.map(lambda x: jnp.asarray(np.resize(x, (count * batch, *x.shape[1:]))), env.tasks("train"))
+
+    def reset(keys: jax.Array, tasks: Any) -> Any:
+        return trials.reset(keys[0], tasks)
+
+    def steps(keys: jax.Array, state: Any, length: int) -> Any:
+        def step(state: Any, key: jax.Array) -> tuple[Any, jax.Array]:
+            action_key, step_key = jax.random.split(key)
+            action = jax.random.randint(action_key, (batch,), 0, env.action_space.n, jnp.int32)
+            state, result = trials.step(step_key, state, action)
+            # What is not used is not computed: of every observation something is.
+            used = sum(jnp.max(leaf).astype(jnp.float32) for leaf in jax.tree.leaves(state.observation))
+            return state, used + result.reward.sum()
+
+        state, used = jax.lax.scan(step, state, jax.random.split(keys[0], length))
+        return state, used.sum()[None]
+
+    split: dict[str, Any] = {"mesh": mesh, "out_specs": P("device"), "check_vma": False}
+    keys = jax.random.split(jax.random.key(0), count)
+    state = jax.jit(jax.shard_map(reset, in_specs=P("device"), **split))(keys, tasks)
+
+    def run(length: int) -> Callable[[Any], Any]:
+        mapped = jax.shard_map(lambda k, s: steps(k, s, length), in_specs=P("device"), **split)
+        return jax.jit(lambda state: mapped(keys, state))
+
+    trial_run = run(8)
+    jax.block_until_ready(trial_run(state))
+    length = max(8, int(8 * seconds / _seconds(lambda: trial_run(state))))
+    whole_run = run(length)
+    jax.block_until_ready(whole_run(state))
+    return count * batch * length / min(_seconds(lambda: whole_run(state)) for _ in range(rounds))
+
+
+def _seconds(function: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    jax.block_until_ready(function())
+    return time.perf_counter() - start
+
+
+def vector_rate() -> float:
+    """Multiplications and additions a second, in float32 vectors that stay in the first-level cache, on all devices."""
+    count, length, depth = len(jax.devices()), 1024, 20_000
+    mesh = Mesh(np.asarray(jax.devices()), ("device",))
+
+    def chain(x: jax.Array) -> jax.Array:
+        def body(_: int, x: jax.Array) -> jax.Array:
+            for _ in range(16):
+                x = x * 0.999 + 0.001
+            return x
+
+        return jax.lax.fori_loop(0, depth, body, x)
+
+    run = jax.jit(jax.shard_map(chain, mesh=mesh, in_specs=P("device"), out_specs=P("device"), check_vma=False))
+    x = jnp.ones(count * length, jnp.float32)
+    jax.block_until_ready(run(x))
+    return 2 * 16 * depth * count * length / min(_seconds(lambda: run(x)) for _ in range(5))
+
+
+def operations_per_frame(env: Environment) -> int:
+    """The arithmetic that the renderer's formulas need for one picture, from the scene's sizes."""
+    lens: Lens = env.lens  # type: ignore[attr-defined]
+    task = jax.tree.map(lambda x: jnp.asarray(x[0]), env.tasks("train"))
+    scene = jax.eval_shape(lambda t: _scene(env, t), task)
+    walls, solids = scene.walls.ends.shape[0], min(scene.solids.top.shape[0], lens.solids)
+    layers = min(solids, lens.layers)
+    per_solid = BOX_SOLID if scene.solids.shapes == (0,) else ANY_SOLID
+    column = walls * WALL + solids * (per_solid + PICK * (layers if solids > 1 else 0))
+    return lens.samples * lens.width * (column + lens.height * LAYER * (1 + layers))
+
+
+def _scene(env: Any, task: Any) -> Any:
+    if env.name.startswith("house"):
+        return env.scene(env.start(jax.random.key(0), task).house)
+    return env.scene(task)
+
+
+def real_rate(level: str, width: int, height: int, seconds: float) -> float | None:
+    """Steps a second of the real Miniworld's `level` in one process, the best of its renderer's thread settings.
+
+    None where it is not installed.
+    """
+    if importlib.util.find_spec("miniworld") is None:
+        return None
+    rates = []
+    for threads in ("0", "1", "2"):
+        environment = {**os.environ, "LP_NUM_THREADS": threads}
+        environment.setdefault("PYGLET_HEADLESS", "1")
+        arguments = [sys.executable, "-c", _REAL, level, str(width), str(height), str(seconds)]
+        done = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=True, timeout=300)
+        rates.append(float(done.stdout.split()[-1]))
+    return max(rates)
+
+
+_REAL = """
+import sys, time, warnings
+warnings.filterwarnings("ignore")
+import gymnasium, miniworld
+level, width, height, seconds = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
+env = gymnasium.make(f"MiniWorld-{level}-v0", obs_width=width, obs_height=height, disable_env_checker=True).unwrapped
+env.reset(seed=0)
+actions = env.np_random.integers(3, size=1_000_000)
+best = 0.0
+for _ in range(3):
+    start, count = time.perf_counter(), 0
+    while time.perf_counter() - start < seconds:
+        _, _, terminated, truncated, _ = env.step(actions[count])
+        count += 1
+        if terminated or truncated:
+            env.reset()
+    best = max(best, count / (time.perf_counter() - start))
+print(best)
+"""
+
+
+if __name__ == "__main__":
+    for found in measured(float(sys.argv[1])):
+        print(json.dumps(found), flush=True)

@@ -1,0 +1,97 @@
+"""Timing, and the machine's own limits that every rate is compared with."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """Medians over several calls. wall, cpu: seconds a call; cpu sums the seconds of all of the process's threads."""
+
+    wall: float
+    cpu: float
+
+
+def timed(function: Callable[[], Any], *, repeats: int = 5) -> Timing:
+    """Median time of `function`, whose result is waited for. One call before the first measured one warms up."""
+    jax.block_until_ready(function())
+    wall, cpu = [], []
+    for _ in range(repeats):
+        start, cpu_start = time.perf_counter(), time.process_time()
+        jax.block_until_ready(function())
+        wall.append(time.perf_counter() - start)
+        cpu.append(time.process_time() - cpu_start)
+    return Timing(statistics.median(wall), statistics.median(cpu))
+
+
+def in_own_process(module: str, *arguments: str) -> Iterator[dict[str, Any]]:
+    """What `python -m module arguments` prints: one JSON object per line. Raises RuntimeError where it fails."""
+    command = [sys.executable, "-m", module, *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield from (json.loads(line) for line in process.stdout)
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """What the machine can do, measured: the floor under every other number.
+
+    copy_bandwidth: bytes read plus bytes written per second by a large copy. matrix_rate: float operations per second
+    (accelerator) or per CPU second (CPU) of a float32 product of 2048×2048 matrices.
+    """
+
+    platform: str
+    device: str
+    cores: int
+    jax: str
+    python: str
+    copy_bandwidth: float
+    matrix_rate: float
+
+    def rate_of(self, flops: float, timing: Timing) -> float:
+        """`flops` in `timing` as a fraction of `matrix_rate`."""
+        seconds = timing.cpu if self.platform == "cpu" else timing.wall
+        return flops / seconds / self.matrix_rate
+
+
+def measure_machine() -> Machine:
+    """Takes a few seconds."""
+    on_cpu = jax.default_backend() == "cpu"
+    matrix = jnp.ones((2048, 2048), jnp.float32)
+    product = jax.jit(lambda x: x @ x)
+    timing = timed(lambda: product(matrix), repeats=20)
+    return Machine(
+        platform=jax.default_backend(),
+        device=jax.devices()[0].device_kind,
+        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        jax=jax.__version__,
+        python=platform.python_version(),
+        copy_bandwidth=_copy_bandwidth(on_cpu),
+        matrix_rate=2 * 2048**3 / (timing.cpu if on_cpu else timing.wall),
+    )
+
+
+def _copy_bandwidth(on_cpu: bool) -> float:
+    size = 2**28 if on_cpu else 2**32
+    if on_cpu:  # XLA may split a copy over cores or elide it; the C library's copy is what a CPU's limit usually means
+        source, target = np.ones(size // 4, np.float32), np.zeros(size // 4, np.float32)
+        return 2 * size / timed(lambda: np.copyto(target, source), repeats=9).wall
+    buffer = jnp.ones(size // 4, jnp.float32)
+    add = jax.jit(lambda x: x + 1)
+    return 2 * size / timed(lambda: add(buffer), repeats=9).wall

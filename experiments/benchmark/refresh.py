@@ -1,0 +1,52 @@
+"""Recomputing keys, values and value predictions of a whole context after an update. The floor is its arithmetic."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from experiments.benchmark.measure import Machine, timed
+from experiments.benchmark.models import MODEL, benchmark_setup, refresh_flops, state_with_context
+from relic_jax.models.cache import KVCache
+from relic_jax.rl import context
+from relic_jax.rl.state import Setup, TrainState
+
+SEGMENT = 256
+
+
+def cases(machine: Machine) -> Iterator[dict[str, Any]]:
+    """4k and 8k steps."""
+    for steps in (4096, 8192):
+        yield case(machine, batch=2, steps=steps)
+
+
+def case(machine: Machine, *, batch: int, steps: int) -> dict[str, Any]:
+    """One measurement."""
+    setup = benchmark_setup(batch, steps, SEGMENT)
+    state = state_with_context(setup, steps)
+    compiled: Any = jax.jit(functools.partial(run, setup)).lower(state).compile()
+    timing = timed(lambda: compiled(state), repeats=3)
+    flops = refresh_flops(MODEL, batch, steps)
+    return {
+        "name": f"refresh/batch{batch}/context{steps}",
+        "rate": batch * steps / timing.wall,
+        "unit": "context steps/s",
+        "seconds": timing.wall,
+        "cpu_seconds": timing.cpu,
+        "floor_fraction": machine.rate_of(flops, timing),
+        "floor": f"{flops / 1e9:.0f} Gflop at the measured matrix rate",
+        "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
+    }
+
+
+def run(setup: Setup, state: TrainState) -> tuple[KVCache, jax.Array]:
+    """All segments."""
+    trial, steps = setup.config.trial, state.trajectory
+    segments = jnp.asarray(trial.updates, jnp.int32)
+    return context.refresh(
+        setup.policy, state.params, state.memory, steps.inputs, steps.value, 0, segments, trial.segment
+    )

@@ -1,0 +1,56 @@
+"""Acting in an environment: a whole segment of policy and environment, and the environment alone."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from experiments.benchmark.measure import Machine, timed
+from experiments.benchmark.models import benchmark_setup, state_with_context
+from experiments.presets import TINY
+from relic_jax.rl.rollout import Collected, collect
+from relic_jax.rl.state import Setup, TrainState
+
+SEGMENT = 256
+
+
+def cases(machine: Machine) -> Iterator[dict[str, Any]]:
+    """The tiny model in Darkroom with 2k steps behind it, few and many environments."""
+    del machine
+    for environments in (8, 64):
+        yield case(environments)
+
+
+def case(environments: int) -> dict[str, Any]:
+    """One measurement."""
+    setup = benchmark_setup(environments, 4096, SEGMENT, TINY)
+    state = state_with_context(setup, 2048)
+    whole, alone = jax.jit(functools.partial(act, setup)), jax.jit(functools.partial(step, setup))
+    timing, environment = timed(lambda: whole(state)), timed(lambda: alone(state))
+    return {
+        "name": f"rollout/darkroom/environments{environments}/context2048",
+        "rate": environments * SEGMENT / timing.wall,
+        "unit": "environment steps/s",
+        "environment_alone": environments * SEGMENT / environment.wall,
+        "share_of_policy": 1 - environment.cpu / timing.cpu,
+    }
+
+
+def act(setup: Setup, state: TrainState) -> Collected:
+    """One segment."""
+    return collect(setup, state.params, state.trial, state.memory, jax.random.key(0))
+
+
+def step(setup: Setup, state: TrainState) -> Any:
+    """The same number of environment steps with random actions."""
+
+    def one(trial: Any, key: jax.Array) -> tuple[Any, Any]:
+        action_key, env_key = jax.random.split(key)
+        actions = jax.random.randint(action_key, trial.first.shape, 0, setup.policy.num_actions, jnp.int32)
+        return setup.trials.step(env_key, trial, actions)
+
+    return jax.lax.scan(one, state.trial, jax.random.split(jax.random.key(0), SEGMENT))

@@ -1,0 +1,103 @@
+"""Whole trials of training, and which share of their time goes to acting, updates and the refresh of the context."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from envs.registry import make
+from experiments import presets
+from experiments.benchmark.measure import Machine, Timing, timed
+from relic_jax.config import TrainConfig
+from relic_jax.rl import update
+from relic_jax.rl.parallel import initial_state, parallel
+from relic_jax.rl.rollout import collect
+from relic_jax.rl.state import Setup, TrainState
+from relic_jax.rl.train import prepare
+
+ORIGINAL = 191
+"""Environment steps/s of the original on two quiet cores of the kind that the committed results come from: one trial of
+8 × 4096 steps with its 16 updates in 172 s."""
+
+
+def cases(machine: Machine) -> Iterator[dict[str, Any]]:
+    """The paper's Darkroom run, with both gradients, and ours."""
+    del machine
+    paper = presets.get("darkroom-relic-paper").config
+    yield case("darkroom-relic-paper", paper, original=ORIGINAL)
+    stopped = replace(paper, ppo=replace(paper.ppo, context_gradient="stopped"))
+    yield case("darkroom-relic-paper/context_gradient=stopped", stopped, original=ORIGINAL)
+    yield case("darkroom-dpt", presets.get("darkroom-dpt").config)
+
+
+def case(name: str, config: TrainConfig, original: float | None = None) -> dict[str, Any]:
+    """One trial, after one that warms up; then its parts in the middle of a trial, each compiled by itself."""
+    setup = prepare(config, make(config.env))
+    trial = setup.config.trial
+    whole, state = parallel(setup, update.trial_step), initial_state(setup)
+
+    def one_trial() -> Any:
+        nonlocal state
+        state, metrics = whole(state)
+        return metrics
+
+    timing = timed(one_trial, repeats=1)
+    steps = trial.environments * trial.steps
+    result = {
+        "name": f"train/{name}",
+        "rate": steps / timing.wall,
+        "unit": "environment steps/s",
+        "seconds_per_trial": timing.wall,
+        "devices": setup.config.devices,
+        "share": shares(setup),
+    }
+    return result | ({} if original is None else {"of_original": steps / timing.wall / original})
+
+
+def shares(setup: Setup) -> dict[str, float]:
+    """Of one segment in the middle of a trial: its parts' times over the whole's."""
+    segment = setup.config.trial.updates // 2
+
+    def acted(setup: Setup, state: TrainState) -> Any:
+        found = collect(setup, state.params, state.trial, state.memory, state.key)
+        return state.replace(trial=found.trial, memory=found.memory), {"value": found.last_value.mean()}
+
+    def updated(setup: Setup, state: TrainState) -> Any:
+        batch = update.make_batch(setup, state, state.memory, jnp.zeros(state.memory.position.shape))
+        params, opt_state, metrics = update.update(setup, state, batch, jnp.asarray(False), state.key)
+        return state.replace(params=params, opt_state=opt_state), setup.mean(metrics)
+
+    def refreshed(setup: Setup, state: TrainState) -> Any:
+        state = update.go_on(setup, state, state.key)
+        return state.replace(segment=state.segment - 1), {"value": state.trajectory.value.mean()}
+
+    times = {
+        name: in_the_middle(setup, function, segment)
+        for name, function in {
+            "segment": update.segment_step,
+            "act": acted,
+            "update": updated,
+            "refresh": refreshed,
+        }.items()
+    }
+    whole = times.pop("segment").wall
+    parts = {name: timing.wall / whole for name, timing in times.items()}
+    return parts | {"rest": 1 - sum(parts.values())}
+
+
+def in_the_middle(setup: Setup, function: Any, segment: int) -> Timing:
+    """Time of one call on a state that stands before segment `segment`."""
+    run, states = parallel(setup, function), []
+
+    def fresh() -> TrainState:
+        state = initial_state(setup)
+        length = jnp.full_like(state.memory.length, segment * setup.config.trial.segment)
+        return state.replace(segment=jnp.full_like(state.segment, segment), memory=state.memory.replace(length=length))
+
+    repeats = 3
+    states = [jax.block_until_ready(fresh()) for _ in range(repeats + 1)]
+    return timed(lambda: run(states.pop()), repeats=repeats)

@@ -1,0 +1,67 @@
+"""Learning: the gradient of one segment against a context that is read from the cache. The floor is its arithmetic."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from experiments.benchmark.measure import Machine, timed
+from experiments.benchmark.models import MODEL, benchmark_setup, state_with_context, update_flops
+from relic_jax.models import cache as kv
+from relic_jax.models.cache import KVCache
+from relic_jax.rl import update
+from relic_jax.rl.state import Setup, TrainState
+from relic_jax.types import Params
+
+SEGMENT = 256
+
+
+def cases(machine: Machine) -> Iterator[dict[str, Any]]:
+    """Contexts of 4k and 8k steps; and what 64k needs in temporary memory, which is compiled and not run."""
+    for context in (4096, 8192):
+        yield case(machine, batch=4, context=context)
+    yield {
+        "name": "update/batch1/context65536",
+        "temporary_bytes": compile_update(*arguments(1, 65536)).memory_analysis().temp_size_in_bytes,
+    }
+
+
+def case(machine: Machine, *, batch: int, context: int) -> dict[str, Any]:
+    """One measurement."""
+    setup, state, before = arguments(batch, context)
+    compiled = compile_update(setup, state, before)
+    timing = timed(lambda: compiled(state, before))
+    flops = update_flops(MODEL, batch, SEGMENT, context)
+    return {
+        "name": f"update/batch{batch}/context{context}",
+        "rate": batch * SEGMENT / timing.wall,
+        "unit": "steps learned from per second and epoch",
+        "seconds": timing.wall,
+        "cpu_seconds": timing.cpu,
+        "floor_fraction": machine.rate_of(flops, timing),
+        "floor": f"{flops / 1e9:.0f} Gflop at the measured matrix rate",
+        "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
+    }
+
+
+def arguments(batch: int, context: int) -> tuple[Setup, TrainState, KVCache]:
+    """A setup, its state after acting, and the context as acting found it."""
+    setup = benchmark_setup(batch, context + SEGMENT, SEGMENT)
+    state = state_with_context(setup, context)
+    before = kv.prefix(state.memory, context)
+    return setup, state.replace(memory=state.memory.replace(length=jnp.asarray(context + SEGMENT))), before
+
+
+def compile_update(setup: Setup, state: TrainState, before: KVCache) -> Any:
+    """One epoch over all environments in one minibatch."""
+    return jax.jit(functools.partial(run, setup)).lower(state, before).compile()
+
+
+def run(setup: Setup, state: TrainState, before: KVCache) -> Params:
+    """The optimiser step that a segment leads to."""
+    batch = update.make_batch(setup, state.replace(memory=before), before, jnp.zeros(before.position.shape))
+    return update.update(setup, state, batch, jnp.asarray(False), jax.random.key(0))[0]

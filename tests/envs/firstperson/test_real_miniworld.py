@@ -1,0 +1,164 @@
+"""Step for step and pixel for pixel beside the real Miniworld, where it is installed (extra `miniworld`)."""
+
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+os.environ.setdefault("PYGLET_HEADLESS", "1")  # before pyglet is imported
+gymnasium = pytest.importorskip("gymnasium")
+miniworld = pytest.importorskip("miniworld.miniworld", exc_type=ImportError)
+
+from envs.firstperson.levels import LevelState, LevelTask  # noqa: E402
+from envs.firstperson.renderer import Lens, render  # noqa: E402
+from envs.registry import make  # noqa: E402
+
+LEVELS = {
+    "miniworld-oneroom": "OneRoom",
+    "miniworld-hallway": "Hallway",
+    "miniworld-tmaze": "TMaze",
+    "miniworld-fourrooms": "FourRooms",
+    "miniworld-maze": "Maze",
+    "miniworld-wallgap": "WallGap",
+}
+STEPS = 10_000
+
+
+@pytest.fixture
+def real(monkeypatch):
+    """`real(level, flat=…)`: the package's environment; flat: every surface but the box in plain white, no building."""
+
+    def build(level, flat=False):
+        if flat:
+            enable = miniworld.glEnable
+            monkeypatch.setattr(miniworld, "glEnable", lambda what: what == miniworld.GL_TEXTURE_2D or enable(what))
+        return gymnasium.make(f"MiniWorld-{LEVELS[level]}-v0", disable_env_checker=True).unwrapped
+
+    return build
+
+
+def passages(env):
+    """Which of a maze's doors are open, in the order of `maze_plan`."""
+    if not hasattr(env, "num_rows"):
+        return np.zeros(0, bool)
+    rows, columns = env.num_rows, env.num_cols
+    cell = lambda j, i: env.rooms[j * columns + i]  # noqa: E731
+    east = [bool(cell(j, i).portals[0]) for j in range(rows) for i in range(columns - 1)]
+    south = [bool(cell(j, i).portals[3]) for j in range(rows - 1) for i in range(columns)]
+    return np.array(east + south)
+
+
+def world(env):
+    """The real environment's world and agent as ours."""
+    at = lambda entity: np.array([entity.pos[0], entity.pos[2]], np.float32)  # noqa: E731
+    task = LevelTask(at(env.box), np.float32(env.box.dir), passages(env))
+    return task, LevelState(at(env.agent), np.float32(env.agent.dir), np.int32(0), np.int32(0))
+
+
+def noisy_way(env, random):
+    """A random action, or half of the time the one that turns or goes straight to the box, so that it is reached."""
+    if random.random() < 0.5:
+        return random.integers(3)
+    x, _, z = env.box.pos - env.agent.pos
+    bearing = (np.arctan2(-z, x) - env.agent.dir + np.pi) % (2 * np.pi) - np.pi
+    return 2 if abs(bearing) < 0.2 else int(bearing < 0)
+
+
+def put_near_the_box(env, random):
+    """Moves the agent to within two metres of the box, where it is in no wall, so that mazes are solved, too."""
+    for _ in range(1000):
+        place = env.box.pos + random.uniform(-2, 2, 3) * np.array([1, 0, 1])
+        free = not env.intersect(env.agent, place, env.agent.radius)
+        if free and any(room.point_inside(place) for room in env.rooms):
+            env.agent.pos = place
+            return
+
+
+def real_episode(env, seed, random):
+    """One episode: (task, start, actions, then per step pose, reward, terminated, truncated)."""
+    env.reset(seed=seed)
+    if seed % 2:
+        put_near_the_box(env, random)
+    task, start = world(env)
+    rows, ended = [], False
+    while not ended:
+        action = noisy_way(env, random)
+        _, reward, terminated, truncated, _ = env.step(action)
+        rows.append((action, env.agent.pos[0], env.agent.pos[2], env.agent.dir, reward, terminated, truncated))
+        ended = terminated or truncated
+    return task, start, np.array(rows, float)
+
+
+@pytest.mark.parametrize("name", LEVELS)
+def test_ten_thousand_steps(name, real, monkeypatch):
+    theirs, ours, random = real(name), make(name), np.random.default_rng(0)
+    monkeypatch.setattr(theirs, "render_obs", lambda *_: None)
+    episodes = []
+    while sum(len(rows) for *_, rows in episodes) < STEPS:
+        episodes.append(real_episode(theirs, len(episodes), random))
+    tasks, starts = (jax.tree.map(lambda *x: np.stack(x), *(e[i] for e in episodes)) for i in (0, 1))
+    actions = np.zeros((len(episodes), ours.horizon), np.int32)
+    for row, (_, _, steps) in zip(actions, episodes, strict=True):
+        row[: len(steps)] = steps[:, 0]
+
+    def play(task, start, actions):
+        def step(state, action):
+            state, timestep = ours.transition(jax.random.key(0), state, action, task)
+            return state, (state, timestep)
+
+        return jax.lax.scan(step, start, actions)[1]
+
+    states, timesteps = jax.device_get(jax.jit(jax.vmap(play))(tasks, starts, actions))
+    reached = 0
+    for i, (_, _, rows) in enumerate(episodes):
+        _, x, z, heading, reward, terminated, truncated = rows.T
+        count = len(rows)
+        np.testing.assert_allclose(states.position[i, :count], np.stack([x, z], 1), atol=1e-4)
+        turned = states.heading[i, :count] + states.turns[i, :count] * np.pi / 12
+        np.testing.assert_allclose(turned, heading, atol=1e-4)
+        np.testing.assert_allclose(timesteps.reward[i, :count], reward, atol=1e-6)
+        np.testing.assert_array_equal(timesteps.terminated[i, :count], terminated == 1)
+        # There an episode may be over in both ways at once.
+        np.testing.assert_array_equal(timesteps.truncated[i, :count], (truncated == 1) & (terminated == 0))
+        reached += terminated.any()
+    assert reached >= 3  # or the rewards would not have been put to the test
+
+
+@pytest.mark.parametrize("name", LEVELS)
+def test_flat_frames(name, real):
+    theirs, ours = real(name, flat=True), make(name)
+    frames, worlds, random = [], [], np.random.default_rng(0)
+    for seed in range(12):
+        theirs.reset(seed=seed)
+        theirs.entities = [entity for entity in theirs.entities if entity in (theirs.box, theirs.agent)]
+        if seed % 2:
+            put_near_the_box(theirs, random)
+            toward = theirs.box.pos - theirs.agent.pos
+            theirs.agent.dir = float(np.arctan2(-toward[2], toward[0]))
+        theirs._render_static()
+        frames.append(theirs.render_obs().astype(int))
+        worlds.append(world(theirs))
+    tasks, states = jax.tree.map(lambda *x: np.stack(x), *worlds)
+
+    def picture(task, state):
+        return render(ours.scene(task).replace(backdrop=None), ours.camera(state), Lens(80, 60, samples=4))
+
+    drawn = np.asarray(jax.jit(jax.vmap(picture))(tasks, states)).astype(int)
+    assert np.abs(drawn - np.array(frames)).mean() <= 0.1
+    mine, yours = (((image[..., 0] - image[..., 2]) > 64) for image in (drawn, np.array(frames)))
+    assert yours.sum() > 300
+    assert (mine & yours).sum() / (mine | yours).sum() >= 0.995
+
+
+def test_starts_fill_the_same_places(real):
+    theirs, ours = real("miniworld-fourrooms"), make("miniworld-fourrooms")
+    places = []
+    for seed in range(200):
+        theirs.reset(seed=seed)
+        places.append(theirs.agent.pos[[0, 2]])
+    task = LevelTask(np.array([50.0, 50.0], np.float32), np.float32(0), np.zeros(0, bool))
+    starts = jax.vmap(lambda key: ours.start(key, task).position)(jax.random.split(jax.random.key(0), 2000))
+    nearest = jnp.linalg.norm(jnp.asarray(places)[:, None] - starts, axis=-1).min(1)
+    assert nearest.max() < 1.0

@@ -1,0 +1,72 @@
+"""Memory that a run needs, by hand; and what the compiler needs on top for a long context."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from envs.registry import make
+from relic_jax.config import ConfigError, PPOConfig, TrainConfig, TrialConfig
+from relic_jax.models.policy import PolicyConfig
+from relic_jax.models.transformer import TransformerConfig
+from relic_jax.rl.memory import available_bytes, check_memory, context_bytes, context_line, tree_bytes
+from relic_jax.rl.state import init_state, make_setup
+
+SMALL = TransformerConfig(layers=4, heads=8, width=256, mlp_width=1024, max_positions=128)
+MIB = 2**20
+
+
+def setup_with(steps, updates, environments=1, **transformer):
+    ppo = PPOConfig(epochs=1, minibatches=environments, accumulate=1, context_gradient="stopped", last_update="partial")
+    policy = PolicyConfig(transformer=dataclasses.replace(SMALL, **transformer))
+    trial = TrialConfig(environments=environments, steps=steps, updates=updates)
+    return make_setup(TrainConfig(policy=policy, trial=trial, ppo=ppo, devices=1), make("darkroom-dpt"))
+
+
+@pytest.mark.parametrize(("cache", "per_step"), [("float32", 8192), ("bfloat16", 4096), ("int8", 2304)])
+def test_context_by_hand(cache, per_step):
+    """Keys and values of 4 layers of width 256; int8 adds a float32 scale per 32 of them."""
+    setup = setup_with(65_536, 256, environments=4, cache=cache)
+    assert context_bytes(setup) == 4 * 65_536 * per_step
+    memory = jax.eval_shape(lambda: setup.policy.initial_memory(4, 65_536))
+    assert tree_bytes((memory.keys, memory.values)) == context_bytes(setup)
+    line = context_line(setup)
+    assert f"{per_step:,} bytes" in line and f"{4 * 65_536 * per_step // MIB:,} MiB" in line
+
+
+def test_a_run_that_cannot_fit_is_refused_with_the_arithmetic():
+    setup = setup_with(65_536, 256, environments=4)
+    check_memory(setup, available=7 * 2**30)  # three times 2 GiB and a little
+    with pytest.raises(ConfigError) as error:
+        check_memory(setup, available=6 * 2**30)
+    for part in ("trial.steps is 65536", "6,144 MiB", "8,192 bytes", "4 × 65,536 steps", "2,048 MiB"):
+        assert part in str(error.value)
+
+
+def test_what_this_machine_can_give_is_known():
+    assert available_bytes(1) > 2**20
+
+
+@pytest.mark.parametrize("form", ["float32", "int8"])
+def test_an_update_against_64k_steps_needs_little_beside_the_context(form):
+    """Compiled, not run. What the compiler adds to the arguments stays below 256 MiB."""
+    from experiments.benchmark import update as benchmark
+
+    setup = setup_with(65_536 + 256, 257, cache=form)
+    state = jax.eval_shape(lambda: init_state(setup))
+    before = jax.eval_shape(lambda: setup.policy.initial_memory(1, 65_536))
+    analysis = jax.jit(lambda s, m: benchmark.run(setup, s, m)).lower(state, before).compile().memory_analysis()
+    assert tree_bytes((before.keys, before.values)) < analysis.argument_size_in_bytes
+    assert analysis.temp_size_in_bytes < 256 * MIB
+
+
+def test_acting_on_a_short_context_does_not_read_the_long_buffer():
+    """The buffer that a first segment acts on is an eighth of the trial's, whatever the trial's length."""
+    from relic_jax.rl.rollout import with_size
+
+    setup = setup_with(4096, 16)
+    memory = jax.eval_shape(lambda: setup.policy.initial_memory(1, 4096))
+    seen = []
+    jax.eval_shape(lambda filled: with_size(memory.capacity, 256, filled, lambda n: seen.append(n) or jnp.zeros(())), 1)
+    assert seen == [512 * i for i in range(1, 9)]
