@@ -1,25 +1,30 @@
 """Environments that live in worker processes: the learner's view of one, as an `Environment` that only a pool can step.
 
 Its observations are what the policy's encoder knows: one vector, or {"image": uint8 [H, W, 3], "vector": float32 [D]}.
+`HostTrials` is for them what `envs.wrappers.Trials` is for environments inside jit; its arrays are numpy's.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from envs.base import Discrete, Environment, PyTree, Split, TimeStep, first_timestep
+from envs.wrappers import TrialState, TrialStep
 from relic_jax.bridge.pool import Batch, Pool, PoolConfig, PoolError
-from relic_jax.bridge.protocol import Spec
+from relic_jax.bridge.protocol import EXPERT, Spec
 from relic_jax.config import ConfigError, HostConfig
+
+LINE_EPISODES = 100  # simulators are slow: the random and the optimal line are estimated from that many episodes
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -27,7 +32,7 @@ class HostEnvironment(Environment):
     """entry, options: what makes it in a worker (`PoolConfig`). spec: what the workers must announce.
 
     splits: the tasks by split, JSON values. image: which observation is the image; the others are flattened into the
-    vector, in the order of their names. configure: how a `HostConfig` changes it. check: run before training.
+    vector, in the order of their names. per_worker: how many of them fit into one process, None: any number.
     """
 
     name: str
@@ -36,8 +41,8 @@ class HostEnvironment(Environment):
     spec: Spec
     splits: dict[str, list[Any]]
     image: str | None = None
+    per_worker: int | None = None
     host: HostConfig = dataclasses.field(default_factory=HostConfig)
-    configure: Callable[[HostConfig], HostEnvironment] | None = None
 
     may_fail = True
 
@@ -45,6 +50,11 @@ class HostEnvironment(Environment):
     def horizon(self) -> int:  # type: ignore[override]
         """Steps of the longest episode."""
         return self.spec.horizon
+
+    @property
+    def line_episodes(self) -> int:
+        """Few, see `LINE_EPISODES`."""
+        return LINE_EPISODES
 
     @property
     def observation_spec(self) -> PyTree:
@@ -69,13 +79,21 @@ class HostEnvironment(Environment):
 
     def tasks(self, split: Split) -> np.ndarray:
         """Fingerprints of the tasks, uint8 [n, 16]: the split's hash then depends on what is in them."""
-        digests = [hashlib.sha256(json.dumps(task, sort_keys=True).encode()).digest() for task in self.splits[split]]
-        return np.array([list(digest[:16]) for digest in digests], np.uint8)
+        return np.array([list(_fingerprint(task)) for task in self.splits[split]], np.uint8)
+
+    def task(self, fingerprint: np.ndarray) -> Any:
+        """The task behind a row of `tasks`, a JSON value."""
+        return self._by_fingerprint[tuple(fingerprint.tolist())]
+
+    @functools.cached_property
+    def _by_fingerprint(self) -> dict[tuple[int, ...], Any]:
+        return {tuple(_fingerprint(task)): task for tasks in self.splits.values() for task in tasks}
 
     def reset(self, key: jax.Array, task: PyTree) -> tuple[PyTree, TimeStep]:
-        """The shapes of a first TimeStep, all zeros: what a training state is laid out with before the pool's reset."""
-        del key, task
-        return (), first_timestep(jax.tree.map(lambda spec: jnp.zeros(spec.shape, spec.dtype), self.observation_spec))
+        """(the seed of a trial, int32 []; a first TimeStep of the right shapes, all zeros, until the pool's reset)."""
+        del task
+        seed = (jax.random.bits(key) >> 1).astype(jnp.int32)
+        return seed, first_timestep(jax.tree.map(lambda spec: jnp.zeros(spec.shape, spec.dtype), self.observation_spec))
 
     def observe(self, arrays: dict[str, np.ndarray]) -> PyTree:
         """A pool's observation arrays (leading axis b) as the policy reads them."""
@@ -90,16 +108,18 @@ class HostEnvironment(Environment):
             return batch.metrics[:, self.spec.metrics.index("success")] > 0
         return batch.reward > 0
 
-    def start(self, environments: int) -> Pool:
-        """Starts workers with `environments` environments in all. Raises ConfigError: one line, before training."""
+    def pool_config(self, environments: int) -> PoolConfig:
+        """Workers with `environments` environments in all. Raises ConfigError where they cannot be spread so."""
         host = self.host
         workers = min(host.workers, environments)
-        if environments % workers:
-            raise ConfigError(
-                f"host.workers is {host.workers}; allowed: a divisor of the environments ({environments})"
-            )
-        each = environments // workers
-        config = PoolConfig(
+        each, rest = divmod(environments, workers)
+        if rest:
+            allowed = f"a divisor of the environments ({environments})"
+            raise ConfigError(f"host.workers is {host.workers}; allowed: {allowed}")
+        if self.per_worker is not None and each > self.per_worker:
+            allowed = f"{-(-environments // self.per_worker)}: {self.per_worker} of {environments} environments in each"
+            raise ConfigError(f"host.workers is {host.workers}; allowed: {allowed}")
+        return PoolConfig(
             entry=self.entry,
             config=self.options,
             workers=workers,
@@ -110,11 +130,181 @@ class HostEnvironment(Environment):
             step_timeout=host.step_timeout,
             max_restarts=host.max_restarts,
         )
+
+    def start(self, environments: int) -> Pool:
+        """Starts workers with `environments` environments in all. Raises ConfigError: one line, before training."""
         try:
-            return Pool(config, self.spec)
+            return Pool(self.pool_config(environments), self.spec)
         except PoolError as error:
             raise ConfigError(f"env {self.name!r} cannot start: {error}") from None
+
+    def check(self, environments: int) -> None:
+        """Raises ConfigError where `start` would, as far as a single worker shows it."""
+        self.pool_config(environments)
+        self.start(1).close()
 
     def render_trial(self, trajectory: Any) -> np.ndarray | None:
         """The images that the policy saw."""
         return None if self.image is None else np.asarray(trajectory.observation["image"])
+
+
+def _fingerprint(task: Any) -> bytes:
+    return hashlib.sha256(json.dumps(task, sort_keys=True).encode()).digest()[:16]
+
+
+class Happened(NamedTuple):
+    """A step of one group (b environments). before: the trials that the policy acted in. step: what it led to; a lost
+    step (not `batch.valid`) ends the episode, and what it earned is unknown."""
+
+    group: int
+    before: TrialState
+    batch: Batch
+    step: TrialStep
+
+
+class HostTrials:
+    """The environments of a pool in trials, group by group. trials: one TrialState of numpy arrays per group.
+
+    A TrialState's `env` is the trial's seed, its `task` the task's fingerprint.
+    """
+
+    def __init__(self, env: HostEnvironment, pool: Pool, show_last_reward: bool = False) -> None:
+        self.env, self.pool, self.show_last_reward = env, pool, show_last_reward
+        numbers = [pool.group(index) for index in range(pool.config.groups)]
+        self.rows = [slice(int(n[0]), int(n[-1]) + 1) for n in numbers]
+        self.trials: list[TrialState] = []
+
+    @property
+    def all(self) -> TrialState:
+        """The trials of all groups as one."""
+        return jax.tree.map(lambda *parts: np.concatenate(parts), *self.trials)
+
+    def begin(self, tasks: np.ndarray, seeds: np.ndarray) -> None:
+        """Starts trials. tasks: fingerprints, uint8 [B, 16]. seeds: int32 [B]. Raises PoolError."""
+        batch = self.pool.reset([self.env.task(row) for row in tasks], seeds.tolist())
+        nothing, none = np.zeros(len(seeds), np.float32), np.full(len(seeds), -1, np.int32)
+        arrays: Any = (none, nothing, np.ones(len(seeds), bool), nothing)
+        self._split(TrialState(seeds, tasks, self.env.observe(batch.observation), *arrays))
+
+    def resume(self, trial: TrialState, episodes: np.ndarray, replay: Sequence[np.ndarray]) -> np.ndarray:
+        """Goes on with trials of another pool, see `Pool.reset`. Raises PoolError.
+
+        Returns bool [B]: which of them are where they were. The running episodes of the others have been given up.
+        """
+        tasks: list[Any] = [self.env.task(row) for row in np.asarray(trial.task)]
+        batch = self.pool.reset(tasks, trial.env.tolist(), episodes.tolist(), [row.tolist() for row in replay])
+        observation = self.env.observe(batch.observation)
+        pairs = zip(jax.tree.leaves(observation), jax.tree.leaves(trial.observation), strict=True)
+        count = len(episodes)
+        same = np.all([(a == b).reshape(count, -1).all(1) for a, b in pairs], axis=0) & batch.valid
+        changes: dict[str, Any] = {
+            "observation": observation,
+            "previous_action": np.where(same, trial.previous_action, -1).astype(np.int32),
+            "previous_reward": np.where(same, trial.previous_reward, 0).astype(np.float32),
+            "first": trial.first | ~same,
+            "episode_return": np.where(same, trial.episode_return, 0).astype(np.float32),
+        }
+        self._split(dataclasses.replace(trial, **changes))
+        return same
+
+    def _split(self, trial: TrialState) -> None:
+        self.trials = [jax.tree.map(lambda x, rows=rows: x[rows], trial) for rows in self.rows]
+
+    def run(
+        self,
+        act: Callable[[int, int, TrialState], np.ndarray],
+        steps: int | None = None,
+        enough: Callable[[], bool] = lambda: False,
+    ) -> Iterator[Happened]:
+        """Steps all groups by turns, each while the others are simulated: `steps` times, or until `enough`.
+
+        act(group, index of the step, trials) gives int32 [b]; `EXPERT`: the expert acts. Raises PoolError.
+        """
+        index, over = 0, False
+        while not over:
+            over = index == steps or enough()
+            for group in range(len(self.rows)):
+                if index:
+                    yield self._receive(group)
+                if not over:
+                    self.pool.send(act(group, index, self.trials[group]), group)
+            index += 1
+
+    def _receive(self, group: int) -> Happened:
+        """`envs.wrappers.Trials.step`, with what the pool answered."""
+        before, batch = self.trials[group], self.pool.receive(group)
+        ended = batch.terminated | batch.truncated
+        episode_return = before.episode_return + batch.reward
+        changes: dict[str, Any] = {
+            "observation": self.env.observe(batch.observation),
+            "previous_action": np.where(ended, -1, batch.acted).astype(np.int32),
+            "previous_reward": batch.reward
+            if self.show_last_reward
+            else np.where(ended, 0, batch.reward).astype(np.float32),
+            "first": ended,
+            "episode_return": np.where(ended, 0, episode_return).astype(np.float32),
+        }
+        self.trials[group] = dataclasses.replace(before, **changes)
+        arrays: Any = (batch.reward, batch.terminated, batch.truncated)
+        more: Any = (None, episode_return, self.env.succeeded(batch), {})
+        return Happened(group, before, batch, TrialStep(*arrays, *more))
+
+
+def waves(env: HostEnvironment, count: int, show_last_reward: bool = False) -> Iterator[tuple[HostTrials, np.ndarray]]:
+    """For `count` trials, as many at a time as the workers hold: yields (trials, numbers of the trials: int32 [b]).
+
+    The last numbers of the last wave are repeated where its environments are more. Raises ConfigError.
+    """
+    workers = min(env.host.workers, count)
+    each = -(-count // workers)
+    size = workers * (each if env.per_worker is None else min(each, env.per_worker))
+    with env.start(size) as pool:
+        trials = HostTrials(env, pool, show_last_reward)
+        for start in range(0, count, size):
+            yield trials, np.minimum(np.arange(start, start + size), count - 1)
+
+
+class EpisodeCount:
+    """Counts the episodes of a wave's environments that ended and were seen whole. ended: int [B]."""
+
+    def __init__(self, trials: HostTrials, episodes: int) -> None:
+        self._trials, self._episodes = trials, episodes
+        self.ended = np.zeros(trials.pool.config.total, int)
+
+    def add(self, happened: Happened) -> np.ndarray:
+        """Returns bool [b]: where an episode ended now. Raises PoolError where a trial cannot be played to its end."""
+        if self._trials.pool.dropped:
+            raise PoolError(f"env {self._trials.env.name!r}: a trial was lost, its task cannot be set up again")
+        batch = happened.batch
+        ended = (batch.terminated | batch.truncated) & batch.valid
+        self.ended[self._trials.rows[happened.group]] += ended
+        return ended
+
+    def enough(self) -> bool:
+        """Whether every environment has played its episodes."""
+        return bool((self.ended >= self._episodes).all())
+
+
+def mean_line(env: HostEnvironment, tasks: np.ndarray, episodes: int, expert: bool, seed: int) -> tuple[float, float]:
+    """(mean return, share of successes) of the expert or of uniformly random actions, each task `episodes` times.
+
+    tasks: fingerprints, uint8 [n, 16]. Raises ConfigError, PoolError.
+    """
+    random = np.random.default_rng(seed)
+    returns = np.zeros((len(tasks), episodes))
+    successes = np.zeros((len(tasks), episodes), bool)
+
+    def act(group: int, index: int, trial: TrialState) -> np.ndarray:
+        return np.full(len(trial.first), EXPERT) if expert else random.integers(env.spec.actions, size=len(trial.first))
+
+    for trials, numbers in waves(env, len(tasks)):
+        count = EpisodeCount(trials, episodes)
+        trials.begin(tasks[numbers], random.integers(2**31, size=len(numbers)))
+        for happened in trials.run(act, enough=count.enough):
+            rows = trials.rows[happened.group]
+            for row in np.flatnonzero(count.add(happened)):
+                episode = count.ended[rows][row] - 1
+                if episode < episodes:
+                    returns[numbers[rows][row], episode] = happened.step.episode_return[row]
+                    successes[numbers[rows][row], episode] = happened.step.success[row]
+    return float(returns.mean()), float(successes.mean())

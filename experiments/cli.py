@@ -14,6 +14,7 @@ import tyro
 from envs import registry
 from envs.base import Environment
 from experiments import presets, run
+from relic_jax.bridge.pool import PoolError
 from relic_jax.config import ConfigError, EvalConfig, TrainConfig, to_json
 from relic_jax.evaluate import Curves
 from relic_jax.plotting import plot_curves
@@ -32,6 +33,10 @@ USAGE = """relic-jax: in-context reinforcement learning in JAX
 
 Every command explains its options with --help.
 """
+
+
+ALIASES = {"--backend": "--host.backend", "--habitat-python": "--host.python"}
+"""Short names of options of `train`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +98,7 @@ def main() -> None:
         commands[arguments[0]](arguments[1:])
     except ConfigError as error:
         _fail(str(error), 2)
-    except (NonFiniteError, OSError) as error:  # OSError: a full disk and the like; its text names the file
+    except (NonFiniteError, PoolError, OSError) as error:  # OSError: a full disk and the like; its text names the file
         _fail(str(error), 1)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
@@ -111,7 +116,7 @@ def train_main(arguments: Sequence[str]) -> None:
     """`relic-jax train`."""
     command, folder, resume = parse_train(arguments)
     config = command.config
-    env = run.make_env(config.env)
+    env = run.make_env(config.env, config.host)
     setup = prepare(config, env)
     for extra in command.track:
         load_extra(extra)
@@ -119,7 +124,7 @@ def train_main(arguments: Sequence[str]) -> None:
         run.create_folder(folder, setup.config)
     verb, devices = "resuming" if resume else "training", setup.config.devices
     print(f"{verb} {folder} · env {config.env} · {config.total_steps:,} steps · {devices} device(s)", flush=True)
-    print(registry.describe(config.env), flush=True)
+    print(registry.describe(config.env, env), flush=True)
     print(f"context: {context_line(setup)}", flush=True)
     result = train(setup, folder, lambda env_steps: make_trackers(command, folder, env_steps), resume=resume)
     if not result.finished:
@@ -130,6 +135,7 @@ def train_main(arguments: Sequence[str]) -> None:
 
 def parse_train(arguments: Sequence[str]) -> tuple[TrainCommand, Path, bool]:
     """Returns (command, run folder, whether it is resumed)."""
+    arguments = [ALIASES.get(argument, argument) for argument in arguments]
     named = bool(arguments) and not arguments[0].startswith("-")
     preset, options = (arguments[0], arguments[1:]) if named else (None, arguments)
     resumed = _option(options, "--resume")
@@ -229,7 +235,7 @@ def evaluation_config(command: EvaluateCommand) -> EvalConfig:
         expert_episodes=command.expert_episodes,
         context_limit=command.context_limit,
     )
-    validate(dataclasses.replace(trained, eval=config), horizon=run.make_env(trained.env).horizon)
+    validate(dataclasses.replace(trained, eval=config), horizon=run.make_env(trained.env, trained.host).horizon)
     return config
 
 
@@ -275,7 +281,7 @@ def envs_main(arguments: Sequence[str]) -> None:
             print(registry.describe(name))
         return
     env = run.make_env(arguments[0])
-    print(registry.describe(arguments[0]))
+    print(registry.describe(arguments[0], env))
     for split in ("train", "test"):
         found = run.lines(env, split)
         optimal = "no expert" if found["optimal"] is None else f"optimal {found['optimal']:.4g}"

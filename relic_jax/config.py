@@ -121,15 +121,16 @@ class HostConfig:
     python: str | None = None
     """The workers' interpreter; None: this one."""
     dataset: str | None = None
-    """Episode dataset (relic-jax habitat-dataset); None: procedural houses of the software simulator."""
+    """JSON file with the tasks of both splits: an episode dataset (relic-jax habitat-dataset), or for gym:ID
+    {"train": [task, …], "test": [task, …]}; None: procedural houses of the software simulator, or seeds."""
     scene_dataset: str = "default"
     """Scene dataset configuration of habitat-sim, where the episode dataset is not given."""
     objects: str = ""
     """Folder with habitat-sim's object templates."""
     image_size: int = 64
     """Pixels of a side of the camera's square image."""
-    horizon: int = 500
-    """Steps of the longest episode."""
+    horizon: int | None = None
+    """Steps of the longest episode; None: the environment's own limit (object navigation: 500)."""
     gpus: int = 0
     """GPUs that render, one worker after the other; 0: in software."""
     start_timeout: float = 120.0
@@ -180,7 +181,8 @@ def validate(config: TrainConfig, *, horizon: int) -> None:
     _check_positive(ppo, "ppo", "reward_scale")
     _check_positive(config, "", "total_steps", "checkpoint_minutes")
     _check_positive(evaluation, "eval", "episodes", "repeats")
-    _check_positive(config.host, "host", "workers", "image_size", "horizon", "start_timeout", "step_timeout")
+    _check_positive(config.host, "host", "workers", "image_size", "start_timeout", "step_timeout")
+    _require(config.host.horizon is None or config.host.horizon > 0, "host.horizon", config.host.horizon, "more than 0")
     for field in ("gpus", "max_restarts"):
         _require(getattr(config.host, field) >= 0, f"host.{field}", getattr(config.host, field), "0 or more")
     _require(0 <= config.seed < 2**32, "seed", config.seed, "0 … 2^32−1")

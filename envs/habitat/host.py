@@ -14,6 +14,7 @@ from relic_jax.bridge.worker import SetupError
 from relic_jax.config import ConfigError, HostConfig
 
 SOFT_CATEGORIES = dataset.CATEGORIES[:6]
+HORIZON = 500
 
 
 @functools.lru_cache(maxsize=1)
@@ -43,7 +44,7 @@ def make(host: HostConfig | None = None) -> HostEnvironment:
         "objects": host.objects,
         "size": host.image_size,
         "border": 5 * host.image_size // 256,
-        "horizon": host.horizon,
+        "horizon": host.horizon or HORIZON,
         "categories": list(data["categories"]),
         "scenes": sorted({task["scene"] for split in ("train", "test") for task in data[split]})[:1],
         "gpus": list(range(host.gpus)),
@@ -52,11 +53,11 @@ def make(host: HostConfig | None = None) -> HostEnvironment:
         name="extobjnav",
         entry="envs.habitat.task:make",
         options=options,
-        spec=spec(host.image_size, host.horizon, len(data["categories"])),
+        spec=spec(host.image_size, host.horizon or HORIZON, len(data["categories"])),
         splits={"train": data["train"], "test": data["test"]},
         image="rgb",
+        per_worker=1 if host.backend == "habitat" else None,  # two of its renderers in a process do not work
         host=host,
-        configure=make,
     )
 
 
@@ -67,7 +68,7 @@ def spec(size: int, horizon: int, categories: int) -> Spec:
 
 def _require_habitat(host: HostConfig) -> None:
     """Raises ConfigError where the workers' interpreter has no habitat_sim."""
-    options = {"backend": "habitat", "size": host.image_size, "horizon": host.horizon}
-    expected = spec(host.image_size, host.horizon, len(dataset.CATEGORIES))
+    options = {"backend": "habitat", "size": host.image_size, "horizon": host.horizon or HORIZON}
+    expected = spec(host.image_size, host.horizon or HORIZON, len(dataset.CATEGORIES))
     probe = HostEnvironment("extobjnav", "envs.habitat.task:make", options, expected, {}, host=host)
     probe.start(1).close()

@@ -114,7 +114,7 @@ class Lane:
 
     state: idle, busy (the caller waits for what it `awaits`), ready (`outcome` can be taken). buffer: which of the
     worker's buffers holds the newest good result. lost: what the worker was doing is gone, only a reset helps;
-    `resetting`: it was sent; `recovered`: its result is in the other buffer.
+    `resetting`: it was sent; `recovered`: its result is in the other buffer. replay: actions that a reset repeats.
     """
 
     def __init__(self, worker: Member, index: int, rows: slice, numbers: np.ndarray) -> None:
@@ -124,6 +124,7 @@ class Lane:
         self.tasks: list[Any] = []
         self.seeds: list[int] = []
         self.episodes = [0] * len(numbers)
+        self.replay: list[list[Any]] = [[] for _ in numbers]
         self.buffer = 0
         self.outcome = Outcome("reset", 0)
         self.lost = self.resetting = self.recovered = False
@@ -205,10 +206,17 @@ class Pool:
         """Numbers of the environments in a group: int32, ascending."""
         return np.concatenate([lane.numbers for lane in self._groups[index]])
 
-    def reset(self, tasks: Sequence[Any], seeds: Sequence[int]) -> Batch:
+    def reset(
+        self,
+        tasks: Sequence[Any],
+        seeds: Sequence[int],
+        episodes: Sequence[int] | None = None,
+        replay: Sequence[Sequence[Any]] | None = None,
+    ) -> Batch:
         """Starts a trial in every environment and waits. tasks: JSON values, seeds: 0 or more, one per environment.
 
-        Steps that are still in flight are waited for and forgotten.
+        To go on with trials that another pool began: episodes, how many have ended before; replay, the actions that
+        were taken in the running one. Steps that are still in flight are waited for and forgotten.
         """
         if not len(tasks) == len(seeds) == self.config.total:
             raise PoolError(f"{len(tasks)} tasks and {len(seeds)} seeds for {self.config.total} environments")
@@ -218,7 +226,8 @@ class Pool:
         for lane in lanes:
             lane.tasks = [tasks[n] for n in lane.numbers]
             lane.seeds = [int(seeds[n]) for n in lane.numbers]
-            lane.episodes = [0] * len(lane.numbers)
+            lane.episodes = [episodes[n] if episodes is not None else 0 for n in lane.numbers]
+            lane.replay = [list(replay[n]) if replay is not None else [] for n in lane.numbers]
             lane.state, lane.awaits = "busy", "reset"
             lane.lost, lane.resetting, lane.recovered = True, False, False
             lane.dropped = lane.untold = False
@@ -421,7 +430,7 @@ class Pool:
         for lane in member.lanes:
             if lane.needs_reset and not lane.resetting and member.phase == "up":
                 lane.resetting = True
-                what = {"tasks": lane.tasks, "seeds": lane.seeds, "episodes": lane.episodes}
+                what = {"tasks": lane.tasks, "seeds": lane.seeds, "episodes": lane.episodes, "replay": lane.replay}
                 self._tell(member, {"op": "reset", "lane": lane.index, "buffer": 1 - lane.buffer, **what})
 
     def _done(self, member: Member, lane: Lane, buffer: int) -> None:
@@ -469,6 +478,7 @@ class Pool:
         lane.lost = True
         if running:  # an episode that is lost is not played again
             lane.episodes = [n + 1 for n in lane.episodes]
+            lane.replay = [[] for _ in lane.episodes]
         if (running and not self.spec.restorable) or lane.worker.failures >= GIVE_UP:
             lane.dropped = lane.untold = True
             self.dropped += len(lane.numbers)

@@ -8,7 +8,7 @@ line over a stream socket:
                                                        ← hello: protocol, versions, specs
     map: bytes →                                       (the memory is a file descriptor that both have)
                                                        ← mapped
-    reset: lane, buffer, tasks, seeds, episodes →
+    reset: lane, buffer, tasks, seeds, episodes, replay →
     step: lane, buffer →                               ← done: lane, buffer
                                                        ← error: kind, message (then the worker ends)
     close →

@@ -56,10 +56,13 @@ class Slot:
         self.seed = 0
         self.episode = 0
 
-    def reset(self, buffer: dict[str, np.ndarray], task: Any, seed: int, episode: int) -> None:
-        """Starts a trial, or goes on with one at its episode `episode`."""
+    def reset(self, buffer: dict[str, np.ndarray], task: Any, seed: int, episode: int, replay: list[Any]) -> None:
+        """Starts a trial, or goes on with one at its episode `episode`, after the actions `replay`."""
         self.task, self.seed, self.episode = task, seed, episode
         self._begin(buffer)
+        for action in replay:
+            buffer["action"][self.index] = action
+            self.step(buffer)
 
     def _begin(self, buffer: dict[str, np.ndarray]) -> None:
         observation = self.env.reset(self.task, episode_seed(self.seed, self.episode))
@@ -164,9 +167,9 @@ class Worker:
     def on_reset(self, message: dict[str, Any]) -> None:
         """Puts a lane's environments into their tasks."""
         buffer = self.buffers[message["buffer"]]
-        slots = self.lanes[message["lane"]]
-        for index, slot in enumerate(slots):
-            slot.reset(buffer, message["tasks"][index], message["seeds"][index], message["episodes"][index])
+        trials = zip(*(message[name] for name in ("tasks", "seeds", "episodes", "replay")))  # noqa: B905 (Python 3.8)
+        for slot, trial in zip(self.lanes[message["lane"]], trials):  # noqa: B905
+            slot.reset(buffer, *trial)
         self.channel.send({"op": "done", "lane": message["lane"], "buffer": message["buffer"]})
 
     def on_step(self, message: dict[str, Any]) -> None:

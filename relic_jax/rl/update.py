@@ -104,12 +104,16 @@ def make_batch(setup: Setup, state: TrainState, before: KVCache, last_value: jax
     length = (state.segment + 1) * setup.config.trial.segment
     if ppo.credit == "trial":
         ended = jnp.zeros_like(ended)
+    reward, final_value = steps.reward * ppo.reward_scale, steps.final_value
+    if steps.valid is not None:  # what a lost step led to is unknown: its advantage is 0, what precedes is bootstrapped
+        ended = ended | ~steps.valid
+        reward = jnp.where(steps.valid, reward, steps.value)
+        final_value = jnp.where(steps.valid, final_value, 0.0)
 
     def one(reward: jax.Array, value: jax.Array, last: jax.Array, end: jax.Array, final: jax.Array) -> jax.Array:
         return advantages(reward, value, last, end, final, length, gamma=ppo.gamma, gae_lambda=ppo.gae_lambda)
 
-    reward = steps.reward * ppo.reward_scale
-    advantage = jax.vmap(one)(reward, steps.value, last_value, ended, steps.final_value)
+    advantage = jax.vmap(one)(reward, steps.value, last_value, ended, final_value)
     # keys and values written since are behind `length`, so nobody reads them
     memory = state.memory.replace(length=before.length, position=before.position, episode=before.episode)
     return Batch(steps, memory, advantage, advantage + steps.value)
@@ -137,7 +141,8 @@ def run_epochs(
     """Epochs of optimiser steps; each sums the gradients of `accumulate` minibatches of whole environments."""
     ppo, environments = setup.config.ppo, setup.local_environments
     if ppo.normalize_advantages:
-        batch = batch._replace(advantage=normalized(setup, batch.advantage, window.start + window.size))
+        length = window.start + window.size
+        batch = batch._replace(advantage=normalized(setup, batch.advantage, length, batch.trajectory.valid))
     shape = minibatch_shape(setup.config, environments)
     rate = learning_rate(ppo, setup.config.total_steps, state.env_steps)
 
@@ -171,13 +176,18 @@ def minibatch_shape(config: TrainConfig, environments: int) -> tuple[int, int, i
     return steps, ppo.accumulate // devices, rows
 
 
-def normalized(setup: Setup, advantage: jax.Array, length: jax.Array | int) -> jax.Array:
+def normalized(
+    setup: Setup, advantage: jax.Array, length: jax.Array | int, valid: jax.Array | None = None
+) -> jax.Array:
     """Advantages float32 [B, T] with mean 0 and deviation 1 over the first `length` steps of all environments.
+
+    valid: bool [B, T], which of them count. None: all.
 
     Over the trial so far and not over the window: in a late segment everybody may know what to do, and what is left
     there is noise that must not be blown up to the size of a discovery.
     """
     filled = jnp.arange(advantage.shape[1]) < length
+    filled = filled if valid is None else filled & valid
     mean = setup.mean(jnp.mean(advantage, where=filled))
     deviation = jnp.sqrt(setup.mean(jnp.mean(jnp.square(advantage - mean), where=filled)))
     return (advantage - mean) / (deviation + 1e-8)
@@ -235,8 +245,8 @@ def minibatch_loss(
         "policy_loss": policy_loss,
         "value_loss": value_loss,
         "entropy": entropy,
-        "kl": (jnp.exp(log_ratio) - 1 - log_ratio).mean(),
-        "clip_fraction": (jnp.abs(jnp.exp(log_ratio) - 1) > ppo.clip).mean(dtype=jnp.float32),
+        "kl": mean_of_valid(jnp.exp(log_ratio) - 1 - log_ratio, steps.valid),
+        "clip_fraction": mean_of_valid((jnp.abs(jnp.exp(log_ratio) - 1) > ppo.clip) * 1.0, steps.valid),
     }
     return metrics["loss"], metrics
 
@@ -307,10 +317,18 @@ def start_trial(setup: Setup, state: TrainState, key: jax.Array) -> TrainState:
 
 
 def episode_sums(collected: Collected) -> Metrics:
-    """Sums over the segment's finished episodes; the host divides, so that segments without one do no harm."""
-    results = collected.results
+    """Sums over the segment's finished episodes; the host divides, so that segments without one do no harm.
+
+    Lost steps are counted too, where there can be any; an episode that ended with one does not count.
+    """
+    results, valid = collected.results, collected.steps.valid
     ended = results.terminated | results.truncated
+    lost = {}
+    if valid is not None:
+        ended = ended & valid.T
+        lost = {"lost_steps": (~valid).sum(dtype=jnp.float32)}
     return {
+        **lost,
         "episodes": ended.sum(dtype=jnp.float32),
         "return_sum": jnp.where(ended, results.episode_return, 0.0).sum(),
         "success_sum": (ended & results.success).sum(dtype=jnp.float32),
