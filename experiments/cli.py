@@ -1,4 +1,4 @@
-"""The console script `relic-jax`: train, evaluate, plot, presets, envs."""
+"""The console script `relic-jax`: train, evaluate, plot, presets, envs, habitat-dataset."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import tyro
 
 from envs import registry
 from envs.base import Environment
-from experiments import presets, run
+from experiments import habitat_dataset, presets, run
 from relic_jax.bridge.pool import PoolError
 from relic_jax.config import ConfigError, EvalConfig, TrainConfig, to_json
 from relic_jax.evaluate import Curves
@@ -30,6 +30,7 @@ USAGE = """relic-jax: in-context reinforcement learning in JAX
   relic-jax plot RUN|FILE [...]          one figure from several curves
   relic-jax presets                      what can be trained, what it costs, what to expect
   relic-jax envs [NAME]                  environments, their splits and their random and optimal lines
+  relic-jax habitat-dataset --out FILE   episodes for object navigation: which objects are where in which scenes
 
 Every command explains its options with --help.
 """
@@ -87,7 +88,7 @@ class PlotCommand:
 def main() -> None:
     """Entry point. Bad input: one line on stderr and exit code 2."""
     commands = {"train": train_main, "evaluate": evaluate_main, "plot": plot_main, "presets": presets_main}
-    commands["envs"] = envs_main
+    commands |= {"envs": envs_main, "habitat-dataset": habitat_dataset.main}
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)

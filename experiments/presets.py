@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 from dataclasses import replace
 
-from relic_jax.config import ConfigError, EvalConfig, PPOConfig, TrainConfig, TrialConfig
+from relic_jax.config import ConfigError, EvalConfig, HostConfig, PPOConfig, TrainConfig, TrialConfig
 from relic_jax.models.encoders import EncoderConfig
 from relic_jax.models.policy import PolicyConfig
 from relic_jax.models.transformer import TransformerConfig
@@ -60,6 +60,24 @@ SMOKE = replace(
     eval=EvalConfig(episodes=3),
 )
 
+EXTOBJNAV_SOFT = TrainConfig(
+    env="extobjnav",
+    total_steps=1_000_000,
+    chunk="segment",
+    policy=PolicyConfig(transformer=replace(TINY, heads=4), encoder=EncoderConfig(observation="scaled")),
+    trial=TrialConfig(environments=16, steps=1024, updates=8),
+    ppo=PPOConfig(
+        lr=5e-4,
+        minibatches=4,
+        accumulate=1,
+        value_clip=None,
+        context_gradient="stopped",
+        last_update="partial",
+    ),
+    eval=EvalConfig(episodes=8),
+    host=HostConfig(workers=2, image_size=64, horizon=200),
+)
+
 PRESETS: dict[str, Preset] = {
     "darkroom-dpt": Preset(
         DARKROOM,
@@ -71,6 +89,12 @@ PRESETS: dict[str, Preset] = {
         RELIC_PAPER,
         "the original's Darkroom run, number for number",
         "hours on 2 CPU cores",
+        "not run to its end yet",
+    ),
+    "extobjnav-soft": Preset(
+        EXTOBJNAV_SOFT,
+        "object navigation with simulators in worker processes, in houses that need no assets",
+        "not measured yet on 2 CPU cores",
         "not run to its end yet",
     ),
     "darkroom-smoke": Preset(

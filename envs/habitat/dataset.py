@@ -60,6 +60,21 @@ def generate(
     return check(data)
 
 
+def make(
+    backend: str,
+    scene_dataset: str,
+    template_folder: str,
+    scenes: dict[str, list[str]],
+    categories: list[str],
+    layouts: int,
+    objects: int,
+    seed: int,
+) -> dict[str, Any]:
+    """`generate` with JSON arguments, for another interpreter. Raises SetupError."""
+    settings = Settings(backend=backend, scene_dataset=scene_dataset, objects=template_folder)
+    return generate(settings, scenes, layouts=layouts, objects=objects, seed=seed, categories=tuple(categories))
+
+
 def _arrange(
     simulation: Simulation,
     random: np.random.RandomState,

@@ -21,6 +21,7 @@ import numpy as np
 
 from relic_jax.bridge import protocol
 from relic_jax.bridge.protocol import Channel, Spec
+from relic_jax.bridge.worker import SetupError
 
 LAUNCH = Path(__file__).resolve().parent / "launch"
 SCRUBBED = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "CONDA_PREFIX", "LD_LIBRARY_PATH", "LD_PRELOAD")
@@ -148,6 +149,30 @@ class Process:
         if self._memory >= 0:
             os.close(self._memory)
         self._memory = -1
+
+
+def call(python: str, entry: str, arguments: Mapping[str, Any]) -> Any:
+    """What `module:function(**arguments)` returns in another interpreter; both are JSON. Raises SetupError."""
+    with tempfile.TemporaryFile("w+") as file:
+        message = {"entry": entry, "arguments": dict(arguments), "answer": file.fileno()}
+        command = [python, "-m", "relic_jax_worker", json.dumps(message)]
+        environment = worker_environment(0, (), {})
+        try:
+            done = subprocess.run(
+                command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, env=environment,
+                pass_fds=(file.fileno(),),
+            )  # fmt: skip
+        except OSError as error:
+            raise SetupError(f"python is '{python}'; allowed: a Python interpreter ({error.strerror})") from None
+        file.seek(0)
+        text = file.read()
+    if not text:
+        lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+        raise SetupError(f"{python} ended with {done.returncode}; {lines[-1][:300] if lines else 'it said nothing'}")
+    reply = json.loads(text)
+    if "error" in reply:
+        raise SetupError(reply["error"])
+    return reply["result"]
 
 
 def _ending(pid: int, deadline: float) -> str:

@@ -208,9 +208,22 @@ def die_with(lifeline: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+def answer(call: dict[str, Any]) -> int:
+    """Calls `entry` with `arguments` and writes {"result": JSON} or {"error": one line} to the descriptor `answer`."""
+    try:
+        reply = {"result": load_entry(call["entry"])(**call["arguments"])}
+    except SetupError as error:
+        reply = {"error": " ".join(str(error).split())}
+    with os.fdopen(call["answer"], "w") as file:
+        json.dump(reply, file)
+    return 0
+
+
 def main(arguments: list[str]) -> int:
-    """arguments: one JSON object with the inherited descriptors: control, memory, lifeline."""
+    """arguments: one JSON object: the inherited descriptors control, memory, lifeline; or a call, see `answer`."""
     descriptors = json.loads(arguments[0])
+    if "answer" in descriptors:
+        return answer(descriptors)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the learner's to handle
     die_with(descriptors["lifeline"])
     return Worker(Channel(socket.socket(fileno=descriptors["control"])), descriptors["memory"]).run()

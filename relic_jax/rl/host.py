@@ -102,7 +102,7 @@ class HostSegments:
         self._sizes = buffer_sizes(trial.steps, trial.segment)
         self._actor = Actor(setup.policy, trial.environments)
         steps = jax.eval_shape(lambda: init_state(setup)).trajectory
-        self._open = jax.jit(functools.partial(_opened, setup, steps), static_argnums=(1, 2))
+        self._open = jax.jit(functools.partial(_opened, setup, steps), static_argnums=(2, 3))
         self._close = jax.jit(functools.partial(_closed, setup))
         self._specs = _collected_specs()
         self._learn = parallel(setup, _learn, self._specs)
@@ -149,7 +149,7 @@ class HostSegments:
         acting = (state.params, state.memory, _act_key(state.key))
         params, memory, key = jax.device_put(acting, jax.devices()[0])
         size = next(size for size in self._sizes if size >= (segment + 1) * steps)
-        running = [self._open(memory, (rows.start, rows.stop), size) for rows in trials.rows]
+        running = [self._open(memory, np.int32(rows.start), rows.stop - rows.start, size) for rows in trials.rows]
 
         def act(group: int, index: int, trial: TrialState) -> np.ndarray:
             start = trials.rows[group].start
@@ -186,31 +186,26 @@ class HostSegments:
         return np.where(cut, np.asarray(self._actor.peek(params, memory, inputs)), 0).astype(np.float32)
 
 
-def _keys(key: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(the next state's key, the segment's own)."""
-    following, own = jax.random.split(key)
-    return following, own
-
-
 @jax.jit
 def _act_key(key: jax.Array) -> jax.Array:
-    return jax.random.split(_keys(key)[1], 3)[0]
+    return jax.random.split(jax.random.split(key)[1], 3)[0]
 
 
 def _learn(setup: Setup, state: TrainState, collected: Collected) -> tuple[TrainState, Metrics]:
-    key, own = _keys(state.key)
-    _, update_key, after_key = jax.random.split(setup.own_key(own), 3)
+    """`learn`, with the keys of the segment that `_act_key` began."""
+    key, own_key = jax.random.split(state.key)
+    _, update_key, after_key = jax.random.split(setup.own_key(own_key), 3)
     collected = collected._replace(memory=kv.append(state.memory, collected.memory))
     return learn(setup, state.replace(key=key), state.memory, collected, update_key, after_key)
 
 
-def _opened(setup: Setup, steps: Trajectory, memory: KVCache, rows: tuple[int, int], size: int) -> Running:
-    """A group's working copy, with room for `size` steps, and buffers for a segment.
+def _opened(setup: Setup, steps: Trajectory, memory: KVCache, start: jax.Array, count: int, size: int) -> Running:
+    """A working copy for `count` environments from `start` on, with room for `size` steps, and buffers for a segment.
 
-    steps: shapes of the trial's. rows: the first of its environments and the one after the last. rows, size: static.
+    steps: shapes of the trial's. count, size: static.
     """
-    part = kv.prefix(kv.rows(memory, jnp.arange(*rows)), size)
-    shape = (rows[1] - rows[0], setup.config.trial.segment)
+    part = kv.prefix(kv.rows(memory, start + jnp.arange(count)), size)
+    shape = (count, setup.config.trial.segment)
     like = Acted(steps.inputs, steps.action, steps.log_prob, steps.value)
     empty = jax.tree.map(lambda x: jnp.zeros((*shape, *x.shape[2:]), x.dtype), like)
     return Running(setup.policy.for_acting(part), empty)

@@ -56,10 +56,10 @@ def prepare(config: TrainConfig, env: Environment) -> Setup:
     Raises ConfigError before anything is compiled; of simulators, one is started for a moment.
     """
     validate(config, horizon=env.horizon)
-    setup = make_setup(configure_devices(config), env)
-    check_memory(setup)
     if isinstance(env, HostEnvironment):
         env.check(config.trial.environments)
+    setup = make_setup(configure_devices(config), env)
+    check_memory(setup)
     return setup
 
 

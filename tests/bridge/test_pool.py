@@ -134,6 +134,28 @@ def test_results_do_not_depend_on_how_environments_are_spread():
     np.testing.assert_array_equal(found[0], found[2])
 
 
+@pytest.mark.parametrize("fault", ["", "crash"])
+def test_trials_go_on_in_another_pool(tmp_path, fault):
+    """Also where a worker of that pool fails while it plays the actions again."""
+    rng, running = np.random.RandomState(0), [[] for _ in range(4)]
+    with Pool(config()) as pool:
+        replicas = started(pool)
+        for _ in range(9):
+            actions, before = rng.randint(5, size=4), [replica.episode for replica in replicas]
+            pool.send(actions)
+            check(pool.receive(), replicas, actions)
+            for row, replica in enumerate(replicas):
+                running[row] = [*running[row], int(actions[row])] if replica.episode == before[row] else []
+    episodes = [replica.episode for replica in replicas]
+    assert any(episodes) and max(map(len, running)) > 3
+    with Pool(config(fault=fault, once=str(tmp_path / "happened"))) as pool:
+        batch = pool.reset(*trials(4), episodes, running)
+        for row, replica in enumerate(replicas):
+            np.testing.assert_array_equal(batch.observation["vector"][row], replica.observation["vector"])
+        assert batch.valid.all() and pool.restarts == bool(fault)
+        play(pool, replicas, 20, rng)
+
+
 def test_arrays_are_the_callers_own():
     with Pool(config()) as pool:
         replicas = started(pool)
