@@ -189,14 +189,22 @@ class HostTrials:
     def resume(self, trial: TrialState, episodes: np.ndarray, replay: Sequence[np.ndarray]) -> np.ndarray:
         """Goes on with trials of another pool, see `Pool.reset`. Raises PoolError.
 
-        Returns bool [B]: which of them are where they were. The running episodes of the others have been given up.
+        Returns bool [B]: which of them are where they were. In the others the running episode is given up for the next.
         """
         tasks: list[Any] = [self.env.task(row) for row in np.asarray(trial.task)]
-        batch = self.pool.reset(tasks, trial.env.tolist(), episodes.tolist(), [row.tolist() for row in replay])
-        observation = self.env.observe(batch.observation)
+
+        def reset(episodes: np.ndarray, replay: list[list[Any]]) -> tuple[PyTree, np.ndarray]:
+            batch = self.pool.reset(tasks, trial.env.tolist(), episodes.tolist(), replay)
+            return self.env.observe(batch.observation), batch.valid
+
+        actions = [row.tolist() for row in replay]
+        observation, valid = reset(episodes, actions)
         pairs = zip(jax.tree.leaves(observation), jax.tree.leaves(trial.observation), strict=True)
-        count = len(episodes)
-        same = np.all([(a == b).reshape(count, -1).all(1) for a, b in pairs], axis=0) & batch.valid
+        equal = [(a == b).reshape(len(tasks), -1).all(1) for a, b in pairs]
+        same = trial.first | np.all([*equal, valid], axis=0)
+        if not same.all():
+            kept = [row if ok else [] for row, ok in zip(actions, same, strict=True)]
+            observation, _ = reset(episodes + ~same, kept)
         changes: dict[str, Any] = {
             "observation": observation,
             "previous_action": np.where(same, trial.previous_action, -1).astype(np.int32),

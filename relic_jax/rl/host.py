@@ -137,9 +137,8 @@ class HostSegments:
         begun = [int(row.nonzero()[0][-1]) + 1 if row.any() else 0 for row in ended]
         replay = [row[start:filled] for row, start in zip(steps.action, begun, strict=True)]
         same = self._trials.resume(jax.device_get(state.trial), ended.sum(1), replay)
-        elsewhere = ~same & ~np.asarray(state.trial.first)
         truncated, valid = np.array(steps.truncated), np.array(steps.valid)
-        truncated[elsewhere, filled - 1], valid[elsewhere, filled - 1] = True, False
+        truncated[~same, filled - 1], valid[~same, filled - 1] = True, False
         new = jax.device_put((truncated, valid), state.trajectory.truncated.sharding)
         return state.replace(trajectory=state.trajectory.replace(truncated=new[0], valid=new[1]))
 

@@ -217,7 +217,7 @@ def test_an_episode_that_cannot_be_played_again_is_lost_on_resuming(config):
     lost = elsewhere & ~before.first
     assert lost.any()
     np.testing.assert_array_equal(~resumed.valid[:, :16], lost[:, None] & (np.arange(16) == 15))
-    assert resumed.truncated[lost, 15].all()
+    assert resumed.truncated[lost, 15].all() and not trial.observation[lost, 48].any(), "a new episode"
 
 
 def test_too_many_failures_stop_the_run_with_a_checkpoint(config, tmp_path):
@@ -269,7 +269,7 @@ def test_evaluation_survives_crashes_and_counts_whole_episodes(config, tmp_path)
     env = corridor(fault="crash", only=0, once=str(tmp_path / "happened"))
     setup = training.make_setup(config, env)
     params = setup.policy.init(jax.random.key(0))
-    curves = in_context_curves(setup.policy, params, env, EvalConfig(episodes=5))
+    curves = in_context_curves(setup.policy, params, env, EvalConfig(episodes=5, context_limit=4))
     assert (tmp_path / "happened").exists() and curves.returns.shape == (3, 5)
 
 
