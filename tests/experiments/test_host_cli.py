@@ -127,6 +127,17 @@ def test_object_navigation_refuses_bad_input_before_training(cli, tmp_path, data
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_scene_without_navmesh_is_refused_before_training(cli, tmp_path):
+    scene, tasks = tmp_path / "full.json", tmp_path / "tasks.json"
+    scene.write_text(json.dumps({"size": [1, 1], "boxes": [[0, 0, 0, 1, 2, 1, 9, 9, 9]], "tables": []}))
+    tasks.write_text(json.dumps(small([str(scene), "house-1"])))
+    options = ["--host.dataset", tasks, "--runs", tmp_path / "runs"]
+    one_line(cli("train", "extobjnav-soft", *options), f"scene '{scene}' has no navmesh")
+    making = ["--train", scene, "--test", "house-1", "--out", tmp_path / "made.json"]
+    one_line(cli("habitat-dataset", *making), f"scene '{scene}' has no navmesh")
+    assert not (tmp_path / "runs").exists() and not (tmp_path / "made.json").exists()
+
+
 def test_the_habitat_backend_says_how_to_get_it(cli, tmp_path):
     try:
         import habitat_sim  # noqa: F401

@@ -5,7 +5,6 @@ import os
 import random
 import signal
 import threading
-import time
 from pathlib import Path
 
 import jax
@@ -302,36 +301,31 @@ def processes_of(parent):
 
 
 def test_training_goes_on_through_random_kills(config, tmp_path, kills):
-    """Nothing is lost but the running episodes of the workers that were killed, and nothing is left behind."""
-    total = max(8, 4 * kills) * PER_UPDATE
+    """One worker per update is killed, at a random moment of it. Nothing is lost but the steps that were under way, and
+    nothing is left behind."""
+    total = (kills + 3) * PER_UPDATE
     config = dataclasses.replace(config, total_steps=total, checkpoint_minutes=60)
-    setup = prepare(config, corridor(HostConfig(workers=4, max_restarts=10 * kills), milliseconds=1.0))
+    setup = prepare(config, corridor(HostConfig(workers=4, max_restarts=2 * kills), milliseconds=1.0))
     memory, before = set(os.listdir("/dev/shm")), set(processes_of(os.getpid()))
-    rng, killed, over = random.Random(0), [], threading.Event()
+    rng, killed, timers = random.Random(0), [], []
 
-    def killer():
-        while len(killed) < kills and not over.is_set():
-            time.sleep(rng.uniform(0.01, 0.1))
-            alive = sorted(set(processes_of(os.getpid())) - before - set(killed))
-            if alive:
-                killed.append(rng.choice(alive))
-                os.kill(killed[-1], signal.SIGKILL)
-
-    thread = threading.Thread(target=killer)
+    def kill():
+        alive = sorted(set(processes_of(os.getpid())) - before - set(killed))
+        killed.append(rng.choice(alive))
+        os.kill(killed[-1], signal.SIGKILL)
 
     def at(env_steps):
-        if env_steps == PER_UPDATE:
-            thread.start()
+        if len(timers) < kills:
+            timers.append(threading.Timer(rng.uniform(0, 0.03), kill))
+            timers[-1].start()
 
-    try:
-        result = go(setup, tmp_path / "run", at=at)
-    finally:
-        over.set()
-        thread.join()
+    result = go(setup, tmp_path / "run", at=at)
+    for timer in timers:
+        timer.join()
     records = read_lines(tmp_path / "run" / "metrics.jsonl")
-    assert result.finished and int(result.state.env_steps) == total
+    assert result.finished and int(result.state.env_steps) >= total
     steps = [record["env_steps"] for record in records]
-    assert steps == list(range(PER_UPDATE, total + 1, PER_UPDATE)), "every update once"
+    assert steps == list(range(PER_UPDATE, steps[-1] + 1, PER_UPDATE)) and steps[-1] >= total, "every update once"
     assert 0 < sum(record["lost_steps"] for record in records) <= kills, "one step of a killed worker's environment"
     assert len(killed) == kills
     assert set(processes_of(os.getpid())) == before and set(os.listdir("/dev/shm")) == memory
