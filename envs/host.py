@@ -246,9 +246,7 @@ class HostTrials:
         changes: dict[str, Any] = {
             "observation": self.env.observe(batch.observation),
             "previous_action": np.where(ended, -1, batch.acted).astype(np.int32),
-            "previous_reward": batch.reward
-            if self.show_last_reward
-            else np.where(ended, 0, batch.reward).astype(np.float32),
+            "previous_reward": np.where(ended & (not self.show_last_reward), 0, batch.reward).astype(np.float32),
             "first": ended,
             "episode_return": np.where(ended, 0, episode_return).astype(np.float32),
         }
