@@ -23,7 +23,9 @@ def make(id: str, host: HostConfig | None = None) -> HostEnvironment:
     if host.dataset is not None:
         splits = read_tasks(host.dataset)
     options = {"id": id, "horizon": host.horizon}
-    return HostEnvironment(f"gym:{id}", ENTRY, options, _announced(id, options, host), splits, host=host)
+    spec = _announced(id, options, host)
+    images = [name for name, array in spec.observation.items() if array.dtype == "uint8" and len(array.shape) == 3]
+    return HostEnvironment(f"gym:{id}", ENTRY, options, spec, splits, image=images[0] if images else None, host=host)
 
 
 def _announced(id: str, options: dict[str, Any], host: HostConfig) -> Spec:

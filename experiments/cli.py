@@ -67,6 +67,8 @@ class EvaluateCommand:
     """Episodes per task in one context; default: the run's own."""
     repeats: int | None = None
     """Trials per task; default: the run's own."""
+    limit: int | None = None
+    """Only that many first tasks of the split; default: the run's own."""
     expert_episodes: int = 0
     """First episodes that the scripted expert acts (few-shot imitation)."""
     context_limit: int | None = None
@@ -233,6 +235,7 @@ def evaluation_config(command: EvaluateCommand) -> EvalConfig:
         own,
         episodes=own.episodes if command.episodes is None else command.episodes,
         repeats=own.repeats if command.repeats is None else command.repeats,
+        tasks=own.tasks if command.limit is None else command.limit,
         expert_episodes=command.expert_episodes,
         context_limit=command.context_limit,
     )
@@ -243,6 +246,7 @@ def evaluation_config(command: EvaluateCommand) -> EvalConfig:
 def _result_name(command: EvaluateCommand, config: EvalConfig) -> str:
     name = f"evaluate-{command.tasks}-{config.episodes}-episodes"
     name += f"-{config.repeats}-repeats" if config.repeats > 1 else ""
+    name += f"-first-{config.tasks}-tasks" if config.tasks else ""
     name += f"-{config.expert_episodes}-expert" if config.expert_episodes else ""
     name += f"-context-{config.context_limit}" if config.context_limit else ""
     return name + (f"-{len(command.paths)}-runs" if len(command.paths) > 1 else "")

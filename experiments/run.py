@@ -237,4 +237,8 @@ def describe_result(summary: dict[str, Any]) -> list[str]:
         share = f" = {reached / optimal:.1%} of optimal {optimal:.1f}" if optimal else ""
         parts.append(f"episodes {skip + 2}–{len(mean)} return {reached:.1f}{share}")
     parts.append(f"random {summary['lines']['random']:.1f}")
-    return [", ".join(parts), f"success in the last episode: {rates[-1]:.0%}"]
+    found = [", ".join(parts), f"success in the last episode: {rates[-1]:.0%}"]
+    if later:
+        gain, low, high = (summary["gain"][part][0] for part in ("mean", "low", "high"))
+        found.append(f"gain from episode {skip + 1} to {len(mean)}: {gain:+.1f}, 95% [{low:.1f}, {high:.1f}]")
+    return found

@@ -82,7 +82,8 @@ class PPOConfig:
     """full: gradients flow through the whole context; stopped: only through the segment, which reads the context from
     the cache (far cheaper)."""
     last_update: Literal["full", "partial"] = "full"
-    """The trial's last update: loss over all its steps (full), or over the newest segment like the others."""
+    """The trial's last update: loss over all its steps (full), or over the newest segment like the others (the only way
+    where an image encoder is trained: images are kept for a segment, for the trial there are features)."""
     time_limit: Literal["terminal", "bootstrap"] = "terminal"
     """Episodes cut by the time limit: as if terminal (the original), or bootstrapped from the value of what follows."""
     credit: Literal["episode", "trial"] = "episode"
@@ -104,6 +105,8 @@ class EvalConfig:
     """Episodes per task, in one context."""
     repeats: int = 1
     """Trials per task."""
+    tasks: int | None = None
+    """Only that many tasks, the first of the split; None: all."""
     expert_episodes: int = 0
     """First episodes that the scripted expert acts (few-shot imitation)."""
     context_limit: int | None = None
@@ -171,11 +174,13 @@ class TrainConfig:
         return -(-self.total_steps // (self.trial.environments * self.trial.steps))
 
 
-def validate(config: TrainConfig, *, horizon: int) -> None:
-    """Raises ConfigError at the first field that cannot work. horizon: steps of the environment's longest episode."""
+def validate(config: TrainConfig, *, horizon: int, images: bool = False) -> None:
+    """Raises ConfigError at the first field that cannot work. horizon: steps of the environment's longest episode.
+    images: whether there are any in its observations."""
     transformer, trial, ppo, evaluation = config.policy.transformer, config.trial, config.ppo, config.eval
     _check_finite(config)
     _check_positive(transformer, "policy.transformer", "layers", "heads", "width", "mlp_width", "max_positions")
+    _check_positive(config.policy.encoder, "policy.encoder", "features")
     _check_positive(trial, "trial", "environments", "steps", "updates")
     _check_positive(ppo, "ppo", "lr", "adam_eps", "max_grad_norm", "epochs", "minibatches", "accumulate", "clip")
     _check_positive(ppo, "ppo", "reward_scale")
@@ -214,6 +219,9 @@ def validate(config: TrainConfig, *, horizon: int) -> None:
         ppo.credit,
         "'trial' only with ppo.shuffle False or ppo.last_update 'partial' (a full update needs the episodes in order)",
     )
+    allowed = "'partial' where an image encoder is trained: images are kept for a segment (or policy.encoder.freeze)"
+    learned_whole = images and not config.policy.encoder.freeze and ppo.last_update == "full" and trial.updates > 1
+    _require(not learned_whole, "ppo.last_update", ppo.last_update, allowed)
     for field in ("refresh_every", "refresh_segments"):
         value = getattr(ppo, field)
         _require(value is None or value > 0, f"ppo.{field}", value, "more than 0, or None")
@@ -221,8 +229,9 @@ def validate(config: TrainConfig, *, horizon: int) -> None:
     _require(ppo.refresh_segments is None or not ppo.shuffle, "ppo.refresh_segments", ppo.refresh_segments, allowed)
     allowed = "1 or more where ppo.shuffle is on (a shuffled context has to be recomputed)"
     _require(ppo.refresh_every is not None or not ppo.shuffle, "ppo.refresh_every", ppo.refresh_every, allowed)
-    limit = evaluation.context_limit
-    _require(limit is None or limit > 0, "eval.context_limit", limit, "more than 0, or None")
+    for field in ("context_limit", "tasks"):
+        limit = getattr(evaluation, field)
+        _require(limit is None or limit > 0, f"eval.{field}", limit, "more than 0, or None")
     experts = evaluation.expert_episodes
     _require(0 <= experts < evaluation.episodes, "eval.expert_episodes", experts, "0 … eval.episodes − 1")
 

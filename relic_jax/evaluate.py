@@ -70,18 +70,20 @@ def in_context_curves(
     config: EvalConfig,
     *,
     split: Split = "test",
+    task: int | None = None,
     seed: int = 0,
     show_last_reward: bool = False,
     progress: Callable[[float], None] = lambda fraction: None,
 ) -> Curves:
-    """Runs every task of `split` `repeats` times, `episodes` episodes each in one context.
+    """Runs the tasks of `split` (the first `tasks` of them) `repeats` times, `episodes` episodes each in one context.
 
-    show_last_reward: as in training. progress: called with the fraction done. Raises ConfigError where the expert is
-    asked for and there is none, PoolError where simulators fail too often.
+    task: only this one, by its index in the split. show_last_reward: as in training. progress: called with the fraction
+    done. Raises ConfigError where the expert is asked for and there is none, or where there is no such task; PoolError
+    where simulators fail too often.
     """
     if config.expert_episodes and not env.has_expert:
         raise ConfigError(f"eval.expert_episodes is {config.expert_episodes}; allowed: 0, {env.name} has no expert")
-    tasks = env.tasks(split)
+    tasks = evaluated_tasks(env, split, config) if task is None else one_task(env, split, task)
     repeated = jax.tree.map(lambda x: np.repeat(x, config.repeats, axis=0), tasks)
     key, trials = jax.random.fold_in(jax.random.key(seed), 0x5EED), Trials(env, show_last_reward)
     play = _play_on_host if isinstance(env, HostEnvironment) else _play
@@ -176,6 +178,19 @@ def _host_steps(policy: Policy, params: Params, hosted: HostTrials, config: Eval
     return groups[0]._replace(**joined)
 
 
+def evaluated_tasks(env: Environment, split: Split, config: EvalConfig) -> PyTree:
+    """The split's tasks, or as many of the first as the config says."""
+    return jax.tree.map(lambda x: x[: config.tasks], env.tasks(split))
+
+
+def one_task(env: Environment, split: Split, index: int) -> PyTree:
+    """A task set of one task of the split. Raises ConfigError where there is none of that index."""
+    tasks = env.tasks(split)
+    if not 0 <= index < num_tasks(tasks):
+        raise ConfigError(f"task is {index}; allowed: 0 … {num_tasks(tasks) - 1} ({env.name}, split {split})")
+    return jax.tree.map(lambda x: x[index : index + 1], tasks)
+
+
 def _chunk_function(policy: Policy, trials: Trials, config: EvalConfig, length: int) -> Callable[..., Any]:
     """Acts for `length` steps. Returns (trial, memory, episode, steps); `episode` counts each environment's."""
     window = None if config.context_limit is None else jnp.asarray(config.context_limit, jnp.int32)
@@ -253,9 +268,10 @@ def summarise(
 ) -> dict[str, Any]:
     """The content of `curve.json`: one curve over all seeds, with intervals, lines, raw values and provenance.
 
-    curves: one per seed. lines: mean return of `random` and `optimal` (None: no expert) on this split.
+    curves: one per seed. lines: mean return of `random` and `optimal` (None: no expert) on this split. `gain` is the
+    return of the last episode less that of the policy's first, in the same trial.
     """
-    tasks = env.tasks(split)
+    tasks = evaluated_tasks(env, split, config)
 
     def curve(values: list[np.ndarray]) -> dict[str, list[float]]:
         low, high = bootstrap_interval(values, tasks=num_tasks(tasks))
@@ -274,13 +290,14 @@ def summarise(
     return {
         "env": env.name,
         "split": split,
-        "split_hash": split_hash(tasks),
-        "tasks": num_tasks(tasks),
+        "split_hash": split_hash(env.tasks(split)),
         **dataclasses.asdict(config),
+        "tasks": num_tasks(tasks),
         "seeds": len(curves),
         "lines": lines,
         "return": curve(returns),
         "success": curve(successes),
+        "gain": curve([r[:, -1:] - r[:, config.expert_episodes, None] for r in returns]),
         "per_seed": per_seed,
         "raw_returns": [r.tolist() for r in returns],
         "raw_successes": [s.astype(int).tolist() for s in successes],

@@ -29,10 +29,10 @@ class StepInput(struct.PyTreeNode):
 class Trajectory(struct.PyTreeNode):
     """The steps of a trial so far, batch-major, preallocated for T steps. All leaves [B, T, ...].
 
-    inputs: what the policy read. action: int32. log_prob: float32, of the acting policy. value: float32, the newest
-    prediction. reward: float32. terminated, truncated: bool. final_value: float32, where truncated the value of the
-    observation that the episode would have gone on from, else 0. valid: bool; False: what the step led to is unknown,
-    it does not count in the loss. None: all are valid.
+    inputs: what the policy read, with features in place of images (`Policy.perceive`). action: int32. log_prob:
+    float32, of the acting policy. value: float32, the newest prediction. reward: float32. terminated, truncated: bool.
+    final_value: float32, where truncated the value of the observation that the episode would have gone on from, else 0.
+    valid: bool; False: what the step led to is unknown, it does not count in the loss. None: all are valid.
     """
 
     inputs: StepInput

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import json
 import os
 import subprocess
 import sys
@@ -28,7 +27,7 @@ from envs import registry
 from envs.base import Environment
 from envs.firstperson.renderer import Lens
 from envs.wrappers import Trials
-from experiments.benchmark.measure import Machine, in_own_process
+from experiments.benchmark.measure import Machine
 
 # Operations of the innermost loops, counted in the renderer's formulas: per column and wall, per column and solid (by
 # shape, then for finding the nearest), per pixel and layer.
@@ -62,22 +61,16 @@ CASES = (
 )
 
 
-def cases(machine: Machine, seconds: float = 1.0) -> Iterator[dict[str, Any]]:
-    """Measures every case in a process of its own, where jax has one device per core (on CPU); see `measured`."""
-    del machine
-    return in_own_process("experiments.benchmark.env", str(seconds))
-
-
-def measured(seconds: float = 1.0, rounds: int = 4) -> Iterator[dict[str, Any]]:
-    """Measures every case. seconds: of one round; the best round counts. Yields JSON-able dicts:
+def cases(machine: Machine, seconds: float = 1.0, rounds: int = 4) -> Iterator[dict[str, Any]]:
+    """Measures every case on all devices. seconds: of one round; the best round counts. Yields JSON-able dicts:
 
     name; rate, unit; operations: arithmetic per frame, as counted; floor_fraction: rate · operations / the device's
     multiply-add rate, which is measured here; peer_rate, of_peer: the real Miniworld's, None where it has no such
     environment or is not installed; mark, reached: what was to be reached, and whether it was, None where nothing was.
     """
-    jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+    del machine
     peak = vector_rate()
-    yield {"name": "env multiply-add", "rate": peak, "unit": "operations/s", "devices": len(jax.devices())}
+    yield {"name": "env/multiply-add", "rate": peak, "unit": "operations/s", "devices": len(jax.devices())}
     peers: dict[tuple[str, int, int], float | None] = {}
     for case in CASES:
         yield measure(case, peak, peers, seconds, rounds)
@@ -101,7 +94,7 @@ def measure(
     judged = ratio if case.peer is not None else rate
     operations = operations_per_frame(env)
     return {
-        "name": f"env {case.env} {lens.width}x{lens.height}, {lens.samples} sample{'s' * (lens.samples > 1)}",
+        "name": f"env/{case.env} {lens.width}x{lens.height}, {lens.samples} sample{'s' * (lens.samples > 1)}",
         "rate": rate,
         "unit": "steps/s",
         "batch": case.batch * len(jax.devices()),
@@ -231,8 +224,3 @@ for _ in range(3):
     best = max(best, count / (time.perf_counter() - start))
 print(best)
 """
-
-
-if __name__ == "__main__":
-    for found in measured(float(sys.argv[1])):
-        print(json.dumps(found), flush=True)

@@ -16,6 +16,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +26,19 @@ class Timing:
 
     wall: float
     cpu: float
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def on_every_device(function: Callable[..., Any], *arguments: Any) -> Any:
+    """`function` compiled for these arguments so that every device does all of its work, as in data-parallel training
+    every device has its own environments (on CPU: every core). Memory analysis is that of one device."""
+    mesh = Mesh(np.asarray(jax.devices()), ("device",))
+    mapped = jax.shard_map(function, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False)
+    return jax.jit(mapped).lower(*arguments).compile()
 
 
 def timed(function: Callable[[], Any], *, repeats: int = 5) -> Timing:
@@ -65,8 +80,8 @@ class Machine:
     matrix_rate: float
 
     def rate_of(self, flops: float, timing: Timing) -> float:
-        """`flops` in `timing` as a fraction of `matrix_rate`."""
-        seconds = timing.cpu if self.platform == "cpu" else timing.wall
+        """`flops` of every device in `timing` as a fraction of `matrix_rate`."""
+        seconds = timing.cpu / len(jax.devices()) if self.platform == "cpu" else timing.wall
         return flops / seconds / self.matrix_rate
 
 
@@ -79,7 +94,7 @@ def measure_machine() -> Machine:
     return Machine(
         platform=jax.default_backend(),
         device=jax.devices()[0].device_kind,
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        cores=cores(),
         jax=jax.__version__,
         python=platform.python_version(),
         copy_bandwidth=_copy_bandwidth(on_cpu),

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments.benchmark.measure import Machine, timed
+from experiments.benchmark.measure import Machine, on_every_device, timed
 from experiments.benchmark.models import MODEL, benchmark_setup, refresh_flops, state_with_context
 from relic_jax.models.cache import KVCache
 from relic_jax.rl import context
@@ -28,12 +28,12 @@ def case(machine: Machine, *, batch: int, steps: int) -> dict[str, Any]:
     """One measurement."""
     setup = benchmark_setup(batch, steps, SEGMENT)
     state = state_with_context(setup, steps)
-    compiled: Any = jax.jit(functools.partial(run, setup)).lower(state).compile()
+    compiled = on_every_device(functools.partial(run, setup), state)
     timing = timed(lambda: compiled(state), repeats=3)
     flops = refresh_flops(MODEL, batch, steps)
     return {
         "name": f"refresh/batch{batch}/context{steps}",
-        "rate": batch * steps / timing.wall,
+        "rate": len(jax.devices()) * batch * steps / timing.wall,
         "unit": "context steps/s",
         "seconds": timing.wall,
         "cpu_seconds": timing.cpu,

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments.benchmark.measure import Machine, timed
+from experiments.benchmark.measure import Machine, on_every_device, timed
 from experiments.benchmark.models import MODEL, benchmark_setup, state_with_context, update_flops
 from relic_jax.models import cache as kv
 from relic_jax.models.cache import KVCache
@@ -38,7 +38,7 @@ def case(machine: Machine, *, batch: int, context: int) -> dict[str, Any]:
     flops = update_flops(MODEL, batch, SEGMENT, context)
     return {
         "name": f"update/batch{batch}/context{context}",
-        "rate": batch * SEGMENT / timing.wall,
+        "rate": len(jax.devices()) * batch * SEGMENT / timing.wall,
         "unit": "steps learned from per second and epoch",
         "seconds": timing.wall,
         "cpu_seconds": timing.cpu,
@@ -57,8 +57,8 @@ def arguments(batch: int, context: int) -> tuple[Setup, TrainState, KVCache]:
 
 
 def compile_update(setup: Setup, state: TrainState, before: KVCache) -> Any:
-    """One epoch over all environments in one minibatch."""
-    return jax.jit(functools.partial(run, setup)).lower(state, before).compile()
+    """One epoch over all environments in one minibatch, on every device."""
+    return on_every_device(functools.partial(run, setup), state, before)
 
 
 def run(setup: Setup, state: TrainState, before: KVCache) -> Params:

@@ -30,7 +30,8 @@ from relic_jax.models import formats
 from relic_jax.models.formats import Slots
 
 MASKED = -1e30  # finite, so that differences of masked scores stay finite
-TILE = 128  # queries per tile; keys per tile are chosen to keep a tile within the cache
+TILE = 128  # steps of the block per tile of scores
+CONTEXT_TILE = 256  # slots of the context per tile
 
 
 class Sink(NamedTuple):
@@ -213,7 +214,7 @@ def _num_tiles(length: jax.Array, tile: int) -> jax.Array:
 
 def _context_tile(spec: _Spec, context: Context, j: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
     """Keys and values [B, H, k, D] of the j-th tile of the context. The last is moved back to stay in the buffer."""
-    size = min(spec.tile, context.capacity)
+    size = min(CONTEXT_TILE, context.capacity)
     start = jnp.minimum(j * size, context.capacity - size)
     keys, values = (formats.tile(slots, start, size) for slots in (context.keys, context.values))
     return keys.decoded(dtype), values.decoded(dtype)
@@ -221,7 +222,7 @@ def _context_tile(spec: _Spec, context: Context, j: jax.Array, dtype: jnp.dtype)
 
 def _context_visible(spec: _Spec, context: Context, j: jax.Array, q_episodes: jax.Array) -> jax.Array:
     """Visibility [B|1, 1, q|1, k] of the j-th tile of the context; slots that an earlier tile held are masked."""
-    size = min(spec.tile, context.capacity)
+    size = min(CONTEXT_TILE, context.capacity)
     start = jnp.minimum(j * size, context.capacity - size)
     slot = start + jnp.arange(size)
     visible = ((slot >= j * size) & (slot < context.length))[None, None, None]
@@ -248,7 +249,7 @@ def _over_context(spec: _Spec, context: Context, q_episodes: jax.Array, body: Ca
     """
     if not context.capacity:
         return carry
-    size = min(spec.tile, context.capacity)
+    size = min(CONTEXT_TILE, context.capacity)
     filled = jnp.arange(context.capacity) < context.length
     first = _first_tile(spec, context.episodes, filled, q_episodes, size)
     whole = first if spec.within_episode else context.length // size

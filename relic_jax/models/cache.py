@@ -88,6 +88,16 @@ def advance(cache: KVCache, position: jax.Array, episode: jax.Array) -> KVCache:
     )
 
 
+def once_read(start: jax.Array, x: jax.Array) -> jax.Array:
+    """`start` (int32 []), known only after x, which came of reading the cache.
+
+    A write that waits for all reads can be done in place. Where it merely could, XLA orders it before them, and copies
+    the whole cache to do so; optimisation barriers do not change that.
+    """
+    bits = lax.bitcast_convert_type(jnp.abs(x.ravel()[0].astype(jnp.float32)), jnp.int32)
+    return start + jnp.minimum(bits, 0)  # the sign bit is clear: this is 0
+
+
 def _steps(cache: KVCache, start: jax.Array | int, size: int) -> KVCache:
     """Slots start … start+size, the counters as they are."""
     keys, values = jax.tree.map(
@@ -162,6 +172,9 @@ def joined(parts: Sequence[KVCache]) -> KVCache:
 
 
 def rows(cache: KVCache, index: jax.Array) -> KVCache:
-    """The environments `index` (int32 [b]) of a cache."""
-    taken = jax.tree.map(lambda x: x[index], cache.replace(length=jnp.zeros(cache.position.shape)))
-    return taken.replace(length=cache.length)
+    """The environments `index` (int32 [b]) of a cache. One after the other: XLA on CPU gathers number by number."""
+
+    def one(i: jax.Array) -> KVCache:
+        return jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, i, keepdims=False), cache.replace(length=None))
+
+    return lax.map(one, index).replace(length=cache.length)

@@ -1,7 +1,8 @@
 """The policy: one interface over every kind of memory.
 
 `init(key)`, `initial_memory(batch, capacity)`, `act` for one step and `unroll` for a block. Memory is an explicit
-argument and result. The two ways agree to rounding: acting K times equals unrolling K steps.
+argument and result. The two ways agree to rounding: acting K times equals unrolling K steps. Both take observations
+with images, or what `perceive` has made of them.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from envs.base import Environment
 from relic_jax.distributions import Categorical
 from relic_jax.models import cache as kv
 from relic_jax.models.cache import KVCache
-from relic_jax.models.encoders import EncoderConfig, VectorEncoder
-from relic_jax.models.transformer import Transformer, TransformerConfig, empty_memory
-from relic_jax.types import Params, StepInput
+from relic_jax.models.encoders import EncoderConfig, StepEncoder, image_mask
+from relic_jax.models.transformer import Linear, Transformer, TransformerConfig, empty_memory
+from relic_jax.types import Params, PyTree, StepInput
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,16 +48,17 @@ class PolicyNetwork(nn.Module):
     num_actions: int
     low: tuple[float, ...]
     high: tuple[float, ...]
+    images: tuple[bool, ...] = (False,)
 
     def setup(self) -> None:
         """Declares the parameters."""
         width = self.config.transformer.width
         init = nn.initializers.normal(0.02)
-        self.encoder = VectorEncoder(self.config.encoder, self.num_actions, width, self.low, self.high)
-        self.proj_in, self.proj_out = nn.Dense(width, kernel_init=init), nn.Dense(width, kernel_init=init)
+        self.encoder = StepEncoder(self.config.encoder, self.num_actions, width, self.low, self.high, self.images)
+        self.proj_in, self.proj_out = Linear(width, kernel_init=init), Linear(width, kernel_init=init)
         self.transformer = Transformer(self.config.transformer)
-        self.actor = nn.Dense(self.num_actions, kernel_init=nn.initializers.orthogonal(0.01))
-        self.critic = nn.Dense(1, kernel_init=nn.initializers.orthogonal(1.0))
+        self.actor = Linear(self.num_actions, kernel_init=nn.initializers.orthogonal(0.01))
+        self.critic = Linear(1, kernel_init=nn.initializers.orthogonal(1.0))
 
     def __call__(
         self,
@@ -76,25 +78,45 @@ class PolicyNetwork(nn.Module):
         hidden = self.proj_out(hidden.astype(jnp.float32))
         return PolicyOutput(Categorical(self.actor(hidden)), self.critic(hidden)[..., 0]), memory
 
+    def perceive(self, inputs: StepInput) -> StepInput:
+        """See `StepEncoder.perceive`."""
+        return self.encoder.perceive(inputs)
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Policy:
-    """Pure functions around `PolicyNetwork`; nothing here holds arrays."""
+    """Pure functions around `PolicyNetwork`; nothing here holds arrays.
+
+    low, high: range of each vector component of the observation, one after the other in tree order.
+    observation: jax.ShapeDtypeStructs of one observation, in its tree; None: one vector, as long as `low`.
+    """
 
     config: PolicyConfig
     num_actions: int
     low: tuple[float, ...]
     high: tuple[float, ...]
+    observation: PyTree = None
+
+    @property
+    def spec(self) -> PyTree:
+        """jax.ShapeDtypeStructs of one observation."""
+        vector = jax.ShapeDtypeStruct((len(self.low),), jnp.float32)
+        return vector if self.observation is None else self.observation
 
     @property
     def network(self) -> PolicyNetwork:
         """The Flax module."""
-        return PolicyNetwork(self.config, self.num_actions, self.low, self.high)
+        return PolicyNetwork(self.config, self.num_actions, self.low, self.high, image_mask(self.spec))
+
+    @property
+    def learns_images(self) -> bool:
+        """Whether an update needs the images themselves: there are some, and their encoder is trained."""
+        return any(image_mask(self.spec)) and not self.config.encoder.freeze
 
     def init(self, key: jax.Array) -> Params:
         """Fresh float32 parameters. key: typed PRNG key []."""
         inputs = StepInput(
-            observation=jnp.zeros((1, 1, len(self.low)), jnp.float32),
+            observation=jax.tree.map(lambda x: jnp.zeros((1, 1, *x.shape), x.dtype), self.spec),
             previous_action=jnp.zeros((1, 1), jnp.int32),
             previous_reward=jnp.zeros((1, 1), jnp.float32),
             first=jnp.ones((1, 1), bool),
@@ -117,6 +139,13 @@ class Policy:
         """A memory in the configured format."""
         form = self.config.transformer.cache_format
         return memory if memory.form == form else kv.in_format(memory, form)
+
+    def perceive(self, params: Params, inputs: StepInput) -> StepInput:
+        """The inputs with features in place of images, any leading axes; without images as they are."""
+        if not any(image_mask(self.spec)):
+            return inputs
+        perceived: Any = self.network.apply({"params": params}, inputs, method="perceive")
+        return perceived
 
     def act(
         self, params: Params, memory: KVCache, inputs: StepInput, *, window: jax.Array | None = None
@@ -161,6 +190,12 @@ class Policy:
 def policy_for(env: Environment, config: PolicyConfig) -> Policy:
     """The policy that fits an environment's observations and actions. Without a range, inputs are taken as they are."""
     spec = env.observation_spec
-    unit = (np.full(spec.shape, -1.0), np.full(spec.shape, 1.0))
-    low, high = env.observation_range or unit
-    return Policy(config, env.action_space.n, tuple(map(float, low)), tuple(map(float, high)))
+    unit = tuple(jax.tree.map(lambda x, end=end: np.full(x.shape, end), spec) for end in (-1.0, 1.0))
+    low, high = (_vector_values(end, spec) for end in env.observation_range or unit)
+    return Policy(config, env.action_space.n, low, high, spec)
+
+
+def _vector_values(values: PyTree, spec: PyTree) -> tuple[float, ...]:
+    """The components that are no images of arrays in the tree of `spec`, one after the other."""
+    vectors = [x for x, is_image in zip(jax.tree.leaves(values), image_mask(spec), strict=True) if not is_image]
+    return tuple(float(component) for x in vectors for component in np.ravel(x))

@@ -97,6 +97,15 @@ class RMSNorm(nn.Module):
         return (y * scale).astype(x.dtype)
 
 
+class Linear(nn.Dense):
+    """`nn.Dense` over rows: XLA on CPU takes 2.5 times as long for the gradient of the same product over [B, Q, d]."""
+
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """[..., d] → [..., features]."""
+        rows = super().__call__(inputs.reshape(-1, inputs.shape[-1]))
+        return rows.reshape(*inputs.shape[:-1], self.features)
+
+
 class Block(nn.Module):
     """RMSNorm → attention → residual → RMSNorm → gated MLP → residual."""
 
@@ -106,9 +115,9 @@ class Block(nn.Module):
         """Declares the parameters."""
         cfg = self.config
 
-        def linear(features: int) -> nn.Dense:
+        def linear(features: int) -> Linear:
             init = nn.initializers.normal(0.02)
-            return nn.Dense(features, use_bias=False, dtype=jnp.dtype(cfg.dtype), kernel_init=init)
+            return Linear(features, use_bias=False, dtype=jnp.dtype(cfg.dtype), kernel_init=init)
 
         self.attention_norm, self.mlp_norm = RMSNorm(), RMSNorm()
         self.q_proj, self.k_proj, self.v_proj, self.o_proj = (linear(cfg.width) for _ in range(4))
@@ -261,11 +270,12 @@ class Transformer(nn.Module):
                 valid,
                 window,
             )
-            if not decode and cache.capacity:
-                key = formats.write(cache.keys[layer], key, cache.length)
-                value = formats.write(cache.values[layer], value, cache.length)
             keys.append(key)
             values.append(value)
+        if cache.capacity and not decode:
+            start = kv.once_read(cache.length, x)
+            keys = [formats.write(slots, new, start) for slots, new in zip(cache.keys, keys, strict=True)]
+            values = [formats.write(slots, new, start) for slots, new in zip(cache.values, values, strict=True)]
         if cache.capacity:
             cache = kv.advance(cache.replace(keys=tuple(keys), values=tuple(values)), position, episode)
         return self.norm(x), cache

@@ -26,16 +26,18 @@ from relic_jax.rl.parallel import parallel, shardings_of
 from relic_jax.rl.rollout import Collected, buffer_sizes
 from relic_jax.rl.state import AXIS, Setup, TrainState, init_state, step_input
 from relic_jax.rl.update import Metrics, learn
-from relic_jax.types import Params, StepInput, Trajectory
+from relic_jax.types import Params, PyTree, StepInput, Trajectory
 
 
 class Acted(NamedTuple):
-    """What acting stores, [b, K, ...]: what the policy read, its action, that one's log-probability, its value."""
+    """What acting stores, [b, K, ...]: what the policy read, with features in place of images; its action, that one's
+    log-probability, its value; the observation itself where the update looks at images again, else None."""
 
     inputs: StepInput
     action: jax.Array
     log_prob: jax.Array
     value: jax.Array
+    observation: PyTree
 
 
 class Running(NamedTuple):
@@ -73,18 +75,20 @@ def _act(
     window: jax.Array | None,
     params: Params,
     running: Running,
-    inputs: StepInput,
+    seen: StepInput,
     key: jax.Array,
     start: jax.Array,
     index: jax.Array,
 ) -> tuple[Running, jax.Array]:
+    inputs = policy.perceive(params, seen)
     output, memory = policy.act(params, running.memory, inputs, window=window)
     rows = start + jnp.arange(inputs.first.shape[0])
     keys = jax.random.split(jax.random.fold_in(key, index), environments)[rows]
     action = jax.vmap(lambda distribution, own: distribution.sample(own))(output.distribution, keys)
     acted = running.acted
     if acted is not None:
-        new = Acted(inputs, action, output.distribution.log_prob(action), output.value)
+        observation = seen.observation if policy.learns_images else None
+        new = Acted(inputs, action, output.distribution.log_prob(action), output.value, observation)
         acted = context.write_window(acted, jax.tree.map(lambda x: x[:, None], new), index)
     return Running(memory, acted), action
 
@@ -172,6 +176,7 @@ class HostSegments:
             steps=_trajectory(acted, results, valid, _stacked(finals)),
             results=results,
             last_value=jnp.concatenate(last_value),
+            observation=acted.observation,
         )
 
     def _final_value(self, params: Params, memory: KVCache, found: Happened) -> np.ndarray:
@@ -205,9 +210,14 @@ def _opened(setup: Setup, steps: Trajectory, memory: KVCache, start: jax.Array, 
     """
     part = kv.prefix(kv.rows(memory, start + jnp.arange(count)), size)
     shape = (count, setup.config.trial.segment)
-    like = Acted(steps.inputs, steps.action, steps.log_prob, steps.value)
-    empty = jax.tree.map(lambda x: jnp.zeros((*shape, *x.shape[2:]), x.dtype), like)
-    return Running(setup.policy.for_acting(part), empty)
+    policy = setup.policy
+
+    def zeros(tree: PyTree, leading: int) -> PyTree:
+        return jax.tree.map(lambda x: jnp.zeros((*shape, *x.shape[leading:]), x.dtype), tree)
+
+    acted = zeros(Acted(steps.inputs, steps.action, steps.log_prob, steps.value, None), 2)
+    acted = acted._replace(observation=zeros(policy.spec, 0) if policy.learns_images else None)
+    return Running(policy.for_acting(part), acted)
 
 
 def _closed(setup: Setup, groups: tuple[Running, ...]) -> tuple[KVCache, Acted]:
@@ -244,4 +254,4 @@ def _collected_specs() -> Any:
     rows: Any = P(AXIS)
     steps_first: Any = P(None, AXIS)
     memory = KVCache(keys=rows, values=rows, episodes=rows, length=everywhere, position=rows, episode=rows)
-    return Collected(trial=rows, memory=memory, steps=rows, results=steps_first, last_value=rows)
+    return Collected(trial=rows, memory=memory, steps=rows, results=steps_first, last_value=rows, observation=rows)

@@ -23,6 +23,17 @@ def context_bytes(setup: Setup) -> int:
     return trial.environments * trial.steps * setup.config.policy.transformer.cache_bytes_per_step
 
 
+def segment_image_bytes(setup: Setup) -> int:
+    """Bytes of one segment's observations with their images, where the update learns from these, else 0.
+
+    Of the trial's other steps there are features, which count with the trajectory.
+    """
+    if not setup.policy.learns_images:
+        return 0
+    trial = setup.config.trial
+    return trial.environments * trial.segment * tree_bytes(setup.policy.spec)
+
+
 def context_line(setup: Setup) -> str:
     """One line: what a step of context costs and what all of it comes to."""
     trial, transformer = setup.config.trial, setup.config.policy.transformer
@@ -41,12 +52,14 @@ def check_memory(setup: Setup, available: int | None = None) -> None:
     state = jax.eval_shape(lambda: init_state(setup))
     acting = jax.eval_shape(lambda memory: setup.policy.for_acting(memory), state.memory)
     context, rest = tree_bytes(state.memory), tree_bytes(state.replace(memory=None))
-    needed = 2 * context + tree_bytes(acting) + rest  # a refresh fills a second context, acting reads a copy
+    images = 2 * segment_image_bytes(setup)  # as they are acted on and, environment after environment, for the update
+    needed = 2 * context + tree_bytes(acting) + images + rest  # a refresh fills a second context, acting reads a copy
     if available is not None and needed > available:
+        kept = f"images of a segment, twice, {_mebibytes(images)}; " if images else ""
         raise ConfigError(
             f"trial.steps is {setup.config.trial.steps}; allowed: what fits into {_mebibytes(available)} of memory; "
             f"context {context_line(setup)}, twice during a refresh; acting's copy {_mebibytes(tree_bytes(acting))}; "
-            f"everything else {_mebibytes(rest)}; in all {_mebibytes(needed)}"
+            f"{kept}everything else {_mebibytes(rest)}; in all {_mebibytes(needed)}"
         )
 
 

@@ -24,13 +24,16 @@ MAX_SIZES = 8  # of the buffers that segments act on; each costs a compilation o
 
 class Collected(NamedTuple):
     """One segment. trial, memory: after it. steps: [B, K, ...]. results: TrialStep [K, B]. last_value: float32 [B],
-    of the observation that the trial goes on from."""
+    of the observation that the trial goes on from. observation: [B, K, ...] with its images, where the update learns
+    from them (`Policy.learns_images`), else None; it ends with the update, the context keeps the features in `steps`.
+    """
 
     trial: TrialState
     memory: KVCache
     steps: Trajectory
     results: TrialStep
     last_value: jax.Array
+    observation: PyTree
 
 
 def collect(setup: Setup, params: Params, trial: TrialState, memory: KVCache, key: jax.Array) -> Collected:
@@ -69,7 +72,8 @@ def collect_within(setup: Setup, params: Params, trial: TrialState, memory: KVCa
     def step(carry: tuple[TrialState, KVCache], key: jax.Array):
         trial, memory = carry
         action_key, env_key = jax.random.split(key)
-        inputs = step_input(trial)
+        seen = step_input(trial)
+        inputs = policy.perceive(params, seen)
         output, memory = policy.act(params, memory, inputs)
         action = output.distribution.sample(action_key)
         trial, result = setup.trials.step(env_key, trial, action)
@@ -83,12 +87,12 @@ def collect_within(setup: Setup, params: Params, trial: TrialState, memory: KVCa
             truncated=result.truncated,
             final_value=final_value(setup, params, memory, action, result),
         )
-        return (trial, memory), (record, result)
+        return (trial, memory), (record, result, seen.observation if policy.learns_images else None)
 
     keys = jax.random.split(key, setup.config.trial.segment)
-    (trial, memory), (records, results) = jax.lax.scan(step, (trial, memory), keys)
-    steps = jax.tree.map(lambda x: x.swapaxes(0, 1), records)
-    return Collected(trial, memory, steps, results, policy.peek(params, memory, step_input(trial)))
+    (trial, memory), (records, results, observation) = jax.lax.scan(step, (trial, memory), keys)
+    steps, observation = jax.tree.map(lambda x: x.swapaxes(0, 1), (records, observation))
+    return Collected(trial, memory, steps, results, policy.peek(params, memory, step_input(trial)), observation)
 
 
 def final_value(setup: Setup, params: Params, memory: KVCache, action: jax.Array, result: TrialStep) -> jax.Array:

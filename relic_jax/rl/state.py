@@ -91,7 +91,7 @@ def init_state(setup: Setup) -> TrainState:
         env_steps=jnp.zeros((), jnp.int32),
         segment=jnp.zeros((), jnp.int32),
         trial=trial,
-        trajectory=empty_trajectory(trial, cfg.trial.steps, masked=setup.trials.env.may_fail),
+        trajectory=empty_trajectory(setup, trial),
         memory=setup.policy.initial_memory(setup.local_environments, cfg.trial.steps),
     )
 
@@ -108,9 +108,11 @@ def step_input(trial: TrialState) -> StepInput:
     return StepInput(trial.observation, trial.previous_action, trial.previous_reward, trial.first)
 
 
-def empty_trajectory(trial: TrialState, steps: int, *, masked: bool) -> Trajectory:
-    """Zero buffers [N, steps, ...] for the trial's steps. masked: with `valid`."""
-    inputs = jax.tree.map(lambda x: jnp.zeros((x.shape[0], steps, *x.shape[1:]), x.dtype), step_input(trial))
+def empty_trajectory(setup: Setup, trial: TrialState) -> Trajectory:
+    """Zero buffers [N, T, ...] for the trial's steps. Of images there are features only."""
+    policy, steps = setup.policy, setup.config.trial.steps
+    perceived = jax.eval_shape(lambda: policy.perceive(policy.init(jax.random.key(0)), step_input(trial)))
+    inputs = jax.tree.map(lambda x: jnp.zeros((x.shape[0], steps, *x.shape[1:]), x.dtype), perceived)
     shape = (trial.first.shape[0], steps)
     real, flag = jnp.zeros(shape, jnp.float32), jnp.zeros(shape, bool)
     return Trajectory(
@@ -122,5 +124,5 @@ def empty_trajectory(trial: TrialState, steps: int, *, masked: bool) -> Trajecto
         terminated=flag,
         truncated=flag,
         final_value=real,
-        valid=flag if masked else None,
+        valid=flag if setup.trials.env.may_fail else None,
     )

@@ -20,6 +20,7 @@ from envs.host import HostEnvironment
 from relic_jax import checkpoint
 from relic_jax.bridge.pool import PoolError
 from relic_jax.config import ConfigError, TrainConfig, validate
+from relic_jax.models.encoders import image_mask
 from relic_jax.rl.host import HostSegments
 from relic_jax.rl.memory import check_memory
 from relic_jax.rl.parallel import configure_devices, initial_state, parallel, state_shardings
@@ -55,7 +56,7 @@ def prepare(config: TrainConfig, env: Environment) -> Setup:
 
     Raises ConfigError before anything is compiled; of simulators, one is started for a moment.
     """
-    validate(config, horizon=env.horizon)
+    validate(config, horizon=env.horizon, images=any(image_mask(env.observation_spec)))
     if isinstance(env, HostEnvironment):
         env.check(config.trial.environments)
     setup = make_setup(configure_devices(config), env)

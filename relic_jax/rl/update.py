@@ -32,22 +32,25 @@ GRADIENT_SIZES = 4  # static lengths of a trial that the gradient through all of
 
 class Batch(NamedTuple):
     """What an update learns from, leading axis B (environments). trajectory: [B, T]. memory: the context as it was when
-    the segment began. advantage, target: float32 [B, T]."""
+    the segment began. advantage, target: float32 [B, T]. observation: of the newest segment, [B, K, ...], with its
+    images (`Collected.observation`)."""
 
     trajectory: Trajectory
     memory: KVCache
     advantage: jax.Array
     target: jax.Array
+    observation: PyTree = None
 
     def rows(self, index: jax.Array) -> Batch:
         """The environments `index`: int32 [b]."""
-        trajectory, advantage, target = jax.tree.map(lambda x: x[index], (self.trajectory, self.advantage, self.target))
-        return Batch(trajectory, kv.rows(self.memory, index), advantage, target)
+        steps = (self.trajectory, self.advantage, self.target, self.observation)
+        trajectory, advantage, target, observation = jax.tree.map(lambda x: x[index], steps)
+        return Batch(trajectory, kv.rows(self.memory, index), advantage, target, observation)
 
     def first_steps(self, size: int) -> Batch:
         """Only the first `size` steps of the trial, and no context: for a pass over all of them."""
-        trajectory, advantage, target = jax.tree.map(lambda x: x[:, :size], self[:1] + self[2:])
-        return Batch(trajectory, kv.prefix(self.memory, 0), advantage, target)
+        trajectory, advantage, target = jax.tree.map(lambda x: x[:, :size], self[:1] + self[2:4])
+        return Batch(trajectory, kv.prefix(self.memory, 0), advantage, target, self.observation)
 
 
 class Window(NamedTuple):
@@ -82,7 +85,7 @@ def learn(
         memory=collected.memory,
         trajectory=context.write_window(state.trajectory, collected.steps, start),
     )
-    batch = make_batch(setup, state, before, collected.last_value)
+    batch = make_batch(setup, state, before, collected.last_value)._replace(observation=collected.observation)
     is_last = state.segment == cfg.trial.updates - 1
     params, opt_state, metrics = update(setup, state, batch, is_last, update_key)
     counts = setup.total(episode_sums(collected) | finiteness(collected, metrics, params))
@@ -259,11 +262,18 @@ def mean_of_valid(x: jax.Array, valid: jax.Array | None) -> jax.Array:
 
 
 def window_output(setup: Setup, params: Params, batch: Batch, window: Window, dropout_key: jax.Array) -> PolicyOutput:
-    """Policy outputs [b, size] over the loss window, differentiable in `params`."""
+    """Policy outputs [b, size] over the loss window, differentiable in `params`.
+
+    The window's images are looked at again, with gradient; what came before keeps the features it was acted on with.
+    """
     inputs = batch.trajectory.inputs
+    block = context.window(inputs, window.start, window.size)
+    if batch.observation is not None:
+        block = setup.policy.perceive(params, block.replace(observation=batch.observation))
     if setup.config.ppo.context_gradient == "stopped" and not window.full:
-        block = context.window(inputs, window.start, window.size)
         return setup.policy.unroll(params, batch.memory, block, dropout_key=dropout_key)[0]
+    if batch.observation is not None:
+        inputs = context.write_window(inputs, block, window.start)
     nothing = setup.policy.initial_memory(batch.advantage.shape[0], 0)
     valid = jnp.asarray(window.start + window.size, jnp.int32)
     output, _ = setup.policy.unroll(params, nothing, inputs, valid=valid, dropout_key=dropout_key)
@@ -311,7 +321,7 @@ def start_trial(setup: Setup, state: TrainState, key: jax.Array) -> TrainState:
     return state.replace(
         segment=jnp.zeros_like(state.segment),
         trial=new_trial(setup, key),
-        trajectory=empty_trajectory(state.trial, trial.steps, masked=setup.trials.env.may_fail),
+        trajectory=empty_trajectory(setup, state.trial),
         memory=setup.policy.initial_memory(setup.local_environments, trial.steps),
     )
 

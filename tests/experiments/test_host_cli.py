@@ -177,12 +177,20 @@ def test_what_no_dataset_can_be_made_of(cli, tmp_path, options, said):
     assert not (tmp_path / "d.json").exists()
 
 
-def test_object_navigation_trains_on_vectors(tiny):
-    """What the policy reads is all flattened here: the loop does not care what an observation is."""
-    env = dataclasses.replace(habitat.make(HostConfig(image_size=8, horizon=30)), image=None)
-    setup = prepare(tiny(env="extobjnav", trial=TrialConfig(environments=4, steps=16, updates=1)), env)
+def test_object_navigation_trains_on_images(tiny):
+    env = habitat.make(HostConfig(image_size=16, horizon=30))
+    config = tiny(env="extobjnav", trial=TrialConfig(environments=4, steps=16, updates=1))
+    encoder = dataclasses.replace(config.policy.encoder, features=8)
+    setup = prepare(dataclasses.replace(config, policy=dataclasses.replace(config.policy, encoder=encoder)), env)
+    state = initial_state(setup)
     with HostSegments(setup) as segments:
-        state, metrics = segments(initial_state(setup))
+        segments._trials.begin(np.asarray(state.trial.task), np.asarray(state.trial.env))
+        found = segments._collect(state, 0)
+        seen = found.steps.inputs.replace(observation=found.observation)
+        output, _ = jax.jit(setup.policy.unroll)(state.params, setup.policy.initial_memory(4, 16), seen)
+        np.testing.assert_allclose(found.steps.log_prob, output.distribution.log_prob(found.steps.action), atol=1e-5)
+        assert found.observation["image"].shape == (4, 16, 16, 16, 3) and found.observation["image"].std() > 10
+        state, metrics = segments(state)
     metrics = jax.device_get(metrics)
     assert int(state.env_steps) == 64 and all(np.isfinite(value) for value in metrics.values())
     assert metrics["lost_steps"] == 0 and metrics["nonfinite/observation"] == 0

@@ -17,7 +17,7 @@ from relic_jax.models.formats import Slots
 
 BATCH, HEADS, WIDTH = 2, 2, 8
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # compiling is the cost here
-small_tiles = mock.patch.object(attention, "TILE", 4)  # many tiles from few steps
+small_tiles = mock.patch.multiple(attention, TILE=4, CONTEXT_TILE=4)  # many tiles from few steps
 
 
 def episode_layout(rng, steps):

@@ -16,7 +16,7 @@ from relic_jax.types import StepInput
 SINKS = ["kv", "kv0", "k0v", "k0v0", "token", "none"]
 BATCH, STEPS = 3, 12
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # compiling is the cost here
-small_tiles = mock.patch.object(attention, "TILE", 4)  # several tiles in 12 steps
+small_tiles = mock.patch.multiple(attention, TILE=4, CONTEXT_TILE=4)  # several tiles in 12 steps
 
 
 def policy_with(**fields):

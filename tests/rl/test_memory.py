@@ -61,6 +61,17 @@ def test_an_update_against_64k_steps_needs_little_beside_the_context(form):
     assert analysis.temp_size_in_bytes < 256 * MIB
 
 
+def test_a_refresh_writes_the_context_in_place():
+    """Compiled, not run: what the compiler adds is far less than one copy of keys and values."""
+    from experiments.benchmark import refresh as benchmark
+
+    setup = setup_with(8192, 32, environments=2)
+    state = jax.eval_shape(lambda: init_state(setup))
+    analysis = jax.jit(lambda s: benchmark.run(setup, s)).lower(state).compile().memory_analysis()
+    assert context_bytes(setup) == 128 * MIB
+    assert analysis.temp_size_in_bytes < 32 * MIB
+
+
 def test_acting_on_a_short_context_does_not_read_the_long_buffer():
     """The buffer that a first segment acts on is an eighth of the trial's, whatever the trial's length."""
     from relic_jax.rl.rollout import with_size

@@ -1,0 +1,208 @@
+"""Learning from images: looked at once when acting, and once more, with gradient, in the loss window only."""
+
+import dataclasses
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from envs.probes.env import PolicyProbe
+from relic_jax.config import ConfigError, PPOConfig, TrainConfig, TrialConfig
+from relic_jax.models.encoders import EncoderConfig
+from relic_jax.models.policy import PolicyConfig
+from relic_jax.models.transformer import TransformerConfig
+from relic_jax.rl import update as up
+from relic_jax.rl.memory import check_memory, segment_image_bytes
+from relic_jax.rl.parallel import initial_state
+from relic_jax.rl.rollout import collect
+from relic_jax.rl.state import init_state, make_setup, step_input
+from relic_jax.rl.train import compile_chunk, prepare
+
+TRANSFORMER = TransformerConfig(layers=1, heads=2, width=16, mlp_width=16, max_positions=32, attention="reference")
+
+
+@dataclasses.dataclass(frozen=True)
+class PictureProbe(PolicyProbe):
+    """Rewarded if the action is the half of the picture that is bright."""
+
+    name: str = "probe-picture"
+    horizon: int = 2
+
+    @property
+    def observation_spec(self):
+        image = jax.ShapeDtypeStruct((6, 6, 1), jnp.uint8)
+        return {"image": image, "step": jax.ShapeDtypeStruct((), jnp.float32)}
+
+    def observe(self, state):
+        bright = (jnp.arange(6) >= 3) == state.cue
+        image = jnp.broadcast_to(jnp.where(bright, 200, 50)[:, None], (6, 6, 1)).astype(jnp.uint8)
+        return {"image": image, "step": state.step.astype(jnp.float32)}
+
+
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # compiling is the cost here
+
+
+def randomised(params):
+    """Parameters away from their start, so that what is seen reaches the outputs."""
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    moved = [x + 0.4 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+    return jax.tree.unflatten(tree, moved)
+
+
+def config(freeze=False, updates=3, **ppo):
+    settings = {"minibatches": 2, "accumulate": 1, "epochs": 2, "lr": 3e-3, "warmup_steps": 0, "value_clip": None}
+    return TrainConfig(
+        total_steps=4000,
+        devices=1,
+        policy=PolicyConfig(TRANSFORMER, EncoderConfig(features=6, freeze=freeze)),
+        trial=TrialConfig(environments=4, steps=24, updates=updates),
+        ppo=PPOConfig(**{**settings, "context_gradient": "stopped", "last_update": "partial", **ppo}),
+    )
+
+
+@functools.cache
+def gathered(**options):
+    """(setup, state, batch, what was collected) as the second update of a trial finds them."""
+    setup = make_setup(config(**options), PictureProbe())
+
+    @jit
+    def gather():
+        state = init_state(setup)
+        state = state.replace(params=randomised(state.params))
+        for index in range(2):
+            before = state.memory
+            found = collect(setup, state.params, state.trial, before, jax.random.key(index))
+            trajectory = up.context.write_window(state.trajectory, found.steps, 8 * index)
+            state = state.replace(
+                trial=found.trial, memory=found.memory, trajectory=trajectory, segment=jnp.asarray(index)
+            )
+        batch = up.make_batch(setup, state, before, found.last_value)
+        return state, batch._replace(observation=found.observation), found
+
+    return setup, *gather()
+
+
+WINDOW = up.Window(8, 8, full=False)
+PLACES = {"before": slice(0, 8), "inside": slice(8, 16)}
+
+
+def poisoned(batch, place, value=jnp.nan):
+    """The batch with the trajectory's features before or inside the window replaced."""
+    inputs = batch.trajectory.inputs
+    features = inputs.observation["image"].at[:, PLACES[place]].set(value)
+    inputs = inputs.replace(observation={**inputs.observation, "image": features})
+    return batch._replace(trajectory=batch.trajectory.replace(inputs=inputs))
+
+
+def loss_function(setup):
+    """The window's loss of (params, batch), without dropout."""
+    return lambda params, batch: up.minibatch_loss(setup, 0, params, batch, WINDOW, jax.random.key(0))[0]
+
+
+def test_what_is_stored_is_what_the_images_mean_at_the_same_weights():
+    setup, state, batch, found = gathered()
+    assert batch.observation["image"].dtype == jnp.uint8 and batch.observation["image"].shape == (4, 8, 6, 6, 1)
+    stored = found.steps.inputs
+    assert stored.observation["image"].shape == (4, 8, 6)
+    again = setup.policy.perceive(state.params, stored.replace(observation=batch.observation))
+    chex.assert_trees_all_close(again, stored, atol=1e-6)
+    assert np.ptp(stored.observation["image"], axis=(0, 1)).max() > 0.1  # the two pictures are told apart
+
+
+def test_the_state_that_is_carried_and_saved_holds_no_image_but_the_current_one():
+    _, state, _, _ = gathered()
+    images = [x for x in jax.tree.leaves(state) if x.dtype == jnp.uint8 and x.ndim > 3]
+    assert [x.shape for x in images] == [(4, 6, 6, 1)]
+
+
+@pytest.mark.parametrize("context_gradient", ["stopped", "full"])
+def test_the_encoder_learns_through_the_loss_window_only(context_gradient):
+    """The gradient is that of a loss in which the context's features are constants and the window's are not stored."""
+    setup, state, batch, _ = gathered(context_gradient=context_gradient)
+    loss = loss_function(setup)
+    value, gradient = jit(jax.value_and_grad(loss))(state.params, batch)
+    encoder = gradient["encoder"]["image_0"]
+    assert all(np.any(x) for x in jax.tree.leaves(encoder))
+    # the window's own features are computed, not read
+    chex.assert_trees_all_close(jit(jax.grad(loss))(state.params, poisoned(batch, "inside")), gradient, atol=1e-6)
+    # the context's are read, where the cache is not
+    changed = jit(loss)(state.params, poisoned(batch, "before", 3.0))
+    assert (abs(float(changed - value)) > 1e-5) == (context_gradient == "full")
+    # nothing else depends on the encoder: central differences with the batch as it is
+    leaves, tree = jax.tree.flatten(encoder)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    way = [jax.random.normal(k, x.shape) / x.size**0.5 for k, x in zip(keys, leaves, strict=True)]
+
+    def moved(size):
+        image = jax.tree.map(
+            lambda x, w: x + size * w, state.params["encoder"]["image_0"], jax.tree.unflatten(tree, way)
+        )
+        return loss({**state.params, "encoder": {**state.params["encoder"], "image_0": image}}, batch)
+
+    slope = jit(lambda size: (moved(size) - moved(-size)) / (2 * size))(1e-2)
+    np.testing.assert_allclose(slope, sum(jnp.vdot(x, w) for x, w in zip(leaves, way, strict=True)), rtol=0.02)
+
+
+def test_a_trial_of_one_update_looks_at_all_of_it_again():
+    setup = make_setup(config(updates=1, last_update="full"), PictureProbe())
+    state = jit(lambda: init_state(setup))()
+    after, metrics = jit(lambda s: up.segment_step(setup, s))(state)
+    assert float(metrics["grad_norm"]) > 0
+    moved = jax.tree.map(lambda x, y: bool((x != y).any()), after.params["encoder"], state.params["encoder"])
+    assert all(jax.tree.leaves(moved))
+
+
+def test_a_refresh_reads_features_and_looks_at_nothing():
+    """With an encoder that makes NaN of every image, the context comes out finite and as if it were sound."""
+    setup, state, _, _ = gathered()
+    broken = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), state.params["encoder"]["image_0"])
+    blind = {**state.params, "encoder": {**state.params["encoder"], "image_0": broken}}
+    run = jit(lambda s: up.go_on(setup, s, jax.random.key(1)))
+    chex.assert_trees_all_equal(run(state.replace(params=blind)).memory, run(state).memory)
+
+
+def test_a_frozen_encoder_stays_and_its_images_are_not_kept():
+    setup, state, batch, found = gathered(freeze=True)
+    assert batch.observation is None and found.observation is None and segment_image_bytes(setup) == 0
+    after, _ = jit(lambda s: up.segment_step(setup, s))(state)
+    chex.assert_trees_all_equal(after.params["encoder"]["image_0"], state.params["encoder"]["image_0"])
+    assert (after.params["encoder"]["action"]["embedding"] != state.params["encoder"]["action"]["embedding"]).any()
+
+
+def test_full_updates_need_all_images_and_are_refused():
+    with pytest.raises(ConfigError, match=r"ppo\.last_update is 'full'; allowed: 'partial' where an image encoder"):
+        prepare(config(last_update="full"), PictureProbe())
+    prepare(config(last_update="full", freeze=True), PictureProbe())
+    with pytest.raises(ConfigError, match=r"policy\.encoder\.features is 0"):
+        broken = PolicyConfig(TRANSFORMER, EncoderConfig(features=0))
+        prepare(dataclasses.replace(config(), policy=broken), PictureProbe())
+
+
+def test_memory_by_hand():
+    """Features of 6 float32 for every step of the trial, 36 + 4 bytes of observation for every step of a segment."""
+    setup = make_setup(config(), PictureProbe())
+    state = jax.eval_shape(lambda: init_state(setup))
+    features = state.trajectory.inputs.observation["image"]
+    assert features.shape == (4, 24, 6) and features.dtype == jnp.float32
+    assert segment_image_bytes(setup) == 4 * 8 * (36 + 4)
+    huge = dataclasses.replace(setup, config=dataclasses.replace(setup.config, trial=TrialConfig(4, 2**20, 2)))
+    with pytest.raises(ConfigError, match=r"images of a segment, twice, 160 MiB"):
+        check_memory(huge, available=2**20)
+
+
+def test_what_is_seen_is_learned():
+    """On two devices."""
+    trials = 30
+    trial = TrialConfig(environments=16, steps=48, updates=3)
+    ppo = dataclasses.replace(config().ppo, lr_final=1e-4, max_grad_norm=0.5)
+    settings = {"total_steps": trials * 16 * 48, "trial": trial, "ppo": ppo, "devices": 2}
+    setup = prepare(dataclasses.replace(config(), **settings), PictureProbe())
+    chunk, state = compile_chunk(setup), initial_state(setup)
+    for _ in range(trials):
+        state, metrics = chunk(state)
+    assert float(metrics["return_sum"].sum() / metrics["episodes"].sum()) > 1.9  # chance: 1
+    assert step_input(state.trial).observation["image"].dtype == jnp.uint8
