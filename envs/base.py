@@ -74,6 +74,7 @@ class Environment:
 
     name: str
     horizon: int  # the longest episode, in steps; one that has not terminated by then is truncated
+    may_fail = False  # its steps can get lost (simulators in worker processes): trajectories say which are valid
 
     @property
     def line_episodes(self) -> int:

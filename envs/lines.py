@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from envs.base import Environment, PyTree, Split, num_tasks
+from envs.host import HostEnvironment, mean_line
 
 # (environment, key, state, task) -> action
 ScriptedPolicy = Callable[[Environment, jax.Array, PyTree, PyTree], jax.Array]
@@ -44,6 +45,9 @@ def reference_lines(env: Environment, split: Split, episodes: int | None = None,
     if count < num_tasks(tasks):
         chosen = np.linspace(0, num_tasks(tasks) - 1, count).round().astype(int)
         tasks = jax.tree.map(lambda x: x[chosen], tasks)
+    if isinstance(env, HostEnvironment):
+        line = functools.partial(mean_line, env, tasks, math.ceil(episodes / count), seed=seed)
+        return Lines(Line(*line(expert=False)), Line(*line(expert=True)) if env.has_expert else None)
     keys = jax.random.split(jax.random.key(seed), (count, math.ceil(episodes / count)))
     optimal = _line(env, _expert, keys, tasks) if env.has_expert else None
     return Lines(random=_line(env, _random, keys, tasks), optimal=optimal)

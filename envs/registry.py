@@ -1,4 +1,7 @@
-"""Environments by name. Modules are imported only when one of their environments is made."""
+"""Environments by name. Modules are imported only when one of their environments is made.
+
+`gym:ID` is gymnasium's environment ID. It and those in HOSTED live in worker processes (`envs.host`).
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,14 @@ import dataclasses
 import difflib
 import importlib
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import jax
 
 from envs.base import Environment, num_tasks, split_hash
+
+if TYPE_CHECKING:
+    from relic_jax.config import HostConfig
 
 
 class UnknownEnvironmentError(ValueError):
@@ -17,7 +24,7 @@ class UnknownEnvironmentError(ValueError):
 
     def __init__(self, name: str) -> None:
         """Names the value and the nearest names."""
-        near = difflib.get_close_matches(str(name), ENTRIES, n=3, cutoff=0.5)
+        near = difflib.get_close_matches(str(name), names(), n=3, cutoff=0.5)
         hint = f"; did you mean {' or '.join(near)}?" if near else ";"
         super().__init__(f"unknown environment {name!r}{hint} envs.registry.names() lists all")
 
@@ -50,24 +57,31 @@ class Description:
 
 
 def names() -> list[str]:
-    """Every environment's name, sorted."""
-    return sorted(ENTRIES)
+    """Every environment's name, sorted, but for those of gymnasium."""
+    return sorted({**ENTRIES, **HOSTED})
 
 
-def make(name: str) -> Environment:
-    """The environment called `name`. Raises UnknownEnvironmentError."""
-    factory, _ = _entry(name)
-    return factory()
+def make(name: str, host: HostConfig | None = None) -> Environment:
+    """The environment called `name`. host: for those in worker processes.
+
+    Raises UnknownEnvironmentError, and ConfigError where one in worker processes cannot be made.
+    """
+    if name.startswith(GYM):
+        return importlib.import_module("envs.gym").make(name.removeprefix(GYM), host)
+    if name in HOSTED:
+        return importlib.import_module(HOSTED[name][0]).make(host)
+    if name not in ENTRIES:
+        raise UnknownEnvironmentError(name)
+    return ENTRIES[name][0]()
 
 
-def describe(name: str) -> Description:
-    """Describes the environment called `name`. Raises UnknownEnvironmentError."""
-    _, summary = _entry(name)
-    env = make(name)
+def describe(name: str, env: Environment | None = None) -> Description:
+    """Describes the environment called `name`. env: it, where it was made already. Raises as `make` does."""
+    env = env or make(name)
     train, test = env.tasks("train"), env.tasks("test")
     return Description(
         name=name,
-        summary=summary,
+        summary=_summary(name),
         horizon=env.horizon,
         observation=_observation(env),
         actions=env.action_space.n,
@@ -76,6 +90,10 @@ def describe(name: str) -> Description:
         train_hash=split_hash(train),
         test_hash=split_hash(test),
     )
+
+
+def _summary(name: str) -> str:
+    return "gymnasium's environment" if name.startswith(GYM) else {**ENTRIES, **HOSTED}[name][1]
 
 
 def _observation(env: Environment) -> str:
@@ -87,13 +105,16 @@ def _observation(env: Environment) -> str:
     return ", ".join(parts)
 
 
+GYM = "gym:"
+HOSTED = {
+    "extobjnav": (
+        "envs.habitat.host",
+        "find objects of named categories in a house, on habitat-sim or on a software simulator",
+    ),
+}
+"""Environments in worker processes: module with `make(host)`, one-line description."""
+
 Entry = tuple[Callable[[], Environment], str]  # factory, one-line description
-
-
-def _entry(name: str) -> Entry:
-    if name not in ENTRIES:
-        raise UnknownEnvironmentError(name)
-    return ENTRIES[name]
 
 
 def _presets(module: str, summaries: dict[str, str]) -> dict[str, Entry]:

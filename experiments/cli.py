@@ -1,4 +1,4 @@
-"""The console script `relic-jax`: train, evaluate, plot, presets, envs."""
+"""The console script `relic-jax`: train, evaluate, plot, presets, envs, habitat-dataset."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import tyro
 
 from envs import registry
 from envs.base import Environment
-from experiments import presets, run
+from experiments import habitat_dataset, presets, run
+from relic_jax.bridge.pool import PoolError
 from relic_jax.config import ConfigError, EvalConfig, TrainConfig, to_json
 from relic_jax.evaluate import Curves
 from relic_jax.plotting import plot_curves
@@ -29,9 +30,14 @@ USAGE = """relic-jax: in-context reinforcement learning in JAX
   relic-jax plot RUN|FILE [...]          one figure from several curves
   relic-jax presets                      what can be trained, what it costs, what to expect
   relic-jax envs [NAME]                  environments, their splits and their random and optimal lines
+  relic-jax habitat-dataset --out FILE   episodes for object navigation: which objects are where in which scenes
 
 Every command explains its options with --help.
 """
+
+
+ALIASES = {"--backend": "--host.backend", "--habitat-python": "--host.python"}
+"""Short names of options of `train`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +90,7 @@ class PlotCommand:
 def main() -> None:
     """Entry point. Bad input: one line on stderr and exit code 2."""
     commands = {"train": train_main, "evaluate": evaluate_main, "plot": plot_main, "presets": presets_main}
-    commands["envs"] = envs_main
+    commands |= {"envs": envs_main, "habitat-dataset": habitat_dataset.main}
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)
@@ -95,7 +101,7 @@ def main() -> None:
         commands[arguments[0]](arguments[1:])
     except ConfigError as error:
         _fail(str(error), 2)
-    except (NonFiniteError, OSError) as error:  # OSError: a full disk and the like; its text names the file
+    except (NonFiniteError, PoolError, OSError) as error:  # OSError: a full disk and the like; its text names the file
         _fail(str(error), 1)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
@@ -113,7 +119,7 @@ def train_main(arguments: Sequence[str]) -> None:
     """`relic-jax train`."""
     command, folder, resume = parse_train(arguments)
     config = command.config
-    env = run.make_env(config.env)
+    env = run.make_env(config.env, config.host)
     setup = prepare(config, env)
     for extra in command.track:
         load_extra(extra)
@@ -121,7 +127,7 @@ def train_main(arguments: Sequence[str]) -> None:
         run.create_folder(folder, setup.config)
     verb, devices = "resuming" if resume else "training", setup.config.devices
     print(f"{verb} {folder} · env {config.env} · {config.total_steps:,} steps · {devices} device(s)", flush=True)
-    print(registry.describe(config.env), flush=True)
+    print(registry.describe(config.env, env), flush=True)
     print(f"context: {context_line(setup)}", flush=True)
     result = train(setup, folder, lambda env_steps: make_trackers(command, folder, env_steps), resume=resume)
     if not result.finished:
@@ -132,6 +138,7 @@ def train_main(arguments: Sequence[str]) -> None:
 
 def parse_train(arguments: Sequence[str]) -> tuple[TrainCommand, Path, bool]:
     """Returns (command, run folder, whether it is resumed)."""
+    arguments = [ALIASES.get(argument, argument) for argument in arguments]
     named = bool(arguments) and not arguments[0].startswith("-")
     preset, options = (arguments[0], arguments[1:]) if named else (None, arguments)
     resumed = _option(options, "--resume")
@@ -232,7 +239,7 @@ def evaluation_config(command: EvaluateCommand) -> EvalConfig:
         expert_episodes=command.expert_episodes,
         context_limit=command.context_limit,
     )
-    validate(dataclasses.replace(trained, eval=config), horizon=run.make_env(trained.env).horizon)
+    validate(dataclasses.replace(trained, eval=config), horizon=run.make_env(trained.env, trained.host).horizon)
     return config
 
 
@@ -279,7 +286,7 @@ def envs_main(arguments: Sequence[str]) -> None:
             print(registry.describe(name))
         return
     env = run.make_env(arguments[0])
-    print(registry.describe(arguments[0]))
+    print(registry.describe(arguments[0], env))
     for split in ("train", "test"):
         found = run.lines(env, split)
         optimal = "no expert" if found["optimal"] is None else f"optimal {found['optimal']:.4g}"

@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 from dataclasses import replace
 
-from relic_jax.config import ConfigError, EvalConfig, PPOConfig, TrainConfig, TrialConfig
+from relic_jax.config import ConfigError, EvalConfig, HostConfig, PPOConfig, TrainConfig, TrialConfig
 from relic_jax.models.encoders import EncoderConfig
 from relic_jax.models.policy import PolicyConfig
 from relic_jax.models.transformer import TransformerConfig
@@ -101,6 +101,16 @@ HOUSE = replace(
     eval=EvalConfig(episodes=10, tasks=64),
 )
 
+EXTOBJNAV_SOFT = replace(
+    HOUSE,
+    env="extobjnav",
+    total_steps=1_000_000,
+    chunk="segment",
+    trial=TrialConfig(environments=16, steps=1000, updates=10),
+    host=HostConfig(workers=2, image_size=64, horizon=200),
+    eval=EvalConfig(episodes=8),
+)
+
 
 def on_gpu(config: TrainConfig) -> TrainConfig:
     """The paper's object-navigation run in place of the numbers for two cores: 20 environments, trials of 4096 steps in
@@ -145,6 +155,12 @@ PRESETS: dict[str, Preset] = {
         RELIC_PAPER,
         "the original's Darkroom run, number for number",
         "hours on 2 CPU cores",
+        "not run to its end yet",
+    ),
+    "extobjnav-soft": Preset(
+        EXTOBJNAV_SOFT,
+        "object navigation with simulators in worker processes, in houses that need no assets",
+        "not measured yet on 2 CPU cores",
         "not run to its end yet",
     ),
     "miniworld-open": Preset(

@@ -27,7 +27,7 @@ from envs.base import Environment, Split
 from envs.lines import reference_lines
 from envs.render import write_gif
 from relic_jax import checkpoint
-from relic_jax.config import ConfigError, EvalConfig, TrainConfig, differences, from_json, to_json
+from relic_jax.config import ConfigError, EvalConfig, HostConfig, TrainConfig, differences, from_json, to_json
 from relic_jax.evaluate import Curves, in_context_curves, summarise, to_csv
 from relic_jax.models.policy import policy_for
 from relic_jax.plotting import plot_curves
@@ -36,10 +36,10 @@ from relic_jax.tracking import write_atomically
 GIF_FRAMES_PER_SECOND = 20.0
 
 
-def make_env(name: str) -> Environment:
-    """The environment, or a ConfigError that names the field."""
+def make_env(name: str, host: HostConfig | None = None) -> Environment:
+    """The environment, or a ConfigError that names the field. host: of those in worker processes."""
     try:
-        return registry.make(name)
+        return registry.make(name, host)
     except registry.UnknownEnvironmentError as error:
         raise ConfigError(f"env is {name!r}; allowed: a name that relic-jax envs lists; {error}") from None
 
@@ -119,7 +119,7 @@ def evaluate_checkpoints(
     for path, other in zip(paths[1:], configs[1:], strict=True):
         if other.env != configs[0].env:
             raise ConfigError(f"paths: '{path}' is of env {other.env!r}; allowed to pool with: {configs[0].env!r}")
-    env, evaluation = make_env(configs[0].env), config or configs[0].eval
+    env, evaluation = make_env(configs[0].env, configs[0].host), config or configs[0].eval
     curves = []
     for index, (path, train_config) in enumerate(zip(found, configs, strict=True)):
         policy = policy_for(env, train_config.policy)

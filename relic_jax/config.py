@@ -114,6 +114,37 @@ class EvalConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class HostConfig:
+    """Simulators in worker processes; unused by environments that run inside jit."""
+
+    workers: int = 2
+    """Processes; must divide trial.environments. Habitat: one simulator each, so as many as environments."""
+    backend: Literal["soft", "habitat"] = "soft"
+    """What simulates object navigation: our software simulator, or habitat-sim."""
+    python: str | None = None
+    """The workers' interpreter; None: this one."""
+    dataset: str | None = None
+    """JSON file with the tasks of both splits: an episode dataset (relic-jax habitat-dataset), or for gym:ID
+    {"train": [task, …], "test": [task, …]}; None: procedural houses of the software simulator, or seeds."""
+    scene_dataset: str = "default"
+    """Scene dataset configuration of habitat-sim, where the episode dataset is not given."""
+    objects: str = ""
+    """Folder with habitat-sim's object templates."""
+    image_size: int = 64
+    """Pixels of a side of the camera's square image."""
+    horizon: int | None = None
+    """Steps of the longest episode; None: the environment's own limit (object navigation: 500)."""
+    gpus: int = 0
+    """GPUs that render, one worker after the other; 0: in software."""
+    start_timeout: float = 120.0
+    """Seconds for a worker to start or to load a scene."""
+    step_timeout: float = 60.0
+    """Seconds without an answer after which a worker is restarted."""
+    max_restarts: int = 100
+    """Restarts of workers after which the run stops, with a checkpoint."""
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """A training run."""
 
@@ -135,6 +166,7 @@ class TrainConfig:
     trial: TrialConfig = dataclasses.field(default_factory=TrialConfig)
     ppo: PPOConfig = dataclasses.field(default_factory=PPOConfig)
     eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
+    host: HostConfig = dataclasses.field(default_factory=HostConfig)
 
     @property
     def trials(self) -> int:
@@ -154,6 +186,10 @@ def validate(config: TrainConfig, *, horizon: int, images: bool = False) -> None
     _check_positive(ppo, "ppo", "reward_scale")
     _check_positive(config, "", "total_steps", "checkpoint_minutes")
     _check_positive(evaluation, "eval", "episodes", "repeats")
+    _check_positive(config.host, "host", "workers", "image_size", "start_timeout", "step_timeout")
+    _require(config.host.horizon is None or config.host.horizon > 0, "host.horizon", config.host.horizon, "more than 0")
+    for field in ("gpus", "max_restarts"):
+        _require(getattr(config.host, field) >= 0, f"host.{field}", getattr(config.host, field), "0 or more")
     _require(0 <= config.seed < 2**32, "seed", config.seed, "0 … 2^32−1")
     whole = config.trials * trial.environments * trial.steps
     _require(whole < 2**31, "total_steps", config.total_steps, "less than 2^31 when rounded up to whole trials")

@@ -6,7 +6,7 @@ Actions are sampled, the context is neither shuffled nor refreshed, the weights 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,29 +15,40 @@ import numpy as np
 
 from envs.base import Environment, Split, num_tasks, split_hash
 from envs.base import Trajectory as HostTrajectory
+from envs.host import EpisodeCount, HostEnvironment, HostTrials, waves
 from envs.wrappers import Trials, TrialState
+from relic_jax.bridge.pool import PoolError
+from relic_jax.bridge.protocol import EXPERT
 from relic_jax.config import ConfigError, EvalConfig
 from relic_jax.models import cache as kv
 from relic_jax.models.cache import KVCache
 from relic_jax.models.policy import Policy
+from relic_jax.rl.host import Actor, Running
 from relic_jax.rl.rollout import buffer_sizes
 from relic_jax.rl.state import step_input
 from relic_jax.types import Params, PyTree
 
 SIZES = 4  # of the context's buffer in the course of an evaluation; each costs a compilation
+SPARE = 4  # more episodes than asked for that there is room for, where simulators fail and episodes are lost
+
+
+Array = jax.Array | np.ndarray
 
 
 class _Steps(NamedTuple):
     """What acting leaves behind per step, [T, B]; `observation` and `record` of one environment only, [T, ...]."""
 
-    action: jax.Array
-    reward: jax.Array
-    first: jax.Array
-    ended: jax.Array
-    episode_return: jax.Array
-    success: jax.Array
+    action: Array
+    reward: Array
+    first: Array
+    ended: Array
+    episode_return: Array
+    success: Array
     observation: PyTree
     record: PyTree
+
+
+_BATCHED = ("action", "reward", "first", "ended", "episode_return", "success")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,22 +78,45 @@ def in_context_curves(
     """Runs the tasks of `split` (the first `tasks` of them) `repeats` times, `episodes` episodes each in one context.
 
     task: only this one, by its index in the split. show_last_reward: as in training. progress: called with the fraction
-    done. Raises ConfigError where the expert is asked for and there is none, or where there is no such task.
+    done. Raises ConfigError where the expert is asked for and there is none, or where there is no such task; PoolError
+    where simulators fail too often.
     """
     if config.expert_episodes and not env.has_expert:
         raise ConfigError(f"eval.expert_episodes is {config.expert_episodes}; allowed: 0, {env.name} has no expert")
     tasks = evaluated_tasks(env, split, config) if task is None else one_task(env, split, task)
-    batch_tasks = jax.tree.map(lambda x: jnp.asarray(np.repeat(x, config.repeats, axis=0)), tasks)
-    batch, sizes = num_tasks(tasks) * config.repeats, buffer_sizes(config.episodes * env.horizon, env.horizon, SIZES)
-    reset_key, key = jax.random.split(jax.random.fold_in(jax.random.key(seed), 0x5EED))
-    trials = Trials(env, show_last_reward)
-    trial = jax.jit(trials.reset)(reset_key, batch_tasks)
+    repeated = jax.tree.map(lambda x: np.repeat(x, config.repeats, axis=0), tasks)
+    key, trials = jax.random.fold_in(jax.random.key(seed), 0x5EED), Trials(env, show_last_reward)
+    play = _play_on_host if isinstance(env, HostEnvironment) else _play
+    found = list(play(policy, params, trials, repeated, config, key, progress))
+    returns, successes = (
+        np.concatenate(x) for x in zip(*(_per_episode(s, config.episodes) for s in found), strict=True)
+    )
+    return Curves(returns, successes, _first_trial(found[0], tasks, config.episodes))
+
+
+Progress = Callable[[float], None]
+
+
+def _play(
+    policy: Policy,
+    params: Params,
+    trials: Trials,
+    tasks: PyTree,
+    config: EvalConfig,
+    key: jax.Array,
+    progress: Progress,
+) -> Iterator[_Steps]:
+    """All trials at once, in jitted chunks."""
+    horizon, batch = trials.env.horizon, num_tasks(tasks)
+    sizes = buffer_sizes(config.episodes * horizon, horizon, SIZES)
+    reset_key, key = jax.random.split(key)
+    trial = jax.jit(trials.reset)(reset_key, jax.tree.map(jnp.asarray, tasks))
     memory = policy.for_acting(policy.initial_memory(batch, sizes[0]))
     episode = jnp.zeros((batch,), jnp.int32)
-    chunk = jax.jit(_chunk_function(policy, trials, config, env.horizon), donate_argnums=(1, 2))
+    chunk = jax.jit(_chunk_function(policy, trials, config, horizon), donate_argnums=(1, 2))
     parts: list[_Steps] = []
     for index in range(config.episodes):  # at most: short episodes end the trial sooner
-        size = next(size for size in sizes if size >= (index + 1) * env.horizon)
+        size = next(size for size in sizes if size >= (index + 1) * horizon)
         if size > memory.capacity:  # acting reads the whole buffer, so it grows with what is in it
             memory = kv.grown(memory, size)
         trial, memory, episode, steps = chunk(params, trial, memory, episode, jax.random.fold_in(key, index))
@@ -91,9 +125,57 @@ def in_context_curves(
         progress(min(done / config.episodes, 1.0))
         if done >= config.episodes:
             break
-    steps = jax.tree.map(lambda *x: np.concatenate(x), *parts)
-    returns, successes = _per_episode(steps, config.episodes)
-    return Curves(returns, successes, _first_trial(steps, tasks, config.episodes))
+    yield jax.tree.map(lambda *x: np.concatenate(x), *parts)
+
+
+def _play_on_host(
+    policy: Policy,
+    params: Params,
+    trials: Trials,
+    tasks: np.ndarray,
+    config: EvalConfig,
+    key: jax.Array,
+    progress: Progress,
+) -> Iterator[_Steps]:
+    """As many trials at a time as the workers hold. Raises PoolError where a trial is lost."""
+    env = trials.env
+    assert isinstance(env, HostEnvironment)
+    seeds = np.asarray(jax.random.randint(key, (len(tasks),), 0, 2**31 - 1))
+    for hosted, numbers in waves(env, len(tasks), trials.show_last_reward):
+        hosted.begin(tasks[numbers], seeds[numbers])
+        wave_key = jax.random.fold_in(key, int(numbers[0]))
+        steps = _host_steps(policy, params, hosted, config, wave_key)
+        real = len(np.unique(numbers))
+        yield steps._replace(**{name: getattr(steps, name)[:, :real] for name in _BATCHED})
+        progress((int(numbers[-1]) + 1) / len(tasks))
+
+
+def _host_steps(policy: Policy, params: Params, hosted: HostTrials, config: EvalConfig, key: jax.Array) -> _Steps:
+    """Acts until every environment has played its episodes."""
+    horizon = hosted.env.horizon
+    sizes = buffer_sizes((config.episodes + SPARE) * horizon, horizon, SIZES)
+    actor, count = Actor(policy, hosted.pool.config.total, config.context_limit), EpisodeCount(hosted, config.episodes)
+    empty = [policy.initial_memory(rows.stop - rows.start, sizes[0]) for rows in hosted.rows]
+    running = [Running(policy.for_acting(memory), None) for memory in empty]
+
+    def act(group: int, index: int, trial: TrialState) -> np.ndarray:
+        memory, rows = running[group].memory, hosted.rows[group]
+        if index == memory.capacity:
+            memory = kv.grown(memory, next(size for size in sizes if size > index))
+        running[group], action = actor(params, Running(memory, None), trial, key, rows.start, index)
+        return np.where(count.ended[rows] < config.expert_episodes, EXPERT, np.asarray(action))
+
+    steps: list[list[_Steps]] = [[] for _ in running]
+    for found in hosted.run(act, sizes[-1], count.enough):
+        before, step, ended = found.before, found.step, count.add(found)
+        seen = jax.tree.map(lambda x: x[0], before.observation)
+        values = (found.batch.acted, step.reward, before.first, ended, step.episode_return, step.success)
+        steps[found.group].append(_Steps(*values, observation=seen, record=None))
+    if not count.enough():
+        raise PoolError(f"env {hosted.env.name!r}: too many episodes were lost to evaluate {config.episodes}")
+    groups = [jax.tree.map(lambda *x: np.stack(x), *group) for group in steps]
+    joined = {name: np.concatenate([getattr(group, name) for group in groups], axis=1) for name in _BATCHED}
+    return groups[0]._replace(**joined)
 
 
 def evaluated_tasks(env: Environment, split: Split, config: EvalConfig) -> PyTree:

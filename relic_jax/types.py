@@ -32,6 +32,7 @@ class Trajectory(struct.PyTreeNode):
     inputs: what the policy read, with features in place of images (`Policy.perceive`). action: int32. log_prob:
     float32, of the acting policy. value: float32, the newest prediction. reward: float32. terminated, truncated: bool.
     final_value: float32, where truncated the value of the observation that the episode would have gone on from, else 0.
+    valid: bool; False: what the step led to is unknown, it does not count in the loss. None: all are valid.
     """
 
     inputs: StepInput
@@ -42,3 +43,4 @@ class Trajectory(struct.PyTreeNode):
     terminated: jax.Array
     truncated: jax.Array
     final_value: jax.Array
+    valid: jax.Array | None = None

@@ -19,6 +19,15 @@ import jax  # noqa: E402
 jax.config.update("jax_num_cpu_devices", 2)  # so that what runs on several devices can be tested on any machine
 
 
+def pytest_addoption(parser):
+    parser.addoption("--kills", type=int, default=6, help="workers killed at random while training goes on")
+
+
+@pytest.fixture
+def kills(request):
+    return request.config.getoption("--kills")
+
+
 def pytest_unconfigure():
     if _OWN_CACHE and "PYTEST_XDIST_WORKER" not in os.environ:
         shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)

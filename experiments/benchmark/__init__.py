@@ -1,4 +1,4 @@
-"""Benchmarks that anyone can rerun: `python -m experiments.benchmark {act,update,refresh,rollout,train,env,all}`.
+"""Benchmarks that anyone can rerun: `python -m experiments.benchmark {act,update,rollout,…,all}`.
 
 Every suite's `cases(machine)` measures, and yields one JSON-able dict per case.
 """

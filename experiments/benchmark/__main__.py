@@ -16,8 +16,8 @@ import tyro
 from experiments.benchmark.measure import Machine, cores, measure_machine
 from relic_jax.tracking import write_atomically
 
-Suite = Literal["act", "update", "refresh", "rollout", "train", "env", "all"]
-SUITES = ("act", "update", "refresh", "rollout", "train", "env")
+Suite = Literal["act", "update", "refresh", "rollout", "train", "env", "bridge", "all"]
+SUITES = ("act", "update", "refresh", "rollout", "train", "env", "bridge")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +61,7 @@ def line(case: dict[str, Any], before: dict[str, Any] | None) -> str:
     if "temporary_bytes" in case:
         parts.append(f"{case['temporary_bytes'] / 2**20:.0f} MiB temporary")
     if case.get("of_peer"):
-        parts.append(f"{case['of_peer']:.1f}× the real package")
+        parts.append(f"{case['of_peer']:.1f}× {case.get('peer', 'the real package')}")
     if "of_original" in case:
         parts.append(f"{case['of_original']:.1f}× the original")
     if "share" in case:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -48,6 +51,16 @@ def timed(function: Callable[[], Any], *, repeats: int = 5) -> Timing:
         wall.append(time.perf_counter() - start)
         cpu.append(time.process_time() - cpu_start)
     return Timing(statistics.median(wall), statistics.median(cpu))
+
+
+def in_own_process(module: str, *arguments: str) -> Iterator[dict[str, Any]]:
+    """What `python -m module arguments` prints: one JSON object per line. Raises RuntimeError where it fails."""
+    command = [sys.executable, "-m", module, *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield from (json.loads(line) for line in process.stdout)
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -162,6 +164,11 @@ def rewound(cache: KVCache, first: jax.Array, length: jax.Array | int) -> KVCach
         position=jnp.where(length > 0, last - opened, -1).astype(jnp.int32),
         episode=lax.dynamic_index_in_dim(cache.episodes, last, 1, keepdims=False),
     )
+
+
+def joined(parts: Sequence[KVCache]) -> KVCache:
+    """Caches of some environments each, all of one length, as one of all: the inverse of `rows`."""
+    return jax.tree.map(lambda *x: jnp.concatenate(x) if x[0].ndim else x[0], *parts)
 
 
 def rows(cache: KVCache, index: jax.Array) -> KVCache:

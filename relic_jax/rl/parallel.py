@@ -63,15 +63,20 @@ def state_specs(state: TrainState) -> Any:
 
 def state_shardings(config: TrainConfig, state: TrainState) -> Any:
     """A TrainState of shardings, for creating, loading and donating."""
+    return shardings_of(config, state_specs(state))
+
+
+def shardings_of(config: TrainConfig, specs: PyTree) -> Any:
+    """Shardings over the data axis from PartitionSpecs."""
     mesh = data_mesh(config)
-    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), state_specs(state))
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
 
 
-def parallel(setup: Setup, function: Callable[[Setup, TrainState], tuple[TrainState, Any]]) -> Callable[..., Any]:
-    """`function(setup, state) -> (state, metrics)` as one jitted call over all devices, its state donated.
+def parallel(setup: Setup, function: Callable[..., tuple[TrainState, Any]], *inputs: PyTree) -> Callable[..., Any]:
+    """`function(setup, state, *inputs) -> (state, metrics)` as one jitted call over all devices, its state donated.
 
-    Inside, each device sees its share of the environments. Layouts are pinned, so that the state that comes out goes in
-    again without a second compilation.
+    inputs: PartitionSpecs of what else goes in. Inside, each device sees its share of the environments. Layouts are
+    pinned, so that the state that comes out goes in again without a second compilation.
     """
     config = setup.config
     devices = config.devices or 1
@@ -81,13 +86,14 @@ def parallel(setup: Setup, function: Callable[[Setup, TrainState], tuple[TrainSt
     abstract = jax.eval_shape(lambda: init_state(setup))
     specs, shardings = state_specs(abstract), state_shardings(config, abstract)
     run = jax.shard_map(
-        lambda state: function(local, state),
+        lambda *arguments: function(local, *arguments),
         mesh=data_mesh(config),
-        in_specs=(specs,),
+        in_specs=(specs, *inputs),
         out_specs=(specs, P()),
         check_vma=False,  # loops inside carry both split and replicated values; what must be averaged is averaged
     )
-    return jax.jit(run, donate_argnums=0, in_shardings=(shardings,), out_shardings=(shardings, None))
+    in_shardings = (shardings, *shardings_of(config, inputs))
+    return jax.jit(run, donate_argnums=0, in_shardings=in_shardings, out_shardings=(shardings, None))
 
 
 def initial_state(setup: Setup) -> TrainState:

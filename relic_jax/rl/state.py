@@ -124,4 +124,5 @@ def empty_trajectory(setup: Setup, trial: TrialState) -> Trajectory:
         terminated=flag,
         truncated=flag,
         final_value=real,
+        valid=flag if setup.trials.env.may_fail else None,
     )

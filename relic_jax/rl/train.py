@@ -16,9 +16,12 @@ import jax
 import numpy as np
 
 from envs.base import Environment
+from envs.host import HostEnvironment
 from relic_jax import checkpoint
+from relic_jax.bridge.pool import PoolError
 from relic_jax.config import ConfigError, TrainConfig, validate
 from relic_jax.models.encoders import image_mask
+from relic_jax.rl.host import HostSegments
 from relic_jax.rl.memory import check_memory
 from relic_jax.rl.parallel import configure_devices, initial_state, parallel, state_shardings
 from relic_jax.rl.state import Setup, TrainState, init_state, make_setup
@@ -51,17 +54,32 @@ class Progress:
 def prepare(config: TrainConfig, env: Environment) -> Setup:
     """Validates a config against its environment, the devices and their memory, and binds them.
 
-    Raises ConfigError before anything is compiled.
+    Raises ConfigError before anything is compiled; of simulators, one is started for a moment.
     """
     validate(config, horizon=env.horizon, images=any(image_mask(env.observation_spec)))
+    if isinstance(env, HostEnvironment):
+        env.check(config.trial.environments)
     setup = make_setup(configure_devices(config), env)
     check_memory(setup)
     return setup
 
 
-def compile_chunk(setup: Setup) -> Callable[[TrainState], tuple[TrainState, Any]]:
+Chunk = Callable[[TrainState], tuple[TrainState, Any]]
+
+
+def compile_chunk(setup: Setup) -> Chunk:
     """The jitted chunk: traced once for the whole run, its state donated."""
     return parallel(setup, trial_step if setup.config.chunk == "trial" else segment_step)
+
+
+@contextmanager
+def chunks(setup: Setup) -> Iterator[Chunk]:
+    """What takes a state to the next one, with the workers that it needs: a segment at a time where there are any."""
+    if isinstance(setup.trials.env, HostEnvironment):
+        with HostSegments(setup) as segments:
+            yield segments
+    else:
+        yield compile_chunk(setup)
 
 
 def train(setup: Setup, folder: Path, make_tracker: Callable[[int], Tracker], *, resume: bool) -> Result:
@@ -69,18 +87,21 @@ def train(setup: Setup, folder: Path, make_tracker: Callable[[int], Tracker], *,
 
     folder: the run folder; checkpoints go to `folder/checkpoints`. make_tracker: called with the environment steps that
     were taken before. resume: go on from the newest checkpoint (from the start, where there is none yet).
-    Raises NonFiniteError.
+    Raises NonFiniteError, and PoolError where simulators failed too often (after a checkpoint).
     """
     checkpoints = folder / "checkpoints"
     state, progress = restore(setup, checkpoints) if resume else (initial_state(setup), Progress())
-    tracker = make_tracker(progress.env_steps)
-    chunk, total = compile_chunk(setup), total_env_steps(setup.config)
+    tracker, total = make_tracker(progress.env_steps), total_env_steps(setup.config)
     saved_at = time.monotonic()
     clock = _Clock(progress, total)
     try:
-        with stop_signals() as stopping:
+        with stop_signals() as stopping, chunks(setup) as chunk:
             while progress.env_steps < total and not stopping.is_set():
-                state, metrics = chunk(state)
+                try:
+                    state, metrics = chunk(state)
+                except PoolError as error:
+                    save(setup, checkpoints, state, progress)
+                    raise PoolError(f"{error}; saved, go on with: relic-jax train --resume {folder}") from None
                 for record in records(setup.config, progress.env_steps, jax.device_get(metrics)):
                     check_finite(record, checkpoints)
                     progress.env_steps = int(record["env_steps"])

@@ -65,14 +65,23 @@ class Window(NamedTuple):
 
 def segment_step(setup: Setup, state: TrainState) -> tuple[TrainState, Metrics]:
     """One segment: acts, updates, and readies the context for the next one (or a new trial). Metrics are float32 []."""
-    cfg = setup.config
     key, own_key = jax.random.split(state.key)
     act_key, update_key, after_key = jax.random.split(setup.own_key(own_key), 3)
     before = state.memory
     collected = collect(setup, state.params, state.trial, before, act_key)
+    return learn(setup, state.replace(key=key), before, collected, update_key, after_key)
+
+
+def learn(
+    setup: Setup, state: TrainState, before: KVCache, collected: Collected, update_key: jax.Array, after_key: jax.Array
+) -> tuple[TrainState, Metrics]:
+    """What follows on acting: the update, and the context made ready.
+
+    before: the memory that acting began with, of which only the counters are read.
+    """
+    cfg = setup.config
     start = state.segment * cfg.trial.segment
     state = state.replace(
-        key=key,
         env_steps=state.env_steps + cfg.trial.environments * cfg.trial.segment,
         trial=collected.trial,
         memory=collected.memory,
@@ -100,12 +109,16 @@ def make_batch(setup: Setup, state: TrainState, before: KVCache, last_value: jax
     length = (state.segment + 1) * setup.config.trial.segment
     if ppo.credit == "trial":
         ended = jnp.zeros_like(ended)
+    reward, final_value = steps.reward * ppo.reward_scale, steps.final_value
+    if steps.valid is not None:  # what a lost step led to is unknown: its advantage is 0, what precedes is bootstrapped
+        ended = ended | ~steps.valid
+        reward = jnp.where(steps.valid, reward, steps.value)
+        final_value = jnp.where(steps.valid, final_value, 0.0)
 
     def one(reward: jax.Array, value: jax.Array, last: jax.Array, end: jax.Array, final: jax.Array) -> jax.Array:
         return advantages(reward, value, last, end, final, length, gamma=ppo.gamma, gae_lambda=ppo.gae_lambda)
 
-    reward = steps.reward * ppo.reward_scale
-    advantage = jax.vmap(one)(reward, steps.value, last_value, ended, steps.final_value)
+    advantage = jax.vmap(one)(reward, steps.value, last_value, ended, final_value)
     # keys and values written since are behind `length`, so nobody reads them
     memory = state.memory.replace(length=before.length, position=before.position, episode=before.episode)
     return Batch(steps, memory, advantage, advantage + steps.value)
@@ -133,7 +146,8 @@ def run_epochs(
     """Epochs of optimiser steps; each sums the gradients of `accumulate` minibatches of whole environments."""
     ppo, environments = setup.config.ppo, setup.local_environments
     if ppo.normalize_advantages:
-        batch = batch._replace(advantage=normalized(setup, batch.advantage, window.start + window.size))
+        length = window.start + window.size
+        batch = batch._replace(advantage=normalized(setup, batch.advantage, length, batch.trajectory.valid))
     shape = minibatch_shape(setup.config, environments)
     rate = learning_rate(ppo, setup.config.total_steps, state.env_steps)
 
@@ -167,13 +181,18 @@ def minibatch_shape(config: TrainConfig, environments: int) -> tuple[int, int, i
     return steps, ppo.accumulate // devices, rows
 
 
-def normalized(setup: Setup, advantage: jax.Array, length: jax.Array | int) -> jax.Array:
+def normalized(
+    setup: Setup, advantage: jax.Array, length: jax.Array | int, valid: jax.Array | None = None
+) -> jax.Array:
     """Advantages float32 [B, T] with mean 0 and deviation 1 over the first `length` steps of all environments.
+
+    valid: bool [B, T], which of them count. None: all.
 
     Over the trial so far and not over the window: in a late segment everybody may know what to do, and what is left
     there is noise that must not be blown up to the size of a discovery.
     """
     filled = jnp.arange(advantage.shape[1]) < length
+    filled = filled if valid is None else filled & valid
     mean = setup.mean(jnp.mean(advantage, where=filled))
     deviation = jnp.sqrt(setup.mean(jnp.mean(jnp.square(advantage - mean), where=filled)))
     return (advantage - mean) / (deviation + 1e-8)
@@ -221,9 +240,9 @@ def minibatch_loss(
         (batch.trajectory, batch.advantage, batch.target), window.start, window.size
     )
     log_prob = output.distribution.log_prob(steps.action)
-    entropy = output.distribution.entropy().mean()
-    policy_loss = losses.policy_loss(log_prob, steps.log_prob, advantage, ppo.clip).mean()
-    value_loss = losses.value_loss(output.value, steps.value, target, ppo.value_clip).mean()
+    entropy = mean_of_valid(output.distribution.entropy(), steps.valid)
+    policy_loss = mean_of_valid(losses.policy_loss(log_prob, steps.log_prob, advantage, ppo.clip), steps.valid)
+    value_loss = mean_of_valid(losses.value_loss(output.value, steps.value, target, ppo.value_clip), steps.valid)
     bonus = entropy_coef(ppo, setup.config.total_steps, env_steps) * entropy
     log_ratio = log_prob - steps.log_prob
     metrics = {
@@ -231,10 +250,17 @@ def minibatch_loss(
         "policy_loss": policy_loss,
         "value_loss": value_loss,
         "entropy": entropy,
-        "kl": (jnp.exp(log_ratio) - 1 - log_ratio).mean(),
-        "clip_fraction": (jnp.abs(jnp.exp(log_ratio) - 1) > ppo.clip).mean(dtype=jnp.float32),
+        "kl": mean_of_valid(jnp.exp(log_ratio) - 1 - log_ratio, steps.valid),
+        "clip_fraction": mean_of_valid((jnp.abs(jnp.exp(log_ratio) - 1) > ppo.clip) * 1.0, steps.valid),
     }
     return metrics["loss"], metrics
+
+
+def mean_of_valid(x: jax.Array, valid: jax.Array | None) -> jax.Array:
+    """Mean over the valid steps (None: all), 0 where there is none. x: float32 [b, size]; valid: bool [b, size]."""
+    if valid is None:
+        return x.mean()
+    return jnp.where(valid, x, 0.0).sum() / jnp.maximum(valid.sum(), 1)
 
 
 def window_output(setup: Setup, params: Params, batch: Batch, window: Window, dropout_key: jax.Array) -> PolicyOutput:
@@ -303,10 +329,18 @@ def start_trial(setup: Setup, state: TrainState, key: jax.Array) -> TrainState:
 
 
 def episode_sums(collected: Collected) -> Metrics:
-    """Sums over the segment's finished episodes; the host divides, so that segments without one do no harm."""
-    results = collected.results
+    """Sums over the segment's finished episodes; the host divides, so that segments without one do no harm.
+
+    Lost steps are counted too, where there can be any; an episode that ended with one does not count.
+    """
+    results, valid = collected.results, collected.steps.valid
     ended = results.terminated | results.truncated
+    lost = {}
+    if valid is not None:
+        ended = ended & valid.T
+        lost = {"lost_steps": (~valid).sum(dtype=jnp.float32)}
     return {
+        **lost,
         "episodes": ended.sum(dtype=jnp.float32),
         "return_sum": jnp.where(ended, results.episode_return, 0.0).sum(),
         "success_sum": (ended & results.success).sum(dtype=jnp.float32),

@@ -1,0 +1,239 @@
+"""The slice of habitat-sim that we use, made the same for all its versions (0.2.5 to the newest) and for `soft`.
+
+Everything that depends on the simulator's version is in this file. Worker side: Python 3.8 and numpy.
+Positions are float32 [3] (y up), headings are radians about y (0: along −z, positive: to the left).
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import os
+import platform
+import sys
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from relic_jax.bridge.worker import SetupError
+
+HOW = (
+    "install it with: conda create -n habitat -c conda-forge -c aihabitat python=3.9 habitat-sim headless, "
+    "and give its interpreter with --habitat-python PATH; or leave --backend at soft"
+)
+ACTIONS = ("stop", "move_forward", "turn_left", "turn_right", "look_up", "look_down")
+"""Names by index; stop never reaches the simulator."""
+
+
+class Settings(NamedTuple):
+    """size: pixels of the square camera. hfov: degrees. eye: metres. turn: degrees. gpu: −1 renders in software."""
+
+    backend: str = "soft"
+    scene_dataset: str = "default"
+    size: int = 256
+    hfov: float = 90.0
+    eye: float = 1.25
+    height: float = 1.5
+    radius: float = 0.18
+    forward: float = 0.25
+    turn: float = 30.0
+    gpu: int = -1
+    objects: str = ""
+
+
+class Observation(NamedTuple):
+    """rgb: uint8 [H, W, 3]. ids: int64 [H, W], numbers of objects as given to `place`, 0 elsewhere. collided: bool."""
+
+    rgb: np.ndarray
+    ids: np.ndarray
+    collided: bool
+
+
+def load_backend(backend: str) -> Any:
+    """The module that simulates. Raises SetupError: one line that says how to get it."""
+    if backend == "soft":
+        return importlib.import_module("envs.habitat.soft")
+    if backend != "habitat":
+        raise SetupError(f"backend is {backend!r}; allowed: soft, habitat")
+    try:
+        return importlib.import_module("habitat_sim")
+    except ImportError as error:
+        who = f"{sys.executable} (Python {platform.python_version()})"
+        raise SetupError(f"{who} has no habitat_sim ({error}); {HOW}") from None
+
+
+def vector(value: Any) -> np.ndarray:
+    """float32 [3] of an array or a magnum Vector3 (versions differ in which they return)."""
+    return np.array([value[0], value[1], value[2]], np.float32)
+
+
+def heading_of(rotation: Any) -> float:
+    """Radians about y of a quaternion object (w, x, y, z) or of a list [x, y, z, w]."""
+    y, w = (rotation.y, rotation.w) if hasattr(rotation, "w") else (rotation[1], rotation[3])
+    return 2 * math.atan2(float(y), float(w))
+
+
+class Simulation:
+    """One simulator with one agent; scenes are loaded into it one after the other (two in a process do not work)."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings, self.module = settings, load_backend(settings.backend)
+        dataset = settings.scene_dataset
+        if dataset != "default" and not os.path.isfile(dataset):
+            raise SetupError(f"scene dataset {dataset!r} does not exist; allowed: a *.scene_dataset_config.json")
+        self.scene: str | None = None
+        self._simulator: Any = None
+        self._objects: list[int] = []
+
+    @property
+    def version(self) -> str:
+        """Of the simulator's package; habitat-sim's can be wrong."""
+        return str(getattr(self.module, "__version__", "unknown"))
+
+    def load(self, scene: str) -> None:
+        """Makes `scene` the current one. Raises SetupError where it is missing or has no navmesh."""
+        if scene == self.scene:
+            return
+        self.scene = None
+        self._objects = []
+        try:
+            if self._simulator is None:
+                self._simulator = self.module.Simulator(self._configuration(scene))
+            else:
+                self._simulator.reconfigure(self._configuration(scene))
+        except (FileNotFoundError, ValueError, AssertionError, RuntimeError) as error:
+            where = f"in scene dataset {self.settings.scene_dataset!r}"
+            raise SetupError(f"scene {scene!r} cannot be loaded {where}: {error}") from None
+        finder = self._simulator.pathfinder
+        if not finder.is_loaded and not self._make_navmesh(finder):
+            raise SetupError(
+                f"scene {scene!r} has no navmesh, and none can be made for radius {self.settings.radius} m"
+            )
+        self._simulator.initialize_agent(0)
+        self.scene = scene
+
+    def _make_navmesh(self, finder: Any) -> bool:
+        settings = self.module.nav.NavMeshSettings()
+        settings.set_defaults()
+        settings.agent_radius, settings.agent_height = self.settings.radius, self.settings.height
+        if hasattr(settings, "include_static_objects"):  # an argument of recompute_navmesh before 0.2.3
+            settings.include_static_objects = True
+        return bool(self._simulator.recompute_navmesh(finder, settings)) and bool(finder.is_loaded)
+
+    def _configuration(self, scene: str) -> Any:
+        module, settings = self.module, self.settings
+        simulator = module.SimulatorConfiguration()
+        simulator.scene_id, simulator.scene_dataset_config_file = scene, settings.scene_dataset
+        simulator.gpu_device_id, simulator.allow_sliding = settings.gpu, True
+        simulator.enable_physics = False
+        agent = module.agent.AgentConfiguration()
+        agent.height, agent.radius = settings.height, settings.radius
+        kinds = {"rgb": module.SensorType.COLOR, "ids": module.SensorType.SEMANTIC}
+        agent.sensor_specifications = [self._camera(name, kind) for name, kind in kinds.items()]
+        amounts = {"move_forward": settings.forward}
+        spec, actuation = module.agent.ActionSpec, module.agent.ActuationSpec
+        agent.action_space = {
+            name: spec(name, actuation(amount=amounts.get(name, settings.turn))) for name in ACTIONS[1:]
+        }
+        return module.Configuration(simulator, [agent])
+
+    def _camera(self, name: str, kind: Any) -> Any:
+        camera = self.module.CameraSensorSpec()
+        camera.uuid, camera.sensor_type = name, kind
+        camera.resolution = [self.settings.size, self.settings.size]
+        camera.position, camera.orientation = [0.0, self.settings.eye, 0.0], [0.0, 0.0, 0.0]
+        camera.hfov = self.settings.hfov
+        return camera
+
+    def place(self, objects: list[tuple[str, np.ndarray, int]]) -> None:
+        """Puts objects (template, position, number > 0) in place of those that were there before."""
+        manager = self._simulator.get_rigid_object_manager()
+        templates = self._simulator.get_object_template_manager()
+        for index in self._objects:
+            manager.remove_object_by_id(index)
+        self._objects = []
+        if self.settings.objects:
+            templates.load_configs(self.settings.objects)
+        for template, position, number in objects:
+            handles = templates.get_template_handles(template)
+            if not handles:
+                where = self.settings.objects or "the scene dataset"
+                raise SetupError(f"object template {template!r} is not in {where}")
+            made = manager.add_object_by_template_handle(handles[0])
+            made.translation = position
+            made.motion_type = self.module.physics.MotionType.STATIC
+            made.semantic_id = number
+            self._objects.append(made.object_id)
+
+    def seed(self, seed: int) -> None:
+        """Seeds `random_point`."""
+        self._simulator.seed(seed)
+        self._simulator.pathfinder.seed(seed)
+
+    def put(self, position: np.ndarray, heading: float) -> None:
+        """Puts the agent somewhere, looking straight ahead."""
+        agent = self._simulator.get_agent(0)
+        state = self.module.agent.AgentState()
+        state.position = np.asarray(position, np.float32)
+        state.rotation = [0.0, math.sin(heading / 2), 0.0, math.cos(heading / 2)]
+        agent.set_state(state, reset_sensors=True)
+
+    def pose(self) -> tuple[np.ndarray, float]:
+        """The agent's position and heading."""
+        state = self._simulator.get_agent(0).get_state()
+        return vector(state.position), heading_of(state.rotation)
+
+    def act(self, action: int) -> Observation:
+        """Does ACTIONS[action] (not stop)."""
+        return self._observation(self._simulator.step(ACTIONS[action]))
+
+    def look(self) -> Observation:
+        """What the agent sees where it is."""
+        return self._observation(self._simulator.get_sensor_observations())
+
+    def _observation(self, found: Any) -> Observation:
+        ids = np.asarray(found["ids"]).astype(np.int64)
+        return Observation(np.asarray(found["rgb"])[..., :3], ids, bool(found.get("collided", False)))
+
+    def random_point(self) -> np.ndarray | None:
+        """A random navigable point, None where none was found."""
+        point = vector(self._simulator.pathfinder.get_random_navigable_point(max_tries=100))
+        return point if np.isfinite(point).all() else None
+
+    def snap(self, position: np.ndarray) -> np.ndarray | None:
+        """The nearest navigable point, None where there is none."""
+        point = vector(self._simulator.pathfinder.snap_point(np.asarray(position, np.float32)))
+        return point if np.isfinite(point).all() else None
+
+    def way(self, start: np.ndarray, ends: list[np.ndarray]) -> tuple[float, int, list[np.ndarray]]:
+        """(length, which end, points) of the shortest way to the nearest of several points; (inf, −1, []): none."""
+        path = self.module.nav.MultiGoalShortestPath()
+        path.requested_start = np.asarray(start, np.float32)
+        path.requested_ends = [np.asarray(end, np.float32) for end in ends]
+        found = self._simulator.pathfinder.find_path(path)
+        length = float(path.geodesic_distance)
+        if not found or not math.isfinite(length):
+            return math.inf, -1, []
+        return length, int(path.closest_end_point_index), [vector(point) for point in path.points]
+
+    def surfaces(self, random: np.random.RandomState, count: int) -> list[np.ndarray]:
+        """Places for `count` objects: on tables in `soft`, on the floor of habitat's scenes (their receptacles are
+        described differently in every dataset; datasets with listed poses do without this)."""
+        if self.settings.backend == "soft":
+            return self._table_tops(random, count)
+        points = [self.random_point() for _ in range(count)]
+        return [point for point in points if point is not None]
+
+    def _table_tops(self, random: np.random.RandomState, count: int) -> list[np.ndarray]:
+        boxes, tables = self._simulator.house.boxes, self._simulator.house.tables
+        chosen = random.permutation(np.array(tables, np.int64))[:count]
+        low, high = boxes.low[chosen], boxes.high[chosen]
+        middle = (low + high) / 2
+        middle[:, 1] = high[:, 1]
+        return [point.astype(np.float32) for point in middle]
+
+    def close(self) -> None:
+        """Ends the simulator."""
+        if self._simulator is not None:
+            self._simulator.close(destroy=True)
+            self._simulator = None

@@ -1,0 +1,140 @@
+"""Episode datasets: which houses, which objects where. A JSON file of ours, or made here for `soft`. Numpy alone.
+
+    {"format": "relic-extobjnav-1", "backend": "soft", "scene_dataset": "default", "categories": [...],
+     "train": [task, ...], "test": [task, ...]}
+
+A task is what `task` documents. Scenes of the two splits must not overlap: test houses are held out.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+
+from envs.habitat.api import Settings, Simulation
+from relic_jax.bridge.worker import SetupError
+
+FORMAT = "relic-extobjnav-1"
+CATEGORIES = (
+    "cracker_box", "sugar_box", "tomato_soup_can", "mustard_bottle", "tuna_fish_can", "pudding_box", "gelatin_box",
+    "potted_meat_can", "banana", "bleach_cleanser", "bowl", "mug", "plate", "apple", "orange", "pitcher", "scissors",
+    "sponge", "toy_airplane", "rubiks_cube",
+)  # fmt: skip
+"""Twenty everyday objects, names as in the YCB set."""
+
+
+def generate(
+    settings: Settings,
+    scenes: dict[str, list[str]],
+    *,
+    layouts: int = 1,
+    objects: int = 4,
+    seed: int = 0,
+    categories: tuple[str, ...] = CATEGORIES,
+    templates: dict[str, str] | None = None,
+) -> dict[str, Any]:
+    """Makes a dataset: `layouts` arrangements of up to `objects` objects, each of another category, in every scene.
+
+    scenes: {"train": ids, "test": ids}. templates: category → object template, default: the category's name.
+    Raises SetupError on a scene without navmesh or without a place that can be reached, and on overlapping splits.
+    """
+    if both := set(scenes["train"]) & set(scenes["test"]):
+        raise SetupError(f"scene {min(both)!r} is in both splits; allowed: held-out test scenes")
+    simulation = Simulation(settings)
+    data: dict[str, Any] = {"format": FORMAT, "backend": settings.backend, "scene_dataset": settings.scene_dataset}
+    data["categories"] = list(categories)
+    try:
+        for part, split in enumerate(("train", "test")):
+            data[split] = []
+            for index, scene in enumerate(scenes[split]):
+                simulation.load(scene)
+                for layout in range(layouts):
+                    random = np.random.RandomState([seed, part, index, layout])
+                    things = _arrange(simulation, random, objects, categories, templates or {})
+                    data[split].append({"scene": scene, "objects": things})
+    finally:
+        simulation.close()
+    return check(data)
+
+
+def make(
+    backend: str,
+    scene_dataset: str,
+    template_folder: str,
+    scenes: dict[str, list[str]],
+    categories: list[str],
+    layouts: int,
+    objects: int,
+    seed: int,
+) -> dict[str, Any]:
+    """`generate` with JSON arguments, for another interpreter. Raises SetupError."""
+    settings = Settings(backend=backend, scene_dataset=scene_dataset, objects=template_folder)
+    return generate(settings, scenes, layouts=layouts, objects=objects, seed=seed, categories=tuple(categories))
+
+
+def _arrange(
+    simulation: Simulation,
+    random: np.random.RandomState,
+    count: int,
+    categories: tuple[str, ...],
+    templates: dict[str, str],
+) -> list[dict[str, Any]]:
+    """Objects at places that can be reached from most of the scene."""
+    simulation.seed(int(random.randint(2**31 - 1)))
+    places = simulation.surfaces(random, count)
+    names = random.permutation(np.array(categories))[: len(places)]
+    probes = [point for point in (simulation.random_point() for _ in range(8)) if point is not None]
+    found = []
+    for name, place in zip(names.tolist(), places):  # noqa: B905 (Python 3.8)
+        at = simulation.snap(place)
+        if at is None or not probes:
+            continue
+        reached = sum(math.isfinite(simulation.way(probe, [at])[0]) for probe in probes)
+        if 2 * reached > len(probes):
+            position = [round(float(x), 4) for x in place]
+            found.append({"category": name, "position": position, "template": templates.get(name, name)})
+    if not found:
+        raise SetupError(f"scene {simulation.scene!r} has no place for an object that can be reached")
+    return found
+
+
+def soft_scenes(train: int = 37, test: int = 12) -> dict[str, list[str]]:
+    """Procedural houses, as many as the paper has of HSSD."""
+    names = [f"house-{seed}" for seed in range(train + test)]
+    return {"train": names[:train], "test": names[train:]}
+
+
+def check(data: dict[str, Any]) -> dict[str, Any]:
+    """Returns the dataset. Raises SetupError where it is malformed, or a category is in no scene."""
+    if data.get("format") != FORMAT:
+        raise SetupError(f"dataset has format {data.get('format')!r}; allowed: {FORMAT!r}")
+    try:
+        used = {o["category"] for split in ("train", "test") for task in data[split] for o in task["objects"]}
+        scenes = [{task["scene"] for task in data[split]} for split in ("train", "test")]
+        categories = list(data["categories"])
+    except (KeyError, TypeError) as error:
+        raise SetupError(f"dataset is malformed: {type(error).__name__} {error}") from None
+    if not scenes[0] or not scenes[1]:
+        raise SetupError("dataset has an empty split; allowed: tasks in both train and test")
+    if both := scenes[0] & scenes[1]:
+        raise SetupError(f"scene {min(both)!r} is in both splits; allowed: held-out test scenes")
+    if absent := [name for name in categories if name not in used]:
+        raise SetupError(f"category {absent[0]!r} is in no scene of the dataset; it has: {', '.join(sorted(used))}")
+    if unknown := used - set(categories):
+        raise SetupError(f"category {min(unknown)!r} is not among the dataset's categories")
+    return data
+
+
+def read(path: str) -> dict[str, Any]:
+    """A dataset file. Raises SetupError."""
+    try:
+        with open(path) as file:
+            data = json.load(file)
+    except (OSError, ValueError) as error:
+        raise SetupError(f"dataset {path!r} cannot be read: {error}") from None
+    if not isinstance(data, dict):
+        raise SetupError(f"dataset {path!r} is no JSON object")
+    return check(data)

@@ -1,0 +1,316 @@
+"""Environments that live in worker processes: the learner's view of one, as an `Environment` that only a pool can step.
+
+Its observations are what the policy's encoder knows: one vector, or {"image": uint8 [H, W, 3], "vector": float32 [D]}.
+`HostTrials` is for them what `envs.wrappers.Trials` is for environments inside jit; its arrays are numpy's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from envs.base import Discrete, Environment, PyTree, Split, TimeStep, first_timestep
+from envs.wrappers import TrialState, TrialStep
+from relic_jax.bridge.pool import Batch, Pool, PoolConfig, PoolError
+from relic_jax.bridge.protocol import EXPERT, Spec
+from relic_jax.config import ConfigError, HostConfig
+
+LINE_EPISODES = 100  # simulators are slow: the random and the optimal line are estimated from that many episodes
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class HostEnvironment(Environment):
+    """entry, options: what makes it in a worker (`PoolConfig`). spec: what the workers must announce.
+
+    splits: the tasks by split, JSON values. image: which observation is the image; the others are flattened into the
+    vector, in the order of their names. per_worker: how many of them fit into one process, None: any number.
+    """
+
+    name: str
+    entry: str
+    options: dict[str, Any]
+    spec: Spec
+    splits: dict[str, list[Any]]
+    image: str | None = None
+    per_worker: int | None = None
+    host: HostConfig = dataclasses.field(default_factory=HostConfig)
+
+    may_fail = True
+
+    @property
+    def horizon(self) -> int:  # type: ignore[override]
+        """Steps of the longest episode."""
+        return self.spec.horizon
+
+    @property
+    def line_episodes(self) -> int:
+        """Few, see `LINE_EPISODES`."""
+        return LINE_EPISODES
+
+    @property
+    def observation_spec(self) -> PyTree:
+        """A vector, or an image and a vector."""
+        parts = (spec.shape for name, spec in self.spec.observation.items() if name != self.image)
+        vector = jax.ShapeDtypeStruct((sum(int(np.prod(shape)) for shape in parts),), jnp.float32)
+        if self.image is None:
+            return vector
+        return {"image": jax.ShapeDtypeStruct(self.spec.observation[self.image].shape, jnp.uint8), "vector": vector}
+
+    @property
+    def action_space(self) -> Discrete:
+        """The discrete actions. Raises ConfigError where they are continuous."""
+        if not self.spec.actions:
+            raise ConfigError(f"env {self.name!r} has continuous actions; allowed: discrete ones, so far")
+        return Discrete(self.spec.actions)
+
+    @property
+    def has_expert(self) -> bool:
+        """Whether the workers have a scripted expert."""
+        return self.spec.expert
+
+    def tasks(self, split: Split) -> np.ndarray:
+        """Fingerprints of the tasks, uint8 [n, 16]: the split's hash then depends on what is in them."""
+        return np.array([list(_fingerprint(task)) for task in self.splits[split]], np.uint8)
+
+    def task(self, fingerprint: np.ndarray) -> Any:
+        """The task behind a row of `tasks`, a JSON value."""
+        return self._by_fingerprint[tuple(fingerprint.tolist())]
+
+    @functools.cached_property
+    def _by_fingerprint(self) -> dict[tuple[int, ...], Any]:
+        return {tuple(_fingerprint(task)): task for tasks in self.splits.values() for task in tasks}
+
+    def reset(self, key: jax.Array, task: PyTree) -> tuple[PyTree, TimeStep]:
+        """(the seed of a trial, int32 []; a first TimeStep of the right shapes, all zeros, until the pool's reset)."""
+        del task
+        seed = (jax.random.bits(key) >> 1).astype(jnp.int32)
+        return seed, first_timestep(jax.tree.map(lambda spec: jnp.zeros(spec.shape, spec.dtype), self.observation_spec))
+
+    def observe(self, arrays: dict[str, np.ndarray]) -> PyTree:
+        """A pool's observation arrays (leading axis b) as the policy reads them."""
+        parts = [value.reshape(len(value), -1) for name, value in sorted(arrays.items()) if name != self.image]
+        count = len(next(iter(arrays.values())))
+        vector = np.concatenate([np.zeros((count, 0)), *parts], 1, dtype=np.float32, casting="unsafe")
+        return vector if self.image is None else {"image": arrays[self.image], "vector": vector}
+
+    def succeeded(self, batch: Batch) -> np.ndarray:
+        """bool [b]; meaningful where an episode ended. The metric of that name, or a reward at the end."""
+        if "success" in self.spec.metrics:
+            return batch.metrics[:, self.spec.metrics.index("success")] > 0
+        return batch.reward > 0
+
+    def pool_config(self, environments: int) -> PoolConfig:
+        """Workers with `environments` environments in all. Raises ConfigError where they cannot be spread so."""
+        host = self.host
+        workers = min(host.workers, environments)
+        each, rest = divmod(environments, workers)
+        if rest:
+            allowed = f"a divisor of the environments ({environments})"
+            raise ConfigError(f"host.workers is {host.workers}; allowed: {allowed}")
+        if self.per_worker is not None and each > self.per_worker:
+            allowed = f"{-(-environments // self.per_worker)}: {self.per_worker} of {environments} environments in each"
+            raise ConfigError(f"host.workers is {host.workers}; allowed: {allowed}")
+        return PoolConfig(
+            entry=self.entry,
+            config=self.options,
+            workers=workers,
+            environments=each,
+            groups=2 if each % 2 == 0 or workers % 2 == 0 else 1,
+            python=host.python or sys.executable,
+            start_timeout=host.start_timeout,
+            step_timeout=host.step_timeout,
+            max_restarts=host.max_restarts,
+        )
+
+    def start(self, environments: int) -> Pool:
+        """Starts workers with `environments` environments in all. Raises ConfigError: one line, before training."""
+        try:
+            return Pool(self.pool_config(environments), self.spec)
+        except PoolError as error:
+            raise ConfigError(f"env {self.name!r} cannot start: {error}") from None
+
+    def check(self, environments: int) -> None:
+        """Raises ConfigError where `start` would, as far as a single worker shows it."""
+        self.pool_config(environments)
+        self.start(1).close()
+
+    def render_trial(self, trajectory: Any) -> np.ndarray | None:
+        """The images that the policy saw."""
+        return None if self.image is None else np.asarray(trajectory.observation["image"])
+
+
+def _fingerprint(task: Any) -> bytes:
+    return hashlib.sha256(json.dumps(task, sort_keys=True).encode()).digest()[:16]
+
+
+class Happened(NamedTuple):
+    """A step of one group (b environments). before: the trials that the policy acted in. step: what it led to; a lost
+    step (not `batch.valid`) ends the episode, and what it earned is unknown."""
+
+    group: int
+    before: TrialState
+    batch: Batch
+    step: TrialStep
+
+
+class HostTrials:
+    """The environments of a pool in trials, group by group. trials: one TrialState of numpy arrays per group.
+
+    A TrialState's `env` is the trial's seed, its `task` the task's fingerprint.
+    """
+
+    def __init__(self, env: HostEnvironment, pool: Pool, show_last_reward: bool = False) -> None:
+        self.env, self.pool, self.show_last_reward = env, pool, show_last_reward
+        numbers = [pool.group(index) for index in range(pool.config.groups)]
+        self.rows = [slice(int(n[0]), int(n[-1]) + 1) for n in numbers]
+        self.trials: list[TrialState] = []
+
+    @property
+    def all(self) -> TrialState:
+        """The trials of all groups as one."""
+        return jax.tree.map(lambda *parts: np.concatenate(parts), *self.trials)
+
+    def begin(self, tasks: np.ndarray, seeds: np.ndarray) -> None:
+        """Starts trials. tasks: fingerprints, uint8 [B, 16]. seeds: int32 [B]. Raises PoolError."""
+        batch = self.pool.reset([self.env.task(row) for row in tasks], seeds.tolist())
+        nothing, none = np.zeros(len(seeds), np.float32), np.full(len(seeds), -1, np.int32)
+        arrays: Any = (none, nothing, np.ones(len(seeds), bool), nothing)
+        self._split(TrialState(seeds, tasks, self.env.observe(batch.observation), *arrays))
+
+    def resume(self, trial: TrialState, episodes: np.ndarray, replay: Sequence[np.ndarray]) -> np.ndarray:
+        """Goes on with trials of another pool, see `Pool.reset`. Raises PoolError.
+
+        Returns bool [B]: which of them are where they were. In the others the running episode is given up for the next.
+        """
+        tasks: list[Any] = [self.env.task(row) for row in np.asarray(trial.task)]
+
+        def reset(episodes: np.ndarray, replay: list[list[Any]]) -> tuple[PyTree, np.ndarray]:
+            batch = self.pool.reset(tasks, trial.env.tolist(), episodes.tolist(), replay)
+            return self.env.observe(batch.observation), batch.valid
+
+        actions = [row.tolist() for row in replay]
+        observation, valid = reset(episodes, actions)
+        pairs = zip(jax.tree.leaves(observation), jax.tree.leaves(trial.observation), strict=True)
+        equal = [(a == b).reshape(len(tasks), -1).all(1) for a, b in pairs]
+        same = trial.first | np.all([*equal, valid], axis=0)
+        if not same.all():
+            kept = [row if ok else [] for row, ok in zip(actions, same, strict=True)]
+            observation, _ = reset(episodes + ~same, kept)
+        changes: dict[str, Any] = {
+            "observation": observation,
+            "previous_action": np.where(same, trial.previous_action, -1).astype(np.int32),
+            "previous_reward": np.where(same, trial.previous_reward, 0).astype(np.float32),
+            "first": trial.first | ~same,
+            "episode_return": np.where(same, trial.episode_return, 0).astype(np.float32),
+        }
+        self._split(dataclasses.replace(trial, **changes))
+        return same
+
+    def _split(self, trial: TrialState) -> None:
+        self.trials = [jax.tree.map(lambda x, rows=rows: x[rows], trial) for rows in self.rows]
+
+    def run(
+        self,
+        act: Callable[[int, int, TrialState], np.ndarray],
+        steps: int | None = None,
+        enough: Callable[[], bool] = lambda: False,
+    ) -> Iterator[Happened]:
+        """Steps all groups by turns, each while the others are simulated: `steps` times, or until `enough`.
+
+        act(group, index of the step, trials) gives int32 [b]; `EXPERT`: the expert acts. Raises PoolError.
+        """
+        index, over = 0, False
+        while not over:
+            over = index == steps or enough()
+            for group in range(len(self.rows)):
+                if index:
+                    yield self._receive(group)
+                if not over:
+                    self.pool.send(act(group, index, self.trials[group]), group)
+            index += 1
+
+    def _receive(self, group: int) -> Happened:
+        """`envs.wrappers.Trials.step`, with what the pool answered."""
+        before, batch = self.trials[group], self.pool.receive(group)
+        ended = batch.terminated | batch.truncated
+        episode_return = before.episode_return + batch.reward
+        changes: dict[str, Any] = {
+            "observation": self.env.observe(batch.observation),
+            "previous_action": np.where(ended, -1, batch.acted).astype(np.int32),
+            "previous_reward": np.where(ended & (not self.show_last_reward), 0, batch.reward).astype(np.float32),
+            "first": ended,
+            "episode_return": np.where(ended, 0, episode_return).astype(np.float32),
+        }
+        self.trials[group] = dataclasses.replace(before, **changes)
+        arrays: Any = (batch.reward, batch.terminated, batch.truncated)
+        more: Any = (None, episode_return, self.env.succeeded(batch), {})
+        return Happened(group, before, batch, TrialStep(*arrays, *more))
+
+
+def waves(env: HostEnvironment, count: int, show_last_reward: bool = False) -> Iterator[tuple[HostTrials, np.ndarray]]:
+    """For `count` trials, as many at a time as the workers hold: yields (trials, numbers of the trials: int32 [b]).
+
+    The last numbers of the last wave are repeated where its environments are more. Raises ConfigError.
+    """
+    workers = min(env.host.workers, count)
+    each = -(-count // workers)
+    size = workers * (each if env.per_worker is None else min(each, env.per_worker))
+    with env.start(size) as pool:
+        trials = HostTrials(env, pool, show_last_reward)
+        for start in range(0, count, size):
+            yield trials, np.minimum(np.arange(start, start + size), count - 1)
+
+
+class EpisodeCount:
+    """Counts the episodes of a wave's environments that ended and were seen whole. ended: int [B]."""
+
+    def __init__(self, trials: HostTrials, episodes: int) -> None:
+        self._trials, self._episodes = trials, episodes
+        self.ended = np.zeros(trials.pool.config.total, int)
+
+    def add(self, happened: Happened) -> np.ndarray:
+        """Returns bool [b]: where an episode ended now. Raises PoolError where a trial cannot be played to its end."""
+        if self._trials.pool.dropped:
+            raise PoolError(f"env {self._trials.env.name!r}: a trial was lost, its task cannot be set up again")
+        batch = happened.batch
+        ended = (batch.terminated | batch.truncated) & batch.valid
+        self.ended[self._trials.rows[happened.group]] += ended
+        return ended
+
+    def enough(self) -> bool:
+        """Whether every environment has played its episodes."""
+        return bool((self.ended >= self._episodes).all())
+
+
+def mean_line(env: HostEnvironment, tasks: np.ndarray, episodes: int, expert: bool, seed: int) -> tuple[float, float]:
+    """(mean return, share of successes) of the expert or of uniformly random actions, each task `episodes` times.
+
+    tasks: fingerprints, uint8 [n, 16]. Raises ConfigError, PoolError.
+    """
+    random = np.random.default_rng(seed)
+    returns = np.zeros((len(tasks), episodes))
+    successes = np.zeros((len(tasks), episodes), bool)
+
+    def act(group: int, index: int, trial: TrialState) -> np.ndarray:
+        return np.full(len(trial.first), EXPERT) if expert else random.integers(env.spec.actions, size=len(trial.first))
+
+    for trials, numbers in waves(env, len(tasks)):
+        count = EpisodeCount(trials, episodes)
+        trials.begin(tasks[numbers], random.integers(2**31, size=len(numbers)))
+        for happened in trials.run(act, enough=count.enough):
+            rows = trials.rows[happened.group]
+            for row in np.flatnonzero(count.add(happened)):
+                episode = count.ended[rows][row] - 1
+                if episode < episodes:
+                    returns[numbers[rows][row], episode] = happened.step.episode_return[row]
+                    successes[numbers[rows][row], episode] = happened.step.success[row]
+    return float(returns.mean()), float(successes.mean())

@@ -1,0 +1,82 @@
+"""`relic-jax habitat-dataset`: which houses, which objects where, in a file that training reads."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from envs.habitat import dataset
+from experiments.run import check_writable
+from relic_jax.bridge.process import call
+from relic_jax.bridge.worker import SetupError
+from relic_jax.config import ConfigError
+from relic_jax.tracking import write_atomically
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """Make an episode dataset: arrangements of objects in scenes, at places that can be reached."""
+
+    out: Path
+    """The file, for --host.dataset."""
+    backend: Literal["soft", "habitat"] = "soft"
+    """What simulates: our software simulator, or habitat-sim."""
+    habitat_python: str = sys.executable
+    """The interpreter that has habitat_sim."""
+    scene_dataset: str = "default"
+    """A *.scene_dataset_config.json of habitat's."""
+    templates: str = ""
+    """Folder with habitat's object templates, whose names contain the categories'."""
+    train: tuple[str, ...] = ()
+    """Scenes to train in; default: 37 procedural houses (soft)."""
+    test: tuple[str, ...] = ()
+    """Scenes to be tested in, others; default: 12 procedural houses (soft)."""
+    categories: tuple[str, ...] = dataset.CATEGORIES
+    """Categories of objects, each of which must be in some scene."""
+    layouts: int = 1
+    """Arrangements per scene."""
+    objects: int = 4
+    """Objects per arrangement, at most, each of another category."""
+    seed: int = 0
+    """Of the arrangements."""
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Makes the file and says what is in it. Raises ConfigError."""
+    command = tyro.cli(Command, args=arguments, prog="relic-jax habitat-dataset")
+    for field in ("layouts", "objects"):
+        if getattr(command, field) < 1:
+            raise ConfigError(f"{field} is {getattr(command, field)}; allowed: 1 or more")
+    scenes = {"train": list(command.train), "test": list(command.test)}
+    if command.backend == "soft" and not any(scenes.values()):
+        scenes = dataset.soft_scenes()
+    for split, names in scenes.items():
+        if not names:
+            raise ConfigError(f"{split} is empty; allowed: ids or files of scenes")
+    check_writable(command.out, "out")
+    try:
+        data = call(
+            command.habitat_python,
+            "envs.habitat.dataset:make",
+            {
+                "backend": command.backend,
+                "scene_dataset": command.scene_dataset,
+                "template_folder": command.templates,
+                "scenes": scenes,
+                "categories": list(command.categories),
+                "layouts": command.layouts,
+                "objects": command.objects,
+                "seed": command.seed,
+            },
+        )
+    except SetupError as error:
+        raise ConfigError(f"habitat-dataset: {error}") from None
+    write_atomically(command.out, json.dumps(data, indent=1) + "\n")
+    counts = ", ".join(f"{len(data[split])} {split} tasks in {len(scenes[split])} scenes" for split in scenes)
+    print(f"wrote {command.out}: {counts}, {len(data['categories'])} categories")

@@ -1,0 +1,197 @@
+"""The learner's side of ONE worker: its process, its control socket, its shared memory. `pool` decides what is sent."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import mmap
+import os
+import platform
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from relic_jax.bridge import protocol
+from relic_jax.bridge.protocol import Channel, Spec
+from relic_jax.bridge.worker import SetupError
+
+LAUNCH = Path(__file__).resolve().parent / "launch"
+SCRUBBED = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "CONDA_PREFIX", "LD_LIBRARY_PATH", "LD_PRELOAD")
+"""Variables that lead another interpreter to this one's libraries."""
+LOG_LIMIT = 1 << 24  # bytes of a worker's output that are kept; native code may print without end
+
+
+def worker_environment(index: int, paths: Sequence[str], extra: Mapping[str, str]) -> dict[str, str]:
+    """The environment variables of worker `index`. paths: folders with modules of the user's own."""
+    kept = {name: value for name, value in os.environ.items() if name not in SCRUBBED}
+    one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    own = {"PYTHONPATH": os.pathsep.join([str(LAUNCH), *paths]), "RELIC_WORKER": str(index)}
+    return {**kept, **one_thread, **own, **extra}
+
+
+class Process:
+    """A worker process. It can be started again after `kill`; the memory and its contents outlive it.
+
+    buffers: the arrays of `protocol.fields` for each buffer, once `map` was called.
+    """
+
+    def __init__(self, index: int) -> None:
+        self.index, self.asked_to_close = index, False
+        self.buffers: list[dict[str, np.ndarray]] = []
+        self._popen: subprocess.Popen[bytes] | None = None
+        self._channel: Channel | None = None
+        self._lifeline = -1
+        self._log: Any = None
+        self._memory = _anonymous_memory()
+
+    @property
+    def channel(self) -> Channel:
+        """The control channel of a running process."""
+        if self._channel is None:
+            raise OSError(f"worker {self.index} is not running")
+        return self._channel
+
+    @property
+    def pid(self) -> int | None:
+        """Its process id, None where it does not run."""
+        return None if self._popen is None else self._popen.pid
+
+    def start(self, python: str, paths: Sequence[str], extra: Mapping[str, str], send_timeout: float) -> None:
+        """Starts the process; it says nothing before it hears hello. Raises OSError where there is no interpreter."""
+        ours, theirs = socket.socketpair()
+        lifeline_read, lifeline_write = os.pipe()
+        descriptors = {"control": theirs.fileno(), "memory": self._memory, "lifeline": lifeline_read}
+        self._log = tempfile.TemporaryFile("a+b")  # noqa: SIM115 (its last lines explain a crash)
+        try:
+            self._popen = subprocess.Popen(
+                [python, "-m", "relic_jax_worker", json.dumps(descriptors)],
+                stdin=subprocess.DEVNULL,
+                stdout=self._log,
+                stderr=self._log,
+                pass_fds=tuple(descriptors.values()),
+                env=worker_environment(self.index, paths, extra),
+                start_new_session=True,  # Ctrl-C on the terminal reaches the learner only
+            )
+        except BaseException:
+            ours.close()
+            os.close(lifeline_write)
+            raise
+        finally:
+            theirs.close()
+            os.close(lifeline_read)
+        ours.settimeout(send_timeout)
+        self._lifeline, self._channel = lifeline_write, Channel(ours)
+
+    def say_hello(self, entry: str, config: Mapping[str, Any], environments: int, lanes: int) -> None:
+        """The first message. Raises OSError."""
+        versions = {"python": platform.python_version(), "numpy": np.__version__}
+        sizes = {"environments": environments, "lanes": lanes}
+        hello = {"op": "hello", "protocol": protocol.PROTOCOL, "versions": versions, "entry": entry, **sizes}
+        self.channel.send({**hello, "config": dict(config)})
+
+    def map(self, spec: Spec, environments: int) -> None:
+        """Gives the memory its size (once) and lets the worker map it. Raises OSError."""
+        size, _ = protocol.layout(spec, environments)
+        if not self.buffers:
+            os.ftruncate(self._memory, size)
+            self.buffers = protocol.views(mmap.mmap(self._memory, size), spec, environments)
+        self.channel.send({"op": "map", "bytes": size})
+
+    def last_words(self) -> str:
+        """How the process ended (it is given a moment to do so) and the last line that it printed."""
+        if self._popen is None:
+            return "not running"
+        ended = _ending(self._popen.pid, time.monotonic() + 0.5)
+        end = self._log.seek(0, os.SEEK_END)
+        self._log.seek(max(end - 4096, 0))
+        lines = [line.strip() for line in self._log.read().decode(errors="replace").splitlines() if line.strip()]
+        return "; ".join(part for part in (ended, lines[-1][:300] if lines else "") if part)
+
+    def trim_log(self) -> None:
+        """Empties what it printed where that has grown long."""
+        if self._log is not None and os.fstat(self._log.fileno()).st_size > LOG_LIMIT:
+            os.ftruncate(self._log.fileno(), 0)
+
+    def ask_to_close(self) -> None:
+        """Lets it end by itself."""
+        with contextlib.suppress(OSError):
+            self.channel.send({"op": "close"})
+            self.asked_to_close = True
+
+    def kill(self, grace: float = 0.0) -> None:
+        """Ends the process and what it started, after `grace` seconds to do so itself. Does nothing twice."""
+        if self._popen is not None:
+            if grace > 0:
+                _ending(self._popen.pid, time.monotonic() + grace)
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._popen.pid, signal.SIGKILL)  # not reaped yet, so the number is still its own
+            self._popen.wait()
+        for close in (self._channel and self._channel.socket.close, self._log and self._log.close):
+            if close:
+                close()
+        if self._lifeline >= 0:
+            os.close(self._lifeline)
+        self._popen = self._channel = self._log = None
+        self._lifeline = -1
+
+    def close(self, grace: float = 0.0) -> None:
+        """`kill`, and gives the memory back (once the last array in it is gone)."""
+        self.kill(grace)
+        self.buffers = []
+        if self._memory >= 0:
+            os.close(self._memory)
+        self._memory = -1
+
+
+def call(python: str, entry: str, arguments: Mapping[str, Any]) -> Any:
+    """What `module:function(**arguments)` returns in another interpreter; both are JSON. Raises SetupError."""
+    with tempfile.TemporaryFile("w+") as file:
+        message = {"entry": entry, "arguments": dict(arguments), "answer": file.fileno()}
+        command = [python, "-m", "relic_jax_worker", json.dumps(message)]
+        environment = worker_environment(0, (), {})
+        try:
+            done = subprocess.run(
+                command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, env=environment,
+                pass_fds=(file.fileno(),),
+            )  # fmt: skip
+        except OSError as error:
+            raise SetupError(f"python is '{python}'; allowed: a Python interpreter ({error.strerror})") from None
+        file.seek(0)
+        text = file.read()
+    if not text:
+        lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+        raise SetupError(f"{python} ended with {done.returncode}; {lines[-1][:300] if lines else 'it said nothing'}")
+    reply = json.loads(text)
+    if "error" in reply:
+        raise SetupError(reply["error"])
+    return reply["result"]
+
+
+def _ending(pid: int, deadline: float) -> str:
+    """How a child ended, "" where it has not by `deadline`. It is not reaped: its group can still be signalled."""
+    while True:
+        found = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if found is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+            continue
+        if found is None:
+            return ""
+        if found.si_code == os.CLD_EXITED:
+            return f"exit status {found.si_status}"
+        return f"killed by signal {found.si_status} ({signal.strsignal(found.si_status)})"
+
+
+def _anonymous_memory() -> int:
+    """A descriptor of memory without a name: nothing is left of it when the last process that has it is gone."""
+    if sys.platform == "linux":
+        return os.memfd_create("relic-jax-bridge")
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())

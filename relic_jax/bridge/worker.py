@@ -1,0 +1,229 @@
+"""The worker: one process with M environments, driven by messages, answering through shared memory.
+
+Runs on Python 3.8 and newer with numpy and the simulator alone. An environment is any object with
+
+    spec                      a `protocol.Spec`
+    reset(task, seed)         starts an episode of a task (a JSON value); returns {name: array}, the observation
+    step(action)              returns (observation, reward, terminated, truncated, {metric: number})
+    expert()                  the scripted expert's action, where `spec.expert`
+    close()
+
+It is made by the entry `module:function`, called with the config (a JSON object) as keyword arguments, once per
+environment. The worker resets an environment whose episode ended by itself, with a seed that follows from the trial's
+seed and the episode's index, so what happens in a trial depends on (task, seed, actions) and on nothing else.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib
+import json
+import mmap
+import os
+import platform
+import signal
+import socket
+import sys
+import threading
+import traceback
+from typing import Any
+
+import numpy as np
+
+from relic_jax.bridge import protocol
+from relic_jax.bridge.protocol import Channel, ProtocolError, Spec
+
+
+class BadValueError(ValueError):
+    """The environment returned what its spec does not allow."""
+
+
+class SetupError(RuntimeError):
+    """The environment cannot be made, and starting again is no use. Raised by entries: one line, what is missing."""
+
+
+def episode_seed(seed: int, episode: int) -> int:
+    """The seed of a trial's episode, 0 … 2^31 − 1. seed: the trial's; episode: counted from 0."""
+    return int(np.random.SeedSequence([seed, episode]).generate_state(1)[0] >> 1)
+
+
+class Slot:
+    """One environment with its place in the shared memory."""
+
+    def __init__(self, env: Any, index: int) -> None:
+        self.env, self.spec, self.index = env, env.spec, index
+        self.task: Any = None
+        self.seed = 0
+        self.episode = 0
+
+    def reset(self, buffer: dict[str, np.ndarray], task: Any, seed: int, episode: int, replay: list[Any]) -> None:
+        """Starts a trial, or goes on with one at its episode `episode`, after the actions `replay`."""
+        self.task, self.seed, self.episode = task, seed, episode
+        self._begin(buffer)
+        for action in replay:
+            buffer["action"][self.index] = action
+            self.step(buffer)
+
+    def _begin(self, buffer: dict[str, np.ndarray]) -> None:
+        observation = self.env.reset(self.task, episode_seed(self.seed, self.episode))
+        self._write(buffer, "observation/", observation)
+
+    def step(self, buffer: dict[str, np.ndarray]) -> None:
+        """One step with the action in the buffer; begins the next episode where this one ended."""
+        i = self.index
+        action = buffer["action"][i]
+        if self.spec.actions and action == protocol.EXPERT:
+            action = self.env.expert()
+        buffer["acted"][i] = action
+        action = int(action) if self.spec.actions else np.array(action)
+        observation, reward, terminated, truncated, metrics = self.env.step(action)
+        if not np.isfinite(reward):
+            raise BadValueError(f"reward is {reward!r}")
+        buffer["reward"][i] = reward
+        buffer["terminated"][i], buffer["truncated"][i] = terminated, truncated and not terminated
+        numbers = [metrics[name] for name in self.spec.metrics]
+        if not np.isfinite(numbers).all():
+            raise BadValueError(f"metrics are {metrics!r}")
+        buffer["metrics"][i] = numbers
+        ended = terminated or truncated
+        self._write(buffer, "final/" if ended else "observation/", observation)
+        if ended:
+            self.episode += 1
+            self._begin(buffer)
+
+    def _write(self, buffer: dict[str, np.ndarray], prefix: str, observation: dict[str, Any]) -> None:
+        for name, spec in self.spec.observation.items():
+            value = np.asarray(observation[name])
+            place = buffer[prefix + name]
+            if value.shape != spec.shape or not np.can_cast(value.dtype, place.dtype, "same_kind"):
+                found = f"{value.dtype}{list(value.shape)}"
+                raise BadValueError(f"observation {name!r} is {found}, its spec says {spec}")
+            if value.dtype.kind == "f" and not np.isfinite(value).all():
+                raise BadValueError(f"observation {name!r} is not finite")
+            place[self.index] = value
+
+
+class Worker:
+    """Answers the learner's messages until it is told to close or the learner is gone."""
+
+    def __init__(self, channel: Channel, memory_fd: int) -> None:
+        self.channel, self.memory_fd = channel, memory_fd
+        self.slots: list[Slot] = []
+        self.lanes: list[list[Slot]] = []
+        self.buffers: list[dict[str, np.ndarray]] = []
+
+    def run(self) -> int:
+        """Returns the exit status. What goes wrong in the environment is told to the learner and ends the worker."""
+        lane = None
+        try:
+            while True:
+                message = self.channel.receive()
+                if message is None or message["op"] == "close":
+                    return 0
+                lane = message.get("lane")
+                getattr(self, "on_" + message["op"])(message)
+        except (BrokenPipeError, ConnectionError):
+            return 0
+        except Exception as error:
+            traceback.print_exc()
+            text = " ".join(str(error).split())
+            if isinstance(error, (SetupError, ProtocolError)):
+                kind = "setup"
+            else:
+                kind = "value" if isinstance(error, BadValueError) else "exception"
+                text = f"{type(error).__name__}: {text}"
+            self.channel.send({"op": "error", "kind": kind, "lane": lane, "message": text[:1000]})
+            return 1
+        finally:
+            for slot in self.slots:
+                slot.env.close()
+
+    def on_hello(self, message: dict[str, Any]) -> None:
+        """Checks the learner's protocol, makes the environments, announces them."""
+        if message.get("protocol") != protocol.PROTOCOL:
+            ours, theirs = protocol.PROTOCOL, message.get("protocol")
+            raise ProtocolError(f"the learner speaks protocol {theirs}, the worker {ours}")
+        make = load_entry(message["entry"])
+        count = message["environments"]
+        self.slots = [Slot(make(**message["config"]), index) for index in range(count)]
+        size = count // message["lanes"]
+        self.lanes = [self.slots[start : start + size] for start in range(0, count, size)]
+        versions = {"python": platform.python_version(), "numpy": np.__version__}
+        versions.update(getattr(self.slots[0].env, "versions", {}))
+        spec = self.slots[0].env.spec
+        reply = {"op": "hello", "protocol": protocol.PROTOCOL, "versions": versions, "spec": spec.to_json()}
+        self.channel.send(reply)
+
+    def on_map(self, message: dict[str, Any]) -> None:
+        """Maps the memory, whose size the learner has set by now."""
+        spec: Spec = self.slots[0].env.spec
+        size, _ = protocol.layout(spec, len(self.slots))
+        if size != message["bytes"]:
+            raise ProtocolError("the learner maps {} bytes, the worker {}".format(message["bytes"], size))
+        memory = mmap.mmap(self.memory_fd, size)
+        self.buffers = protocol.views(memory, spec, len(self.slots))
+        self.channel.send({"op": "mapped"})
+
+    def on_reset(self, message: dict[str, Any]) -> None:
+        """Puts a lane's environments into their tasks."""
+        buffer = self.buffers[message["buffer"]]
+        trials = zip(*(message[name] for name in ("tasks", "seeds", "episodes", "replay")))  # noqa: B905 (Python 3.8)
+        for slot, trial in zip(self.lanes[message["lane"]], trials):  # noqa: B905
+            slot.reset(buffer, *trial)
+        self.channel.send({"op": "done", "lane": message["lane"], "buffer": message["buffer"]})
+
+    def on_step(self, message: dict[str, Any]) -> None:
+        """Steps a lane's environments with the actions in the buffer."""
+        buffer = self.buffers[message["buffer"]]
+        for slot in self.lanes[message["lane"]]:
+            slot.step(buffer)
+        self.channel.send({"op": "done", "lane": message["lane"], "buffer": message["buffer"]})
+
+
+def load_entry(entry: str) -> Any:
+    """The function behind `module:function`. Raises SetupError."""
+    module, _, name = entry.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        where = f"{sys.executable} (Python {platform.python_version()})"
+        raise SetupError(f"{where} cannot load {entry!r}: {error}") from None
+
+
+def die_with(lifeline: int) -> None:
+    """Ends this process as soon as the learner is gone, however it went, even where native code never returns.
+
+    lifeline: read end of a pipe that nobody writes to; its write end closes when the learner ends. On Linux the kernel
+    then sends SIGIO to our process group, whose default action is to end it; a thread does the same elsewhere.
+    """
+    if sys.platform == "linux":
+        signal.signal(signal.SIGIO, signal.SIG_DFL)
+        fcntl.fcntl(lifeline, fcntl.F_SETOWN, -os.getpgrp())
+        fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
+
+    def watch() -> None:
+        os.read(lifeline, 1)  # returns when the other end closes, also where it did before the kernel was asked
+        os.killpg(os.getpgrp(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def answer(call: dict[str, Any]) -> int:
+    """Calls `entry` with `arguments` and writes {"result": JSON} or {"error": one line} to the descriptor `answer`."""
+    try:
+        reply = {"result": load_entry(call["entry"])(**call["arguments"])}
+    except SetupError as error:
+        reply = {"error": " ".join(str(error).split())}
+    with os.fdopen(call["answer"], "w") as file:
+        json.dump(reply, file)
+    return 0
+
+
+def main(arguments: list[str]) -> int:
+    """arguments: one JSON object: the inherited descriptors control, memory, lifeline; or a call, see `answer`."""
+    descriptors = json.loads(arguments[0])
+    if "answer" in descriptors:
+        return answer(descriptors)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the learner's to handle
+    die_with(descriptors["lifeline"])
+    return Worker(Channel(socket.socket(fileno=descriptors["control"])), descriptors["memory"]).run()

@@ -1,0 +1,200 @@
+"""The command line with environments in worker processes: from the command to the figure, and what is refused."""
+
+import dataclasses
+import json
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from envs.habitat import dataset
+from envs.habitat import host as habitat
+from envs.host import HostEnvironment
+from envs.registry import describe, make
+from experiments import run
+from relic_jax.config import ConfigError, HostConfig, TrialConfig
+from relic_jax.rl.host import HostSegments
+from relic_jax.rl.parallel import initial_state
+from relic_jax.rl.train import prepare
+from relic_jax.tracking import read_lines
+
+OPTIONS = ["--total-steps", "1000", "--trial.steps", "60", "--host.horizon", "30", "--eval.episodes", "2"]
+
+
+@pytest.fixture
+def tasks(tmp_path):
+    path = tmp_path / "tasks.json"
+    path.write_text(json.dumps({"train": [{"seed": 0}, {"seed": 1}], "test": [{"options": {"low": -0.01}}, {}]}))
+    return path
+
+
+def test_gymnasium_from_the_command_to_the_figure(cli, tmp_path, tasks):
+    pytest.importorskip("gymnasium")
+    options = ["--env", "gym:CartPole-v1", "--host.dataset", tasks, "--runs", tmp_path, "--name", "run", *OPTIONS]
+    code, out, err = cli("train", "darkroom-smoke", *options)
+    assert code == 0, err
+    assert "gym:CartPole-v1: gymnasium's environment; horizon 30, observation float32 [4], 2 actions" in out
+    assert "random" in out and (tmp_path / "run" / "curve.png").exists()
+    assert sum(record["lost_steps"] for record in read_lines(tmp_path / "run" / "metrics.jsonl")) == 0
+    code, out, err = cli("evaluate", tmp_path / "run", "--tasks", "train", "--episodes", 1)
+    assert code == 0 and "2 training tasks (gym:CartPole-v1" in out, err
+    summary = json.loads((tmp_path / "run" / "evaluate-train-1-episodes.json").read_text())
+    assert 5 < summary["lines"]["random"] < 29 and summary["lines"]["optimal"] is None
+
+
+def test_gymnasiums_tasks_are_seeds_unless_told_otherwise(tasks):
+    pytest.importorskip("gymnasium")
+    env = make("gym:CartPole-v1")
+    assert isinstance(env, HostEnvironment) and env.horizon == 500
+    assert (len(env.splits["train"]), len(env.splits["test"])) == (80, 20)
+    assert env.task(env.tasks("test")[3]) == {"seed": 83}
+    assert describe("gym:CartPole-v1", env).train_hash != describe("gym:CartPole-v1", env).test_hash
+    assert make("gym:CartPole-v1", HostConfig(dataset=str(tasks))).splits["test"][1] == {}
+
+
+def one_line(found, *said):
+    code, out, err = found
+    assert code == 2 and out == "" and err.startswith("relic-jax: ") and err.count("\n") == 1, err
+    for words in said:
+        assert words in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("env", "said"),
+    [
+        ("gym:CartPol-v1", ["env is 'gym:CartPol-v1'", "Did you mean: `CartPole`"]),
+        ("gym:CartPole-v9", ["[ `v0`, `v1` ]"]),
+        ("gym:no_such_package:Thing-v0", ["no_such_package"]),
+        ("gym:Pendulum-v1", ["env 'gym:Pendulum-v1' has continuous actions; allowed: discrete ones"]),
+        ("extobjna", ["did you mean extobjnav?"]),
+    ],
+)
+def test_unknown_environments(cli, tmp_path, env, said):
+    pytest.importorskip("gymnasium")
+    one_line(cli("train", "darkroom-smoke", "--env", env, "--runs", tmp_path, "--host.horizon", "30"), *said)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("[", "JSONDecodeError"),
+        ('{"train": [{}]}', "KeyError: 'test'"),
+        ('{"train": [{}], "test": []}', "empty split"),
+        ('{"train": [{}], "test": [{"sed": 1}]}', "the task {'sed': 1}"),
+    ],
+)
+def test_bad_tasks_for_gymnasium(tmp_path, content, said):
+    path = tmp_path / "tasks.json"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=r"host\.dataset is .*; allowed: a JSON file") as error:
+        make("gym:CartPole-v1", HostConfig(dataset=str(path)))
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def small(scenes, **changes):
+    """A dataset of the software simulator with one mug in every scene."""
+    tasks = [{"scene": scene, "objects": [{"category": "mug", "position": [2, 1, 2]}]} for scene in scenes]
+    data = {"format": dataset.FORMAT, "backend": "soft", "scene_dataset": "default", "categories": ["mug"]}
+    return {**data, "train": tasks[:1], "test": tasks[1:], **changes}
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "said"),
+    [
+        (None, ["--habitat-python", "/no/python"], "python is '/no/python'; allowed: a Python interpreter"),
+        (None, ["--host.scene-dataset", "/no/set.json"], "scene dataset '/no/set.json' does not exist"),
+        (
+            None,
+            ["--host.dataset", "/no/tasks.json"],
+            "host.dataset is '/no/tasks.json'; dataset",
+        ),
+        (small(["a-house.glb", "house-1"]), [], "scene 'a-house.glb' cannot be loaded"),
+        (small(["house-0", "house-0"]), [], "scene 'house-0' is in both splits"),
+        (small(["house-0", "house-1"], categories=["mug", "unicorn"]), [], "category 'unicorn' is in no scene"),
+        (small(["house-0", "house-1"]), ["--backend", "habitat"], "host.backend is 'habitat'; allowed: 'soft'"),
+        (None, ["--host.image-size", "0"], "host.image_size is 0; allowed: more than 0"),
+    ],
+)
+def test_object_navigation_refuses_bad_input_before_training(cli, tmp_path, data, options, said):
+    if data is not None:
+        path = tmp_path / "tasks.json"
+        path.write_text(json.dumps(data))
+        options = [*options, "--host.dataset", path]
+    one_line(cli("train", "extobjnav-soft", "--runs", tmp_path / "runs", *options), said)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_scene_without_navmesh_is_refused_before_training(cli, tmp_path):
+    scene, tasks = tmp_path / "full.json", tmp_path / "tasks.json"
+    scene.write_text(json.dumps({"size": [1, 1], "boxes": [[0, 0, 0, 1, 2, 1, 9, 9, 9]], "tables": []}))
+    tasks.write_text(json.dumps(small([str(scene), "house-1"])))
+    options = ["--host.dataset", tasks, "--runs", tmp_path / "runs"]
+    one_line(cli("train", "extobjnav-soft", *options), f"scene '{scene}' has no navmesh")
+    making = ["--train", scene, "--test", "house-1", "--out", tmp_path / "made.json"]
+    one_line(cli("habitat-dataset", *making), f"scene '{scene}' has no navmesh")
+    assert not (tmp_path / "runs").exists() and not (tmp_path / "made.json").exists()
+
+
+def test_the_habitat_backend_says_how_to_get_it(cli, tmp_path):
+    try:
+        import habitat_sim  # noqa: F401
+    except ImportError:
+        pass
+    else:
+        pytest.skip("habitat_sim is here")
+    one_line(cli("train", "extobjnav-soft", "--runs", tmp_path, "--backend", "habitat"), "has no habitat_sim", "conda")
+    making = ["habitat-dataset", "--backend", "habitat", "--out", tmp_path / "d.json", "--train", "a", "--test", "b"]
+    one_line(cli(*making), "has no habitat_sim", sys.executable)
+
+
+def test_an_episode_dataset_is_made_and_read(cli, tmp_path):
+    out = tmp_path / "tasks.json"
+    scenes = ["--train", "house-0", "house-1", "--test", "house-2", "--categories", "mug", "apple", "--layouts", "2"]
+    code, said, err = cli("habitat-dataset", "--out", out, *scenes)
+    assert code == 0 and "4 train tasks in 2 scenes, 2 test tasks in 1 scenes, 2 categories" in said, err
+    env = make("extobjnav", HostConfig(dataset=str(out)))
+    assert {task["scene"] for task in env.splits["train"]} == {"house-0", "house-1"}
+    assert env.observation_spec["vector"].shape == (2 + 2,)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--train", "house-1"], "test is empty; allowed: ids or files of scenes"),
+        (["--train", "house-1", "--test", "house-1"], "scene 'house-1' is in both splits"),
+        (["--train", "house-1", "--test", "nowhere.glb"], "scene 'nowhere.glb' cannot be loaded"),
+        (["--train", "house-1", "--test", "house-2", "--objects", "1"], "is in no scene of the dataset"),
+        (["--habitat-python", "/no/python"], "python is '/no/python'; allowed: a Python interpreter"),
+        (["--habitat-python", "/bin/false"], "/bin/false ended with 1"),
+        (["--layouts", "0"], "layouts is 0; allowed: 1 or more"),
+    ],
+)
+def test_what_no_dataset_can_be_made_of(cli, tmp_path, options, said):
+    one_line(cli("habitat-dataset", "--out", tmp_path / "d.json", *options), said)
+    assert not (tmp_path / "d.json").exists()
+
+
+def test_object_navigation_trains_on_images(tiny):
+    env = habitat.make(HostConfig(image_size=16, horizon=30))
+    config = tiny(env="extobjnav", trial=TrialConfig(environments=4, steps=16, updates=1))
+    encoder = dataclasses.replace(config.policy.encoder, features=8)
+    setup = prepare(dataclasses.replace(config, policy=dataclasses.replace(config.policy, encoder=encoder)), env)
+    state = initial_state(setup)
+    with HostSegments(setup) as segments:
+        segments._trials.begin(np.asarray(state.trial.task), np.asarray(state.trial.env))
+        found = segments._collect(state, 0)
+        seen = found.steps.inputs.replace(observation=found.observation)
+        output, _ = jax.jit(setup.policy.unroll)(state.params, setup.policy.initial_memory(4, 16), seen)
+        np.testing.assert_allclose(found.steps.log_prob, output.distribution.log_prob(found.steps.action), atol=1e-5)
+        assert found.observation["image"].shape == (4, 16, 16, 16, 3) and found.observation["image"].std() > 10
+        state, metrics = segments(state)
+    metrics = jax.device_get(metrics)
+    assert int(state.env_steps) == 64 and all(np.isfinite(value) for value in metrics.values())
+    assert metrics["lost_steps"] == 0 and metrics["nonfinite/observation"] == 0
+
+
+def test_environments_are_made_as_the_config_says():
+    assert run.make_env("extobjnav", HostConfig(horizon=7)).horizon == 7

@@ -1,0 +1,331 @@
+"""Training and evaluation with environments in worker processes, on a noisy corridor that the test can step itself."""
+
+import dataclasses
+import os
+import random
+import signal
+import threading
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from envs.base import num_tasks
+from envs.host import HostEnvironment
+from envs.lines import reference_lines
+from relic_jax import checkpoint
+from relic_jax.bridge.pool import PoolError
+from relic_jax.bridge.probes import Corridor
+from relic_jax.bridge.worker import episode_seed
+from relic_jax.config import ConfigError, EvalConfig, HostConfig, TrialConfig
+from relic_jax.evaluate import in_context_curves
+from relic_jax.rl import train as training
+from relic_jax.rl import update
+from relic_jax.rl.host import HostSegments
+from relic_jax.rl.parallel import initial_state
+from relic_jax.rl.state import init_state
+from relic_jax.rl.train import prepare, restore, train
+from relic_jax.tracking import JsonLines, read_lines
+
+HORIZON = 6
+PER_UPDATE = 64  # environment steps
+TASKS = {"train": [{"goal": goal} for goal in (-3, -2, 2, 3)], "test": [{"goal": goal} for goal in (-4, 4, 1)]}
+
+
+def corridor(host=None, **options):
+    options = {"horizon": HORIZON, **options}
+    spec = Corridor(**options).spec
+    return HostEnvironment(
+        "corridor", "relic_jax.bridge.probes:Corridor", options, spec, TASKS, host=host or HostConfig()
+    )
+
+
+def by_hand(env, task, seed, actions):
+    """What a trial's actions lead to without faults: observations before each, rewards, terminated, truncated."""
+    simulator, episode, rows = Corridor(**env.options), 0, []
+    observation = simulator.reset(task, episode_seed(seed, 0))
+    for action in actions:
+        before = np.concatenate([observation[name].ravel() for name in ("image", "vector")]).astype(np.float32)
+        observation, reward, terminated, truncated, _ = simulator.step(int(action))
+        rows.append((before, np.float32(reward), terminated, truncated and not terminated))
+        if terminated or truncated:
+            episode += 1
+            observation = simulator.reset(task, episode_seed(seed, episode))
+    return [np.array(column) for column in zip(*rows, strict=True)]
+
+
+def collected(setup, state, segments=1):
+    with HostSegments(setup) as run:
+        for index in range(segments):
+            run._trials.trials or run._trials.begin(np.asarray(state.trial.task), np.asarray(state.trial.env))
+            found = run._collect(state, index)
+        return found
+
+
+@pytest.fixture
+def config(tiny):
+    return tiny(env="corridor", trial=TrialConfig(environments=4, steps=32, updates=2), total_steps=6 * PER_UPDATE)
+
+
+@pytest.mark.parametrize(("workers", "credit"), [(1, "terminal"), (2, "bootstrap"), (4, "terminal")])
+def test_a_segment_is_what_happened(config, workers, credit):
+    """Numbers of the policy against one pass over the block, those of the environment against stepping it here."""
+    config = dataclasses.replace(config, ppo=dataclasses.replace(config.ppo, time_limit=credit))
+    setup = prepare(config, corridor(HostConfig(workers=workers)))
+    state = initial_state(setup)
+    found = jax.device_get(collected(setup, state))
+    steps = found.steps
+    empty = setup.policy.initial_memory(4, 16)
+    output, memory = jax.jit(setup.policy.unroll)(state.params, empty, steps.inputs)
+    np.testing.assert_allclose(steps.log_prob, output.distribution.log_prob(steps.action), atol=1e-5)
+    np.testing.assert_allclose(steps.value, output.value, atol=1e-5)
+    for mine, theirs in zip(jax.tree.leaves(found.memory), jax.tree.leaves(memory), strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=1e-5)
+    assert steps.valid.all() and steps.truncated.any() and steps.terminated.any()
+    for row, (seed, task) in enumerate(zip(state.trial.env, np.asarray(state.trial.task), strict=True)):
+        before, reward, terminated, truncated = by_hand(
+            setup.trials.env, setup.trials.env.task(task), int(seed), steps.action[row]
+        )
+        np.testing.assert_array_equal(steps.inputs.observation[row], before)
+        np.testing.assert_array_equal(steps.reward[row], reward)
+        np.testing.assert_array_equal(steps.terminated[row], terminated)
+        np.testing.assert_array_equal(steps.truncated[row], truncated)
+        ended = terminated | truncated
+        np.testing.assert_array_equal(steps.inputs.first[row], [True, *ended[:-1]])
+        previous = np.where(ended, -1, steps.action[row])[:-1]
+        np.testing.assert_array_equal(steps.inputs.previous_action[row], [-1, *previous])
+        np.testing.assert_array_equal(steps.inputs.previous_reward[row], [0, *np.where(ended, 0, reward)[:-1]])
+    assert ((steps.final_value != 0) == (steps.truncated & (credit == "bootstrap"))).all()
+
+
+def test_what_happens_does_not_depend_on_workers_or_groups(config):
+    found = []
+    for workers in (1, 2, 4):
+        setup = prepare(config, corridor(HostConfig(workers=workers)))
+        found.append(jax.device_get(collected(setup, initial_state(setup))))
+    for other in found[1:]:
+        np.testing.assert_array_equal(found[0].steps.action, other.steps.action)
+        np.testing.assert_array_equal(found[0].steps.reward, other.steps.reward)
+        np.testing.assert_allclose(found[0].last_value, other.last_value, atol=1e-5)
+
+
+def test_a_lost_step_has_no_advantage_and_what_precedes_is_bootstrapped(config):
+    ppo = dataclasses.replace(config.ppo, gamma=0.5, gae_lambda=0.5, reward_scale=2.0)
+    for credit in ("episode", "trial"):
+        changed = dataclasses.replace(config, ppo=dataclasses.replace(ppo, credit=credit))
+        setup = training.make_setup(changed, corridor())
+        state = init_state(setup)
+        rows = np.zeros((4, 32), np.float32)
+        reward, value, valid = rows.copy(), rows.copy(), np.ones_like(rows, bool)
+        reward[0, :3], value[0, :3], valid[0, 1] = (1.0, 9.0, 1.0), (0.5, 4.0, 0.25), False
+        steps = state.trajectory.replace(reward=reward, value=value, valid=valid)
+        batch = update.make_batch(setup, state.replace(trajectory=steps), state.memory, jnp.zeros(4))
+        # step 0: 2·1 + ½·4 − ½ = 3.5; step 1 is lost: 0; step 2: 2·1 + ½·0 − ¼ = 1.75
+        np.testing.assert_allclose(batch.advantage[0, :4], [3.5, 0.0, 1.75, 0.0], atol=1e-6)
+
+
+def test_lost_steps_do_not_count(config):
+    """Neither in the loss (whatever is written into one), nor in the statistics of episodes."""
+    setup = training.make_setup(config, corridor())
+    state = jax.jit(lambda: init_state(setup))()
+    rng = np.random.RandomState(0)
+    size = (4, config.trial.steps)
+    steps = state.trajectory.replace(
+        value=rng.normal(size=size).astype(np.float32),
+        reward=rng.normal(size=size).astype(np.float32),
+        valid=rng.uniform(size=size) < 0.8,
+    )
+
+    @jax.jit
+    def loss(steps):
+        batch = update.make_batch(setup, state.replace(trajectory=steps), state.memory, jnp.zeros(4))
+        window = update.Window(0, config.trial.segment, full=False)
+        return update.minibatch_loss(setup, state.env_steps, state.params, batch, window, jax.random.key(0))
+
+    lost = ~steps.valid
+    for change in ({"reward": jnp.where(lost, 99.0, steps.reward)}, {"action": lost * 1}, {"log_prob": lost * -3.0}):
+        expected, found = loss(steps), loss(steps.replace(**change))
+        for name in ("loss", "kl", "entropy", "clip_fraction"):
+            np.testing.assert_allclose(found[1][name], expected[1][name], rtol=1e-6)
+    assert loss(steps.replace(valid=np.ones(size, bool)))[0] != loss(steps)[0]
+
+
+class At(JsonLines):
+    """Calls `at(env_steps)` before a record is logged."""
+
+    def __init__(self, folder, env_steps, at):
+        super().__init__(folder, env_steps)
+        self.at = at
+
+    def log(self, record, clock):
+        self.at(record["env_steps"])
+        super().log(record, clock)
+
+
+def go(setup, folder, *, resume=False, at=lambda env_steps: None):
+    folder.mkdir(exist_ok=True)
+    return train(setup, folder, lambda env_steps: At(folder, env_steps, at), resume=resume)
+
+
+def arrays(setup, folder):
+    state, _ = restore(setup, folder / "checkpoints")
+    leaves = jax.tree.leaves(state.replace(key=jax.random.key_data(state.key)))
+    return [np.asarray(leaf).tobytes() for leaf in leaves]
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL."""
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_resumed_run_is_the_uninterrupted_one(config, tmp_path, devices):
+    setup = prepare(dataclasses.replace(config, devices=devices), corridor())
+    go(setup, tmp_path / "whole")
+    kills = [PER_UPDATE, 4 * PER_UPDATE, 5 * PER_UPDATE]
+
+    def at(env_steps):
+        if kills and env_steps == kills[0]:
+            kills.pop(0)
+            raise Killed
+
+    for _ in range(3):
+        with pytest.raises(Killed):
+            go(setup, tmp_path / "cut", resume=True, at=at)
+    assert go(setup, tmp_path / "cut", resume=True).finished
+    assert arrays(setup, tmp_path / "cut") == arrays(setup, tmp_path / "whole")
+    metrics = [(tmp_path / name / "metrics.jsonl").read_bytes() for name in ("whole", "cut")]
+    assert metrics[0] == metrics[1]
+
+
+def test_an_episode_that_cannot_be_played_again_is_lost_on_resuming(config):
+    setup = prepare(config, corridor())
+    with HostSegments(setup) as run:
+        state, _ = run(initial_state(setup))
+    before = jax.device_get(state.trial)
+    moved = before.env + np.array([1, 1, 0, 0], np.int32)  # other seeds: other noise
+    state = state.replace(trial=jax.device_put(before.replace(env=moved), state.trial.env.sharding))
+    with HostSegments(setup) as run:
+        resumed = jax.device_get(run._resumed(state, 16).trajectory)
+        trial = run._trials.all
+    elsewhere = np.array([True, True, False, False])
+    np.testing.assert_array_equal(trial.first, before.first | elsewhere)
+    np.testing.assert_array_equal(trial.previous_action[2:], before.previous_action[2:])
+    np.testing.assert_array_equal(trial.observation[2:], before.observation[2:])
+    lost = elsewhere & ~before.first
+    assert lost.any()
+    np.testing.assert_array_equal(~resumed.valid[:, :16], lost[:, None] & (np.arange(16) == 15))
+    assert resumed.truncated[lost, 15].all() and not trial.observation[lost, 48].any(), "a new episode"
+
+
+def test_too_many_failures_stop_the_run_with_a_checkpoint(config, tmp_path):
+    setup = prepare(config, corridor(HostConfig(max_restarts=2), fault="crash", at=5))
+    with pytest.raises(PoolError, match=r"stopped after 3 worker failures.*saved, go on with: relic-jax") as error:
+        go(setup, tmp_path / "run")
+    assert "\n" not in str(error.value)
+    assert checkpoint.complete_steps(tmp_path / "run" / "checkpoints")
+
+
+@pytest.mark.parametrize(
+    ("host", "options", "words"),
+    [
+        ({"workers": 3}, {}, r"host.workers is 3; allowed: a divisor of the environments \(4\)"),
+        ({"python": "/no/python"}, {}, "env 'corridor' cannot start: python is '/no/python'; allowed: a Python"),
+        ({}, {"fault": "none", "strange": 1}, "unexpected keyword argument 'strange'"),
+    ],
+)
+def test_what_cannot_start_is_one_line_before_training(config, host, options, words):
+    env = dataclasses.replace(corridor(HostConfig(**host)), options={"horizon": HORIZON, **options})
+    with pytest.raises(ConfigError, match=words) as error:
+        prepare(config, env)
+    assert "\n" not in str(error.value)
+
+
+def test_one_environment_per_worker_where_it_must_be(config):
+    env = dataclasses.replace(corridor(HostConfig(workers=2)), per_worker=1)
+    with pytest.raises(ConfigError, match=r"host\.workers is 2; allowed: 4"):
+        prepare(config, env)
+
+
+@pytest.mark.parametrize("per_worker", [None, 1])
+def test_evaluation_plays_every_task_and_lets_the_expert_begin(config, per_worker):
+    env = dataclasses.replace(corridor(), per_worker=per_worker)
+    setup = training.make_setup(config, env)
+    params = setup.policy.init(jax.random.key(0))
+    curves = in_context_curves(setup.policy, params, env, EvalConfig(episodes=4, repeats=2, expert_episodes=2), seed=1)
+    assert curves.returns.shape == (2 * num_tasks(env.tasks("test")), 4)
+    assert curves.successes[:, :2].all() and not curves.successes[:, 2:].all()
+    assert (curves.returns[:, :2] > 1).all() and (curves.returns[:, :2] < 1.1).all()
+    first = curves.trial  # of the goal −4: the expert needs two steps
+    assert first.action[:4].tolist() == [0, 0, 0, 0] and first.first[:5].tolist() == [True, False] * 2 + [True]
+    assert first.observation[:2, 48].tolist() == [0, -2]
+    lines = reference_lines(env, "test", episodes=60)
+    assert lines.optimal.success_rate == 1 and 0 < lines.random.success_rate < 0.9
+
+
+def test_evaluation_survives_crashes_and_counts_whole_episodes(config, tmp_path):
+    env = corridor(fault="crash", only=0, once=str(tmp_path / "happened"))
+    setup = training.make_setup(config, env)
+    params = setup.policy.init(jax.random.key(0))
+    curves = in_context_curves(setup.policy, params, env, EvalConfig(episodes=5, context_limit=4))
+    assert (tmp_path / "happened").exists() and curves.returns.shape == (3, 5)
+
+
+def test_the_policy_is_learned(config):
+    """The observation tells where the goal is; 0.35 of the episodes reach it by chance."""
+    config = dataclasses.replace(
+        config,
+        trial=TrialConfig(environments=16, steps=48, updates=1),
+        ppo=dataclasses.replace(config.ppo, lr=5e-3, epochs=4, minibatches=1, max_grad_norm=0.5, value_clip=None),
+    )
+    setup = prepare(dataclasses.replace(config, total_steps=45 * 16 * 48), corridor(HostConfig(workers=2)))
+    state, reached = initial_state(setup), []
+    with HostSegments(setup) as run:
+        for _ in range(45):
+            state, metrics = run(state)
+            reached.append(float(metrics["success_sum"] / metrics["episodes"]))
+    assert np.mean(reached[:5]) < 0.6 and np.mean(reached[-10:]) > 0.9
+
+
+def processes_of(parent):
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = entry.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[1]) == parent and fields[0] != "Z":
+            found.append(int(entry.parent.name))
+    return found
+
+
+def test_training_goes_on_through_random_kills(config, tmp_path, kills):
+    """One worker per update is killed, at a random moment of it. Nothing is lost but the steps that were under way, and
+    nothing is left behind."""
+    total = (kills + 3) * PER_UPDATE
+    config = dataclasses.replace(config, total_steps=total, checkpoint_minutes=60)
+    setup = prepare(config, corridor(HostConfig(workers=4, max_restarts=2 * kills), milliseconds=1.0))
+    memory, before = set(os.listdir("/dev/shm")), set(processes_of(os.getpid()))
+    rng, killed, timers = random.Random(0), [], []
+
+    def kill():
+        alive = sorted(set(processes_of(os.getpid())) - before - set(killed))
+        killed.append(rng.choice(alive))
+        os.kill(killed[-1], signal.SIGKILL)
+
+    def at(env_steps):
+        if len(timers) < kills:
+            timers.append(threading.Timer(rng.uniform(0, 0.03), kill))
+            timers[-1].start()
+
+    result = go(setup, tmp_path / "run", at=at)
+    for timer in timers:
+        timer.join()
+    records = read_lines(tmp_path / "run" / "metrics.jsonl")
+    assert result.finished and int(result.state.env_steps) >= total
+    steps = [record["env_steps"] for record in records]
+    assert steps == list(range(PER_UPDATE, steps[-1] + 1, PER_UPDATE)) and steps[-1] >= total, "every update once"
+    assert 0 < sum(record["lost_steps"] for record in records) <= kills, "one step of a killed worker's environment"
+    assert len(killed) == kills
+    assert set(processes_of(os.getpid())) == before and set(os.listdir("/dev/shm")) == memory
