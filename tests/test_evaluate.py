@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import struct
 
 from envs.base import split_hash
 from envs.darkroom.env import Darkroom, DarkroomTask
@@ -104,19 +105,19 @@ def test_a_context_limit_beyond_everything_changes_nothing_and_a_small_one_does(
     assert np.array_equal(free.trial.action[0], limited.trial.action[0])  # the first step sees the same
 
 
-def test_one_chunk_is_traced_once_and_progress_reaches_one(monkeypatch):
+def test_a_chunk_is_traced_once_for_each_size_of_the_buffer_and_progress_reaches_one(monkeypatch):
     make_chunk = evaluate._chunk_function
 
     def counted(*arguments):
-        return chex.assert_max_traces(make_chunk(*arguments), n=1)
+        return chex.assert_max_traces(make_chunk(*arguments), n=evaluate.SIZES)
 
     chex.clear_trace_counter()
     monkeypatch.setattr(evaluate, "_chunk_function", counted)
     env, seen = make("darkroom-ad-9"), []
     policy = policy_for(env, POLICY)
     params = policy.init(jax.random.key(0))
-    in_context_curves(policy, params, env, EvalConfig(episodes=4), progress=seen.append)
-    assert seen == [0.25, 0.5, 0.75, 1.0]
+    in_context_curves(policy, params, env, EvalConfig(episodes=8), progress=seen.append)
+    assert seen == [i / 8 for i in range(1, 9)]
 
 
 def test_parameters_are_not_touched():
@@ -144,11 +145,19 @@ class Corridor(Darkroom):
         return DarkroomTask(np.array([[1, 0]], np.int32))
 
 
+@struct.dataclass
+class NoMemory:
+    capacity: int = struct.field(pytree_node=False, default=1000)
+
+
 class Scripted:
     """Moves on, but stays after a step that was rewarded as far as it can see."""
 
     def initial_memory(self, batch, capacity):
-        return jnp.zeros((batch,))
+        return NoMemory()
+
+    def for_acting(self, memory):
+        return memory
 
     def act(self, params, memory, inputs, *, window):
         action = jnp.where(inputs.previous_reward > 0, 4, 0)

@@ -47,5 +47,5 @@ def test_every_command_in_the_readme_exists():
 
     for command in set(re.findall(r"relic-jax ([a-z]+)", README)):
         assert f"relic-jax {command}" in USAGE
-    for preset in set(re.findall(r"relic-jax train ([a-z][a-z-]+)", README)):
+    for preset in set(re.findall(r"relic-jax train ([a-z][a-z0-9-]+)", README)):
         assert preset in PRESETS

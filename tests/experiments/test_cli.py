@@ -202,7 +202,7 @@ def test_checkpoint_with_damaged_arrays(cli, refused, broken, damage):
     refused(["evaluate", folder], path, "truncated")
     code, out, err = cli("train", "--resume", folder)
     assert code == 2 and err.count("\n") == 1 and str(path) in err and "truncated" in err
-    assert out.startswith("resuming") and out.count("\n") == 2  # the run and its environment, nothing more
+    assert out.startswith("resuming") and out.count("\n") == 3  # the run, its environment and its context, nothing more
     assert files(folder) == before
 
 
