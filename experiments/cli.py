@@ -1,4 +1,4 @@
-"""The console script `relic-jax`: train, evaluate, plot, presets, envs, habitat-dataset."""
+"""The console script `relic-jax`: train, evaluate, plot, play, presets, envs, habitat-dataset."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import tyro
 
 from envs import registry
 from envs.base import Environment
-from experiments import habitat_dataset, presets, run
+from experiments import habitat_dataset, play, presets, run
 from relic_jax.bridge.pool import PoolError
 from relic_jax.config import ConfigError, EvalConfig, TrainConfig, to_json
 from relic_jax.evaluate import Curves
@@ -28,6 +28,7 @@ USAGE = """relic-jax: in-context reinforcement learning in JAX
   relic-jax train --resume RUN           go on with an interrupted run
   relic-jax evaluate RUN [RUN ...]       in-context learning curve of trained policies, seeds pooled
   relic-jax plot RUN|FILE [...]          one figure from several curves
+  relic-jax play RUN                     a film of a trained policy in one task; --human: act yourself
   relic-jax presets                      what can be trained, what it costs, what to expect
   relic-jax envs [NAME]                  environments, their splits and their random and optimal lines
   relic-jax habitat-dataset --out FILE   episodes for object navigation: which objects are where in which scenes
@@ -87,10 +88,28 @@ class PlotCommand:
     """The figure."""
 
 
+@dataclasses.dataclass(frozen=True)
+class PlayCommand:
+    """A film of a trained policy in one task, or (--human) a window in which you act in its place."""
+
+    path: tyro.conf.Positional[Path]
+    """Run folder or checkpoint folder."""
+    task: int = 0
+    """Index of the task in its split."""
+    tasks: Literal["test", "train"] = "test"
+    """Which split."""
+    episodes: int | None = None
+    """Episodes in one context; default: the run's own."""
+    out: Path | None = None
+    """The film; default: play-SPLIT-TASK.gif in the run's folder."""
+    human: bool = False
+    """Open a window and act by the keys 0, 1, 2 … (needs a display and Python's tkinter)."""
+
+
 def main() -> None:
     """Entry point. Bad input: one line on stderr and exit code 2."""
     commands = {"train": train_main, "evaluate": evaluate_main, "plot": plot_main, "presets": presets_main}
-    commands |= {"envs": envs_main, "habitat-dataset": habitat_dataset.main}
+    commands |= {"envs": envs_main, "play": play_main, "habitat-dataset": habitat_dataset.main}
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)
@@ -266,6 +285,22 @@ def plot_main(arguments: Sequence[str]) -> None:
     run.check_writable(command.out, "out")
     plot_curves(summaries, labels, command.out)
     print(f"wrote {command.out}")
+
+
+def play_main(arguments: Sequence[str]) -> None:
+    """`relic-jax play`."""
+    command = tyro.cli(PlayCommand, args=arguments, prog="relic-jax play")
+    if command.human:
+        env = run.load_policy(command.path).env
+        play.play_by_hand(env, command.tasks, command.task)
+        return
+    if command.episodes is not None and command.episodes <= 0:
+        raise ConfigError(f"episodes is {command.episodes}; allowed: more than 0")
+    out = command.out or command.path / f"play-{command.tasks}-{command.task}.gif"
+    run.check_writable(out, "out")
+    returns = play.film(command.path, out, command.tasks, command.task, command.episodes)
+    print("return by episode: " + " ".join(f"{value:.1f}" for value in returns))
+    print(f"wrote {out}")
 
 
 def presets_main(arguments: Sequence[str]) -> None:

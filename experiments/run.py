@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -29,9 +29,10 @@ from envs.render import write_gif
 from relic_jax import checkpoint
 from relic_jax.config import ConfigError, EvalConfig, HostConfig, TrainConfig, differences, from_json, to_json
 from relic_jax.evaluate import Curves, in_context_curves, summarise, to_csv
-from relic_jax.models.policy import policy_for
+from relic_jax.models.policy import Policy, policy_for
 from relic_jax.plotting import plot_curves
 from relic_jax.tracking import write_atomically
+from relic_jax.types import Params
 
 GIF_FRAMES_PER_SECOND = 20.0
 
@@ -106,6 +107,25 @@ def _get(config: Any, path: str) -> Any:
     return config
 
 
+class Trained(NamedTuple):
+    """A policy that was trained. config: of its run."""
+
+    env: Environment
+    config: TrainConfig
+    policy: Policy
+    params: Params
+
+
+def load_policy(path: Path) -> Trained:
+    """The newest policy of a run folder, or that of a checkpoint folder. Raises ConfigError where there is none."""
+    found = checkpoint.find(path)
+    config = checkpoint.load_meta(found)[0]
+    env = make_env(config.env, config.host)
+    policy = policy_for(env, config.policy)
+    params = checkpoint.load_params(found, jax.eval_shape(policy.init, jax.random.key(0)))
+    return Trained(env, config, policy, params)
+
+
 def evaluate_checkpoints(
     paths: Sequence[Path], config: EvalConfig | None, split: Split, progress: Callable[[float], None]
 ) -> tuple[dict[str, Any], list[Curves], Environment]:
@@ -121,18 +141,17 @@ def evaluate_checkpoints(
             raise ConfigError(f"paths: '{path}' is of env {other.env!r}; allowed to pool with: {configs[0].env!r}")
     env, evaluation = make_env(configs[0].env, configs[0].host), config or configs[0].eval
     curves = []
-    for index, (path, train_config) in enumerate(zip(found, configs, strict=True)):
-        policy = policy_for(env, train_config.policy)
-        params = checkpoint.load_params(path, jax.eval_shape(policy.init, jax.random.key(0)))
+    for index, path in enumerate(found):
+        trained = load_policy(path)
         curves.append(
             in_context_curves(
-                policy,
-                params,
+                trained.policy,
+                trained.params,
                 env,
                 evaluation,
                 split=split,
-                seed=train_config.seed,
-                show_last_reward=train_config.trial.show_last_reward,
+                seed=trained.config.seed,
+                show_last_reward=trained.config.trial.show_last_reward,
                 progress=_share(progress, index, len(found)),
             )
         )

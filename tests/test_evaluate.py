@@ -270,3 +270,28 @@ def test_csv_has_one_line_per_episode_with_the_same_numbers(summary):
         for part in ("mean", "low", "high"):
             np.testing.assert_allclose([float(row[f"{kind}_{part}"]) for row in rows], found[kind][part], rtol=1e-5)
     assert len(rows[0]) == 7 and jnp.isfinite(jnp.array([float(x) for x in rows[0].values()])).all()
+
+
+def test_gain_is_of_the_last_episode_over_the_first_of_the_same_trial(summary):
+    runs, found = summary
+    by_hand = [run.returns[:, 2] - run.returns[:, 0] for run in runs]
+    assert found["gain"]["mean"] == [pytest.approx(np.mean(by_hand), rel=1e-5)]
+    paired = [
+        np.arange(9.0)[:, None] + np.array([0.0, 7.0, 5.0]) for _ in range(2)
+    ]  # the tasks differ, the gain does not
+    runs = [Curves(returns, returns > 0, trial=None) for returns in paired]
+    found = summarise(make("darkroom-ad-9"), "test", EvalConfig(episodes=3), runs, {"random": 0, "optimal": None}, {})
+    assert [found["gain"][part] for part in ("low", "mean", "high")] == [[5.0], [5.0], [5.0]]
+
+
+def test_a_part_of_the_tasks_are_the_first_ones_and_any_one_can_be_asked_for():
+    env, few = make("darkroom-dpt"), EvalConfig(episodes=2, tasks=3)
+    goals = env.tasks("test").goal
+    assert np.array_equal(evaluate.evaluated_tasks(env, "test", EvalConfig()).goal, goals)
+    assert np.array_equal(evaluate.evaluated_tasks(env, "test", few).goal, goals[:3])
+    assert np.array_equal(evaluate.one_task(env, "test", 5).goal, goals[5:6])
+    with pytest.raises(ConfigError, match=r"task is 20; allowed: 0 … 19"):
+        evaluate.one_task(env, "test", 20)
+    runs = [Curves(np.ones((3, 2), np.float32), np.ones((3, 2), bool), trial=None)]
+    found = summarise(env, "test", few, runs, {"random": 0, "optimal": None}, {})
+    assert found["tasks"] == 3 and found["split_hash"] == split_hash(env.tasks("test"))

@@ -1,0 +1,88 @@
+"""Films of one task, and a person's game without a window."""
+
+import tkinter
+from types import SimpleNamespace
+from unittest import mock
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from envs.firstperson.renderer import Lens
+from envs.firstperson.room import Room
+from envs.registry import make
+from experiments import play
+from relic_jax.config import ConfigError
+from relic_jax.rl.train import prepare, restore, save
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tiny, tmp_path_factory):
+    """A run folder whose one checkpoint is that of a run that has just begun."""
+    from experiments import run
+
+    folder = tmp_path_factory.mktemp("runs") / "begun"
+    setup = prepare(tiny(env="darkroom-ad-9"), make("darkroom-ad-9"))
+    run.create_folder(folder, setup.config)
+    save(setup, folder / "checkpoints", *restore(setup, folder / "checkpoints"))
+    return folder
+
+
+def test_a_film_of_the_task_that_was_asked_for(cli, checkpoint, tmp_path):
+    out = tmp_path / "film.gif"
+    code, said, err = cli("play", checkpoint, "--task", 3, "--episodes", 2, "--out", out)
+    assert code == 0, err
+    assert f"wrote {out}" in said and len(said.splitlines()[0].split(":")[1].split()) == 2
+    with Image.open(out) as image:
+        assert image.is_animated
+    code, _, err = cli("play", checkpoint, "--task", 99)
+    assert code == 2 and "task is 99; allowed: 0 … " in err and err.count("\n") == 1
+
+
+def test_bad_values_are_one_line(cli, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.delenv("DISPLAY", raising=False)
+    refused = [
+        (["play", tmp_path / "nowhere"], "nowhere"),
+        (["play", checkpoint, "--episodes", 0], "episodes is 0; allowed: more than 0"),
+        (["play", checkpoint, "--human"], "human is True; allowed: where a window can be opened"),
+    ]
+    for arguments, said in refused:
+        code, out, err = cli(*arguments)
+        assert code == 2 and out == "" and err.count("\n") == 1 and said in err
+
+
+def test_a_game_by_hand():
+    """Episodes follow one another, and the picture is what the agent sees."""
+    env = Room("tiny", "open", horizon=3, lens=Lens(9, 7), train_layouts=2, test_layouts=2)
+    game = play.Game(env, "test", 5)
+    before = game.picture()
+    assert before.shape == (7, 9, 3) and before.dtype == np.uint8
+    game.act(0)
+    assert (game.picture() != before).any() and game.caption().startswith("episode 1   step 1   ")
+    game.act(3)
+    game.act(3)
+    assert game.caption().startswith("episode 2   step 0   ") and game.earned == 0
+    with pytest.raises(ConfigError, match=r"task is 8; allowed: 0 … 7"):
+        play.Game(env, "test", 8)
+
+
+def test_a_game_without_images_is_drawn_by_the_environment():
+    game = play.Game(make("darkroom-ad-9"), "test", 0)
+    before = game.picture()
+    game.act(0)
+    assert before.ndim == 3 and before.dtype == np.uint8 and (game.picture() != before).any()
+
+
+def test_keys_act_in_the_window():
+    """A window that cannot be seen: 0 acts, 9 and letters do nothing, q ends it."""
+    pictures, window = [], mock.Mock()
+    window.mainloop = lambda: [window.bind.call_args.args[1](SimpleNamespace(char=key)) for key in ("0", "9", "x", "q")]
+    with (
+        mock.patch.object(tkinter, "Tk", lambda: window),
+        mock.patch.object(tkinter, "Label"),
+        mock.patch("PIL.ImageTk.PhotoImage", pictures.append),
+    ):
+        play.play_by_hand(make("darkroom-ad-9"), "test", 0)
+    assert len(pictures) == 2 and max(pictures[0].size) == play.WINDOW_SIDE
+    assert (np.asarray(pictures[0]) != np.asarray(pictures[1])).any()
+    window.destroy.assert_called_once()
