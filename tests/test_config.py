@@ -7,7 +7,7 @@ import typing
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relic_jax.config import (
@@ -59,6 +59,7 @@ def leaves(config, path=""):
             yield path + field.name, value
 
 
+@settings(deadline=None)  # machines are busy at times
 @given(strategy(TrainConfig))
 def test_json_round_trip_of_any_config(config):
     again = from_json(to_json(config))
@@ -106,6 +107,7 @@ def test_bad_json_is_refused_in_one_line(text, said):
     assert said in str(error.value) and "\n" not in str(error.value)
 
 
+@settings(deadline=None)
 @given(strategy(TrainConfig), strategy(TrainConfig))
 def test_differences_are_exactly_the_fields_that_differ(a, b):
     expected = [name for (name, left), (_, right) in zip(leaves(a), leaves(b), strict=True) if left != right]
