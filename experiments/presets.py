@@ -136,19 +136,19 @@ PRESETS: dict[str, Preset] = {
     "darkroom-4k": Preset(
         DARKROOM_4K,
         "darkroom-dpt with trials of 40 episodes instead of 5",
-        "COST4K",
-        "EXPECT4K",
+        "not measured yet",
+        "not run to its end yet",
     ),
     "darkroom-64k": Preset(
         DARKROOM_64K,
         "trials of 65,536 steps and 256 updates: a context of 655 episodes for the small model",
-        "for a GPU with 16 GiB; on 2 CPU cores COST64K",
+        "for a GPU with 16 GiB; not measured yet",
         "not run to its end yet",
     ),
     "darkroom-64k-int8": Preset(
         DARKROOM_64K_INT8,
         "the same with keys and values stored in int8: 0.6 instead of 2 GiB",
-        "for a GPU with 16 GiB",
+        "for a GPU with 16 GiB; not measured yet",
         "not run to its end yet",
     ),
     "darkroom-relic-paper": Preset(
