@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from envs.base import Environment, Split, Trajectory
+from envs.host import HostEnvironment
 from envs.wrappers import Trials
 from experiments import run
 from relic_jax.config import ConfigError, EvalConfig
@@ -27,7 +28,7 @@ def film(path: Path, out: Path, split: Split, task: int, episodes: int | None) -
     """
     trained = run.load_policy(path)
     if type(trained.env).render_trial is Environment.render_trial:
-        raise ConfigError(f"path is '{path}', of env {trained.env.name}; allowed: an environment that can be drawn")
+        raise _cannot_be_drawn(path, trained.env)
     config = EvalConfig(episodes=trained.config.eval.episodes if episodes is None else episodes)
     show = trained.config.trial.show_last_reward
     curves = in_context_curves(
@@ -40,8 +41,13 @@ def film(path: Path, out: Path, split: Split, task: int, episodes: int | None) -
         seed=trained.config.seed,
         show_last_reward=show,
     )
-    run.write_trial(out, trained.env, curves)
+    if run.write_trial(out, trained.env, curves) is None:
+        raise _cannot_be_drawn(path, trained.env)
     return curves.returns[0]
+
+
+def _cannot_be_drawn(path: Path, env: Environment) -> ConfigError:
+    return ConfigError(f"path is '{path}', of env {env.name}; allowed: an environment that can be drawn")
 
 
 class Game:
@@ -98,8 +104,11 @@ class Game:
 def play_by_hand(env: Environment, split: Split, task: int) -> None:
     """Opens a window with a game and returns when it is closed.
 
-    Raises ConfigError where there is no display, where Python was built without Tk, and where there is no such task.
+    Raises ConfigError where there is no display, where Python was built without Tk, where there is no such task, and
+    where the environment lives in worker processes.
     """
+    if isinstance(env, HostEnvironment):
+        raise ConfigError(f"human is True; allowed: False, {env.name} lives in worker processes")
     try:
         import tkinter
 

@@ -85,6 +85,22 @@ class Machine:
         return flops / seconds / self.matrix_rate
 
 
+def against_arithmetic(
+    machine: Machine, name: str, unit: str, steps: int, flops: float, timing: Timing, compiled: Any
+) -> dict[str, Any]:
+    """The case of a program that every device ran on `steps` steps of its own, which take `flops`."""
+    return {
+        "name": name,
+        "rate": len(jax.devices()) * steps / timing.wall,
+        "unit": unit,
+        "seconds": timing.wall,
+        "cpu_seconds": timing.cpu,
+        "floor_fraction": machine.rate_of(flops, timing),
+        "floor": f"{flops / 1e9:.0f} Gflop at the measured matrix rate",
+        "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
+    }
+
+
 def measure_machine() -> Machine:
     """Takes a few seconds."""
     on_cpu = jax.default_backend() == "cpu"

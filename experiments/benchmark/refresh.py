@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments.benchmark.measure import Machine, on_every_device, timed
+from experiments.benchmark.measure import Machine, against_arithmetic, on_every_device, timed
 from experiments.benchmark.models import MODEL, benchmark_setup, refresh_flops, state_with_context
 from relic_jax.models.cache import KVCache
 from relic_jax.rl import context
@@ -31,16 +31,8 @@ def case(machine: Machine, *, batch: int, steps: int) -> dict[str, Any]:
     compiled = on_every_device(functools.partial(run, setup), state)
     timing = timed(lambda: compiled(state), repeats=3)
     flops = refresh_flops(MODEL, batch, steps)
-    return {
-        "name": f"refresh/batch{batch}/context{steps}",
-        "rate": len(jax.devices()) * batch * steps / timing.wall,
-        "unit": "context steps/s",
-        "seconds": timing.wall,
-        "cpu_seconds": timing.cpu,
-        "floor_fraction": machine.rate_of(flops, timing),
-        "floor": f"{flops / 1e9:.0f} Gflop at the measured matrix rate",
-        "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
-    }
+    name, unit = f"refresh/batch{batch}/context{steps}", "context steps/s"
+    return against_arithmetic(machine, name, unit, batch * steps, flops, timing, compiled)
 
 
 def run(setup: Setup, state: TrainState) -> tuple[KVCache, jax.Array]:

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments.benchmark.measure import Machine, on_every_device, timed
+from experiments.benchmark.measure import Machine, against_arithmetic, on_every_device, timed
 from experiments.benchmark.models import MODEL, benchmark_setup, state_with_context, update_flops
 from relic_jax.models import cache as kv
 from relic_jax.models.cache import KVCache
@@ -36,16 +36,8 @@ def case(machine: Machine, *, batch: int, context: int) -> dict[str, Any]:
     compiled = compile_update(setup, state, before)
     timing = timed(lambda: compiled(state, before))
     flops = update_flops(MODEL, batch, SEGMENT, context)
-    return {
-        "name": f"update/batch{batch}/context{context}",
-        "rate": len(jax.devices()) * batch * SEGMENT / timing.wall,
-        "unit": "steps learned from per second and epoch",
-        "seconds": timing.wall,
-        "cpu_seconds": timing.cpu,
-        "floor_fraction": machine.rate_of(flops, timing),
-        "floor": f"{flops / 1e9:.0f} Gflop at the measured matrix rate",
-        "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
-    }
+    name, unit = f"update/batch{batch}/context{context}", "steps learned from per second and epoch"
+    return against_arithmetic(machine, name, unit, batch * SEGMENT, flops, timing, compiled)
 
 
 def arguments(batch: int, context: int) -> tuple[Setup, TrainState, KVCache]:

@@ -84,10 +84,6 @@ class GymEnvironment:
         metrics = {name: float(info.get(name, 0.0)) for name in self.spec.metrics}
         return flat(observation), float(reward), bool(terminated), truncated or self._count >= self._limit, metrics
 
-    def expert(self) -> Any:
-        """There is none."""
-        raise NotImplementedError
-
     def close(self) -> None:
         """Closes the environment."""
         self._env.close()

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from relic_jax.bridge.pool import Pool, PoolConfig, PoolError
+from relic_jax.bridge.protocol import EXPERT
 from relic_jax.bridge.worker import episode_seed
 
 gymnasium = pytest.importorskip("gymnasium")
@@ -26,6 +27,8 @@ def test_equals_gymnasium(task):
     actions = np.random.RandomState(0).randint(2, size=60)
     with Pool(config("CartPole-v1")) as pool:
         assert pool.spec.horizon == 500 and pool.spec.actions == 2
+        with pytest.raises(PoolError, match="allowed: 0 or more"):
+            pool.send(np.array([EXPERT, 0]))
         assert pool.versions[0]["gymnasium"] == gymnasium.__version__
         found = pool.reset([task, {}], [5, 6]).observation["observation"]
         episode, ends = 0, 0

@@ -41,6 +41,13 @@ def test_gymnasium_from_the_command_to_the_figure(cli, tmp_path, tasks):
     assert code == 0 and "2 training tasks (gym:CartPole-v1" in out, err
     summary = json.loads((tmp_path / "run" / "evaluate-train-1-episodes.json").read_text())
     assert 5 < summary["lines"]["random"] < 29 and summary["lines"]["optimal"] is None
+    film = tmp_path / "film.gif"
+    code, _, err = cli("play", tmp_path / "run", "--episodes", 1, "--out", film)  # there is nothing to draw
+    assert (
+        code == 2 and "allowed: an environment that can be drawn" in err and err.count("\n") == 1 and not film.exists()
+    )
+    code, _, err = cli("play", tmp_path / "run", "--human")
+    assert code == 2 and "gym:CartPole-v1 lives in worker processes" in err and err.count("\n") == 1
 
 
 def test_gymnasiums_tasks_are_seeds_unless_told_otherwise(tasks):
