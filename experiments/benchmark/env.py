@@ -25,7 +25,7 @@ from jax.sharding import PartitionSpec as P
 
 from envs import registry
 from envs.base import Environment
-from envs.firstperson.renderer import Lens
+from envs.firstperson.renderer import Lens, render
 from envs.wrappers import Trials
 from experiments.benchmark.measure import Machine
 
@@ -60,6 +60,8 @@ CASES = (
     Case("house-objnav-large", {}, 256, mark=20_000.0),
 )
 
+HOUSES = ("small", "medium", "large")
+
 
 def cases(machine: Machine, seconds: float = 1.0, rounds: int = 4) -> Iterator[dict[str, Any]]:
     """Measures every case on all devices. seconds: of one round; the best round counts. Yields JSON-able dicts:
@@ -74,6 +76,9 @@ def cases(machine: Machine, seconds: float = 1.0, rounds: int = 4) -> Iterator[d
     peers: dict[tuple[str, int, int], float | None] = {}
     for case in CASES:
         yield measure(case, peak, peers, seconds, rounds)
+    for size in HOUSES:
+        yield building(f"house-objnav-{size}", rounds)
+        yield full_picture(f"house-objnav-{size}")
 
 
 def measure(
@@ -105,6 +110,38 @@ def measure(
         "of_peer": ratio,
         "mark": case.mark,
         "reached": None if case.mark is None or judged is None else judged >= case.mark,
+    }
+
+
+def building(name: str, rounds: int, batch: int = 512) -> dict[str, Any]:
+    """How long it takes to build a house, one of `batch` on one device."""
+    env: Any = registry.make(name)
+    build = jax.jit(jax.vmap(lambda task: env.start(jax.random.key(0), task)))
+    tasks = jnp.asarray(env.tasks("train")[:batch])
+    jax.block_until_ready(build(tasks))
+    seconds = min(_seconds(lambda: build(tasks)) for _ in range(rounds))
+    return {"name": f"env/{name}, building", "rate": batch / seconds, "unit": "houses/s", "batch": batch}
+
+
+def full_picture(name: str, frames: int = 512) -> dict[str, Any]:
+    """What the environment's limits on solids in view (`Lens.solids`, `Lens.layers`) leave out: shares of pixels and of
+    frames that differ from the picture without limits, at the start of an episode in each of `frames` houses."""
+    env: Any = registry.make(name)
+    wide = dataclasses.replace(env.lens, solids=64, layers=env.config.furniture + env.config.objects)
+
+    @jax.jit
+    def differs(task: jax.Array) -> jax.Array:
+        state = env.start(jax.random.fold_in(jax.random.key(0), task), task)
+        scene, camera = env.scene(state.house), env.camera(state)
+        return (render(scene, camera, env.lens) != render(scene, camera, wide)).any(-1)
+
+    pixels = np.stack([np.asarray(differs(task)) for task in env.tasks("test")[:frames]])
+    return {
+        "name": f"env/{name}, against the picture without limits",
+        "rate": float(pixels.mean()) * 1e5,
+        "unit": "of 100,000 pixels differ",
+        "frames": frames,
+        "frames_that_differ": float(pixels.any((1, 2)).mean()),
     }
 
 
