@@ -97,7 +97,14 @@ HOUSE = replace(
     env="house-objnav-small",
     policy=replace(MINIWORLD.policy, transformer=replace(MINIWORLD.policy.transformer, max_positions=512)),
     trial=TrialConfig(environments=32, steps=1000, updates=10),
-    ppo=replace(MINIWORLD.ppo, entropy_coef=0.05, time_limit="bootstrap"),
+    ppo=replace(  # credit ends with the episode: else stopping at once, and so starting anew, soon pays best
+        MINIWORLD.ppo,
+        credit="episode",
+        time_limit="bootstrap",
+        reward_scale=1.0,
+        entropy_coef=0.02,
+        entropy_coef_final=0.002,
+    ),
     eval=EvalConfig(episodes=10, tasks=64),
 )
 

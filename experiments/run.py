@@ -256,8 +256,11 @@ def describe_result(summary: dict[str, Any]) -> list[str]:
         share = f" = {reached / optimal:.1%} of optimal {optimal:.1f}" if optimal else ""
         parts.append(f"episodes {skip + 2}–{len(mean)} return {reached:.1f}{share}")
     parts.append(f"random {summary['lines']['random']:.1f}")
-    found = [", ".join(parts), f"success in the last episode: {rates[-1]:.0%}"]
-    if later:
+    found = [", ".join(parts)]
+    if not later:
+        found.append(f"success: {rates[skip]:.0%}")
+    else:
+        found.append(f"success: {rates[skip]:.0%} in episode {skip + 1}, {rates[-1]:.0%} in episode {len(rates)}")
         gain, low, high = (summary["gain"][part][0] for part in ("mean", "low", "high"))
         found.append(f"gain from episode {skip + 1} to {len(mean)}: {gain:+.1f}, 95% [{low:.1f}, {high:.1f}]")
     return found

@@ -269,7 +269,8 @@ def summarise(
     """The content of `curve.json`: one curve over all seeds, with intervals, lines, raw values and provenance.
 
     curves: one per seed. lines: mean return of `random` and `optimal` (None: no expert) on this split. `gain` is the
-    return of the last episode less that of the policy's first, in the same trial.
+    return of the last episode less that of the policy's first, in the same trial; `later_gain` the mean over its third
+    to last episodes less its first, of returns and of successes (None: there are fewer than three).
     """
     tasks = evaluated_tasks(env, split, config)
 
@@ -277,6 +278,12 @@ def summarise(
         low, high = bootstrap_interval(values, tasks=num_tasks(tasks))
         mean = np.mean(np.stack(values), axis=(0, 1), dtype=np.float64)
         return {"mean": mean.tolist(), "low": low.tolist(), "high": high.tolist()}
+
+    def later_gain(values: list[np.ndarray]) -> dict[str, list[float]] | None:
+        own = [v[:, config.expert_episodes :] for v in values]
+        if own[0].shape[1] < 3:
+            return None
+        return curve([v[:, 2:].mean(1, keepdims=True) - v[:, :1] for v in own])
 
     returns, successes = [c.returns for c in curves], [c.successes.astype(np.float32) for c in curves]
     later = config.expert_episodes + 1  # the first episode may have to explore; what follows it is what was learned
@@ -298,6 +305,7 @@ def summarise(
         "return": curve(returns),
         "success": curve(successes),
         "gain": curve([r[:, -1:] - r[:, config.expert_episodes, None] for r in returns]),
+        "later_gain": {"return": later_gain(returns), "success": later_gain(successes)},
         "per_seed": per_seed,
         "raw_returns": [r.tolist() for r in returns],
         "raw_successes": [s.astype(int).tolist() for s in successes],

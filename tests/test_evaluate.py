@@ -284,6 +284,17 @@ def test_gain_is_of_the_last_episode_over_the_first_of_the_same_trial(summary):
     assert [found["gain"][part] for part in ("low", "mean", "high")] == [[5.0], [5.0], [5.0]]
 
 
+def test_later_gain_is_of_the_third_and_later_episodes_over_the_first(summary):
+    runs, found = summary
+    for kind, values in (("return", [r.returns for r in runs]), ("success", [r.successes for r in runs])):
+        by_hand = [np.mean(v[:, 2:], 1) - v[:, 0] for v in values]
+        assert found["later_gain"][kind]["mean"] == [pytest.approx(np.mean(by_hand), rel=1e-5)]
+    cut = [replace(run, returns=run.returns[:, :2], successes=run.successes[:, :2]) for run in runs]
+    lines = {"random": 0.5, "optimal": None}
+    found = summarise(make("darkroom-ad-9"), "test", EvalConfig(episodes=2), cut, lines, {})
+    assert found["later_gain"] == {"return": None, "success": None}
+
+
 def test_a_part_of_the_tasks_are_the_first_ones_and_any_one_can_be_asked_for():
     env, few = make("darkroom-dpt"), EvalConfig(episodes=2, tasks=3)
     goals = env.tasks("test").goal
