@@ -214,7 +214,7 @@ class HostTrials:
             observation, _ = reset(episodes + ~same, kept)
         changes: dict[str, Any] = {
             "observation": observation,
-            "previous_action": self._previous(~same, trial.previous_action),
+            "previous_action": self._previous(~same, np.asarray(trial.previous_action)),
             "previous_reward": np.where(same, trial.previous_reward, 0).astype(np.float32),
             "first": trial.first | ~same,
             "episode_return": np.where(same, trial.episode_return, 0).astype(np.float32),
@@ -258,7 +258,7 @@ class HostTrials:
         episode_return = before.episode_return + batch.reward
         changes: dict[str, Any] = {
             "observation": self.env.observe(batch.observation),
-            "previous_action": self._previous(ended, np.asarray(self.env.action_space.chosen(batch.acted))),
+            "previous_action": self._previous(ended, self.env.action_space.chosen(batch.acted)),
             "previous_reward": np.where(ended & (not self.show_last_reward), 0, batch.reward).astype(np.float32),
             "first": ended,
             "episode_return": np.where(ended, 0, episode_return).astype(np.float32),

@@ -7,6 +7,7 @@ import difflib
 from dataclasses import replace
 
 from relic_jax.config import ConfigError, EvalConfig, HostConfig, PPOConfig, TrainConfig, TrialConfig
+from relic_jax.models.actions import HeadConfig
 from relic_jax.models.encoders import EncoderConfig
 from relic_jax.models.policy import PolicyConfig
 from relic_jax.models.transformer import TransformerConfig
@@ -115,10 +116,11 @@ EXTOBJNAV_SOFT = replace(
 POINTMASS = replace(
     DARKROOM,
     env="pointmass-goal",
-    total_steps=4_000_000,
+    total_steps=5_000_000,
     policy=PolicyConfig(
         transformer=TransformerConfig(layers=2, heads=2, width=64, mlp_width=256, max_positions=128),
         encoder=EncoderConfig(observation="scaled"),
+        head=HeadConfig(log_std=0.0),
     ),
     trial=TrialConfig(environments=64, steps=400, updates=4),
     ppo=replace(DARKROOM.ppo, entropy_coef=0.03, entropy_coef_final=0.0005),
