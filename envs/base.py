@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -35,15 +35,149 @@ class TimeStep:
     truncated: jax.Array
 
 
+Array = TypeVar("Array", jax.Array, np.ndarray)
+
+
+class ActionSpace(Protocol):
+    """A set of actions, hashable. A policy has units of its own: the environment's (`Discrete`), or [−1, 1] (`Box`).
+
+    `applied`, `shown` and `chosen` work on arrays of numpy and of jax with any leading axes.
+    """
+
+    @property
+    def n(self) -> int:
+        """Number of actions, or of an action's components."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one action."""
+        ...
+
+    @property
+    def dtype(self) -> Any:
+        """Of an action."""
+        ...
+
+    @property
+    def nothing(self) -> int:
+        """Fills the place of the previous action at the first step of an episode."""
+        ...
+
+    @property
+    def expert_mark(self) -> float:
+        """Asks an environment in a worker process to let its scripted expert act, in the place of every component."""
+        ...
+
+    def sample(self, key: jax.Array) -> jax.Array:
+        """A uniformly random action in the environment's units. key: typed PRNG key []."""
+        ...
+
+    def draw(self, random: np.random.Generator, count: int) -> np.ndarray:
+        """`count` of them from a numpy generator."""
+        ...
+
+    def applied(self, action: Array) -> Array:
+        """What a policy's action is to the environment."""
+        ...
+
+    def shown(self, action: Array) -> Array:
+        """What the policy reads of its own action at the next step."""
+        ...
+
+    def chosen(self, action: Array) -> Array:
+        """What an action of the environment's is to a policy; the inverse of `applied`."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Discrete:
     """Actions 0 … n−1, as int32 []."""
 
     n: int
 
+    shape: ClassVar[tuple[int, ...]] = ()
+    dtype: ClassVar[Any] = np.dtype(np.int32)
+    nothing: ClassVar[int] = -1
+    expert_mark: ClassVar[float] = -1
+
+    def __str__(self) -> str:
+        return f"{self.n} actions"
+
     def sample(self, key: jax.Array) -> jax.Array:
         """A uniformly random action, int32 []. key: typed PRNG key []."""
         return jax.random.randint(key, (), 0, self.n, jnp.int32)
+
+    def draw(self, random: np.random.Generator, count: int) -> np.ndarray:
+        """Uniformly random actions, int [count]."""
+        return random.integers(self.n, size=count)
+
+    def applied(self, action: Array) -> Array:
+        """The action itself."""
+        return action
+
+    shown = chosen = applied
+
+
+@dataclasses.dataclass(frozen=True)
+class Box:
+    """Vectors of n numbers, low[i] ≤ a[i] ≤ high[i], as float32 [n]. To a policy they are −1 … 1, whatever the bounds.
+
+    What a policy chooses outside of that is clipped to the bounds, so an environment sees none. Raises ValueError where
+    the bounds are not finite, not of one length or the wrong way round.
+    """
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+    dtype: ClassVar[Any] = np.dtype(np.float32)
+    nothing: ClassVar[int] = 0
+    expert_mark: ClassVar[float] = float("nan")
+
+    def __post_init__(self) -> None:
+        """Checks the bounds."""
+        bounds = np.asarray([*self.low, *self.high])
+        ordered = len(self.low) == len(self.high) and all(a < b for a, b in zip(self.low, self.high, strict=True))
+        if not (self.low and ordered and np.isfinite(bounds).all()):
+            raise ValueError(f"a Box is low {self.low}, high {self.high}; allowed: finite, as many, low below high")
+
+    def __str__(self) -> str:
+        bounds = sorted(set(zip(self.low, self.high, strict=True)))
+        return f"actions of {self.n} numbers in " + ", ".join(f"[{low:g}, {high:g}]" for low, high in bounds)
+
+    @property
+    def n(self) -> int:
+        """Components of an action."""
+        return len(self.low)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(n,)."""
+        return (len(self.low),)
+
+    def sample(self, key: jax.Array) -> jax.Array:
+        """A uniformly random action, float32 [n]. key: typed PRNG key []."""
+        return jax.random.uniform(key, self.shape, jnp.float32, jnp.asarray(self.low), jnp.asarray(self.high))
+
+    def draw(self, random: np.random.Generator, count: int) -> np.ndarray:
+        """Uniformly random actions, float32 [count, n]."""
+        return random.uniform(self.low, self.high, (count, self.n)).astype(np.float32)
+
+    def applied(self, action: Array) -> Array:
+        """From −1 … 1, clipped, to the bounds, which rounding does not exceed. float32 [..., n]."""
+        low, high = np.asarray(self.low, np.float32), np.asarray(self.high, np.float32)
+        scaled: Any = low + (self.shown(action) + 1) * (0.5 * (high - low))
+        return scaled.clip(low, high)
+
+    def shown(self, action: Array) -> Array:
+        """Clipped to −1 … 1. float32 [..., n]."""
+        return action.clip(-1.0, 1.0)
+
+    def chosen(self, action: Array) -> Array:
+        """From the bounds to −1 … 1, clipped. float32 [..., n]."""
+        low, high = np.asarray(self.low, np.float32), np.asarray(self.high, np.float32)
+        scaled: Any = 2 * ((action - low) / (high - low)) - 1
+        return scaled.clip(-1.0, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +185,8 @@ class Trajectory:
     """T consecutive steps of ONE trial, as numpy arrays on the host; what a renderer draws.
 
     observation: pytree, leading axis T; what the policy saw before it acted.
-    action: int32 [T]; what it then did. reward: float32 [T]; what that action earned.
+    action: int32 [T] or float32 [T, n]; what it then did, in the environment's units. reward: float32 [T]; what that
+      earned.
     first: bool [T]; `observation` opens an episode.
     task: the trial's task, without a leading axis.
     record: pytree, leading axis T; `Environment.record` of the state that `observation` was made in.
@@ -95,8 +230,8 @@ class Environment:
         return None
 
     @property
-    def action_space(self) -> Discrete:
-        """The set of actions."""
+    def action_space(self) -> ActionSpace:
+        """The set of actions: `Discrete` or `Box`."""
         raise NotImplementedError
 
     def reset(self, key: jax.Array, task: PyTree) -> tuple[PyTree, TimeStep]:
@@ -104,7 +239,7 @@ class Environment:
         raise NotImplementedError
 
     def step(self, key: jax.Array, state: PyTree, action: jax.Array, task: PyTree) -> tuple[PyTree, TimeStep]:
-        """One transition. action: int32 []. Returns (next state, TimeStep)."""
+        """One transition. action: one of `action_space`. Returns (next state, TimeStep)."""
         raise NotImplementedError
 
     def tasks(self, split: Split) -> PyTree:
@@ -117,7 +252,7 @@ class Environment:
         return timestep.reward > 0
 
     def optimal_action(self, state: PyTree, task: PyTree) -> jax.Array:
-        """The scripted expert's action, int32 [], where there is an expert (`has_expert`)."""
+        """The scripted expert's action, one of `action_space`, where there is an expert (`has_expert`)."""
         raise NotImplementedError
 
     def render_trial(self, trajectory: Trajectory) -> np.ndarray | None:

@@ -18,10 +18,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from envs.base import Discrete, Environment, PyTree, Split, TimeStep, first_timestep
+from envs.base import ActionSpace, Box, Discrete, Environment, PyTree, Split, TimeStep, first_timestep
 from envs.wrappers import TrialState, TrialStep
 from relic_jax.bridge.pool import Batch, Pool, PoolConfig, PoolError
-from relic_jax.bridge.protocol import EXPERT, Spec
+from relic_jax.bridge.protocol import Spec
 from relic_jax.config import ConfigError, HostConfig
 
 LINE_EPISODES = 100  # simulators are slow: the random and the optimal line are estimated from that many episodes
@@ -66,11 +66,17 @@ class HostEnvironment(Environment):
         return {"image": jax.ShapeDtypeStruct(self.spec.observation[self.image].shape, jnp.uint8), "vector": vector}
 
     @property
-    def action_space(self) -> Discrete:
-        """The discrete actions. Raises ConfigError where they are continuous."""
-        if not self.spec.actions:
-            raise ConfigError(f"env {self.name!r} has continuous actions; allowed: discrete ones, so far")
-        return Discrete(self.spec.actions)
+    def action_space(self) -> ActionSpace:
+        """Discrete actions, or vectors. Raises ConfigError where these are unbounded or of another shape."""
+        spec = self.spec
+        if spec.actions:
+            return Discrete(spec.actions)
+        if len(spec.action.shape) != 1 or not spec.action.dtype.startswith("float"):
+            raise ConfigError(f"env {self.name!r} has actions {spec.action}; allowed: integers, or vectors of floats")
+        try:
+            return Box((spec.low,) * spec.action.shape[0], (spec.high,) * spec.action.shape[0])
+        except ValueError as error:
+            raise ConfigError(f"env {self.name!r}: {error}") from None
 
     @property
     def has_expert(self) -> bool:
@@ -182,7 +188,8 @@ class HostTrials:
     def begin(self, tasks: np.ndarray, seeds: np.ndarray) -> None:
         """Starts trials. tasks: fingerprints, uint8 [B, 16]. seeds: int32 [B]. Raises PoolError."""
         batch = self.pool.reset([self.env.task(row) for row in tasks], seeds.tolist())
-        nothing, none = np.zeros(len(seeds), np.float32), np.full(len(seeds), -1, np.int32)
+        nothing, actions = np.zeros(len(seeds), np.float32), self.env.action_space
+        none = np.full((len(seeds), *actions.shape), actions.nothing, actions.dtype)
         arrays: Any = (none, nothing, np.ones(len(seeds), bool), nothing)
         self._split(TrialState(seeds, tasks, self.env.observe(batch.observation), *arrays))
 
@@ -207,7 +214,7 @@ class HostTrials:
             observation, _ = reset(episodes + ~same, kept)
         changes: dict[str, Any] = {
             "observation": observation,
-            "previous_action": np.where(same, trial.previous_action, -1).astype(np.int32),
+            "previous_action": self._previous(~same, np.asarray(trial.previous_action)),
             "previous_reward": np.where(same, trial.previous_reward, 0).astype(np.float32),
             "first": trial.first | ~same,
             "episode_return": np.where(same, trial.episode_return, 0).astype(np.float32),
@@ -226,7 +233,8 @@ class HostTrials:
     ) -> Iterator[Happened]:
         """Steps all groups by turns, each while the others are simulated: `steps` times, or until `enough`.
 
-        act(group, index of the step, trials) gives int32 [b]; `EXPERT`: the expert acts. Raises PoolError.
+        act(group, index of the step, trials) gives actions in the environment's units, [b, ...];
+        `ActionSpace.expert_mark`: the expert acts. Raises PoolError.
         """
         index, over = 0, False
         while not over:
@@ -238,6 +246,11 @@ class HostTrials:
                     self.pool.send(act(group, index, self.trials[group]), group)
             index += 1
 
+    def _previous(self, first: np.ndarray, action: np.ndarray) -> np.ndarray:
+        """The previous action as the policy reads it. first: bool [b], where there is none."""
+        actions = self.env.action_space
+        return per_row(first, np.full_like(action, actions.nothing), action).astype(actions.dtype)
+
     def _receive(self, group: int) -> Happened:
         """`envs.wrappers.Trials.step`, with what the pool answered."""
         before, batch = self.trials[group], self.pool.receive(group)
@@ -245,7 +258,7 @@ class HostTrials:
         episode_return = before.episode_return + batch.reward
         changes: dict[str, Any] = {
             "observation": self.env.observe(batch.observation),
-            "previous_action": np.where(ended, -1, batch.acted).astype(np.int32),
+            "previous_action": self._previous(ended, self.env.action_space.chosen(batch.acted)),
             "previous_reward": np.where(ended & (not self.show_last_reward), 0, batch.reward).astype(np.float32),
             "first": ended,
             "episode_return": np.where(ended, 0, episode_return).astype(np.float32),
@@ -268,6 +281,11 @@ def waves(env: HostEnvironment, count: int, show_last_reward: bool = False) -> I
         trials = HostTrials(env, pool, show_last_reward)
         for start in range(0, count, size):
             yield trials, np.minimum(np.arange(start, start + size), count - 1)
+
+
+def per_row(condition: np.ndarray, on_true: np.ndarray, on_false: np.ndarray) -> np.ndarray:
+    """Per-environment choice between two arrays with leading axis b. condition: bool [b]."""
+    return np.where(condition.reshape(-1, *(1,) * (on_true.ndim - 1)), on_true, on_false)
 
 
 class EpisodeCount:
@@ -301,7 +319,8 @@ def mean_line(env: HostEnvironment, tasks: np.ndarray, episodes: int, expert: bo
     successes = np.zeros((len(tasks), episodes), bool)
 
     def act(group: int, index: int, trial: TrialState) -> np.ndarray:
-        return np.full(len(trial.first), EXPERT) if expert else random.integers(env.spec.actions, size=len(trial.first))
+        count, actions = len(trial.first), env.action_space
+        return np.full((count, *actions.shape), actions.expert_mark) if expert else actions.draw(random, count)
 
     for trials, numbers in waves(env, len(tasks)):
         count = EpisodeCount(trials, episodes)

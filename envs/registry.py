@@ -33,8 +33,8 @@ class UnknownEnvironmentError(ValueError):
 class Description:
     """What there is to know about an environment before running it; `str` gives it as one line.
 
-    observation: shapes and dtypes as text. actions: number of actions. *_tasks: sizes of the splits.
-    *_hash: `split_hash` of the splits.
+    observation, action_space: as text. actions: number of actions, or of an action's components. *_tasks: sizes of the
+    splits. *_hash: `split_hash` of the splits.
     """
 
     name: str
@@ -42,6 +42,7 @@ class Description:
     horizon: int
     observation: str
     actions: int
+    action_space: str
     train_tasks: int
     test_tasks: int
     train_hash: str
@@ -51,7 +52,7 @@ class Description:
         """One line."""
         return (
             f"{self.name}: {self.summary}; horizon {self.horizon}, observation {self.observation}, "
-            f"{self.actions} actions, {self.train_tasks} train tasks ({self.train_hash}), "
+            f"{self.action_space}, {self.train_tasks} train tasks ({self.train_hash}), "
             f"{self.test_tasks} test tasks ({self.test_hash})"
         )
 
@@ -85,6 +86,7 @@ def describe(name: str, env: Environment | None = None) -> Description:
         horizon=env.horizon,
         observation=_observation(env),
         actions=env.action_space.n,
+        action_space=str(env.action_space),
         train_tasks=num_tasks(train),
         test_tasks=num_tasks(test),
         train_hash=split_hash(train),
@@ -178,6 +180,13 @@ ENTRIES: dict[str, Entry] = {
             "probe-policy": "one step, rewarded for matching what is seen: can the policy be learned",
             "probe-memory": "five steps, rewarded for recalling the first: is there memory within an episode",
             "probe-bandit": "five arms, the best one is the task: is there learning in context",
+            "probe-continuous": "one step, rewarded for the action that is seen: can continuous actions be learned",
+        },
+    ),
+    **_presets(
+        "envs.pointmass.env",
+        {
+            "pointmass-goal": "find a hidden goal on a half circle and stay there, rewarded near to it",
         },
     ),
 }

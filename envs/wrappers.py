@@ -22,7 +22,8 @@ class TrialState:
     env: the environments' own states, leading axis B.
     task: their tasks, leading axis B.
     observation: what the policy sees next, leading axis B.
-    previous_action: int32 [B]; the action that led here, −1 before the first action of an episode.
+    previous_action: int32 [B], or float32 [B, n] of a `Box`; the action that led here as the policy reads it
+      (`ActionSpace.shown`), −1, or zeros, before the first action of an episode.
     previous_reward: float32 [B]; the reward that came with `observation`. After an episode's end this is 0 (as in the
       original: the last reward of an episode is never seen), or that last reward where `show_last_reward` is set.
     first: bool [B]; `observation` opens an episode.
@@ -68,21 +69,25 @@ class Trials:
 
     def reset(self, key: jax.Array, tasks: PyTree) -> TrialState:
         """Starts trials. key: typed PRNG key []. tasks: pytree with leading axis B."""
-        batch = jax.tree.leaves(tasks)[0].shape[0]
+        batch, actions = jax.tree.leaves(tasks)[0].shape[0], self.env.action_space
         env_state, timestep = jax.vmap(self.env.reset)(jax.random.split(key, batch), tasks)
         return TrialState(
             env=env_state,
             task=tasks,
             observation=timestep.observation,
-            previous_action=jnp.full((batch,), -1, jnp.int32),
+            previous_action=jnp.full((batch, *actions.shape), actions.nothing, actions.dtype),
             previous_reward=jnp.zeros((batch,), jnp.float32),
             first=jnp.ones((batch,), bool),
             episode_return=jnp.zeros((batch,), jnp.float32),
         )
 
     def step(self, key: jax.Array, state: TrialState, action: jax.Array) -> tuple[TrialState, TrialStep]:
-        """One step of every environment, resetting those whose episode ended. action: int32 [B]."""
-        end, timestep, next_env, observation = self._advance(key, state, action)
+        """One step of every environment, resetting those whose episode ended.
+
+        action: as the policy chose it, int32 [B] or float32 [B, n]; of a `Box` what is outside of −1 … 1 is clipped.
+        """
+        actions = self.env.action_space
+        end, timestep, next_env, observation = self._advance(key, state, actions.applied(action))
         ended = timestep.terminated | timestep.truncated
         episode_return = state.episode_return + timestep.reward
         shown = timestep.reward if self.show_last_reward else jnp.where(ended, 0.0, timestep.reward)
@@ -90,7 +95,7 @@ class Trials:
             env=next_env,
             task=state.task,
             observation=observation,
-            previous_action=jnp.where(ended, -1, action),
+            previous_action=select(ended, jnp.full_like(action, actions.nothing), actions.shown(action)),
             previous_reward=shown,
             first=ended,
             episode_return=jnp.where(ended, 0.0, episode_return),

@@ -138,7 +138,7 @@ def train_main(arguments: Sequence[str]) -> None:
     """`relic-jax train`."""
     command, folder, resume = parse_train(arguments)
     config = command.config
-    env = run.make_env(config.env, config.host)
+    env = run.env_of(config)
     setup = prepare(config, env)
     for extra in command.track:
         load_extra(extra)
@@ -258,7 +258,7 @@ def evaluation_config(command: EvaluateCommand) -> EvalConfig:
         expert_episodes=command.expert_episodes,
         context_limit=command.context_limit,
     )
-    validate(dataclasses.replace(trained, eval=config), horizon=run.make_env(trained.env, trained.host).horizon)
+    validate(dataclasses.replace(trained, eval=config), horizon=run.env_of(trained).horizon)
     return config
 
 

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from envs.base import Trajectory
-from experiments.run import make_env, origin
+from envs.base import Discrete, Trajectory
+from experiments.run import env_of, origin
 from relic_jax import checkpoint
 from relic_jax.config import TrainConfig
 from relic_jax.evaluate import Curves, in_context_curves
@@ -48,7 +48,9 @@ def main() -> None:
 def compare(path: Path) -> list[dict[str, Any]]:
     """One row per format of one checkpoint; see `measures`."""
     config, _ = checkpoint.load_meta(path)
-    env = make_env(config.env)
+    env = env_of(config)
+    if not isinstance(env.action_space, Discrete):
+        raise SystemExit(f"paths: '{path}' is of env {config.env!r}; allowed: one of discrete actions")
     policies = {form: policy_for(env, with_format(config, form).policy) for form in get_args(Format)}
     params = checkpoint.load_params(path, jax.eval_shape(policies["float32"].init, jax.random.key(0)))
     curves = {form: in_context_curves(policy, params, env, config.eval) for form, policy in policies.items()}

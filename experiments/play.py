@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from envs.base import Environment, Split, Trajectory
+from envs.base import Discrete, Environment, Split, Trajectory
 from envs.host import HostEnvironment
 from envs.wrappers import Trials
 from experiments import run
@@ -109,6 +109,8 @@ def play_by_hand(env: Environment, split: Split, task: int) -> None:
     """
     if isinstance(env, HostEnvironment):
         raise ConfigError(f"human is True; allowed: False, {env.name} lives in worker processes")
+    if not isinstance(env.action_space, Discrete):
+        raise ConfigError(f"human is True; allowed: False, {env.name} has {env.action_space}")
     try:
         import tkinter
 

@@ -7,6 +7,7 @@ import difflib
 from dataclasses import replace
 
 from relic_jax.config import ConfigError, EvalConfig, HostConfig, PPOConfig, TrainConfig, TrialConfig
+from relic_jax.models.actions import HeadConfig
 from relic_jax.models.encoders import EncoderConfig
 from relic_jax.models.policy import PolicyConfig
 from relic_jax.models.transformer import TransformerConfig
@@ -119,6 +120,21 @@ EXTOBJNAV_SOFT = replace(
 )
 
 
+POINTMASS = replace(
+    DARKROOM,
+    env="pointmass-goal",
+    total_steps=5_000_000,
+    policy=PolicyConfig(
+        transformer=TransformerConfig(layers=2, heads=2, width=64, mlp_width=256, max_positions=128),
+        encoder=EncoderConfig(observation="scaled"),
+        head=HeadConfig(log_std=0.0),
+    ),
+    trial=TrialConfig(environments=64, steps=400, updates=4),
+    ppo=replace(DARKROOM.ppo, entropy_coef=0.03, entropy_coef_final=0.0005),
+    eval=EvalConfig(episodes=15),
+)
+
+
 def on_gpu(config: TrainConfig) -> TrainConfig:
     """The paper's object-navigation run in place of the numbers for two cores: 20 environments, trials of 4096 steps in
     16 updates, the small transformer with Sink-KV0, its optimiser. Three things are ours: 100M steps, a convolutional
@@ -197,6 +213,12 @@ PRESETS: dict[str, Preset] = {
         )
         for config in (MINIWORLD, replace(MINIWORLD, env="miniworld-dpt4"), HOUSE)
     },
+    "pointmass-goal": Preset(
+        POINTMASS,
+        "continuous actions: a point that must find a hidden goal on a half circle",
+        "not measured",
+        "not run",
+    ),
     "darkroom-smoke": Preset(
         SMOKE, "does everything work: a minute from start to figure", "under a minute on 2 CPU cores", "nothing learned"
     ),

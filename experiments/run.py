@@ -26,6 +26,7 @@ from envs import registry
 from envs.base import Environment, Split
 from envs.lines import reference_lines
 from envs.render import write_gif
+from envs.repeat import repeated
 from relic_jax import checkpoint
 from relic_jax.config import ConfigError, EvalConfig, HostConfig, TrainConfig, differences, from_json, to_json
 from relic_jax.evaluate import Curves, in_context_curves, summarise, to_csv
@@ -37,12 +38,17 @@ from relic_jax.types import Params
 GIF_FRAMES_PER_SECOND = 20.0
 
 
-def make_env(name: str, host: HostConfig | None = None) -> Environment:
+def make_env(name: str, host: HostConfig | None = None, action_repeat: int = 1) -> Environment:
     """The environment, or a ConfigError that names the field. host: of those in worker processes."""
     try:
-        return registry.make(name, host)
+        return repeated(registry.make(name, host), action_repeat)
     except registry.UnknownEnvironmentError as error:
         raise ConfigError(f"env is {name!r}; allowed: a name that relic-jax envs lists; {error}") from None
+
+
+def env_of(config: TrainConfig) -> Environment:
+    """The environment of a run. Raises as `make_env` does."""
+    return make_env(config.env, config.host, config.trial.action_repeat)
 
 
 def create_folder(folder: Path, config: TrainConfig) -> None:
@@ -120,7 +126,7 @@ def load_policy(path: Path) -> Trained:
     """The newest policy of a run folder, or that of a checkpoint folder. Raises ConfigError where there is none."""
     found = checkpoint.find(path)
     config = checkpoint.load_meta(found)[0]
-    env = make_env(config.env, config.host)
+    env = env_of(config)
     policy = policy_for(env, config.policy)
     params = checkpoint.load_params(found, jax.eval_shape(policy.init, jax.random.key(0)))
     return Trained(env, config, policy, params)
@@ -139,7 +145,7 @@ def evaluate_checkpoints(
     for path, other in zip(paths[1:], configs[1:], strict=True):
         if other.env != configs[0].env:
             raise ConfigError(f"paths: '{path}' is of env {other.env!r}; allowed to pool with: {configs[0].env!r}")
-    env, evaluation = make_env(configs[0].env, configs[0].host), config or configs[0].eval
+    env, evaluation = env_of(configs[0]), config or configs[0].eval
     curves = []
     for index, path in enumerate(found):
         trained = load_policy(path)

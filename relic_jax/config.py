@@ -31,6 +31,8 @@ class TrialConfig:
     """U, policy updates per trial; each follows a segment of T/U new steps."""
     show_last_reward: bool = False
     """Show an episode's last reward with the first observation of the next (the original hides it)."""
+    action_repeat: int = 1
+    """Environment steps that each action lasts; their rewards are summed, and a step here is so many there."""
 
     @property
     def segment(self) -> int:
@@ -181,7 +183,8 @@ def validate(config: TrainConfig, *, horizon: int, images: bool = False) -> None
     _check_finite(config)
     _check_positive(transformer, "policy.transformer", "layers", "heads", "width", "mlp_width", "max_positions")
     _check_positive(config.policy.encoder, "policy.encoder", "features")
-    _check_positive(trial, "trial", "environments", "steps", "updates")
+    _check_positive(trial, "trial", "environments", "steps", "updates", "action_repeat")
+    _validate_head(config.policy.head)
     _check_positive(ppo, "ppo", "lr", "adam_eps", "max_grad_norm", "epochs", "minibatches", "accumulate", "clip")
     _check_positive(ppo, "ppo", "reward_scale")
     _check_positive(config, "", "total_steps", "checkpoint_minutes")
@@ -253,6 +256,17 @@ def _validate_transformer(cfg: Any, horizon: int) -> None:
         needed = horizon + 1 + cfg.first_index  # the observation after a time limit is valued too
         allowed = f"at least {needed} (an episode of {horizon} steps, what follows it, the sink)"
         _require(cfg.max_positions >= needed, f"{field}.max_positions", cfg.max_positions, allowed)
+
+
+def _validate_head(head: Any) -> None:
+    low, high = head.log_std_min, head.log_std_max
+    _require(low < high, "policy.head.log_std_max", high, f"more than policy.head.log_std_min ({low})")
+    allowed = f"more than policy.head.log_std_min ({low}) and less than policy.head.log_std_max ({high})"
+    _require(low < head.log_std < high, "policy.head.log_std", head.log_std, allowed)
+    limit = math.log(2) if head.action == "tanh" else 10.0
+    allowed = f"at most {limit:.4g} with policy.head.action {head.action!r}"
+    _require(high <= limit, "policy.head.log_std_max", high, allowed)
+    _require(low >= -10, "policy.head.log_std_min", low, "-10 or more")
 
 
 def _check_finite(config: Any, path: str = "") -> None:

@@ -15,10 +15,9 @@ import numpy as np
 
 from envs.base import Environment, Split, num_tasks, split_hash
 from envs.base import Trajectory as HostTrajectory
-from envs.host import EpisodeCount, HostEnvironment, HostTrials, waves
-from envs.wrappers import Trials, TrialState
+from envs.host import EpisodeCount, HostEnvironment, HostTrials, per_row, waves
+from envs.wrappers import Trials, TrialState, select
 from relic_jax.bridge.pool import PoolError
-from relic_jax.bridge.protocol import EXPERT
 from relic_jax.config import ConfigError, EvalConfig
 from relic_jax.models import cache as kv
 from relic_jax.models.cache import KVCache
@@ -152,7 +151,7 @@ def _play_on_host(
 
 def _host_steps(policy: Policy, params: Params, hosted: HostTrials, config: EvalConfig, key: jax.Array) -> _Steps:
     """Acts until every environment has played its episodes."""
-    horizon = hosted.env.horizon
+    horizon, actions = hosted.env.horizon, hosted.env.action_space
     sizes = buffer_sizes((config.episodes + SPARE) * horizon, horizon, SIZES)
     actor, count = Actor(policy, hosted.pool.config.total, config.context_limit), EpisodeCount(hosted, config.episodes)
     empty = [policy.initial_memory(rows.stop - rows.start, sizes[0]) for rows in hosted.rows]
@@ -163,7 +162,8 @@ def _host_steps(policy: Policy, params: Params, hosted: HostTrials, config: Eval
         if index == memory.capacity:
             memory = kv.grown(memory, next(size for size in sizes if size > index))
         running[group], action = actor(params, Running(memory, None), trial, key, rows.start, index)
-        return np.where(count.ended[rows] < config.expert_episodes, EXPERT, np.asarray(action))
+        applied = actions.applied(np.asarray(action))
+        return per_row(count.ended[rows] < config.expert_episodes, np.full_like(applied, actions.expert_mark), applied)
 
     steps: list[list[_Steps]] = [[] for _ in running]
     for found in hosted.run(act, sizes[-1], count.enough):
@@ -194,6 +194,7 @@ def one_task(env: Environment, split: Split, index: int) -> PyTree:
 def _chunk_function(policy: Policy, trials: Trials, config: EvalConfig, length: int) -> Callable[..., Any]:
     """Acts for `length` steps. Returns (trial, memory, episode, steps); `episode` counts each environment's."""
     window = None if config.context_limit is None else jnp.asarray(config.context_limit, jnp.int32)
+    actions = trials.env.action_space
 
     def act(params: Params, trial: TrialState, memory: KVCache, episode: jax.Array, key: jax.Array):
         action_key, env_key = jax.random.split(key)
@@ -201,12 +202,14 @@ def _chunk_function(policy: Policy, trials: Trials, config: EvalConfig, length: 
         action = output.distribution.sample(action_key)
         if config.expert_episodes:
             expert = jax.vmap(trials.env.optimal_action)(trial.env, trial.task)
-            action = jnp.where(episode < config.expert_episodes, expert, action)
+            action = select(episode < config.expert_episodes, actions.chosen(expert), action)
         next_trial, result = trials.step(env_key, trial, action)
         ended = result.terminated | result.truncated
         observation, state = jax.tree.map(lambda x: x[0], (trial.observation, trial.env))
         seen = (observation, trials.env.record(state))
-        steps = _Steps(action, result.reward, trial.first, ended, result.episode_return, result.success, *seen)
+        steps = _Steps(
+            actions.applied(action), result.reward, trial.first, ended, result.episode_return, result.success, *seen
+        )
         return next_trial, memory, episode + ended, steps
 
     def chunk(params: Params, trial: TrialState, memory: KVCache, episode: jax.Array, key: jax.Array):

@@ -54,7 +54,7 @@ def trial_frames(
     cell = max(12, 320 // max(width, height))  # pixels; every preset's picture is at least 240 pixels on both sides
     background = _background(size, cell, marks)
     first_visit = _first_visits(positions, size)
-    running = _running_returns(rewards, episodes)
+    running = running_returns(rewards, episodes)
     frames = []
     for step in np.linspace(0, len(positions) - 1, min(len(positions), max_frames)).round().astype(int):
         opened = np.searchsorted(episodes, episodes[step])
@@ -62,7 +62,7 @@ def trial_frames(
         visited = np.kron((first_visit <= step)[::-1], np.ones((cell, cell), bool))
         grid[visited & (grid == WHITE).all(-1)] = VISITED
         _draw_path(grid, positions[opened : step + 1], height, cell)
-        strip = _return_bars(running, episodes, step, width * cell)
+        strip = return_bars(running, episodes, step, width * cell)
         frames.append(np.concatenate([grid, strip]))
     return np.stack(frames)
 
@@ -89,7 +89,7 @@ def _first_visits(positions: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return first
 
 
-def _running_returns(rewards: np.ndarray, episodes: np.ndarray) -> np.ndarray:
+def running_returns(rewards: np.ndarray, episodes: np.ndarray) -> np.ndarray:
     """Return of the episode up to and including each step, float [T]."""
     total = np.cumsum(rewards, dtype=float)
     before = np.concatenate([[0.0], total])
@@ -109,7 +109,7 @@ def _draw_path(grid: np.ndarray, path: np.ndarray, height: int, cell: int) -> No
     grid[(rows - row) ** 2 + (columns - column) ** 2 <= radius**2] = ORANGE
 
 
-def _return_bars(running: np.ndarray, episodes: np.ndarray, step: int, width: int) -> np.ndarray:
+def return_bars(running: np.ndarray, episodes: np.ndarray, step: int, width: int) -> np.ndarray:
     """The strip below the grid as of `step`, uint8 [STRIP_HEIGHT, width, 3]. The tallest bar of the trial fills it."""
     strip = np.full((STRIP_HEIGHT, width, 3), STRIP, np.uint8)
     strip[0] = GRID_LINE

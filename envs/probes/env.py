@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from envs.base import Discrete, Environment, Split, TimeStep, first_timestep
+from envs.base import ActionSpace, Box, Discrete, Environment, Split, TimeStep, first_timestep
 
 
 @struct.dataclass
@@ -33,7 +33,7 @@ class Probe(Environment):
         return jax.ShapeDtypeStruct((1,), jnp.float32)
 
     @property
-    def action_space(self) -> Discrete:
+    def action_space(self) -> ActionSpace:
         """Two actions unless the probe says otherwise."""
         return Discrete(2)
 
@@ -190,6 +190,38 @@ class BanditProbe(Probe):
         return np.arange(self.arms, dtype=np.int32)
 
 
+@dataclasses.dataclass(frozen=True)
+class ContinuousProbe(Probe):
+    """One step, rewarded for the action that is seen. Fails if the head, its density or the bounds are wrong.
+
+    The best action is 2 ± 1.5 in bounds of [0, 4]: only a policy that looks gets near to it, in either half. The best
+    that does not look earns 0.25 (whichever it takes between the two); one that is right but for noise of deviation σ
+    in [−1, 1] loses about σ.
+    """
+
+    name: str = "probe-continuous"
+    horizon: int = 1
+
+    @property
+    def action_space(self) -> Box:
+        """One number in [0, 4]."""
+        return Box((0.0,), (4.0,))
+
+    def observe(self, state: ProbeState) -> jax.Array:
+        """−1 or +1."""
+        return (2.0 * state.cue - 1.0)[None]
+
+    def reward(self, state: ProbeState, action: jax.Array, task: jax.Array) -> jax.Array:
+        """1 less the distance from the best action, in [−1, 1]."""
+        return 1 - jnp.abs(action - self.optimal_action(state, task)).sum() / 2
+
+    def optimal_action(self, state: ProbeState, task: jax.Array) -> jax.Array:
+        """0.5 or 3.5."""
+        del task
+        return (0.5 + 3.0 * state.cue)[None]
+
+
 PRESETS: dict[str, Probe] = {
-    probe.name: probe for probe in (ValueProbe(), DiscountProbe(), PolicyProbe(), MemoryProbe(), BanditProbe())
+    probe.name: probe
+    for probe in (ValueProbe(), DiscountProbe(), PolicyProbe(), MemoryProbe(), BanditProbe(), ContinuousProbe())
 }

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from experiments.benchmark.measure import Machine, timed
 from experiments.benchmark.models import benchmark_setup, state_with_context
@@ -50,7 +49,8 @@ def step(setup: Setup, state: TrainState) -> Any:
 
     def one(trial: Any, key: jax.Array) -> tuple[Any, Any]:
         action_key, env_key = jax.random.split(key)
-        actions = jax.random.randint(action_key, trial.first.shape, 0, setup.policy.num_actions, jnp.int32)
-        return setup.trials.step(env_key, trial, actions)
+        space = setup.policy.action_space
+        actions = jax.vmap(space.sample)(jax.random.split(action_key, len(trial.first)))
+        return setup.trials.step(env_key, trial, space.chosen(actions))
 
     return jax.lax.scan(one, state.trial, jax.random.split(jax.random.key(0), SEGMENT))

@@ -79,10 +79,20 @@ class GymEnvironment:
 
     def step(self, action: Any) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, float]]:
         """One step. An episode that reaches the horizon is truncated."""
-        observation, reward, terminated, truncated, info = self._env.step(action)
+        observation, reward, terminated, truncated, info = self._env.step(self._translated(action))
         self._count += 1
         metrics = {name: float(info.get(name, 0.0)) for name in self.spec.metrics}
         return flat(observation), float(reward), bool(terminated), truncated or self._count >= self._limit, metrics
+
+    def _translated(self, action: Any) -> Any:
+        """What we announce is one range for all components; here are the environment's own bounds and shape again."""
+        space = self._env.action_space
+        if self.spec.actions:
+            return action
+        own = np.reshape(action, space.shape)
+        if not one_range(space):
+            own = np.clip(space.low + (own + 1) * 0.5 * (space.high - space.low), space.low, space.high)
+        return own.astype(space.dtype)
 
     def close(self) -> None:
         """Closes the environment."""
@@ -108,13 +118,21 @@ def observation_spec(space: Any) -> dict[str, ArraySpec]:
 
 
 def action_spec(space: Any) -> dict[str, Any]:
-    """The part of a `Spec` about actions, for a Discrete or a Box space. Raises SetupError."""
+    """The part of a `Spec` about actions, for a Discrete space or a Box of finite floats. Raises SetupError.
+
+    A Box is announced as a vector; with bounds that differ between components, as one in [-1, 1].
+    """
     if hasattr(space, "n") and not getattr(space, "shape", ()) and int(getattr(space, "start", 0)) == 0:
         return {"action": ArraySpec("int32", ()), "actions": int(space.n), "low": 0.0, "high": 0.0}
-    if hasattr(space, "low") and np.ptp(space.low) == 0 and np.ptp(space.high) == 0:
-        low, high = float(np.min(space.low)), float(np.max(space.high))
-        return {"action": ArraySpec("float32", tuple(space.shape)), "actions": 0, "low": low, "high": high}
-    raise SetupError(f"action space {space} is neither discrete from 0, nor a box with equal bounds everywhere")
+    if hasattr(space, "low") and space.dtype.kind == "f" and np.isfinite([space.low, space.high]).all():
+        low, high = (float(np.min(space.low)), float(np.max(space.high))) if one_range(space) else (-1.0, 1.0)
+        return {"action": ArraySpec("float32", (int(space.low.size),)), "actions": 0, "low": low, "high": high}
+    raise SetupError(f"action space {space} is neither discrete from 0, nor a box of floats with finite bounds")
+
+
+def one_range(box: Any) -> bool:
+    """Whether all components of a Box have the same bounds."""
+    return bool(np.ptp(box.low) == 0 and np.ptp(box.high) == 0)
 
 
 def _import(package: str) -> Any:

@@ -248,7 +248,8 @@ class Pool:
         expected = (sum(len(lane.numbers) for lane in lanes), *self.spec.action.shape)
         if actions.shape != expected:
             raise PoolError(f"actions have shape {list(actions.shape)}; allowed: {list(expected)}")
-        if self.spec.actions and not self.spec.expert and (actions == protocol.EXPERT).any():
+        asked = actions == protocol.EXPERT if self.spec.actions else np.isnan(actions)
+        if not self.spec.expert and asked.any():
             raise PoolError(
                 f"an action is {protocol.EXPERT}, the expert's; allowed: 0 or more, {self.spec.name} has none"
             )

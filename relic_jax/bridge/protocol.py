@@ -28,7 +28,7 @@ import numpy as np
 PROTOCOL = 1
 BUFFERS = 2  # the worker writes one while the other, the last good one, is kept
 MAX_MESSAGE = 1 << 22
-EXPERT = -1  # in the place of an action: the environment's scripted expert acts
+EXPERT = -1  # in the place of an action: the environment's scripted expert acts; NaN in that of a continuous one
 
 
 class ProtocolError(RuntimeError):

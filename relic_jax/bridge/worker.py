@@ -72,7 +72,7 @@ class Slot:
         """One step with the action in the buffer; begins the next episode where this one ended."""
         i = self.index
         action = buffer["action"][i]
-        if self.spec.actions and action == protocol.EXPERT:
+        if action == protocol.EXPERT if self.spec.actions else np.isnan(action).any():
             action = self.env.expert()
         buffer["acted"][i] = action
         action = int(action) if self.spec.actions else np.array(action)

@@ -13,6 +13,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from envs.base import ActionSpace
+from relic_jax.models import actions
+from relic_jax.models.statistics import normalized, nothing_seen
 from relic_jax.types import PyTree, StepInput
 
 IMAGE_RANK = 3
@@ -29,9 +32,10 @@ CONVOLUTIONS = {
 class EncoderConfig:
     """How a step's inputs become one vector."""
 
-    observation: Literal["raw", "scaled"] = "raw"
+    observation: Literal["raw", "scaled", "normalized"] = "raw"
     """raw: vector observations as they are, action embeddings N(0, 1) (the original); scaled: each component's range
-    mapped to [−1, 1] and action embeddings of unit length, so that no input drowns the others at the start."""
+    mapped to [−1, 1] and action embeddings of unit length, so that no input drowns the others at the start; normalized:
+    the same embeddings, each component less its mean and over its deviation in training so far."""
     reward: bool = True
     """Feed the previous reward."""
     image: Literal["small", "nature"] = "small"
@@ -80,6 +84,13 @@ class ImageEncoder(nn.Module):
         return x.reshape(*image.shape[:-IMAGE_RANK], -1)
 
 
+def vector_part(observation: PyTree, images: tuple[bool, ...], leading: int) -> jax.Array:
+    """What is no image, one after the other in tree order: float32 [..., D]. leading: number of axes before it."""
+    leaves = [x for x, is_image in zip(jax.tree.leaves(observation), images, strict=True) if not is_image]
+    flat = [x.reshape(*x.shape[:leading], -1).astype(jnp.float32) for x in leaves]
+    return jnp.concatenate(flat, axis=-1)
+
+
 class StepEncoder(nn.Module):
     """Concatenates [observation, previous reward, embedding of the previous action].
 
@@ -90,7 +101,7 @@ class StepEncoder(nn.Module):
     """
 
     config: EncoderConfig
-    num_actions: int
+    action_space: ActionSpace
     width: int
     low: tuple[float, ...]
     high: tuple[float, ...]
@@ -99,7 +110,9 @@ class StepEncoder(nn.Module):
     def setup(self) -> None:
         """Declares the parameters."""
         std = 1.0 if self.config.observation == "raw" else self.width**-0.5
-        self.action = nn.Embed(self.num_actions + 1, self.width, embedding_init=nn.initializers.normal(std))
+        self.action = actions.embedding(self.action_space, self.width, std)
+        if self.config.observation == "normalized":
+            self.statistics = self.param("statistics", lambda _: nothing_seen(len(self.low)))
         self.image = [ImageEncoder(self.config) for _ in range(sum(self.images))]
 
     def perceive(self, inputs: StepInput) -> StepInput:
@@ -123,5 +136,8 @@ class StepEncoder(nn.Module):
         if vectors and self.config.observation == "scaled":
             low, high = jnp.asarray(self.low), jnp.asarray(self.high)
             vectors = [2 * (jnp.concatenate(vectors, axis=-1) - low) / (high - low) - 1]
+        if vectors and self.config.observation == "normalized":
+            vectors = [normalized(self.statistics, jnp.concatenate(vectors, axis=-1))]
         reward = [inputs.previous_reward[..., None].astype(jnp.float32)] if self.config.reward else []
-        return jnp.concatenate([*features, *vectors, *reward, self.action(inputs.previous_action + 1)], axis=-1)
+        previous = self.action(inputs.previous_action, inputs.first)
+        return jnp.concatenate([*features, *vectors, *reward, previous], axis=-1)

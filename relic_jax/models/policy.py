@@ -8,6 +8,7 @@ with images, or what `perceive` has made of them.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -16,11 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from envs.base import Environment
-from relic_jax.distributions import Categorical
+from envs.base import ActionSpace, Discrete, Environment
+from relic_jax.distributions import Distribution
+from relic_jax.models import actions
 from relic_jax.models import cache as kv
+from relic_jax.models.actions import HeadConfig
 from relic_jax.models.cache import KVCache
-from relic_jax.models.encoders import EncoderConfig, StepEncoder, image_mask
+from relic_jax.models.encoders import EncoderConfig, StepEncoder, image_mask, vector_part
+from relic_jax.models.statistics import merged
 from relic_jax.models.transformer import Linear, Transformer, TransformerConfig, empty_memory
 from relic_jax.types import Params, PyTree, StepInput
 
@@ -31,13 +35,14 @@ class PolicyConfig:
 
     transformer: TransformerConfig = dataclasses.field(default_factory=TransformerConfig)
     encoder: EncoderConfig = dataclasses.field(default_factory=EncoderConfig)
+    head: HeadConfig = dataclasses.field(default_factory=HeadConfig)
 
 
 @struct.dataclass
 class PolicyOutput:
     """distribution: over actions, leading axes as the inputs'. value: float32, same leading axes."""
 
-    distribution: Categorical
+    distribution: Distribution
     value: jax.Array
 
 
@@ -45,7 +50,7 @@ class PolicyNetwork(nn.Module):
     """encoder → linear → transformer → linear → actor and critic, both linear."""
 
     config: PolicyConfig
-    num_actions: int
+    action_space: ActionSpace
     low: tuple[float, ...]
     high: tuple[float, ...]
     images: tuple[bool, ...] = (False,)
@@ -54,10 +59,10 @@ class PolicyNetwork(nn.Module):
         """Declares the parameters."""
         width = self.config.transformer.width
         init = nn.initializers.normal(0.02)
-        self.encoder = StepEncoder(self.config.encoder, self.num_actions, width, self.low, self.high, self.images)
+        self.encoder = StepEncoder(self.config.encoder, self.action_space, width, self.low, self.high, self.images)
         self.proj_in, self.proj_out = Linear(width, kernel_init=init), Linear(width, kernel_init=init)
         self.transformer = Transformer(self.config.transformer)
-        self.actor = Linear(self.num_actions, kernel_init=nn.initializers.orthogonal(0.01))
+        self.actor = actions.head(self.action_space, self.config.head)
         self.critic = Linear(1, kernel_init=nn.initializers.orthogonal(1.0))
 
     def __call__(
@@ -76,7 +81,7 @@ class PolicyNetwork(nn.Module):
             x, inputs.first, memory, decode=decode, valid=valid, window=window, dropout_key=dropout_key
         )
         hidden = self.proj_out(hidden.astype(jnp.float32))
-        return PolicyOutput(Categorical(self.actor(hidden)), self.critic(hidden)[..., 0]), memory
+        return PolicyOutput(self.actor(hidden), self.critic(hidden)[..., 0]), memory
 
     def perceive(self, inputs: StepInput) -> StepInput:
         """See `StepEncoder.perceive`."""
@@ -87,12 +92,13 @@ class PolicyNetwork(nn.Module):
 class Policy:
     """Pure functions around `PolicyNetwork`; nothing here holds arrays.
 
+    actions: the space of them, or a number: so many discrete ones.
     low, high: range of each vector component of the observation, one after the other in tree order.
     observation: jax.ShapeDtypeStructs of one observation, in its tree; None: one vector, as long as `low`.
     """
 
     config: PolicyConfig
-    num_actions: int
+    actions: ActionSpace | int
     low: tuple[float, ...]
     high: tuple[float, ...]
     observation: PyTree = None
@@ -104,9 +110,14 @@ class Policy:
         return vector if self.observation is None else self.observation
 
     @property
+    def action_space(self) -> ActionSpace:
+        """What it chooses from."""
+        return Discrete(self.actions) if isinstance(self.actions, int) else self.actions
+
+    @property
     def network(self) -> PolicyNetwork:
         """The Flax module."""
-        return PolicyNetwork(self.config, self.num_actions, self.low, self.high, image_mask(self.spec))
+        return PolicyNetwork(self.config, self.action_space, self.low, self.high, image_mask(self.spec))
 
     @property
     def learns_images(self) -> bool:
@@ -117,7 +128,7 @@ class Policy:
         """Fresh float32 parameters. key: typed PRNG key []."""
         inputs = StepInput(
             observation=jax.tree.map(lambda x: jnp.zeros((1, 1, *x.shape), x.dtype), self.spec),
-            previous_action=jnp.zeros((1, 1), jnp.int32),
+            previous_action=jnp.zeros((1, 1, *self.action_space.shape), self.action_space.dtype),
             previous_reward=jnp.zeros((1, 1), jnp.float32),
             first=jnp.ones((1, 1), bool),
         )
@@ -181,6 +192,20 @@ class Policy:
         result: Any = self.network.apply({"params": params}, inputs, memory, **options)
         return result
 
+    def observed(
+        self, params: Params, observation: PyTree, valid: jax.Array | None, total: Callable[[PyTree], PyTree]
+    ) -> Params:
+        """The parameters after more observations, where these are normalised: their statistics are among them.
+
+        observation: leading axes [B, K]. valid: bool [B, K], which of them count; None: all. total: sums over devices.
+        """
+        if self.config.encoder.observation != "normalized":
+            return params
+        x = vector_part(observation, image_mask(self.spec), 2)
+        weight = jnp.ones(x.shape[:2]) if valid is None else valid.astype(jnp.float32)
+        encoder = params["encoder"]
+        return {**params, "encoder": {**encoder, "statistics": merged(encoder["statistics"], x, weight, total)}}
+
     def peek(self, params: Params, memory: KVCache, inputs: StepInput) -> jax.Array:
         """Value of a step that is not taken into the memory. inputs: leading axis [B]. Returns float32 [B]."""
         output, _ = self.unroll(params, memory, jax.tree.map(lambda x: x[:, None], inputs))
@@ -192,7 +217,7 @@ def policy_for(env: Environment, config: PolicyConfig) -> Policy:
     spec = env.observation_spec
     unit = tuple(jax.tree.map(lambda x, end=end: np.full(x.shape, end), spec) for end in (-1.0, 1.0))
     low, high = (_vector_values(end, spec) for end in env.observation_range or unit)
-    return Policy(config, env.action_space.n, low, high, spec)
+    return Policy(config, env.action_space, low, high, spec)
 
 
 def _vector_values(values: PyTree, spec: PyTree) -> tuple[float, ...]:

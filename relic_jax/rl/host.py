@@ -64,7 +64,8 @@ class Actor:
     ) -> tuple[Running, jax.Array]:
         """Acts in `trial`; `running` is donated. start: number of the group's first environment. index: of the step.
 
-        Returns int32 [b] actions. What is drawn for an environment does not depend on how they are grouped.
+        Returns the actions, [b, ...], as the policy chose them. What is drawn for an environment does not depend on how
+        they are grouped.
         """
         return self._step(params, running, step_input(trial), key, np.int32(start), np.int32(index))
 
@@ -139,7 +140,8 @@ class HostSegments:
         steps = jax.device_get(state.trajectory.replace(inputs=None))
         ended = (steps.terminated | steps.truncated)[:, :filled]
         begun = [int(row.nonzero()[0][-1]) + 1 if row.any() else 0 for row in ended]
-        replay = [row[start:filled] for row, start in zip(steps.action, begun, strict=True)]
+        applied = self._env.action_space.applied(steps.action)
+        replay = [row[start:filled] for row, start in zip(applied, begun, strict=True)]
         same = self._trials.resume(jax.device_get(state.trial), ended.sum(1), replay)
         truncated, valid = np.array(steps.truncated), np.array(steps.valid)
         truncated[~same, filled - 1], valid[~same, filled - 1] = True, False
@@ -157,7 +159,7 @@ class HostSegments:
         def act(group: int, index: int, trial: TrialState) -> np.ndarray:
             start = trials.rows[group].start
             running[group], action = self._actor(params, running[group], trial, key, start, index)
-            return np.asarray(action)
+            return self._env.action_space.applied(np.asarray(action))
 
         happened: list[list[Happened]] = [[] for _ in running]
         finals: list[list[np.ndarray]] = [[] for _ in running]
@@ -185,7 +187,8 @@ class HostSegments:
         cut = batch.truncated & batch.valid
         if self._setup.config.ppo.time_limit == "terminal" or batch.final is None or not cut.any():
             return np.zeros(len(cut), np.float32)
-        fields: Any = (self._env.observe(batch.final), batch.acted, batch.reward, np.zeros_like(cut))
+        acted = self._env.action_space.chosen(batch.acted)
+        fields: Any = (self._env.observe(batch.final), acted, batch.reward, np.zeros_like(cut))
         inputs = StepInput(*fields)
         return np.where(cut, np.asarray(self._actor.peek(params, memory, inputs)), 0).astype(np.float32)
 

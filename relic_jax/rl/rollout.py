@@ -102,7 +102,8 @@ def final_value(setup: Setup, params: Params, memory: KVCache, action: jax.Array
         return zeros
 
     def peek() -> jax.Array:
-        inputs = StepInput(result.final_observation, action, result.reward, jnp.zeros_like(result.truncated))
+        shown = setup.policy.action_space.shown(action)
+        inputs = StepInput(result.final_observation, shown, result.reward, jnp.zeros_like(result.truncated))
         return jnp.where(result.truncated, setup.policy.peek(params, memory, inputs), 0.0)
 
     return jax.lax.cond(result.truncated.any(), peek, lambda: zeros)

@@ -117,7 +117,7 @@ def empty_trajectory(setup: Setup, trial: TrialState) -> Trajectory:
     real, flag = jnp.zeros(shape, jnp.float32), jnp.zeros(shape, bool)
     return Trajectory(
         inputs=inputs,
-        action=jnp.zeros(shape, jnp.int32),
+        action=jnp.zeros((*shape, *policy.action_space.shape), policy.action_space.dtype),
         log_prob=real,
         value=real,
         reward=real,

@@ -90,6 +90,9 @@ def learn(
     batch = make_batch(setup, state, before, collected.last_value)._replace(observation=collected.observation)
     is_last = state.segment == cfg.trial.updates - 1
     params, opt_state, metrics = update(setup, state, batch, is_last, update_key)
+    # only now, so that the update still sees what was acted on; the refresh then sees what comes next
+    seen = collected.steps
+    params = setup.policy.observed(params, seen.inputs.observation, seen.valid, setup.total)
     counts = setup.total(episode_sums(collected) | finiteness(collected, metrics, params))
     metrics = setup.mean(metrics | {"reward": collected.results.reward.mean()}) | counts
     state = state.replace(params=params, opt_state=opt_state)

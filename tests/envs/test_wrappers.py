@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import struct
 
-from envs.base import Environment, TimeStep, VisualEnvironment
+from envs.base import Discrete, Environment, TimeStep, VisualEnvironment
 from envs.darkroom.env import Darkroom, DarkroomTask
 from envs.wrappers import Trials, select
 
@@ -111,6 +111,10 @@ class Walk(VisualEnvironment):
     name: str = "walk"
     horizon: int = 4
 
+    @property
+    def action_space(self):
+        return Discrete(2)
+
     def start(self, key, task):
         zero = jnp.zeros((), jnp.int32)
         return Seen(jax.random.randint(key, (), -1, 2), zero, zero, jnp.arange(3.0))
@@ -135,6 +139,8 @@ class Walk(VisualEnvironment):
 
 class Plain(Environment):
     """The same without looking apart."""
+
+    action_space = Discrete(2)
 
     def __init__(self, env):
         self.reset, self.step, self.success, self.metrics = env.reset, env.step, env.success, env.metrics

@@ -74,7 +74,6 @@ def one_line(found, *said):
         ("gym:CartPol-v1", ["env is 'gym:CartPol-v1'", "Did you mean: `CartPole`"]),
         ("gym:CartPole-v9", ["[ `v0`, `v1` ]"]),
         ("gym:no_such_package:Thing-v0", ["no_such_package"]),
-        ("gym:Pendulum-v1", ["env 'gym:Pendulum-v1' has continuous actions; allowed: discrete ones"]),
         ("extobjna", ["did you mean extobjnav?"]),
     ],
 )

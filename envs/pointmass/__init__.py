@@ -1,0 +1,1 @@
+"""A point on a plane that must find a hidden goal."""

@@ -1,0 +1,110 @@
+"""Action repeat: each action lasts several steps of an environment."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from envs.base import ActionSpace, Environment, PyTree, Split, TimeStep, Trajectory
+from envs.host import HostEnvironment
+from envs.wrappers import select
+from relic_jax.config import ConfigError
+
+
+def repeated(env: Environment, times: int) -> Environment:
+    """`env` with each action lasting `times` steps. Raises ConfigError where that cannot be."""
+    if times == 1:
+        return env
+    allowed = "1 or more" if times < 1 else "1 for environments in worker processes"
+    if times < 1 or isinstance(env, HostEnvironment):
+        raise ConfigError(f"trial.action_repeat is {times}; allowed: {allowed}")
+    return ActionRepeat(env, times)
+
+
+@dataclasses.dataclass(frozen=True)
+class ActionRepeat(Environment):
+    """A step is up to `times` steps of `env` with one action: fewer where the episode ends. Rewards are summed.
+
+    Observation, terminated and truncated are those of the last step that was taken.
+    """
+
+    env: Environment
+    times: int
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """The environment's."""
+        return self.env.name
+
+    @property
+    def horizon(self) -> int:  # type: ignore[override]
+        """The longest episode, in steps of the policy."""
+        return -(-self.env.horizon // self.times)
+
+    @property
+    def line_episodes(self) -> int:
+        """The environment's."""
+        return self.env.line_episodes
+
+    @property
+    def observation_spec(self) -> PyTree:
+        """The environment's."""
+        return self.env.observation_spec
+
+    @property
+    def observation_range(self) -> tuple[PyTree, PyTree] | None:
+        """The environment's."""
+        return self.env.observation_range
+
+    @property
+    def action_space(self) -> ActionSpace:
+        """The environment's."""
+        return self.env.action_space
+
+    @property
+    def has_expert(self) -> bool:
+        """The environment's."""
+        return self.env.has_expert
+
+    def reset(self, key: jax.Array, task: PyTree) -> tuple[PyTree, TimeStep]:
+        """The environment's."""
+        return self.env.reset(key, task)
+
+    def step(self, key: jax.Array, state: PyTree, action: jax.Array, task: PyTree) -> tuple[PyTree, TimeStep]:
+        """Up to `times` steps."""
+        keys = jax.random.split(key, self.times)
+
+        def again(carry: tuple[PyTree, TimeStep], key: jax.Array) -> tuple[tuple[PyTree, TimeStep], None]:
+            state, before = carry
+            next_state, timestep = self.env.step(key, state, action, task)
+            timestep = dataclasses.replace(timestep, reward=before.reward + timestep.reward)
+            ended = before.terminated | before.truncated
+            return select(ended, carry, (next_state, timestep)), None
+
+        return jax.lax.scan(again, self.env.step(keys[0], state, action, task), keys[1:])[0]
+
+    def tasks(self, split: Split) -> PyTree:
+        """The environment's."""
+        return self.env.tasks(split)
+
+    def success(self, timestep: TimeStep, episode_return: jax.Array) -> jax.Array:
+        """The environment's; of the summed reward of the last action's steps."""
+        return self.env.success(timestep, episode_return)
+
+    def optimal_action(self, state: PyTree, task: PyTree) -> jax.Array:
+        """The environment's, held for all of an action's steps: no longer optimal."""
+        return self.env.optimal_action(state, task)
+
+    def render_trial(self, trajectory: Trajectory) -> np.ndarray | None:
+        """The environment's."""
+        return self.env.render_trial(trajectory)
+
+    def record(self, state: PyTree) -> PyTree:
+        """The environment's."""
+        return self.env.record(state)
+
+    def metrics(self, state: PyTree) -> dict[str, jax.Array]:
+        """The environment's."""
+        return self.env.metrics(state)

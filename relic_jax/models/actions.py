@@ -1,0 +1,105 @@
+"""From an action space to its two ends in the network: how the previous action is read, what the next is drawn from.
+
+The only place that knows which network belongs to which space.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from envs.base import ActionSpace, Box
+from relic_jax.distributions import Categorical, Gaussian, TanhGaussian
+from relic_jax.models.transformer import Linear
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadConfig:
+    """What continuous actions are drawn from. Discrete ones are categorical, whatever is set here."""
+
+    action: Literal["tanh", "gaussian"] = "tanh"
+    """tanh: a normal squashed into the bounds; gaussian: a normal whose draws are clipped to the bounds."""
+    std: Literal["learned", "state"] = "learned"
+    """Standard deviations: learned, the same in every state, or an output of the network."""
+    log_std: float = -0.5
+    """Their logarithm at the start, in units of half the range of an action."""
+    log_std_min: float = -4.0
+    """Lower limit of it, approached smoothly."""
+    log_std_max: float = 0.5
+    """Upper limit of it; the entropy of tanh is accurate up to log 2 (`relic_jax.distributions`)."""
+
+
+class DiscreteEmbedding(nn.Embed):
+    """A learned vector per action, and a start token of its own."""
+
+    def __call__(self, previous: jax.Array, first: jax.Array) -> jax.Array:  # type: ignore[override]
+        """previous: int32 [...], −1 for the start token. first: not read. Returns float32 [..., features]."""
+        del first
+        return super().__call__(previous + 1)
+
+
+class BoxEmbedding(nn.Module):
+    """A linear map of the action, and a start token of its own: all of one scale."""
+
+    features: int
+    std: float
+
+    @nn.compact
+    def __call__(self, previous: jax.Array, first: jax.Array) -> jax.Array:
+        """previous: float32 [..., n], not read where `first` (bool [...]). Returns float32 [..., features]."""
+        init = nn.initializers.normal(self.std)
+        start = self.param("start", init, (self.features,))
+        linear = Linear(self.features, use_bias=False, kernel_init=init, name="linear")
+        return jnp.where(first[..., None], start, linear(previous))
+
+
+class CategoricalHead(Linear):
+    """Logits."""
+
+    def __call__(self, hidden: jax.Array) -> Categorical:  # type: ignore[override]
+        """hidden: float32 [..., width]. Over actions, leading axes [...]."""
+        return Categorical(super().__call__(hidden))
+
+
+class BoxHead(nn.Module):
+    """Means that depend on the state, deviations as configured, both of the normal before any squashing.
+
+    The logarithm of the deviations is m + h·tanh(x), between its limits m − h and m + h; x is learned, or learned plus
+    an output of the network. Limits by clipping would take the gradient away where they are reached.
+    """
+
+    components: int
+    config: HeadConfig
+
+    @nn.compact
+    def __call__(self, hidden: jax.Array) -> Gaussian | TanhGaussian:
+        """hidden: float32 [..., width]. Over actions float32 [..., components], leading axes [...]."""
+        cfg = self.config
+        small = nn.initializers.orthogonal(0.01)
+        mean = Linear(self.components, kernel_init=small, name="mean")(hidden)
+        half, middle = (cfg.log_std_max - cfg.log_std_min) / 2, (cfg.log_std_max + cfg.log_std_min) / 2
+        start = nn.initializers.constant(math.atanh((cfg.log_std - middle) / half))
+        x = jnp.broadcast_to(self.param("log_std", start, (self.components,)), mean.shape)
+        if cfg.std == "state":
+            x = x + Linear(self.components, use_bias=False, kernel_init=small, name="state_log_std")(hidden)
+        distribution = TanhGaussian if cfg.action == "tanh" else Gaussian
+        return distribution(mean, middle + half * jnp.tanh(x))
+
+
+def embedding(space: ActionSpace, width: int, std: float) -> DiscreteEmbedding | BoxEmbedding:
+    """(previous action, first) → vector of `width`. std: its scale at the start."""
+    if isinstance(space, Box):
+        return BoxEmbedding(width, std)
+    return DiscreteEmbedding(space.n + 1, width, embedding_init=nn.initializers.normal(std))
+
+
+def head(space: ActionSpace, config: HeadConfig) -> CategoricalHead | BoxHead:
+    """Hidden vector → distribution over a policy's actions."""
+    if isinstance(space, Box):
+        return BoxHead(space.n, config)
+    return CategoricalHead(space.n, kernel_init=nn.initializers.orthogonal(0.01))
