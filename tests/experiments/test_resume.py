@@ -348,7 +348,7 @@ def test_nan_within_a_trial_chunk_names_its_update_and_saves_nothing_of_the_chun
 
 def test_nan_on_the_command_line_is_one_line_and_exit_code_1(poisoned, poison, tmp_path, cli, monkeypatch):
     setup = poisoned("segment")
-    monkeypatch.setattr(run, "make_env", lambda name, host: POISONED)
+    monkeypatch.setattr(run, "make_env", lambda *_: POISONED)
     run.create_folder(tmp_path / "run", setup.config)
     poison(reward_at=20)
     code, _, err = cli("train", "--resume", tmp_path / "run")
