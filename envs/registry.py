@@ -1,6 +1,7 @@
 """Environments by name. Modules are imported only when one of their environments is made.
 
-`gym:ID` is gymnasium's environment ID. It and those in HOSTED live in worker processes (`envs.host`).
+`gym:ID` is gymnasium's environment ID. It and those in HOSTED live in worker processes (`envs.host`). Names in BRAX may
+end in a physics backend: `ant-dir:mjx`.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class Description:
 
 def names() -> list[str]:
     """Every environment's name, sorted, but for those of gymnasium."""
-    return sorted({**ENTRIES, **HOSTED})
+    return sorted({**ENTRIES, **HOSTED, **BRAX})
 
 
 def make(name: str, host: HostConfig | None = None) -> Environment:
@@ -69,6 +70,8 @@ def make(name: str, host: HostConfig | None = None) -> Environment:
     """
     if name.startswith(GYM):
         return importlib.import_module("envs.gym").make(name.removeprefix(GYM), host)
+    if name.partition(":")[0] in BRAX:
+        return importlib.import_module("envs.brax.env").make(name)
     if name in HOSTED:
         return importlib.import_module(HOSTED[name][0]).make(host)
     if name not in ENTRIES:
@@ -95,6 +98,8 @@ def describe(name: str, env: Environment | None = None) -> Description:
 
 
 def _summary(name: str) -> str:
+    if name.partition(":")[0] in BRAX:
+        return BRAX[name.partition(":")[0]]
     return "gymnasium's environment" if name.startswith(GYM) else {**ENTRIES, **HOSTED}[name][1]
 
 
@@ -115,6 +120,14 @@ HOSTED = {
     ),
 }
 """Environments in worker processes: module with `make(host)`, one-line description."""
+
+BRAX = {
+    "halfcheetah-vel": "run at a speed that is not told",
+    "halfcheetah-dir": "run forwards or backwards, whichever pays",
+    "ant-dir": "walk in a direction that is not told",
+    "ant-goal": "walk to a place that is not told",
+}
+"""Tasks on brax's environments (an extra); `NAME:BACKEND` chooses its physics. One-line descriptions."""
 
 Entry = tuple[Callable[[], Environment], str]  # factory, one-line description
 

@@ -318,7 +318,10 @@ def envs_main(arguments: Sequence[str]) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         print("relic-jax envs NAME computes an environment's random and optimal lines\n")
         for name in registry.names():
-            print(registry.describe(name))
+            try:
+                print(registry.describe(name))
+            except ConfigError as error:  # an extra that is not installed
+                print(f"{name}: {error}")
         return
     env = run.make_env(arguments[0])
     print(registry.describe(arguments[0], env))

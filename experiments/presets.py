@@ -135,6 +135,36 @@ POINTMASS = replace(
 )
 
 
+BRAX = TrainConfig(
+    env="halfcheetah-vel",
+    total_steps=100_000_000,
+    policy=PolicyConfig(
+        transformer=replace(SMALL, max_positions=256, depth_dropout=0.0),
+        encoder=EncoderConfig(observation="normalized"),
+    ),
+    trial=TrialConfig(environments=512, steps=800, updates=8),
+    ppo=replace(
+        DARKROOM.ppo,
+        lr=3e-4,
+        lr_final=3e-5,
+        minibatches=8,
+        reward_scale=0.1,
+        entropy_coef=0.003,
+        entropy_coef_final=0.0,
+    ),
+    eval=EvalConfig(episodes=8),
+)
+
+BRAX_SMALL = replace(
+    BRAX,
+    total_steps=1_000_000,
+    policy=replace(BRAX.policy, transformer=TransformerConfig(layers=2, heads=2, width=64, mlp_width=256)),
+    trial=TrialConfig(environments=32, steps=400, updates=4),
+    ppo=replace(BRAX.ppo, lr=1e-3, lr_final=1e-4, minibatches=4),
+    eval=EvalConfig(episodes=4, tasks=20),
+)
+
+
 def on_gpu(config: TrainConfig) -> TrainConfig:
     """The paper's object-navigation run in place of the numbers for two cores: 20 environments, trials of 4096 steps in
     16 updates, the small transformer with Sink-KV0, its optimiser. Three things are ours: 100M steps, a convolutional
@@ -218,6 +248,21 @@ PRESETS: dict[str, Preset] = {
         "continuous actions: a point that must find a hidden goal on a half circle",
         "not measured",
         "not run",
+    ),
+    **{
+        name: Preset(
+            replace(BRAX, env=name),
+            f"{name} on brax (an extra), 512 environments, trials of 4 episodes; a backend: --env {name}:mjx",
+            "a GPU; not run",
+            "not run",
+        )
+        for name in ("halfcheetah-vel", "halfcheetah-dir", "ant-dir", "ant-goal")
+    },
+    "halfcheetah-vel-small": Preset(
+        BRAX_SMALL,
+        "the same for two CPU cores: 32 environments, trials of 2 episodes, a small budget",
+        "not run to its end",
+        "not run to its end",
     ),
     "darkroom-smoke": Preset(
         SMOKE, "does everything work: a minute from start to figure", "under a minute on 2 CPU cores", "nothing learned"

@@ -133,3 +133,39 @@ class Corridor:
         if self.fault == "shape":
             observation["vector"] = np.zeros(4, np.float32)
         return observation, float("nan") if self.fault == "nan" else reward
+
+
+class Reach:
+    """Continuous actions: a point of two components, moved by the action (in [−2, 2]) towards the task's goal.
+
+    Observation: [position, goal's first component times noise]. Reward: minus the distance. Ends after `horizon` steps.
+    """
+
+    def __init__(self, horizon: int = 5) -> None:
+        changes = {"actions": 0, "action": ArraySpec("float32", (2,)), "low": -2.0, "high": 2.0, "horizon": horizon}
+        self.spec = spec("reach", {"vector": ArraySpec("float32", (3,))}, **changes)
+        self.goal = self.position = np.zeros(2, np.float32)
+        self.count, self.random = 0, np.random.RandomState(0)
+
+    def reset(self, task: Any, seed: int) -> dict[str, np.ndarray]:
+        """task: {"goal": [x, y]}."""
+        self.goal, self.position = np.array(task["goal"], np.float32), np.zeros(2, np.float32)
+        self.count, self.random = 0, np.random.RandomState(seed)
+        return self._observe()
+
+    def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, float]]:
+        """Moves."""
+        self.position = self.position + action
+        self.count += 1
+        reward = -float(np.abs(self.position - self.goal).sum())
+        return self._observe(), reward, False, self.count >= self.spec.horizon, {}
+
+    def expert(self) -> np.ndarray:
+        """Straight to the goal."""
+        return np.clip(self.goal - self.position, -2, 2)
+
+    def close(self) -> None:
+        """Nothing."""
+
+    def _observe(self) -> dict[str, np.ndarray]:
+        return {"vector": np.array([*self.position, self.goal[0] * self.random.uniform()], np.float32)}

@@ -1,0 +1,1 @@
+"""Tasks on brax's locomotion environments."""

@@ -1,0 +1,141 @@
+"""Box spaces, what trials make of their actions, and action repeat."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from envs.base import Box, Discrete, Environment, TimeStep, first_timestep
+from envs.darkroom.env import Darkroom
+from envs.repeat import ActionRepeat, repeated
+from envs.wrappers import Trials
+from relic_jax.config import ConfigError
+
+SPACE = Box((-0.1, 0.0, -7.0), (0.3, 4.0, -3.0))
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [((), ()), ((0.0,), (0.0,)), ((1.0,), (0.0,)), ((0.0,), (1.0, 2.0)), ((float("-inf"),), (0.0,))]
+)
+def test_bounds_that_make_no_sense(low, high):
+    with pytest.raises(ValueError, match="allowed: finite, as many, low below high"):
+        Box(low, high)
+
+
+def test_a_box_is_hashable_and_says_what_it_is():
+    assert hash(SPACE) == hash(Box((-0.1, 0.0, -7.0), (0.3, 4.0, -3.0))) and SPACE.n == 3 and SPACE.shape == (3,)
+    assert str(SPACE) == "actions of 3 numbers in [-7, -3], [-0.1, 0.3], [0, 4]"
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.floats(-1e3, 1e3), st.floats(0.01, 1e6)), min_size=1, max_size=4), st.data())
+def test_bounds_are_never_exceeded_and_chosen_inverts_applied(bounds, data):
+    """bounds: (low, width) of each component."""
+    space = Box(tuple(low for low, _ in bounds), tuple(low + width for low, width in bounds))
+    action = np.array(data.draw(st.lists(st.floats(-3, 3, width=32), min_size=space.n, max_size=space.n)), np.float32)
+    applied = space.applied(action)
+    assert applied.dtype == np.float32
+    assert (applied >= np.float32(space.low)).all() and (applied <= np.float32(space.high)).all()
+    low, high = np.float64(space.low), np.float64(space.high)
+    expected = low + (np.clip(action, -1, 1).astype(np.float64) + 1) / 2 * (high - low)
+    rounding = 1e-6 * np.maximum(np.abs(low), np.abs(high))
+    np.testing.assert_array_less(np.abs(applied - expected), rounding)
+    error = np.abs(space.chosen(applied) - np.clip(action, -1, 1))
+    np.testing.assert_array_less(error, 4 * rounding / (high - low) + 1e-6)
+
+
+def test_both_kinds_of_arrays_get_the_same_numbers():
+    action = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
+    for name in ("applied", "shown", "chosen"):
+        mine, theirs = getattr(SPACE, name)(action), getattr(SPACE, name)(jnp.asarray(action))
+        assert isinstance(theirs, jax.Array) and isinstance(mine, np.ndarray)
+        np.testing.assert_allclose(mine, theirs, rtol=1e-6, atol=1e-6)
+
+
+def test_uniform_samples_fill_the_bounds():
+    drawn = np.asarray(jax.vmap(SPACE.sample)(jax.random.split(jax.random.key(0), 20_000)))
+    mine = SPACE.draw(np.random.default_rng(0), 20_000)
+    low, high = np.array(SPACE.low), np.array(SPACE.high)
+    for found in (drawn, mine):
+        assert found.dtype == np.float32 and (found >= np.float32(low)).all() and (found <= np.float32(high)).all()
+        deviation = (high - low) / np.sqrt(12)
+        assert (np.abs(found.mean(0) - (low + high) / 2) < 5 * deviation / np.sqrt(20_000)).all()
+
+
+def test_the_expert_is_asked_for_by_what_survives_scaling():
+    assert np.isnan(SPACE.applied(np.full(3, SPACE.expert_mark, np.float32))).all()
+    assert Discrete(3).applied(np.int32(Discrete.expert_mark)) == -1
+
+
+@dataclasses.dataclass(frozen=True)
+class Add(Environment):
+    """The state is the sum of actions so far; ends where it exceeds the task or after `horizon` steps."""
+
+    name: str = "add"
+    horizon: int = 5
+
+    @property
+    def observation_spec(self):
+        return jax.ShapeDtypeStruct((2,), jnp.float32)
+
+    @property
+    def action_space(self):
+        return Box((0.0, -1.0), (4.0, 1.0))
+
+    def reset(self, key, task):
+        return (jnp.zeros(2), jnp.int32(0)), first_timestep(jnp.zeros(2))
+
+    def step(self, key, state, action, task):
+        total, step = state[0] + action, state[1] + 1
+        terminated = total[0] > task
+        truncated = (step >= self.horizon) & ~terminated
+        return (total, step), TimeStep(total, action[0], terminated, truncated)
+
+
+def test_trials_scale_clip_and_remember_the_action():
+    trials = Trials(Add())
+    state = trials.reset(jax.random.key(0), jnp.array([100.0, 3.0]))
+    assert state.previous_action.shape == (2, 2) and state.previous_action.dtype == jnp.float32
+    action = jnp.array([[0.5, -9.0], [7.0, 0.25]])
+    after, result = trials.step(jax.random.key(1), state, action)
+    np.testing.assert_allclose(result.reward, [3.0, 4.0])
+    np.testing.assert_allclose(result.final_observation, [[3.0, -1.0], [4.0, 0.25]])
+    assert result.terminated.tolist() == [False, True]
+    np.testing.assert_allclose(after.previous_action, [[0.5, -1.0], [0.0, 0.0]])  # an episode ended in the second
+    assert after.first.tolist() == [False, True]
+
+
+def test_repeat_sums_rewards_and_stops_where_the_episode_ends():
+    env = repeated(Add(horizon=5), 3)
+    assert (env.horizon, env.name, env.has_expert) == (2, "add", False) and hash(env) == hash(repeated(Add(), 3))
+    action = jnp.array([1.0, 0.5])
+    state, _ = env.reset(jax.random.key(0), jnp.float32(100))
+    state, first = env.step(jax.random.key(1), state, action, jnp.float32(100))
+    assert (float(first.reward), bool(first.truncated), bool(first.terminated)) == (3.0, False, False)
+    np.testing.assert_allclose(first.observation, [3.0, 1.5])
+    state, second = env.step(jax.random.key(2), state, action, jnp.float32(100))  # steps 4 and 5, then the time is up
+    assert (float(second.reward), bool(second.truncated), int(state[1])) == (2.0, True, 5)
+    np.testing.assert_allclose(second.observation, [5.0, 2.5])
+    state, _ = env.reset(jax.random.key(0), jnp.float32(1.5))
+    state, ended = env.step(jax.random.key(1), state, action, jnp.float32(1.5))
+    assert (float(ended.reward), bool(ended.terminated), int(state[1])) == (2.0, True, 2)
+
+
+def test_repeat_of_one_is_the_environment_and_of_none_an_error():
+    env = Add()
+    assert repeated(env, 1) is env and isinstance(repeated(env, 2), ActionRepeat)
+    with pytest.raises(ConfigError, match=r"trial\.action_repeat is 0; allowed: 1 or more"):
+        repeated(env, 0)
+
+
+def test_repeat_passes_the_expert_and_the_drawing_on():
+    grid = Darkroom("grid", 4, 4, 8)
+    env = repeated(grid, 2)
+    task = jax.tree.map(lambda x: x[0], grid.tasks("test"))
+    state, _ = env.reset(jax.random.key(0), task)
+    assert env.has_expert and int(env.optimal_action(state, task)) == int(grid.optimal_action(state, task))
+    np.testing.assert_array_equal(env.tasks("train").goal, grid.tasks("train").goal)
