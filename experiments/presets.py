@@ -129,8 +129,8 @@ POINTMASS = replace(
         encoder=EncoderConfig(observation="scaled"),
         head=HeadConfig(log_std=0.0),
     ),
-    trial=TrialConfig(environments=64, steps=400, updates=4),
-    ppo=replace(DARKROOM.ppo, entropy_coef=0.03, entropy_coef_final=0.0005),
+    trial=TrialConfig(environments=128, steps=400, updates=4),
+    ppo=replace(DARKROOM.ppo, lr=7e-4, lr_final=3e-5, entropy_coef=0.03, entropy_coef_final=0.0005),
     eval=EvalConfig(episodes=15),
 )
 

@@ -231,4 +231,5 @@ KINDS: dict[str, type[Locomotion]] = {
 def make(name: str) -> Locomotion:
     """The task `name`: one of `KINDS`, or that with a backend, as in `halfcheetah-vel:mjx`. Raises ConfigError."""
     kind, _, backend = name.partition(":")
-    return KINDS[kind](name, **({"backend": backend} if backend else {}))
+    task = KINDS[kind](name)
+    return dataclasses.replace(task, backend=backend) if backend else task  # type: ignore[arg-type]  # it is checked

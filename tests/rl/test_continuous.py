@@ -1,6 +1,7 @@
 """The whole learner with continuous actions: inside jit, with simulators in worker processes, resumed, evaluated."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -20,11 +21,11 @@ from relic_jax.models.actions import HeadConfig
 from relic_jax.models.encoders import EncoderConfig
 from relic_jax.models.policy import PolicyConfig
 from relic_jax.models.transformer import TransformerConfig
+from relic_jax.rl import train as training
 from relic_jax.rl.host import HostSegments
 from relic_jax.rl.parallel import initial_state
 from relic_jax.rl.rollout import collect
 from relic_jax.rl.train import compile_chunk, prepare, restore, train
-from relic_jax.rl.update import segment_step
 from relic_jax.tracking import JsonLines
 
 
@@ -68,9 +69,9 @@ def test_stored_densities_and_previous_actions_are_those_of_the_stored_actions(c
 
 
 def test_statistics_are_those_of_all_observations_and_take_no_part_in_learning(config):
-    """Against numpy, after each of three segments; the optimiser leaves them alone."""
-    setup = prepare(config, make("pointmass-goal"))
-    step, state, seen = jax.jit(lambda s: segment_step(setup, s)), initial_state(setup), []
+    """Against numpy, after each of three segments, on two devices; the optimiser leaves them alone."""
+    setup = prepare(dataclasses.replace(config, devices=2), make("pointmass-goal"))
+    step, state, seen = compile_chunk(setup), initial_state(setup), []
     for index in range(3):
         state, _ = step(state)
         seen.append(np.asarray(state.trajectory.inputs.observation[:, 16 * index : 16 * (index + 1)]))
@@ -79,20 +80,6 @@ def test_statistics_are_those_of_all_observations_and_take_no_part_in_learning(c
         assert float(statistics["count"]) == len(everything) == 64 * (index + 1)
         np.testing.assert_allclose(statistics["mean"], everything.mean(0), atol=1e-6)
         np.testing.assert_allclose(statistics["variance"], everything.var(0), rtol=1e-4)
-
-
-def test_two_devices_keep_the_statistics_of_one(config):
-    config = dataclasses.replace(config, trial=TrialConfig(environments=4, steps=64, updates=4))
-    found = {}
-    for devices in (1, 2):
-        setup = prepare(dataclasses.replace(config, devices=devices), make("pointmass-goal"))
-        state, _ = compile_chunk(setup)(initial_state(setup))
-        seen = np.asarray(state.trajectory.inputs.observation[:, :16]).reshape(-1, 2)
-        statistics = state.params["encoder"]["statistics"]
-        np.testing.assert_allclose(statistics["mean"], seen.mean(0), atol=1e-6)
-        np.testing.assert_allclose(statistics["variance"], seen.var(0), rtol=1e-4)
-        found[devices] = float(statistics["count"])
-    assert found == {1: 64, 2: 64}
 
 
 def run_to_the_end(setup, folder, *, resume=False, stop_at=None):
@@ -112,7 +99,8 @@ def outcome(setup, folder):
     return [np.asarray(x).tobytes() for x in leaves], (folder / "metrics.jsonl").read_bytes()
 
 
-def test_resumed_is_bit_for_bit_uninterrupted_and_statistics_are_in_the_checkpoint(config, tmp_path):
+def test_resumed_is_bit_for_bit_uninterrupted_and_statistics_are_in_the_checkpoint(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "compile_chunk", functools.cache(training.compile_chunk))  # one compilation for all
     setup = prepare(config, make("pointmass-goal"))
     whole = run_to_the_end(setup, tmp_path / "whole")
     assert whole.finished
@@ -127,18 +115,17 @@ def test_resumed_is_bit_for_bit_uninterrupted_and_statistics_are_in_the_checkpoi
     jax.tree.map(np.testing.assert_array_equal, statistics, whole.state.params["encoder"]["statistics"])
 
 
-@pytest.mark.parametrize("repeat", [1, 2])
-def test_the_expert_acts_first_in_evaluation(config, repeat):
-    config = dataclasses.replace(config, trial=dataclasses.replace(config.trial, action_repeat=repeat))
+def test_the_expert_acts_first_in_evaluation_of_repeated_actions(config):
+    config = dataclasses.replace(config, trial=dataclasses.replace(config.trial, action_repeat=2))
     env = env_of(config)
     setup = prepare(config, env)
     params, evaluation = setup.policy.init(jax.random.key(0)), EvalConfig(episodes=3, expert_episodes=2, tasks=5)
     curves = in_context_curves(setup.policy, params, env, evaluation)
     expert = reference_lines(env, "test", episodes=40).optimal.mean_return
-    assert env.horizon == 40 // repeat
+    assert env.horizon == 20
     assert expert == pytest.approx(curves.returns[:, :2].mean(), rel=0.1) and curves.returns[:, 2].max() < 0.5 * expert
     bound = 0.1 + 1e-6
-    assert (np.abs(curves.trial.action) <= bound).all() and curves.trial.action.shape == (3 * 40 // repeat, 2)
+    assert (np.abs(curves.trial.action) <= bound).all() and curves.trial.action.shape == (3 * 20, 2)
 
 
 LEARNER = TrainConfig(
