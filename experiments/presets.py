@@ -123,14 +123,14 @@ EXTOBJNAV_SOFT = replace(
 POINTMASS = replace(
     DARKROOM,
     env="pointmass-goal",
-    total_steps=5_000_000,
+    total_steps=8_000_000,
     policy=PolicyConfig(
         transformer=TransformerConfig(layers=2, heads=2, width=64, mlp_width=256, max_positions=128),
         encoder=EncoderConfig(observation="scaled"),
         head=HeadConfig(log_std=0.0),
     ),
-    trial=TrialConfig(environments=128, steps=400, updates=4),
-    ppo=replace(DARKROOM.ppo, lr=7e-4, lr_final=3e-5, entropy_coef=0.03, entropy_coef_final=0.0005),
+    trial=TrialConfig(environments=64, steps=400, updates=4),
+    ppo=replace(DARKROOM.ppo, lr=5e-4, lr_final=2e-5, entropy_coef=0.03, entropy_coef_final=0.0005),
     eval=EvalConfig(episodes=15),
 )
 
