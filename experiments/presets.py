@@ -247,7 +247,7 @@ PRESETS: dict[str, Preset] = {
         POINTMASS,
         "continuous actions: a point that must find a hidden goal on a half circle",
         "not measured on idle CPU cores",
-        "not run to its end; after 2.5M of its 8M steps: 16.7 in the first episode, 32.0 of 34.8 in episodes 2–15",
+        "not run with its 8M steps yet; with 2.5M: 16.7 in the first episode, 32.0 of 34.8 in episodes 2–15",
     ),
     **{
         name: Preset(
