@@ -123,14 +123,14 @@ EXTOBJNAV_SOFT = replace(
 POINTMASS = replace(
     DARKROOM,
     env="pointmass-goal",
-    total_steps=5_000_000,
+    total_steps=8_000_000,
     policy=PolicyConfig(
         transformer=TransformerConfig(layers=2, heads=2, width=64, mlp_width=256, max_positions=128),
         encoder=EncoderConfig(observation="scaled"),
         head=HeadConfig(log_std=0.0),
     ),
-    trial=TrialConfig(environments=128, steps=400, updates=4),
-    ppo=replace(DARKROOM.ppo, lr=7e-4, lr_final=3e-5, entropy_coef=0.03, entropy_coef_final=0.0005),
+    trial=TrialConfig(environments=64, steps=400, updates=4),
+    ppo=replace(DARKROOM.ppo, lr=5e-4, lr_final=2e-5, entropy_coef=0.03, entropy_coef_final=0.0),
     eval=EvalConfig(episodes=15),
 )
 
@@ -246,8 +246,8 @@ PRESETS: dict[str, Preset] = {
     "pointmass-goal": Preset(
         POINTMASS,
         "continuous actions: a point that must find a hidden goal on a half circle",
-        "not measured",
-        "not run",
+        "not measured on idle CPU cores",
+        "not run with its 8M steps yet; with 2.5M: 16.7 in the first episode, 32.0 of 34.8 in episodes 2–15",
     ),
     **{
         name: Preset(
@@ -261,8 +261,8 @@ PRESETS: dict[str, Preset] = {
     "halfcheetah-vel-small": Preset(
         BRAX_SMALL,
         "the same for two CPU cores: 32 environments, trials of 2 episodes, a small budget",
-        "not run to its end",
-        "not run to its end",
+        "12 min on 2 CPU cores shared with much other work",
+        "held-out speeds, one seed: −210 in every episode (random −291): it learns to run, not to adapt",
     ),
     "darkroom-smoke": Preset(
         SMOKE, "does everything work: a minute from start to figure", "under a minute on 2 CPU cores", "nothing learned"
