@@ -48,7 +48,7 @@ class EncoderConfig:
     """Feed the previous reward."""
     vectors: Literal["raw", "embedded"] = "raw"
     """raw: features and vectors go on as they are; embedded: each through a linear layer of its own, as the original
-    does in object navigation: features with a ReLU, vectors of up to 4 numbers to 32, all else to the policy's width."""
+    does in object navigation: features with a ReLU, vectors of up to 4 numbers to 32, all else to the width."""
     image: Literal["small", "nature", "resnet18", "vit-b16"] = "small"
     """Encoder of images, where there are any. small: two convolutions, for 2 cores; nature: the three of Mnih et al.
     2015; resnet18: with GroupNorm, as in habitat-baselines; vit-b16: VC-1's, always frozen, 768 features."""
