@@ -261,7 +261,7 @@ def test_a_policy_of_ours_goes_there_and_back():
     params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(0), x.shape), params)
     arrays = export_policy(params, policy, Foreign.nothing())
     config = full_config(arrays, interop.transformer_fields(interop.original_config(policy.config.transformer)))
-    assert policy_config(arrays, config) == policy.config
+    assert policy_config(arrays, config).transformer == policy.config.transformer
     back, _ = import_policy(arrays, policy, config)
     jax.tree.map(np.testing.assert_array_equal, back, params)
 
