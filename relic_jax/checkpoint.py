@@ -99,6 +99,10 @@ def load_meta(path: Path) -> tuple[TrainConfig, dict[str, Any]]:
 
 def load_state(path: Path, abstract: TrainState, shardings: TrainState) -> TrainState:
     """The whole state. abstract: from `jax.eval_shape`, decides structure, shapes, dtypes. shardings: where it goes."""
+    if not (path / "arrays" / "rest").is_dir():
+        raise ConfigError(
+            f"checkpoint '{path}' holds parameters alone (imported, or truncated); allowed: a trained run's"
+        )
     plain = jax.eval_shape(_without_typed_keys, abstract)
     placed = jax.tree.map(_placed, plain, shardings)
     loaded = _load(path, {"params": placed.params, "rest": replace(placed, params={})})

@@ -47,9 +47,9 @@ def write(path: Path, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]
     temporary = path.with_name(path.name + ".tmp")
     arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}  # safetensors ignores strides
     if path.suffix == ".safetensors":
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save
 
-        save_file(arrays, temporary, {"relic_jax": json.dumps(about)})
+        temporary.write_bytes(save(arrays, {"relic_jax": json.dumps(about)}))  # its save_file lets nobody else read it
     else:
         torch = _torch()
         tensors = {name: _tensor(torch, array) for name, array in arrays.items()}

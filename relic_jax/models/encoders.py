@@ -93,7 +93,7 @@ class Convolutions(nn.Module):
         init = nn.initializers.orthogonal(2**0.5)
         for channels, kernel, stride in self.layers:
             x = nn.relu(nn.Dense(channels, kernel_init=init)(patches(x, kernel, stride)))
-        return nn.relu(nn.Dense(self.features, kernel_init=init)(x.reshape(len(x), -1)))
+        return nn.relu(nn.Dense(self.features, kernel_init=init)(x.reshape(x.shape[0], -1)))
 
 
 def image_encoder(config: EncoderConfig) -> nn.Module:

@@ -121,12 +121,12 @@ class VisionTransformer(nn.Module):
         """float32 [N, size, size, 3], normalised. Returns the class token, float32 [N, width]."""
         cfg, count = self.config, self.config.size // self.config.patch
         x = pixels.reshape(-1, count, cfg.patch, count, cfg.patch, pixels.shape[-1]).swapaxes(2, 3)
-        x = x.reshape(len(x), count**2, -1)
+        x = x.reshape(x.shape[0], count**2, -1)
         init = nn.initializers.xavier_uniform()
         x = nn.Dense(cfg.width, dtype=jnp.dtype(self.dtype), kernel_init=init, name="patch_embed")(x)
         token = self.param("cls_token", nn.initializers.normal(0.02), (cfg.width,), jnp.float32)
         position = self.param("pos_embed", nn.initializers.normal(0.02), (cfg.tokens, cfg.width), jnp.float32)
-        token = jnp.broadcast_to(token, (len(x), 1, cfg.width))
+        token = jnp.broadcast_to(token, (x.shape[0], 1, cfg.width))
         x = jnp.concatenate([token, x.astype(jnp.float32)], axis=1) + position
         for layer in range(cfg.layers):
             x = ViTBlock(cfg, self.dtype, name=f"blocks_{layer}")(x)
@@ -183,5 +183,5 @@ class ResNet18(nn.Module):
                 x = BasicBlock(self.channels * 2**stage, groups, stride, name=f"layer{stage + 1}_{index}")(x)
         channels = round(COMPRESSED / (math.ceil(height / 32) * math.ceil(width / 32)))
         x = nn.relu(group_norm(1, "compression_norm")(convolution(channels, 3, 1, "compression")(x)))
-        x = jnp.moveaxis(x, -1, 1).reshape(len(x), -1)  # in PyTorch's order, channels first
+        x = jnp.moveaxis(x, -1, 1).reshape(x.shape[0], -1)  # in PyTorch's order, channels first
         return nn.relu(nn.Dense(self.features, name="linear")(x))
