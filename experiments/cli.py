@@ -1,4 +1,4 @@
-"""The console script `relic-jax`: train, evaluate, plot, play, presets, envs, habitat-dataset."""
+"""The console script `relic-jax`: train, evaluate, plot, play, presets, envs, habitat-dataset, import-llamarl."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import tyro
 
 from envs import registry
 from envs.base import Environment
-from experiments import habitat_dataset, play, presets, run
+from experiments import habitat_dataset, import_llamarl, play, presets, run
 from relic_jax.bridge.pool import PoolError
 from relic_jax.config import ConfigError, EvalConfig, TrainConfig, to_json
 from relic_jax.evaluate import Curves
@@ -32,6 +32,7 @@ USAGE = """relic-jax: in-context reinforcement learning in JAX
   relic-jax presets                      what can be trained, what it costs, what to expect
   relic-jax envs [NAME]                  environments, their splits and their random and optimal lines
   relic-jax habitat-dataset --out FILE   episodes for object navigation: which objects are where in which scenes
+  relic-jax import-llamarl FILE --to DIR a policy of the original PyTorch code; --reverse: one of ours for it
 
 Every command explains its options with --help.
 """
@@ -110,6 +111,7 @@ def main() -> None:
     """Entry point. Bad input: one line on stderr and exit code 2."""
     commands = {"train": train_main, "evaluate": evaluate_main, "plot": plot_main, "presets": presets_main}
     commands |= {"envs": envs_main, "play": play_main, "habitat-dataset": habitat_dataset.main}
+    commands |= {"import-llamarl": import_llamarl.main}
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)
@@ -139,7 +141,7 @@ def train_main(arguments: Sequence[str]) -> None:
     command, folder, resume = parse_train(arguments)
     config = command.config
     env = run.env_of(config)
-    setup = prepare(config, env)
+    setup = prepare(config, env, resume=resume)
     for extra in command.track:
         load_extra(extra)
     if not resume:

@@ -35,13 +35,22 @@ KEEP = 2  # complete checkpoints kept: the newest, and one before it in case the
 
 def save(folder: Path, step: int, state: TrainState, config: TrainConfig, counters: dict[str, Any]) -> Path:
     """Writes `folder/step` atomically and prunes old checkpoints. counters: plain numbers, returned by `load_meta`."""
+    arrays = _without_typed_keys(state)
+    return _write(folder, step, {"params": arrays.params, "rest": replace(arrays, params={})}, config, counters)
+
+
+def save_params(folder: Path, step: int, params: Params, config: TrainConfig, counters: dict[str, Any]) -> Path:
+    """As `save`, of a policy that was not trained here: it can be evaluated and played, training cannot go on."""
+    return _write(folder, step, {"params": params}, config, counters)
+
+
+def _write(folder: Path, step: int, arrays: dict[str, PyTree], config: TrainConfig, counters: dict[str, Any]) -> Path:
     folder = folder.absolute()  # orbax insists
     final, temporary = folder / str(step), folder / f"{step}.tmp"
     for unfinished in folder.glob("*.tmp"):  # of a process that was killed while it wrote
         shutil.rmtree(unfinished, ignore_errors=True)
     temporary.mkdir(parents=True)
-    arrays = _without_typed_keys(state)
-    ocp.save_checkpointables(temporary / "arrays", {"params": arrays.params, "rest": replace(arrays, params={})})
+    ocp.save_checkpointables(temporary / "arrays", arrays)
     meta = {"format": FORMAT, "step": step, "counters": counters, "config": json.loads(to_json(config))}
     (temporary / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
     _sync(temporary)
@@ -90,6 +99,10 @@ def load_meta(path: Path) -> tuple[TrainConfig, dict[str, Any]]:
 
 def load_state(path: Path, abstract: TrainState, shardings: TrainState) -> TrainState:
     """The whole state. abstract: from `jax.eval_shape`, decides structure, shapes, dtypes. shardings: where it goes."""
+    if not (path / "arrays" / "rest").is_dir():
+        raise ConfigError(
+            f"checkpoint '{path}' holds parameters alone (imported, or truncated); allowed: a trained run's"
+        )
     plain = jax.eval_shape(_without_typed_keys, abstract)
     placed = jax.tree.map(_placed, plain, shardings)
     loaded = _load(path, {"params": placed.params, "rest": replace(placed, params={})})

@@ -222,6 +222,9 @@ def validate(config: TrainConfig, *, horizon: int, images: bool = False) -> None
         ppo.credit,
         "'trial' only with ppo.shuffle False or ppo.last_update 'partial' (a full update needs the episodes in order)",
     )
+    encoder = config.policy.encoder
+    vit = images and encoder.image == "vit-b16"
+    _require(not vit or encoder.freeze, "policy.encoder.freeze", encoder.freeze, "True, with a vit-b16")
     allowed = "'partial' where an image encoder is trained: images are kept for a segment (or policy.encoder.freeze)"
     learned_whole = images and not config.policy.encoder.freeze and ppo.last_update == "full" and trial.updates > 1
     _require(not learned_whole, "ppo.last_update", ppo.last_update, allowed)

@@ -32,6 +32,7 @@ _REQUIRED = (
     "num_attention_heads",
     "max_position_embeddings",
 )
+_SINK = ("sink_key", "sink_value")
 _NORM = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
 
 
@@ -109,6 +110,31 @@ def import_transformer(arrays: Mapping[str, Any], config: Mapping[str, Any]) -> 
         block |= {ours: {"scale": get(f"{prefix}{name}.weight")} for ours, name in _NORM.items()}
         params[f"blocks_{layer}"] = block | _import_sink(get, cfg, prefix)
     return jax.tree.map(jnp.asarray, params)
+
+
+def export_transformer(params: Params, cfg: TransformerConfig) -> dict[str, np.ndarray]:
+    """The way back from `import_transformer`: float32 arrays in the original's layout and names.
+
+    Halves of a sink that are not learned are 0, and its unused sink token too. The sink keys are rotated by +M; in
+    float32 no rotation is undone exactly, so that whoever needs that keeps the pair (`relic_jax.interop.policy`).
+    """
+    params = jax.tree.map(lambda x: np.asarray(x, np.float32), params)
+    arrays = {"norm.weight": params["norm"]["scale"], "embed_pos.weight": params["step_embedding"]}
+    if cfg.sink != "none":
+        token = params["sink_token"] if cfg.sink == "token" else np.zeros(cfg.width, np.float32)
+        arrays["sink_tokens"] = token.reshape(1, 1, cfg.width)
+    for layer in range(cfg.layers):
+        block, prefix = params[f"blocks_{layer}"], f"layers.{layer}."
+        arrays |= {f"{prefix}{name}.weight": block[ours]["kernel"].T for ours, name in _LINEAR.items()}
+        arrays |= {f"{prefix}{name}.weight": block[ours]["scale"] for ours, name in _NORM.items()}
+        if cfg.sink in ("none", "token"):
+            continue
+        key, value = (block.get(name, np.zeros((cfg.heads, cfg.head_width), np.float32)) for name in _SINK)
+        if cfg.episode_rope and "sink_key" in block:
+            key = _rotate_sink(key, cfg.max_positions)
+        arrays[f"{prefix}self_attn.head_bias_key"] = key[None, :, None]
+        arrays[f"{prefix}self_attn.head_bias_value"] = value[None, :, None]
+    return arrays
 
 
 def _import_sink(get: Callable[[str], np.ndarray], cfg: TransformerConfig, prefix: str) -> dict[str, np.ndarray]:

@@ -7,6 +7,8 @@ when acting; whoever keeps the features keeps what the image meant to the policy
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from collections.abc import Sequence
 from typing import Literal
 
 import flax.linen as nn
@@ -14,18 +16,24 @@ import jax
 import jax.numpy as jnp
 
 from envs.base import ActionSpace
-from relic_jax.models import actions
+from relic_jax.models import actions, vision
 from relic_jax.models.statistics import normalized, nothing_seen
 from relic_jax.types import PyTree, StepInput
 
 IMAGE_RANK = 3
 """Observation arrays of this rank, [height, width, channels], are images; all others are vectors."""
 
+IMAGE_ENCODER = "image_"
+"""Parameters of the n-th image's encoder are called this and n."""
+
 CONVOLUTIONS = {
     "small": ((16, 4, 4), (32, 3, 2)),
     "nature": ((32, 8, 4), (64, 4, 2), (64, 3, 1)),
 }
 """Channels, kernel and stride of each layer. small: patches of 4×4 first, an eighth of the cost of nature."""
+
+SHORT, SHORT_WIDTH = 4, 32
+"""Vectors of up to SHORT numbers are embedded into SHORT_WIDTH."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,13 +46,20 @@ class EncoderConfig:
     the same embeddings, each component less its mean and over its deviation in training so far."""
     reward: bool = True
     """Feed the previous reward."""
-    image: Literal["small", "nature"] = "small"
-    """Convolutions for images, where there are any. small: two layers, for 2 cores; nature: the three of Mnih et al.
-    2015."""
+    vectors: Literal["raw", "embedded"] = "raw"
+    """raw: features and vectors go on as they are; embedded: each through a linear layer of its own, as the original
+    does in object navigation: features with a ReLU, vectors of up to 4 numbers to 32, all else to the width."""
+    image: Literal["small", "nature", "resnet18", "vit-b16"] = "small"
+    """Encoder of images, where there are any. small: two convolutions, for 2 cores; nature: the three of Mnih et al.
+    2015; resnet18: with GroupNorm, as in habitat-baselines; vit-b16: VC-1's, always frozen, 768 features."""
     features: int = 64
-    """Features per image; kept for every step of a trial (float32)."""
+    """Features per image (vit-b16: always 768); kept for every step of a trial (float32)."""
     freeze: bool = False
     """Leave the image encoder as it is initialised or loaded. Its images need not be kept for the update."""
+    weights: str | None = None
+    """safetensors file that the image encoder starts from. Read once, when the run starts; checkpoints then hold it."""
+    vit_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Matrix products of vit-b16; its parameters, norms and residual stream are float32."""
 
 
 def image_mask(spec: PyTree) -> tuple[bool, ...]:
@@ -66,22 +81,50 @@ def patches(x: jax.Array, kernel: int, stride: int) -> jax.Array:
     return jnp.concatenate([x[:, i : i + reach[0] : stride, j : j + reach[1] : stride] for i, j in offsets], axis=-1)
 
 
-class ImageEncoder(nn.Module):
+class Convolutions(nn.Module):
     """Convolutions and one linear layer, each with a ReLU; orthogonal weights, no normalisation."""
 
-    config: EncoderConfig
+    layers: tuple[tuple[int, int, int], ...]
+    features: int
 
     @nn.compact
-    def __call__(self, image: jax.Array) -> jax.Array:
-        """image: [..., H, W, C], uint8, or float of about unit scale. Returns float32 [..., features]."""
-        x = image.astype(jnp.float32)
-        if image.dtype == jnp.uint8:
-            x = x / 127.5 - 1
-        x, init = x.reshape(-1, *image.shape[-IMAGE_RANK:]), nn.initializers.orthogonal(2**0.5)
-        for channels, kernel, stride in CONVOLUTIONS[self.config.image]:
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """float32 [N, H, W, C] of about unit scale. Returns float32 [N, features]."""
+        init = nn.initializers.orthogonal(2**0.5)
+        for channels, kernel, stride in self.layers:
             x = nn.relu(nn.Dense(channels, kernel_init=init)(patches(x, kernel, stride)))
-        x = nn.relu(nn.Dense(self.config.features, kernel_init=init)(x.reshape(len(x), -1)))
-        return x.reshape(*image.shape[:-IMAGE_RANK], -1)
+        return nn.relu(nn.Dense(self.features, kernel_init=init)(x.reshape(x.shape[0], -1)))
+
+
+def image_encoder(config: EncoderConfig) -> nn.Module:
+    """The network for one image: [N, H, W, C] → float32 [N, features]."""
+    if config.image == "vit-b16":
+        return vision.VisionTransformer(vision.VIT_B16, config.vit_dtype)
+    if config.image == "resnet18":
+        return vision.ResNet18(config.features)
+    return Convolutions(CONVOLUTIONS[config.image], config.features)
+
+
+def encode_image(config: EncoderConfig, encoder: nn.Module, image: jax.Array) -> jax.Array:
+    """image: [..., H, W, C], uint8, or float of about unit scale. Returns float32 [..., features]."""
+    x = image.reshape(-1, *image.shape[-IMAGE_RANK:])
+    if config.image == "vit-b16":
+        x = vision.vit_pixels(x, vision.VIT_B16.size)
+    else:
+        x = x.astype(jnp.float32) / 127.5 - 1 if image.dtype == jnp.uint8 else x.astype(jnp.float32)
+    features = encoder(x)
+    return features.reshape(*image.shape[:-IMAGE_RANK], -1)
+
+
+class VectorEmbedding(nn.Module):
+    """A linear layer: up to SHORT numbers (a position, a heading) → SHORT_WIDTH, more (a one-hot goal) → width."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """float32 [..., n] → float32 [..., SHORT_WIDTH or width]."""
+        return nn.Dense(SHORT_WIDTH if x.shape[-1] <= SHORT else self.width, name="linear")(x)
 
 
 def vector_part(observation: PyTree, images: tuple[bool, ...], leading: int) -> jax.Array:
@@ -89,6 +132,12 @@ def vector_part(observation: PyTree, images: tuple[bool, ...], leading: int) -> 
     leaves = [x for x, is_image in zip(jax.tree.leaves(observation), images, strict=True) if not is_image]
     flat = [x.reshape(*x.shape[:leading], -1).astype(jnp.float32) for x in leaves]
     return jnp.concatenate(flat, axis=-1)
+
+
+def split_like(arrays: Sequence[jax.Array], joined: jax.Array) -> list[jax.Array]:
+    """`joined`, which is as long as the arrays one after the other, cut as they are along the last axis."""
+    ends = itertools.accumulate(x.shape[-1] for x in arrays)
+    return jnp.split(joined, list(ends)[:-1], axis=-1)
 
 
 class StepEncoder(nn.Module):
@@ -113,7 +162,10 @@ class StepEncoder(nn.Module):
         self.action = actions.embedding(self.action_space, self.width, std)
         if self.config.observation == "normalized":
             self.statistics = self.param("statistics", lambda _: nothing_seen(len(self.low)))
-        self.image = [ImageEncoder(self.config) for _ in range(sum(self.images))]
+        self.image = [image_encoder(self.config) for _ in range(sum(self.images))]
+        if self.config.vectors == "embedded":
+            self.visual = [nn.Dense(self.width) for _ in range(sum(self.images))]
+            self.vector = [VectorEmbedding(self.width) for _ in range(len(self.images) - sum(self.images))]
 
     def perceive(self, inputs: StepInput) -> StepInput:
         """The same inputs with float32 [..., features] in place of every image; what is features already stays."""
@@ -122,7 +174,7 @@ class StepEncoder(nn.Module):
         for index in (index for index, is_image in enumerate(self.images) if is_image):
             encode = next(encoders)
             if leaves[index].ndim == inputs.first.ndim + IMAGE_RANK:
-                features = encode(leaves[index])
+                features = encode_image(self.config, encode, leaves[index])
                 leaves[index] = jax.lax.stop_gradient(features) if self.config.freeze else features
         return inputs.replace(observation=jax.tree.unflatten(tree, leaves))
 
@@ -135,9 +187,12 @@ class StepEncoder(nn.Module):
         vectors = [x for x, is_image in zip(flat, self.images, strict=True) if not is_image]
         if vectors and self.config.observation == "scaled":
             low, high = jnp.asarray(self.low), jnp.asarray(self.high)
-            vectors = [2 * (jnp.concatenate(vectors, axis=-1) - low) / (high - low) - 1]
+            vectors = split_like(vectors, 2 * (jnp.concatenate(vectors, axis=-1) - low) / (high - low) - 1)
         if vectors and self.config.observation == "normalized":
-            vectors = [normalized(self.statistics, jnp.concatenate(vectors, axis=-1))]
+            vectors = split_like(vectors, normalized(self.statistics, jnp.concatenate(vectors, axis=-1)))
+        if self.config.vectors == "embedded":
+            features = [nn.relu(embed(x)) for embed, x in zip(self.visual, features, strict=True)]
+            vectors = [embed(x) for embed, x in zip(self.vector, vectors, strict=True)]
         reward = [inputs.previous_reward[..., None].astype(jnp.float32)] if self.config.reward else []
         previous = self.action(inputs.previous_action, inputs.first)
         return jnp.concatenate([*features, *vectors, *reward, previous], axis=-1)

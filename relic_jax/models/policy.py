@@ -23,7 +23,7 @@ from relic_jax.models import actions
 from relic_jax.models import cache as kv
 from relic_jax.models.actions import HeadConfig
 from relic_jax.models.cache import KVCache
-from relic_jax.models.encoders import EncoderConfig, StepEncoder, image_mask, vector_part
+from relic_jax.models.encoders import IMAGE_ENCODER, EncoderConfig, StepEncoder, image_mask, vector_part
 from relic_jax.models.statistics import merged
 from relic_jax.models.transformer import Linear, Transformer, TransformerConfig, empty_memory
 from relic_jax.types import Params, PyTree, StepInput
@@ -123,6 +123,17 @@ class Policy:
     def learns_images(self) -> bool:
         """Whether an update needs the images themselves: there are some, and their encoder is trained."""
         return any(image_mask(self.spec)) and not self.config.encoder.freeze
+
+    def trained(self, params: Params) -> Params:
+        """The parameters that updates change and that the optimiser knows: all but those of a frozen image encoder."""
+        if not self.config.encoder.freeze:
+            return params
+        kept = {name: x for name, x in params["encoder"].items() if not name.startswith(IMAGE_ENCODER)}
+        return {**params, "encoder": kept}
+
+    def completed(self, trained: Params, params: Params) -> Params:
+        """`trained` with what `trained()` leaves out taken from `params`."""
+        return {**trained, "encoder": {**params["encoder"], **trained["encoder"]}}
 
     def init(self, key: jax.Array) -> Params:
         """Fresh float32 parameters. key: typed PRNG key []."""

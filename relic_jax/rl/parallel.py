@@ -18,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from relic_jax.config import ConfigError, TrainConfig, devices_fit
+from relic_jax.interop import encoders
 from relic_jax.rl.state import AXIS, Setup, TrainState, init_state
 from relic_jax.types import PyTree
 
@@ -97,6 +98,7 @@ def parallel(setup: Setup, function: Callable[..., tuple[TrainState, Any]], *inp
 
 
 def initial_state(setup: Setup) -> TrainState:
-    """The state before the first step, laid out over the devices."""
+    """The state before the first step, laid out over the devices, with pretrained weights where there are any."""
     shardings = state_shardings(setup.config, jax.eval_shape(lambda: init_state(setup)))
-    return jax.jit(lambda: init_state(setup), out_shardings=shardings)()
+    state = jax.jit(lambda: init_state(setup), out_shardings=shardings)()
+    return state.replace(params=encoders.load(setup.policy, state.params))

@@ -21,9 +21,10 @@ from relic_jax.types import Params, PyTree, StepInput, Trajectory
 class TrainState(struct.PyTreeNode):
     """Everything that a run needs to go on bit for bit. All of it is checkpointed.
 
-    params, opt_state: pytrees. key: typed PRNG key []. env_steps: int32 [], taken so far by all environments together.
-    segment: int32 [], index in the trial of the segment to come. trial: the N environments. trajectory: the trial's
-    steps so far ([N, T] buffers). memory: their keys and values.
+    params: pytree. opt_state: pytree, of the parameters that are trained (`Policy.trained`). key: typed PRNG key [].
+    env_steps: int32 [], taken so far by all environments together. segment: int32 [], index in the trial of the segment
+    to come. trial: the N environments. trajectory: the trial's steps so far ([N, T] buffers). memory: their keys and
+    values.
     """
 
     params: Params
@@ -86,7 +87,7 @@ def init_state(setup: Setup) -> TrainState:
     trial = new_trial(setup, trial_key)
     return TrainState(
         params=params,
-        opt_state=setup.optimizer.init(params),
+        opt_state=setup.optimizer.init(setup.policy.trained(params)),
         key=key,
         env_steps=jnp.zeros((), jnp.int32),
         segment=jnp.zeros((), jnp.int32),

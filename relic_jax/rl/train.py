@@ -20,6 +20,7 @@ from envs.host import HostEnvironment
 from relic_jax import checkpoint
 from relic_jax.bridge.pool import PoolError
 from relic_jax.config import ConfigError, TrainConfig, validate
+from relic_jax.interop import encoders
 from relic_jax.models.encoders import image_mask
 from relic_jax.rl.host import HostSegments
 from relic_jax.rl.memory import check_memory
@@ -51,15 +52,17 @@ class Progress:
     seconds: float = 0.0
 
 
-def prepare(config: TrainConfig, env: Environment) -> Setup:
+def prepare(config: TrainConfig, env: Environment, *, resume: bool = False) -> Setup:
     """Validates a config against its environment, the devices and their memory, and binds them.
 
-    Raises ConfigError before anything is compiled; of simulators, one is started for a moment.
+    resume: pretrained weights are in the run's checkpoint, their file is not asked for. Raises ConfigError before
+    anything is compiled; of simulators, one is started for a moment.
     """
     validate(config, horizon=env.horizon, images=any(image_mask(env.observation_spec)))
     if isinstance(env, HostEnvironment):
         env.check(config.trial.environments)
     setup = make_setup(configure_devices(config), env)
+    encoders.check(setup.policy, weights=not resume)
     check_memory(setup)
     return setup
 

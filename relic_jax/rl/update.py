@@ -168,8 +168,9 @@ def run_epochs(
         order = jax.random.permutation(order_key, environments).reshape(shape)
         return lax.scan(optimiser_step, carry, (order, jax.random.split(dropout_key, shape[:2])))
 
-    carry, metrics = lax.scan(epoch, (state.params, state.opt_state), jax.random.split(key, ppo.epochs))
-    return *carry, jax.tree.map(jnp.mean, metrics) | {"lr": rate}
+    before = setup.policy.trained(state.params), state.opt_state
+    (params, opt_state), metrics = lax.scan(epoch, before, jax.random.split(key, ppo.epochs))
+    return setup.policy.completed(params, state.params), opt_state, jax.tree.map(jnp.mean, metrics) | {"lr": rate}
 
 
 def minibatch_shape(config: TrainConfig, environments: int) -> tuple[int, int, int]:

@@ -9,9 +9,14 @@ import numpy as np
 import pytest
 from jax import lax
 
+from relic_jax.config import ConfigError
+from relic_jax.interop import files, layout
+from relic_jax.interop.encoders import check, load, save_encoder, vit_entries
+from relic_jax.models import vision
 from relic_jax.models.encoders import EncoderConfig, image_mask, patches
 from relic_jax.models.policy import Policy, PolicyConfig
 from relic_jax.models.transformer import TransformerConfig
+from relic_jax.models.vision import ViTConfig
 from relic_jax.types import StepInput
 
 TRANSFORMER = TransformerConfig(layers=1, heads=2, width=8, mlp_width=8, max_positions=32)
@@ -152,3 +157,121 @@ def test_a_frozen_encoder_has_no_gradient(freeze):
 
 def test_a_policy_without_images_learns_none():
     assert not dataclasses.replace(policy_with(), observation=None).learns_images
+
+
+# --- vectors with layers of their own, and the larger encoders -------------------------------------------------------
+
+TINY_VIT = ViTConfig(size=32, patch=16, layers=1, width=12, heads=2, mlp_width=8)
+
+
+@pytest.mark.parametrize("observation", ["raw", "scaled"])
+def test_embedded_vectors_each_have_a_layer(observation):
+    """A short vector goes to 32 numbers, a long one to the width, features through a ReLU."""
+    spec = {**SPEC, "target": jax.ShapeDtypeStruct((5,), jnp.float32)}
+    low, high = (-2.0, -2.0, *(0.0,) * 5), (2.0, 2.0, *(1.0,) * 5)
+    policy = policy_with(spec, low, high, vectors="embedded", observation=observation, reward=False)
+    params, inputs = fresh(policy), random_steps(spec=spec)
+    p, seen = params["encoder"], perceive(policy, params, inputs).observation
+    gps, target = inputs.observation["gps"], inputs.observation["target"]
+    if observation == "scaled":
+        gps, target = gps / 2, 2 * target - 1
+
+    def linear(x, q):
+        return x @ q["kernel"] + q["bias"]
+
+    parts = [jnp.maximum(linear(seen["image"], p["visual_0"]), 0), linear(gps, p["vector_0"]["linear"])]
+    parts += [linear(target, p["vector_1"]["linear"]), p["action"]["embedding"][inputs.previous_action + 1]]
+    assert [x.shape[-1] for x in parts] == [8, 32, 8, 8]
+    np.testing.assert_allclose(encode(policy, params, inputs), jnp.concatenate(parts, axis=-1), atol=1e-5)
+
+
+@pytest.mark.parametrize("image", ["resnet18", "vit-b16"])
+def test_larger_encoders_give_features_of_bytes(image, monkeypatch):
+    monkeypatch.setattr(vision, "VIT_B16", TINY_VIT)
+    policy, inputs = policy_with(image=image, freeze=image == "vit-b16"), random_steps(shape=(2, 3))
+    found = perceive(policy, random_params(policy, 0), inputs).observation["image"]
+    assert found.shape == (2, 3, 12 if image == "vit-b16" else 5) and found.dtype == jnp.float32
+    assert np.ptp(found, axis=(0, 1)).max() > 1e-4
+
+
+def random_params(policy, seed):
+    """Parameters of the right shapes, in no time."""
+    rng, like = np.random.default_rng(seed), jax.eval_shape(policy.init, jax.random.key(0))
+    return jax.tree.map(lambda x: jnp.asarray(0.1 * rng.normal(size=x.shape), jnp.float32), like)
+
+
+@pytest.mark.parametrize("freeze", [False, True])
+def test_a_frozen_encoder_is_no_business_of_the_optimiser(freeze):
+    policy = policy_with(freeze=freeze)
+    params = jax.eval_shape(policy.init, jax.random.key(0))
+    trained = policy.trained(params)
+    assert ("image_0" in trained["encoder"]) != freeze and "action" in trained["encoder"]
+    assert jax.tree.structure(policy.completed(trained, params)) == jax.tree.structure(params)
+
+
+# --- weights from files ----------------------------------------------------------------------------------------------
+
+
+def with_file(policy, file):
+    encoder = dataclasses.replace(policy.config.encoder, weights=str(file))
+    return dataclasses.replace(policy, config=dataclasses.replace(policy.config, encoder=encoder))
+
+
+@pytest.mark.parametrize("image", ["small", "nature", "resnet18", "vit-b16"])
+def test_weights_come_out_of_a_file_as_they_went_in(image, tmp_path, monkeypatch):
+    monkeypatch.setattr(vision, "VIT_B16", TINY_VIT)
+    spec = {"left": SPEC["image"], "right": SPEC["image"]}
+    policy = policy_with(spec, (), (), image=image, freeze=True)
+    source, params = (random_params(policy, seed) for seed in (1, 2))
+    file = tmp_path / "encoder.safetensors"
+    save_encoder(file, image, source["encoder"]["image_0"])
+    policy = with_file(policy, file)
+    check(policy, weights=True)
+    loaded = load(policy, params)
+    for name in ("image_0", "image_1"):  # the two images start from the same
+        jax.tree.map(np.testing.assert_array_equal, loaded["encoder"][name], source["encoder"]["image_0"])
+    jax.tree.map(np.testing.assert_array_equal, loaded["encoder"]["action"], params["encoder"]["action"])
+    assert jax.tree.map(jnp.shape, loaded) == jax.tree.map(jnp.shape, params)
+
+
+def test_weights_of_timm_may_have_a_head(tmp_path, monkeypatch):
+    monkeypatch.setattr(vision, "VIT_B16", TINY_VIT)
+    policy = policy_with(image="vit-b16", freeze=True)
+    arrays = layout.write(vit_entries(TINY_VIT), fresh(policy)["encoder"]["image_0"])
+    files.write(tmp_path / "a.safetensors", {**arrays, "head.weight": np.zeros((3, 12), np.float32)}, {})
+    check(with_file(policy, tmp_path / "a.safetensors"), weights=True)
+    files.write(tmp_path / "b.safetensors", {**arrays, "blocks.0.ls1.gamma": np.zeros(12, np.float32)}, {})
+    with pytest.raises(ConfigError, match=r"blocks\.0\.ls1\.gamma"):  # another architecture
+        check(with_file(policy, tmp_path / "b.safetensors"), weights=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda a: a.pop("Dense_0.bias"), "lacks 'Dense_0.bias'"),
+        (lambda a: a.update({"Dense_0.bias": np.zeros(3, np.float32)}), r"of shape \[3\]; allowed: \[16\]"),
+        (lambda a: a.update({"Dense_0.bias": np.zeros(16, np.int8)}), "of int8; allowed: float32"),
+        (lambda a: a.update({"Dense_7.bias": np.zeros(3, np.float32)}), "has 'Dense_7.bias'"),
+    ],
+)
+def test_weights_that_do_not_fit_are_one_line(change, message, tmp_path):
+    policy = policy_with()
+    save_encoder(tmp_path / "a.safetensors", "small", fresh(policy)["encoder"]["image_0"])
+    arrays = files.read(tmp_path / "a.safetensors", "file").arrays
+    change(arrays)
+    files.write(tmp_path / "a.safetensors", arrays, {})
+    with pytest.raises(ConfigError, match=message) as error:
+        check(with_file(policy, tmp_path / "a.safetensors"), weights=True)
+    assert "\n" not in str(error.value) and "policy.encoder.weights" in str(error.value)
+
+
+def test_an_encoder_that_cannot_see_these_images_is_refused():
+    grey = policy_with(jax.ShapeDtypeStruct((9, 7, 1), jnp.uint8), (), (), image="vit-b16", freeze=True)
+    with pytest.raises(ConfigError, match="images of 1 channels"):
+        check(grey, weights=True)
+    with pytest.raises(ConfigError, match=r"policy\.encoder\.weights is 'none\.safetensors'; allowed: a file"):
+        check(with_file(policy_with(), "none.safetensors"), weights=True)
+    check(with_file(policy_with(), "none.safetensors"), weights=False)  # a resumed run: its checkpoint has them
+    blind = policy_with(jax.ShapeDtypeStruct((2,), jnp.float32), (0.0, 0.0), (1.0, 1.0))
+    with pytest.raises(ConfigError, match="no images"):
+        check(with_file(blind, "none.safetensors"), weights=True)

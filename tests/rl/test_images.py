@@ -11,6 +11,7 @@ import pytest
 
 from envs.probes.env import PolicyProbe
 from relic_jax.config import ConfigError, PPOConfig, TrainConfig, TrialConfig
+from relic_jax.interop.encoders import save_encoder
 from relic_jax.models.encoders import EncoderConfig
 from relic_jax.models.policy import PolicyConfig
 from relic_jax.models.transformer import TransformerConfig
@@ -19,7 +20,7 @@ from relic_jax.rl.memory import check_memory, segment_image_bytes
 from relic_jax.rl.parallel import initial_state
 from relic_jax.rl.rollout import collect
 from relic_jax.rl.state import init_state, make_setup, step_input
-from relic_jax.rl.train import compile_chunk, prepare
+from relic_jax.rl.train import Progress, compile_chunk, prepare, restore, save
 
 TRANSFORMER = TransformerConfig(layers=1, heads=2, width=16, mlp_width=16, max_positions=32, attention="reference")
 
@@ -182,6 +183,54 @@ def test_a_frozen_encoder_stays_and_its_images_are_not_kept():
     before, after = state.params["encoder"], after.params["encoder"]
     chex.assert_trees_all_equal(after["image_0"], before["image_0"])
     assert (after["action"]["embedding"] != before["action"]["embedding"]).any()
+
+
+def test_updates_never_ask_a_frozen_encoder_nor_does_the_optimiser_know_it():
+    """With NaN for its weights from the end of acting on, everything else learns as ever."""
+    setup = make_setup(config(freeze=True), PictureProbe())
+    key = jax.random.key(0)
+
+    @jit
+    def act():
+        state = init_state(setup)
+        return state, collect(setup, state.params, state.trial, state.memory, key)
+
+    state, found = act()
+    assert not any("image_0" in str(path) for path, _ in jax.tree_util.tree_leaves_with_path(state.opt_state))
+    encoder = state.params["encoder"]
+    gone = {**encoder, "image_0": jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), encoder["image_0"])}
+    learn = jit(lambda state: up.learn(setup, state, state.memory, found, key, key))
+    healthy, metrics = learn(state)
+    blinded, same = learn(state.replace(params={**state.params, "encoder": gone}))
+    metrics.pop("nonfinite/params"), same.pop("nonfinite/params")
+    chex.assert_trees_all_equal(same, metrics)
+    chex.assert_trees_all_equal(setup.policy.trained(blinded.params), setup.policy.trained(healthy.params))
+    chex.assert_trees_all_equal(blinded.memory, healthy.memory)  # nor does the refresh of the context
+    assert np.isnan(jax.tree.leaves(blinded.params["encoder"]["image_0"])[0]).all()
+
+
+def test_a_run_starts_from_pretrained_weights_and_its_checkpoints_hold_them(tmp_path):
+    plain = make_setup(config(freeze=True), PictureProbe())
+    source = jax.tree.map(lambda x: x + 1, initial_state(plain).params["encoder"]["image_0"])
+    file = tmp_path / "encoder.safetensors"
+    save_encoder(file, "small", source)
+    encoder = EncoderConfig(features=6, freeze=True, weights=str(file))
+    own = dataclasses.replace(config(), policy=PolicyConfig(TRANSFORMER, encoder))
+    setup = prepare(own, PictureProbe())
+    state = initial_state(setup)
+    chex.assert_trees_all_equal(state.params["encoder"]["image_0"], source)
+    save(setup, tmp_path / "checkpoints", state, Progress())
+    file.unlink()
+    with pytest.raises(ConfigError, match=r"policy\.encoder\.weights is .*; allowed: a file that exists"):
+        prepare(own, PictureProbe())
+    restored, _ = restore(prepare(own, PictureProbe(), resume=True), tmp_path / "checkpoints")
+    chex.assert_trees_all_equal(restored.params, state.params)
+
+
+def test_a_vit_must_be_frozen():
+    vit = PolicyConfig(TRANSFORMER, EncoderConfig(image="vit-b16"))
+    with pytest.raises(ConfigError, match=r"policy\.encoder\.freeze is False; allowed: True, with a vit-b16"):
+        prepare(dataclasses.replace(config(), policy=vit), PictureProbe())
 
 
 def test_full_updates_need_all_images_and_are_refused():

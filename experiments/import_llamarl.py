@@ -1,0 +1,126 @@
+"""`relic-jax import-llamarl`: the original's policy (PyTorch) as ours, and with --reverse ours as the original's."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import tyro
+
+from experiments import run
+from relic_jax import checkpoint
+from relic_jax.config import ConfigError, EvalConfig, PPOConfig, TrainConfig, TrialConfig, validate
+from relic_jax.interop import files
+from relic_jax.interop import policy as llamarl
+from relic_jax.interop.policy import Foreign
+from relic_jax.models.encoders import image_mask
+from relic_jax.models.policy import PolicyConfig, policy_for
+
+KEPT = "llamarl.safetensors"
+"""What the way back needs, in the folder of an imported policy."""
+DEFAULT_ENV = {"embedded": "house-objnav-large", "raw": "darkroom-dpt"}
+"""Where an imported policy acts, by how it reads vectors."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """Import a policy of the original ReLIC code, or (--reverse) export one for it."""
+
+    source: tyro.conf.Positional[Path]
+    """The original's checkpoint (PyTorch, or safetensors with its names); with --reverse a run or checkpoint folder."""
+    to: Path
+    """A new folder, which evaluate and play read; with --reverse a file, .safetensors or else PyTorch's format."""
+    reverse: bool = False
+    """From ours to the original's."""
+    env: str | None = None
+    """Environment that the policy acts in; default: house-objnav-large, or darkroom-dpt where it sees no goal."""
+    config: Path | None = None
+    """JSON file with the original's transformer_config; default: the config in the checkpoint, if any."""
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Converts and says what was converted. Raises ConfigError."""
+    command = tyro.cli(Command, args=arguments, prog="relic-jax import-llamarl")
+    if command.reverse:
+        for field in ("env", "config"):
+            if getattr(command, field) is not None:
+                raise ConfigError(f"{field} is '{getattr(command, field)}'; allowed: nothing, with --reverse")
+        export_run(command.source, command.to)
+    else:
+        import_checkpoint(command)
+
+
+def import_checkpoint(command: Command) -> None:
+    """From the original's checkpoint to a folder that `run.load_policy` reads."""
+    arrays, about = files.read(command.source, "checkpoint")
+    given = llamarl.transformer_fields(about if command.config is None else read_json(command.config))
+    fields = llamarl.full_config(arrays, given)
+    config = train_config(llamarl.policy_config(arrays, fields), command.env)
+    env = run.make_env(config.env)
+    validate(config, horizon=env.horizon, images=any(image_mask(env.observation_spec)))
+    policy = policy_for(env, config.policy)
+    params, foreign = llamarl.import_policy(arrays, policy, fields)
+    steps = _steps(about)
+    run.create_folder(command.to, config)
+    checkpoint.save_params(command.to / "checkpoints", steps, params, config, {"env_steps": steps, "seconds": 0.0})
+    files.write(command.to / KEPT, foreign.kept, {"dtypes": foreign.dtypes, "config": foreign.config})
+    print(f"imported {_count(params):,} parameters, acting in {config.env}; tried backwards: every array is equal")
+    print(f"wrote {command.to}; next: relic-jax evaluate {command.to}")
+
+
+def export_run(source: Path, to: Path) -> None:
+    """From a run or checkpoint folder to a file for the original."""
+    run.check_writable(to, "to")
+    trained = run.load_policy(source)
+    kept = next((folder / KEPT for folder in (source, source.parent.parent) if (folder / KEPT).is_file()), None)
+    foreign = Foreign.nothing() if kept is None else read_kept(kept)
+    arrays = llamarl.export_policy(trained.params, trained.policy, foreign)
+    config = foreign.config or llamarl.original_config(trained.config.policy.transformer)
+    files.write(to, arrays, {"config": {"transformer_config": config}})
+    print(f"wrote {to}: {len(arrays)} arrays, {_count(trained.params):,} parameters")
+
+
+def read_kept(file: Path) -> Foreign:
+    """What an import kept. Raises ConfigError where the file is not one."""
+    arrays, about = files.read(file, "kept")
+    if not all(isinstance(about.get(name), dict) for name in ("dtypes", "config")):
+        raise ConfigError(f"kept is '{file}'; allowed: the file that relic-jax import-llamarl wrote")
+    return Foreign(arrays, about["dtypes"], about["config"])
+
+
+def train_config(policy: PolicyConfig, env: str | None) -> TrainConfig:
+    """The original's run for a policy of it: that of Darkroom, or that of object navigation."""
+    vectors = policy.encoder.vectors
+    config = TrainConfig(env=env or DEFAULT_ENV[vectors], chunk="segment", policy=policy)
+    if vectors == "raw":
+        return config
+    return dataclasses.replace(
+        config,
+        trial=TrialConfig(environments=20, steps=4096, updates=16),
+        ppo=PPOConfig(warmup_steps=100_000, minibatches=20, accumulate=10),
+        eval=EvalConfig(episodes=15, tasks=64),
+    )
+
+
+def read_json(file: Path) -> Any:
+    """The content of a JSON file. Raises ConfigError where it is none."""
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError, RecursionError):
+        raise ConfigError(f"config is '{file}'; allowed: a JSON file with the original's transformer_config") from None
+
+
+def _steps(about: dict[str, Any]) -> int:
+    """Environment steps that a checkpoint of the original says it was trained for."""
+    extra = about.get("extra_state")
+    steps = extra.get("step") if isinstance(extra, dict) else None
+    return steps if isinstance(steps, int) and steps >= 0 else 0
+
+
+def _count(params: Any) -> int:
+    return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(params))

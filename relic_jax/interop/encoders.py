@@ -1,0 +1,140 @@
+"""Weights of image encoders: from files in the names of timm, of habitat-baselines or of our own, into a policy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from relic_jax.config import ConfigError
+from relic_jax.interop import files, layout
+from relic_jax.interop.layout import Entry
+from relic_jax.models import vision
+from relic_jax.models.encoders import IMAGE_ENCODER, image_mask
+from relic_jax.models.policy import Policy
+from relic_jax.models.vision import ViTConfig
+from relic_jax.types import Params
+
+UNUSED = ("head.", "decoder", "mask_token")
+"""What files of a pretrained ViT hold beside the encoder."""
+FIELD = "policy.encoder.weights"
+
+
+def vit_entries(cfg: ViTConfig) -> list[Entry]:
+    """timm's names of a ViT with a class token."""
+
+    def linear(theirs: str, ours: str) -> list[Entry]:
+        return [Entry(f"{theirs}.weight", f"{ours}/kernel", "linear"), Entry(f"{theirs}.bias", f"{ours}/bias")]
+
+    def norm(theirs: str, ours: str) -> list[Entry]:
+        return [Entry(f"{theirs}.weight", f"{ours}/scale"), Entry(f"{theirs}.bias", f"{ours}/bias")]
+
+    patches = (cfg.width, 3, cfg.patch, cfg.patch)
+    entries = [
+        Entry("cls_token", "cls_token", shape=(1, 1, cfg.width)),
+        Entry("pos_embed", "pos_embed", shape=(1, cfg.tokens, cfg.width)),
+        Entry("patch_embed.proj.weight", "patch_embed/kernel", "convolution", patches),
+        Entry("patch_embed.proj.bias", "patch_embed/bias"),
+    ]
+    for layer in range(cfg.layers):
+        theirs, ours = f"blocks.{layer}.", f"blocks_{layer}/"
+        entries += norm(f"{theirs}norm1", f"{ours}norm1") + norm(f"{theirs}norm2", f"{ours}norm2")
+        entries += linear(f"{theirs}attn.qkv", f"{ours}qkv") + linear(f"{theirs}attn.proj", f"{ours}proj")
+        entries += linear(f"{theirs}mlp.fc1", f"{ours}fc1") + linear(f"{theirs}mlp.fc2", f"{ours}fc2")
+    return entries + norm("norm", "norm")
+
+
+def resnet_entries() -> list[Entry]:
+    """habitat-baselines' names of ResNet-18, its compression and the linear layer on it."""
+
+    def convolution(theirs: str, ours: str, norm: str) -> list[Entry]:
+        stem, index = theirs.rsplit(".", 1)
+        after = f"{stem}.{int(index) + 1}"
+        return [
+            Entry(f"{theirs}.weight", f"{ours}/kernel", "convolution"),
+            Entry(f"{after}.weight", f"{norm}/scale"),
+            Entry(f"{after}.bias", f"{norm}/bias"),
+        ]
+
+    entries = convolution("backbone.conv1.0", "conv1", "norm1")
+    for stage in range(1, 5):
+        for index in range(2):
+            theirs, ours = f"backbone.layer{stage}.{index}.", f"layer{stage}_{index}/"
+            entries += convolution(f"{theirs}convs.0", f"{ours}conv1", f"{ours}norm1")
+            entries += convolution(f"{theirs}convs.3", f"{ours}conv2", f"{ours}norm2")
+            if stage > 1 and not index:
+                entries += convolution(f"{theirs}downsample.0", f"{ours}shortcut", f"{ours}shortcut_norm")
+    entries += convolution("compression.0", "compression", "compression_norm")
+    return [
+        *entries,
+        Entry("visual_fc.1.weight", "linear/kernel", "linear"),
+        Entry("visual_fc.1.bias", "linear/bias"),
+    ]
+
+
+def check(policy: Policy, *, weights: bool) -> None:
+    """Raises ConfigError where the images do not fit the encoder. weights: or where its weights' file does not."""
+    images = [x for x, is_image in zip(jax.tree.leaves(policy.spec), image_mask(policy.spec), strict=True) if is_image]
+    encoder = policy.config.encoder
+    for image in images:
+        if encoder.image == "vit-b16" and image.shape[-1] != 3:
+            allowed = f"another for images of {image.shape[-1]} channels (it sees 3)"
+            raise ConfigError(f"policy.encoder.image is 'vit-b16'; allowed: {allowed}")
+    if encoder.weights is None or not weights:
+        return
+    if not images:
+        raise ConfigError(f"{FIELD} is '{encoder.weights}'; allowed: None, where observations have no images")
+    abstract = jax.eval_shape(policy.init, jax.random.key(0))
+    read_weights(policy, abstract)
+
+
+def load(policy: Policy, params: Params) -> Params:
+    """The parameters with the image encoders' from `policy.encoder.weights`, placed as they were; all images share
+    them at the start. Raises ConfigError where the file does not fit."""
+    if policy.config.encoder.weights is None:
+        return params
+    loaded = read_weights(policy, params)
+    placed = {name: jax.tree.map(_placed, params["encoder"][name], new) for name, new in loaded.items()}
+    return {**params, "encoder": {**params["encoder"], **placed}}
+
+
+def _placed(old: jax.Array, new: np.ndarray) -> jax.Array:
+    """A copy: on CPU an array may lie in memory that is not ours to donate."""
+    return jnp.copy(jax.device_put(new, old.sharding))
+
+
+def read_weights(policy: Policy, like: Params) -> dict[str, Params]:
+    """For each image its encoder's parameters, from the file. like: the policy's parameters or their shapes."""
+    encoder = policy.config.encoder
+    file = Path(str(encoder.weights))
+    arrays = files.read(file, FIELD).arrays
+    names = sorted(name for name in like["encoder"] if name.startswith(IMAGE_ENCODER))
+    return {name: read_encoder(encoder.image, arrays, like["encoder"][name], f"{FIELD} '{file}'") for name in names}
+
+
+def encoder_entries(kind: str, like: Params) -> list[Entry]:
+    """Where the arrays of an encoder lie. kind: of `EncoderConfig.image`. like: its parameters or their shapes."""
+    if kind == "vit-b16":
+        return vit_entries(vision.VIT_B16)
+    if kind == "resnet18":
+        return resnet_entries()
+    return [Entry(path.replace("/", "."), path) for path in layout.paths(like)]
+
+
+def read_encoder(kind: str, arrays: dict[str, np.ndarray], like: Params, field: str) -> Params:
+    """One encoder's parameters from arrays. Raises ConfigError at an array that is missing, unknown or misshapen."""
+    entries = encoder_entries(kind, like)
+    if kind == "vit-b16":
+        arrays = {name: x for name, x in arrays.items() if not name.startswith(UNUSED)}
+    params = layout.read(entries, arrays, like, field)
+    unknown = sorted(set(arrays) - {entry.theirs for entry in entries})
+    if unknown:
+        raise ConfigError(f"{field} has {unknown[0]!r}; allowed: the arrays of {kind!r} only (another architecture?)")
+    return params
+
+
+def save_encoder(path: Path, kind: str, params: Params) -> None:
+    """Writes one encoder's parameters to a file that `policy.encoder.weights` can name. kind: `EncoderConfig.image`."""
+    files.write(path, layout.write(encoder_entries(kind, params), params), {"encoder": kind})

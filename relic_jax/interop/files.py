@@ -1,0 +1,145 @@
+"""Named arrays in files: safetensors, and PyTorch's own through its weights-only loader (extra `torch`).
+
+No file can run code here. A PyTorch checkpoint may hold objects of classes that are not installed (habitat's config);
+they are read as inert stand-ins, of which only plain values are kept.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from relic_jax.config import ConfigError
+
+OURS = "relic_jax."
+"""Arrays of this prefix are ours, beside those of the other code."""
+STATE_KEYS = ("state_dict", "model")
+"""Where PyTorch checkpoints keep their parameters, if not at the top."""
+
+
+class ArrayFile(NamedTuple):
+    """arrays: name → array, any dtype. about: what else the file says, plain values."""
+
+    arrays: dict[str, np.ndarray]
+    about: dict[str, Any]
+
+
+def read(path: Path, field: str) -> ArrayFile:
+    """The arrays of a .safetensors file, or of a PyTorch file of any other suffix.
+
+    field: what the path is called in errors. Raises ConfigError where the file is missing, truncated or something else.
+    """
+    if not path.is_file():
+        raise ConfigError(f"{field} is '{path}'; allowed: a file that exists")
+    return _read_safetensors(path, field) if path.suffix == ".safetensors" else _read_torch(path, field)
+
+
+def write(path: Path, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> None:
+    """Writes a file that `read` understands, whole or not at all; its suffix decides the format.
+
+    A PyTorch file is {"state_dict": …} as habitat-baselines loads it, with ours beside it.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}  # safetensors ignores strides
+    if path.suffix == ".safetensors":
+        from safetensors.numpy import save
+
+        temporary.write_bytes(save(arrays, {"relic_jax": json.dumps(about)}))  # its save_file lets nobody else read it
+    else:
+        torch = _torch()
+        tensors = {name: _tensor(torch, array) for name, array in arrays.items()}
+        ours = {name: x for name, x in tensors.items() if name.startswith(OURS)}
+        state = {name: x for name, x in tensors.items() if name not in ours}
+        torch.save({"state_dict": state, "extra_state": {"step": 0}, "relic_jax": {**about, "arrays": ours}}, temporary)
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _read_safetensors(path: Path, field: str) -> ArrayFile:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np") as file:
+            about = json.loads((file.metadata() or {}).get("relic_jax", "{}"))
+            return ArrayFile({name: file.get_tensor(name) for name in file.keys()}, about)  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
+        raise _unreadable(path, field, "a whole safetensors file", error) from None
+
+
+def _read_torch(path: Path, field: str) -> ArrayFile:
+    torch = _torch()
+    try:
+        unknown = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        stand_ins = [(type("StandIn", (StandIn,), {}), name) for name in unknown]
+        with torch.serialization.safe_globals(stand_ins):
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # zip, pickle and torch raise many kinds; a user needs one line
+        raise _unreadable(path, field, "a whole PyTorch checkpoint (torch.save, not of before 1.6)", error) from None
+    if not isinstance(found, dict):
+        raise ConfigError(f"{field} is '{path}'; allowed: a PyTorch checkpoint that is a dictionary")
+    state = next((found[key] for key in STATE_KEYS if isinstance(found.get(key), dict)), found)
+    ours = found.get("relic_jax")
+    ours = ours if isinstance(ours, dict) else {}
+    extra = ours.get("arrays")
+    tensors = {**state, **(extra if isinstance(extra, dict) else {})}
+    arrays = {str(name): _array(torch, x) for name, x in tensors.items() if isinstance(x, torch.Tensor)}
+    about = plain({name: x for name, x in found.items() if name not in (*STATE_KEYS, "relic_jax") and x is not state})
+    return ArrayFile(arrays, {**about, **plain({name: x for name, x in ours.items() if name != "arrays"})})
+
+
+def _unreadable(path: Path, field: str, allowed: str, error: Exception) -> ConfigError:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+    return ConfigError(f"{field} is '{path}'; allowed: {allowed} ({reason})")
+
+
+def _torch() -> Any:
+    try:
+        import torch
+    except ImportError:
+        raise ConfigError("PyTorch files need: pip install 'relic-jax[torch]'; safetensors files do not") from None
+    return torch
+
+
+def _array(torch: Any, tensor: Any) -> np.ndarray:
+    tensor = tensor.detach().cpu().contiguous()
+    if tensor.dtype == torch.bfloat16:
+        import ml_dtypes
+
+        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return tensor.numpy()
+
+
+def _tensor(torch: Any, array: np.ndarray) -> Any:
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)
+    return torch.from_numpy(array.copy())
+
+
+class StandIn:
+    """An object of a class that is not known here. It keeps what it was given and does nothing."""
+
+    state: Any = None
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        """Takes anything."""
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+def plain(value: Any) -> Any:
+    """The dictionaries, lists and scalars in a value; omegaconf's containers and nodes as what they hold; else None."""
+    if isinstance(value, StandIn):
+        state = value.state if isinstance(value.state, dict) else {}
+        return plain(state.get("_content", state.get("_val")))
+    if isinstance(value, dict):
+        return {key: plain(x) for key, x in value.items() if isinstance(key, str)}
+    if isinstance(value, list | tuple):
+        return [plain(x) for x in value]
+    return value if isinstance(value, str | int | float | bool) else None
