@@ -205,16 +205,23 @@ class Simulation:
         point = vector(self._simulator.pathfinder.snap_point(np.asarray(position, np.float32)))
         return point if np.isfinite(point).all() else None
 
+    def distance(self, start: np.ndarray, ends: list[np.ndarray]) -> float:
+        """Length of the shortest way to the nearest of several points; inf: none."""
+        return self._path(start, ends)[1]
+
     def way(self, start: np.ndarray, ends: list[np.ndarray]) -> tuple[float, int, list[np.ndarray]]:
         """(length, which end, points) of the shortest way to the nearest of several points; (inf, −1, []): none."""
+        path, length = self._path(start, ends)
+        if not math.isfinite(length):
+            return math.inf, -1, []
+        return length, int(path.closest_end_point_index), [vector(point) for point in path.points]
+
+    def _path(self, start: np.ndarray, ends: list[np.ndarray]) -> tuple[Any, float]:
         path = self.module.nav.MultiGoalShortestPath()
         path.requested_start = np.asarray(start, np.float32)
         path.requested_ends = [np.asarray(end, np.float32) for end in ends]
         found = self._simulator.pathfinder.find_path(path)
-        length = float(path.geodesic_distance)
-        if not found or not math.isfinite(length):
-            return math.inf, -1, []
-        return length, int(path.closest_end_point_index), [vector(point) for point in path.points]
+        return path, float(path.geodesic_distance) if found else math.inf
 
     def surfaces(self, random: np.random.RandomState, count: int) -> list[np.ndarray]:
         """Places for `count` objects: on tables in `soft`, on the floor of habitat's scenes (their receptacles are

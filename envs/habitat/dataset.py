@@ -92,7 +92,7 @@ def _arrange(
         at = simulation.snap(place)
         if at is None or not probes:
             continue
-        reached = sum(math.isfinite(simulation.way(probe, [at])[0]) for probe in probes)
+        reached = sum(math.isfinite(simulation.distance(probe, [at])) for probe in probes)
         if 2 * reached > len(probes):
             position = [round(float(x), 4) for x in place]
             found.append({"category": name, "position": position, "template": templates.get(name, name)})

@@ -133,7 +133,7 @@ class ExtObjNav:
         ends = [instance.at for instance in self.instances if instance.category == category]
         for _ in range(100):
             point = self.simulation.random_point()
-            if point is not None and math.isfinite(self.simulation.way(point, ends)[0]):
+            if point is not None and math.isfinite(self.simulation.distance(point, ends)):
                 return category, point, float(random.uniform(-math.pi, math.pi))
         raise SetupError(f"no start in scene {task['scene']!r} from which {category!r} can be reached")
 
@@ -178,7 +178,7 @@ class ExtObjNav:
         }
 
     def _distance(self, position: np.ndarray) -> float:
-        return self.simulation.way(position, [goal.at for goal in self.goals])[0]
+        return self.simulation.distance(position, [goal.at for goal in self.goals])
 
     def _observe(self) -> dict[str, np.ndarray]:
         goal = np.zeros(len(self.categories), np.float32)
