@@ -150,8 +150,8 @@ class HostEnvironment(Environment):
         self.start(1).close()
 
     def render_trial(self, trajectory: Any) -> np.ndarray | None:
-        """The images that the policy saw."""
-        return None if self.image is None else np.asarray(trajectory.observation["image"])
+        """The images that the policy saw, without a fourth channel (depth)."""
+        return None if self.image is None else np.asarray(trajectory.observation["image"])[..., :3]
 
 
 def _fingerprint(task: Any) -> bytes:
