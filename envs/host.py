@@ -135,6 +135,7 @@ class HostEnvironment(Environment):
             start_timeout=host.start_timeout,
             step_timeout=host.step_timeout,
             max_restarts=host.max_restarts,
+            ray=host.ray,
         )
 
     def start(self, environments: int) -> Pool:
