@@ -118,7 +118,7 @@ PREFIXES = {
     "gym:": ("envs.gym", "gymnasium's environment"),
     "habitat-lab:": ("envs.habitat.lab_host", "a task of habitat-lab's, by its config"),
 }
-"""Environments in worker processes that others name: module with `make(rest of the name, host)`, one-line description."""
+"""Environments in worker processes that others name: module with `make(rest of the name, host)`, description."""
 HOSTED = {
     "extobjnav": (
         "envs.habitat.host",

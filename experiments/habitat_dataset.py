@@ -26,7 +26,7 @@ class Command:
     out: Path
     """The file, for --host.dataset; with --format habitat-lab, a folder."""
     format: Literal["relic", "habitat-lab"] = "relic"
-    """Ours; or habitat-lab's own (ObjectNav and PointNav with their configs, for --env habitat-lab:CONFIG; soft only)."""
+    """Ours; or habitat-lab's own: ObjectNav and PointNav with configs for --env habitat-lab:CONFIG (soft only)."""
     backend: Literal["soft", "habitat"] = "soft"
     """What simulates: our software simulator, or habitat-sim."""
     habitat_python: str = sys.executable

@@ -61,8 +61,8 @@ def closed(house: House) -> Boxes:
     walls = [[-t, 0, -t, 0, h, z + t], [x, 0, -t, x + t, h, z + t], [0, 0, -t, x, h, 0], [0, 0, z, x, h, z + t]]
     rows = np.array([*walls, [-t, -t, -t, x + t, 0, z + t], [-t, h, -t, x + t, h + t, z + t]], np.float64)
     colors = np.stack([*[SKY] * 4, FLOOR, SKY]).astype(np.uint8)
-    parts = [(house.boxes.low, rows[:, :3]), (house.boxes.high, rows[:, 3:]), (house.boxes.color, colors)]
-    return Boxes(*(np.concatenate(part) for part in parts))
+    low, high = np.concatenate([house.boxes.low, rows[:, :3]]), np.concatenate([house.boxes.high, rows[:, 3:]])
+    return Boxes(low, high, np.concatenate([house.boxes.color, colors]))
 
 
 def box_glb(boxes: Boxes) -> bytes:

@@ -63,7 +63,7 @@ class _Absent(metaclass=_AbsentKind):
 
 
 class _AbsentModule(types.ModuleType):
-    __path__: list[str] = []
+    __path__ = ()  # type: ignore[assignment]
 
     def __getattr__(self, name: str) -> Any:
         return getattr(_Absent, name)
@@ -87,19 +87,19 @@ class AbsentPackages(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         """Nothing to run."""
 
 
-def import_habitat() -> tuple[Any, bool]:
-    """(the package habitat, whether habitat_sim is there). Registers `SOFT`. Raises SetupError without habitat-lab."""
+def import_habitat() -> bool:
+    """Imports habitat-lab and registers `SOFT`; returns whether habitat_sim is there. Raises SetupError without it."""
     if not any(isinstance(finder, AbsentPackages) for finder in sys.meta_path) and not _has("habitat_sim"):
         sys.meta_path.append(AbsentPackages())
     native = not any(isinstance(finder, AbsentPackages) for finder in sys.meta_path)
     try:
-        habitat = importlib.import_module("habitat")
+        importlib.import_module("habitat")
         importlib.import_module("envs.habitat.lab_soft")
     except ImportError as error:
         who = f"{sys.executable} (Python {platform.python_version()})"
         how = "pip install habitat-lab for it, or give another interpreter with --habitat-python PATH"
         raise SetupError(f"{who} has no habitat-lab ({error}); {how}") from None
-    return habitat, native
+    return native
 
 
 def _has(package: str) -> bool:
@@ -119,7 +119,7 @@ def load_config(
     scene_dataset: "default": as the config has it. size: pixels of all cameras' sides. horizon: steps, None: the
     config's. gpu: −1 renders in software.
     """
-    habitat, native = import_habitat()
+    native = import_habitat()
     from habitat.config import read_write
     from habitat.config.default import get_config
 
@@ -208,7 +208,9 @@ class LabEnvironment:
             self._env = RLTaskEnv(config, dataset)
             observation = self._env.reset()
         except (OSError, ValueError, LookupError, TypeError, AssertionError, RuntimeError) as error:
-            raise SetupError(f"habitat-lab cannot start {options['config']!r}: {type(error).__name__}: {error}") from None
+            raise SetupError(
+                f"habitat-lab cannot start {options['config']!r}: {type(error).__name__}: {error}"
+            ) from None
         core = self._env.habitat_env
         if any(getattr(space, "spaces", None) or getattr(space, "shape", None) for space in core.action_space.values()):
             raise SetupError(f"config {options['config']!r} has actions with arguments; allowed: plain ones")

@@ -103,7 +103,8 @@ def _goals(simulation: Simulation, task: dict[str, Any]) -> dict[str, list[Any]]
     for number, thing in enumerate(task["objects"]):
         position = np.array(thing["position"], np.float32)
         ring = [position + NEAR * np.array([math.sin(a), 0, math.cos(a)]) for a in np.linspace(0, 2 * math.pi, 13)[:-1]]
-        views = [simulation.snap(point * [1, 0, 1]) for point in [*ring, position]]
+        places: list[np.ndarray] = [*ring, position]
+        views = [simulation.snap(point * np.array([1, 0, 1])) for point in places]
         goal = {
             "position": position.tolist(),
             "object_id": number,

@@ -194,7 +194,9 @@ class SoftSimulator(Simulator):
         self._simulator.get_agent(agent_id).set_state(state, reset_sensors)
         return True
 
-    def get_observations_at(self, position: Any = None, rotation: Any = None, keep_agent_at_new_pose: bool = False) -> Any:
+    def get_observations_at(
+        self, position: Any = None, rotation: Any = None, keep_agent_at_new_pose: bool = False
+    ) -> Any:
         """What is seen from somewhere (None: from where the agent is)."""
         before = self.get_agent_state()
         if position is not None and rotation is not None:

@@ -482,7 +482,8 @@ def _cast(camera: _Camera, things: _Things, agent: Agent) -> tuple[np.ndarray, n
     return rgba, depth, ids
 
 
-Window = Tuple[int, slice, slice]  # a box's index, and the rows and columns of the image that it may fill
+Window = Tuple[int, slice, slice]  # noqa: UP006 (Python 3.8)
+"""A box's index, and the rows and columns of the image that it may fill."""
 
 
 def _windows(camera: _Camera, low: np.ndarray, high: np.ndarray, to_world: np.ndarray) -> list[Window]:

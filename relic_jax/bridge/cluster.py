@@ -2,10 +2,10 @@
 
     learner: Pool — RemoteProcess ··· Ray ··· machine of the cluster: Relay — Process — worker, as without Ray
 
-A Relay is an actor that starts an ordinary worker next to it and passes on what the pool says. The pool is the same, and
-so is what it does about faults. What differs is how arrays travel: those of a step are copied over the network, by Ray,
-which serialises them (numpy arrays and dictionaries of JSON values are all that is exchanged; our own code pickles
-nothing, Ray's does). The machines of the cluster need this package.
+A Relay is an actor that starts an ordinary worker next to it and passes on what the pool says. The pool is the same,
+and so is what it does about faults. What differs is how arrays travel: Ray copies those of a step over the network and
+serialises them. Numpy arrays and dictionaries of JSON values are all that is exchanged, and our own code pickles
+nothing, but Ray does. The machines of the cluster need this package.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from relic_jax.bridge import protocol
 from relic_jax.bridge.process import Process, hello
 from relic_jax.bridge.protocol import Channel, Spec
 
+Message = dict[str, Any]
 Arrays = dict[str, np.ndarray]
 
 
@@ -42,7 +43,9 @@ class Relay:
         except OSError as error:
             self._failure = f"python is '{python}'; allowed: a Python interpreter ({error.strerror})"
 
-    def tell(self, message: dict[str, Any], rows: list[int], action: np.ndarray | None) -> tuple[dict[str, Any], Arrays]:
+    def tell(
+        self, message: dict[str, Any], rows: list[int], action: np.ndarray | None
+    ) -> tuple[dict[str, Any], Arrays]:
         """Passes on a message and returns the answer, with the lane's arrays where there are any.
 
         rows: [first, stop) of the lane. action: of a step. An answer of op "gone" says how the worker ended.

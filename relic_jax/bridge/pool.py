@@ -381,7 +381,9 @@ class Pool:
         try:
             process.start(config.python, config.paths, config.environ, config.start_timeout)
         except OSError as error:
-            field, allowed = ("python", "a Python interpreter") if config.ray is None else ("ray", "a cluster's address")
+            field, allowed = (
+                ("python", "a Python interpreter") if config.ray is None else ("ray", "a cluster's address")
+            )
             raise PoolError(f"{field} is '{getattr(config, field)}'; allowed: {allowed} ({error.strerror})") from None
         self._selector.register(process.channel.socket, selectors.EVENT_READ, member)
         member.phase = "hello"

@@ -72,7 +72,11 @@ def test_equals_workers_of_this_machine(address, workers, environments):
 
 @pytest.mark.parametrize(
     ("fault", "kind", "words"),
-    [("exit", "crash", "exit status 7; the simulator gave up"), ("nan", "value", "reward is nan"), ("hang", "hang", "")],
+    [
+        ("exit", "crash", "exit status 7; the simulator gave up"),
+        ("nan", "value", "reward is nan"),
+        ("hang", "hang", ""),
+    ],
 )
 def test_a_fault_ends_the_episode_and_the_trial_goes_on(address, tmp_path, fault, kind, words):
     options = {"fault": fault, "only": 1, "once": str(tmp_path / "happened"), "step_timeout": 3.0}

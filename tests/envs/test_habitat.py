@@ -285,7 +285,7 @@ def test_rays_that_are_left_out_hit_nothing(seed):
     camera, boxes = soft._Camera(spec), sim._simulator._boxes().boxes
     turn = soft._about_x(agent.pitch).T @ soft._about_y(agent.heading).T
     rays = (camera.rays @ turn).T.astype(np.float32).reshape(3, 16, 20)
-    eye = agent.position + [0, 1.5, 0]
+    eye = agent.position + np.array([0, 1.5, 0])
     low, high = boxes.low - eye, boxes.high - eye
     depth = np.full((16, 20), 9.0, np.float32)
     expected, distance = every_ray(low, high, rays, depth)

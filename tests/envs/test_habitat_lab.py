@@ -204,7 +204,7 @@ def test_episodes_follow_from_task_and_seed(python, folder):
     with Pool(PoolConfig(env.entry, env.options, 1, 2, 1, python=python), env.spec) as pool:
         found = [pool.reset([task, task], [seed, seed]).observation for task in (*train, *test) for seed in (1, 2, 3)]
     for one in found:
-        for name, value in one.items():
+        for value in one.values():
             np.testing.assert_array_equal(value[0], value[1])
     assert len({one["image"][0].tobytes() for one in found}) > 9
     assert "habitat-lab's, by its config; horizon 30, observation image uint8" in str(describe(env.name, env))
