@@ -35,6 +35,9 @@ class Command:
     """A *.scene_dataset_config.json of habitat's."""
     templates: str = ""
     """Folder with habitat's object templates, whose names contain the categories'."""
+    receptacles: Path | None = None
+    """JSON file with the surfaces that objects may stand on, scene by scene (docs/habitat.md); default: the tables of
+    procedural houses (soft), navigable points of the floor (habitat)."""
     train: tuple[str, ...] = ()
     """Scenes to train in; default: 37 procedural houses (soft)."""
     test: tuple[str, ...] = ()
@@ -79,6 +82,7 @@ def main(arguments: Sequence[str]) -> None:
                 "layouts": command.layouts,
                 "objects": command.objects,
                 "seed": command.seed,
+                "receptacles": None if command.receptacles is None else str(command.receptacles),
             },
         )
     except SetupError as error:

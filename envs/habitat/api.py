@@ -11,6 +11,7 @@ import math
 import os
 import platform
 import sys
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -111,6 +112,23 @@ class Simulation:
             )
         self._simulator.initialize_agent(0)
         self.scene = scene
+
+    def check(self, scenes: Sequence[str]) -> None:
+        """Raises SetupError where one of the scenes is missing. The first is loaded, as are all of `soft`, whose
+        navmeshes are so looked at too; habitat-sim takes seconds for each, so of the others only the files are."""
+        for scene in scenes[:1] if self.settings.backend != "soft" else scenes:
+            self.load(scene)
+        for scene in scenes:
+            if not (self.settings.backend == "soft" or os.path.isfile(scene) or self._knows(scene)):
+                raise SetupError(f"scene {scene!r} is neither a file nor in scene dataset {self.settings.scene_dataset!r}")
+
+    def _knows(self, scene: str) -> bool:
+        """Whether the scene dataset names it; habitat-sim finds scenes and stages by a part of their names."""
+        mediator = self._simulator.metadata_mediator
+        handles = list(mediator.get_scene_handles())
+        if hasattr(mediator, "stage_template_manager"):
+            handles += mediator.stage_template_manager.get_template_handles(scene)
+        return any(scene in handle for handle in handles)
 
     def _make_navmesh(self, finder: Any) -> bool:
         settings = self.module.nav.NavMeshSettings()

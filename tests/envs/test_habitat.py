@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from envs.habitat import api, dataset, glb, house, soft, task
+from envs.habitat import api, dataset, glb, house, receptacles, soft, task
 from envs.habitat.api import Settings, Simulation
 from envs.habitat.task import DOWN, FORWARD, LEFT, RIGHT, STOP, UP, ExtObjNav
 from relic_jax.bridge.pool import Pool, PoolConfig, PoolError
@@ -468,7 +468,7 @@ def test_without_habitat_sim_one_line_says_how_to_get_it(tmp_path):
     one_line(lambda: Pool(config), "conda create", PoolError)
 
 
-@pytest.mark.parametrize("module", [api, dataset, glb, house, soft, task])
+@pytest.mark.parametrize("module", [api, dataset, glb, house, receptacles, soft, task])
 def test_the_worker_side_is_python_3_8_and_knows_no_jax(module):
     source = Path(module.__file__).read_text()
     ast.parse(source, feature_version=(3, 8))
