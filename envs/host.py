@@ -1,6 +1,7 @@
 """Environments that live in worker processes: the learner's view of one, as an `Environment` that only a pool can step.
 
-Its observations are what the policy's encoder knows: one vector, or {"image": uint8 [H, W, 3], "vector": float32 [D]}.
+Its observations are what the policy's encoder knows: a vector, an image, or {"image": uint8 [H, W, C], "vector": float32
+[D]}.
 `HostTrials` is for them what `envs.wrappers.Trials` is for environments inside jit; its arrays are numpy's.
 """
 
@@ -32,7 +33,8 @@ class HostEnvironment(Environment):
     """entry, options: what makes it in a worker (`PoolConfig`). spec: what the workers must announce.
 
     splits: the tasks by split, JSON values. image: which observation is the image; the others are flattened into the
-    vector, in the order of their names. per_worker: how many of them fit into one process, None: any number.
+    vector, in the order of their names. per_worker: how many of them fit into one process, None: any number. note: what
+    else there is to know, such as the version of what simulates.
     """
 
     name: str
@@ -43,6 +45,7 @@ class HostEnvironment(Environment):
     image: str | None = None
     per_worker: int | None = None
     host: HostConfig = dataclasses.field(default_factory=HostConfig)
+    note: str = ""
 
     may_fail = True
 
@@ -58,12 +61,13 @@ class HostEnvironment(Environment):
 
     @property
     def observation_spec(self) -> PyTree:
-        """A vector, or an image and a vector."""
+        """A vector, an image, or both."""
         parts = (spec.shape for name, spec in self.spec.observation.items() if name != self.image)
         vector = jax.ShapeDtypeStruct((sum(int(np.prod(shape)) for shape in parts),), jnp.float32)
         if self.image is None:
             return vector
-        return {"image": jax.ShapeDtypeStruct(self.spec.observation[self.image].shape, jnp.uint8), "vector": vector}
+        image = jax.ShapeDtypeStruct(self.spec.observation[self.image].shape, jnp.uint8)
+        return {"image": image, "vector": vector} if vector.shape[0] else image
 
     @property
     def action_space(self) -> ActionSpace:
@@ -104,6 +108,8 @@ class HostEnvironment(Environment):
     def observe(self, arrays: dict[str, np.ndarray]) -> PyTree:
         """A pool's observation arrays (leading axis b) as the policy reads them."""
         parts = [value.reshape(len(value), -1) for name, value in sorted(arrays.items()) if name != self.image]
+        if self.image is not None and not any(part.size for part in parts):
+            return arrays[self.image]
         count = len(next(iter(arrays.values())))
         vector = np.concatenate([np.zeros((count, 0)), *parts], 1, dtype=np.float32, casting="unsafe")
         return vector if self.image is None else {"image": arrays[self.image], "vector": vector}
@@ -152,7 +158,10 @@ class HostEnvironment(Environment):
 
     def render_trial(self, trajectory: Any) -> np.ndarray | None:
         """The images that the policy saw, without a fourth channel (depth)."""
-        return None if self.image is None else np.asarray(trajectory.observation["image"])[..., :3]
+        if self.image is None:
+            return None
+        seen = trajectory.observation
+        return np.asarray(seen["image"] if isinstance(seen, dict) else seen)[..., :3]
 
 
 def _fingerprint(task: Any) -> bytes:

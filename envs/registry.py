@@ -1,7 +1,7 @@
 """Environments by name. Modules are imported only when one of their environments is made.
 
-`gym:ID` is gymnasium's environment ID, `habitat-lab:CONFIG` the task of a config of habitat-lab's. They and those in
-HOSTED live in worker processes (`envs.host`). Names in BRAX may end in a physics backend: `ant-dir:mjx`.
+`gym:ID` is gymnasium's environment ID, `habitat-lab:CONFIG` the task of a config of habitat-lab's, `metaworld:ml10` one
+of Meta-World's benchmarks. They and those in HOSTED live in worker processes (`envs.host`). Names in BRAX may end in a physics backend: `ant-dir:mjx`.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Description:
 
 
 def names() -> list[str]:
-    """Every environment's name, sorted, but for those of gymnasium and habitat-lab."""
+    """Every environment's name, sorted, but for those that PREFIXES begin."""
     return sorted({**ENTRIES, **HOSTED, **BRAX})
 
 
@@ -86,7 +86,7 @@ def describe(name: str, env: Environment | None = None) -> Description:
     train, test = env.tasks("train"), env.tasks("test")
     return Description(
         name=name,
-        summary=_summary(name),
+        summary=", ".join(filter(None, (_summary(name), getattr(env, "note", "")))),
         horizon=env.horizon,
         observation=_observation(env),
         actions=env.action_space.n,
@@ -117,6 +117,7 @@ def _observation(env: Environment) -> str:
 PREFIXES = {
     "gym:": ("envs.gym", "gymnasium's environment"),
     "habitat-lab:": ("envs.habitat.lab_host", "a task of habitat-lab's, by its config"),
+    "metaworld:": ("envs.metaworld", "a robot arm's tasks, where the goal is not seen"),
 }
 """Environments in worker processes that others name: module with `make(rest of the name, host)`, description."""
 HOSTED = {
