@@ -1,8 +1,7 @@
 """Environments that live in worker processes: the learner's view of one, as an `Environment` that only a pool can step.
 
-Its observations are what the policy's encoder knows: a vector, an image, or {"image": uint8 [H, W, C], "vector": float32
-[D]}.
-`HostTrials` is for them what `envs.wrappers.Trials` is for environments inside jit; its arrays are numpy's.
+Its observations are what the policy's encoder knows: a vector (float32 [D]), an image (uint8 [H, W, C]), or both as
+{"image": …, "vector": …}. `HostTrials` is for them what `envs.wrappers.Trials` is for environments inside jit; its arrays are numpy's.
 """
 
 from __future__ import annotations

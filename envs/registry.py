@@ -1,7 +1,8 @@
 """Environments by name. Modules are imported only when one of their environments is made.
 
 `gym:ID` is gymnasium's environment ID, `habitat-lab:CONFIG` the task of a config of habitat-lab's, `metaworld:ml10` one
-of Meta-World's benchmarks. They and those in HOSTED live in worker processes (`envs.host`). Names in BRAX may end in a physics backend: `ant-dir:mjx`.
+of Meta-World's benchmarks. They and those in HOSTED live in worker processes (`envs.host`). Names in BRAX may end in a
+physics backend: `ant-dir:mjx`.
 """
 
 from __future__ import annotations

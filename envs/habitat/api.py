@@ -120,7 +120,9 @@ class Simulation:
             self.load(scene)
         for scene in scenes:
             if not (self.settings.backend == "soft" or os.path.isfile(scene) or self._knows(scene)):
-                raise SetupError(f"scene {scene!r} is neither a file nor in scene dataset {self.settings.scene_dataset!r}")
+                raise SetupError(
+                    f"scene {scene!r} is neither a file nor in scene dataset {self.settings.scene_dataset!r}"
+                )
 
     def _knows(self, scene: str) -> bool:
         """Whether the scene dataset names it; habitat-sim finds scenes and stages by a part of their names."""

@@ -48,8 +48,8 @@ def generate(
     """
     if both := set(scenes["train"]) & set(scenes["test"]):
         raise SetupError(f"scene {min(both)!r} is in both splits; allowed: held-out test scenes")
-    for scene in [*scenes["train"], *scenes["test"]] if surfaces is not None else []:
-        if not surfaces.get(scene):
+    for scene in [*scenes["train"], *scenes["test"]]:
+        if surfaces is not None and not surfaces.get(scene):
             raise SetupError(f"scene {scene!r} has no receptacles; there are some of: {', '.join(sorted(surfaces))}")
     simulation = Simulation(settings)
     data: dict[str, Any] = {"format": FORMAT, "backend": settings.backend, "scene_dataset": settings.scene_dataset}

@@ -51,7 +51,7 @@ def _of_scene(named: dict[str, Any]) -> list[Receptacle]:
 
 
 def places(receptacles: list[Receptacle], random: np.random.RandomState, count: int) -> list[np.ndarray]:
-    """Places for up to `count` objects, each on a receptacle of its own, drawn uniformly on its surface: float32 [3]."""
+    """Places for up to `count` objects, each drawn uniformly on a receptacle of its own: float32 [3]."""
     chosen = random.permutation(len(receptacles))[:count]
     found = []
     for index in chosen:

@@ -47,7 +47,7 @@ def benchmark(id: str) -> Any:
 def survey(id: str) -> dict[str, Any]:
     """Tasks of both splits. Raises SetupError."""
     found = benchmark(id)
-    splits = {}
+    splits: dict[str, list[Any]] = {}
     for split, tasks in (("train", found.train_tasks), ("test", found.test_tasks)):
         counts: dict[str, int] = {}
         splits[split] = []

@@ -67,7 +67,9 @@ def test_datasets_put_their_objects_on_them(file, cli, tmp_path):
             assert len(on) == 1 and y == pytest.approx(on[0][1], abs=1e-3)
             used.add(tuple(on[0]))
         assert len(used) == len(task["objects"]) == 2, "each on one of its own"
-    code, _, err = cli("habitat-dataset", "--out", out, "--receptacles", file, "--train", "house-0", "--test", "house-7")
+    code, _, err = cli(
+        "habitat-dataset", "--out", out, "--receptacles", file, "--train", "house-0", "--test", "house-7"
+    )
     assert code == 2 and "scene 'house-7' has no receptacles" in err and err.count("\n") == 1
 
 
