@@ -1,7 +1,8 @@
 """Environments that live in worker processes: the learner's view of one, as an `Environment` that only a pool can step.
 
 Its observations are what the policy's encoder knows: a vector (float32 [D]), an image (uint8 [H, W, C]), or both as
-{"image": …, "vector": …}. `HostTrials` is for them what `envs.wrappers.Trials` is for environments inside jit; its arrays are numpy's.
+{"image": …, "vector": …}.
+`HostTrials` is for them what `envs.wrappers.Trials` is for environments inside jit; its arrays are numpy's.
 """
 
 from __future__ import annotations
@@ -118,6 +119,11 @@ class HostEnvironment(Environment):
         if "success" in self.spec.metrics:
             return batch.metrics[:, self.spec.metrics.index("success")] > 0
         return batch.reward > 0
+
+    def others(self, batch: Batch) -> dict[str, np.ndarray]:
+        """float32 [b] by name: the metrics but success, which `succeeded` tells; meaningful where an episode ended."""
+        names = enumerate(self.spec.metrics)
+        return {name: batch.metrics[:, index] for index, name in names if name != "success"}
 
     def pool_config(self, environments: int) -> PoolConfig:
         """Workers with `environments` environments in all. Raises ConfigError where they cannot be spread so."""
@@ -274,7 +280,7 @@ class HostTrials:
         }
         self.trials[group] = dataclasses.replace(before, **changes)
         arrays: Any = (batch.reward, batch.terminated, batch.truncated)
-        more: Any = (None, episode_return, self.env.succeeded(batch), {})
+        more: Any = (None, episode_return, self.env.succeeded(batch), self.env.others(batch))
         return Happened(group, before, batch, TrialStep(*arrays, *more))
 
 
