@@ -112,7 +112,7 @@ HOUSE = replace(
 EXTOBJNAV_SOFT = replace(
     HOUSE,
     env="extobjnav",
-    total_steps=1_000_000,
+    total_steps=480_000,
     chunk="segment",
     trial=TrialConfig(environments=16, steps=1000, updates=10),
     host=HostConfig(workers=2, image_size=64, horizon=200),
@@ -235,8 +235,8 @@ PRESETS: dict[str, Preset] = {
     "extobjnav-soft": Preset(
         EXTOBJNAV_SOFT,
         "object navigation with simulators in worker processes, in houses that need no assets",
-        "not measured yet on 2 CPU cores",
-        "not run to its end yet",
+        "not measured on an idle machine",
+        "success of training episodes, one seed: 6% in the first 40,000 steps, 33% in 320,000–341,000; not run to its end",
     ),
     **{
         f"metaworld-{name}": Preset(

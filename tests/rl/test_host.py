@@ -135,7 +135,8 @@ def test_metrics_are_those_of_the_steps_that_ended_episodes(config):
         found = run._collect(state, 0)
     results = found.results
     assert set(results.metrics) == {"jax"} and results.metrics["jax"].shape == results.reward.shape
-    ended, numbers = results.terminated | results.truncated, np.arange(results.reward.size).reshape(results.reward.shape)
+    ended = results.terminated | results.truncated
+    numbers = np.arange(ended.size).reshape(ended.shape)
     assert 0 < ended.sum() < ended.size
     counted = found._replace(results=dataclasses.replace(results, metrics={"jax": numbers.astype(np.float32)}))
     sums = jax.device_get(update.episode_sums(counted))
