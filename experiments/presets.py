@@ -236,7 +236,7 @@ PRESETS: dict[str, Preset] = {
         EXTOBJNAV_SOFT,
         "object navigation with simulators in worker processes, in houses that need no assets",
         "not measured on an idle machine",
-        "success of training episodes, one seed: 6% in the first 40,000 steps, 33% in 320,000–341,000; not run to its end",
+        "success of training episodes, one seed: 6% at first, 33% after 340,000 steps; not run to its end",
     ),
     **{
         f"metaworld-{name}": Preset(
