@@ -1,6 +1,7 @@
 """Environments that live in worker processes: the learner's view of one, as an `Environment` that only a pool can step.
 
-Its observations are what the policy's encoder knows: one vector, or {"image": uint8 [H, W, 3], "vector": float32 [D]}.
+Its observations are what the policy's encoder knows: a vector (float32 [D]), an image (uint8 [H, W, C]), or both as
+{"image": …, "vector": …}.
 `HostTrials` is for them what `envs.wrappers.Trials` is for environments inside jit; its arrays are numpy's.
 """
 
@@ -32,7 +33,8 @@ class HostEnvironment(Environment):
     """entry, options: what makes it in a worker (`PoolConfig`). spec: what the workers must announce.
 
     splits: the tasks by split, JSON values. image: which observation is the image; the others are flattened into the
-    vector, in the order of their names. per_worker: how many of them fit into one process, None: any number.
+    vector, in the order of their names. per_worker: how many of them fit into one process, None: any number. note: what
+    else there is to know, such as the version of what simulates.
     """
 
     name: str
@@ -43,6 +45,7 @@ class HostEnvironment(Environment):
     image: str | None = None
     per_worker: int | None = None
     host: HostConfig = dataclasses.field(default_factory=HostConfig)
+    note: str = ""
 
     may_fail = True
 
@@ -58,12 +61,13 @@ class HostEnvironment(Environment):
 
     @property
     def observation_spec(self) -> PyTree:
-        """A vector, or an image and a vector."""
+        """A vector, an image, or both."""
         parts = (spec.shape for name, spec in self.spec.observation.items() if name != self.image)
         vector = jax.ShapeDtypeStruct((sum(int(np.prod(shape)) for shape in parts),), jnp.float32)
         if self.image is None:
             return vector
-        return {"image": jax.ShapeDtypeStruct(self.spec.observation[self.image].shape, jnp.uint8), "vector": vector}
+        image = jax.ShapeDtypeStruct(self.spec.observation[self.image].shape, jnp.uint8)
+        return {"image": image, "vector": vector} if vector.shape[0] else image
 
     @property
     def action_space(self) -> ActionSpace:
@@ -104,6 +108,8 @@ class HostEnvironment(Environment):
     def observe(self, arrays: dict[str, np.ndarray]) -> PyTree:
         """A pool's observation arrays (leading axis b) as the policy reads them."""
         parts = [value.reshape(len(value), -1) for name, value in sorted(arrays.items()) if name != self.image]
+        if self.image is not None and not any(part.size for part in parts):
+            return arrays[self.image]
         count = len(next(iter(arrays.values())))
         vector = np.concatenate([np.zeros((count, 0)), *parts], 1, dtype=np.float32, casting="unsafe")
         return vector if self.image is None else {"image": arrays[self.image], "vector": vector}
@@ -113,6 +119,11 @@ class HostEnvironment(Environment):
         if "success" in self.spec.metrics:
             return batch.metrics[:, self.spec.metrics.index("success")] > 0
         return batch.reward > 0
+
+    def others(self, batch: Batch) -> dict[str, np.ndarray]:
+        """float32 [b] by name: the metrics but success, which `succeeded` tells; meaningful where an episode ended."""
+        names = enumerate(self.spec.metrics)
+        return {name: batch.metrics[:, index] for index, name in names if name != "success"}
 
     def pool_config(self, environments: int) -> PoolConfig:
         """Workers with `environments` environments in all. Raises ConfigError where they cannot be spread so."""
@@ -135,6 +146,7 @@ class HostEnvironment(Environment):
             start_timeout=host.start_timeout,
             step_timeout=host.step_timeout,
             max_restarts=host.max_restarts,
+            ray=host.ray,
         )
 
     def start(self, environments: int) -> Pool:
@@ -150,8 +162,11 @@ class HostEnvironment(Environment):
         self.start(1).close()
 
     def render_trial(self, trajectory: Any) -> np.ndarray | None:
-        """The images that the policy saw."""
-        return None if self.image is None else np.asarray(trajectory.observation["image"])
+        """The images that the policy saw, without a fourth channel (depth)."""
+        if self.image is None:
+            return None
+        seen = trajectory.observation
+        return np.asarray(seen["image"] if isinstance(seen, dict) else seen)[..., :3]
 
 
 def _fingerprint(task: Any) -> bytes:
@@ -265,7 +280,7 @@ class HostTrials:
         }
         self.trials[group] = dataclasses.replace(before, **changes)
         arrays: Any = (batch.reward, batch.terminated, batch.truncated)
-        more: Any = (None, episode_return, self.env.succeeded(batch), {})
+        more: Any = (None, episode_return, self.env.succeeded(batch), self.env.others(batch))
         return Happened(group, before, batch, TrialStep(*arrays, *more))
 
 

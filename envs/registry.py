@@ -1,7 +1,8 @@
 """Environments by name. Modules are imported only when one of their environments is made.
 
-`gym:ID` is gymnasium's environment ID. It and those in HOSTED live in worker processes (`envs.host`). Names in BRAX may
-end in a physics backend: `ant-dir:mjx`.
+`gym:ID` is gymnasium's environment ID, `habitat-lab:CONFIG` the task of a config of habitat-lab's, `metaworld:ml10` one
+of Meta-World's benchmarks. They and those in HOSTED live in worker processes (`envs.host`). Names in BRAX may end in a
+physics backend: `ant-dir:mjx`.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class Description:
 
 
 def names() -> list[str]:
-    """Every environment's name, sorted, but for those of gymnasium."""
+    """Every environment's name, sorted, but for those that PREFIXES begin."""
     return sorted({**ENTRIES, **HOSTED, **BRAX})
 
 
@@ -68,8 +69,9 @@ def make(name: str, host: HostConfig | None = None) -> Environment:
 
     Raises UnknownEnvironmentError, and ConfigError where one in worker processes cannot be made.
     """
-    if name.startswith(GYM):
-        return importlib.import_module("envs.gym").make(name.removeprefix(GYM), host)
+    for prefix, (module, _) in PREFIXES.items():
+        if name.startswith(prefix):
+            return importlib.import_module(module).make(name.removeprefix(prefix), host)
     if name.partition(":")[0] in BRAX:
         return importlib.import_module("envs.brax.env").make(name)
     if name in HOSTED:
@@ -85,7 +87,7 @@ def describe(name: str, env: Environment | None = None) -> Description:
     train, test = env.tasks("train"), env.tasks("test")
     return Description(
         name=name,
-        summary=_summary(name),
+        summary=", ".join(filter(None, (_summary(name), getattr(env, "note", "")))),
         horizon=env.horizon,
         observation=_observation(env),
         actions=env.action_space.n,
@@ -100,7 +102,8 @@ def describe(name: str, env: Environment | None = None) -> Description:
 def _summary(name: str) -> str:
     if name.partition(":")[0] in BRAX:
         return BRAX[name.partition(":")[0]]
-    return "gymnasium's environment" if name.startswith(GYM) else {**ENTRIES, **HOSTED}[name][1]
+    by_prefix = (summary for prefix, (_, summary) in PREFIXES.items() if name.startswith(prefix))
+    return next(by_prefix, None) or {**ENTRIES, **HOSTED}[name][1]
 
 
 def _observation(env: Environment) -> str:
@@ -112,7 +115,12 @@ def _observation(env: Environment) -> str:
     return ", ".join(parts)
 
 
-GYM = "gym:"
+PREFIXES = {
+    "gym:": ("envs.gym", "gymnasium's environment"),
+    "habitat-lab:": ("envs.habitat.lab_host", "a task of habitat-lab's, by its config"),
+    "metaworld:": ("envs.metaworld", "a robot arm's tasks, where the goal is not seen"),
+}
+"""Environments in worker processes that others name: module with `make(rest of the name, host)`, description."""
 HOSTED = {
     "extobjnav": (
         "envs.habitat.host",

@@ -11,7 +11,7 @@ from typing import Literal
 
 import tyro
 
-from envs.habitat import dataset
+from envs.habitat import dataset, lab_dataset
 from experiments.run import check_writable
 from relic_jax.bridge.process import call
 from relic_jax.bridge.worker import SetupError
@@ -24,7 +24,9 @@ class Command:
     """Make an episode dataset: arrangements of objects in scenes, at places that can be reached."""
 
     out: Path
-    """The file, for --host.dataset."""
+    """The file, for --host.dataset; with --format habitat-lab, a folder."""
+    format: Literal["relic", "habitat-lab"] = "relic"
+    """Ours; or habitat-lab's own: ObjectNav and PointNav with configs for --env habitat-lab:CONFIG (soft only)."""
     backend: Literal["soft", "habitat"] = "soft"
     """What simulates: our software simulator, or habitat-sim."""
     habitat_python: str = sys.executable
@@ -33,6 +35,9 @@ class Command:
     """A *.scene_dataset_config.json of habitat's."""
     templates: str = ""
     """Folder with habitat's object templates, whose names contain the categories'."""
+    receptacles: Path | None = None
+    """JSON file with the surfaces that objects may stand on, scene by scene (docs/habitat.md); default: the tables of
+    procedural houses (soft), navigable points of the floor (habitat)."""
     train: tuple[str, ...] = ()
     """Scenes to train in; default: 37 procedural houses (soft)."""
     test: tuple[str, ...] = ()
@@ -43,14 +48,16 @@ class Command:
     """Arrangements per scene."""
     objects: int = 4
     """Objects per arrangement, at most, each of another category."""
+    episodes: int = 20
+    """Episodes per scene, with --format habitat-lab."""
     seed: int = 0
-    """Of the arrangements."""
+    """Of the arrangements and the episodes."""
 
 
 def main(arguments: Sequence[str]) -> None:
     """Makes the file and says what is in it. Raises ConfigError."""
     command = tyro.cli(Command, args=arguments, prog="relic-jax habitat-dataset")
-    for field in ("layouts", "objects"):
+    for field in ("layouts", "objects", "episodes"):
         if getattr(command, field) < 1:
             raise ConfigError(f"{field} is {getattr(command, field)}; allowed: 1 or more")
     scenes = {"train": list(command.train), "test": list(command.test)}
@@ -59,7 +66,9 @@ def main(arguments: Sequence[str]) -> None:
     for split, names in scenes.items():
         if not names:
             raise ConfigError(f"{split} is empty; allowed: ids or files of scenes")
-    check_writable(command.out, "out")
+    if command.format == "habitat-lab" and command.backend != "soft":
+        raise ConfigError("format is 'habitat-lab'; allowed with --backend habitat: 'relic'")
+    check_writable(command.out / "objectnav.yaml" if command.format == "habitat-lab" else command.out, "out")
     try:
         data = call(
             command.habitat_python,
@@ -73,10 +82,14 @@ def main(arguments: Sequence[str]) -> None:
                 "layouts": command.layouts,
                 "objects": command.objects,
                 "seed": command.seed,
+                "receptacles": None if command.receptacles is None else str(command.receptacles),
             },
         )
     except SetupError as error:
         raise ConfigError(f"habitat-dataset: {error}") from None
-    write_atomically(command.out, json.dumps(data, indent=1) + "\n")
+    if command.format == "habitat-lab":
+        lab_dataset.write(str(command.out), data, command.episodes, command.seed)
+    else:
+        write_atomically(command.out, json.dumps(data, indent=1) + "\n")
     counts = ", ".join(f"{len(data[split])} {split} tasks in {len(scenes[split])} scenes" for split in scenes)
     print(f"wrote {command.out}: {counts}, {len(data['categories'])} categories")

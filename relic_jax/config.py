@@ -127,7 +127,8 @@ class HostConfig:
     """The workers' interpreter; None: this one."""
     dataset: str | None = None
     """JSON file with the tasks of both splits: an episode dataset (relic-jax habitat-dataset), or for gym:ID
-    {"train": [task, …], "test": [task, …]}; None: procedural houses of the software simulator, or seeds."""
+    {"train": [task, …], "test": [task, …]}; None: procedural houses of the software simulator, or seeds. For
+    habitat-lab:CONFIG the path of its episodes, with {split} in it; None: the config's."""
     scene_dataset: str = "default"
     """Scene dataset configuration of habitat-sim, where the episode dataset is not given."""
     objects: str = ""
@@ -144,6 +145,8 @@ class HostConfig:
     """Seconds without an answer after which a worker is restarted."""
     max_restarts: int = 100
     """Restarts of workers after which the run stops, with a checkpoint."""
+    ray: str | None = None
+    """Address of a Ray cluster whose machines run the workers ("auto", HOST:PORT); None: they run on this machine."""
 
 
 @dataclasses.dataclass(frozen=True)

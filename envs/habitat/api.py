@@ -11,6 +11,7 @@ import math
 import os
 import platform
 import sys
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -112,6 +113,25 @@ class Simulation:
         self._simulator.initialize_agent(0)
         self.scene = scene
 
+    def check(self, scenes: Sequence[str]) -> None:
+        """Raises SetupError where one of the scenes is missing. The first is loaded, as are all of `soft`, whose
+        navmeshes are so looked at too; habitat-sim takes seconds for each, so of the others only the files are."""
+        for scene in scenes[:1] if self.settings.backend != "soft" else scenes:
+            self.load(scene)
+        for scene in scenes:
+            if not (self.settings.backend == "soft" or os.path.isfile(scene) or self._knows(scene)):
+                raise SetupError(
+                    f"scene {scene!r} is neither a file nor in scene dataset {self.settings.scene_dataset!r}"
+                )
+
+    def _knows(self, scene: str) -> bool:
+        """Whether the scene dataset names it; habitat-sim finds scenes and stages by a part of their names."""
+        mediator = self._simulator.metadata_mediator
+        handles = list(mediator.get_scene_handles())
+        if hasattr(mediator, "stage_template_manager"):
+            handles += mediator.stage_template_manager.get_template_handles(scene)
+        return any(scene in handle for handle in handles)
+
     def _make_navmesh(self, finder: Any) -> bool:
         settings = self.module.nav.NavMeshSettings()
         settings.set_defaults()
@@ -205,16 +225,23 @@ class Simulation:
         point = vector(self._simulator.pathfinder.snap_point(np.asarray(position, np.float32)))
         return point if np.isfinite(point).all() else None
 
+    def distance(self, start: np.ndarray, ends: list[np.ndarray]) -> float:
+        """Length of the shortest way to the nearest of several points; inf: none."""
+        return self._path(start, ends)[1]
+
     def way(self, start: np.ndarray, ends: list[np.ndarray]) -> tuple[float, int, list[np.ndarray]]:
         """(length, which end, points) of the shortest way to the nearest of several points; (inf, −1, []): none."""
+        path, length = self._path(start, ends)
+        if not math.isfinite(length):
+            return math.inf, -1, []
+        return length, int(path.closest_end_point_index), [vector(point) for point in path.points]
+
+    def _path(self, start: np.ndarray, ends: list[np.ndarray]) -> tuple[Any, float]:
         path = self.module.nav.MultiGoalShortestPath()
         path.requested_start = np.asarray(start, np.float32)
         path.requested_ends = [np.asarray(end, np.float32) for end in ends]
         found = self._simulator.pathfinder.find_path(path)
-        length = float(path.geodesic_distance)
-        if not found or not math.isfinite(length):
-            return math.inf, -1, []
-        return length, int(path.closest_end_point_index), [vector(point) for point in path.points]
+        return path, float(path.geodesic_distance) if found else math.inf
 
     def surfaces(self, random: np.random.RandomState, count: int) -> list[np.ndarray]:
         """Places for `count` objects: on tables in `soft`, on the floor of habitat's scenes (their receptacles are

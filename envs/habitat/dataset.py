@@ -15,6 +15,9 @@ from typing import Any
 import numpy as np
 
 from envs.habitat.api import Settings, Simulation
+from envs.habitat.receptacles import Receptacle
+from envs.habitat.receptacles import places as places_on
+from envs.habitat.receptacles import read as read_receptacles
 from relic_jax.bridge.worker import SetupError
 
 FORMAT = "relic-extobjnav-1"
@@ -35,14 +38,19 @@ def generate(
     seed: int = 0,
     categories: tuple[str, ...] = CATEGORIES,
     templates: dict[str, str] | None = None,
+    surfaces: dict[str, list[Receptacle]] | None = None,
 ) -> dict[str, Any]:
     """Makes a dataset: `layouts` arrangements of up to `objects` objects, each of another category, in every scene.
 
     scenes: {"train": ids, "test": ids}. templates: category → object template, default: the category's name.
-    Raises SetupError on a scene without navmesh or without a place that can be reached, and on overlapping splits.
+    surfaces: scene → receptacles for the objects, default: `Simulation.surfaces`. Raises SetupError on a scene without
+    navmesh, without receptacles or without a place that can be reached, and on overlapping splits.
     """
     if both := set(scenes["train"]) & set(scenes["test"]):
         raise SetupError(f"scene {min(both)!r} is in both splits; allowed: held-out test scenes")
+    for scene in [*scenes["train"], *scenes["test"]]:
+        if surfaces is not None and not surfaces.get(scene):
+            raise SetupError(f"scene {scene!r} has no receptacles; there are some of: {', '.join(sorted(surfaces))}")
     simulation = Simulation(settings)
     data: dict[str, Any] = {"format": FORMAT, "backend": settings.backend, "scene_dataset": settings.scene_dataset}
     data["categories"] = list(categories)
@@ -53,7 +61,8 @@ def generate(
                 simulation.load(scene)
                 for layout in range(layouts):
                     random = np.random.RandomState([seed, part, index, layout])
-                    things = _arrange(simulation, random, objects, categories, templates or {})
+                    on = None if surfaces is None else surfaces[scene]
+                    things = _arrange(simulation, random, objects, categories, templates or {}, on)
                     data[split].append({"scene": scene, "objects": things})
     finally:
         simulation.close()
@@ -69,10 +78,13 @@ def make(
     layouts: int,
     objects: int,
     seed: int,
+    receptacles: str | None = None,
 ) -> dict[str, Any]:
-    """`generate` with JSON arguments, for another interpreter. Raises SetupError."""
+    """`generate` with JSON arguments, for another interpreter. receptacles: a file, or None. Raises SetupError."""
     settings = Settings(backend=backend, scene_dataset=scene_dataset, objects=template_folder)
-    return generate(settings, scenes, layouts=layouts, objects=objects, seed=seed, categories=tuple(categories))
+    surfaces = None if receptacles is None else read_receptacles(receptacles)
+    sizes: dict[str, Any] = {"layouts": layouts, "objects": objects, "seed": seed}
+    return generate(settings, scenes, categories=tuple(categories), surfaces=surfaces, **sizes)
 
 
 def _arrange(
@@ -81,10 +93,11 @@ def _arrange(
     count: int,
     categories: tuple[str, ...],
     templates: dict[str, str],
+    on: list[Receptacle] | None,
 ) -> list[dict[str, Any]]:
-    """Objects at places that can be reached from most of the scene."""
+    """Objects at places that can be reached from most of the scene. on: receptacles, None: `Simulation.surfaces`."""
     simulation.seed(int(random.randint(2**31 - 1)))
-    places = simulation.surfaces(random, count)
+    places = simulation.surfaces(random, count) if on is None else places_on(on, random, count)
     names = random.permutation(np.array(categories))[: len(places)]
     probes = [point for point in (simulation.random_point() for _ in range(8)) if point is not None]
     found = []
@@ -92,7 +105,7 @@ def _arrange(
         at = simulation.snap(place)
         if at is None or not probes:
             continue
-        reached = sum(math.isfinite(simulation.way(probe, [at])[0]) for probe in probes)
+        reached = sum(math.isfinite(simulation.distance(probe, [at])) for probe in probes)
         if 2 * reached > len(probes):
             position = [round(float(x), 4) for x in place]
             found.append({"category": name, "position": position, "template": templates.get(name, name)})

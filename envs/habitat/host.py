@@ -46,7 +46,7 @@ def make(host: HostConfig | None = None) -> HostEnvironment:
         "border": 5 * host.image_size // 256,
         "horizon": host.horizon or HORIZON,
         "categories": list(data["categories"]),
-        "scenes": sorted({task["scene"] for split in ("train", "test") for task in data[split]})[:1],
+        "scenes": sorted({task["scene"] for split in ("train", "test") for task in data[split]}),
         "gpus": list(range(host.gpus)),
     }
     return HostEnvironment(

@@ -10,8 +10,9 @@ import colorsys
 import json
 import math
 import os
+from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Tuple  # noqa: UP035 (Python 3.8)
 
 import numpy as np
 
@@ -124,18 +125,21 @@ class ShortestPath:
     def __init__(self) -> None:
         self.requested_start: Any = np.zeros(3)
         self.requested_end: Any = np.zeros(3)
-        self.points: list[np.ndarray] = []
         self.geodesic_distance = math.inf
+        self.trace: Callable[[], list[np.ndarray]] = list
+
+    @property
+    def points(self) -> list[np.ndarray]:
+        """The way's points, traced only for those who ask: most want its length."""
+        return self.trace()
 
 
-class MultiGoalShortestPath:
+class MultiGoalShortestPath(ShortestPath):
     """A query for the nearest of several ends, and its answer."""
 
     def __init__(self) -> None:
-        self.requested_start: Any = np.zeros(3)
+        super().__init__()
         self.requested_ends: Any = []
-        self.points: list[np.ndarray] = []
-        self.geodesic_distance = math.inf
         self.closest_end_point_index = -1
 
 
@@ -214,7 +218,7 @@ class PathFinder:
         best = int(np.argmin(lengths)) if lengths else -1
         path.geodesic_distance = lengths[best] if lengths else math.inf
         found = math.isfinite(path.geodesic_distance)
-        path.points = [_point(point) for point in space.way(start, ends[best])] if found else []
+        path.trace = lambda: [_point(point) for point in space.way(start, ends[best])] if found else []
         if several:
             path.closest_end_point_index = best if found else -1
         return found
@@ -429,7 +433,7 @@ def object_color(name: str) -> tuple[int, int, int]:
 
 
 class _Camera:
-    """A camera with its rays, float64 [H·W, 3], for heading and pitch 0."""
+    """A camera with its rays, float64 [H·W, 3], for heading and pitch 0: x [W] and y [H] at a depth of 1."""
 
     def __init__(self, spec: CameraSensorSpec) -> None:
         self.spec = spec
@@ -438,7 +442,7 @@ class _Camera:
         x = (2 * (np.arange(width) + 0.5) / width - 1) * half
         y = (1 - 2 * (np.arange(height) + 0.5) / height) * half * height / width
         rays = np.stack(np.broadcast_arrays(x[None], y[:, None], np.full((1, 1), -1.0)), -1)
-        self.rays = rays.reshape(-1, 3)
+        self.rays, self.x, self.y = rays.reshape(-1, 3), x, y
         self.key = (height, width, float(spec.hfov), tuple(float(part) for part in spec.position))
 
 
@@ -458,49 +462,73 @@ def _cast(camera: _Camera, things: _Things, agent: Agent) -> tuple[np.ndarray, n
     """One ray per pixel: (color uint8 [H, W, 4], depth float32 [H, W], ids uint32 [H, W])."""
     height, width = camera.key[:2]
     eye = agent.position.astype(np.float64) + np.array(camera.key[3])
-    rays = (camera.rays @ (_about_x(agent.pitch).T @ _about_y(agent.heading).T)).T.astype(np.float32)
+    to_world = _about_x(agent.pitch).T @ _about_y(agent.heading).T
+    rays = (camera.rays @ to_world).T.astype(np.float32).reshape(3, height, width)
     rays[np.abs(rays) < 1e-7] = 1e-7
     boxes = things.boxes
     down = rays[1] < 0
     depth = np.where(down, -eye[1], WALL_HEIGHT - eye[1]).astype(np.float32) / rays[1]  # of the floor and the ceiling
-    box, axis = _first_hits(boxes.low - eye, boxes.high - eye, rays, depth)
-    place = (eye[:, None] + rays * depth).astype(np.float32)
+    low, high = boxes.low - eye, boxes.high - eye
+    box, axis = _first_hits(low, high, _windows(camera, low, high, to_world), rays, depth)
+    place = (eye[:, None, None] + rays * depth).astype(np.float32)
     floor = 0.85 + 0.15 * ((np.floor(place[0]) + np.floor(place[2])) % 2)
     stripes = 0.9 + 0.1 * (np.floor(4 * place.sum(0)) % 2)
     ids = np.append(things.ids, np.uint32(0))[box]  # box −1: none
-    side = np.array([0.8, 1.0, 0.65])[axis] * np.where(ids > 0, 1.0, stripes)
+    side = np.array([0.8, 1.0, 0.65], np.float32)[axis] * np.where(ids > 0, 1.0, stripes)
     shade = np.where(box >= 0, side, np.where(down, floor, 1.0)) / (1 + 0.06 * depth)
     base = np.concatenate([boxes.color, SKY[None], FLOOR[None]])[np.where(box >= 0, box, np.where(down, -1, -2))]
-    bright = np.minimum(base * shade[:, None], 255).astype(np.uint8)
-    rgba = np.concatenate([bright, np.full((len(bright), 1), 255, np.uint8)], -1)
-    return rgba.reshape(height, width, 4), depth.reshape(height, width), ids.reshape(height, width)
+    rgba = np.full((height, width, 4), 255, np.uint8)
+    rgba[..., :3] = np.minimum(base * shade[..., None], 255)
+    return rgba, depth, ids
+
+
+Window = Tuple[int, slice, slice]  # noqa: UP006 (Python 3.8)
+"""A box's index, and the rows and columns of the image that it may fill."""
+
+
+def _windows(camera: _Camera, low: np.ndarray, high: np.ndarray, to_world: np.ndarray) -> list[Window]:
+    """Where boxes may be seen. low, high: [m, 3] from the eye. A box that is partly behind the camera: everywhere."""
+    pick = np.indices((2, 2, 2)).reshape(3, 8).T.astype(bool)
+    x, y, z = np.moveaxis(np.where(pick, high[:, None], low[:, None]) @ to_world.T, -1, 0)
+    ahead = -z.min(1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        across, up = x / -z, y / -z
+    left, right = (np.searchsorted(camera.x, bound) for bound in (across.min(1), across.max(1)))
+    top, bottom = (np.searchsorted(-camera.y, bound) for bound in (-up.max(1), -up.min(1)))
+    whole = z.max(1) > -1e-3
+    found = []
+    for index in np.flatnonzero(ahead > 0):
+        rows, columns = (slice(None), slice(None)) if whole[index] else (
+            slice(max(top[index] - 1, 0), bottom[index] + 1), slice(max(left[index] - 1, 0), right[index] + 1)
+        )  # fmt: skip
+        if whole[index] or (rows.start < len(camera.y) and columns.start < len(camera.x)):
+            found.append((int(index), rows, columns))
+    return found
 
 
 def _first_hits(
-    low: np.ndarray, high: np.ndarray, rays: np.ndarray, depth: np.ndarray
+    low: np.ndarray, high: np.ndarray, windows: list[Window], rays: np.ndarray, depth: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The first box that each ray from the origin enters: (its index, −1: none; the axis of the side), int [n] each.
+    """The first box that each ray from the origin enters: (its index, −1: none; the axis of the side), int [H, W] each.
 
-    low, high: [m, 3]. rays: float32 [3, n]. depth: float32 [n], how far rays go; shortened in place where they hit.
+    low, high: [m, 3]. rays: float32 [3, H, W]. depth: float32 [H, W], how far rays go; shortened in place where they
+    hit.
     """
     inverse = 1 / rays
-    found, side = np.full(len(depth), -1), np.zeros(len(depth), int)
-    for index in _ahead(low, high, rays):
-        a = low[index].astype(np.float32)[:, None] * inverse
-        b = high[index].astype(np.float32)[:, None] * inverse
+    found, side = np.full(depth.shape, -1), np.zeros(depth.shape, int)
+    low, high = (bound.astype(np.float32)[..., None, None] for bound in (low, high))
+    for index, *window in windows:
+        here = tuple(window)
+        through = inverse[(slice(None), *here)]
+        a, b = low[index] * through, high[index] * through
         near, far = np.minimum(a, b), np.maximum(a, b)
         enter = np.maximum(np.maximum(near[0], near[1]), near[2])
         leave = np.minimum(np.minimum(far[0], far[1]), far[2])
-        hit = np.flatnonzero((enter < leave) & (enter > 0) & (enter < depth))
-        depth[hit], found[hit] = enter[hit], index
-        side[hit] = near[:, hit].argmax(0)
+        hit = (enter < leave) & (enter > 0) & (enter < depth[here])
+        if hit.any():
+            depth[here][hit], found[here][hit] = enter[hit], index
+            side[here][hit] = near[:, hit].argmax(0)
     return found, side
-
-
-def _ahead(low: np.ndarray, high: np.ndarray, rays: np.ndarray) -> np.ndarray:
-    """Indices of boxes with a corner before the camera. A box that is only behind it cannot be hit."""
-    ahead = rays.mean(1)
-    return np.flatnonzero(np.maximum(low * ahead, high * ahead).sum(-1) > 0)
 
 
 def _about_x(angle: float) -> np.ndarray:

@@ -28,6 +28,9 @@ SLACK, SUCCESS = 0.001, 2.0
 FIRST_NUMBER = 10_000  # object ids of scenes are smaller
 
 
+_checked: set[tuple[str, ...]] = set()  # scenes that this process has looked for
+
+
 class Instance(NamedTuple):
     """An object. number: what the object-id camera shows. position: where it is. at: the navigable point next to it."""
 
@@ -54,12 +57,14 @@ class ExtObjNav:
         border: int = 5,
         gpus: tuple[int, ...] | list[int] = (),
     ) -> None:
-        """scenes: loaded now, so that what is missing shows before training starts."""
-        gpu = gpus[int(os.environ.get("RELIC_WORKER", "0")) % len(gpus)] if gpus else -1
+        """scenes: looked for now, by the first worker, so that what is missing shows before training starts."""
+        worker = int(os.environ.get("RELIC_WORKER", "0"))
+        gpu = gpus[worker % len(gpus)] if gpus else -1
         settings = Settings(backend=backend, scene_dataset=scene_dataset, objects=objects, size=size, gpu=gpu)
         self.simulation = Simulation(settings)
-        for scene in scenes:
-            self.simulation.load(scene)
+        if worker == 0 and tuple(scenes) not in _checked:
+            self.simulation.check(scenes)
+            _checked.add(tuple(scenes))
         self.radius, self.pixels, self.border = radius, pixels, border
         self.categories = list(categories)
         self.versions = {backend: self.simulation.version}
@@ -133,7 +138,7 @@ class ExtObjNav:
         ends = [instance.at for instance in self.instances if instance.category == category]
         for _ in range(100):
             point = self.simulation.random_point()
-            if point is not None and math.isfinite(self.simulation.way(point, ends)[0]):
+            if point is not None and math.isfinite(self.simulation.distance(point, ends)):
                 return category, point, float(random.uniform(-math.pi, math.pi))
         raise SetupError(f"no start in scene {task['scene']!r} from which {category!r} can be reached")
 
@@ -178,7 +183,7 @@ class ExtObjNav:
         }
 
     def _distance(self, position: np.ndarray) -> float:
-        return self.simulation.way(position, [goal.at for goal in self.goals])[0]
+        return self.simulation.distance(position, [goal.at for goal in self.goals])
 
     def _observe(self) -> dict[str, np.ndarray]:
         goal = np.zeros(len(self.categories), np.float32)

@@ -12,6 +12,7 @@ Without `seed`, every episode is seeded differently (from the trial's seed).
 from __future__ import annotations
 
 import importlib
+import os
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,8 @@ class GymEnvironment:
         restorable: bool = True,
     ) -> None:
         gymnasium = _import("gymnasium")
+        if "DISPLAY" not in os.environ:
+            os.environ.setdefault("PYGLET_HEADLESS", "1")  # Miniworld's pyglet then draws through EGL
         if package:
             _import(package)
         self._make, self._id, self._base = gymnasium.make, id, dict(arguments or {})

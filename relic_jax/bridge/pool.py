@@ -25,6 +25,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from relic_jax.bridge import protocol
+from relic_jax.bridge.cluster import RemoteProcess
 from relic_jax.bridge.process import Process
 from relic_jax.bridge.protocol import ProtocolError, Spec
 
@@ -65,6 +66,8 @@ class PoolConfig:
     """Seconds before the first restart of a worker; they double with every failure in a row."""
     max_backoff: float = 30.0
     """At most that many seconds."""
+    ray: str | None = None
+    """Address of the Ray cluster whose machines run the workers (`cluster`); "local": one of this machine alone."""
 
     @property
     def total(self) -> int:
@@ -139,7 +142,7 @@ class Lane:
 class Member:
     """A worker in the pool. phase: down (until `deadline`), hello, map (answers to these are awaited), up."""
 
-    def __init__(self, process: Process) -> None:
+    def __init__(self, process: Process | RemoteProcess) -> None:
         self.process = process
         self.lanes: list[Lane] = []
         self.phase: Literal["down", "hello", "map", "up"] = "down"
@@ -172,7 +175,7 @@ class Pool:
         self._running = False
         self._order: list[Lane] = []  # ready lanes, first come first
         self._selector = selectors.DefaultSelector()
-        self._members = [Member(Process(index)) for index in range(config.workers)]
+        self._members = [Member(process) for process in _processes(config)]
         self._groups = _split(config, self._members)
         self._lane_of = {int(number): lane for group in self._groups for lane in group for number in lane.numbers}
         self._finalizer = weakref.finalize(self, _close, [m.process for m in self._members], self._selector)
@@ -378,7 +381,10 @@ class Pool:
         try:
             process.start(config.python, config.paths, config.environ, config.start_timeout)
         except OSError as error:
-            raise PoolError(f"python is '{config.python}'; allowed: a Python interpreter ({error.strerror})") from None
+            field, allowed = (
+                ("python", "a Python interpreter") if config.ray is None else ("ray", "a cluster's address")
+            )
+            raise PoolError(f"{field} is '{getattr(config, field)}'; allowed: {allowed} ({error.strerror})") from None
         self._selector.register(process.channel.socket, selectors.EVENT_READ, member)
         member.phase = "hello"
         self._due(member)
@@ -540,6 +546,17 @@ def _final(observation: dict[str, np.ndarray], ended: np.ndarray, lanes: list[La
     return final
 
 
+def _processes(config: PoolConfig) -> list[Process] | list[RemoteProcess]:
+    """Workers that are to be started. Raises PoolError where Ray is asked for and missing."""
+    if config.ray is None:
+        return [Process(index) for index in range(config.workers)]
+    try:
+        return [RemoteProcess(index, config.ray) for index in range(config.workers)]
+    except ImportError as error:
+        allowed = f"None without the package ray ({error}); pip install 'relic-jax[ray]'"
+        raise PoolError(f"ray is {config.ray!r}; allowed: {allowed}") from None
+
+
 def _check(config: PoolConfig) -> None:
     for field in ("workers", "environments", "groups"):
         if getattr(config, field) < 1:
@@ -568,7 +585,7 @@ def _split(config: PoolConfig, members: list[Member]) -> list[list[Lane]]:
     return groups
 
 
-def _close(processes: list[Process], selector: selectors.BaseSelector) -> None:
+def _close(processes: Sequence[Process | RemoteProcess], selector: selectors.BaseSelector) -> None:
     """Ends processes that were asked to; those that have not after a moment are killed."""
     deadline = time.monotonic() + 2.0
     for process in processes:

@@ -92,10 +92,7 @@ class Process:
 
     def say_hello(self, entry: str, config: Mapping[str, Any], environments: int, lanes: int) -> None:
         """The first message. Raises OSError."""
-        versions = {"python": platform.python_version(), "numpy": np.__version__}
-        sizes = {"environments": environments, "lanes": lanes}
-        hello = {"op": "hello", "protocol": protocol.PROTOCOL, "versions": versions, "entry": entry, **sizes}
-        self.channel.send({**hello, "config": dict(config)})
+        self.channel.send(hello(entry, config, environments, lanes))
 
     def map(self, spec: Spec, environments: int) -> None:
         """Gives the memory its size (once) and lets the worker map it. Raises OSError."""
@@ -149,6 +146,14 @@ class Process:
         if self._memory >= 0:
             os.close(self._memory)
         self._memory = -1
+
+
+def hello(entry: str, config: Mapping[str, Any], environments: int, lanes: int) -> dict[str, Any]:
+    """The message that begins a conversation."""
+    versions = {"python": platform.python_version(), "numpy": np.__version__}
+    sizes = {"environments": environments, "lanes": lanes}
+    own = {"op": "hello", "protocol": protocol.PROTOCOL, "versions": versions, "entry": entry}
+    return {**own, **sizes, "config": dict(config)}
 
 
 def call(python: str, entry: str, arguments: Mapping[str, Any]) -> Any:

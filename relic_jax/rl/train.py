@@ -149,9 +149,11 @@ def records(config: TrainConfig, env_steps: int, metrics: dict[str, np.ndarray])
         env_steps += config.trial.environments * config.trial.segment
         values = {name: float(value[index]) for name, value in stacked.items()}
         episodes, total, successes = (values.pop(name) for name in ("episodes", "return_sum", "success_sum"))
+        others = {name: values.pop(name) for name in list(values) if name.startswith("episode/")}
         record: Record = {"env_steps": env_steps, "episodes": episodes}
         if episodes:
             record |= {"return": total / episodes, "success": successes / episodes}
+            record |= {name: value / episodes for name, value in others.items()}
         yield record | values
 
 

@@ -343,8 +343,10 @@ def episode_sums(collected: Collected) -> Metrics:
     if valid is not None:
         ended = ended & valid.T
         lost = {"lost_steps": (~valid).sum(dtype=jnp.float32)}
+    others = {f"episode/{name}": jnp.where(ended, value, 0.0).sum() for name, value in results.metrics.items()}
     return {
         **lost,
+        **others,
         "episodes": ended.sum(dtype=jnp.float32),
         "return_sum": jnp.where(ended, results.episode_return, 0.0).sum(),
         "success_sum": (ended & results.success).sum(dtype=jnp.float32),

@@ -2,13 +2,16 @@
 
 import sys
 import textwrap
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from envs.registry import make
 from relic_jax.bridge.pool import Pool, PoolConfig, PoolError
 from relic_jax.bridge.protocol import EXPERT
 from relic_jax.bridge.worker import episode_seed
+from relic_jax.config import HostConfig
 
 gymnasium = pytest.importorskip("gymnasium")
 ENTRY = "relic_jax.bridge.gym:GymEnvironment"
@@ -114,3 +117,33 @@ def test_an_interpreter_without_gymnasium_is_one_line(tmp_path):
     with pytest.raises(PoolError, match="package 'gymnasium' is missing") as error:
         Pool(PoolConfig(ENTRY, {"id": "CartPole-v1"}, workers=1, groups=1, paths=(str(tmp_path),)))
     assert sys.executable in str(error.value)
+
+
+PICTURES = """
+    import gymnasium, numpy as np
+    class Env(gymnasium.Env):
+        observation_space = gymnasium.spaces.Box(0, 255, (8, 9, 3), np.uint8)
+        action_space = gymnasium.spaces.Discrete(2)
+        def reset(self, seed=None, options=None):
+            self.count = 0
+            return np.full((8, 9, 3), 7, np.uint8), {}
+        def step(self, action):
+            self.count += 1
+            return np.full((8, 9, 3), self.count, np.uint8), 0.5, False, False, {}
+    gymnasium.register("Pictures-v0", Env, max_episode_steps=9)
+"""
+
+
+def test_an_image_that_is_all_there_is_comes_without_a_vector(tmp_path):
+    """An array of no size can be neither learned from nor saved."""
+    (tmp_path / "pictures.py").write_text(textwrap.dedent(PICTURES))
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH="$PYTHONPATH:{tmp_path}" exec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    env = make("gym:pictures:Pictures-v0", HostConfig(python=str(python)))
+    assert (env.observation_spec.shape, env.observation_spec.dtype) == ((8, 9, 3), np.uint8)
+    with env.start(2) as pool:
+        batch = pool.reset([{}, {}], [0, 1])
+        assert env.observe(batch.observation).shape == (2, 8, 9, 3) and (batch.observation["observation"] == 7).all()
+        trajectory = SimpleNamespace(observation=env.observe(batch.observation))
+        assert env.render_trial(trajectory).shape == (2, 8, 9, 3)

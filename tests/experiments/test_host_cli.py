@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import sys
 
 import jax
@@ -13,6 +14,7 @@ from envs.habitat import host as habitat
 from envs.host import HostEnvironment
 from envs.registry import describe, make
 from experiments import run
+from relic_jax.bridge import process, protocol
 from relic_jax.config import ConfigError, HostConfig, TrialConfig
 from relic_jax.rl.host import HostSegments
 from relic_jax.rl.parallel import initial_state
@@ -118,6 +120,7 @@ def small(scenes, **changes):
             "host.dataset is '/no/tasks.json'; dataset",
         ),
         (small(["a-house.glb", "house-1"]), [], "scene 'a-house.glb' cannot be loaded"),
+        (small(["house-1", "z-house.glb"]), [], "scene 'z-house.glb' cannot be loaded"),
         (small(["house-0", "house-0"]), [], "scene 'house-0' is in both splits"),
         (small(["house-0", "house-1"], categories=["mug", "unicorn"]), [], "category 'unicorn' is in no scene"),
         (small(["house-0", "house-1"]), ["--backend", "habitat"], "host.backend is 'habitat'; allowed: 'soft'"),
@@ -133,10 +136,28 @@ def test_object_navigation_refuses_bad_input_before_training(cli, tmp_path, data
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_scene_without_navmesh_is_refused_before_training(cli, tmp_path):
+def test_a_worker_of_another_protocol_is_refused_before_training(cli, tmp_path, monkeypatch):
+    """Its packages are copies of ours but for the protocol's number."""
+    root = process.LAUNCH.parent.parent.parent
+    for package in ("relic_jax", "envs"):
+        shutil.copytree(root / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    file = tmp_path / "relic_jax" / "bridge" / "protocol.py"
+    ours = f"PROTOCOL = {protocol.PROTOCOL}"
+    assert ours in file.read_text()
+    file.write_text(file.read_text().replace(ours, "PROTOCOL = 99"))
+    monkeypatch.setattr(process, "LAUNCH", tmp_path / "relic_jax" / "bridge" / "launch")
+    said = f"the learner speaks protocol {protocol.PROTOCOL}, the worker 99"
+    one_line(cli("train", "extobjnav-soft", "--runs", tmp_path / "runs"), "env 'extobjnav' cannot start", said)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("position", [0, 1])
+def test_a_scene_without_navmesh_is_refused_before_training(cli, tmp_path, position):
     scene, tasks = tmp_path / "full.json", tmp_path / "tasks.json"
     scene.write_text(json.dumps({"size": [1, 1], "boxes": [[0, 0, 0, 1, 2, 1, 9, 9, 9]], "tables": []}))
-    tasks.write_text(json.dumps(small([str(scene), "house-1"])))
+    scenes = ["house-1"]
+    scenes.insert(position, str(scene))
+    tasks.write_text(json.dumps(small(scenes)))
     options = ["--host.dataset", tasks, "--runs", tmp_path / "runs"]
     one_line(cli("train", "extobjnav-soft", *options), f"scene '{scene}' has no navmesh")
     making = ["--train", scene, "--test", "house-1", "--out", tmp_path / "made.json"]

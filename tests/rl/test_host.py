@@ -126,6 +126,27 @@ def test_a_lost_step_has_no_advantage_and_what_precedes_is_bootstrapped(config):
         np.testing.assert_allclose(batch.advantage[0, :4], [3.5, 0.0, 1.75, 0.0], atol=1e-6)
 
 
+def test_metrics_are_those_of_the_steps_that_ended_episodes(config):
+    """`Corridor` has the metrics success and jax; the first is known already, a third is put in its place here."""
+    setup = prepare(config, corridor(HostConfig(workers=2)))
+    with HostSegments(setup) as run:
+        state = initial_state(setup)
+        run._trials.begin(np.asarray(state.trial.task), np.asarray(state.trial.env))
+        found = run._collect(state, 0)
+    results = found.results
+    assert set(results.metrics) == {"jax"} and results.metrics["jax"].shape == results.reward.shape
+    ended = results.terminated | results.truncated
+    numbers = np.arange(ended.size).reshape(ended.shape)
+    assert 0 < ended.sum() < ended.size
+    counted = found._replace(results=dataclasses.replace(results, metrics={"jax": numbers.astype(np.float32)}))
+    sums = jax.device_get(update.episode_sums(counted))
+    assert sums["episode/jax"] == numbers[ended].sum()
+    stacked = {**sums, "loss": np.zeros(())}
+    (record,) = training.records(setup.config, 0, stacked)
+    assert record["episode/jax"] == pytest.approx(numbers[ended].mean(), rel=1e-6)
+    assert "episode/jax" not in next(training.records(setup.config, 0, {**stacked, "episodes": np.zeros(())}))
+
+
 def test_lost_steps_do_not_count(config):
     """Neither in the loss (whatever is written into one), nor in the statistics of episodes."""
     setup = training.make_setup(config, corridor())

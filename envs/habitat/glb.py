@@ -1,0 +1,153 @@
+"""Scenes of the software simulator as files for habitat-sim: textured GLB meshes and the JSON around them. Numpy alone.
+
+`write_set` makes a folder that is a whole scene dataset, so that the same houses can be walked in both simulators:
+
+    set.scene_dataset_config.json       for `Settings.scene_dataset`
+    stages/NAME.glb, .stage_config.json, scene_instances/NAME.scene_instance.json
+    objects/CATEGORY.glb, .object_config.json
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import zlib
+from typing import Any
+
+import numpy as np
+
+from envs.habitat.house import WALL_HEIGHT, Boxes, House
+from envs.habitat.soft import FLOOR, OBJECT_SIZE, SKY, object_color
+
+FACES = np.array(
+    [[0, 1, 3, 2], [4, 6, 7, 5], [0, 4, 5, 1], [2, 3, 7, 6], [0, 2, 6, 4], [1, 5, 7, 3]]
+)  # corners, numbered 4x + 2y + z, counter-clockwise from outside
+THICK = 0.1  # metres, of floor and ceiling
+
+
+def write_set(folder: str, houses: dict[str, House], categories: tuple[str, ...] = ()) -> str:
+    """Writes the scenes and a box for each category; returns the dataset's config file. Raises OSError."""
+    for name, house in houses.items():
+        mesh = os.path.join(folder, "stages", name + ".glb")
+        _write(mesh, box_glb(closed(house)))
+        _write_json(mesh.replace(".glb", ".stage_config.json"), {**_asset(name), "is_collidable": True})
+        instance = {"stage_instance": {"template_name": f"stages/{name}"}, "default_lighting": "no_lights"}
+        _write_json(os.path.join(folder, "scene_instances", name + ".scene_instance.json"), instance)
+    half = OBJECT_SIZE / 2
+    low, high = np.array([[-half, 0.0, -half]]), np.array([[half, OBJECT_SIZE, half]])
+    for category in categories:
+        mesh = os.path.join(folder, "objects", category + ".glb")
+        _write(mesh, box_glb(Boxes(low, high, np.array([object_color(category)], np.uint8))))
+        content = {**_asset(category), "mass": 1.0, "COM": [0.0, 0.0, 0.0]}  # it stands on its position
+        _write_json(mesh.replace(".glb", ".object_config.json"), content)
+    paths = {"stages": "stage", "objects": "object", "scene_instances": "scene"}
+    suffixes = {"stage": "stage_config", "object": "object_config", "scene": "scene_instance"}
+    content = {part: {"paths": {".json": [f"{part}/*.{suffixes[kind]}.json"]}} for part, kind in paths.items()}
+    config = os.path.join(folder, "set.scene_dataset_config.json")
+    _write_json(config, content)
+    return config
+
+
+def _asset(name: str) -> dict[str, Any]:
+    """Meshes are y up; without being told, habitat-sim takes them for z up."""
+    return {"render_asset": name + ".glb", "up": [0, 1, 0], "front": [0, 0, -1], "requires_lighting": False}
+
+
+def closed(house: House) -> Boxes:
+    """The house's boxes with outer walls, floor and ceiling."""
+    x, z = house.size
+    t, h = THICK, WALL_HEIGHT
+    walls = [[-t, 0, -t, 0, h, z + t], [x, 0, -t, x + t, h, z + t], [0, 0, -t, x, h, 0], [0, 0, z, x, h, z + t]]
+    rows = np.array([*walls, [-t, -t, -t, x + t, 0, z + t], [-t, h, -t, x + t, h + t, z + t]], np.float64)
+    colors = np.stack([*[SKY] * 4, FLOOR, SKY]).astype(np.uint8)
+    low, high = np.concatenate([house.boxes.low, rows[:, :3]]), np.concatenate([house.boxes.high, rows[:, 3:]])
+    return Boxes(low, high, np.concatenate([house.boxes.color, colors]))
+
+
+def box_glb(boxes: Boxes) -> bytes:
+    """A binary glTF 2.0 file of boxes, each of its own colour under one chequered texture."""
+    positions, normals, places = _vertices(boxes)
+    indices = (np.arange(6)[:, None] * 4 + [0, 1, 2, 0, 2, 3]).astype(np.uint16).ravel()
+    arrays = [positions, normals, places, indices]
+    image, count = chequers(), len(boxes.low)
+    data = [array.tobytes() for array in arrays] + [image]
+    offsets = np.cumsum([0, *(-(-len(part) // 4) * 4 for part in data)]).tolist()
+    views: list[dict[str, Any]] = [
+        {"buffer": 0, "byteOffset": offset, "byteLength": len(part)}
+        for offset, part in zip(offsets, data)  # noqa: B905 (Python 3.8)
+    ]
+    accessors: list[dict[str, Any]] = []
+    for index in range(count):
+        bounds = {"min": boxes.low[index].tolist(), "max": boxes.high[index].tolist()}
+        for view, kind, width, extra in ((0, "VEC3", 12, bounds), (1, "VEC3", 12, {}), (2, "VEC2", 8, {})):
+            place = {"bufferView": view, "byteOffset": index * 24 * width, "componentType": 5126}
+            accessors.append({**place, "count": 24, "type": kind, **extra})
+    accessors.append({"bufferView": 3, "componentType": 5123, "count": 36, "type": "SCALAR"})
+    content = {
+        "asset": {"version": "2.0", "generator": "relic-jax"},
+        "scene": 0,
+        "scenes": [{"nodes": [0]}],
+        "nodes": [{"mesh": 0}],
+        "meshes": [{"primitives": [_primitive(index, 3 * count) for index in range(count)]}],
+        "materials": [_material(color) for color in boxes.color],
+        "textures": [{"source": 0, "sampler": 0}],
+        "samplers": [{"magFilter": 9728, "minFilter": 9728, "wrapS": 10497, "wrapT": 10497}],
+        "images": [{"bufferView": 4, "mimeType": "image/png"}],
+        "accessors": accessors,
+        "bufferViews": views,
+        "buffers": [{"byteLength": offsets[-1]}],
+    }
+    binary = b"".join(part + b"\0" * (-len(part) % 4) for part in data)
+    text = json.dumps(content).encode()
+    text += b" " * (-len(text) % 4)
+    parts = struct.pack("<I4s", len(text), b"JSON") + text + struct.pack("<I4s", len(binary), b"BIN\0") + binary
+    return struct.pack("<4sII", b"glTF", 2, 12 + len(parts)) + parts
+
+
+def _vertices(boxes: Boxes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of every box 6·4 vertices: positions and normals float32 [24·n, 3], texture coordinates (metres) [24·n, 2]."""
+    pick = np.indices((2, 2, 2)).reshape(3, 8).T.astype(bool)
+    corners = np.where(pick, boxes.high[:, None], boxes.low[:, None])[:, FACES]  # [n, 6, 4, 3]
+    outward = np.repeat(np.eye(3), 2, 0) * np.tile([[-1.0], [1.0]], (3, 1))
+    normals = np.broadcast_to(outward[:, None], corners.shape)
+    across = np.array([[2, 1], [2, 1], [0, 2], [0, 2], [0, 1], [0, 1]])  # the two axes that lie in each face
+    places = np.take_along_axis(corners, np.broadcast_to(across[:, None], (*corners.shape[:-1], 2)), -1)
+    flat = (array.reshape(-1, array.shape[-1]).astype(np.float32) for array in (corners, normals, places))
+    positions, directions, coordinates = flat
+    return positions, directions, coordinates
+
+
+def _primitive(index: int, indices: int) -> dict[str, Any]:
+    first = 3 * index
+    attributes = {"POSITION": first, "NORMAL": first + 1, "TEXCOORD_0": first + 2}
+    return {"attributes": attributes, "indices": indices, "material": index}
+
+
+def _material(color: np.ndarray) -> dict[str, Any]:
+    rough = {"metallicFactor": 0.0, "roughnessFactor": 1.0, "baseColorTexture": {"index": 0}}
+    return {"pbrMetallicRoughness": {**rough, "baseColorFactor": [*(color / 255).tolist(), 1.0]}}
+
+
+def chequers(size: int = 8) -> bytes:
+    """A PNG of 2×2 grey fields, `size` pixels each: one texture repeats every metre."""
+    odd = (np.indices((2 * size, 2 * size)) // size).sum(0) % 2
+    grey = np.where(odd, 255, 215).astype(np.uint8)
+    lines = b"".join(b"\0" + line.tobytes() for line in np.repeat(grey[..., None], 3, -1))
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    header = struct.pack(">IIBBBBB", 2 * size, 2 * size, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
+
+
+def _write(path: str, content: bytes) -> None:
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path + ".part", "wb") as file:
+        file.write(content)
+    os.replace(path + ".part", path)
+
+
+def _write_json(path: str, content: dict[str, Any]) -> None:
+    _write(path, (json.dumps(content, indent=1) + "\n").encode())

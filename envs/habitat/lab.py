@@ -1,0 +1,300 @@
+"""Any habitat-lab task with discrete actions (ObjectNav, PointNav, …), by its config. Worker side: numpy, habitat-lab.
+
+A task, the same for a whole trial, is {"split": name, "scene": id}: its episodes are drawn from those that habitat's
+dataset has in that scene. Rewards, measures and the end of an episode are habitat-lab's own (`RLTaskEnv`).
+
+Its observations become ours: "image", uint8 [H, W, C], is rgb with depth as a fourth channel (depth alone: grey);
+"objectgoal" is one-hot, "compass" the cosine and sine of the angle, all others are passed on as float32 but
+"semantic", whose numbers mean nothing to a policy.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.abc
+import importlib.machinery
+import os
+import platform
+import random
+import sys
+import types
+from typing import Any
+
+import numpy as np
+
+from envs.habitat.api import HOW
+from relic_jax.bridge.protocol import ArraySpec, Spec
+from relic_jax.bridge.worker import SetupError
+
+SOFT = "RelicSoft-v0"
+SPLITS = {"train": "train", "test": "val"}
+"""Ours by habitat's."""
+NATIVE = ("habitat_sim", "magnum", "corrade")
+
+
+class _AbsentKind(type):
+    """Classes of a package that is not there: any name is another one."""
+
+    def __getattr__(cls, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _AbsentKind(name, (_Absent,), {})
+
+
+class _Absent(metaclass=_AbsentKind):
+    """An object of such a class."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        return object.__new__(cls)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        pass
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return _Absent()
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _Absent()
+
+
+class _AbsentModule(types.ModuleType):
+    __path__ = ()  # type: ignore[assignment]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(_Absent, name)
+
+
+class AbsentPackages(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds the packages `NATIVE` as shells: habitat-lab 0.3 names them wherever it defines a class, but its
+    navigation tasks do not call them."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        """A shell's spec for the names in question."""
+        if name.partition(".")[0] not in NATIVE:
+            return None
+        return importlib.machinery.ModuleSpec(name, self, is_package=True)
+
+    def create_module(self, spec: Any) -> types.ModuleType:
+        """A shell."""
+        return _AbsentModule(spec.name)
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        """Nothing to run."""
+
+
+def import_habitat() -> bool:
+    """Imports habitat-lab and registers `SOFT`; returns whether habitat_sim is there. Raises SetupError without it."""
+    if not any(isinstance(finder, AbsentPackages) for finder in sys.meta_path) and not _has("habitat_sim"):
+        sys.meta_path.append(AbsentPackages())
+    native = not any(isinstance(finder, AbsentPackages) for finder in sys.meta_path)
+    try:
+        importlib.import_module("habitat")
+        importlib.import_module("envs.habitat.lab_soft")
+    except ImportError as error:
+        who = f"{sys.executable} (Python {platform.python_version()})"
+        how = "pip install habitat-lab for it, or give another interpreter with --habitat-python PATH"
+        raise SetupError(f"{who} has no habitat-lab ({error}); {how}") from None
+    return native
+
+
+def _has(package: str) -> bool:
+    try:
+        importlib.import_module(package)
+    except ImportError:
+        return False
+    return True
+
+
+def load_config(
+    config: str, split: str, data: str | None, scene_dataset: str, size: int, horizon: int | None, gpu: int
+) -> Any:
+    """habitat-lab's config with our changes. Raises SetupError where there is none, or where it cannot run here.
+
+    config: a file, or a name of habitat-lab's own. split: habitat's. data: path of the episodes, with {split}.
+    scene_dataset: "default": as the config has it. size: pixels of all cameras' sides. horizon: steps, None: the
+    config's. gpu: −1 renders in software.
+    """
+    native = import_habitat()
+    from habitat.config import read_write
+    from habitat.config.default import get_config
+
+    try:
+        found = get_config(os.path.abspath(config) if os.path.isfile(config) else config)
+    except Exception as error:  # hydra and omegaconf raise many kinds
+        allowed = "a file, or a name of habitat-lab's such as benchmark/nav/objectnav/objectnav_hssd-hab.yaml"
+        raise SetupError(f"config {config!r} cannot be loaded; allowed: {allowed} ({error})") from None
+    with read_write(found):
+        part = found.habitat
+        part.dataset.split = split
+        if data is not None:
+            part.dataset.data_path = data
+        if scene_dataset != "default":
+            part.simulator.scene_dataset = scene_dataset
+        if horizon is not None:
+            part.environment.max_episode_steps = horizon
+        part.simulator.habitat_sim_v0.gpu_device_id = gpu
+        for agent in part.simulator.agents.values():
+            for sensor in agent.sim_sensors.values():
+                sensor.height = sensor.width = size
+    if part.simulator.type != SOFT and not native:
+        raise SetupError(
+            f"config {config!r} wants the simulator {part.simulator.type!r}, and {sys.executable} has no habitat_sim; "
+            f"{HOW.replace('leave --backend at soft', f'set habitat.simulator.type to {SOFT}')}"
+        )
+    return found
+
+
+def load_dataset(config: Any) -> Any:
+    """The episodes of a config's split. Raises SetupError."""
+    from habitat.datasets import make_dataset
+
+    part = config.habitat.dataset
+    path = part.data_path.format(split=part.split)
+    try:
+        found = make_dataset(part.type, config=part)
+    except (OSError, ValueError, LookupError, TypeError, AssertionError) as error:
+        raise SetupError(f"episodes {path!r} cannot be loaded: {type(error).__name__}: {error}") from None
+    if not found.episodes:
+        raise SetupError(f"episodes {path!r} are none; allowed: one or more")
+    return found
+
+
+def survey(**options: Any) -> dict[str, Any]:
+    """What the learner must know: {"simulator": type, "splits": {ours: [task, …]}}. options: of `LabEnvironment`."""
+    splits, simulator = {}, ""
+    for ours, split in SPLITS.items():
+        config = load_config(split=split, **_known(options))
+        scenes = sorted({episode.scene_id for episode in load_dataset(config).episodes})
+        if config.habitat.simulator.type == SOFT:
+            _check_scenes(scenes)
+        splits[ours] = [{"split": split, "scene": scene} for scene in scenes]
+        simulator = config.habitat.simulator.type
+    return {"simulator": simulator, "splits": splits}
+
+
+def _check_scenes(scenes: list[str]) -> None:
+    from envs.habitat import soft
+
+    for scene in scenes:
+        try:
+            soft.load_scene(scene)
+        except (OSError, ValueError, LookupError) as error:
+            raise SetupError(f"scene {scene!r} cannot be loaded: {error}") from None
+
+
+def _known(options: dict[str, Any]) -> dict[str, Any]:
+    """Options for `load_config`: `gpus`, one of them per worker in turn, as the one of this process."""
+    gpus = options.get("gpus") or [-1]
+    gpu = gpus[int(os.environ.get("RELIC_WORKER", "0")) % len(gpus)]
+    return {**{name: value for name, value in options.items() if name != "gpus"}, "gpu": gpu}
+
+
+class LabEnvironment:
+    """See the module. Options: as of `load_config`; gpus: one of them per worker, in turn."""
+
+    def __init__(self, **options: Any) -> None:
+        config = load_config(split=SPLITS["train"], **_known(options))
+        from habitat.core.environments import RLTaskEnv
+
+        dataset = load_dataset(config)
+        self._episodes = {SPLITS["train"]: _by_scene(dataset)}
+        self._options = options
+        try:
+            self._env = RLTaskEnv(config, dataset)
+            observation = self._env.reset()
+        except (OSError, ValueError, LookupError, TypeError, AssertionError, RuntimeError) as error:
+            raise SetupError(
+                f"habitat-lab cannot start {options['config']!r}: {type(error).__name__}: {error}"
+            ) from None
+        core = self._env.habitat_env
+        if any(getattr(space, "spaces", None) or getattr(space, "shape", None) for space in core.action_space.values()):
+            raise SetupError(f"config {options['config']!r} has actions with arguments; allowed: plain ones")
+        self._categories = _highest(core.observation_space, "objectgoal") + 1
+        self._farthest = max(_highest(core.observation_space, "depth"), 1)
+        self._end_on_success = bool(config.habitat.task.end_on_success)
+        ours = self._ours(observation)
+        self.versions = {"habitat-lab": importlib.import_module("habitat").__version__}
+        self.spec = Spec(
+            name="habitat-lab",
+            observation={name: ArraySpec(value.dtype.name, value.shape) for name, value in ours.items()},
+            action=ArraySpec("int32", ()),
+            actions=len(core.task.actions),
+            low=0.0,
+            high=0.0,
+            metrics=tuple(sorted(name for name, value in core.get_metrics().items() if np.isscalar(value))),
+            horizon=int(config.habitat.environment.max_episode_steps),
+            restorable=True,
+            expert=False,
+        )
+
+    def reset(self, task: dict[str, str], seed: int) -> dict[str, np.ndarray]:
+        """Starts one of the scene's episodes, which one follows from the seed."""
+        found = self._of_split(task["split"]).get(task["scene"])
+        if not found:
+            raise SetupError(f"scene {task['scene']!r} has no episodes in split {task['split']!r}")
+        core = self._env.habitat_env
+        core.current_episode = found[np.random.RandomState(seed).randint(len(found))]
+        observation = self._env.reset()
+        random.seed(seed)  # what the simulator's noise models draw from
+        np.random.seed(seed)
+        core.sim.seed(seed)
+        return self._ours(observation)
+
+    def _of_split(self, split: str) -> dict[str, list[Any]]:
+        if split not in self._episodes:
+            self._episodes[split] = _by_scene(load_dataset(load_config(split=split, **_known(self._options))))
+        return self._episodes[split]
+
+    def step(self, action: int) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, float]]:
+        """One step. Only an end that is not the time limit's terminates."""
+        observation, reward, done, measures = self._env.step(action=int(action))
+        inactive = not self._env.habitat_env.task.is_episode_active
+        terminated = inactive or (self._end_on_success and bool(self._env._episode_success()))
+        metrics = {name: _finite(measures[name]) for name in self.spec.metrics}
+        return self._ours(observation), float(reward), bool(done and terminated), bool(done), metrics
+
+    def _ours(self, observation: dict[str, Any]) -> dict[str, np.ndarray]:
+        found = {name: np.asarray(value) for name, value in observation.items() if name != "semantic"}
+        rgb, depth = found.pop("rgb", None), found.pop("depth", None)
+        image = [] if rgb is None else [rgb[..., :3].astype(np.uint8)]
+        if depth is not None:
+            grey = (255 * np.clip(depth / self._farthest, 0, 1)).astype(np.uint8).reshape(*depth.shape[:2], 1)
+            image.append(grey if image else np.repeat(grey, 3, -1))
+        if "objectgoal" in found:
+            found["objectgoal"] = np.arange(self._categories) == found["objectgoal"]
+        if "compass" in found:
+            found["compass"] = np.concatenate([np.cos(found["compass"]), np.sin(found["compass"])])
+        ours = {name: np.asarray(value, np.float32) for name, value in found.items()}
+        return {**ours, "image": np.concatenate(image, -1)} if image else ours
+
+    def close(self) -> None:
+        """Ends the simulator."""
+        self._env.close()
+
+
+def _by_scene(dataset: Any) -> dict[str, list[Any]]:
+    found: dict[str, list[Any]] = {}
+    for episode in dataset.episodes:
+        found.setdefault(episode.scene_id, []).append(episode)
+    return found
+
+
+def _highest(space: Any, name: str) -> int:
+    """The largest value of an observation, −1 where there is no such."""
+    return int(np.max(space.spaces[name].high)) if name in space.spaces else -1
+
+
+def _finite(value: Any) -> float:
+    """A measure; 0 where it has no value (a distance to what cannot be reached)."""
+    number = float(value)
+    return number if np.isfinite(number) else 0.0
+
+
+def make(**options: Any) -> LabEnvironment:
+    """The worker's entry."""
+    return LabEnvironment(**options)

@@ -1,0 +1,27 @@
+"""Meta-World's ML1, ML10 and ML45 as the learner sees them: `metaworld:ml1:reach-v3`, `metaworld:ml10`."""
+
+from __future__ import annotations
+
+import sys
+
+from envs.host import HostEnvironment
+from relic_jax.bridge.pool import Pool, PoolConfig, PoolError
+from relic_jax.bridge.process import call
+from relic_jax.bridge.worker import SetupError
+from relic_jax.config import ConfigError, HostConfig
+
+ENTRY = "relic_jax.bridge.metaworld:make"
+
+
+def make(id: str, host: HostConfig | None = None) -> HostEnvironment:
+    """The benchmark `id` with its own split; a worker is started to ask for its spec. Raises ConfigError."""
+    host = host or HostConfig()
+    python, options = host.python or sys.executable, {"id": id, "horizon": host.horizon}
+    try:
+        splits = call(python, "relic_jax.bridge.metaworld:survey", {"id": id})
+        with Pool(PoolConfig(ENTRY, options, 1, 1, 1, python=python, start_timeout=host.start_timeout)) as pool:
+            spec, versions = pool.spec, pool.versions[0]
+    except (SetupError, PoolError) as error:
+        raise ConfigError(f"env is 'metaworld:{id}'; {error}") from None
+    note = f"metaworld {versions['metaworld']}"
+    return HostEnvironment(f"metaworld:{id}", ENTRY, options, spec, splits, host=host, note=note)

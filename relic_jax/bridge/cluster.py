@@ -1,0 +1,202 @@
+"""Workers on other machines: `process.Process` with a Ray actor between the learner and the worker.
+
+    learner: Pool — RemoteProcess ··· Ray ··· machine of the cluster: Relay — Process — worker, as without Ray
+
+A Relay is an actor that starts an ordinary worker next to it and passes on what the pool says. The pool is the same,
+and so is what it does about faults. What differs is how arrays travel: Ray copies those of a step over the network and
+serialises them. Numpy arrays and dictionaries of JSON values are all that is exchanged, and our own code pickles
+nothing, but Ray does. The machines of the cluster need this package.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import socket
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from relic_jax.bridge import protocol
+from relic_jax.bridge.process import Process, hello
+from relic_jax.bridge.protocol import Channel, Spec
+
+Message = dict[str, Any]
+Arrays = dict[str, np.ndarray]
+
+
+class Relay:
+    """The actor: one worker on its machine. Calls are answered one after the other, as the worker does."""
+
+    def __init__(self, index: int, python: str, paths: Sequence[str], extra: Mapping[str, str], timeout: float) -> None:
+        """python: "" for the machine's own. timeout: seconds, see `Process.start`."""
+        self._process, self._failure = Process(index), ""
+        self._environments = 0
+        self._spec: Spec | None = None
+        python = python or sys.executable
+        try:
+            self._process.start(python, paths, extra, timeout)
+            self._process.channel.socket.settimeout(None)  # the learner sees to what hangs
+        except OSError as error:
+            self._failure = f"python is '{python}'; allowed: a Python interpreter ({error.strerror})"
+
+    def tell(
+        self, message: dict[str, Any], rows: list[int], action: np.ndarray | None
+    ) -> tuple[dict[str, Any], Arrays]:
+        """Passes on a message and returns the answer, with the lane's arrays where there are any.
+
+        rows: [first, stop) of the lane. action: of a step. An answer of op "gone" says how the worker ended.
+        """
+        process, here = self._process, slice(*rows)
+        try:
+            if message["op"] == "map" and self._spec is not None:
+                process.map(self._spec, self._environments)
+            else:
+                if action is not None:
+                    process.buffers[message["buffer"]]["action"][here] = action
+                process.channel.send(message)
+            answer = process.channel.receive()
+        except OSError:
+            answer = None
+        if answer is None:
+            return {"op": "gone", "message": self._failure or process.last_words()}, {}
+        if answer["op"] == "hello":
+            self._spec, self._environments = Spec.from_json(answer["spec"]), message["environments"]
+            answer["versions"]["node"] = _node()
+        if answer["op"] != "done":
+            return answer, {}
+        return answer, _of_lane(process.buffers[answer["buffer"]], here)
+
+
+def _of_lane(buffer: Arrays, here: slice) -> Arrays:
+    """Copies of a lane's arrays; last observations only where an episode ended."""
+    ended = (buffer["terminated"][here] | buffer["truncated"][here]).any()
+    wanted = (name for name in buffer if name != "action" and (ended or not name.startswith("final/")))
+    return {name: buffer[name][here].copy() for name in wanted}
+
+
+def _node() -> str:
+    import ray
+
+    return str(ray.get_runtime_context().get_node_id())
+
+
+class RemoteProcess:
+    """What the pool takes for a `Process`. Its channel leads to a thread that makes Ray's calls of the messages."""
+
+    def __init__(self, index: int, address: str) -> None:
+        """address: of Ray's cluster, as `ray.init` takes it; "local": one on this machine. Raises ImportError."""
+        import ray
+
+        self.index, self.asked_to_close = index, False
+        self.buffers: list[Arrays] = []
+        self._ray, self._address = ray, address
+        self._relay: Any = None
+        self._lock = threading.Lock()
+        self._lanes = self._environments = 0
+        self._end = ""
+        self._channel: Channel | None = None
+
+    @property
+    def channel(self) -> Channel:
+        """The control channel of a running worker."""
+        if self._channel is None:
+            raise OSError(f"worker {self.index} is not running")
+        return self._channel
+
+    @property
+    def pid(self) -> int | None:
+        """None: it is elsewhere."""
+        return None
+
+    def start(self, python: str, paths: Sequence[str], extra: Mapping[str, str], send_timeout: float) -> None:
+        """Starts the actor and, through it, the worker. Raises OSError where there is no cluster."""
+        ray = self._ray
+        if not ray.is_initialized():
+            try:
+                ray.init(address=self._address, log_to_driver=False, configure_logging=False)
+            except Exception as error:  # ray raises many kinds
+                raise OSError(0, f"no Ray cluster at {self._address!r}: {' '.join(str(error).split())}") from None
+        remote = ray.remote(num_cpus=1, max_restarts=0, max_concurrency=1, scheduling_strategy="SPREAD")(Relay)
+        own = "" if python == sys.executable else python
+        self._relay = remote.remote(self.index, own, list(paths), dict(extra), send_timeout)
+        ours, theirs = socket.socketpair()
+        ours.settimeout(send_timeout)
+        self._end, self._channel = "", Channel(ours)
+        calls: queue.Queue[Any] = queue.Queue()
+        for serve in (self._pass_on, self._answer):
+            threading.Thread(target=serve, args=(Channel(theirs), self._relay, calls), daemon=True).start()
+
+    def _pass_on(self, channel: Channel, relay: Any, calls: queue.Queue[Any]) -> None:
+        """Every message becomes a call; the next does not wait for the answer to the one before."""
+        with contextlib.suppress(OSError):
+            while (message := channel.receive()) is not None and message["op"] != "close":
+                rows, action = [0, 0], None
+                if "lane" in message:
+                    size = self._environments // self._lanes
+                    rows = [message["lane"] * size, (message["lane"] + 1) * size]
+                if message["op"] == "step":
+                    action = self.buffers[message["buffer"]]["action"][slice(*rows)].copy()
+                calls.put((rows, relay.tell.remote(message, rows, action)))
+        calls.put(None)
+
+    def _answer(self, channel: Channel, relay: Any, calls: queue.Queue[Any]) -> None:
+        """Answers are passed to the pool in their order, their arrays first."""
+        with contextlib.suppress(OSError):
+            while (call := calls.get()) is not None:
+                rows, answer = call
+                try:
+                    message, arrays = self._ray.get(answer)
+                except Exception as error:  # the actor is gone, or its machine is
+                    message, arrays = {"op": "gone", "message": " ".join(str(error).split())[:300]}, {}
+                with self._lock:
+                    if self._relay is not relay:  # killed meanwhile: the arrays are another's by now
+                        return
+                    if message["op"] == "gone":
+                        self._end = message["message"]
+                        break
+                    for name, value in arrays.items():
+                        self.buffers[message["buffer"]][name][slice(*rows)] = value
+                channel.send(message)
+            channel.socket.shutdown(socket.SHUT_RDWR)
+
+    def say_hello(self, entry: str, config: Mapping[str, Any], environments: int, lanes: int) -> None:
+        """The first message. Raises OSError."""
+        self._environments, self._lanes = environments, lanes
+        self.channel.send(hello(entry, config, environments, lanes))
+
+    def map(self, spec: Spec, environments: int) -> None:
+        """Makes room for the arrays here and there. Raises OSError."""
+        size, _ = protocol.layout(spec, environments)
+        if not self.buffers:
+            self.buffers = protocol.views(bytearray(size), spec, environments)
+        self.channel.send({"op": "map", "bytes": size})
+
+    def last_words(self) -> str:
+        """How the worker ended, as its machine says."""
+        return self._end
+
+    def trim_log(self) -> None:
+        """Its output stays on its machine until it ends."""
+
+    def ask_to_close(self) -> None:
+        """It ends with its actor."""
+
+    def kill(self, grace: float = 0.0) -> None:
+        """Ends the actor, and with it the worker. Does nothing twice."""
+        if self._channel is not None:
+            with contextlib.suppress(OSError):
+                self._channel.socket.shutdown(socket.SHUT_RDWR)
+            self._channel.socket.close()
+        with self._lock:
+            relay, self._channel, self._relay = self._relay, None, None
+        if relay is not None and self._ray.is_initialized():
+            self._ray.kill(relay)
+
+    def close(self, grace: float = 0.0) -> None:
+        """`kill`, and gives the arrays back."""
+        self.kill()
+        self.buffers = []
