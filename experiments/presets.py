@@ -272,8 +272,8 @@ PRESETS: dict[str, Preset] = {
     "house-objnav-small": Preset(
         HOUSE,
         "object navigation from images, in houses of up to 4 rooms that are held out",
-        "not run",
-        "not run",
+        "12–21 min on 2 CPU cores shared with other work",
+        "held-out houses, 3 seeds: success 75%, no more in later episodes than in the first",
     ),
     **{
         f"{config.env}-gpu": Preset(
