@@ -1,4 +1,4 @@
-"""The console script `relic-jax`: train, evaluate, plot, play, presets, envs, habitat-dataset, import-llamarl."""
+"""The console script `relic-jax`: train, evaluate, plot, play, export, presets, envs, habitat-dataset, import-llamarl."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from experiments import habitat_dataset, import_llamarl, play, presets, run
 from relic_jax.bridge.pool import PoolError
 from relic_jax.config import ConfigError, EvalConfig, TrainConfig, to_json
 from relic_jax.evaluate import Curves
+from relic_jax.export import Dtype, ExportFormat, VerificationError, export_policy
+from relic_jax.loading import LoadedPolicy
 from relic_jax.plotting import plot_curves
 from relic_jax.rl.memory import context_line
 from relic_jax.rl.train import NonFiniteError, Result, prepare, stop_signals, total_env_steps, train
@@ -29,6 +31,7 @@ USAGE = """relic-jax: in-context reinforcement learning in JAX
   relic-jax evaluate RUN [RUN ...]       in-context learning curve of trained policies, seeds pooled
   relic-jax plot RUN|FILE [...]          one figure from several curves
   relic-jax play RUN                     a film of a trained policy in one task; --human: act yourself
+  relic-jax export RUN --to DIR          a policy as safetensors, StableHLO, ONNX or orbax, verified
   relic-jax presets                      what can be trained, what it costs, what to expect
   relic-jax envs [NAME]                  environments, their splits and their random and optimal lines
   relic-jax habitat-dataset --out FILE   episodes for object navigation: which objects are where in which scenes
@@ -37,6 +40,9 @@ USAGE = """relic-jax: in-context reinforcement learning in JAX
 Every command explains its options with --help.
 """
 
+
+QUICK_EPISODES = 10
+"""Of an evaluation of what is shipped, unless more are asked for."""
 
 ALIASES = {"--backend": "--host.backend", "--habitat-python": "--host.python"}
 """Short names of options of `train`."""
@@ -62,7 +68,10 @@ class EvaluateCommand:
     """In-context learning curve of trained policies: return and success per episode, 95% intervals, seeds pooled."""
 
     paths: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Run folders or checkpoint folders."""
+    """Run folders, checkpoint folders or exported folders."""
+    pretrained: str | None = None
+    """In place of paths: a policy that is shipped, e.g. darkroom-dpt. A quick look: one trial per task of at most 10
+    episodes, unless --repeats and --episodes say more."""
     tasks: Literal["test", "train"] = "test"
     """Which split."""
     episodes: int | None = None
@@ -76,7 +85,8 @@ class EvaluateCommand:
     context_limit: int | None = None
     """The policy sees at most that many last steps."""
     out: Path | None = None
-    """Results go to OUT.json, OUT.csv and OUT.png; default: in the first run's folder, named after the options."""
+    """Results go to OUT.json, OUT.csv and OUT.png; default: named after the options, in the first run's folder, or of
+    an export in the current one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,8 +103,10 @@ class PlotCommand:
 class PlayCommand:
     """A film of a trained policy in one task, or (--human) a window in which you act in its place."""
 
-    path: tyro.conf.Positional[Path]
-    """Run folder or checkpoint folder."""
+    path: tyro.conf.Positional[Path | None] = None
+    """Run folder, checkpoint folder or exported folder."""
+    pretrained: str | None = None
+    """In place of a path: a policy that is shipped, e.g. darkroom-dpt."""
     task: int = 0
     """Index of the task in its split."""
     tasks: Literal["test", "train"] = "test"
@@ -102,15 +114,39 @@ class PlayCommand:
     episodes: int | None = None
     """Episodes in one context; default: the run's own."""
     out: Path | None = None
-    """The film; default: play-SPLIT-TASK.gif in the run's folder."""
+    """The film; default: play-SPLIT-TASK.gif in the run's folder, or of an export play-NAME-SPLIT-TASK.gif in the
+    current one."""
     human: bool = False
     """Open a window and act by the keys 0, 1, 2 … (needs a display and Python's tkinter)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportCommand:
+    """A policy in a standard format, in a folder with its config and a model card, verified after it was written."""
+
+    path: tyro.conf.Positional[Path | None] = None
+    """Run folder, checkpoint folder or exported folder."""
+    to: Path | None = None
+    """The new folder."""
+    format: ExportFormat = "safetensors"
+    """safetensors: weights; stablehlo, onnx: the acting step as a program, and what runs it; orbax: parameters only."""
+    dtype: Dtype = "float32"
+    """Of the weights, with safetensors."""
+    context: int | None = None
+    """Steps that the context has room for (stablehlo: fixed); default: a trial of the training, or of the evaluation
+    where that is longer."""
+    pretrained: str | None = None
+    """In place of a path: a policy that is shipped, e.g. darkroom-dpt."""
+    name: str | None = None
+    """Of the model, in its card; default: the run's."""
+    note: str = ""
+    """Said in the card, after the results."""
 
 
 def main() -> None:
     """Entry point. Bad input: one line on stderr and exit code 2."""
     commands = {"train": train_main, "evaluate": evaluate_main, "plot": plot_main, "presets": presets_main}
-    commands |= {"envs": envs_main, "play": play_main, "habitat-dataset": habitat_dataset.main}
+    commands |= {"envs": envs_main, "play": play_main, "export": export_main, "habitat-dataset": habitat_dataset.main}
     commands |= {"import-llamarl": import_llamarl.main}
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -122,7 +158,12 @@ def main() -> None:
         commands[arguments[0]](arguments[1:])
     except ConfigError as error:
         _fail(str(error), 2)
-    except (NonFiniteError, PoolError, OSError) as error:  # OSError: a full disk and the like; its text names the file
+    except (
+        NonFiniteError,
+        PoolError,
+        VerificationError,
+        OSError,
+    ) as error:  # OSError: a full disk and the like; its text names the file
         _fail(str(error), 1)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
@@ -201,7 +242,9 @@ def make_trackers(command: TrainCommand, folder: Path, env_steps: int) -> Tracke
 
 def finish(folder: Path, result: Result) -> None:
     """Evaluates a finished run on held-out tasks and says what was reached."""
-    summary, curves, env = _evaluate([folder], None, "test", resume_hint=f"relic-jax train --resume {folder}")
+    summary, curves, env = _evaluate(
+        run.load([folder], None), None, "test", resume_hint=f"relic-jax train --resume {folder}"
+    )
     files = run.write_results(folder / "curve", summary, folder.name)
     gif = run.write_trial(folder / "trial.gif", env, curves[0])
     print(f"trained {int(result.state.env_steps):,} steps in {duration(result.seconds)}")
@@ -212,7 +255,10 @@ def finish(folder: Path, result: Result) -> None:
 
 
 def _evaluate(
-    paths: Sequence[Path], config: EvalConfig | None, split: Literal["test", "train"], resume_hint: str | None = None
+    policies: Sequence[LoadedPolicy],
+    config: EvalConfig | None,
+    split: Literal["test", "train"],
+    resume_hint: str | None = None,
 ) -> tuple[dict[str, Any], list[Curves], Environment]:
     live = sys.stdout.isatty()
     with stop_signals() as stopping:
@@ -226,32 +272,32 @@ def _evaluate(
                 print(f"{end}stopped during evaluation, nothing written{hint}")
                 sys.exit(0)
 
-        return run.evaluate_checkpoints(paths, config, split, progress)
+        return run.evaluate_policies(policies, config, split, progress)
 
 
 def evaluate_main(arguments: Sequence[str]) -> None:
     """`relic-jax evaluate`."""
     command = tyro.cli(EvaluateCommand, args=arguments, prog="relic-jax evaluate")
-    if not command.paths:
-        raise ConfigError("paths is empty; allowed: one or more run folders or checkpoint folders")
-    config = evaluation_config(command)
-    stem = command.out or Path(command.paths[0]) / _result_name(command, config)
+    policies = run.load(command.paths, command.pretrained)
+    config = evaluation_config(command, policies[0])
+    folder = run.results_folder(policies[0], command.paths[0] if command.paths else None)
+    stem = command.out or folder / _result_name(command, config)
     stem = stem.with_suffix("") if stem.suffix in (".json", ".csv", ".png") else stem
     for file in run.result_files(stem):
         run.check_writable(file, "out")
-    summary, _, _ = _evaluate(command.paths, config, command.tasks)
+    summary, _, _ = _evaluate(policies, config, command.tasks)
     files = run.write_results(stem, summary, "ReLIC")
     print("\n".join(run.describe_result(summary)))
     print("wrote " + ", ".join(map(str, files)))
 
 
-def evaluation_config(command: EvaluateCommand) -> EvalConfig:
-    """The first run's evaluation settings with what the command line says put over them."""
-    from relic_jax import checkpoint
+def evaluation_config(command: EvaluateCommand, first: LoadedPolicy) -> EvalConfig:
+    """The first policy's evaluation settings with what the command line says put over them."""
     from relic_jax.config import validate
 
-    trained = checkpoint.load_meta(checkpoint.find(command.paths[0]))[0]
-    own = trained.eval
+    trained, own = first.config, first.config.eval
+    if command.pretrained is not None:
+        own = dataclasses.replace(own, episodes=min(own.episodes, QUICK_EPISODES), repeats=1)
     config = dataclasses.replace(
         own,
         episodes=own.episodes if command.episodes is None else command.episodes,
@@ -265,7 +311,8 @@ def evaluation_config(command: EvaluateCommand) -> EvalConfig:
 
 
 def _result_name(command: EvaluateCommand, config: EvalConfig) -> str:
-    name = f"evaluate-{command.tasks}-{config.episodes}-episodes"
+    whose = f"-{command.pretrained}" if command.pretrained else ""
+    name = f"evaluate{whose}-{command.tasks}-{config.episodes}-episodes"
     name += f"-{config.repeats}-repeats" if config.repeats > 1 else ""
     name += f"-first-{config.tasks}-tasks" if config.tasks else ""
     name += f"-{config.expert_episodes}-expert" if config.expert_episodes else ""
@@ -292,17 +339,43 @@ def plot_main(arguments: Sequence[str]) -> None:
 def play_main(arguments: Sequence[str]) -> None:
     """`relic-jax play`."""
     command = tyro.cli(PlayCommand, args=arguments, prog="relic-jax play")
+    (trained,) = run.load([] if command.path is None else [command.path], command.pretrained)
     if command.human:
-        env = run.load_policy(command.path).env
-        play.play_by_hand(env, command.tasks, command.task)
+        play.play_by_hand(run.env_of(trained.config), command.tasks, command.task)
         return
     if command.episodes is not None and command.episodes <= 0:
         raise ConfigError(f"episodes is {command.episodes}; allowed: more than 0")
-    out = command.out or command.path / f"play-{command.tasks}-{command.task}.gif"
+    folder = run.results_folder(trained, command.path)
+    name = "" if folder == command.path else f"-{trained.path.name}"
+    out = command.out or folder / f"play{name}-{command.tasks}-{command.task}.gif"
     run.check_writable(out, "out")
-    returns = play.film(command.path, out, command.tasks, command.task, command.episodes)
+    returns = play.film(trained, out, command.tasks, command.task, command.episodes)
     print("return by episode: " + " ".join(f"{value:.1f}" for value in returns))
     print(f"wrote {out}")
+
+
+def export_main(arguments: Sequence[str]) -> None:
+    """`relic-jax export`."""
+    command = tyro.cli(ExportCommand, args=arguments, prog="relic-jax export")
+    if command.to is None:
+        raise ConfigError("to is missing; allowed: a new folder, --to DIR")
+    (trained,) = run.load([] if command.path is None else [command.path], command.pretrained)
+    check = export_policy(
+        trained,
+        command.to,
+        format=command.format,
+        dtype=command.dtype,
+        context=command.context,
+        name=command.name,
+        preset=presets.name_of(trained.config),
+        note=command.note,
+    )
+    print(
+        f"verified: {check['steps']} steps of {check['batch']} environments across {check['episode_ends']} ends of "
+        f"episodes, largest difference {check['largest_difference']:.2g} "
+        f"({check['largest_scaled_difference']:.2g} of the output's largest number; allowed {check['tolerance']:.0e})"
+    )
+    print(f"wrote {command.to}: {', '.join(sorted(path.name for path in command.to.iterdir()))}")
 
 
 def presets_main(arguments: Sequence[str]) -> None:

@@ -18,8 +18,10 @@ from relic_jax.config import ConfigError, EvalConfig, PPOConfig, TrainConfig, Tr
 from relic_jax.interop import files
 from relic_jax.interop import policy as llamarl
 from relic_jax.interop.policy import Foreign
+from relic_jax.loading import load_policy
 from relic_jax.models.encoders import image_mask
 from relic_jax.models.policy import PolicyConfig, policy_for
+from relic_jax.spaces import spaces_of, spaces_to_json
 
 KEPT = "llamarl.safetensors"
 """What the way back needs, in the folder of an imported policy."""
@@ -67,7 +69,8 @@ def import_checkpoint(command: Command) -> None:
     params, foreign = llamarl.import_policy(arrays, policy, fields)
     steps = _steps(about)
     run.create_folder(command.to, config)
-    checkpoint.save_params(command.to / "checkpoints", steps, params, config, {"env_steps": steps, "seconds": 0.0})
+    counters, spaces = {"env_steps": steps, "seconds": 0.0}, spaces_to_json(spaces_of(env))
+    checkpoint.save_params(command.to / "checkpoints", steps, params, config, counters, spaces)
     files.write(command.to / KEPT, foreign.kept, {"dtypes": foreign.dtypes, "config": foreign.config})
     print(f"imported {_count(params):,} parameters, acting in {config.env}; tried backwards: every array is equal")
     print(f"wrote {command.to}; next: relic-jax evaluate {command.to}")
@@ -76,7 +79,7 @@ def import_checkpoint(command: Command) -> None:
 def export_run(source: Path, to: Path) -> None:
     """From a run or checkpoint folder to a file for the original."""
     run.check_writable(to, "to")
-    trained = run.load_policy(source)
+    trained = load_policy(source)
     kept = next((folder / KEPT for folder in (source, source.parent.parent) if (folder / KEPT).is_file()), None)
     foreign = Foreign.nothing() if kept is None else read_kept(kept)
     arrays = llamarl.export_policy(trained.params, trained.policy, foreign)

@@ -8,46 +8,115 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
 from envs.base import Discrete, Environment, Split, Trajectory
+from envs.darkroom.render import BLUE, GRID_LINE, ORANGE, WHITE, running_returns
 from envs.host import HostEnvironment
+from envs.render import write_gif
 from envs.wrappers import Trials
 from experiments import run
 from relic_jax.config import ConfigError, EvalConfig
 from relic_jax.evaluate import in_context_curves, one_task
+from relic_jax.loading import LoadedPolicy
 from relic_jax.models.encoders import image_mask
 
 WINDOW_SIDE = 480  # pixels, of the longer side of the picture
+CURVE = 320  # pixels, width of the curve beside a film
+TEXT = (70, 74, 82)
 
 
-def film(path: Path, out: Path, split: Split, task: int, episodes: int | None) -> np.ndarray:
-    """Runs a trained policy in one task and writes the trial as a GIF. Returns its returns, float32 [episodes].
+def film(trained: LoadedPolicy, out: Path, split: Split, task: int, episodes: int | None) -> np.ndarray:
+    """Runs a trained policy in one task and writes the trial as a GIF, beside it the return of every episode so far.
 
-    path: a run or checkpoint folder. task: index in the split. episodes: None for as many as the run is evaluated on.
-    Raises ConfigError where there is no such task or the environment cannot be drawn.
+    task: index in the split. episodes: None for as many as the run is evaluated on. Returns its returns, float32
+    [episodes]. Raises ConfigError where there is no such task or the environment cannot be drawn.
     """
-    trained = run.load_policy(path)
-    if type(trained.env).render_trial is Environment.render_trial:
-        raise _cannot_be_drawn(path, trained.env)
+    env = run.env_of(trained.config)
+    if type(env).render_trial is Environment.render_trial:
+        raise _cannot_be_drawn(env)
     config = EvalConfig(episodes=trained.config.eval.episodes if episodes is None else episodes)
     show = trained.config.trial.show_last_reward
     curves = in_context_curves(
         trained.policy,
         trained.params,
-        trained.env,
+        env,
         config,
         split=split,
         task=task,
         seed=trained.config.seed,
         show_last_reward=show,
     )
-    if run.write_trial(out, trained.env, curves) is None:
-        raise _cannot_be_drawn(path, trained.env)
+    frames = env.render_trial(curves.trial)
+    if frames is None:
+        raise _cannot_be_drawn(env)
+    write_gif(out, beside(frames, curves.trial, config.episodes), run.GIF_FRAMES_PER_SECOND)
     return curves.returns[0]
 
 
-def _cannot_be_drawn(path: Path, env: Environment) -> ConfigError:
-    return ConfigError(f"path is '{path}', of env {env.name}; allowed: an environment that can be drawn")
+def _cannot_be_drawn(env: Environment) -> ConfigError:
+    return ConfigError(f"path is a policy of env {env.name}; allowed: an environment that can be drawn")
+
+
+def beside(frames: np.ndarray, trial: Trajectory, episodes: int) -> np.ndarray:
+    """The frames of a trial with the in-context curve as of each of them to their right: uint8 [n, H, W + CURVE, 3].
+
+    frames: uint8 [n, H, W, 3], of n evenly spaced steps of the trial, as every environment draws them.
+    """
+    index = np.cumsum(trial.first) - 1
+    running = running_returns(trial.reward, index)
+    steps = np.linspace(0, len(index) - 1, len(frames)).round().astype(int)
+    panel = _Curve(frames.shape[1], episodes, running)
+    return np.stack(
+        [np.concatenate([frame, panel.draw(index, step)], 1) for frame, step in zip(frames, steps, strict=True)]
+    )
+
+
+class _Curve:
+    """The return of each episode against its number. The running episode's is orange and still grows."""
+
+    _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 12, 30, 38  # pixels around the plot
+
+    def __init__(self, height: int, episodes: int, running: np.ndarray) -> None:
+        """height: pixels. running: return of the episode up to and including each step, float [T]."""
+        self._size, self._episodes, self._running = (CURVE, height), episodes, running
+        self._low, self._high = min(float(running.min()), 0.0), max(float(running.max()), 1e-9)
+        self._font = ImageFont.load_default(11)
+
+    def draw(self, index: np.ndarray, step: int) -> np.ndarray:
+        """As of `step`: uint8 [height, CURVE, 3]. index: int [T], of the episode at every step."""
+        image = Image.new("RGB", self._size, WHITE)
+        pen, current = ImageDraw.Draw(image), int(index[step])
+        self._axes(pen)
+        ends = np.searchsorted(index, np.arange(current + 1), side="right") - 1
+        points = [self._place(e, self._running[min(end, step)]) for e, end in enumerate(ends)]
+        if len(points) > 2:
+            pen.line(points[:-1], fill=BLUE, width=2)
+        for episode, (x, y) in enumerate(points):
+            radius, colour = (4, ORANGE) if episode == current else (2, BLUE)
+            pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
+        text = f"episode {current + 1}: return {self._running[step]:.1f}"
+        pen.text((self._LEFT, 8), text, fill=ORANGE, font=self._font)
+        return np.asarray(image)
+
+    def _place(self, episode: float, value: float) -> tuple[float, float]:
+        width, height = self._size
+        across = (width - self._LEFT - self._RIGHT) * episode / max(self._episodes - 1, 1)
+        share = (value - self._low) / (self._high - self._low)
+        return self._LEFT + across, height - self._BOTTOM - share * (height - self._TOP - self._BOTTOM)
+
+    def _axes(self, pen: ImageDraw.ImageDraw) -> None:
+        left, bottom = self._place(0, self._low)
+        right, top = self._place(max(self._episodes - 1, 1), self._high)
+        for value in (self._low, (self._low + self._high) / 2, self._high):
+            y = self._place(0, value)[1]
+            pen.line([(left, y), (right, y)], fill=GRID_LINE)
+            pen.text((left - 6, y), f"{value:.3g}", fill=TEXT, anchor="rm", font=self._font)
+        for episode in sorted({0, (self._episodes - 1) // 2, self._episodes - 1}):
+            x = self._place(episode, self._low)[0]
+            pen.text((x, bottom + 5), str(episode + 1), fill=TEXT, anchor="ma", font=self._font)
+        pen.text(((left + right) / 2, bottom + 19), "episode in context", fill=TEXT, anchor="ma", font=self._font)
+        pen.line([(left, top), (left, bottom), (right, bottom)], fill=TEXT)
 
 
 class Game:

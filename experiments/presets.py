@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 from dataclasses import replace
 
-from relic_jax.config import ConfigError, EvalConfig, HostConfig, PPOConfig, TrainConfig, TrialConfig
+from relic_jax.config import ConfigError, EvalConfig, HostConfig, PPOConfig, TrainConfig, TrialConfig, differences
 from relic_jax.models.actions import HeadConfig
 from relic_jax.models.encoders import EncoderConfig
 from relic_jax.models.policy import PolicyConfig
@@ -318,3 +318,11 @@ def get(name: str) -> Preset:
     near = difflib.get_close_matches(name, PRESETS, n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(near)}?" if near else "see relic-jax presets"
     raise ConfigError(f"preset is {name!r}; allowed: {', '.join(PRESETS)}; {hint}")
+
+
+def name_of(config: TrainConfig) -> str | None:
+    """The preset that a config is of, whatever its seed and devices; None where fields were changed."""
+    for name, preset in PRESETS.items():
+        if not {*differences(config, preset.config)} - {"seed", "devices"}:
+            return name
+    return None

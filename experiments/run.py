@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -30,10 +30,9 @@ from envs.repeat import repeated
 from relic_jax import checkpoint
 from relic_jax.config import ConfigError, EvalConfig, HostConfig, TrainConfig, differences, from_json, to_json
 from relic_jax.evaluate import Curves, in_context_curves, summarise, to_csv
-from relic_jax.models.policy import Policy, policy_for
+from relic_jax.loading import SHIPPED, LoadedPolicy, is_export, load_policy, pretrained
 from relic_jax.plotting import plot_curves
 from relic_jax.tracking import write_atomically
-from relic_jax.types import Params
 
 GIF_FRAMES_PER_SECOND = 20.0
 
@@ -113,58 +112,59 @@ def _get(config: Any, path: str) -> Any:
     return config
 
 
-class Trained(NamedTuple):
-    """A policy that was trained. config: of its run."""
-
-    env: Environment
-    config: TrainConfig
-    policy: Policy
-    params: Params
-
-
-def load_policy(path: Path) -> Trained:
-    """The newest policy of a run folder, or that of a checkpoint folder. Raises ConfigError where there is none."""
-    found = checkpoint.find(path)
-    config = checkpoint.load_meta(found)[0]
-    env = env_of(config)
-    policy = policy_for(env, config.policy)
-    params = checkpoint.load_params(found, jax.eval_shape(policy.init, jax.random.key(0)))
-    return Trained(env, config, policy, params)
+def load(paths: Sequence[Path], name: str | None) -> list[LoadedPolicy]:
+    """The policies of runs, checkpoints or exports, or the shipped one called `name`. Raises ConfigError otherwise."""
+    if name is not None and paths:
+        raise ConfigError(f"pretrained is {name!r}; allowed: None where paths are given")
+    if name is None and not paths:
+        raise ConfigError("paths is empty; allowed: a run, checkpoint or exported folder, or --pretrained NAME")
+    return [pretrained(name)] if name is not None else [load_policy(path) for path in paths]
 
 
-def evaluate_checkpoints(
-    paths: Sequence[Path], config: EvalConfig | None, split: Split, progress: Callable[[float], None]
+def results_folder(trained: LoadedPolicy, path: Path | None) -> Path:
+    """Where results go unless it is said: into a run's or checkpoint's folder; of an export, where we are."""
+    return (
+        path if path is not None and path in (trained.path, *trained.path.parents) and not is_export(path) else Path()
+    )
+
+
+def label(trained: LoadedPolicy) -> str:
+    """What a policy is called in results: where it was found, or the name of what is shipped."""
+    return f"pretrained {trained.path.name}" if trained.path.parent == SHIPPED else str(trained.path)
+
+
+def evaluate_policies(
+    policies: Sequence[LoadedPolicy], config: EvalConfig | None, split: Split, progress: Callable[[float], None]
 ) -> tuple[dict[str, Any], list[Curves], Environment]:
-    """Evaluates one or more runs or checkpoints, seeds pooled. config None: each run's own.
+    """Evaluates one or more policies, seeds pooled. config None: each run's own.
 
     Returns (the content of curve.json, the curves, the environment). Raises ConfigError where the runs do not belong
     together.
     """
-    found = [checkpoint.find(path) for path in paths]
-    configs = [checkpoint.load_meta(path)[0] for path in found]
-    for path, other in zip(paths[1:], configs[1:], strict=True):
-        if other.env != configs[0].env:
-            raise ConfigError(f"paths: '{path}' is of env {other.env!r}; allowed to pool with: {configs[0].env!r}")
-    env, evaluation = env_of(configs[0]), config or configs[0].eval
-    curves = []
-    for index, path in enumerate(found):
-        trained = load_policy(path)
-        curves.append(
-            in_context_curves(
-                trained.policy,
-                trained.params,
-                env,
-                evaluation,
-                split=split,
-                seed=trained.config.seed,
-                show_last_reward=trained.config.trial.show_last_reward,
-                progress=_share(progress, index, len(found)),
+    first = policies[0].config
+    for other in policies[1:]:
+        if other.config.env != first.env:
+            raise ConfigError(
+                f"paths: '{other.path}' is of env {other.config.env!r}; allowed to pool with: {first.env!r}"
             )
+    env, evaluation = env_of(first), config or first.eval
+    curves = [
+        in_context_curves(
+            trained.policy,
+            trained.params,
+            env,
+            evaluation,
+            split=split,
+            seed=trained.config.seed,
+            show_last_reward=trained.config.trial.show_last_reward,
+            progress=_share(progress, index, len(policies)),
         )
+        for index, trained in enumerate(policies)
+    ]
     provenance = {
-        "checkpoints": [str(path) for path in found],
-        "training_seeds": [c.seed for c in configs],
-        "training": [_training(path) for path in found],
+        "checkpoints": [label(trained) for trained in policies],
+        "training_seeds": [trained.config.seed for trained in policies],
+        "training": [trained.training for trained in policies],
         **origin(),
     }
     return summarise(env, split, evaluation, curves, lines(env, split), provenance), curves, env
@@ -172,15 +172,6 @@ def evaluate_checkpoints(
 
 def _share(progress: Callable[[float], None], index: int, count: int) -> Callable[[float], None]:
     return lambda fraction: progress((index + fraction) / count)
-
-
-def _training(path: Path) -> dict[str, Any]:
-    """How a checkpoint came to be: environment steps, seconds, and its run's origin where that is known."""
-    _, counters = checkpoint.load_meta(path)
-    try:
-        return {**counters, **json.loads((path.parent.parent / "origin.json").read_text())}
-    except (OSError, ValueError):
-        return counters
 
 
 def lines(env: Environment, split: Split) -> dict[str, float | None]:

@@ -10,30 +10,40 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from relic_jax.agent import Agent
     from relic_jax.config import ConfigError, EvalConfig, PPOConfig, TrainConfig, TrialConfig
+    from relic_jax.loading import LoadedPolicy, load_policy, pretrained
     from relic_jax.models.encoders import EncoderConfig
     from relic_jax.models.policy import Policy, PolicyConfig, policy_for
     from relic_jax.models.transformer import TransformerConfig
 
 __all__ = [
+    "Agent",
     "ConfigError",
     "EncoderConfig",
     "EvalConfig",
+    "LoadedPolicy",
     "PPOConfig",
     "Policy",
     "PolicyConfig",
     "TrainConfig",
     "TransformerConfig",
     "TrialConfig",
+    "load_policy",
     "policy_for",
+    "pretrained",
 ]
 
 _MODULES = {
+    "Agent": "relic_jax.agent",
     "EncoderConfig": "relic_jax.models.encoders",
+    "LoadedPolicy": "relic_jax.loading",
     "Policy": "relic_jax.models.policy",
     "PolicyConfig": "relic_jax.models.policy",
     "TransformerConfig": "relic_jax.models.transformer",
+    "load_policy": "relic_jax.loading",
     "policy_for": "relic_jax.models.policy",
+    "pretrained": "relic_jax.loading",
 }
 
 

@@ -26,6 +26,7 @@ import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
 from relic_jax.config import ConfigError, TrainConfig, from_json, to_json
+from relic_jax.files import sync, sync_entries
 from relic_jax.rl.state import TrainState
 from relic_jax.types import Params, PyTree
 
@@ -33,18 +34,43 @@ FORMAT = "relic-jax-checkpoint-1"
 KEEP = 2  # complete checkpoints kept: the newest, and one before it in case the newest turns out to be bad
 
 
-def save(folder: Path, step: int, state: TrainState, config: TrainConfig, counters: dict[str, Any]) -> Path:
-    """Writes `folder/step` atomically and prunes old checkpoints. counters: plain numbers, returned by `load_meta`."""
+def save(
+    folder: Path,
+    step: int,
+    state: TrainState,
+    config: TrainConfig,
+    counters: dict[str, Any],
+    spaces: dict[str, Any] | None = None,
+) -> Path:
+    """Writes `folder/step` atomically and prunes old checkpoints. counters: plain numbers, returned by `load_meta`.
+
+    spaces: `spaces_to_json` of the environment's, with which the policy can be built without it.
+    """
     arrays = _without_typed_keys(state)
-    return _write(folder, step, {"params": arrays.params, "rest": replace(arrays, params={})}, config, counters)
+    both = {"params": arrays.params, "rest": replace(arrays, params={})}
+    return _write(folder, step, both, config, counters, spaces)
 
 
-def save_params(folder: Path, step: int, params: Params, config: TrainConfig, counters: dict[str, Any]) -> Path:
+def save_params(
+    folder: Path,
+    step: int,
+    params: Params,
+    config: TrainConfig,
+    counters: dict[str, Any],
+    spaces: dict[str, Any] | None = None,
+) -> Path:
     """As `save`, of a policy that was not trained here: it can be evaluated and played, training cannot go on."""
-    return _write(folder, step, {"params": params}, config, counters)
+    return _write(folder, step, {"params": params}, config, counters, spaces)
 
 
-def _write(folder: Path, step: int, arrays: dict[str, PyTree], config: TrainConfig, counters: dict[str, Any]) -> Path:
+def _write(
+    folder: Path,
+    step: int,
+    arrays: dict[str, PyTree],
+    config: TrainConfig,
+    counters: dict[str, Any],
+    spaces: dict[str, Any] | None,
+) -> Path:
     folder = folder.absolute()  # orbax insists
     final, temporary = folder / str(step), folder / f"{step}.tmp"
     for unfinished in folder.glob("*.tmp"):  # of a process that was killed while it wrote
@@ -52,14 +78,20 @@ def _write(folder: Path, step: int, arrays: dict[str, PyTree], config: TrainConf
     temporary.mkdir(parents=True)
     ocp.save_checkpointables(temporary / "arrays", arrays)
     meta = {"format": FORMAT, "step": step, "counters": counters, "config": json.loads(to_json(config))}
+    meta |= {} if spaces is None else {"spaces": spaces}
     (temporary / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
-    _sync(temporary)
+    sync(temporary)
     shutil.rmtree(final, ignore_errors=True)
     os.replace(temporary, final)
-    _sync_entries(folder)
+    sync_entries(folder)
     for old in complete_steps(folder)[:-KEEP]:
         shutil.rmtree(folder / str(old))
     return final
+
+
+def write_params(folder: Path, params: Params) -> None:
+    """Writes parameters alone, which `load_params` reads, into a folder that is the caller's to make whole."""
+    ocp.save_checkpointables(folder.absolute() / "arrays", {"params": params})
 
 
 def complete_steps(folder: Path) -> list[int]:
@@ -80,6 +112,12 @@ def find(path: Path) -> Path:
         reason = "no complete checkpoint in it" if path.is_dir() else "no such folder"
         raise ConfigError(f"checkpoint is '{path}'; allowed: a run folder or a checkpoint folder ({reason})")
     return path / "checkpoints" / str(steps[-1])
+
+
+def load_spaces(path: Path) -> dict[str, Any] | None:
+    """The spaces that were saved; None in checkpoints of before they were. For a folder that `load_meta` has read."""
+    spaces = json.loads((path / "meta.json").read_text()).get("spaces")
+    return spaces if isinstance(spaces, dict) else None
 
 
 def load_meta(path: Path) -> tuple[TrainConfig, dict[str, Any]]:
@@ -174,20 +212,3 @@ def _without_typed_keys(state: TrainState) -> TrainState:
 
 def _with_typed_key(abstract: Any, x: Any) -> Any:
     return jax.random.wrap_key_data(x) if _is_key(abstract) else x
-
-
-def _sync(folder: Path) -> None:
-    """Flushes a folder with all that is in it to disk, so that a rename never outlives its contents."""
-    for path in folder.rglob("*"):
-        if path.is_dir():
-            _sync_entries(path)
-        else:
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-    _sync_entries(folder)
-
-
-def _sync_entries(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)

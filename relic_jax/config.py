@@ -13,10 +13,7 @@ import typing
 from typing import Any, Literal
 
 from relic_jax.models.policy import PolicyConfig
-
-
-class ConfigError(ValueError):
-    """Bad input. The message is one line that names the field, the value and what is allowed."""
+from relic_jax.runtime import ConfigError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,8 +16,8 @@ import tyro
 from experiments.benchmark.measure import Machine, cores, measure_machine
 from relic_jax.tracking import write_atomically
 
-Suite = Literal["act", "update", "refresh", "rollout", "train", "env", "bridge", "all"]
-SUITES = ("act", "update", "refresh", "rollout", "train", "env", "bridge")
+Suite = Literal["act", "update", "refresh", "rollout", "train", "env", "bridge", "agent", "all"]
+SUITES = ("act", "update", "refresh", "rollout", "train", "env", "bridge", "agent")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +56,13 @@ def line(case: dict[str, Any], before: dict[str, Any] | None) -> str:
     parts = [case["name"]]
     if "rate" in case:
         parts.append(f"{case['rate']:,.0f} {case['unit']}")
+    if "p99_milliseconds" in case:
+        parts.append(f"median {case['milliseconds']:.2f} ms, 99th percentile {case['p99_milliseconds']:.2f} ms")
+    if "first_action_seconds" in case:
+        parts.append(
+            f"first action {case['first_action_seconds']:.2f} s after load_policy (loading {case['load_seconds']:.2f} s), "
+            f"{case['process_seconds']:.2f} s after the process began"
+        )
     if "floor_fraction" in case:
         parts.append(f"{case['floor_fraction']:.2f} of the floor ({case['floor']})")
     if "temporary_bytes" in case:

@@ -74,8 +74,8 @@ def attend_step(
     """One query per environment against a cache that already holds the step's own key and value.
 
     query: [B, H, D]. context.length counts the filled slots, the step's own included. episode: int32 [B] restricts
-    attention to slots of that episode (None: no restriction). window: int32 [], attend to at most that many last slots.
-    Returns [B, H, D].
+    attention to slots of that episode (None: no restriction). window: int32 [] or [B], attend to at most that many last
+    slots. Returns [B, H, D].
     """
     scale = 1.0 / math.sqrt(query.shape[-1])
     scores = _einsum("bhd,bhsd->bhs", query * scale, context.keys.data.astype(query.dtype))
@@ -84,7 +84,7 @@ def attend_step(
     slot = jnp.arange(context.capacity)
     visible = (slot < context.length)[None]
     if window is not None:
-        visible &= slot >= context.length - window
+        visible &= slot >= context.length - jnp.asarray(window)[..., None]
     if episode is not None:
         visible &= context.episodes == episode[:, None]
     scores = jnp.where(visible[:, None], scores, MASKED)

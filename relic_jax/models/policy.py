@@ -174,7 +174,7 @@ class Policy:
     ) -> tuple[PolicyOutput, KVCache]:
         """One step. inputs: leading axis [B]. Returns output with leading axis [B] and the memory with the step in it.
 
-        window: int32 [], the context is limited to that many last steps.
+        window: int32 [], or [B], the context is limited to that many last steps.
         """
         block = jax.tree.map(lambda x: x[:, None], inputs)
         output, memory = self._apply(params, block, memory, decode=True, window=window)

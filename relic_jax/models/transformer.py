@@ -245,7 +245,8 @@ class Transformer(nn.Module):
         """Q steps after what `cache` holds.
 
         x: [B, Q, d] embedded steps; first: bool [B, Q]. decode: Q = 1, attends by reading the whole cache. valid: int32
-        [], only that many first steps of the block matter. window: int32 [], decode attends to that many last steps.
+        [], only that many first steps of the block matter. window: int32 [] or [B], decode attends to that many last
+        steps.
         dropout_key: draws the depth-dropout coins of a training pass. Returns (hidden [B, Q, d], cache); the new steps
         are in the returned cache if it has any capacity (one of capacity 0 serves a pass over a whole trial).
         """

@@ -27,6 +27,7 @@ from relic_jax.rl.memory import check_memory
 from relic_jax.rl.parallel import configure_devices, initial_state, parallel, state_shardings
 from relic_jax.rl.state import Setup, TrainState, init_state, make_setup
 from relic_jax.rl.update import SOURCES, segment_step, trial_step
+from relic_jax.spaces import spaces_of, spaces_to_json
 from relic_jax.tracking import Record, Tracker, duration
 
 
@@ -127,7 +128,8 @@ def total_env_steps(config: TrainConfig) -> int:
 def save(setup: Setup, checkpoints: Path, state: TrainState, progress: Progress) -> None:
     """Writes a checkpoint named after the environment steps taken."""
     if progress.env_steps not in checkpoint.complete_steps(checkpoints):
-        checkpoint.save(checkpoints, progress.env_steps, state, setup.config, dataclasses.asdict(progress))
+        spaces = spaces_to_json(spaces_of(setup.trials.env))
+        checkpoint.save(checkpoints, progress.env_steps, state, setup.config, dataclasses.asdict(progress), spaces)
 
 
 def restore(setup: Setup, checkpoints: Path) -> tuple[TrainState, Progress]:

@@ -239,11 +239,11 @@ def test_resuming_a_finished_run_evaluates_and_nothing_else(finished, cli):
 
 
 def test_stopping_the_evaluation_says_how_to_go_on(tmp_path, finished, cli, monkeypatch):
-    def evaluate(paths, config, split, progress):
+    def evaluate(policies, config, split, progress):
         signal.raise_signal(signal.SIGTERM)
         progress(0.5)
 
-    monkeypatch.setattr(run, "evaluate_checkpoints", evaluate)
+    monkeypatch.setattr(run, "evaluate_policies", evaluate)
     code, out, err = cli("train", "--resume", finished)
     assert (code, err) == (0, "")
     assert f"stopped during evaluation, nothing written; go on with: relic-jax train --resume {finished}" in out

@@ -1,0 +1,95 @@
+"""`Agent`: a policy of this library that acts step by step and keeps its context itself."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from relic_jax import runtime, step
+from relic_jax.distributions import Categorical, Gaussian, TanhGaussian
+from relic_jax.models.policy import Policy
+from relic_jax.runtime import Full
+from relic_jax.spaces import fingerprint
+from relic_jax.types import Params
+
+if TYPE_CHECKING:
+    from relic_jax.loading import LoadedPolicy
+
+
+class Agent(runtime.Agent):
+    """See `relic_jax.runtime.Agent`. One jitted step, compiled once, which reads and writes the context in place.
+
+    Actions are drawn with jax's keys: the i-th of its life, counted from 1, with `fold_in(key(seed), i)`, unless `step`
+    is given a key of its own (`key=`, a typed PRNG key []).
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedPolicy,
+        *,
+        batch: int | None = None,
+        capacity: int | None = None,
+        full: Full = "drop",
+        seed: int = 0,
+        greedy: bool = False,
+    ) -> None:
+        """capacity: None for `LoadedPolicy.default_context`. See `relic_jax.runtime.Agent` for the others."""
+        policy, self._params = loaded.policy, loaded.params
+        # what is dropped turns the keys that stay, which would be rounded each time in a narrower format
+        acting = policy.for_acting(policy.initial_memory(1, 1)).form
+        form = "float32" if full == "drop" and policy.config.transformer.episode_rope else acting
+        capacity = loaded.default_context if capacity is None else capacity
+        trial = loaded.config.trial
+        about = {
+            "spaces": step.described_spaces(loaded.spaces, policy, trial.show_last_reward, trial.action_repeat),
+            "step": step.description(policy, form, capacity),
+        }
+        self._key = jax.random.key(seed)
+        run = jax.jit(functools.partial(_step, policy, greedy), donate_argnums=1)
+        backend = runtime.Jax(about, functools.partial(run, self._params))
+        super().__init__(about, backend, batch=batch, capacity=capacity, full=full, seed=seed, greedy=greedy)
+
+    def step(
+        self, observation: Any, reward: Any = 0.0, terminated: Any = False, truncated: Any = False, **extra: Any
+    ) -> Any:
+        """See `relic_jax.runtime.Agent.step`. key: draws the action."""
+        key = extra.get("key")
+        inputs = {"key": key, "count": np.uint32(0)} if key is not None else self._own_key()
+        return super().step(observation, reward, terminated, truncated, **inputs)
+
+    def _own_key(self) -> dict[str, Any]:
+        return {"key": self._key, "count": np.uint32(self._count + 1)}
+
+    def restore(self, path: Any) -> None:
+        """See `relic_jax.runtime.Agent.restore`."""
+        super().restore(path)
+        self._key = jax.random.key(self.seed)
+
+    def _choose(self, outputs: dict[str, np.ndarray]) -> np.ndarray:
+        return outputs.pop("action")
+
+    @functools.cached_property
+    def _print(self) -> str:
+        return fingerprint(self._params)
+
+    def _fingerprint(self) -> str:
+        return self._print
+
+
+def _step(policy: Policy, greedy: bool, params: Params, arrays: step.Arrays, inputs: step.Arrays) -> Any:
+    """`step.step` with an action. inputs: also a key and a count, folded into the key where it is not 0."""
+    inputs = dict(inputs)
+    key, count = inputs.pop("key"), inputs.pop("count")
+    outputs, arrays = step.step(policy, params, arrays, inputs)
+    if "logits" in outputs:
+        distribution: Any = Categorical(outputs["logits"])
+    else:
+        kind = TanhGaussian if policy.config.head.action == "tanh" else Gaussian
+        distribution = kind(outputs["mean"], outputs["log_std"])
+    if greedy:
+        return {**outputs, "action": distribution.mode()}, arrays
+    folded = jax.lax.cond(count > 0, lambda: jax.random.fold_in(key, count), lambda: key)
+    return {**outputs, "action": distribution.sample(folded)}, arrays

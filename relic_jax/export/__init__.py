@@ -1,0 +1,202 @@
+"""Policies in standard formats: safetensors, StableHLO, ONNX, orbax; each verified against the policy it came from."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+
+from relic_jax import runtime, step
+from relic_jax.config import ConfigError
+from relic_jax.export import card, onnx_graph, stablehlo, verify, weights
+from relic_jax.export.weights import DTYPES, Dtype
+from relic_jax.files import new_folder
+from relic_jax.loading import LoadedPolicy, is_export, load_policy
+from relic_jax.models.policy import Policy
+from relic_jax.runtime import POLICY_FORMAT, Backend, read_about
+from relic_jax.spaces import fingerprint
+from relic_jax.types import Params
+
+ExportFormat = Literal["safetensors", "stablehlo", "onnx", "orbax"]
+ARTEFACTS = {
+    "safetensors": "model.safetensors",
+    "stablehlo": "policy.stablehlo",
+    "onnx": "policy.onnx",
+    "orbax": "arrays",
+}
+_EVALUATION = (
+    *("env", "split", "split_hash", "tasks", "episodes", "repeats", "seeds", "expert_episodes", "context_limit"),
+    *("lines", "return", "success", "gain", "later_gain"),
+)
+_LARGE = 256 * 2**20  # of keys and values of one environment, from which on one is enough to verify with
+
+
+class VerificationError(RuntimeError):
+    """What was exported computes something else than the policy. Nothing is left of it."""
+
+
+def export_policy(
+    loaded: LoadedPolicy,
+    to: Path,
+    *,
+    format: ExportFormat = "safetensors",  # it is what users call it
+    dtype: Dtype = "float32",
+    context: int | None = None,
+    name: str | None = None,
+    preset: str | None = None,
+    note: str = "",
+) -> dict[str, Any]:
+    """Writes a policy to the folder `to`, whole or not at all, and returns the content of its verification.json.
+
+    context: steps that its context has room for (StableHLO: fixed); None: `LoadedPolicy.default_context`. name: of the
+    model; None: of its run. preset: what it was trained as. note: is said in the card, after the results. Raises ConfigError at the first value that cannot work,
+    before anything is written, and VerificationError where the result differs from the policy.
+    """
+    context = loaded.default_context if context is None else context
+    check_request(to, format, dtype, context)
+    if format == "onnx":
+        onnx_graph.load_onnx()
+        onnx_graph.check(loaded.policy)
+    params = weights.rounded(loaded.params, dtype)
+    about = describe(loaded, params, format, dtype, context, preset)
+    with new_folder(to) as folder:
+        write_artefact(folder, loaded.policy, params, about, format, dtype)
+        (folder / "config.json").write_text(json.dumps(about, indent=1) + "\n")
+        check = verified(folder, loaded, params, about, format, dtype)
+        (folder / "verification.json").write_text(json.dumps(check, indent=1) + "\n")
+        figure = write_figure(folder, loaded)
+        name = name or loaded.training.get("run") or to.name
+        (folder / "README.md").write_text(card.model_card(name, loaded, about, check, figure, note))
+    return check
+
+
+def check_request(to: Path, format: str, dtype: str, context: int) -> None:
+    """Raises ConfigError at the first value that cannot work."""
+    if format not in ARTEFACTS:
+        raise ConfigError(f"format is {format!r}; allowed: {', '.join(map(repr, ARTEFACTS))}")
+    if dtype not in DTYPES:
+        raise ConfigError(f"dtype is {dtype!r}; allowed: {', '.join(map(repr, DTYPES))}")
+    if dtype != "float32" and format != "safetensors":
+        raise ConfigError(f"dtype is {dtype!r}; allowed: 'float32' with format {format!r}")
+    if context < verify.STEPS:
+        raise ConfigError(f"context is {context}; allowed: {verify.STEPS} or more steps")
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        there = read_about(to).get("artefact") if to.is_dir() and is_export(to) else None
+        if there != ARTEFACTS[format]:
+            allowed = f"a new folder, or an earlier export of format {format!r}"
+            raise ConfigError(f"to is '{to}', which holds something else; allowed: {allowed}")
+    parent = next(path for path in to.absolute().parents if path.exists())
+    if not parent.is_dir():
+        raise ConfigError(f"to is '{to}'; allowed: a folder that can be made ('{parent}' is a file)")
+
+
+def describe(
+    loaded: LoadedPolicy,
+    params: Params,
+    format: ExportFormat,
+    dtype: Dtype,
+    context: int,
+    preset: str | None,
+) -> dict[str, Any]:
+    """The content of config.json."""
+    policy, trial = loaded.policy, loaded.config.trial
+    config = dataclasses.asdict(loaded.config)
+    summary = loaded.evaluation
+    training = {**loaded.training, **({} if preset is None else {"preset": preset})}
+    return {
+        "format": POLICY_FORMAT,
+        "library": {"name": "relic-jax", "version": importlib.metadata.version("relic-jax")},
+        "artefact": ARTEFACTS[format],
+        "weights": {
+            "dtype": dtype,
+            "fingerprint": fingerprint(params),
+            "parameters": sum(x.size for x in jax.tree.leaves(params)),
+        },
+        "architecture": config.pop("policy"),
+        "spaces": step.described_spaces(loaded.spaces, policy, trial.show_last_reward, trial.action_repeat),
+        "step": step.description(policy, "float32", context),
+        "training": {**training, "config": config},
+        "evaluation": summary and {name: summary[name] for name in _EVALUATION if name in summary},
+    }
+
+
+def write_artefact(
+    folder: Path,
+    policy: Policy,
+    params: Params,
+    about: dict[str, Any],
+    format: ExportFormat,
+    dtype: Dtype,
+) -> None:
+    """Writes the policy itself; with StableHLO and ONNX also what runs them, and the weights for `load_policy`."""
+    if format == "orbax":
+        from relic_jax import checkpoint
+
+        checkpoint.write_params(folder, params)
+        return
+    weights.write(folder / "model.safetensors", params, dtype, {"format": POLICY_FORMAT})
+    if format == "safetensors":
+        return
+    if format == "onnx":
+        (folder / "policy.onnx").write_bytes(onnx_graph.build(policy, params))
+    else:
+        (folder / "policy.stablehlo").write_bytes(stablehlo.build(policy, params, about["step"]["context"]))
+    shutil.copyfile(str(runtime.__file__), folder / "run.py")
+
+
+def verified(
+    folder: Path,
+    loaded: LoadedPolicy,
+    params: Params,
+    about: dict[str, Any],
+    format: ExportFormat,
+    dtype: Dtype,
+) -> dict[str, Any]:
+    """Loads what was written and runs it beside the policy. Raises VerificationError where they differ."""
+    policy, context = loaded.policy, about["step"]["context"]
+    other: Backend
+    if format == "onnx":
+        policy, other = onnx_graph.in_float32(policy), runtime.Onnx(folder / "policy.onnx", about)
+    elif format == "stablehlo":
+        other = runtime.stable_hlo(folder / "policy.stablehlo", about)
+    else:
+        reloaded = load_policy(folder)
+        other = verify.live(about, reloaded.policy, reloaded.params)
+    transformer = policy.config.transformer
+    batch = 1 if context * transformer.layers * transformer.width * 8 > _LARGE else 2
+    found = verify.compare(about, verify.live(about, policy, params), other, batch=batch, context=context)
+    narrow = transformer.dtype == "bfloat16"
+    tolerance = verify.TOLERANCE_BFLOAT16 if narrow else verify.TOLERANCE
+    found = {"format": format, "dtype": dtype, "context": context, "tolerance": tolerance, **found}
+    if dtype != "float32":
+        original = verify.live(about, policy, loaded.params)
+        found["largest_difference_by_rounding"] = verify.compare(
+            about, original, verify.live(about, policy, params), batch=batch, context=context
+        )["largest_difference"]
+    if loaded.policy.config.transformer.dtype != transformer.dtype:
+        found["reference"] = "the policy with activations in float32, as the graph has them"
+    if not found["largest_scaled_difference"] <= tolerance:
+        raise VerificationError(
+            f"the {format} export differs from the policy by {found['largest_scaled_difference']:.2g}, more than "
+            f"{tolerance:.0e}; nothing was written"
+        )
+    return found
+
+
+def write_figure(folder: Path, loaded: LoadedPolicy) -> bool:
+    """Copies the in-context curve from where the policy came from, where it is its own."""
+    source = next(
+        (p for p in (loaded.path / "curve.png", loaded.path.parent.parent / "curve.png") if p.is_file()), None
+    )
+    if loaded.evaluation is None or source is None:
+        return False
+    shutil.copyfile(source, folder / "curve.png")
+    return True
+
+
+__all__ = ["ARTEFACTS", "DTYPES", "Dtype", "ExportFormat", "VerificationError", "export_policy"]

@@ -1,0 +1,383 @@
+"""The step as an ONNX graph, written operator by operator: what `relic_jax.step.step` computes, for any batch.
+
+The context goes in whole and only what the step adds to it comes out (`new_…`, one slot each), so that nothing of it is
+copied; whoever runs the graph writes that into the slot `length`. Sizes of the batch and of the context are open.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from envs.base import Box
+from relic_jax import step
+from relic_jax.config import ConfigError
+from relic_jax.models.attention import MASKED, Sink
+from relic_jax.models.encoders import CONVOLUTIONS, image_mask
+from relic_jax.models.policy import Policy
+from relic_jax.models.statistics import LIMIT
+from relic_jax.types import Params
+
+OPSET = 18
+IR_VERSION = 9  # of the time of that opset, so that older runtimes read it too
+
+
+def load_onnx() -> Any:
+    """The package. Raises ConfigError naming the extra where it, or onnxruntime, is not installed."""
+    try:
+        import onnx
+        import onnxruntime  # noqa: F401  # what is exported is run, to verify it
+    except ImportError:
+        raise ConfigError("format is 'onnx'; it needs: pip install 'relic-jax[onnx]'") from None
+    return onnx
+
+
+def in_float32(policy: Policy) -> Policy:
+    """The policy that the graph computes: activations in float32, whatever they were in training."""
+    transformer = policy.config.transformer
+    transformer = dataclasses.replace(transformer, dtype="float32", cache=transformer.cache_format)
+    return dataclasses.replace(policy, config=dataclasses.replace(policy.config, transformer=transformer))
+
+
+def build(policy: Policy, params: Params) -> bytes:
+    """The model. params: float32. Raises ConfigError where the policy has a part that is not written here."""
+    onnx, graph = load_onnx(), Graph()
+    params = jax.tree.map(np.asarray, params)
+    check(policy)
+    policy = in_float32(policy)
+    hidden = _transformer(graph, policy, params, graph.linear(_encoder(graph, policy, params), params["proj_in"]))
+    hidden = graph.linear(hidden, params["proj_out"])
+    distribution = _head(graph, policy, params["actor"], hidden)
+    graph.op("Squeeze", graph.linear(hidden, params["critic"]), np.array([-1]), out="value")
+    model = onnx.helper.make_model(
+        onnx.helper.make_graph(
+            graph.nodes,
+            "relic_jax_step",
+            [_value_info(onnx, name, shape, dtype) for name, shape, dtype in _inputs(policy)],
+            [_value_info(onnx, *output) for output in _outputs(policy, distribution)],
+            [onnx.numpy_helper.from_array(array, name) for name, array in graph.constants.items()],
+        ),
+        opset_imports=[onnx.helper.make_opsetid("", OPSET)],
+        producer_name="relic-jax",
+        ir_version=IR_VERSION,
+    )
+    onnx.checker.check_model(model, full_check=True)
+    return bytes(model.SerializeToString())
+
+
+def check(policy: Policy) -> None:
+    """Raises ConfigError where the policy has a part that the graph does not cover."""
+    encoder = policy.config.encoder
+    if any(image_mask(policy.spec)) and encoder.image not in CONVOLUTIONS:
+        allowed = f"a policy with an image encoder of {', '.join(CONVOLUTIONS)} (it is {encoder.image}); or stablehlo"
+        raise ConfigError(f"format is 'onnx'; allowed: {allowed}")
+
+
+class Graph:
+    """Nodes and constants, named as they come."""
+
+    def __init__(self) -> None:
+        """Nothing yet."""
+        self.nodes: list[Any] = []
+        self.constants: dict[str, np.ndarray] = {}
+        self._onnx = load_onnx()
+
+    def constant(self, array: Any) -> str:
+        """Name of a constant."""
+        name = f"constant_{len(self.constants)}"
+        self.constants[name] = np.asarray(array)
+        return name
+
+    def op(self, kind: str, *inputs: Any, out: str | None = None, **attributes: Any) -> str:
+        """Adds a node with one output and returns its name. inputs: names, or arrays."""
+        name = out or f"{kind.lower()}_{len(self.nodes)}"
+        names = [x if isinstance(x, str) else self.constant(x) for x in inputs]
+        self.nodes.append(self._onnx.helper.make_node(kind, names, [name], **attributes))
+        return name
+
+    def halves(self, x: str, axis: int, half: int) -> tuple[str, str]:
+        """The two halves of `x` along an axis of twice that size."""
+        first = self.op("Slice", x, np.array([0]), np.array([half]), np.array([axis]))
+        return first, self.op("Slice", x, np.array([half]), np.array([2 * half]), np.array([axis]))
+
+    def split(self, x: str, sizes: list[int]) -> list[str]:
+        """Parts of `x` [b, n] along its last axis."""
+        ends = np.cumsum([0, *sizes])
+        cuts = itertools.pairwise(ends)
+        return [self.op("Slice", x, np.array([a]), np.array([b]), np.array([1])) for a, b in cuts]
+
+    def cast(self, x: str, dtype: Any) -> str:
+        """`x` in another dtype."""
+        return self.op("Cast", x, to=self._onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
+
+    def linear(self, x: str, layer: Params) -> str:
+        """x [..., in] → [..., out]."""
+        y = self.op("MatMul", x, layer["kernel"])
+        return self.op("Add", y, layer["bias"]) if "bias" in layer else y
+
+    def shaped(self, x: str, *shape: int) -> str:
+        """Reshaped; 0 stands for the size that was there, −1 for the rest."""
+        return self.op("Reshape", x, np.array(shape))
+
+
+def _inputs(policy: Policy) -> list[tuple[str, list[Any], Any]]:
+    """(name, shape, dtype) of everything that goes in."""
+    batch = 1  # stands for the open size
+    found: list[tuple[str, list[Any], Any]] = []
+    for name, spec in step.input_specs(policy, batch).items():
+        found.append((name, ["batch", *spec.shape[1:]] if spec.shape else [], spec.dtype))
+    for array in step.description(policy, "float32", 1)["memory"]:
+        if array["name"] != "episodes" or not policy.config.transformer.inter_episode:
+            found.append((array["name"], array["shape"], array["dtype"]))
+    return found
+
+
+def _outputs(policy: Policy, distribution: list[str]) -> list[tuple[str, list[Any], Any]]:
+    """(name, shape, dtype) of everything that comes out."""
+    found: list[tuple[str, list[Any], Any]] = [
+        (name, ["batch", policy.action_space.n], np.float32) for name in distribution
+    ]
+    found.append(("value", ["batch"], np.float32))
+    found += [(name, ["batch"], np.int32) for name in ("position_after", "episode_after")]
+    for array in step.description(policy, "float32", 1)["memory"]:
+        if array["name"] != "episodes":
+            shape = [1 if size == "context" else size for size in array["shape"]]
+            found.append((f"new_{array['name']}", shape, np.float32))
+    return found
+
+
+def _value_info(onnx: Any, name: str, shape: list[Any], dtype: Any) -> Any:
+    return onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), shape)
+
+
+def _encoder(graph: Graph, policy: Policy, params: Params) -> str:
+    """`StepEncoder`: [b, width of all]."""
+    encoder, cfg = params["encoder"], policy.config.encoder
+    names, specs = step.observation_names(policy), jax.tree.leaves(policy.spec)
+    images: list[str] = []
+    vectors: list[str] = []
+    sizes: list[int] = []
+    for name, spec, is_image in zip(names, specs, image_mask(policy.spec), strict=True):
+        if is_image:
+            images.append(_image(graph, policy, encoder[f"image_{len(images)}"], name, spec))
+        else:
+            sizes.append(math.prod(spec.shape))
+            vectors.append(graph.shaped(graph.cast(name, np.float32), 0, sizes[-1]))
+    if vectors and cfg.observation == "scaled":
+        low, high = (np.asarray(end, np.float32) for end in (policy.low, policy.high))
+        x = graph.op("Mul", graph.op("Sub", _joined(graph, vectors), low), np.float32(2))
+        vectors = graph.split(graph.op("Sub", graph.op("Div", x, high - low), np.float32(1)), sizes)
+    if vectors and cfg.observation == "normalized":
+        statistics = encoder["statistics"]
+        scale = (1 / np.sqrt(statistics["variance"] + np.float32(1e-8))).astype(np.float32)
+        x = graph.op("Mul", graph.op("Sub", _joined(graph, vectors), statistics["mean"]), scale)
+        vectors = graph.split(graph.op("Clip", x, np.float32(-LIMIT), np.float32(LIMIT)), sizes)
+    if cfg.vectors == "embedded":
+        images = [graph.op("Relu", graph.linear(x, encoder[f"visual_{i}"])) for i, x in enumerate(images)]
+        vectors = [graph.linear(x, encoder[f"vector_{i}"]["linear"]) for i, x in enumerate(vectors)]
+    reward = [graph.op("Unsqueeze", "previous_reward", np.array([1]))] if cfg.reward else []
+    return _joined(graph, [*images, *vectors, *reward, _previous_action(graph, policy, encoder["action"])])
+
+
+def _joined(graph: Graph, parts: list[str]) -> str:
+    return parts[0] if len(parts) == 1 else graph.op("Concat", *parts, axis=-1)
+
+
+def _previous_action(graph: Graph, policy: Policy, params: Params) -> str:
+    if isinstance(policy.action_space, Box):
+        first = graph.op("Unsqueeze", "first", np.array([1]))
+        return graph.op("Where", first, params["start"], graph.linear("previous_action", params["linear"]))
+    return graph.op("Gather", params["embedding"], graph.op("Add", "previous_action", np.int32(1)))
+
+
+def _image(graph: Graph, policy: Policy, params: Params, name: str, spec: Any) -> str:
+    """Convolutions: [b, features]. `patches` pads as "SAME" does, half before and half after."""
+    x = graph.cast(name, np.float32)
+    if spec.dtype == jnp.uint8:
+        x = graph.op("Sub", graph.op("Div", x, np.float32(127.5)), np.float32(1))
+    height, width, channels = spec.shape
+    x = graph.op("Transpose", x, perm=[0, 3, 1, 2])
+    layers = CONVOLUTIONS[policy.config.encoder.image]
+    for index, (out, kernel, stride) in enumerate(layers):
+        sizes = [-(-side // stride) for side in (height, width)]
+        missing = [
+            max((size - 1) * stride + kernel - side, 0) for size, side in zip(sizes, (height, width), strict=True)
+        ]
+        before = [m // 2 for m in missing]
+        weights = params[f"Dense_{index}"]["kernel"].reshape(kernel, kernel, channels, out).transpose(3, 2, 0, 1)
+        x = graph.op(
+            "Conv",
+            x,
+            np.ascontiguousarray(weights),
+            params[f"Dense_{index}"]["bias"],
+            strides=[stride, stride],
+            pads=[*before, *(m - b for m, b in zip(missing, before, strict=True))],
+        )
+        x, (height, width), channels = graph.op("Relu", x), sizes, out
+    x = graph.shaped(graph.op("Transpose", x, perm=[0, 2, 3, 1]), 0, height * width * channels)
+    return graph.op("Relu", graph.linear(x, params[f"Dense_{len(layers)}"]))
+
+
+def _counters(graph: Graph) -> None:
+    """`cache.index_steps` of one step: position_after and episode_after, int32 [b]."""
+    graph.op("Where", "first", np.int32(0), graph.op("Add", "position", np.int32(1)), out="position_after")
+    going_on = graph.op("Not", graph.op("Equal", "length", np.int32(0)))
+    opens = graph.cast(graph.op("And", "first", going_on), np.int32)
+    graph.op("Add", "episode", opens, out="episode_after")
+
+
+def _transformer(graph: Graph, policy: Policy, params: Params, x: str) -> str:
+    """`Transformer` for one step: x [b, d] → [b, d]."""
+    cfg, weights = policy.config.transformer, params["transformer"]
+    _counters(graph)
+    if cfg.step_embedding:
+        row = graph.op("Add", "position_after", np.int32(cfg.first_index))
+        row = graph.op("Min", row, np.int32(cfg.max_positions - 1))
+        x = graph.op("Add", x, graph.op("Gather", weights["step_embedding"], row))
+    visible, angle = _visible(graph, policy), _angle(graph, cfg.head_width)
+    for layer, sink in enumerate(_sinks(policy, params)):
+        block = weights[f"blocks_{layer}"]
+        y = _norm(graph, x, block["attention_norm"])
+        attended = _attention(graph, policy, block, layer, y, visible, angle, sink)
+        x = graph.op("Add", x, graph.linear(attended, block["o_proj"]))
+        x = graph.op("Add", x, _mlp(graph, block, _norm(graph, x, block["mlp_norm"])))
+    return _norm(graph, x, weights["norm"])
+
+
+def _sinks(policy: Policy, params: Params) -> list[Sink | None]:
+    """The sink slot of every layer, which depends on the parameters alone."""
+    keep = jnp.ones((policy.config.transformer.layers,), jnp.float32)
+    network: Any = policy.network
+    found = network.apply({"params": params}, method=lambda net: net.transformer.sinks(keep))
+    return list(found)
+
+
+def _norm(graph: Graph, x: str, params: Params) -> str:
+    mean = graph.op("ReduceMean", graph.op("Mul", x, x), np.array([-1]), keepdims=1)
+    root = graph.op("Sqrt", graph.op("Add", mean, np.float32(1e-6)))
+    return graph.op("Mul", graph.op("Div", x, root), params["scale"])
+
+
+def _mlp(graph: Graph, block: Params, x: str) -> str:
+    """`down(gelu(gate x) · up x)`, GELU in its tanh approximation."""
+    gate = graph.linear(x, block["gate_proj"])
+    cube = graph.op("Mul", graph.op("Mul", gate, gate), gate)
+    inner = graph.op("Add", gate, graph.op("Mul", cube, np.float32(0.044715)))
+    bent = graph.op("Tanh", graph.op("Mul", inner, np.float32(math.sqrt(2 / math.pi))))
+    gelu = graph.op("Mul", gate, graph.op("Mul", graph.op("Add", bent, np.float32(1)), np.float32(0.5)))
+    return graph.linear(graph.op("Mul", gelu, graph.linear(x, block["up_proj"])), block["down_proj"])
+
+
+def _visible(graph: Graph, policy: Policy) -> str:
+    """Which slots the step sees: bool [b, 1, s, 1]."""
+    size = graph.op("Slice", graph.op("Shape", f"{step.keys_name(policy)}.0"), np.array([2]), np.array([3]))
+    count = graph.op("Squeeze", size)
+    slot = graph.cast(graph.op("Range", np.int64(0), count, np.int64(1)), np.int32)
+    start = graph.op("Sub", graph.op("Add", "length", np.int32(1)), "window")  # the step's own slot is in the window
+    seen = graph.op(
+        "And",
+        graph.op("Less", slot, "length"),
+        graph.op("GreaterOrEqual", slot, graph.op("Unsqueeze", start, np.array([1]))),
+    )
+    if not policy.config.transformer.inter_episode:
+        own = graph.op("Unsqueeze", "episode_after", np.array([1]))
+        seen = graph.op("And", seen, graph.op("Equal", "episodes", own))
+    return graph.op("Unsqueeze", seen, np.array([1, 3]))
+
+
+def _angle(graph: Graph, head_width: int) -> tuple[str, str]:
+    """cos and sin of the episode's rotation, [b, 1, D/2]."""
+    half = head_width // 2
+    frequency = np.asarray(10_000.0 ** (-np.arange(half) / half), np.float32)
+    index = graph.op("Unsqueeze", graph.cast("episode_after", np.float32), np.array([1, 2]))
+    angle = graph.op("Mul", index, frequency)
+    return graph.op("Cos", angle), graph.op("Sin", angle)
+
+
+def _rotated(graph: Graph, x: str, angle: tuple[str, str], head_width: int) -> str:
+    """`attention.rotate` of one step: [b, H, D]."""
+    (cos, sin), (a, b) = angle, graph.halves(x, 2, head_width // 2)
+    first = graph.op("Sub", graph.op("Mul", a, cos), graph.op("Mul", b, sin))
+    second = graph.op("Add", graph.op("Mul", b, cos), graph.op("Mul", a, sin))
+    return graph.op("Concat", first, second, axis=2)
+
+
+def _stored(graph: Graph, x: str, form: str) -> str:
+    """`formats.rounded`: x [b, H, D] as it comes back out of storage."""
+    if form == "bfloat16":
+        bfloat16 = int(load_onnx().TensorProto.BFLOAT16)
+        return graph.cast(graph.op("Cast", x, to=bfloat16), np.float32)
+    if form == "int8":
+        largest = graph.op("ReduceMax", graph.op("Abs", x), np.array([-1]), keepdims=1)
+        scale = graph.op("Div", largest, np.float32(127))
+        scale = graph.op("Where", graph.op("Greater", largest, np.float32(0)), scale, np.float32(1))
+        return graph.op("Mul", graph.op("Round", graph.op("Div", x, scale)), scale)
+    return x
+
+
+def _attention(
+    graph: Graph,
+    policy: Policy,
+    block: Params,
+    layer: int,
+    x: str,
+    visible: str,
+    angle: tuple[str, str],
+    sink: Sink | None,
+) -> str:
+    """`attend_step`: softmax over [sink, context, the step itself]. x: [b, d] → [b, d]."""
+    cfg = policy.config.transformer
+    heads, width = cfg.heads, cfg.head_width
+    query, key, value = (graph.shaped(graph.linear(x, block[f"{n}_proj"]), 0, heads, width) for n in "qkv")
+    if cfg.episode_rope:
+        query, key = (_rotated(graph, part, angle, width) for part in (query, key))
+    key, value = (_stored(graph, part, cfg.cache_format) for part in (key, value))
+    names = f"{step.keys_name(policy)}.{layer}", f"values.{layer}"
+    for name, part in zip(names, (key, value), strict=True):
+        graph.op("Unsqueeze", part, np.array([2]), out=f"new_{name}")
+    query = graph.op("Mul", query, np.float32(1 / math.sqrt(width)))
+    past = graph.op("MatMul", names[0], graph.op("Unsqueeze", query, np.array([3])))  # [b, H, s, 1]: keys stay put
+    scores = [graph.op("Where", visible, past, np.float32(MASKED)), _dot(graph, query, key)]
+    if sink is not None:
+        scores.append(_dot(graph, query, np.asarray(sink.key, np.float32)))
+    weights = graph.op("Softmax", graph.op("Concat", *scores, axis=2), axis=2)
+    weights = graph.op("Transpose", weights, perm=[0, 1, 3, 2])  # [b, H, 1, s + 1 or 2]
+    more = len(scores) - 1
+    context = graph.op("Slice", weights, np.array([0]), np.array([-more]), np.array([3]))
+    out = graph.op("Squeeze", graph.op("MatMul", context, names[1]), np.array([2]))
+    values: list[Any] = [value] if sink is None else [value, np.asarray(sink.value, np.float32)]
+    for index, part in enumerate(values):
+        end = index - more + 1
+        stop = np.array([end if end else np.iinfo(np.int64).max])
+        weight = graph.op("Slice", weights, np.array([index - more]), stop, np.array([3]))
+        out = graph.op("Add", out, graph.op("Mul", graph.op("Squeeze", weight, np.array([3])), part))
+    return graph.shaped(out, 0, cfg.width)
+
+
+def _dot(graph: Graph, query: str, key: Any) -> str:
+    """Score of one key per head: [b, H, 1, 1]."""
+    total = graph.op("ReduceSum", graph.op("Mul", query, key), np.array([-1]), keepdims=1)
+    return graph.op("Unsqueeze", total, np.array([3]))
+
+
+def _head(graph: Graph, policy: Policy, params: Params, hidden: str) -> list[str]:
+    """Names of the distribution's parameters, [b, n] each."""
+    if not isinstance(policy.action_space, Box):
+        graph.op("Identity", graph.linear(hidden, params), out="logits")
+        return ["logits"]
+    cfg = policy.config.head
+    half, middle = (cfg.log_std_max - cfg.log_std_min) / 2, (cfg.log_std_max + cfg.log_std_min) / 2
+    mean = graph.op("Identity", graph.linear(hidden, params["mean"]), out="mean")
+    if cfg.std == "state":
+        x = graph.op("Add", graph.linear(hidden, params["state_log_std"]), params["log_std"])
+    else:
+        x = graph.op("Expand", params["log_std"], graph.op("Shape", mean))
+    bent = graph.op("Mul", graph.op("Tanh", x), np.float32(half))
+    graph.op("Add", bent, np.float32(middle), out="log_std")
+    return [mean, "log_std"]

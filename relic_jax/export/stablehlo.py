@@ -1,0 +1,28 @@
+"""The step as StableHLO (`jax.export`): weights inside, open batch, fixed size of the context, for CPU and CUDA."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import export
+
+from relic_jax import step
+from relic_jax.models import cache as kv
+from relic_jax.models.policy import Policy
+from relic_jax.types import Params
+
+PLATFORMS = ("cpu", "cuda")
+
+
+def build(policy: Policy, params: Params, context: int) -> bytes:
+    """The serialised step. context: slots. Lowering for CUDA needs no GPU."""
+    (batch,) = export.symbolic_shape("b")
+    memory = jax.eval_shape(lambda: kv.in_format(policy.initial_memory(1, context), "float32"))
+    arrays = {
+        name: jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype) for name, x in step.arrays_of(policy, memory).items()
+    }
+    run = jax.jit(functools.partial(step.step, policy, jax.tree.map(jnp.asarray, params)))
+    exported = export.export(run, platforms=PLATFORMS)(arrays, step.input_specs(policy, batch))
+    return bytes(exported.serialize())

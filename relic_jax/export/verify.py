@@ -1,0 +1,114 @@
+"""Runs what was exported beside the policy that it came from, and says how far they differ."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from relic_jax import runtime, step
+from relic_jax.models.policy import Policy
+from relic_jax.runtime import Arrays, Backend
+from relic_jax.types import Params
+
+STEPS = 200
+EPISODE = 37  # steps of the longest episode meanwhile, so that there are several
+TOLERANCE = 1e-5
+"""Of float32: the largest difference in an output (all logits, all values), in units of its largest number where that
+is more than 1: what float32 leaves of a sum is in proportion to its terms."""
+TOLERANCE_BFLOAT16 = 2e-2
+"""Where activations are bfloat16, as 8 bits of mantissa through a few layers."""
+
+
+class Beside:
+    """Two backends in one, given the same inputs. largest, scaled: how far their outputs differed so far."""
+
+    def __init__(self, reference: Backend, other: Backend) -> None:
+        """Passes on what `reference` computes."""
+        self._both = reference, other
+        self.largest = self.scaled = 0.0
+
+    def empty(self, batch: int, slots: int) -> Arrays:
+        """See `Backend`."""
+        return {"both": tuple(backend.empty(batch, slots) for backend in self._both)}
+
+    def placed(self, arrays: dict[str, np.ndarray]) -> Arrays:
+        """See `Backend`."""
+        return {"both": tuple(backend.placed(arrays) for backend in self._both)}
+
+    def step(self, arrays: Arrays, inputs: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], Arrays]:
+        """See `Backend`."""
+        stepped = [b.step(own, dict(inputs)) for b, own in zip(self._both, arrays["both"], strict=True)]
+        (expected, _), (found, _) = stepped
+        for name, x in expected.items():
+            difference = np.abs(np.asarray(found[name], np.float64) - x)
+            if not np.isfinite(difference).all():
+                difference = np.full_like(difference, np.inf)
+            self.largest = max(self.largest, float(difference.max()))
+            self.scaled = max(self.scaled, float(difference.max() / max(np.abs(x).max(), 1)))
+        return expected, {"both": tuple(after for _, after in stepped)}
+
+    def moved(self, arrays: Arrays, shift: int, turn: np.ndarray | None) -> Arrays:
+        """See `Backend`."""
+        return {"both": tuple(b.moved(own, shift, turn) for b, own in zip(self._both, arrays["both"], strict=True))}
+
+
+def live(about: Mapping[str, Any], policy: Policy, params: Params) -> runtime.Jax:
+    """The policy itself as a backend."""
+    run = jax.jit(functools.partial(step.step, policy), donate_argnums=1)
+    return runtime.Jax(about, functools.partial(run, params))
+
+
+def compare(
+    about: Mapping[str, Any], reference: Backend, other: Backend, *, batch: int, context: int, steps: int = STEPS
+) -> dict[str, Any]:
+    """Both take the same `steps` steps across episode ends, with actions sampled from the reference.
+
+    about: a config.json. context: slots. Returns plain numbers.
+    """
+    beside, random = Beside(reference, other), np.random.default_rng(0)
+    agent = runtime.Agent(
+        about, beside, batch=batch, capacity=context, full="drop", seed=0, greedy=False, slots=context
+    )
+    spaces = about["spaces"]
+    longest = max(2, min(EPISODE, spaces["horizon"]))
+    ended, ends = np.zeros(batch, bool), 0
+    for _ in range(steps):
+        rewards = random.uniform(-1, 1, batch).astype(np.float32)
+        truncated = ended & (random.random(batch) < 0.5)
+        agent.step(_observation(spaces, random, batch), rewards, ended & ~truncated, truncated)
+        ends += int(ended.sum())
+        ended = random.random(batch) < 1.5 / longest
+    return {
+        "steps": steps,
+        "batch": batch,
+        "episode_ends": ends,
+        "largest_difference": beside.largest,
+        "largest_scaled_difference": beside.scaled,
+    }
+
+
+def _observation(spaces: Mapping[str, Any], random: np.random.Generator, batch: int) -> Any:
+    """Uniform in the range of each component; of images any pixels."""
+    low, high = np.asarray(spaces["low"]), np.asarray(spaces["high"])
+    taken = 0
+
+    def draw(spec: Mapping[str, Any]) -> Any:
+        nonlocal taken
+        if "keys" in spec:
+            return {key: draw(spec["keys"][key]) for key in sorted(spec["keys"])}
+        if "items" in spec:
+            return tuple(draw(item) for item in spec["items"])
+        shape, dtype = (batch, *spec["shape"]), np.dtype(spec["dtype"])
+        if len(spec["shape"]) == 3:
+            pixels = random.integers(0, 256, shape)
+            return pixels.astype(dtype) if dtype.kind == "u" else (pixels / 127.5 - 1).astype(dtype)
+        size = int(np.prod(spec["shape"]))
+        start, stop = (end[taken : taken + size].reshape(spec["shape"]) for end in (low, high))
+        taken += size
+        return random.uniform(start, stop, shape).astype(dtype)
+
+    return draw(spaces["observation"])

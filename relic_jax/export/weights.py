@@ -1,0 +1,28 @@
+"""Parameters as a safetensors file, in a dtype of choice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors.numpy import save
+
+from relic_jax.spaces import named_leaves_of
+from relic_jax.types import Params
+
+Dtype = Literal["float32", "float16", "bfloat16"]
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+def rounded(params: Params, dtype: Dtype) -> Params:
+    """The float32 parameters that a file in `dtype` gives back."""
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32).astype(dtype).astype(jnp.float32), params)
+
+
+def write(path: Path, params: Params, dtype: Dtype, metadata: dict[str, str]) -> None:
+    """Writes the file. metadata: goes into its header."""
+    arrays = {name: np.ascontiguousarray(jnp.asarray(x).astype(dtype)) for name, x in named_leaves_of(params).items()}
+    path.write_bytes(save(arrays, metadata))

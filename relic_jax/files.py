@@ -1,0 +1,46 @@
+"""Folders that are there whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def sync(folder: Path) -> None:
+    """Flushes a folder with all that is in it to disk, so that a rename never outlives its contents."""
+    for path in folder.rglob("*"):
+        if path.is_dir():
+            sync_entries(path)
+        else:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    sync_entries(folder)
+
+
+def sync_entries(folder: Path) -> None:
+    """Flushes what is listed in a folder."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
+
+
+@contextmanager
+def new_folder(final: Path) -> Iterator[Path]:
+    """A folder beside `final` to write into; it takes that name, and the place of what has it, when all went well."""
+    final = final.absolute()
+    final.parent.mkdir(parents=True, exist_ok=True)
+    temporary, old = (final.with_name(f".{final.name}.{kind}-{os.getpid()}") for kind in ("new", "old"))
+    temporary.mkdir()
+    try:
+        yield temporary
+        sync(temporary)
+        if final.exists():
+            os.replace(final, old)
+        os.replace(temporary, final)
+        sync_entries(final.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)

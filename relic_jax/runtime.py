@@ -1,0 +1,678 @@
+"""Acting with a policy, step by step, where nothing is trained: numpy, and jax or onnxruntime.
+
+`load(folder)` reads what `relic-jax export --format stablehlo` or `--format onnx` wrote and returns an `Agent`. This
+file imports nothing else of this project; exports hold a copy of it, `run.py`, so that they run where only jax, or only
+numpy and onnxruntime, are installed:
+
+    from run import load
+    agent = load(".")
+    action = agent.step(observation)
+    ...
+    action = agent.step(observation, reward, terminated, truncated)
+
+The context, all that the policy has learned so far in its task, stays in the agent. `relic_jax.Agent` is the same class
+around a policy of this library.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+POLICY_FORMAT = "relic-jax-policy-1"
+CONTEXT_FORMAT = "relic-jax-context-1"
+Full = Literal["drop", "window", "error"]
+FULL = ("drop", "window", "error")
+_ROPE_BASE = 10_000.0  # as relic_jax.models.attention.rotate
+_LARGEST = 1 - 2.0**-20  # of a squashed action, as relic_jax.distributions.TanhGaussian
+Arrays = dict[str, Any]
+
+
+class ConfigError(ValueError):
+    """Bad input. The message is one line that names the field, the value and what is allowed."""
+
+
+class Actions:
+    """A policy's actions, from the `action` of a config.json: how they are drawn, shown to it, and applied.
+
+    To a policy, the components of continuous actions are −1 … 1 whatever their bounds.
+    """
+
+    def __init__(self, action: Mapping[str, Any]) -> None:
+        """Raises ConfigError where the type is unknown."""
+        if action.get("type") not in ("discrete", "box"):
+            raise ConfigError(f"action.type is {action.get('type')!r}; allowed: 'discrete', 'box'")
+        self.discrete = action["type"] == "discrete"
+        self.squashed = action.get("distribution") == "tanh"
+        self.low, self.high = (np.asarray(action.get(end, ()), np.float32) for end in ("low", "high"))
+        self.shape: tuple[int, ...] = () if self.discrete else self.low.shape
+        self.dtype: Any = np.int32 if self.discrete else np.float32
+        self.nothing = -1 if self.discrete else 0
+
+    def draw(self, outputs: Mapping[str, np.ndarray], random: np.random.Generator | None) -> np.ndarray:
+        """One action per row from the parameters of their distributions. random: None for the most likely."""
+        if self.discrete:
+            logits = outputs["logits"]
+            return (logits if random is None else logits + random.gumbel(size=logits.shape)).argmax(-1).astype(np.int32)
+        action = outputs["mean"]
+        if random is not None:
+            action = action + np.exp(outputs["log_std"]) * random.normal(size=action.shape)
+        action = action.astype(np.float32)
+        return np.tanh(action).clip(-_LARGEST, _LARGEST) if self.squashed else action
+
+    def shown(self, action: np.ndarray) -> np.ndarray:
+        """What the policy reads of its own action at the next step."""
+        return action if self.discrete else action.clip(-1, 1)
+
+    def applied(self, action: np.ndarray) -> np.ndarray:
+        """In the environment's units, within its bounds."""
+        if self.discrete:
+            return action
+        return (self.low + (self.shown(action) + 1) * (0.5 * (self.high - self.low))).clip(self.low, self.high)
+
+
+class Backend(Protocol):
+    """What computes a policy's step, with the keys and values of its context as named arrays, [B, H, S, D] each."""
+
+    def empty(self, batch: int, slots: int) -> Arrays:
+        """Arrays with room for `slots` steps of `batch` rows."""
+        ...
+
+    def step(self, arrays: Arrays, inputs: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], Arrays]:
+        """Returns what is computed of the step, by name, and the arrays with the step in them. May consume `arrays`."""
+        ...
+
+    def placed(self, arrays: dict[str, np.ndarray]) -> Arrays:
+        """Arrays with other content in place of `empty` ones. Keeps them."""
+        ...
+
+    def moved(self, arrays: Arrays, shift: int, turn: np.ndarray | None) -> Arrays:
+        """`moved` on all arrays. May consume them."""
+        ...
+
+
+def moved(xp: Any, arrays: Arrays, shift: Any, turn: Any) -> Arrays:
+    """The first `shift` slots taken away; episodes numbered lower by `turn` (int32 [B]), keys turned back accordingly.
+
+    xp: numpy or jax.numpy. Of keys rotated by the index of their episode, those of a smaller index are a rotation away.
+    """
+
+    def back(keys: Any) -> Any:
+        half = keys.shape[-1] // 2
+        angle = xp.asarray(turn, xp.float32)[:, None, None, None] * xp.asarray(_ROPE_BASE ** (-np.arange(half) / half))
+        cos, sin = xp.cos(angle).astype(xp.float32), xp.sin(angle).astype(xp.float32)
+        a, b = keys[..., :half], keys[..., half:]
+        return xp.concatenate([a * cos + b * sin, b * cos - a * sin], axis=-1)
+
+    found = {name: xp.roll(x, -shift, axis=1 if name == "episodes" else 2) for name, x in arrays.items()}
+    if turn is None:
+        return found
+    found["episodes"] = found["episodes"] - turn[:, None]
+    return {name: back(x) if name.startswith("rotated_keys") else x for name, x in found.items()}
+
+
+class Agent:
+    """A policy that acts in one environment, or in a batch of them, and learns in context.
+
+    step, then step, … in gymnasium's conventions; `reset(new_task=True)` where the task changes. The context holds at
+    most `capacity` steps, the one to come included. What happens when there are more, `full`:
+
+    drop: the oldest whole episodes go, as few as needed, and those that stay are numbered from the start. Where the
+      policy has one layer, what follows is what a context of only the remaining episodes would give. In deeper ones
+      the keys and values that stay were computed when the dropped episodes could still be seen.
+    window: every step sees the last `capacity` steps, as `relic-jax evaluate --context-limit` does.
+    error: ConfigError.
+
+    Every row of a batch has a context of its own; each drops its own episodes.
+    """
+
+    def __init__(
+        self,
+        about: Mapping[str, Any],
+        backend: Backend,
+        *,
+        batch: int | None,
+        capacity: int,
+        full: Full,
+        seed: int,
+        greedy: bool,
+        slots: int | None = None,
+    ) -> None:
+        """about: the content of a config.json. batch: None for one environment without a leading axis.
+
+        capacity: steps. seed: of the sampled actions. greedy: the most likely action instead of a sampled one. slots:
+        how many there are, where that is not ours to decide. Raises ConfigError at the first value that cannot work.
+        """
+        if full not in FULL:
+            raise ConfigError(f"full is {full!r}; allowed: {', '.join(map(repr, FULL))}")
+        for name, value in (("batch", batch), ("capacity", capacity)):
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} is {value}; allowed: 1 or more")
+        if slots is not None and (capacity > slots or (capacity < slots and full != "window")):
+            raise ConfigError(f"capacity is {capacity}; allowed: {slots}, or with full='window' fewer")
+        self.batch, self.capacity, self.full, self.seed, self.greedy = batch, capacity, full, seed, greedy
+        self._about, self._backend, self._spaces = about, backend, about["spaces"]
+        self._actions, self._rows = Actions(self._spaces["action"]), batch or 1
+        self._slots = slots or (capacity + max(capacity // 4, 64) if full == "window" else capacity)
+        self._context = Rows.empty(self._rows, self._slots, about["step"]["first_index"])
+        self._arrays = backend.empty(self._rows, self._slots)
+        self._previous = np.full((self._rows, *self._actions.shape), self._actions.nothing, self._actions.dtype)
+        self._count = 0
+        self.outputs: dict[str, np.ndarray] = {}
+        """What the policy made of the last step: `value` and the parameters of the distribution, [B, ...]."""
+
+    @property
+    def steps(self) -> np.ndarray | int:
+        """Steps in the context, int [B], or a number without a batch."""
+        return self._context.kept.copy() if self.batch else int(self._context.kept[0])
+
+    def reset(self, new_task: bool = True, rows: Any = None) -> None:
+        """Before the first observation of an episode that no end of an episode led to.
+
+        new_task: forget everything; otherwise only the running episode is over. rows: bool [B], which; None: all.
+        """
+        chosen = np.ones(self._rows, bool) if rows is None else _flags("rows", rows, self._rows)
+        self._context.reset(chosen, new_task)
+
+    def step(
+        self, observation: Any, reward: Any = 0.0, terminated: Any = False, truncated: Any = False, **extra: Any
+    ) -> Any:
+        """The action for `observation`, an array or tree of arrays as the policy was trained on.
+
+        reward, terminated, truncated: of the action before, not read after a `reset` and at the very first step. After
+        the end of an episode `observation` is the one that the environment was reset to (gymnasium's vector
+        environments: AutoresetMode.SAME_STEP). With a batch all have a leading axis [B], else none.
+        Returns an int, or float32 [n], in the environment's units; with a batch int32 [B] or float32 [B, n].
+        Raises ConfigError where a shape, dtype or value cannot be, or the context is full.
+        """
+        inputs = self._observed(observation)
+        rewards = self._numbers("reward", reward)
+        ended = _flags("terminated", terminated, self._rows) | _flags("truncated", truncated, self._rows)
+        context = self._context
+        first = context.fresh | ended
+        shown = np.where(first & ~(ended & self._spaces["show_last_reward"]) | context.new, 0, rewards)
+        self._check_position(first)
+        self._make_room(first)
+        mask = first.reshape(-1, *(1,) * len(self._actions.shape))
+        inputs |= {
+            "previous_action": np.where(mask, self._actions.nothing, self._previous).astype(self._actions.dtype),
+            "previous_reward": shown.astype(np.float32),
+            "first": first,
+            **context.counters(first, self.capacity),
+            **extra,
+        }
+        self.outputs, self._arrays = self._backend.step(self._arrays, inputs)
+        action = self._choose(self.outputs)
+        context.advance(first, self.capacity)
+        self._previous, self._count = self._actions.shown(action), self._count + 1
+        applied = self._actions.applied(action)
+        if self.batch is not None:
+            return applied
+        return int(applied[0]) if self._actions.discrete else applied[0]
+
+    def _choose(self, outputs: dict[str, np.ndarray]) -> np.ndarray:
+        """The action, in the policy's units. What is drawn depends on the seed and the number of steps so far alone."""
+        random = None if self.greedy else np.random.default_rng([self.seed, self._count])
+        return self._actions.draw(outputs, random)
+
+    def _observed(self, observation: Any) -> dict[str, np.ndarray]:
+        found = {}
+        for name, spec, x in named_leaves(self._spaces["observation"], observation):
+            array, dtype = np.asarray(x), np.dtype(spec["dtype"])
+            array = array if self.batch else array[None]
+            shape = (self._rows, *spec["shape"])
+            if array.shape != shape or not np.can_cast(array.dtype, dtype, "same_kind"):
+                allowed = f"{dtype}{list(shape if self.batch else shape[1:])}"
+                given = f"{array.dtype}{list(array.shape if self.batch else array.shape[1:])}"
+                raise ConfigError(f"{name} is {given}; allowed: {allowed}")
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise ConfigError(f"{name} is not finite; allowed: numbers (they would stay in the context)")
+            found[name] = array.astype(dtype)
+        return found
+
+    def _numbers(self, name: str, value: Any) -> np.ndarray:
+        array = np.asarray(value, np.float32)
+        if array.shape not in ((), (self._rows,)) or not np.isfinite(array).all():
+            raise ConfigError(f"{name} is {_short(value)}; allowed: a finite number{' a row' if self.batch else ''}")
+        return np.broadcast_to(array, (self._rows,))
+
+    def _check_position(self, first: np.ndarray) -> None:
+        limit = self._about["step"]["max_episode_steps"]
+        if limit is not None and (np.where(first, 0, self._context.position + 1) >= limit).any():
+            raise ConfigError(f"the episode is longer than {limit} steps; allowed: at most that, by what was trained")
+
+    def _make_room(self, first: np.ndarray) -> None:
+        if self._context.length < self._slots:
+            return
+        if self.full == "error":
+            raise ConfigError(f"the context is full ({self.capacity} steps); allowed: reset(), or another `full`")
+        drop = self.full == "drop"
+        shift, turn = self._context.without_oldest(first, self.capacity, drop)
+        self._arrays = self._backend.moved(self._arrays, shift, turn)
+
+    def save(self, path: str | Path) -> None:
+        """Writes the context to a safetensors file, whole or not at all (needs the package safetensors)."""
+        context, start = self._context, self._context.length - int(self._context.kept.max())
+        filled = slice(start, context.length)
+        arrays = {f"context.{name}": np.asarray(x) for name, x in self._arrays.items()}
+        arrays = {name: x[:, filled] if x.ndim == 2 else x[:, :, filled] for name, x in arrays.items()}
+        arrays |= {f"rows.{name}": np.asarray(x) for name, x in context.arrays(filled).items()}
+        arrays["previous_action"] = self._previous
+        meta = {
+            "format": CONTEXT_FORMAT,
+            "policy": self._fingerprint(),
+            "count": self._count,
+            "seed": self.seed,
+            "batch": self.batch,
+        }
+        contiguous = {name: np.ascontiguousarray(x) for name, x in arrays.items()}
+        _safetensors()
+        from safetensors.numpy import save
+
+        data = save(contiguous, {"relic_jax": json.dumps(meta)})
+        path = Path(path)
+        temporary = path.with_name(path.name + ".tmp")
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+
+    def restore(self, path: str | Path) -> None:
+        """Goes on with the context of a file that `save` wrote, as if it had been here: seed and all.
+
+        Raises ConfigError, and leaves the agent as it was, where the file is truncated or foreign, of another policy or
+        batch, or holds more steps than there is room for.
+        """
+        meta, arrays = read_context(Path(path))
+        for name, own in (("policy", self._fingerprint()), ("batch", self.batch)):
+            if meta.get(name) != own:
+                raise ConfigError(f"context '{path}' is of {name} {_short(meta.get(name))}; allowed: {_short(own)}")
+        length = arrays["rows.opened"].shape[1]
+        if length > self.capacity:
+            raise ConfigError(f"context '{path}' holds {length} steps; allowed: {self.capacity} (capacity)")
+        fresh = {name: np.asarray(x) for name, x in self._backend.empty(self._rows, self._slots).items()}
+        for name, x in fresh.items():
+            found = arrays.get(f"context.{name}")
+            axis = 1 if x.ndim == 2 else 2
+            if (
+                found is None
+                or found.dtype != x.dtype
+                or found.shape != (*x.shape[:axis], length, *x.shape[axis + 1 :])
+            ):
+                raise ConfigError(
+                    f"context '{path}' does not fit in {name!r}; allowed: one saved by this kind of agent"
+                )
+        filled: Arrays = {}
+        for name, x in fresh.items():
+            filled[name] = x.copy()
+            index = (slice(None), slice(length)) if x.ndim == 2 else (slice(None), slice(None), slice(length))
+            filled[name][index] = arrays[f"context.{name}"]
+        rows = {name.removeprefix("rows."): x for name, x in arrays.items() if name.startswith("rows.")}
+        self._context = Rows.restored(rows, self._slots, self._about["step"]["first_index"])
+        self._arrays, self._previous = self._backend.placed(filled), arrays["previous_action"]
+        self._count, self.seed = meta["count"], meta["seed"]
+
+    def _fingerprint(self) -> str:
+        return str(self._about["weights"]["fingerprint"])
+
+
+class Rows:
+    """What is known of the context besides keys and values: counters for each of B rows. The slots are shared.
+
+    length: slots filled. kept: int [B], how many of the last of them belong to the row's context. opened: bool [B, S],
+    the step in the slot opened an episode. fresh: bool [B], the step to come opens one. new: bool [B], it is the first
+    of a context. position, episode: int [B], index of the last step in its episode, and of its episode.
+    """
+
+    kept: np.ndarray
+    opened: np.ndarray
+    fresh: np.ndarray
+    new: np.ndarray
+    position: np.ndarray
+    episode: np.ndarray
+    length: int
+    first_index: int
+
+    _BY_ROW = ("kept", "fresh", "new", "position", "episode")
+
+    @classmethod
+    def empty(cls, rows: int, slots: int, first_index: int) -> Rows:
+        """Nothing has happened yet. first_index: of the first episode."""
+        found = cls()
+        found.kept, found.position = np.zeros(rows, np.int64), np.full(rows, -1)
+        found.episode = np.full(rows, first_index)
+        found.fresh, found.new = np.ones(rows, bool), np.ones(rows, bool)
+        found.opened = np.zeros((rows, slots), bool)
+        found.length, found.first_index = 0, first_index
+        return found
+
+    @classmethod
+    def restored(cls, arrays: Mapping[str, np.ndarray], slots: int, first_index: int) -> Rows:
+        """The inverse of `arrays`, with room for `slots`."""
+        opened = arrays["opened"]
+        found = cls.empty(len(opened), slots, first_index)
+        for name in cls._BY_ROW:
+            setattr(found, name, arrays[name].copy())
+        found.length = opened.shape[1]
+        found.opened[:, : found.length] = opened
+        return found
+
+    def arrays(self, filled: slice) -> dict[str, np.ndarray]:
+        """By name, for saving; of the slots those in `filled`, the last ones."""
+        return {name: getattr(self, name) for name in self._BY_ROW} | {"opened": self.opened[:, filled]}
+
+    def reset(self, rows: np.ndarray, new_task: bool) -> None:
+        """The next step of `rows` opens an episode, or a whole new context."""
+        self.fresh |= rows
+        if new_task:
+            self.new |= rows
+            self.kept[rows] = 0
+            self.position[rows], self.episode[rows] = -1, self.first_index
+            if self.new.all():
+                self.length = 0
+
+    def _episode_after(self, first: np.ndarray) -> np.ndarray:
+        return np.where(self.new, self.first_index, self.episode + first)
+
+    def counters(self, first: np.ndarray, capacity: int) -> dict[str, np.ndarray]:
+        """What the step to come reads. `episode` is the index before it: it is one higher where `first`, but for the
+        very first step of all."""
+        before = self._episode_after(first) - (first if self.length else 0)
+        return {
+            "position": self.position.astype(np.int32),
+            "episode": before.astype(np.int32),
+            "length": np.int32(self.length),
+            "window": np.minimum(self.kept + 1, capacity).astype(np.int32),
+        }
+
+    def advance(self, first: np.ndarray, capacity: int) -> None:
+        """Books the step."""
+        self.position, self.episode = np.where(first, 0, self.position + 1), self._episode_after(first)
+        self.kept = np.minimum(self.kept + 1, capacity)
+        self.opened[:, self.length] = first
+        self.length += 1
+        self.fresh, self.new = np.zeros_like(self.fresh), np.zeros_like(self.new)
+
+    def without_oldest(self, first: np.ndarray, capacity: int, drop: bool) -> tuple[int, np.ndarray | None]:
+        """Makes room for a step. Returns (slots to take away, by how much episodes are numbered lower, int32 [B]).
+
+        drop: whole episodes (None of them is numbered lower otherwise). first: whether the step to come opens one.
+        """
+        turn = np.zeros(len(self.kept), np.int32)
+        kept = np.minimum(self.kept, capacity - 1)
+        for row in np.flatnonzero(self.kept == capacity) if drop else ():
+            start = self.length - capacity
+            later = start + 1 + np.flatnonzero(self.opened[row, start + 1 : self.length])
+            if not len(later) and not first[row]:
+                raise ConfigError(f"the running episode fills the context; allowed: a capacity of more than {capacity}")
+            kept[row] = self.length - later[0] if len(later) else 0
+            turn[row] = 1
+        self.episode = self.episode - turn
+        self.new |= kept == 0
+        self.kept = kept
+        shift = self.length - int(kept.max())
+        self.opened = np.roll(self.opened, -shift, axis=1)
+        self.length -= shift
+        return shift, turn if drop else None
+
+
+def named_leaves(spec: Mapping[str, Any], tree: Any, name: str = "observation") -> Iterator[tuple[str, Any, Any]]:
+    """(name, spec, leaf) of every array in an observation, in tree order. Raises ConfigError where it has another tree.
+
+    spec: `observation` of a config.json: {"keys": {name: spec}}, {"items": [spec]}, or {"shape", "dtype"} of an array.
+    """
+    if "keys" in spec:
+        if not isinstance(tree, Mapping) or set(tree) != set(spec["keys"]):
+            given = sorted(map(str, tree)) if isinstance(tree, Mapping) else type(tree).__name__
+            raise ConfigError(f"{name} is {given}; allowed: a dictionary with the keys {sorted(spec['keys'])}")
+        for key in sorted(spec["keys"]):
+            yield from named_leaves(spec["keys"][key], tree[key], f"{name}.{key}")
+    elif "items" in spec:
+        if not isinstance(tree, tuple | list) or len(tree) != len(spec["items"]):
+            raise ConfigError(f"{name} is {type(tree).__name__}; allowed: a tuple of {len(spec['items'])}")
+        for index, item in enumerate(spec["items"]):
+            yield from named_leaves(item, tree[index], f"{name}.{index}")
+    else:
+        yield name, spec, tree
+
+
+def _flags(name: str, value: Any, rows: int) -> np.ndarray:
+    array = np.asarray(value)
+    if array.dtype != bool or array.shape not in ((), (rows,)):
+        raise ConfigError(f"{name} is {_short(value)}; allowed: bool{f', one or {rows} of them' if rows > 1 else ''}")
+    return np.broadcast_to(array, (rows,)).copy()
+
+
+def _short(value: Any) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _safetensors() -> Any:
+    try:
+        import safetensors
+    except ImportError:
+        raise ConfigError("a context is kept in a safetensors file, which needs: pip install safetensors") from None
+    return safetensors
+
+
+def read_context(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """What `Agent.save` wrote: (what it says of itself, arrays by name). Raises ConfigError where it is not that."""
+    arrays, header = read_safetensors(path, "context")
+    try:
+        meta = json.loads(header.get("relic_jax", "{}"))
+    except ValueError:
+        meta = {}
+    found = meta.get("format") if isinstance(meta, dict) else None
+    if found != CONTEXT_FORMAT:
+        raise ConfigError(f"context '{path}' has format {found!r}; allowed: {CONTEXT_FORMAT!r}")
+    return meta, arrays
+
+
+def read_safetensors(path: Path, what: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Arrays by name, and the header's metadata. what: names the file in errors.
+
+    Raises ConfigError where it is missing, truncated or something else.
+    """
+    safetensors = _safetensors()
+    try:
+        with safetensors.safe_open(path, framework="np") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+    raise ConfigError(f"{what} is '{path}'; allowed: a whole safetensors file ({reason})")
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+    """The config.json of an export. Raises ConfigError where it is missing, foreign, newer or truncated."""
+    try:
+        about = json.loads((folder / "config.json").read_text())
+        found = about["format"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        raise ConfigError(f"export is '{folder}'; allowed: a folder with a readable config.json of ours") from None
+    if found != POLICY_FORMAT:
+        raise ConfigError(f"export '{folder}' has format {found!r}; allowed: {POLICY_FORMAT!r}")
+    for section, names in _REQUIRED.items():
+        lacking = [name for name in names if name not in about.get(section, {})]
+        if lacking:
+            raise ConfigError(f"export is '{folder}'; its config.json lacks {section}.{lacking[0]}")
+    return dict(about)
+
+
+_REQUIRED = {
+    "weights": ("dtype", "fingerprint"),
+    "spaces": ("observation", "low", "high", "action", "horizon", "show_last_reward"),
+    "step": ("memory", "first_index", "max_episode_steps", "context"),
+}
+
+
+def load(
+    folder: str | Path,
+    *,
+    batch: int | None = None,
+    capacity: int | None = None,
+    full: Full = "drop",
+    seed: int = 0,
+    greedy: bool = False,
+) -> Agent:
+    """The agent of a folder that `relic-jax export` wrote with `--format stablehlo` or `--format onnx`; see `Agent`.
+
+    capacity: None for the one it was exported with. Raises ConfigError where the folder holds something else, or what
+    runs it is not installed.
+    """
+    folder = Path(folder)
+    about = read_about(folder)
+    capacity = int(about["step"]["context"]) if capacity is None else capacity
+    backend: Backend
+    if (folder / "policy.onnx").is_file():
+        backend, slots = Onnx(folder / "policy.onnx", about), None
+    elif (folder / "policy.stablehlo").is_file():
+        backend, slots = stable_hlo(folder / "policy.stablehlo", about), int(about["step"]["context"])
+    else:
+        raise ConfigError(f"export is '{folder}'; allowed: one with a policy.stablehlo or a policy.onnx")
+    return Agent(about, backend, batch=batch, capacity=capacity, full=full, seed=seed, greedy=greedy, slots=slots)
+
+
+class Jax:
+    """A step that jax computes. function: (arrays, inputs) → (outputs, arrays), the first argument donated."""
+
+    def __init__(self, about: Mapping[str, Any], function: Callable[..., Any]) -> None:
+        """about: a config.json. function: compiled at the first step, once per shape."""
+        import jax
+        import jax.numpy as jnp
+
+        self._about, self._function = about, function
+        self._moved = jax.jit(lambda arrays, shift, turn: moved(jnp, arrays, shift, turn), donate_argnums=0)
+        self._own = jnp.array  # a copy: memory that numpy allocated is not ours to donate
+
+    def empty(self, batch: int, slots: int) -> Arrays:
+        """See `Backend`."""
+        return self.placed(empty_arrays(self._about, batch, slots))
+
+    def placed(self, arrays: dict[str, np.ndarray]) -> Arrays:
+        """See `Backend`."""
+        return {name: self._own(x) for name, x in arrays.items()}
+
+    def step(self, arrays: Arrays, inputs: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], Arrays]:
+        """See `Backend`."""
+        outputs, arrays = self._function(arrays, inputs)
+        return {name: np.asarray(x) for name, x in outputs.items()}, arrays
+
+    def moved(self, arrays: Arrays, shift: int, turn: np.ndarray | None) -> Arrays:
+        """See `Backend`."""
+        return dict(self._moved(arrays, shift, turn))
+
+
+def stable_hlo(path: Path, about: Mapping[str, Any]) -> Jax:
+    """The step in a policy.stablehlo. Raises ConfigError where the file is truncated or jax is missing."""
+    try:
+        import jax
+        from jax import export
+    except ImportError:
+        raise ConfigError(f"'{path}' is run by jax, which is not installed: pip install jax") from None
+    reason = ""
+    try:
+        exported = export.deserialize(bytearray(path.read_bytes()))
+    except Exception as error:  # flatbuffers and MLIR raise many kinds; a user needs one line
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+    if reason:
+        raise ConfigError(f"export is '{path}'; allowed: a whole file of this or an older jax ({reason})")
+    return Jax(about, jax.jit(exported.call, donate_argnums=0))
+
+
+class Onnx:
+    """A step that onnxruntime computes. It reads the context in place and gives back only what the step adds to it."""
+
+    def __init__(self, model: Path | bytes, about: Mapping[str, Any], threads: int = 0) -> None:
+        """model: a file or its content. threads: 0 for the runtime's own choice.
+
+        Raises ConfigError where the model is truncated or onnxruntime is missing.
+        """
+        path = "the model" if isinstance(model, bytes) else model
+        try:
+            import onnxruntime
+        except ImportError:
+            raise ConfigError(f"'{path}' is run by onnxruntime, which is not installed: pip install onnxruntime") from None
+        options, reason = onnxruntime.SessionOptions(), ""
+        options.intra_op_num_threads = threads
+        try:
+            self._session = onnxruntime.InferenceSession(
+                model if isinstance(model, bytes) else str(model), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # its exceptions have no common class
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        if reason:
+            raise ConfigError(f"export is '{path}'; allowed: a whole ONNX file of ours ({reason})")
+        self._about = about
+        self._inputs = {x.name for x in self._session.get_inputs()}
+        self._outputs = [x.name for x in self._session.get_outputs()]
+
+    def empty(self, batch: int, slots: int) -> Arrays:
+        """See `Backend`."""
+        return empty_arrays(self._about, batch, slots)
+
+    def placed(self, arrays: dict[str, np.ndarray]) -> Arrays:
+        """See `Backend`."""
+        return arrays
+
+    def step(self, arrays: Arrays, inputs: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], Arrays]:
+        """See `Backend`."""
+        given = {name: np.asarray(x) for name, x in {**arrays, **inputs}.items() if name in self._inputs}
+        found = dict(zip(self._outputs, self._session.run(self._outputs, given), strict=True))
+        slot = int(inputs["length"])
+        for name, x in arrays.items():
+            if name == "episodes":
+                x[:, slot] = found["episode_after"]
+            else:
+                x[:, :, slot] = found[f"new_{name}"][:, :, 0]
+        return {name: x for name, x in found.items() if not name.startswith("new_")}, arrays
+
+    def moved(self, arrays: Arrays, shift: int, turn: np.ndarray | None) -> Arrays:
+        """See `Backend`."""
+        return moved(np, arrays, shift, turn)
+
+
+def empty_arrays(about: Mapping[str, Any], batch: int, slots: int) -> dict[str, np.ndarray]:
+    """The context's arrays, with nothing in them: `memory` of a config.json, with its two open sizes put in."""
+    sizes = {"batch": batch, "context": slots}
+    return {
+        array["name"]: np.zeros([sizes.get(size, size) for size in array["shape"]], array["dtype"])
+        for array in about["step"]["memory"]
+    }
+
+
+def _blank(spec: Mapping[str, Any]) -> Any:
+    if "keys" in spec:
+        return {key: _blank(item) for key, item in spec["keys"].items()}
+    if "items" in spec:
+        return tuple(_blank(item) for item in spec["items"])
+    return np.zeros(spec["shape"], spec["dtype"])
+
+
+def main() -> None:
+    """`python run.py [FOLDER]`: loads an export and takes 100 steps on blank observations, to see that it runs."""
+    start = time.perf_counter()
+    try:
+        agent = load(sys.argv[1] if len(sys.argv) > 1 else Path(__file__).resolve().parent)
+    except ConfigError as error:
+        sys.exit(f"run.py: {error}")
+    observation, times = _blank(agent._spaces["observation"]), []
+    agent.step(observation)
+    print(f"loaded, first action after {time.perf_counter() - start:.2f} s")
+    for _ in range(99):
+        start = time.perf_counter()
+        agent.step(observation)
+        times.append(time.perf_counter() - start)
+    print(f"{1e3 * float(np.median(times)):.2f} ms a step (median), {agent.steps} steps in the context")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""What a policy sees and does, apart from any environment: enough to build it, and JSON in and out."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from envs.base import ActionSpace, Box, Discrete, Environment
+from relic_jax.models.policy import Policy, PolicyConfig, policy_for
+from relic_jax.runtime import ConfigError
+from relic_jax.types import Params, PyTree
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Spaces:
+    """observation: jax.ShapeDtypeStructs of one observation, in its tree. low, high: range of each of its vector
+    components, in tree order. action_space: what is chosen from. horizon: steps of the longest episode.
+    """
+
+    observation: PyTree
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    action_space: ActionSpace
+    horizon: int
+
+    def policy(self, config: PolicyConfig) -> Policy:
+        """The policy that fits."""
+        return Policy(config, self.action_space, self.low, self.high, self.observation)
+
+
+def spaces_of(env: Environment) -> Spaces:
+    """An environment's."""
+    policy = policy_for(env, PolicyConfig())
+    return Spaces(env.observation_spec, policy.low, policy.high, env.action_space, env.horizon)
+
+
+def spaces_to_json(spaces: Spaces) -> dict[str, Any]:
+    """As plain values. Raises ConfigError where an observation is no tree of dictionaries, tuples and arrays."""
+    return {
+        "observation": _tree_to_json(spaces.observation),
+        "low": list(spaces.low),
+        "high": list(spaces.high),
+        "action": action_to_json(spaces.action_space),
+        "horizon": spaces.horizon,
+    }
+
+
+def spaces_from_json(data: dict[str, Any]) -> Spaces:
+    """The inverse of `spaces_to_json`. Raises ConfigError where it cannot be one."""
+    try:
+        return Spaces(
+            observation=_tree_from_json(data["observation"]),
+            low=tuple(map(float, data["low"])),
+            high=tuple(map(float, data["high"])),
+            action_space=action_from_json(data["action"]),
+            horizon=int(data["horizon"]),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:  # ConfigError is a ValueError
+        raise ConfigError(f"spaces do not fit: {type(error).__name__} {error}") from None
+
+
+def action_to_json(space: ActionSpace) -> dict[str, Any]:
+    """An action space as plain values."""
+    if isinstance(space, Box):
+        return {"type": "box", "low": list(space.low), "high": list(space.high)}
+    return {"type": "discrete", "n": space.n}
+
+
+def action_from_json(data: dict[str, Any]) -> ActionSpace:
+    """The inverse of `action_to_json`; what else is in `data` is not read."""
+    if data["type"] == "box":
+        return Box(tuple(map(float, data["low"])), tuple(map(float, data["high"])))
+    if data["type"] == "discrete":
+        return Discrete(int(data["n"]))
+    raise ConfigError(f"action.type is {data['type']!r}; allowed: 'discrete', 'box'")
+
+
+def _tree_to_json(tree: PyTree) -> dict[str, Any]:
+    if isinstance(tree, dict) and all(isinstance(key, str) for key in tree):
+        return {"keys": {key: _tree_to_json(tree[key]) for key in sorted(tree)}}
+    if type(tree) in (tuple, list):
+        return {"items": [_tree_to_json(item) for item in tree]}
+    if not hasattr(tree, "shape"):
+        raise ConfigError(f"observation is a {type(tree).__name__}; allowed: arrays in dictionaries and tuples")
+    return {"shape": list(tree.shape), "dtype": jnp.dtype(tree.dtype).name}
+
+
+def _tree_from_json(data: dict[str, Any]) -> PyTree:
+    if "keys" in data:
+        return {key: _tree_from_json(item) for key, item in data["keys"].items()}
+    if "items" in data:
+        return tuple(_tree_from_json(item) for item in data["items"])
+    return jax.ShapeDtypeStruct(tuple(map(int, data["shape"])), jnp.dtype(data["dtype"]))
+
+
+def named_leaves_of(params: Params) -> dict[str, Any]:
+    """Parameters by their path in the tree, `encoder/action/embedding` and so on, in tree order."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in leaves}
+
+
+def fingerprint(params: Params) -> str:
+    """SHA-256 over all parameters in float32: two equal ones are the same policy, whatever file it came from."""
+    digest = hashlib.sha256()
+    for name, x in sorted(named_leaves_of(params).items()):
+        digest.update(f"{name}{tuple(x.shape)}".encode())
+        digest.update(np.ascontiguousarray(x, np.float32).tobytes())
+    return "sha256:" + digest.hexdigest()

@@ -1,0 +1,346 @@
+"""The agent against the evaluation's path step for step, what dropping leaves, and contexts in files."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import relic_jax
+from envs.registry import make
+from envs.wrappers import Trials
+from relic_jax import step as steps
+from relic_jax.agent import Agent
+from relic_jax.config import ConfigError, EvalConfig
+from relic_jax.evaluate import in_context_curves
+from relic_jax.export import verify
+from relic_jax.loading import LoadedPolicy
+from relic_jax.models.policy import PolicyConfig
+from relic_jax.models.transformer import TransformerConfig
+from relic_jax.rl.state import step_input
+from relic_jax.runtime import Actions, Rows
+from relic_jax.spaces import action_to_json, spaces_of
+from relic_jax.types import StepInput
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny):
+    """`loaded(env, **transformer)`: a policy with random parameters, sinks that matter, and no file."""
+
+    def build(env="darkroom-ad-9", encoder=None, **transformer):
+        config = TransformerConfig(**{"layers": 2, "heads": 2, "width": 16, "mlp_width": 16, "max_positions": 128} | transformer)
+        policy_config = PolicyConfig(config, **({} if encoder is None else {"encoder": encoder}))
+        config = tiny(env=env, policy=policy_config)
+        spaces = spaces_of(make(env))
+        policy = spaces.policy(policy_config)
+        params = policy.init(jax.random.key(1))
+        leaves, tree = jax.tree.flatten(params)
+        keys = jax.random.split(jax.random.key(2), len(leaves))
+        noisy = [x + 0.3 * jax.random.normal(key, x.shape) for x, key in zip(leaves, keys, strict=True)]
+        return LoadedPolicy(policy, jax.tree.unflatten(tree, noisy), config, spaces, {}, None, None)
+
+    return build
+
+
+def inputs(rng, steps, size=2, batch=None):
+    """Random observations, rewards and ends of episodes, about every fifth step."""
+    shape = (steps,) if batch is None else (steps, batch)
+    observations = rng.integers(0, 9, (*shape, size)).astype(np.float32)
+    ended = rng.random(shape) < 0.2
+    ended[0] = False
+    return observations, rng.normal(size=shape).astype(np.float32), ended, rng.random(shape) < 0.5
+
+
+def play(agent, observations, rewards, ended, terminal):
+    """The agent's values and logits, [T, B, ...]."""
+    found = []
+    for x, reward, end, kind in zip(observations, rewards, ended, terminal, strict=True):
+        agent.step(x, reward, end & kind, end & ~kind)
+        found.append(np.concatenate([agent.outputs["logits"], agent.outputs["value"][:, None]], 1))
+    return np.stack(found)
+
+
+def close(a, b):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("env", ["darkroom-ad-9-random", "pointmass-goal"])
+@pytest.mark.parametrize("show_last_reward", [False, True])
+def test_an_agent_does_what_the_rollout_does_with_the_same_keys(loaded, env, show_last_reward):
+    policy = loaded(env)
+    trial_config = dataclasses.replace(policy.config.trial, show_last_reward=show_last_reward)
+    policy = dataclasses.replace(policy, config=dataclasses.replace(policy.config, trial=trial_config))
+    environment, batch, length = make(env), 3, 90
+    trials = Trials(environment, show_last_reward)
+    tasks = jax.tree.map(lambda x: jnp.asarray(x[:batch]), environment.tasks("test"))
+    trial = first = jax.jit(trials.reset)(jax.random.key(3), tasks)
+    memory, keys = policy.policy.initial_memory(batch, length), jax.random.split(jax.random.key(4), length)
+
+    @jax.jit
+    def rollout(trial, memory):
+        def one(carry, key):
+            trial, memory = carry
+            action_key, env_key = jax.random.split(key)
+            output, memory = policy.policy.act(policy.params, memory, step_input(trial))
+            action = output.distribution.sample(action_key)
+            trial, _ = trials.step(env_key, trial, action)
+            return (trial, memory), (action, output.value)
+
+        return jax.lax.scan(one, (trial, memory), keys)[1]
+
+    actions, values = rollout(trial, memory)
+    agent, advance = policy.agent(batch=batch, capacity=length), jax.jit(trials.step)
+    observation, reward, terminated, truncated = first.observation, 0.0, False, False
+    for index, key in enumerate(keys):
+        action_key, env_key = jax.random.split(key)
+        action = agent.step(np.asarray(observation), reward, terminated, truncated, key=action_key)
+        close(agent.outputs["value"], values[index])
+        close(action, environment.action_space.applied(np.asarray(actions[index])))
+        trial, result = advance(env_key, trial, actions[index])
+        observation = trial.observation
+        reward, terminated, truncated = (np.asarray(x) for x in (result.reward, result.terminated, result.truncated))
+    assert trial.episode_return.shape == (batch,) and index == length - 1
+
+
+def test_without_a_batch_it_is_the_first_row(loaded):
+    policy, rng = loaded(), np.random.default_rng(0)
+    observations, rewards, ended, terminal = inputs(rng, 30)
+    alone = play(policy.agent(capacity=30), observations, rewards, ended, terminal)
+    many = policy.agent(batch=2, capacity=30)
+    beside = play(many, *(np.stack([x, x[::-1]], 1) for x in (observations, rewards, ended, terminal)))
+    close(alone[:, 0], beside[:, 0])
+    action = policy.agent().step(observations[0])
+    assert type(action) is int and many.step(observations[:2]).dtype == np.int32
+
+
+@pytest.mark.parametrize("sink", ["kv", "token", "none"])
+def test_one_layer_after_a_drop_is_a_fresh_context_of_what_remains(loaded, sink):
+    """Its keys and values depend on their own steps alone, and episodes are numbered from the start again."""
+    policy, capacity = loaded(layers=1, sink=sink), 24
+    observations, rewards, ended, terminal = inputs(np.random.default_rng(1), 100)
+    agent = policy.agent(capacity=capacity)
+    found = play(agent, observations, rewards, ended, terminal)
+    opened = np.flatnonzero(ended)
+    for end in (60, 80, 100):
+        start = min(s for s in opened if end - s <= capacity)
+        again = play(policy.agent(), *(x[start:end] for x in (observations, rewards, _from(ended, start), terminal)))
+        close(found[end - 1], again[-1])
+    assert agent.steps == 100 - min(s for s in opened if 100 - s <= capacity)
+
+
+def _from(ended, start):
+    """The first step of what remains opens the context: nothing ended before it."""
+    ended = ended.copy()
+    ended[start] = False
+    return ended
+
+
+@pytest.mark.parametrize("inter_episode", [True, False])
+def test_deeper_policies_go_on_as_if_dropped_steps_were_out_of_sight(loaded, inter_episode):
+    """The same as a context with room for everything whose dropped steps are hidden, where numbers are only relative."""
+    policy, capacity, batch = loaded(sink="none", inter_episode=inter_episode), 20, 2
+    data = inputs(np.random.default_rng(2), 90, batch=batch)
+    dropping, roomy = policy.agent(batch=batch, capacity=capacity), policy.agent(batch=batch, capacity=90)
+    for x, reward, end, kind in zip(*data, strict=True):
+        dropping.step(x, reward, end & kind, end & ~kind)
+        roomy._context.kept = np.minimum(roomy._context.kept, dropping._context.kept - 1)
+        roomy.step(x, reward, end & kind, end & ~kind)
+        close(dropping.outputs["logits"], roomy.outputs["logits"])
+    assert (dropping.steps <= capacity).all() and dropping.steps[0] != dropping.steps[1]
+
+
+def test_a_window_is_the_context_limit_of_evaluations(loaded):
+    policy, window = loaded("darkroom-ad-9"), 30
+    environment = make("darkroom-ad-9")
+    curves = in_context_curves(
+        policy.policy, policy.params, environment, EvalConfig(episodes=6, tasks=1, context_limit=window), seed=0
+    )
+    trial = curves.trial
+    agent = policy.agent(capacity=window, full="window")
+    rewards = np.concatenate([[0], trial.reward[:-1]]).astype(np.float32)
+    ended = trial.first & (np.arange(len(trial.first)) > 0)
+    logits = []
+    for index, observation in enumerate(trial.observation):
+        agent.step(observation, rewards[index], False, bool(ended[index]))
+        agent._previous = trial.action[index : index + 1].astype(np.int32)  # what was done, not what is drawn here
+        logits.append(agent.outputs["logits"][0])
+    memory = policy.policy.initial_memory(1, len(logits))
+    act = jax.jit(lambda memory, x: policy.policy.act(policy.params, memory, x, window=jnp.asarray(window)))
+    for index, observation in enumerate(trial.observation):
+        first = bool(trial.first[index])
+        previous = -1 if first else int(trial.action[index - 1])
+        seen = StepInput(
+            jnp.asarray(observation)[None],
+            jnp.full((1,), previous, jnp.int32),
+            jnp.asarray([0.0 if first else rewards[index]]),
+            jnp.asarray([first]),
+        )
+        output, memory = act(memory, seen)
+        close(logits[index], output.distribution.logits[0])
+    assert agent.steps == window < len(logits)
+
+
+def test_rows_forget_on_their_own(loaded):
+    policy, rng = loaded(), np.random.default_rng(3)
+    data = inputs(rng, 40, batch=2)
+    agent = policy.agent(batch=2, capacity=64)
+    play(agent, *(x[:25] for x in data))
+    agent.reset(rows=[True, False])
+    together = play(agent, *(x[25:] for x in data))
+    fresh = policy.agent(batch=2, capacity=64)
+    np.testing.assert_array_equal(agent.steps, [15, 40])
+    ended = data[2].copy()
+    ended[25, 0] = False
+    again = play(fresh, data[0][25:], data[1][25:], ended[25:], data[3][25:])
+    close(together[:, 0], again[:, 0])
+    assert np.abs(together[:, 1] - again[:, 1]).max() > 1e-3  # the other row remembers
+
+
+def test_a_reset_of_the_episode_alone_is_an_end_of_an_episode(loaded):
+    policy = loaded()
+    observations, *_ = inputs(np.random.default_rng(4), 12)
+    agents = policy.agent(), policy.agent()
+    for index, x in enumerate(observations):
+        if index == 6:
+            agents[0].reset(new_task=False)
+        agents[0].step(x, 0.5)
+        agents[1].step(x, 0.5, False, index == 6)
+        close(agents[0].outputs["value"], agents[1].outputs["value"])
+    assert agents[0].steps == 12
+    agents[0].reset()
+    assert agents[0].steps == 0
+
+
+@pytest.mark.parametrize("capacity", [16, 40])
+def test_a_restored_agent_goes_on_bit_for_bit(loaded, tmp_path, capacity):
+    policy = loaded()
+    data = inputs(np.random.default_rng(5), 50)
+    agent = policy.agent(capacity=capacity, seed=7)
+    play(agent, *(x[:30] for x in data))
+    agent.save(tmp_path / "context.safetensors")
+    expected = [agent.step(x, r, bool(e), False) for x, r, e in zip(*(x[30:] for x in data[:3]), strict=True)]
+    other = policy.agent(capacity=capacity)
+    other.restore(tmp_path / "context.safetensors")
+    assert other.steps <= capacity and [path.name for path in tmp_path.iterdir()] == ["context.safetensors"]
+    found = [other.step(x, r, bool(e), False) for x, r, e in zip(*(x[30:] for x in data[:3]), strict=True)]
+    assert found == expected
+    np.testing.assert_array_equal(agent.outputs["logits"], other.outputs["logits"])
+
+
+def test_contexts_that_do_not_belong_are_refused(loaded, tmp_path):
+    policy, file = loaded(), tmp_path / "context.safetensors"
+    agent = policy.agent(capacity=20)
+    play(agent, *inputs(np.random.default_rng(6), 15))
+    agent.save(file)
+    other = dataclasses.replace(policy, params=jax.tree.map(lambda x: x + 1, policy.params))
+    refused = [(other.agent(), "is of policy"), (policy.agent(batch=2), "is of batch None; allowed: 2")]
+    refused.append((policy.agent(capacity=10), "holds 15 steps; allowed: 10"))
+    for taker, said in refused:
+        with pytest.raises(ConfigError, match=said) as error:
+            taker.restore(file)
+        assert "\n" not in str(error.value) and np.all(taker.steps == 0)
+    whole = file.read_bytes()
+    for content in (whole[: len(whole) // 2], b"", b"{}"):
+        file.write_bytes(content)
+        with pytest.raises(ConfigError, match="a whole safetensors file"):
+            policy.agent().restore(file)
+    with pytest.raises(ConfigError, match="nowhere"):
+        policy.agent().restore(tmp_path / "nowhere")
+    file.write_bytes(whole.replace(b"relic-jax-context-1", b"relic-jax-context-9"))
+    with pytest.raises(ConfigError, match="has format 'relic-jax-context-9'; allowed: 'relic-jax-context-1'"):
+        policy.agent().restore(file)
+
+
+def test_the_step_is_traced_once(loaded, monkeypatch):
+    policy, traced = loaded(), []
+    step = steps.step
+    monkeypatch.setattr(steps, "step", lambda *args: traced.append(1) or step(*args))
+    agent = policy.agent(capacity=16)
+    play(agent, *inputs(np.random.default_rng(8), 60))
+    agent.reset()
+    play(agent, *inputs(np.random.default_rng(9), 20))
+    assert len(traced) == 1
+
+
+def test_bad_values_are_one_line(loaded):
+    policy = loaded()
+    x = np.zeros(2, np.float32)
+    for options, said in (
+        ({"full": "wrap"}, "full is 'wrap'; allowed: 'drop', 'window', 'error'"),
+        ({"capacity": 0}, "capacity is 0; allowed: 1 or more"),
+        ({"batch": 0}, "batch is 0; allowed: 1 or more"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            policy.agent(**options)
+    agent = policy.agent(capacity=3, full="error")
+    for arguments, said in (
+        ((np.zeros(3, np.float32),), r"observation is float32\[3\]; allowed: float32\[2\]"),
+        (({"x": x},), "observation is object"),
+        ((np.array([0.0, np.nan]),), "observation is not finite"),
+        ((x, np.inf), "reward is inf; allowed: a finite number"),
+        ((x, 0.0, 1), "terminated is 1; allowed: bool"),
+    ):
+        with pytest.raises(ConfigError, match=said) as error:
+            agent.step(*arguments)
+        assert "\n" not in str(error.value)
+    assert agent.steps == 0
+    for _ in range(3):
+        agent.step(x)
+    with pytest.raises(ConfigError, match=r"the context is full \(3 steps\)"):
+        agent.step(x)
+    running = policy.agent(capacity=3)
+    for _ in range(3):
+        running.step(x)
+    with pytest.raises(ConfigError, match="the running episode fills the context"):
+        running.step(x)
+    running.step(x, 0.0, True)  # where it ends, there is something to drop
+    assert running.steps == 1
+    endless = loaded(max_positions=5).agent(capacity=50)
+    with pytest.raises(ConfigError, match="the episode is longer than 4 steps"):
+        for _ in range(6):
+            endless.step(x)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_dropping_keeps_whole_episodes_and_as_many_as_fit(data):
+    """Against the plainest account: per row a list of episodes' lengths."""
+    rows, capacity = data.draw(st.integers(1, 3)), data.draw(st.integers(4, 12))
+    context, lengths = Rows.empty(rows, capacity, 1), [[] for _ in range(rows)]
+    running = np.zeros(rows, int)
+    for _ in range(60):
+        ended = np.array([data.draw(st.booleans()) or running[r] == capacity - 1 for r in range(rows)])
+        first = context.fresh | ended
+        if context.length == capacity:
+            context.without_oldest(first, capacity, True)
+        context.advance(first, capacity)
+        running = np.where(first, 1, running + 1)
+        for row in range(rows):
+            lengths[row] = [*lengths[row], 1] if first[row] else [*lengths[row][:-1], lengths[row][-1] + 1]
+            while sum(lengths[row]) > capacity:
+                lengths[row].pop(0)
+        np.testing.assert_array_equal(context.kept, [sum(x) for x in lengths])
+        np.testing.assert_array_equal(context.episode, [len(x) for x in lengths])
+        np.testing.assert_array_equal(context.position, running - 1)
+
+
+def test_actions_are_the_action_spaces():
+    random = np.random.default_rng(0)
+    for env in ("darkroom-dpt", "pointmass-goal"):
+        space = make(env).action_space
+        actions = Actions({**action_to_json(space), "distribution": "tanh"})
+        drawn = np.asarray([0, 3], np.int32) if space.shape == () else random.normal(size=(4, space.n)).astype(np.float32)
+        np.testing.assert_array_equal(actions.shown(drawn), space.shown(drawn))
+        np.testing.assert_allclose(actions.applied(drawn), space.applied(drawn), rtol=1e-6)
+        assert (actions.shape, actions.nothing) == (space.shape, space.nothing)
+    logits = np.log([[0.1, 0.6, 0.3]]).repeat(20_000, 0)
+    counts = np.bincount(Actions({"type": "discrete", "n": 3}).draw({"logits": logits}, random))
+    np.testing.assert_allclose(counts / 20_000, [0.1, 0.6, 0.3], atol=0.015)
+
+
+def test_an_agent_is_reachable_in_one_line(loaded):
+    assert relic_jax.Agent is Agent and isinstance(loaded().agent(), relic_jax.Agent)
+    assert verify.STEPS == 200

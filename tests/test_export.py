@@ -1,0 +1,358 @@
+"""Every format against the live policy, loading of what was written, and refusals in one line."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import relic_jax
+from envs.base import Box, Discrete
+from envs.registry import make
+from relic_jax import export, runtime
+from relic_jax.config import ConfigError
+from relic_jax.export import VerificationError, export_policy, onnx_graph, verify
+from relic_jax.loading import LoadedPolicy, load_policy, pretrained, pretrained_names, pretrained_path
+from relic_jax.models.actions import HeadConfig
+from relic_jax.models.encoders import EncoderConfig
+from relic_jax.models.policy import PolicyConfig
+from relic_jax.models.transformer import TransformerConfig
+from relic_jax.rl.train import prepare, restore, save
+from relic_jax.spaces import Spaces, spaces_from_json, spaces_of, spaces_to_json
+
+TRANSFORMER = {"layers": 2, "heads": 2, "width": 16, "mlp_width": 16, "max_positions": 64}
+VECTOR = Spaces(jax.ShapeDtypeStruct((2,), jnp.float32), (0.0, 0.0), (9.0, 9.0), Discrete(5), 30)
+IMAGES = Spaces(
+    {"goal": jax.ShapeDtypeStruct((3,), jnp.float32), "view": jax.ShapeDtypeStruct((11, 13, 3), jnp.uint8)},
+    (-1.0,) * 3,
+    (1.0,) * 3,
+    Discrete(4),
+    30,
+)
+CONTINUOUS = dataclasses.replace(VECTOR, action_space=Box((-2.0, 0.0), (2.0, 1.0)))
+
+
+def build(tiny, spaces=VECTOR, encoder=None, head=None, **transformer):
+    """A policy with random parameters, statistics included."""
+    parts = {"encoder": encoder or EncoderConfig(), "head": head or HeadConfig()}
+    config = PolicyConfig(TransformerConfig(**TRANSFORMER | transformer), **parts)
+    policy = spaces.policy(config)
+    leaves, tree = jax.tree.flatten(policy.init(jax.random.key(0)))
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    noisy = [x + 0.2 * jnp.abs(jax.random.normal(key, x.shape)) for x, key in zip(leaves, keys, strict=True)]
+    training = {"env_steps": 512, "run": "tiny-seed0"}
+    return LoadedPolicy(
+        policy, jax.tree.unflatten(tree, noisy), tiny(policy=config), spaces, training, None, Path("nowhere/at/all")
+    )
+
+
+def same(a, b):
+    return jax.tree.all(jax.tree.map(lambda x, y: bool((x == y).all()), a.params, b.params))
+
+
+@pytest.fixture(scope="module")
+def run_folder(tiny, tmp_path_factory):
+    """A run that has just begun."""
+    from experiments import run
+
+    folder = tmp_path_factory.mktemp("runs") / "begun"
+    setup = prepare(tiny(env="darkroom-ad-9"), make("darkroom-ad-9"))
+    run.create_folder(folder, setup.config)
+    save(setup, folder / "checkpoints", *restore(setup, folder / "checkpoints"))
+    return folder
+
+
+@pytest.mark.parametrize("name", ["safetensors", "orbax"])
+def test_weights_come_back_bit_for_bit(tiny, tmp_path, name):
+    policy = build(tiny)
+    check = export_policy(policy, tmp_path / "out", format=name)
+    again = load_policy(tmp_path / "out")
+    assert same(policy, again) and again.config == policy.config and check["largest_difference"] == 0
+    assert spaces_to_json(again.spaces) == spaces_to_json(policy.spaces)
+    export_policy(again, tmp_path / "twice", format=name)
+    assert same(policy, load_policy(tmp_path / "twice"))
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_narrow_weights_are_the_rounded_ones(tiny, tmp_path, dtype):
+    policy = build(tiny)
+    check = export_policy(policy, tmp_path / "out", dtype=dtype)
+    expected = jax.tree.map(lambda x: x.astype(dtype).astype(jnp.float32), policy.params)
+    assert same(dataclasses.replace(policy, params=expected), load_policy(tmp_path / "out"))
+    assert check["largest_difference"] == 0 < check["largest_difference_by_rounding"]
+
+
+CASES = {
+    "kv": {},
+    "kv0-within": {"sink": "kv0", "inter_episode": False},
+    "token": {"sink": "token"},
+    "none-plain": {"sink": "none", "episode_rope": False, "step_embedding": False},
+    "k0v0-int8": {"sink": "k0v0", "cache": "int8"},
+    "bfloat16-cache": {"cache": "bfloat16"},
+    "normalized": {"encoder": EncoderConfig(observation="normalized", reward=False)},
+    "tanh": {"spaces": CONTINUOUS, "encoder": EncoderConfig(observation="scaled")},
+    "gaussian-state": {"spaces": CONTINUOUS, "head": HeadConfig(action="gaussian", std="state")},
+    "images": {"spaces": IMAGES, "encoder": EncoderConfig(features=8)},
+    "images-nature": {"spaces": IMAGES, "encoder": EncoderConfig(features=8, image="nature")},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_onnx_is_the_policy(tiny, case):
+    """200 steps across ends of episodes in onnxruntime, with a context so small that episodes are dropped."""
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+    policy = build(tiny, **CASES[case])
+    about = export.describe(policy, policy.params, "onnx", "float32", 80, None)
+    model = onnx_graph.build(policy.policy, policy.params)
+    other = runtime.Onnx(model, about, threads=1)
+    reference = verify.live(about, policy.policy, policy.params)
+    found = verify.compare(about, reference, other, batch=3, context=80)
+    # int8: a number at the edge between two steps of the format may fall to either side
+    tolerance = 2e-2 if "int8" in case or "bfloat16" in case else verify.TOLERANCE
+    assert found["largest_scaled_difference"] <= tolerance
+    assert found["episode_ends"] > 10
+
+
+@pytest.mark.parametrize("case", ["token", "tanh", "images"])
+def test_stablehlo_is_the_policy(tiny, tmp_path, case):
+    policy = build(tiny, **CASES[case])
+    check = export_policy(policy, tmp_path / "out", format="stablehlo", context=200)
+    assert check["largest_scaled_difference"] <= verify.TOLERANCE and check["episode_ends"] > 5
+    from jax import export as jax_export
+
+    exported = jax_export.deserialize(bytearray((tmp_path / "out" / "policy.stablehlo").read_bytes()))
+    assert exported.platforms == ("cpu", "cuda")
+    assert same(policy, load_policy(tmp_path / "out"))
+    agent = runtime.load(tmp_path / "out", batch=5)  # another batch than it was verified with
+    live = policy.agent(batch=5, capacity=200)
+    observation = {"goal": np.zeros((5, 3), np.float32), "view": np.full((5, 11, 13, 3), 9, np.uint8)}
+    observation = observation if case == "images" else np.ones((5, 2), np.float32)
+    agent.step(observation), live.step(observation)
+    np.testing.assert_allclose(agent.outputs["value"], live.outputs["value"], rtol=1e-5, atol=1e-5)
+
+
+BARE = """
+import sys
+class Nothing:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("flax", "optax", "orbax", "envs", {blocked}):
+            raise ImportError(name)
+sys.meta_path.insert(0, Nothing())
+sys.path.insert(0, {folder!r})
+{how}
+import numpy as np
+agent = load({folder!r}, batch=2, seed=3)
+for index in range(30):
+    action = agent.step(np.full((2, 2), index % 7, np.float32), 0.5, False, index % 10 == 9)
+print(json.dumps([action.tolist(), agent.outputs["value"].tolist()]))
+"""
+
+
+@pytest.mark.parametrize("name", ["stablehlo", "onnx"])
+@pytest.mark.parametrize("how", ["from run import load, json", "from relic_jax.runtime import load, json"])
+def test_exports_run_without_this_library(tiny, tmp_path, name, how):
+    """In a process that cannot import flax, optax or orbax (nor jax, for ONNX)."""
+    if name == "onnx":
+        pytest.importorskip("onnxruntime")
+        pytest.importorskip("onnx")
+    folder = tmp_path / "out"
+    export_policy(build(tiny), folder, format=name, context=200)
+    blocked = "'jax', 'jaxlib'" if name == "onnx" else "'onnxruntime'"
+    code = BARE.format(blocked=blocked, folder=str(folder), how=how)
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+    agent = runtime.load(folder, batch=2, seed=3)
+    for index in range(30):
+        action = agent.step(np.full((2, 2), index % 7, np.float32), 0.5, False, index % 10 == 9)
+    actions, values = json.loads(found.stdout)
+    assert actions == action.tolist()
+    np.testing.assert_allclose(values, agent.outputs["value"], rtol=1e-6)
+
+
+def test_a_context_goes_from_one_kind_of_agent_to_another(tiny, tmp_path):
+    """What was learned with this library is known to its export."""
+    policy = build(tiny)
+    export_policy(policy, tmp_path / "out", format="stablehlo", context=200)
+    live, exported = policy.agent(), runtime.load(tmp_path / "out")
+    for index in range(20):
+        live.step(np.full(2, index % 5, np.float32), 1.0, False, index % 7 == 6)
+    live.save(tmp_path / "context")
+    exported.restore(tmp_path / "context")
+    assert exported.steps == 20
+    live.step(np.ones(2, np.float32), 1.0)
+    exported.step(np.ones(2, np.float32), 1.0)
+    np.testing.assert_allclose(exported.outputs["logits"], live.outputs["logits"], rtol=1e-5, atol=1e-5)
+
+
+def test_an_export_that_differs_is_not_left_behind(tiny, tmp_path, monkeypatch):
+    policy = build(tiny)
+    wrong = dataclasses.replace(policy, params=jax.tree.map(lambda x: x * 1.01, policy.params))
+    monkeypatch.setattr(export, "load_policy", lambda folder: wrong)
+    with pytest.raises(VerificationError, match="differs from the policy by"):
+        export_policy(policy, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_there_already_is_not_overwritten(tiny, tmp_path):
+    policy, out = build(tiny), tmp_path / "out"
+    out.mkdir()
+    (out / "mine.txt").write_text("precious")
+    with pytest.raises(ConfigError, match="which holds something else; allowed: a new folder"):
+        export_policy(policy, out)
+    assert [path.name for path in out.iterdir()] == ["mine.txt"]
+    (out / "mine.txt").unlink()
+    export_policy(policy, out)
+    (out / "README.md").unlink()
+    export_policy(policy, out)  # an earlier export of the same format is replaced
+    assert (out / "README.md").is_file()
+    with pytest.raises(ConfigError, match="an earlier export of format 'orbax'"):
+        export_policy(policy, out, format="orbax")
+
+
+def test_bad_requests_are_one_line(tiny, tmp_path, monkeypatch):
+    policy = build(tiny)
+    for options, said in (
+        ({"format": "pickle"}, "format is 'pickle'; allowed: 'safetensors', 'stablehlo', 'onnx', 'orbax'"),
+        ({"dtype": "float8"}, "dtype is 'float8'; allowed: 'float32', 'float16', 'bfloat16'"),
+        ({"dtype": "float16", "format": "stablehlo"}, "dtype is 'float16'; allowed: 'float32' with format 'stablehlo'"),
+        ({"context": 3}, "context is 3; allowed: 200 or more"),
+    ):
+        with pytest.raises(ConfigError, match=said) as error:
+            export_policy(policy, tmp_path / "out", **options)
+        assert "\n" not in str(error.value)
+    for module in ("onnx", "onnxruntime"):
+        monkeypatch.setitem(sys.modules, module, None)
+        with pytest.raises(ConfigError, match=r"it needs: pip install 'relic-jax\[onnx\]'"):
+            export_policy(policy, tmp_path / "out", format="onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_that_cannot_be_loaded_are_one_line(tiny, tmp_path):
+    policy = build(tiny)
+    export_policy(policy, tmp_path / "good")
+    config = json.loads((tmp_path / "good" / "config.json").read_text())
+    weights = (tmp_path / "good" / "model.safetensors").read_bytes()
+    narrower = {**config, "architecture": {**config["architecture"], "transformer": TRANSFORMER | {"width": 8}}}
+    unknown = {**config, "architecture": {**config["architecture"], "telepathy": True}}
+    for name, broken, said in (
+        ("format", {**config, "format": "relic-jax-policy-2"}, "has format 'relic-jax-policy-2'; allowed: 'relic-jax-policy-1'"),
+        ("foreign", {"model_type": "bert"}, "a folder with a readable config.json of ours"),
+        ("section", {k: v for k, v in config.items() if k != "spaces"}, "its config.json lacks spaces.observation"),
+        ("narrower", narrower, "allowed by its config.json"),
+        ("unknown", unknown, "telepathy is unknown"),
+        ("space", {**config, "spaces": {**config["spaces"], "action": {"type": "text"}}}, "action.type is 'text'"),
+    ):
+        _broken(tmp_path / name, json.dumps(broken), weights, said)
+    _broken(tmp_path / "cut", json.dumps(config)[:100], weights, "a folder with a readable config.json of ours")
+    for name, content in (("half", weights[: len(weights) // 2]), ("empty", b""), ("text", b"hello, this is no file")):
+        _broken(tmp_path / name, json.dumps(config), content, "a whole safetensors file")
+    with pytest.raises(ConfigError, match="no such folder"):
+        load_policy(tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match="no complete checkpoint in it"):
+        load_policy(tmp_path)
+
+
+def _broken(folder, config, weights, said):
+    folder.mkdir()
+    (folder / "config.json").write_text(config)
+    (folder / "model.safetensors").write_bytes(weights)
+    with pytest.raises(ConfigError, match=said) as error:
+        load_policy(folder)
+    assert "\n" not in str(error.value)
+
+
+def test_truncated_programs_are_one_line(tiny, tmp_path):
+    export_policy(build(tiny), tmp_path / "out", format="stablehlo", context=200)
+    program = tmp_path / "out" / "policy.stablehlo"
+    program.write_bytes(program.read_bytes()[:1000])
+    with pytest.raises(ConfigError, match="a whole file of this or an older jax") as error:
+        runtime.load(tmp_path / "out")
+    assert "\n" not in str(error.value)
+    program.unlink()
+    with pytest.raises(ConfigError, match=r"one with a policy.stablehlo or a policy.onnx"):
+        runtime.load(tmp_path / "out")
+    with pytest.raises(ConfigError, match="capacity is 100; allowed: 80"):
+        runtime.Agent(
+            {"spaces": {"action": {"type": "discrete"}}}, None, batch=1, capacity=100, full="drop", seed=0, greedy=True, slots=80
+        )
+
+
+def test_runs_and_checkpoints_load_without_their_environment(run_folder, monkeypatch):
+    from envs import registry
+    from relic_jax import checkpoint
+
+    monkeypatch.setattr(registry, "make", lambda *_: pytest.fail("the environment was asked for"))
+    newest = checkpoint.find(run_folder)
+    assert same(load_policy(run_folder), load_policy(newest))
+    assert load_policy(run_folder).training["run"] == "begun"
+    action = relic_jax.load_policy(run_folder).agent(seed=1).step(np.zeros(2, np.float32))
+    assert 0 <= action < 5
+
+
+def test_checkpoints_of_before_spaces_were_saved_ask_the_environment(run_folder, tmp_path):
+    import shutil
+
+    from relic_jax import checkpoint
+
+    shutil.copytree(checkpoint.find(run_folder), tmp_path / "0")
+    meta = json.loads((tmp_path / "0" / "meta.json").read_text())
+    spaces = meta.pop("spaces")
+    (tmp_path / "0" / "meta.json").write_text(json.dumps(meta))
+    loaded = load_policy(tmp_path / "0")
+    assert spaces_to_json(loaded.spaces) == spaces and same(loaded, load_policy(run_folder))
+
+
+@pytest.mark.parametrize("env", ["darkroom-dpt", "pointmass-goal", "house-objnav-small"])
+def test_spaces_come_back_from_json(env):
+    spaces = spaces_of(make(env))
+    again = spaces_from_json(json.loads(json.dumps(spaces_to_json(spaces))))
+    assert again.action_space == spaces.action_space and again.horizon == spaces.horizon
+    assert jax.tree.structure(again.observation) == jax.tree.structure(spaces.observation)
+    assert (again.low, again.high) == (spaces.low, spaces.high)
+
+
+def test_the_command_line(cli, run_folder, tmp_path):
+    out = tmp_path / "out"
+    code, said, err = cli("export", run_folder, "--to", out)
+    assert code == 0, err
+    assert "verified: 200 steps" in said and "largest difference 0 " in said
+    card = (out / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: relic-jax\n") and "not evaluated" in card and "# begun" in card
+    assert json.loads((out / "verification.json").read_text())["episode_ends"] > 5
+    code, said, err = cli("play", out, "--episodes", 2, "--out", tmp_path / "film.gif")
+    assert code == 0 and (tmp_path / "film.gif").is_file()
+    for arguments, told in (
+        (["export", run_folder], "to is missing; allowed: a new folder"),
+        (["export", "--to", out], "paths is empty; allowed: a run, checkpoint or exported folder"),
+        (["export", tmp_path / "nowhere", "--to", out], "nowhere"),
+        (["export", run_folder, "--to", run_folder], "which holds something else"),
+        (["evaluate", "--pretrained", "darkroom-x"], "pretrained is 'darkroom-x'; allowed: 'darkroom-dpt'"),
+        (["play", out, "--pretrained", "darkroom-dpt"], "pretrained is 'darkroom-dpt'; allowed: None where paths"),
+    ):
+        code, said, err = cli(*arguments)
+        assert code == 2 and said == "" and err.count("\n") == 1 and told in err
+
+
+def test_the_shipped_policy_learns_in_context(cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, said, err = cli("evaluate", "--pretrained", "darkroom-dpt", "--episodes", 3, "--limit", 4)
+    assert code == 0, err
+    summary = json.loads((tmp_path / "evaluate-darkroom-dpt-test-3-episodes-first-4-tasks.json").read_text())
+    first, _, last = summary["return"]["mean"]
+    assert last > first + 20 and summary["checkpoints"] == ["pretrained darkroom-dpt"]
+
+
+def test_what_is_shipped_is_small_and_says_where_it_comes_from():
+    assert pretrained_names() == ["darkroom-dpt"]
+    folder = pretrained_path("darkroom-dpt")
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 1_000_000
+    loaded = pretrained("darkroom-dpt")
+    assert loaded.training["preset"] == "darkroom-dpt" and loaded.config.seed == 0
+    assert "not the best of several" in (folder / "README.md").read_text()
