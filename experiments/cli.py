@@ -1,4 +1,4 @@
-"""The console script `relic-jax`: train, evaluate, plot, play, export, presets, envs, habitat-dataset, import-llamarl."""
+"""The console script `relic-jax`: train, evaluate, plot, play, export, import-llamarl and what they need to know."""
 
 from __future__ import annotations
 

@@ -600,7 +600,9 @@ class Onnx:
         try:
             import onnxruntime
         except ImportError:
-            raise ConfigError(f"'{path}' is run by onnxruntime, which is not installed: pip install onnxruntime") from None
+            raise ConfigError(
+                f"'{path}' is run by onnxruntime, which is not installed: pip install onnxruntime"
+            ) from None
         options, reason = onnxruntime.SessionOptions(), ""
         options.intra_op_num_threads = threads
         try:

@@ -31,7 +31,9 @@ def loaded(tiny):
     """`loaded(env, **transformer)`: a policy with random parameters, sinks that matter, and no file."""
 
     def build(env="darkroom-ad-9", encoder=None, **transformer):
-        config = TransformerConfig(**{"layers": 2, "heads": 2, "width": 16, "mlp_width": 16, "max_positions": 128} | transformer)
+        config = TransformerConfig(
+            **{"layers": 2, "heads": 2, "width": 16, "mlp_width": 16, "max_positions": 128} | transformer
+        )
         policy_config = PolicyConfig(config, **({} if encoder is None else {"encoder": encoder}))
         config = tiny(env=env, policy=policy_config)
         spaces = spaces_of(make(env))
@@ -140,7 +142,7 @@ def _from(ended, start):
 
 @pytest.mark.parametrize("inter_episode", [True, False])
 def test_deeper_policies_go_on_as_if_dropped_steps_were_out_of_sight(loaded, inter_episode):
-    """The same as a context with room for everything whose dropped steps are hidden, where numbers are only relative."""
+    """As a context with room for everything whose dropped steps are hidden, where only differences of numbers count."""
     policy, capacity, batch = loaded(sink="none", inter_episode=inter_episode), 20, 2
     data = inputs(np.random.default_rng(2), 90, batch=batch)
     dropping, roomy = policy.agent(batch=batch, capacity=capacity), policy.agent(batch=batch, capacity=90)
@@ -332,7 +334,9 @@ def test_actions_are_the_action_spaces():
     for env in ("darkroom-dpt", "pointmass-goal"):
         space = make(env).action_space
         actions = Actions({**action_to_json(space), "distribution": "tanh"})
-        drawn = np.asarray([0, 3], np.int32) if space.shape == () else random.normal(size=(4, space.n)).astype(np.float32)
+        drawn = (
+            np.asarray([0, 3], np.int32) if space.shape == () else random.normal(size=(4, space.n)).astype(np.float32)
+        )
         np.testing.assert_array_equal(actions.shown(drawn), space.shown(drawn))
         np.testing.assert_allclose(actions.applied(drawn), space.applied(drawn), rtol=1e-6)
         assert (actions.shape, actions.nothing) == (space.shape, space.nothing)

@@ -242,7 +242,11 @@ def test_files_that_cannot_be_loaded_are_one_line(tiny, tmp_path):
     narrower = {**config, "architecture": {**config["architecture"], "transformer": TRANSFORMER | {"width": 8}}}
     unknown = {**config, "architecture": {**config["architecture"], "telepathy": True}}
     for name, broken, said in (
-        ("format", {**config, "format": "relic-jax-policy-2"}, "has format 'relic-jax-policy-2'; allowed: 'relic-jax-policy-1'"),
+        (
+            "format",
+            {**config, "format": "relic-jax-policy-2"},
+            "has format 'relic-jax-policy-2'; allowed: 'relic-jax-policy-1'",
+        ),
         ("foreign", {"model_type": "bert"}, "a folder with a readable config.json of ours"),
         ("section", {k: v for k, v in config.items() if k != "spaces"}, "its config.json lacks spaces.observation"),
         ("narrower", narrower, "allowed by its config.json"),
@@ -280,7 +284,14 @@ def test_truncated_programs_are_one_line(tiny, tmp_path):
         runtime.load(tmp_path / "out")
     with pytest.raises(ConfigError, match="capacity is 100; allowed: 80"):
         runtime.Agent(
-            {"spaces": {"action": {"type": "discrete"}}}, None, batch=1, capacity=100, full="drop", seed=0, greedy=True, slots=80
+            {"spaces": {"action": {"type": "discrete"}}},
+            None,
+            batch=1,
+            capacity=100,
+            full="drop",
+            seed=0,
+            greedy=True,
+            slots=80,
         )
 
 
@@ -342,7 +353,7 @@ def test_the_command_line(cli, run_folder, tmp_path):
 
 def test_the_shipped_policy_learns_in_context(cli, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    code, said, err = cli("evaluate", "--pretrained", "darkroom-dpt", "--episodes", 3, "--limit", 4)
+    code, _, err = cli("evaluate", "--pretrained", "darkroom-dpt", "--episodes", 3, "--limit", 4)
     assert code == 0, err
     summary = json.loads((tmp_path / "evaluate-darkroom-dpt-test-3-episodes-first-4-tasks.json").read_text())
     first, _, last = summary["return"]["mean"]

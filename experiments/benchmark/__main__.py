@@ -60,8 +60,8 @@ def line(case: dict[str, Any], before: dict[str, Any] | None) -> str:
         parts.append(f"median {case['milliseconds']:.2f} ms, 99th percentile {case['p99_milliseconds']:.2f} ms")
     if "first_action_seconds" in case:
         parts.append(
-            f"first action {case['first_action_seconds']:.2f} s after load_policy (loading {case['load_seconds']:.2f} s), "
-            f"{case['process_seconds']:.2f} s after the process began"
+            f"first action {case['first_action_seconds']:.2f} s after load_policy began (loading "
+            f"{case['load_seconds']:.2f} s), {case['process_seconds']:.2f} s after the process did"
         )
     if "floor_fraction" in case:
         parts.append(f"{case['floor_fraction']:.2f} of the floor ({case['floor']})")

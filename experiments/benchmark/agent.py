@@ -1,7 +1,7 @@
-"""Acting one step at a time, as on a robot: latency of `Agent.step` with one environment, and time to the first action.
+"""Acting one step at a time, as on a robot: latency of `Agent.step` in one environment, and time to the first action.
 
-The floor of a step is reading every key and value once. A process of its own measures the time from `load_policy` to the
-first action, importing and compiling included; nothing is in its compilation cache.
+The floor of a step is reading every key and value once. A process of its own measures the time from `load_policy` to
+the first action, compiling included; nothing is in its compilation cache.
 """
 
 from __future__ import annotations

@@ -54,8 +54,9 @@ def export_policy(
     """Writes a policy to the folder `to`, whole or not at all, and returns the content of its verification.json.
 
     context: steps that its context has room for (StableHLO: fixed); None: `LoadedPolicy.default_context`. name: of the
-    model; None: of its run. preset: what it was trained as. note: is said in the card, after the results. Raises ConfigError at the first value that cannot work,
-    before anything is written, and VerificationError where the result differs from the policy.
+    model; None: of its run. preset: what it was trained as. note: is said in the card, after the results. Raises
+    ConfigError at the first value that cannot work, before anything is written, and VerificationError where the result
+    differs from the policy.
     """
     context = loaded.default_context if context is None else context
     check_request(to, format, dtype, context)
