@@ -48,8 +48,7 @@ class Agent(runtime.Agent):
             "step": step.description(policy, form, capacity),
         }
         self._key = jax.random.key(seed)
-        run = jax.jit(functools.partial(_step, policy, greedy), donate_argnums=1)
-        backend = runtime.Jax(about, functools.partial(run, self._params))
+        backend = runtime.Jax(about, functools.partial(_run, policy, greedy, self._params))
         super().__init__(about, backend, batch=batch, capacity=capacity, full=full, seed=seed, greedy=greedy)
 
     def step(
@@ -93,3 +92,6 @@ def _step(policy: Policy, greedy: bool, params: Params, arrays: step.Arrays, inp
         return {**outputs, "action": distribution.mode()}, arrays
     folded = jax.lax.cond(count > 0, lambda: jax.random.fold_in(key, count), lambda: key)
     return {**outputs, "action": distribution.sample(folded)}, arrays
+
+
+_run = jax.jit(_step, static_argnums=(0, 1), donate_argnums=3)  # one for all agents of a policy

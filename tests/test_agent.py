@@ -41,25 +41,27 @@ def loaded(tiny):
         params = policy.init(jax.random.key(1))
         leaves, tree = jax.tree.flatten(params)
         keys = jax.random.split(jax.random.key(2), len(leaves))
-        noisy = [x + 0.3 * jax.random.normal(key, x.shape) for x, key in zip(leaves, keys, strict=True)]
+        noisy = [x + 0.1 * jax.random.normal(key, x.shape) for x, key in zip(leaves, keys, strict=True)]
         return LoadedPolicy(policy, jax.tree.unflatten(tree, noisy), config, spaces, {}, None, None)
 
     return build
 
 
 def inputs(rng, steps, size=2, batch=None):
-    """Random observations, rewards and ends of episodes, about every fifth step."""
+    """Random observations, rewards, ends of episodes (about every fifth step), their kind, and actions."""
     shape = (steps,) if batch is None else (steps, batch)
     observations = rng.integers(0, 9, (*shape, size)).astype(np.float32)
     ended = rng.random(shape) < 0.2
     ended[0] = False
-    return observations, rng.normal(size=shape).astype(np.float32), ended, rng.random(shape) < 0.5
+    rewards = rng.normal(size=shape).astype(np.float32)
+    return observations, rewards, ended, rng.random(shape) < 0.5, rng.integers(0, 5, shape).astype(np.int32)
 
 
-def play(agent, observations, rewards, ended, terminal):
-    """The agent's values and logits, [T, B, ...]."""
+def play(agent, observations, rewards, ended, terminal, actions):
+    """The agent's logits and values, [T, B, ...], where it does what it is told."""
     found = []
-    for x, reward, end, kind in zip(observations, rewards, ended, terminal, strict=True):
+    for x, reward, end, kind, action in zip(observations, rewards, ended, terminal, actions, strict=True):
+        agent._choose = lambda outputs, action=action: np.atleast_1d(action)
         agent.step(x, reward, end & kind, end & ~kind)
         found.append(np.concatenate([agent.outputs["logits"], agent.outputs["value"][:, None]], 1))
     return np.stack(found)
@@ -69,8 +71,7 @@ def close(a, b):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("env", ["darkroom-ad-9-random", "pointmass-goal"])
-@pytest.mark.parametrize("show_last_reward", [False, True])
+@pytest.mark.parametrize(("env", "show_last_reward"), [("darkroom-ad-9-random", False), ("pointmass-goal", True)])
 def test_an_agent_does_what_the_rollout_does_with_the_same_keys(loaded, env, show_last_reward):
     policy = loaded(env)
     trial_config = dataclasses.replace(policy.config.trial, show_last_reward=show_last_reward)
@@ -109,35 +110,26 @@ def test_an_agent_does_what_the_rollout_does_with_the_same_keys(loaded, env, sho
 
 def test_without_a_batch_it_is_the_first_row(loaded):
     policy, rng = loaded(), np.random.default_rng(0)
-    observations, rewards, ended, terminal = inputs(rng, 30)
-    alone = play(policy.agent(capacity=30), observations, rewards, ended, terminal)
-    many = policy.agent(batch=2, capacity=30)
-    beside = play(many, *(np.stack([x, x[::-1]], 1) for x in (observations, rewards, ended, terminal)))
-    close(alone[:, 0], beside[:, 0])
-    action = policy.agent().step(observations[0])
-    assert type(action) is int and many.step(observations[:2]).dtype == np.int32
+    data = inputs(rng, 30)
+    alone, many = policy.agent(capacity=30), policy.agent(batch=2, capacity=30)
+    beside = play(many, *(np.stack([x, x[::-1]], 1) for x in data))
+    close(play(alone, *data)[:, 0], beside[:, 0])
+    alone.reset(), many.reset()
+    assert type(alone.step(data[0][0])) is int and many.step(data[0][:2]).dtype == np.int32
 
 
 @pytest.mark.parametrize("sink", ["kv", "token", "none"])
 def test_one_layer_after_a_drop_is_a_fresh_context_of_what_remains(loaded, sink):
     """Its keys and values depend on their own steps alone, and episodes are numbered from the start again."""
     policy, capacity = loaded(layers=1, sink=sink), 24
-    observations, rewards, ended, terminal = inputs(np.random.default_rng(1), 100)
-    agent = policy.agent(capacity=capacity)
-    found = play(agent, observations, rewards, ended, terminal)
-    opened = np.flatnonzero(ended)
+    data = inputs(np.random.default_rng(1), 100)
+    agent, fresh = policy.agent(capacity=capacity), policy.agent(capacity=capacity)
+    found, opened = play(agent, *data), np.flatnonzero(data[2])
     for end in (60, 80, 100):
         start = min(s for s in opened if end - s <= capacity)
-        again = play(policy.agent(), *(x[start:end] for x in (observations, rewards, _from(ended, start), terminal)))
-        close(found[end - 1], again[-1])
+        fresh.reset()
+        close(found[end - 1], play(fresh, *(x[start:end] for x in data))[-1])
     assert agent.steps == 100 - min(s for s in opened if 100 - s <= capacity)
-
-
-def _from(ended, start):
-    """The first step of what remains opens the context: nothing ended before it."""
-    ended = ended.copy()
-    ended[start] = False
-    return ended
 
 
 @pytest.mark.parametrize("inter_episode", [True, False])
@@ -146,11 +138,11 @@ def test_deeper_policies_go_on_as_if_dropped_steps_were_out_of_sight(loaded, int
     policy, capacity, batch = loaded(sink="none", inter_episode=inter_episode), 20, 2
     data = inputs(np.random.default_rng(2), 90, batch=batch)
     dropping, roomy = policy.agent(batch=batch, capacity=capacity), policy.agent(batch=batch, capacity=90)
-    for x, reward, end, kind in zip(*data, strict=True):
-        dropping.step(x, reward, end & kind, end & ~kind)
+    for index in range(90):
+        one = [x[index : index + 1] for x in data]
+        found = play(dropping, *one)
         roomy._context.kept = np.minimum(roomy._context.kept, dropping._context.kept - 1)
-        roomy.step(x, reward, end & kind, end & ~kind)
-        close(dropping.outputs["logits"], roomy.outputs["logits"])
+        close(found, play(roomy, *one))
     assert (dropping.steps <= capacity).all() and dropping.steps[0] != dropping.steps[1]
 
 
@@ -162,13 +154,10 @@ def test_a_window_is_the_context_limit_of_evaluations(loaded):
     )
     trial = curves.trial
     agent = policy.agent(capacity=window, full="window")
+    actions = trial.action.astype(np.int32)
     rewards = np.concatenate([[0], trial.reward[:-1]]).astype(np.float32)
     ended = trial.first & (np.arange(len(trial.first)) > 0)
-    logits = []
-    for index, observation in enumerate(trial.observation):
-        agent.step(observation, rewards[index], False, bool(ended[index]))
-        agent._previous = trial.action[index : index + 1].astype(np.int32)  # what was done, not what is drawn here
-        logits.append(agent.outputs["logits"][0])
+    logits = play(agent, trial.observation, rewards, ended, np.zeros_like(ended), actions)[:, 0, :-1]
     memory = policy.policy.initial_memory(1, len(logits))
     act = jax.jit(lambda memory, x: policy.policy.act(policy.params, memory, x, window=jnp.asarray(window)))
     for index, observation in enumerate(trial.observation):
@@ -194,9 +183,7 @@ def test_rows_forget_on_their_own(loaded):
     together = play(agent, *(x[25:] for x in data))
     fresh = policy.agent(batch=2, capacity=64)
     np.testing.assert_array_equal(agent.steps, [15, 40])
-    ended = data[2].copy()
-    ended[25, 0] = False
-    again = play(fresh, data[0][25:], data[1][25:], ended[25:], data[3][25:])
+    again = play(fresh, *(x[25:] for x in data))
     close(together[:, 0], again[:, 0])
     assert np.abs(together[:, 1] - again[:, 1]).max() > 1e-3  # the other row remembers
 
@@ -221,7 +208,8 @@ def test_a_restored_agent_goes_on_bit_for_bit(loaded, tmp_path, capacity):
     policy = loaded()
     data = inputs(np.random.default_rng(5), 50)
     agent = policy.agent(capacity=capacity, seed=7)
-    play(agent, *(x[:30] for x in data))
+    for x, reward, end in zip(*(x[:30] for x in data[:3]), strict=True):
+        agent.step(x, reward, bool(end))
     agent.save(tmp_path / "context.safetensors")
     expected = [agent.step(x, r, bool(e), False) for x, r, e in zip(*(x[30:] for x in data[:3]), strict=True)]
     other = policy.agent(capacity=capacity)
