@@ -41,7 +41,8 @@ class LoadedPolicy:
     @property
     def default_context(self) -> int:
         """Steps that the policy was seen to handle: a trial of its training, or its evaluation where that is longer."""
-        return max(self.config.trial.steps, self.config.eval.episodes * self.spaces.horizon)
+        horizon = self.spaces.horizon
+        return max(self.config.trial.steps, self.config.eval.episodes * horizon, horizon)
 
     def agent(
         self,

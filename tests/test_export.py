@@ -123,7 +123,7 @@ def test_onnx_is_the_policy(tiny, case):
 @pytest.mark.parametrize("case", ["token", "tanh", "images"])
 def test_stablehlo_is_the_policy(tiny, tmp_path, case):
     policy = build(tiny, **CASES[case])
-    check = export_policy(policy, tmp_path / "out", format="stablehlo", context=200)
+    check = export_policy(policy, tmp_path / "out", format="stablehlo")
     assert check["largest_scaled_difference"] <= verify.TOLERANCE and check["episode_ends"] > 5
     from jax import export as jax_export
 
@@ -131,7 +131,7 @@ def test_stablehlo_is_the_policy(tiny, tmp_path, case):
     assert exported.platforms == ("cpu", "cuda")
     assert same(policy, load_policy(tmp_path / "out"))
     agent = runtime.load(tmp_path / "out", batch=5)  # another batch than it was verified with
-    live = policy.agent(batch=5, capacity=200)
+    live = policy.agent(batch=5)
     observation = {"goal": np.zeros((5, 3), np.float32), "view": np.full((5, 11, 13, 3), 9, np.uint8)}
     observation = observation if case == "images" else np.ones((5, 2), np.float32)
     agent.step(observation), live.step(observation)
@@ -163,7 +163,7 @@ def test_exports_run_without_this_library(tiny, tmp_path, name, how):
         pytest.importorskip("onnxruntime")
         pytest.importorskip("onnx")
     folder = tmp_path / "out"
-    export_policy(build(tiny), folder, format=name, context=200)
+    export_policy(build(tiny), folder, format=name)
     blocked = "'jax', 'jaxlib'" if name == "onnx" else "'onnxruntime'"
     code = BARE.format(blocked=blocked, folder=str(folder), how=how)
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -179,7 +179,7 @@ def test_exports_run_without_this_library(tiny, tmp_path, name, how):
 def test_a_context_goes_from_one_kind_of_agent_to_another(tiny, tmp_path):
     """What was learned with this library is known to its export."""
     policy = build(tiny)
-    export_policy(policy, tmp_path / "out", format="stablehlo", context=200)
+    export_policy(policy, tmp_path / "out", format="stablehlo")
     live, exported = policy.agent(), runtime.load(tmp_path / "out")
     for index in range(20):
         live.step(np.full(2, index % 5, np.float32), 1.0, False, index % 7 == 6)
@@ -222,7 +222,7 @@ def test_bad_requests_are_one_line(tiny, tmp_path, monkeypatch):
         ({"format": "pickle"}, "format is 'pickle'; allowed: 'safetensors', 'stablehlo', 'onnx', 'orbax'"),
         ({"dtype": "float8"}, "dtype is 'float8'; allowed: 'float32', 'float16', 'bfloat16'"),
         ({"dtype": "float16", "format": "stablehlo"}, "dtype is 'float16'; allowed: 'float32' with format 'stablehlo'"),
-        ({"context": 3}, "context is 3; allowed: 200 or more"),
+        ({"context": 3}, "context is 3; allowed: 30 or more"),
     ):
         with pytest.raises(ConfigError, match=said) as error:
             export_policy(policy, tmp_path / "out", **options)
@@ -273,7 +273,7 @@ def _broken(folder, config, weights, said):
 
 
 def test_truncated_programs_are_one_line(tiny, tmp_path):
-    export_policy(build(tiny), tmp_path / "out", format="stablehlo", context=200)
+    export_policy(build(tiny), tmp_path / "out", format="stablehlo")
     program = tmp_path / "out" / "policy.stablehlo"
     program.write_bytes(program.read_bytes()[:1000])
     with pytest.raises(ConfigError, match="a whole file of this or an older jax") as error:

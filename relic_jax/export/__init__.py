@@ -59,7 +59,7 @@ def export_policy(
     differs from the policy.
     """
     context = loaded.default_context if context is None else context
-    check_request(to, format, dtype, context)
+    check_request(to, format, dtype, context, loaded.spaces.horizon)
     if format == "onnx":
         onnx_graph.load_onnx()
         onnx_graph.check(loaded.policy)
@@ -76,7 +76,7 @@ def export_policy(
     return check
 
 
-def check_request(to: Path, format: str, dtype: str, context: int) -> None:
+def check_request(to: Path, format: str, dtype: str, context: int, horizon: int) -> None:
     """Raises ConfigError at the first value that cannot work."""
     if format not in ARTEFACTS:
         raise ConfigError(f"format is {format!r}; allowed: {', '.join(map(repr, ARTEFACTS))}")
@@ -84,8 +84,8 @@ def check_request(to: Path, format: str, dtype: str, context: int) -> None:
         raise ConfigError(f"dtype is {dtype!r}; allowed: {', '.join(map(repr, DTYPES))}")
     if dtype != "float32" and format != "safetensors":
         raise ConfigError(f"dtype is {dtype!r}; allowed: 'float32' with format {format!r}")
-    if context < verify.STEPS:
-        raise ConfigError(f"context is {context}; allowed: {verify.STEPS} or more steps")
+    if context < horizon:
+        raise ConfigError(f"context is {context}; allowed: {horizon} or more (the longest episode)")
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         there = read_about(to).get("artefact") if to.is_dir() and is_export(to) else None
         if there != ARTEFACTS[format]:

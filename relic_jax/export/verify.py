@@ -74,14 +74,15 @@ def compare(
         about, beside, batch=batch, capacity=context, full="drop", seed=0, greedy=False, slots=context
     )
     spaces = about["spaces"]
-    longest = max(2, min(EPISODE, spaces["horizon"]))
-    ended, ends = np.zeros(batch, bool), 0
+    longest = min(EPISODE, spaces["horizon"], context)
+    ended, ends, age = np.zeros(batch, bool), 0, np.zeros(batch, int)
     for _ in range(steps):
         rewards = random.uniform(-1, 1, batch).astype(np.float32)
         truncated = ended & (random.random(batch) < 0.5)
         agent.step(_observation(spaces, random, batch), rewards, ended & ~truncated, truncated)
         ends += int(ended.sum())
-        ended = random.random(batch) < 1.5 / longest
+        age = np.where(ended, 1, age + 1)
+        ended = (random.random(batch) < 1.5 / longest) | (age >= longest)
     return {
         "steps": steps,
         "batch": batch,
