@@ -179,14 +179,14 @@ PRESETS: dict[str, Preset] = {
     "miniworld-dpt4": Preset(
         replace(MINIWORLD, env="miniworld-dpt4"),
         "DPT's Miniworld, for comparison with its curves; only four distinct tasks, none of them held out",
-        "not run",
-        "not run",
+        "4 min on 2 CPU cores",
+        "3 seeds: 26.5 in the first episode, 43.6 of 43.5 (the expert's) in episodes 2–10",
     ),
     "house-objnav-small": Preset(
         HOUSE,
         "object navigation from images, in houses of up to 4 rooms that are held out",
-        "not run",
-        "not run",
+        "12–21 min on 2 CPU cores shared with other work",
+        "held-out houses, 3 seeds: success 75%, no more in later episodes than in the first",
     ),
     **{
         f"{config.env}-gpu": Preset(
