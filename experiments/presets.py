@@ -98,7 +98,7 @@ HOUSE = replace(
     env="house-objnav-small",
     policy=replace(MINIWORLD.policy, transformer=replace(MINIWORLD.policy.transformer, max_positions=512)),
     trial=TrialConfig(environments=32, steps=1000, updates=10),
-    ppo=replace(  # credit ends with the episode: else stopping at once, and so starting anew, soon pays best
+    ppo=replace(  # credit ends with the episode: else stopping at once, and so starting anew, would pay
         MINIWORLD.ppo,
         credit="episode",
         time_limit="bootstrap",
