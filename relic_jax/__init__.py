@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from relic_jax.config import ConfigError, EvalConfig, PPOConfig, TrainConfig, TrialConfig
     from relic_jax.models.encoders import EncoderConfig
     from relic_jax.models.policy import Policy, PolicyConfig, policy_for
+    from relic_jax.models.recurrent import RecurrentConfig
     from relic_jax.models.transformer import TransformerConfig
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "PPOConfig",
     "Policy",
     "PolicyConfig",
+    "RecurrentConfig",
     "TrainConfig",
     "TransformerConfig",
     "TrialConfig",
@@ -32,6 +34,7 @@ _MODULES = {
     "EncoderConfig": "relic_jax.models.encoders",
     "Policy": "relic_jax.models.policy",
     "PolicyConfig": "relic_jax.models.policy",
+    "RecurrentConfig": "relic_jax.models.recurrent",
     "TransformerConfig": "relic_jax.models.transformer",
     "policy_for": "relic_jax.models.policy",
 }

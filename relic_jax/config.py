@@ -182,9 +182,9 @@ class TrainConfig:
 def validate(config: TrainConfig, *, horizon: int, images: bool = False) -> None:
     """Raises ConfigError at the first field that cannot work. horizon: steps of the environment's longest episode.
     images: whether there are any in its observations."""
-    transformer, trial, ppo, evaluation = config.policy.transformer, config.trial, config.ppo, config.eval
+    trial, ppo, evaluation = config.trial, config.ppo, config.eval
     _check_finite(config)
-    _check_positive(transformer, "policy.transformer", "layers", "heads", "width", "mlp_width", "max_positions")
+    _validate_memory(config, horizon)
     _check_positive(config.policy.encoder, "policy.encoder", "features")
     _check_positive(trial, "trial", "environments", "steps", "updates", "action_repeat")
     _validate_head(config.policy.head)
@@ -199,7 +199,6 @@ def validate(config: TrainConfig, *, horizon: int, images: bool = False) -> None
     _require(0 <= config.seed < 2**32, "seed", config.seed, "0 … 2^32−1")
     whole = config.trials * trial.environments * trial.steps
     _require(whole < 2**31, "total_steps", config.total_steps, "less than 2^31 when rounded up to whole trials")
-    _validate_transformer(transformer, horizon)
     name, updates = "trial.steps", trial.updates
     _require(trial.steps % updates == 0, name, trial.steps, f"a multiple of trial.updates ({updates})")
     environments = f"a divisor of trial.environments ({trial.environments})"
@@ -251,8 +250,24 @@ def devices_fit(config: TrainConfig, devices: int) -> bool:
     return per_minibatch % devices == 0 or config.ppo.accumulate % devices == 0
 
 
+def _validate_memory(config: TrainConfig, horizon: int) -> None:
+    """Only the memory that is used has to fit."""
+    kind, ppo = config.policy.memory, config.ppo
+    if kind == "transformer":
+        _validate_transformer(config.policy.transformer, horizon)
+        return
+    _check_positive(config.policy.recurrent, "policy.recurrent", "layers", "width")
+    allowed = f"where policy.memory is {kind!r}"
+    _require(not ppo.shuffle, "ppo.shuffle", True, f"False {allowed} (its state depends on the order of the steps)")
+    whole = f"None {allowed} (its state can only be recomputed from the trial's beginning)"
+    _require(ppo.refresh_segments is None, "ppo.refresh_segments", ppo.refresh_segments, whole)
+    limit = config.eval.context_limit
+    _require(limit is None, "eval.context_limit", limit, f"None {allowed} (a state cannot forget single steps)")
+
+
 def _validate_transformer(cfg: Any, horizon: int) -> None:
     field = "policy.transformer"
+    _check_positive(cfg, field, "layers", "heads", "width", "mlp_width", "max_positions")
     _require(cfg.width % cfg.heads == 0, f"{field}.heads", cfg.heads, f"a divisor of {field}.width ({cfg.width})")
     if cfg.episode_rope:
         allowed = f"an even width per head (it is {cfg.head_width}: rotation works on pairs)"

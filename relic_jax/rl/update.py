@@ -14,8 +14,7 @@ import optax
 from jax import lax
 
 from relic_jax.config import TrainConfig
-from relic_jax.models import cache as kv
-from relic_jax.models.cache import KVCache
+from relic_jax.models.memory import Memory, rows
 from relic_jax.models.policy import PolicyOutput
 from relic_jax.rl import context, losses
 from relic_jax.rl.gae import advantages
@@ -36,7 +35,7 @@ class Batch(NamedTuple):
     images (`Collected.observation`)."""
 
     trajectory: Trajectory
-    memory: KVCache
+    memory: Memory
     advantage: jax.Array
     target: jax.Array
     observation: PyTree = None
@@ -47,12 +46,12 @@ class Batch(NamedTuple):
             return self
         steps = (self.trajectory, self.advantage, self.target, self.observation)
         trajectory, advantage, target, observation = jax.tree.map(lambda x: x[index], steps)
-        return Batch(trajectory, kv.rows(self.memory, index), advantage, target, observation)
+        return Batch(trajectory, rows(self.memory, index), advantage, target, observation)
 
     def first_steps(self, size: int) -> Batch:
         """Only the first `size` steps of the trial, and no context: for a pass over all of them."""
         trajectory, advantage, target = jax.tree.map(lambda x: x[:, :size], self[:1] + self[2:4])
-        return Batch(trajectory, kv.prefix(self.memory, 0), advantage, target, self.observation)
+        return Batch(trajectory, self.memory.prefix(0), advantage, target, self.observation)
 
 
 class Window(NamedTuple):
@@ -73,11 +72,11 @@ def segment_step(setup: Setup, state: TrainState) -> tuple[TrainState, Metrics]:
 
 
 def learn(
-    setup: Setup, state: TrainState, before: KVCache, collected: Collected, update_key: jax.Array, after_key: jax.Array
+    setup: Setup, state: TrainState, before: Memory, collected: Collected, update_key: jax.Array, after_key: jax.Array
 ) -> tuple[TrainState, Metrics]:
     """What follows on acting: the update, and the context made ready.
 
-    before: the memory that acting began with, of which only the counters are read.
+    before: the memory that acting began with; of a cache only the counters are read.
     """
     cfg = setup.config
     start = state.segment * cfg.trial.segment
@@ -105,7 +104,7 @@ def trial_step(setup: Setup, state: TrainState) -> tuple[TrainState, Metrics]:
     return lax.scan(lambda s, _: segment_step(setup, s), state, length=setup.config.trial.updates)
 
 
-def make_batch(setup: Setup, state: TrainState, before: KVCache, last_value: jax.Array) -> Batch:
+def make_batch(setup: Setup, state: TrainState, before: Memory, last_value: jax.Array) -> Batch:
     """Advantages and returns over ALL steps of the trial so far, and the context as the segment found it."""
     ppo, steps = setup.config.ppo, state.trajectory
     ended = steps.terminated | steps.truncated
@@ -122,9 +121,7 @@ def make_batch(setup: Setup, state: TrainState, before: KVCache, last_value: jax
         return advantages(reward, value, last, end, final, length, gamma=ppo.gamma, gae_lambda=ppo.gae_lambda)
 
     advantage = jax.vmap(one)(reward, steps.value, last_value, ended, final_value)
-    # keys and values written since are behind `length`, so nobody reads them
-    memory = state.memory.replace(length=before.length, position=before.position, episode=before.episode)
-    return Batch(steps, memory, advantage, advantage + steps.value)
+    return Batch(steps, state.memory.as_of(before), advantage, advantage + steps.value)
 
 
 def update(
@@ -295,10 +292,10 @@ def go_on(setup: Setup, state: TrainState, key: jax.Array) -> TrainState:
     if ppo.refresh_every is None:
         return state.replace(segment=filled)
 
-    def renew() -> tuple[Trajectory, KVCache]:
+    def renew() -> tuple[Trajectory, Memory]:
         return renewed_context(setup, state, key)
 
-    def keep() -> tuple[Trajectory, KVCache]:
+    def keep() -> tuple[Trajectory, Memory]:
         return state.trajectory, state.memory
 
     if ppo.refresh_every == 1:
@@ -308,7 +305,7 @@ def go_on(setup: Setup, state: TrainState, key: jax.Array) -> TrainState:
     return state.replace(segment=filled, trajectory=trajectory, memory=memory)
 
 
-def renewed_context(setup: Setup, state: TrainState, key: jax.Array) -> tuple[Trajectory, KVCache]:
+def renewed_context(setup: Setup, state: TrainState, key: jax.Array) -> tuple[Trajectory, Memory]:
     """The context shuffled and recomputed, as far back as the config says."""
     ppo, segment, filled = setup.config.ppo, setup.config.trial.segment, state.segment + 1
     trajectory = state.trajectory
