@@ -186,5 +186,7 @@ def read(path: Path, name: str) -> Rulesets:
             raise ValueError(f"arrays of shapes {[x.shape for x in parts]}")
     except (OSError, EOFError, pickle.UnpicklingError, LookupError, TypeError, ValueError, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}"
-        raise ConfigError(f"env is {name!r}; allowed: a benchmark file of XLand-MiniGrid ('{path}': {reason})") from None
+        raise ConfigError(
+            f"env is {name!r}; allowed: a benchmark file of XLand-MiniGrid ('{path}': {reason})"
+        ) from None
     return Rulesets(*parts)

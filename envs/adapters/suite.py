@@ -36,7 +36,9 @@ def load(module: str, extra: str, name: str) -> Any:
         with jax.ensure_compile_time_eval():  # suites make arrays when they are imported; they must not be a trace's
             return importlib.import_module(module)
     except ImportError as error:
-        raise ConfigError(f"env {name!r}: {module} cannot be imported ({error}); pip install relic-jax[{extra}]") from None
+        raise ConfigError(
+            f"env {name!r}: {module} cannot be imported ({error}); pip install relic-jax[{extra}]"
+        ) from None
 
 
 def check_known(name: str, prefix: str, ids: Iterable[str]) -> None:
