@@ -67,8 +67,8 @@ def names() -> list[str]:
 def make(name: str, host: HostConfig | None = None) -> Environment:
     """The environment called `name`. host: for those in worker processes.
 
-    Of those of other suites, `host.horizon` is the time limit. Raises UnknownEnvironmentError, and ConfigError where one
-    in worker processes or of another suite cannot be made.
+    Of those of other suites, `host.horizon` is the time limit. Raises UnknownEnvironmentError, and ConfigError where
+    one in worker processes or of another suite cannot be made.
     """
     if name.startswith(GYM):
         return importlib.import_module("envs.gym").make(name.removeprefix(GYM), host)
@@ -143,12 +143,12 @@ SUITES = {
     "navix": ("envs.adapters.navix", "navix"),
     "craftax": ("envs.adapters.craftax", "Craftax"),
 }
-"""Other suites (each an extra), by the prefix of their environments' names: module with `make(name, horizon)`, suite."""
+"""Other suites (each an extra), by the prefix of their names: module with `make(name, horizon)`, the suite's name."""
 
 XLAND = {
     "xland-trivial": (
         "envs.adapters.xland",
-        "XLand-MiniGrid: which of five objects to hold, stand at or move, one room",
+        "XLand-MiniGrid: what to do with which of five objects, one room",
     ),
     "xland-small": ("envs.adapters.xland", "XLand-MiniGrid: the same with a rule that makes what is needed, one room"),
     "xland-medium": ("envs.adapters.xland", "XLand-MiniGrid: chains of two rules, four rooms"),

@@ -2,8 +2,8 @@
 
 A ruleset is a goal, rules that turn objects into others, and the objects that lie around at the start. They are drawn
 by the procedure of appendix A.2 of "Human-timescale adaptation in an open-ended task space" (arXiv 2301.07608), as
-XLand-MiniGrid (Nikulin et al. 2023, arXiv 2312.12044) does for its benchmarks: from the goal backwards, each object of a
-level made by a rule from objects of the next, branches pruned at random, then distractors. The package holds neither
+XLand-MiniGrid (Nikulin et al. 2023, arXiv 2312.12044) does for its benchmarks: from the goal backwards, each object of
+a level made by a rule from objects of the next, branches pruned at random, then distractors. The package holds neither
 its benchmarks, which it downloads, nor their generator, so the recipes are its own and the rulesets are ours.
 """
 
