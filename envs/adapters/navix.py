@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from envs.adapters.suite import Reply, Suite, action_space, check_known, load, one_hot_cells
+from envs.adapters.suite import Reply, Suite, action_space, check_known, load, one_hots
 from envs.base import ActionSpace, PyTree
 
 PREFIX = "navix"
@@ -74,4 +74,4 @@ class Navix(Suite):
     def encode(self, inner: PyTree, seen: PyTree) -> jax.Array:
         """One-hot."""
         del inner
-        return one_hot_cells(seen, CELL)
+        return one_hots(seen.reshape(-1), CELL * (seen.size // len(CELL)))

@@ -10,7 +10,7 @@ import difflib
 import functools
 import importlib
 import importlib.util
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -178,13 +178,15 @@ def _settled(tree: PyTree, like: PyTree | None = None) -> PyTree:
     return jax.tree.map(settle, tree, tree if like is None else like)
 
 
-def one_hot_cells(cells: jax.Array, sizes: tuple[int, ...]) -> jax.Array:
-    """A grid of categories, [H, W, C] with category c in 0 … sizes[c] − 1, as one vector: uint8 [H·W·Σ sizes].
+def one_hots(values: jax.Array, sizes: Sequence[int]) -> jax.Array:
+    """Categories, [n] with values[i] in 0 … sizes[i] − 1, one-hot one after the other: uint8 [Σ sizes].
 
-    uint8, since a trial keeps what was seen; of rank 1, since arrays of rank 3 are images.
+    uint8, since a trial keeps what was seen; of rank 1, since arrays of rank 3 are images. A scatter takes a CPU a sixth
+    of the time of comparisons.
     """
-    parts = [jax.nn.one_hot(cells[..., c], size, dtype=jnp.uint8) for c, size in enumerate(sizes)]
-    return jnp.concatenate(parts, axis=-1).reshape(-1)
+    first = np.cumsum([0, *sizes[:-1]])
+    ones = jnp.ones((), jnp.uint8)
+    return jnp.zeros(sum(sizes), jnp.uint8).at[values.astype(jnp.int32) + first].set(ones, unique_indices=True)
 
 
 def finite_range(low: Any, high: Any, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:

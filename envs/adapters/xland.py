@@ -19,7 +19,7 @@ import numpy as np
 
 from envs.adapters import rulesets
 from envs.adapters.rulesets import RECIPES, Rulesets
-from envs.adapters.suite import Reply, Suite, check_known, load, one_hot_cells
+from envs.adapters.suite import Reply, Suite, check_known, load, one_hots
 from envs.base import Discrete, PyTree, Split, num_tasks
 from relic_jax.config import ConfigError
 
@@ -119,8 +119,8 @@ class XLand(Suite):
 
     def encode(self, inner: PyTree, seen: PyTree) -> jax.Array:
         """One-hot."""
-        direction = jax.nn.one_hot(inner.state.agent.direction, DIRECTIONS, dtype=jnp.uint8)
-        return jnp.concatenate([one_hot_cells(seen, (KINDS, COLOURS)), direction])
+        values = jnp.concatenate([seen.reshape(-1), inner.state.agent.direction[None].astype(seen.dtype)])
+        return one_hots(values, (KINDS, COLOURS) * (seen.size // 2) + (DIRECTIONS,))
 
     def tasks(self, split: Split) -> Rulesets:
         """Rulesets that the other split has not. Of "trivial" ones that is: goals that the other split has not."""

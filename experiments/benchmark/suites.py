@@ -3,8 +3,8 @@
     python -m experiments.benchmark suites
 
 Both are vmapped over as many environments, act at random in a scan on one device, reset where an episode ended, and
-read every observation. Ours also keep the books of a trial and encode what the policy reads. Suites that are not
-installed are left out.
+carry every observation and reward on. Ours also keep the books of a trial and encode what the policy reads. Suites that
+are not installed are left out.
 """
 
 from __future__ import annotations
@@ -24,12 +24,11 @@ from experiments.benchmark.measure import Machine
 MARK = 0.9
 """Of the suite's own steps per second that the wrapped environment is to reach."""
 
-Step = Callable[[jax.Array, Any, jax.Array], tuple[Any, jax.Array]]
+Step = Callable[[jax.Array, Any, jax.Array], tuple[Any, Any]]
 
 
 class Loop(NamedTuple):
-    """Of ONE environment or of many. start: key -> state. step: (key, state, action) -> (state, a number that depends
-    on what was seen)."""
+    """Of ONE environment or of many. start: key -> state. step: (key, state, action) -> (state, what it showed)."""
 
     start: Callable[[jax.Array], Any]
     step: Step
@@ -45,20 +44,15 @@ class Case(NamedTuple):
     own: Callable[[str], Loop]
 
 
-def used(*trees: Any) -> jax.Array:
-    """A number that takes all of the arrays to compute: what is not used is not computed."""
-    return sum((jnp.max(x).astype(jnp.float32) for x in jax.tree.leaves(trees)), jnp.zeros(()))
-
-
 def gymnax_loop(id: str) -> Loop:
     """gymnax's `step`, which resets."""
     import gymnax
 
     env, params = gymnax.make(id)
 
-    def step(key: jax.Array, state: Any, action: jax.Array) -> tuple[Any, jax.Array]:
+    def step(key: jax.Array, state: Any, action: jax.Array) -> tuple[Any, Any]:
         seen, state, reward, *_ = env.step(key, state, action, params)
-        return state, used(seen, reward)
+        return state, (seen, reward)
 
     return Loop(lambda key: env.reset(key, params)[1], step)
 
@@ -70,9 +64,9 @@ def craftax_loop(id: str) -> Loop:
     env = make_craftax_env_from_name(id, auto_reset=True)
     params = env.default_params
 
-    def step(key: jax.Array, state: Any, action: jax.Array) -> tuple[Any, jax.Array]:
+    def step(key: jax.Array, state: Any, action: jax.Array) -> tuple[Any, Any]:
         seen, state, reward, *_ = env.step(key, state, action, params)
-        return state, used(seen, reward)
+        return state, (seen, reward)
 
     return Loop(lambda key: env.reset(key, params)[1], step)
 
@@ -83,32 +77,36 @@ def navix_loop(id: str) -> Loop:
 
     env = navix.make(id, observation_fn=navix.observations.symbolic_first_person)
 
-    def step(key: jax.Array, state: Any, action: jax.Array) -> tuple[Any, jax.Array]:
+    def step(key: jax.Array, state: Any, action: jax.Array) -> tuple[Any, Any]:
         del key
         state = env.step(state, action)
-        return state, used(state.observation, state.reward)
+        return state, (state.observation, state.reward)
 
     return Loop(env.reset, step)
 
 
 def xland_loop(id: str) -> Loop:
-    """XLand-MiniGrid in its own auto-reset wrapper, with a ruleset of ours."""
+    """XLand-MiniGrid in its own auto-reset wrapper; as in its own training, every environment has its ruleset."""
     import xminigrid
     from xminigrid.types import RuleSet
     from xminigrid.wrappers import GymAutoResetWrapper
 
     ours: Any = registry.make("xland-trivial")
-    task = jax.tree.map(lambda x: jnp.asarray(x[0]), ours.tasks("train"))
+    tasks = jax.tree.map(jnp.asarray, ours.tasks("train"))
     base, params = xminigrid.make(id)
-    params = params.replace(ruleset=RuleSet(task.goal, task.rules, task.init_tiles))
     env = GymAutoResetWrapper(base)
 
-    def step(key: jax.Array, state: Any, action: jax.Array) -> tuple[Any, jax.Array]:
-        del key
-        state = env.step(params, state, action)
-        return state, used(state.observation, state.reward)
+    def start(key: jax.Array) -> Any:
+        index = jax.random.randint(key, (), 0, len(tasks.goal))
+        ruleset = RuleSet(*jax.tree.leaves(jax.tree.map(lambda x: x[index], tasks)))
+        return ruleset, env.reset(params.replace(ruleset=ruleset), key)
 
-    return Loop(lambda key: env.reset(params, key), step)
+    def step(key: jax.Array, state: Any, action: jax.Array) -> tuple[Any, Any]:
+        del key
+        timestep = env.step(params.replace(ruleset=state[0]), state[1], action)
+        return (state[0], timestep), (timestep.observation, timestep.reward)
+
+    return Loop(start, step)
 
 
 CASES = (
@@ -137,13 +135,12 @@ def measure(case: Case, seconds: float, rounds: int) -> dict[str, Any]:
     tasks = jax.tree.map(lambda x: jnp.resize(x, (case.batch, *x.shape[1:])), tasks)
     own = case.own(env.id)
 
-    def wrapped_step(key: jax.Array, state: Any, action: jax.Array) -> tuple[Any, jax.Array]:
+    def wrapped_step(key: jax.Array, state: Any, action: jax.Array) -> tuple[Any, Any]:
         state, result = trials.step(key, state, action)
-        return state, used(state.observation, result.reward)
+        return state, (state.observation, result.reward)
 
-    def own_step(key: jax.Array, state: Any, action: jax.Array) -> tuple[Any, jax.Array]:
-        state, number = jax.vmap(own.step)(jax.random.split(key, case.batch), state, action)
-        return state, number.sum()
+    def own_step(key: jax.Array, state: Any, action: jax.Array) -> tuple[Any, Any]:
+        return jax.vmap(own.step)(jax.random.split(key, case.batch), state, action)
 
     def own_start(key: jax.Array) -> Any:
         return jax.vmap(own.start)(jax.random.split(key, case.batch))
@@ -174,25 +171,21 @@ def runner(
 ) -> Callable[[], float]:
     """A function that measures steps a second, over about `seconds`, of a loop over a batch."""
 
-    def steps(state: Any, length: int) -> tuple[Any, jax.Array]:
-        def body(state: Any, key: jax.Array) -> tuple[Any, jax.Array]:
+    def steps(carry: Any, length: int) -> Any:
+        def body(carry: Any, key: jax.Array) -> tuple[Any, None]:
             action_key, step_key = jax.random.split(key)
-            return step(step_key, state, jax.random.randint(action_key, (batch,), 0, actions, jnp.int32))
+            return step(step_key, carry[0], jax.random.randint(action_key, (batch,), 0, actions, jnp.int32)), None
 
-        state, numbers = jax.lax.scan(body, state, jax.random.split(jax.random.key(1), length))
-        return state, numbers.sum()
+        return jax.lax.scan(body, carry, jax.random.split(jax.random.key(1), length))[0]
 
     run = jax.jit(steps, static_argnums=1)
     state = jax.tree.map(strong, jax.jit(start)(jax.random.key(0)))
-    state = jax.tree.map(strong, jax.block_until_ready(jax.jit(lambda s: steps_once(step, s, batch))(state)))
+    # the carry is what a step makes: some suites' states have other types after it than after a reset
+    nothing = jnp.zeros((batch,), jnp.int32)
+    state = jax.tree.map(strong, jax.jit(step)(jax.random.key(2), state, nothing))
     length = max(8, int(8 * seconds / (duration(run, state, 8), duration(run, state, 8))[1]))
     duration(run, state, length)
     return lambda: batch * length / duration(run, state, length)
-
-
-def steps_once(step: Step, state: Any, batch: int) -> Any:
-    """The state after one step: some suites' states have other types after it than after a reset."""
-    return step(jax.random.key(2), state, jnp.zeros((batch,), jnp.int32))[0]
 
 
 def strong(x: jax.Array) -> jax.Array:
