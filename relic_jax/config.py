@@ -117,7 +117,7 @@ class EvalConfig:
 
 @dataclasses.dataclass(frozen=True)
 class HostConfig:
-    """Simulators in worker processes; unused by environments that run inside jit."""
+    """Simulators in worker processes; of environments that run inside jit, `horizon` is for those of other suites."""
 
     workers: int = 2
     """Processes; must divide trial.environments. Habitat: one simulator each, so as many as environments."""
@@ -136,7 +136,8 @@ class HostConfig:
     image_size: int = 64
     """Pixels of a side of the camera's square image."""
     horizon: int | None = None
-    """Steps of the longest episode; None: the environment's own limit (object navigation: 500)."""
+    """Steps of the longest episode, also of other JAX suites' environments; None: the environment's own limit (object
+    navigation: 500)."""
     gpus: int = 0
     """GPUs that render, one worker after the other; 0: in software."""
     start_timeout: float = 120.0

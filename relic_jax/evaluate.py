@@ -275,7 +275,8 @@ def summarise(
 
     curves: one per seed. lines: mean return of `random` and `optimal` (None: no expert) on this split. `gain` is the
     return of the last episode less that of the policy's first, in the same trial; `later_gain` the mean over its third
-    to last episodes less its first, of returns and of successes (None: there are fewer than three).
+    to last episodes less its first, of returns and of successes (None: there are fewer than three). `return.p20` is the
+    20th percentile over tasks (of a task's mean over its repeats), averaged over seeds.
     """
     tasks = evaluated_tasks(env, split, config)
 
@@ -307,7 +308,7 @@ def summarise(
         "tasks": num_tasks(tasks),
         "seeds": len(curves),
         "lines": lines,
-        "return": curve(returns),
+        "return": curve(returns) | {"p20": percentile_over_tasks(returns, num_tasks(tasks), 20.0).tolist()},
         "success": curve(successes),
         "gain": curve([r[:, -1:] - r[:, config.expert_episodes, None] for r in returns]),
         "later_gain": {"return": later_gain(returns), "success": later_gain(successes)},
@@ -318,9 +319,16 @@ def summarise(
     }
 
 
+def percentile_over_tasks(values: Sequence[np.ndarray], tasks: int, percent: float) -> np.ndarray:
+    """Percentile over tasks of their means over repeats, averaged over seeds: float64 [E]. values: as above."""
+    by_task = [np.asarray(v, np.float64).reshape(tasks, -1, v.shape[-1]).mean(1) for v in values]
+    return np.mean([np.percentile(v, percent, axis=0) for v in by_task], axis=0)
+
+
 def to_csv(summary: dict[str, Any]) -> str:
     """The curve as CSV: one line per in-context episode."""
     columns = [(kind, part) for kind in ("return", "success") for part in ("mean", "low", "high")]
+    columns += [("return", "p20")] if "p20" in summary["return"] else []  # curves of earlier versions have none
     rows = ["episode," + ",".join(f"{kind}_{part}" for kind, part in columns)]
     for index in range(len(summary["return"]["mean"])):
         rows.append(f"{index + 1}," + ",".join(f"{summary[kind][part][index]:.6g}" for kind, part in columns))

@@ -16,8 +16,8 @@ import tyro
 from experiments.benchmark.measure import Machine, cores, measure_machine
 from relic_jax.tracking import write_atomically
 
-Suite = Literal["act", "update", "refresh", "rollout", "train", "env", "bridge", "all"]
-SUITES = ("act", "update", "refresh", "rollout", "train", "env", "bridge")
+Suite = Literal["act", "update", "refresh", "rollout", "train", "env", "suites", "bridge", "all"]
+SUITES = ("act", "update", "refresh", "rollout", "train", "env", "suites", "bridge")
 
 
 @dataclasses.dataclass(frozen=True)
