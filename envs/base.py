@@ -204,7 +204,8 @@ class Environment:
     """Base class. Subclasses are frozen dataclasses.
 
     `state` and `task` are pytrees of arrays of the subclass's own making. `task` has no leading axis in `reset`/`step`;
-    `tasks(split)` stacks the tasks of a split along a leading axis.
+    `tasks(split)` stacks the tasks of a split along a leading axis. Subclasses define what raises NotImplementedError:
+    `optimal_action` only where there is an expert, `step` not in `envs.host.HostEnvironment` (worker processes do it).
     """
 
     name: str

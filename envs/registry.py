@@ -2,7 +2,8 @@
 
 `gym:ID` is gymnasium's environment ID, `habitat-lab:CONFIG` the task of a config of habitat-lab's, `metaworld:ml10` one
 of Meta-World's benchmarks. They and those in HOSTED live in worker processes (`envs.host`). Names in BRAX may end in a
-physics backend: `ant-dir:mjx`.
+physics backend: `ant-dir:mjx`. Names that begin with one of SUITES and a colon are another suite's environments:
+`gymnax:CartPole-v1`.
 """
 
 from __future__ import annotations
@@ -60,18 +61,22 @@ class Description:
 
 
 def names() -> list[str]:
-    """Every environment's name, sorted, but for those that PREFIXES begin."""
-    return sorted({**ENTRIES, **HOSTED, **BRAX})
+    """Every environment's name, sorted, but for those that PREFIXES or SUITES begin."""
+    return sorted({**ENTRIES, **HOSTED, **BRAX, **XLAND})
 
 
 def make(name: str, host: HostConfig | None = None) -> Environment:
     """The environment called `name`. host: for those in worker processes.
 
-    Raises UnknownEnvironmentError, and ConfigError where one in worker processes cannot be made.
+    Of those of other suites, `host.horizon` is the time limit. Raises UnknownEnvironmentError, and ConfigError where
+    one in worker processes or of another suite cannot be made.
     """
     for prefix, (module, _) in PREFIXES.items():
         if name.startswith(prefix):
             return importlib.import_module(module).make(name.removeprefix(prefix), host)
+    prefix = "xland" if name in XLAND else name.partition(":")[0]
+    if prefix in SUITES and (name in XLAND or ":" in name):
+        return importlib.import_module(SUITES[prefix][0]).make(name, host and host.horizon)
     if name.partition(":")[0] in BRAX:
         return importlib.import_module("envs.brax.env").make(name)
     if name in HOSTED:
@@ -100,10 +105,13 @@ def describe(name: str, env: Environment | None = None) -> Description:
 
 
 def _summary(name: str) -> str:
-    if name.partition(":")[0] in BRAX:
-        return BRAX[name.partition(":")[0]]
+    prefix = name.partition(":")[0]
+    if prefix in BRAX:
+        return BRAX[prefix]
+    if prefix in SUITES and name != prefix:
+        return f"{SUITES[prefix][1]}'s environment"
     by_prefix = (summary for prefix, (_, summary) in PREFIXES.items() if name.startswith(prefix))
-    return next(by_prefix, None) or {**ENTRIES, **HOSTED}[name][1]
+    return next(by_prefix, None) or {**ENTRIES, **HOSTED, **XLAND}[name][1]
 
 
 def _observation(env: Environment) -> str:
@@ -136,6 +144,24 @@ BRAX = {
     "ant-goal": "walk to a place that is not told",
 }
 """Tasks on brax's environments (an extra); `NAME:BACKEND` chooses its physics. One-line descriptions."""
+
+SUITES = {
+    "gymnax": ("envs.adapters.gymnax", "gymnax"),
+    "xland": ("envs.adapters.xland", "XLand-MiniGrid"),
+    "navix": ("envs.adapters.navix", "navix"),
+    "craftax": ("envs.adapters.craftax", "Craftax"),
+}
+"""Other suites (each an extra), by the prefix of their names: module with `make(name, horizon)`, the suite's name."""
+
+XLAND = {
+    "xland-trivial": (
+        "envs.adapters.xland",
+        "XLand-MiniGrid: what to do with which of five objects, one room",
+    ),
+    "xland-small": ("envs.adapters.xland", "XLand-MiniGrid: the same with a rule that makes what is needed, one room"),
+    "xland-medium": ("envs.adapters.xland", "XLand-MiniGrid: chains of two rules, four rooms"),
+}
+"""Presets of XLand-MiniGrid. One-line descriptions, behind their module."""
 
 Entry = tuple[Callable[[], Environment], str]  # factory, one-line description
 

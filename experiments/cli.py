@@ -397,6 +397,8 @@ def envs_main(arguments: Sequence[str]) -> None:
                 print(registry.describe(name))
             except ConfigError as error:  # an extra that is not installed
                 print(f"{name}: {error}")
+        for prefix, (_, suite) in sorted(registry.SUITES.items()):
+            print(f"{prefix}:ID: environment ID of {suite} (docs/environments.md)")
         return
     env = run.make_env(arguments[0])
     print(registry.describe(arguments[0], env))

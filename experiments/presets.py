@@ -10,6 +10,7 @@ from relic_jax.config import ConfigError, EvalConfig, HostConfig, PPOConfig, Tra
 from relic_jax.models.actions import HeadConfig
 from relic_jax.models.encoders import EncoderConfig
 from relic_jax.models.policy import PolicyConfig
+from relic_jax.models.recurrent import RecurrentConfig
 from relic_jax.models.transformer import TransformerConfig
 
 TINY = TransformerConfig(layers=2, heads=8, width=64, mlp_width=256, max_positions=2048)
@@ -98,7 +99,7 @@ HOUSE = replace(
     env="house-objnav-small",
     policy=replace(MINIWORLD.policy, transformer=replace(MINIWORLD.policy.transformer, max_positions=512)),
     trial=TrialConfig(environments=32, steps=1000, updates=10),
-    ppo=replace(  # credit ends with the episode: else stopping at once, and so starting anew, soon pays best
+    ppo=replace(  # credit ends with the episode: else stopping at once, and so starting anew, would pay
         MINIWORLD.ppo,
         credit="episode",
         time_limit="bootstrap",
@@ -107,6 +108,18 @@ HOUSE = replace(
         entropy_coef_final=0.002,
     ),
     eval=EvalConfig(episodes=10, tasks=64),
+)
+
+XLAND = TrainConfig(
+    env="xland-trivial",
+    total_steps=10_000_000,
+    policy=PolicyConfig(
+        transformer=TransformerConfig(layers=2, heads=2, width=64, mlp_width=256, max_positions=256),
+        encoder=EncoderConfig(observation="scaled"),
+    ),
+    trial=TrialConfig(environments=64, steps=1000, updates=8),
+    ppo=replace(DARKROOM.ppo, reward_scale=1.0, value_coef=0.5, entropy_coef=0.02, entropy_coef_final=0.001),
+    eval=EvalConfig(episodes=10, tasks=256),
 )
 
 EXTOBJNAV_SOFT = replace(
@@ -201,12 +214,42 @@ def on_gpu(config: TrainConfig) -> TrainConfig:
     )
 
 
+def rl2(config: TrainConfig, width: int | None = None) -> TrainConfig:
+    """The RL² baseline beside a ReLIC run: all numbers the same, but a GRU remembers the trial (docs/baselines.md).
+
+    width: of its state; None: a multiple of 32 that gives it about as many weights as the transformer's blocks have. As
+    RL² is usually trained, it goes on after an update with the state that it has; nothing is recomputed or shuffled.
+    """
+    transformer = config.policy.transformer
+    weights = transformer.layers * transformer.width * (4 * transformer.width + 3 * transformer.mlp_width)
+    width = width or 32 * max(1, round((weights / 6) ** 0.5 / 32))  # a GRU of width w has 6w²
+    return replace(
+        config,
+        policy=replace(config.policy, memory="gru", recurrent=RecurrentConfig(layers=1, width=width)),
+        ppo=replace(
+            config.ppo,
+            context_gradient="stopped",
+            last_update="partial",
+            shuffle=False,
+            refresh_every=None,
+            refresh_segments=None,
+        ),
+        eval=replace(config.eval, context_limit=None),
+    )
+
+
 PRESETS: dict[str, Preset] = {
     "darkroom-dpt": Preset(
         DARKROOM,
         "ReLIC on DPT's Darkroom, tuned for two CPU cores",
         "about 7 min on 2 idle CPU cores",
         "held-out goals, 3 seeds: 36.7 in the first episode, 89.6 of 90.9 in episodes 2–40",
+    ),
+    "darkroom-rl2": Preset(
+        rl2(DARKROOM),
+        "RL²: a GRU in place of ReLIC's transformer, on the budget of darkroom-dpt",
+        "not measured yet",
+        "not run to its end yet",
     ),
     "darkroom-4k": Preset(
         DARKROOM_4K,
@@ -268,6 +311,12 @@ PRESETS: dict[str, Preset] = {
         "DPT's Miniworld, for comparison with its curves; only four distinct tasks, none of them held out",
         "4 min on 2 CPU cores",
         "3 seeds: 26.5 in the first episode, 43.6 of 43.5 (the expert's) in episodes 2–10",
+    ),
+    "xland-trivial": Preset(
+        XLAND,
+        "XLand-MiniGrid's trivial recipe, 9×9, rulesets held out",
+        "not measured yet",
+        "not run to its end yet",
     ),
     "house-objnav-small": Preset(
         HOUSE,

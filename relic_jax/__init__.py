@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from relic_jax.loading import LoadedPolicy, load_policy, pretrained
     from relic_jax.models.encoders import EncoderConfig
     from relic_jax.models.policy import Policy, PolicyConfig, policy_for
+    from relic_jax.models.recurrent import RecurrentConfig
     from relic_jax.models.transformer import TransformerConfig
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "PPOConfig",
     "Policy",
     "PolicyConfig",
+    "RecurrentConfig",
     "TrainConfig",
     "TransformerConfig",
     "TrialConfig",
@@ -40,6 +42,7 @@ _MODULES = {
     "LoadedPolicy": "relic_jax.loading",
     "Policy": "relic_jax.models.policy",
     "PolicyConfig": "relic_jax.models.policy",
+    "RecurrentConfig": "relic_jax.models.recurrent",
     "TransformerConfig": "relic_jax.models.transformer",
     "load_policy": "relic_jax.loading",
     "policy_for": "relic_jax.models.policy",

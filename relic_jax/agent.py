@@ -10,6 +10,8 @@ import numpy as np
 
 from relic_jax import runtime, step
 from relic_jax.distributions import Categorical, Gaussian, TanhGaussian
+from relic_jax.models.cache import KVCache
+from relic_jax.models.formats import Format
 from relic_jax.models.policy import Policy
 from relic_jax.runtime import Full
 from relic_jax.spaces import fingerprint
@@ -39,8 +41,9 @@ class Agent(runtime.Agent):
         """capacity: None for `LoadedPolicy.default_context`. See `relic_jax.runtime.Agent` for the others."""
         policy, self._params = loaded.policy, loaded.params
         # what is dropped turns the keys that stay, which would be rounded each time in a narrower format
-        acting = policy.for_acting(policy.initial_memory(1, 1)).form
-        form = "float32" if full == "drop" and policy.config.transformer.episode_rope else acting
+        memory = policy.for_acting(policy.initial_memory(1, 1))
+        own = memory.form if isinstance(memory, KVCache) else "float32"
+        form: Format = "float32" if full == "drop" and policy.config.transformer.episode_rope else own
         capacity = loaded.default_context if capacity is None else capacity
         trial = loaded.config.trial
         about = {

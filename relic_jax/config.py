@@ -114,7 +114,7 @@ class EvalConfig:
 
 @dataclasses.dataclass(frozen=True)
 class HostConfig:
-    """Simulators in worker processes; unused by environments that run inside jit."""
+    """Simulators in worker processes; of environments that run inside jit, `horizon` is for those of other suites."""
 
     workers: int = 2
     """Processes; must divide trial.environments. Habitat: one simulator each, so as many as environments."""
@@ -133,7 +133,8 @@ class HostConfig:
     image_size: int = 64
     """Pixels of a side of the camera's square image."""
     horizon: int | None = None
-    """Steps of the longest episode; None: the environment's own limit (object navigation: 500)."""
+    """Steps of the longest episode, also of other JAX suites' environments; None: the environment's own limit (object
+    navigation: 500)."""
     gpus: int = 0
     """GPUs that render, one worker after the other; 0: in software."""
     start_timeout: float = 120.0
@@ -179,9 +180,9 @@ class TrainConfig:
 def validate(config: TrainConfig, *, horizon: int, images: bool = False) -> None:
     """Raises ConfigError at the first field that cannot work. horizon: steps of the environment's longest episode.
     images: whether there are any in its observations."""
-    transformer, trial, ppo, evaluation = config.policy.transformer, config.trial, config.ppo, config.eval
+    trial, ppo, evaluation = config.trial, config.ppo, config.eval
     _check_finite(config)
-    _check_positive(transformer, "policy.transformer", "layers", "heads", "width", "mlp_width", "max_positions")
+    _validate_memory(config, horizon)
     _check_positive(config.policy.encoder, "policy.encoder", "features")
     _check_positive(trial, "trial", "environments", "steps", "updates", "action_repeat")
     _validate_head(config.policy.head)
@@ -196,7 +197,6 @@ def validate(config: TrainConfig, *, horizon: int, images: bool = False) -> None
     _require(0 <= config.seed < 2**32, "seed", config.seed, "0 … 2^32−1")
     whole = config.trials * trial.environments * trial.steps
     _require(whole < 2**31, "total_steps", config.total_steps, "less than 2^31 when rounded up to whole trials")
-    _validate_transformer(transformer, horizon)
     name, updates = "trial.steps", trial.updates
     _require(trial.steps % updates == 0, name, trial.steps, f"a multiple of trial.updates ({updates})")
     environments = f"a divisor of trial.environments ({trial.environments})"
@@ -248,8 +248,24 @@ def devices_fit(config: TrainConfig, devices: int) -> bool:
     return per_minibatch % devices == 0 or config.ppo.accumulate % devices == 0
 
 
+def _validate_memory(config: TrainConfig, horizon: int) -> None:
+    """Only the memory that is used has to fit."""
+    kind, ppo = config.policy.memory, config.ppo
+    if kind == "transformer":
+        _validate_transformer(config.policy.transformer, horizon)
+        return
+    _check_positive(config.policy.recurrent, "policy.recurrent", "layers", "width")
+    allowed = f"where policy.memory is {kind!r}"
+    _require(not ppo.shuffle, "ppo.shuffle", True, f"False {allowed} (its state depends on the order of the steps)")
+    whole = f"None {allowed} (its state can only be recomputed from the trial's beginning)"
+    _require(ppo.refresh_segments is None, "ppo.refresh_segments", ppo.refresh_segments, whole)
+    limit = config.eval.context_limit
+    _require(limit is None, "eval.context_limit", limit, f"None {allowed} (a state cannot forget single steps)")
+
+
 def _validate_transformer(cfg: Any, horizon: int) -> None:
     field = "policy.transformer"
+    _check_positive(cfg, field, "layers", "heads", "width", "mlp_width", "max_positions")
     _require(cfg.width % cfg.heads == 0, f"{field}.heads", cfg.heads, f"a divisor of {field}.width ({cfg.width})")
     if cfg.episode_rope:
         allowed = f"an even width per head (it is {cfg.head_width}: rotation works on pairs)"

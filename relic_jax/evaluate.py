@@ -19,8 +19,7 @@ from envs.host import EpisodeCount, HostEnvironment, HostTrials, per_row, waves
 from envs.wrappers import Trials, TrialState, select
 from relic_jax.bridge.pool import PoolError
 from relic_jax.config import ConfigError, EvalConfig
-from relic_jax.models import cache as kv
-from relic_jax.models.cache import KVCache
+from relic_jax.models.memory import Memory
 from relic_jax.models.policy import Policy
 from relic_jax.rl.host import Actor, Running
 from relic_jax.rl.rollout import buffer_sizes
@@ -77,11 +76,14 @@ def in_context_curves(
     """Runs the tasks of `split` (the first `tasks` of them) `repeats` times, `episodes` episodes each in one context.
 
     task: only this one, by its index in the split. show_last_reward: as in training. progress: called with the fraction
-    done. Raises ConfigError where the expert is asked for and there is none, or where there is no such task; PoolError
-    where simulators fail too often.
+    done. Raises ConfigError where the expert is asked for and there is none, where there is no such task, or where the
+    context of a recurrent memory is to be limited; PoolError where simulators fail too often.
     """
     if config.expert_episodes and not env.has_expert:
         raise ConfigError(f"eval.expert_episodes is {config.expert_episodes}; allowed: 0, {env.name} has no expert")
+    if config.context_limit is not None and policy.is_recurrent:
+        allowed = f"None with a recurrent memory ({policy.config.memory!r})"
+        raise ConfigError(f"eval.context_limit is {config.context_limit}; allowed: {allowed}")
     tasks = evaluated_tasks(env, split, config) if task is None else one_task(env, split, task)
     repeated = jax.tree.map(lambda x: np.repeat(x, config.repeats, axis=0), tasks)
     key, trials = jax.random.fold_in(jax.random.key(seed), 0x5EED), Trials(env, show_last_reward)
@@ -117,7 +119,7 @@ def _play(
     for index in range(config.episodes):  # at most: short episodes end the trial sooner
         size = next(size for size in sizes if size >= (index + 1) * horizon)
         if size > memory.capacity:  # acting reads the whole buffer, so it grows with what is in it
-            memory = kv.grown(memory, size)
+            memory = memory.grown(size)
         trial, memory, episode, steps = chunk(params, trial, memory, episode, jax.random.fold_in(key, index))
         parts.append(jax.device_get(steps))
         done = int(episode.min())
@@ -160,7 +162,7 @@ def _host_steps(policy: Policy, params: Params, hosted: HostTrials, config: Eval
     def act(group: int, index: int, trial: TrialState) -> np.ndarray:
         memory, rows = running[group].memory, hosted.rows[group]
         if index == memory.capacity:
-            memory = kv.grown(memory, next(size for size in sizes if size > index))
+            memory = memory.grown(next(size for size in sizes if size > index))
         running[group], action = actor(params, Running(memory, None), trial, key, rows.start, index)
         applied = actions.applied(np.asarray(action))
         return per_row(count.ended[rows] < config.expert_episodes, np.full_like(applied, actions.expert_mark), applied)
@@ -196,7 +198,7 @@ def _chunk_function(policy: Policy, trials: Trials, config: EvalConfig, length: 
     window = None if config.context_limit is None else jnp.asarray(config.context_limit, jnp.int32)
     actions = trials.env.action_space
 
-    def act(params: Params, trial: TrialState, memory: KVCache, episode: jax.Array, key: jax.Array):
+    def act(params: Params, trial: TrialState, memory: Memory, episode: jax.Array, key: jax.Array):
         action_key, env_key = jax.random.split(key)
         output, memory = policy.act(params, memory, step_input(trial), window=window)
         action = output.distribution.sample(action_key)
@@ -212,8 +214,8 @@ def _chunk_function(policy: Policy, trials: Trials, config: EvalConfig, length: 
         )
         return next_trial, memory, episode + ended, steps
 
-    def chunk(params: Params, trial: TrialState, memory: KVCache, episode: jax.Array, key: jax.Array):
-        def step(carry: tuple[TrialState, KVCache, jax.Array], key: jax.Array):
+    def chunk(params: Params, trial: TrialState, memory: Memory, episode: jax.Array, key: jax.Array):
+        def step(carry: tuple[TrialState, Memory, jax.Array], key: jax.Array):
             *carry, steps = act(params, *carry, key)
             return tuple(carry), steps
 
@@ -273,7 +275,8 @@ def summarise(
 
     curves: one per seed. lines: mean return of `random` and `optimal` (None: no expert) on this split. `gain` is the
     return of the last episode less that of the policy's first, in the same trial; `later_gain` the mean over its third
-    to last episodes less its first, of returns and of successes (None: there are fewer than three).
+    to last episodes less its first, of returns and of successes (None: there are fewer than three). `return.p20` is the
+    20th percentile over tasks (of a task's mean over its repeats), averaged over seeds.
     """
     tasks = evaluated_tasks(env, split, config)
 
@@ -305,7 +308,7 @@ def summarise(
         "tasks": num_tasks(tasks),
         "seeds": len(curves),
         "lines": lines,
-        "return": curve(returns),
+        "return": curve(returns) | {"p20": percentile_over_tasks(returns, num_tasks(tasks), 20.0).tolist()},
         "success": curve(successes),
         "gain": curve([r[:, -1:] - r[:, config.expert_episodes, None] for r in returns]),
         "later_gain": {"return": later_gain(returns), "success": later_gain(successes)},
@@ -316,9 +319,16 @@ def summarise(
     }
 
 
+def percentile_over_tasks(values: Sequence[np.ndarray], tasks: int, percent: float) -> np.ndarray:
+    """Percentile over tasks of their means over repeats, averaged over seeds: float64 [E]. values: as above."""
+    by_task = [np.asarray(v, np.float64).reshape(tasks, -1, v.shape[-1]).mean(1) for v in values]
+    return np.mean([np.percentile(v, percent, axis=0) for v in by_task], axis=0)
+
+
 def to_csv(summary: dict[str, Any]) -> str:
     """The curve as CSV: one line per in-context episode."""
     columns = [(kind, part) for kind in ("return", "success") for part in ("mean", "low", "high")]
+    columns += [("return", "p20")] if "p20" in summary["return"] else []  # curves of earlier versions have none
     rows = ["episode," + ",".join(f"{kind}_{part}" for kind, part in columns)]
     for index in range(len(summary["return"]["mean"])):
         rows.append(f"{index + 1}," + ",".join(f"{summary[kind][part][index]:.6g}" for kind, part in columns))

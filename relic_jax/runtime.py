@@ -31,6 +31,7 @@ CONTEXT_FORMAT = "relic-jax-context-1"
 Full = Literal["drop", "window", "error"]
 FULL = ("drop", "window", "error")
 _ROPE_BASE = 10_000.0  # as relic_jax.models.attention.rotate
+_ENDLESS = 2**31 - 1  # steps that a recurrent state has room for, as an int32
 _LARGEST = 1 - 2.0**-20  # of a squashed action, as relic_jax.distributions.TanhGaussian
 Arrays = dict[str, Any]
 
@@ -130,7 +131,8 @@ class Agent:
     window: every step sees the last `capacity` steps, as `relic-jax evaluate --context-limit` does.
     error: ConfigError.
 
-    Every row of a batch has a context of its own; each drops its own episodes.
+    Every row of a batch has a context of its own; each drops its own episodes. The state of a recurrent policy has one
+    size, however long the trial: it is never full, and neither `capacity` nor `full` matters.
     """
 
     def __init__(
@@ -155,7 +157,12 @@ class Agent:
         for name, value in (("batch", batch), ("capacity", capacity)):
             if value is not None and value < 1:
                 raise ConfigError(f"{name} is {value}; allowed: 1 or more")
-        if slots is not None and (capacity > slots or (capacity < slots and full != "window")):
+        shapes = {array["name"]: array["shape"] for array in about["step"]["memory"]}
+        self._axes = {name: shape.index("context") if "context" in shape else None for name, shape in shapes.items()}
+        self._endless = all(axis is None for axis in self._axes.values())
+        if self._endless:
+            capacity, slots = _ENDLESS, 1
+        elif slots is not None and (capacity > slots or (capacity < slots and full != "window")):
             raise ConfigError(f"capacity is {capacity}; allowed: {slots}, or with full='window' fewer")
         self.batch, self.capacity, self.full, self.seed, self.greedy = batch, capacity, full, seed, greedy
         self._about, self._backend, self._spaces = about, backend, about["spaces"]
@@ -249,6 +256,8 @@ class Agent:
             raise ConfigError(f"the episode is longer than {limit} steps; allowed: at most that, by what was trained")
 
     def _make_room(self, first: np.ndarray) -> None:
+        if self._endless:
+            self._context.length = 0  # nothing is kept in slots
         if self._context.length < self._slots:
             return
         if self.full == "error":
@@ -259,10 +268,9 @@ class Agent:
 
     def save(self, path: str | Path) -> None:
         """Writes the context to a safetensors file, whole or not at all (needs the package safetensors)."""
-        context, start = self._context, self._context.length - int(self._context.kept.max())
+        context, start = self._context, max(self._context.length - int(self._context.kept.max()), 0)
         filled = slice(start, context.length)
-        arrays = {f"context.{name}": np.asarray(x) for name, x in self._arrays.items()}
-        arrays = {name: x[:, filled] if x.ndim == 2 else x[:, :, filled] for name, x in arrays.items()}
+        arrays = {f"context.{name}": np.asarray(x)[self._in(name, filled)] for name, x in self._arrays.items()}
         arrays |= {f"rows.{name}": np.asarray(x) for name, x in context.arrays(filled).items()}
         arrays["previous_action"] = self._previous
         meta = {
@@ -301,24 +309,24 @@ class Agent:
         fresh = {name: np.asarray(x) for name, x in self._backend.empty(self._rows, self._slots).items()}
         for name, x in fresh.items():
             found = arrays.get(f"context.{name}")
-            axis = 1 if x.ndim == 2 else 2
-            if (
-                found is None
-                or found.dtype != x.dtype
-                or found.shape != (*x.shape[:axis], length, *x.shape[axis + 1 :])
-            ):
+            allowed = tuple(length if axis == self._axes[name] else size for axis, size in enumerate(x.shape))
+            if found is None or (found.dtype, found.shape) != (x.dtype, allowed):
                 raise ConfigError(
                     f"context '{path}' does not fit in {name!r}; allowed: one saved by this kind of agent"
                 )
         filled: Arrays = {}
         for name, x in fresh.items():
             filled[name] = x.copy()
-            index = (slice(None), slice(length)) if x.ndim == 2 else (slice(None), slice(None), slice(length))
-            filled[name][index] = arrays[f"context.{name}"]
+            filled[name][self._in(name, slice(length))] = arrays[f"context.{name}"]
         rows = {name.removeprefix("rows."): x for name, x in arrays.items() if name.startswith("rows.")}
         self._context = Rows.restored(rows, self._slots, self._about["step"]["first_index"])
         self._arrays, self._previous = self._backend.placed(filled), arrays["previous_action"]
         self._count, self.seed = meta["count"], meta["seed"]
+
+    def _in(self, name: str, slots: slice) -> tuple[slice, ...]:
+        """Indexes those slots in the array `name`; all of it where it has none."""
+        axis = self._axes[name]
+        return () if axis is None else (*[slice(None)] * axis, slots)
 
     def _fingerprint(self) -> str:
         return str(self._about["weights"]["fingerprint"])

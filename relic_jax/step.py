@@ -2,7 +2,7 @@
 
     step(params, arrays, inputs) → (outputs, arrays)
 
-arrays: the context's keys and values. inputs: the observation, what happened before, and the counters of the context,
+arrays: the context's keys and values, or a recurrent state. inputs: the observation, what happened before, and the counters of the context,
 which belong to the caller (`relic_jax.runtime.Rows`). Every name is the same in `Agent`, StableHLO, ONNX and files.
 """
 
@@ -17,12 +17,15 @@ from relic_jax.distributions import Categorical
 from relic_jax.models import cache as kv
 from relic_jax.models.cache import KVCache
 from relic_jax.models.formats import Format, Slots
+from relic_jax.models.memory import Memory
 from relic_jax.models.policy import Policy
+from relic_jax.models.recurrent import Carry
 from relic_jax.runtime import named_leaves
 from relic_jax.spaces import Spaces, action_to_json, spaces_to_json
 from relic_jax.types import Params, StepInput
 
 Arrays = dict[str, jax.Array]
+STATE = "state"  # a recurrent memory's array
 
 
 def step(policy: Policy, params: Params, arrays: Arrays, inputs: Arrays) -> tuple[Arrays, Arrays]:
@@ -30,14 +33,14 @@ def step(policy: Policy, params: Params, arrays: Arrays, inputs: Arrays) -> tupl
 
     inputs: the observation's arrays [B, ...] by the names of `observation_names`; previous_action, previous_reward
     and first as in `StepInput`; position, episode (int32 [B]) and length (int32 []) of the memory; window: int32 [B],
-    how many last steps each row sees, this one included. Returns (`value` and the parameters of the distribution over
-    actions, the arrays after the step).
+    how many last steps each row sees, this one included; a recurrent state is emptied where that is 1. Returns (`value`
+    and the parameters of the distribution over actions, the arrays after the step).
     """
-    memory = memory_of(arrays, inputs)
+    memory, window = memory_of(arrays, inputs), None if policy.is_recurrent else inputs["window"]
     leaves = [inputs[name] for name in observation_names(policy)]
     observation = jax.tree.unflatten(jax.tree.structure(policy.spec), leaves)
     seen = StepInput(observation, inputs["previous_action"], inputs["previous_reward"], inputs["first"])
-    output, memory = policy.act(params, memory, seen, window=inputs["window"])
+    output, memory = policy.act(params, memory, seen, window=window)
     distribution: Any = output.distribution
     if isinstance(distribution, Categorical):
         found = {"logits": distribution.logits}
@@ -57,8 +60,11 @@ def keys_name(policy: Policy) -> str:
     return "rotated_keys" if policy.config.transformer.episode_rope else "keys"
 
 
-def arrays_of(policy: Policy, memory: KVCache) -> Arrays:
+def arrays_of(policy: Policy, memory: Memory) -> Arrays:
     """The context's arrays by name, without its counters."""
+    if isinstance(memory, Carry):
+        return {STATE: memory.state}
+    assert isinstance(memory, KVCache)
     found = {"episodes": memory.episodes}
     for name, layers in ((keys_name(policy), memory.keys), ("values", memory.values)):
         for layer, slots in enumerate(layers):
@@ -68,8 +74,11 @@ def arrays_of(policy: Policy, memory: KVCache) -> Arrays:
     return found
 
 
-def memory_of(arrays: Arrays, inputs: Arrays) -> KVCache:
+def memory_of(arrays: Arrays, inputs: Arrays) -> Memory:
     """The inverse of `arrays_of`; the counters are among the inputs of the step."""
+    if STATE in arrays:
+        known = (jnp.asarray(inputs["window"]) > 1)[:, None, None, None]
+        return Carry(jnp.where(known, arrays[STATE], 0), jnp.asarray(inputs["length"], jnp.int32))
 
     def layers(kind: str) -> tuple[Slots, ...]:
         names = sorted((n for n in arrays if n.split(".")[0] in kind.split("|") and n.count(".") == 1), key=_layer)
@@ -89,18 +98,26 @@ def _layer(name: str) -> int:
     return int(name.split(".")[1])
 
 
+def empty(policy: Policy, batch: int, context: int, form: Format) -> Memory:
+    """An empty memory. form: of keys and values, whatever the policy's own."""
+    memory = policy.initial_memory(batch, context)
+    return kv.in_format(memory, form) if isinstance(memory, KVCache) else memory
+
+
 def description(policy: Policy, form: Format, context: int) -> dict[str, Any]:
     """The `step` of a config.json: what the step needs to know, and its arrays. form: of keys and values.
 
     context: steps that the context is meant for. `max_episode_steps`: None without step embeddings.
     """
     transformer = policy.config.transformer
-    memory = jax.eval_shape(lambda: kv.in_format(policy.initial_memory(1, 1), form))
+    memory = jax.eval_shape(lambda: empty(policy, 1, 1, form))
     arrays = []
     for name, x in arrays_of(policy, memory).items():
-        shape = ["batch", "context"] if name == "episodes" else ["batch", x.shape[1], "context", *x.shape[3:]]
+        shape: list[Any] = ["batch", x.shape[1], "context", *x.shape[3:]]
+        shape = {"episodes": ["batch", "context"], STATE: ["batch", *x.shape[1:]]}.get(name, shape)
         arrays.append({"name": name, "shape": shape, "dtype": jnp.dtype(x.dtype).name})
-    limit = transformer.max_positions - transformer.first_index if transformer.step_embedding else None
+    steps = transformer.step_embedding and not policy.is_recurrent
+    limit = transformer.max_positions - transformer.first_index if steps else None
     return {
         "memory": arrays,
         "first_index": transformer.first_index,

@@ -20,7 +20,7 @@ from envs.registry import make
 from relic_jax import evaluate
 from relic_jax.config import ConfigError, EvalConfig
 from relic_jax.distributions import Categorical
-from relic_jax.evaluate import Curves, bootstrap_interval, in_context_curves, summarise, to_csv
+from relic_jax.evaluate import Curves, bootstrap_interval, in_context_curves, percentile_over_tasks, summarise, to_csv
 from relic_jax.models.policy import PolicyConfig, PolicyOutput, policy_for
 from relic_jax.models.transformer import TransformerConfig
 
@@ -269,7 +269,21 @@ def test_csv_has_one_line_per_episode_with_the_same_numbers(summary):
     for kind in ("return", "success"):
         for part in ("mean", "low", "high"):
             np.testing.assert_allclose([float(row[f"{kind}_{part}"]) for row in rows], found[kind][part], rtol=1e-5)
-    assert len(rows[0]) == 7 and jnp.isfinite(jnp.array([float(x) for x in rows[0].values()])).all()
+    np.testing.assert_allclose([float(row["return_p20"]) for row in rows], found["return"]["p20"], rtol=1e-5)
+    assert len(rows[0]) == 8 and jnp.isfinite(jnp.array([float(x) for x in rows[0].values()])).all()
+
+
+def test_the_twentieth_percentile_is_over_tasks_and_not_over_their_repeats():
+    task = np.arange(11.0)  # the percentile of 0 … 10 is 2
+    repeats = np.stack([task + 100, task - 100], axis=1).reshape(-1, 1)  # task-major, each task's mean is its number
+    runs = [repeats, repeats + 4]
+    np.testing.assert_allclose(percentile_over_tasks(runs, 11, 20.0), [4.0])
+
+
+def test_curves_of_earlier_versions_have_no_percentile(summary):
+    _, found = summary
+    old = found | {"return": {part: found["return"][part] for part in ("mean", "low", "high")}}
+    assert "p20" not in to_csv(old).splitlines()[0]
 
 
 def test_gain_is_of_the_last_episode_over_the_first_of_the_same_trial(summary):

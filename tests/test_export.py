@@ -284,7 +284,10 @@ def test_truncated_programs_are_one_line(tiny, tmp_path):
         runtime.load(tmp_path / "out")
     with pytest.raises(ConfigError, match="capacity is 100; allowed: 80"):
         runtime.Agent(
-            {"spaces": {"action": {"type": "discrete"}}},
+            {
+                "spaces": {"action": {"type": "discrete"}},
+                "step": {"memory": [{"name": "keys.0", "shape": ["context"]}]},
+            },
             None,
             batch=1,
             capacity=100,

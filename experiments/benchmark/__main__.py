@@ -16,8 +16,8 @@ import tyro
 from experiments.benchmark.measure import Machine, cores, measure_machine
 from relic_jax.tracking import write_atomically
 
-Suite = Literal["act", "update", "refresh", "rollout", "train", "env", "bridge", "agent", "all"]
-SUITES = ("act", "update", "refresh", "rollout", "train", "env", "bridge", "agent")
+Suite = Literal["act", "update", "refresh", "rollout", "train", "env", "suites", "bridge", "agent", "all"]
+SUITES = ("act", "update", "refresh", "rollout", "train", "env", "suites", "bridge", "agent")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from experiments.benchmark.measure import Machine, timed
 from experiments.benchmark.models import MODEL, act_bytes, benchmark_setup, state_with_context
-from relic_jax.models.cache import KVCache
+from relic_jax.models.memory import Memory
 from relic_jax.models.transformer import TransformerConfig
 from relic_jax.rl.state import Setup, step_input
 
@@ -35,7 +35,7 @@ def case(machine: Machine, cfg: TransformerConfig, *, batch: int, context: int) 
     """One measurement. context: filled steps in the middle of the timed ones."""
     setup = benchmark_setup(batch, context + STEPS // 2, STEPS, cfg)
     state = state_with_context(setup, context - STEPS // 2)
-    memory = setup.policy.for_acting(state.memory)
+    memory: Any = setup.policy.for_acting(state.memory)
     run = jax.jit(functools.partial(act_steps, setup), donate_argnums=1)
     start = memory.length
 
@@ -57,11 +57,11 @@ def case(machine: Machine, cfg: TransformerConfig, *, batch: int, context: int) 
     }
 
 
-def act_steps(setup: Setup, params: Any, memory: KVCache) -> tuple[jax.Array, KVCache]:
+def act_steps(setup: Setup, params: Any, memory: Memory) -> tuple[jax.Array, Memory]:
     """STEPS steps on one observation. The parameters come last in the profile: they are few."""
     inputs = step_input(state_with_context(setup, 0).trial)
 
-    def step(memory: KVCache, _: None) -> tuple[KVCache, jax.Array]:
+    def step(memory: Memory, _: None) -> tuple[Memory, jax.Array]:
         output, memory = setup.policy.act(params, memory, inputs)
         return memory, output.value
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,9 +38,11 @@ def state_with_context(setup: Setup, length: int) -> TrainState:
     @jax.jit
     def begin() -> TrainState:
         state = init_state(setup)
-        zeros = jnp.zeros_like(state.memory.position)
-        memory = state.memory.replace(
-            length=jnp.asarray(length), episodes=jnp.ones_like(state.memory.episodes), position=zeros
+        memory: Any = state.memory
+        memory = memory.replace(
+            length=jnp.asarray(length),
+            episodes=jnp.ones_like(memory.episodes),
+            position=jnp.zeros_like(memory.position),
         )
         return state.replace(memory=memory, segment=jnp.asarray(length // setup.config.trial.segment))
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from experiments.benchmark.measure import Machine, against_arithmetic, on_every_device, timed
 from experiments.benchmark.models import MODEL, benchmark_setup, refresh_flops, state_with_context
-from relic_jax.models.cache import KVCache
+from relic_jax.models.memory import Memory
 from relic_jax.rl import context
 from relic_jax.rl.state import Setup, TrainState
 
@@ -35,7 +35,7 @@ def case(machine: Machine, *, batch: int, steps: int) -> dict[str, Any]:
     return against_arithmetic(machine, name, unit, batch * steps, flops, timing, compiled)
 
 
-def run(setup: Setup, state: TrainState) -> tuple[KVCache, jax.Array]:
+def run(setup: Setup, state: TrainState) -> tuple[Memory, jax.Array]:
     """All segments."""
     trial, steps = setup.config.trial, state.trajectory
     segments = jnp.asarray(trial.updates, jnp.int32)

@@ -67,7 +67,7 @@ def shares(setup: Setup) -> dict[str, float]:
         return state.replace(trial=found.trial, memory=found.memory), {"value": found.last_value.mean()}
 
     def updated(setup: Setup, state: TrainState) -> Any:
-        batch = update.make_batch(setup, state, state.memory, jnp.zeros(state.memory.position.shape))
+        batch = update.make_batch(setup, state, state.memory, jnp.zeros(setup.local_environments))
         params, opt_state, metrics = update.update(setup, state, batch, jnp.asarray(False), state.key)
         return state.replace(params=params, opt_state=opt_state), setup.mean(metrics)
 

@@ -11,8 +11,7 @@ import jax.numpy as jnp
 
 from experiments.benchmark.measure import Machine, against_arithmetic, on_every_device, timed
 from experiments.benchmark.models import MODEL, benchmark_setup, state_with_context, update_flops
-from relic_jax.models import cache as kv
-from relic_jax.models.cache import KVCache
+from relic_jax.models.memory import Memory
 from relic_jax.rl import update
 from relic_jax.rl.state import Setup, TrainState
 from relic_jax.types import Params
@@ -40,20 +39,20 @@ def case(machine: Machine, *, batch: int, context: int) -> dict[str, Any]:
     return against_arithmetic(machine, name, unit, batch * SEGMENT, flops, timing, compiled)
 
 
-def arguments(batch: int, context: int) -> tuple[Setup, TrainState, KVCache]:
+def arguments(batch: int, context: int) -> tuple[Setup, TrainState, Memory]:
     """A setup, its state after acting, and the context as acting found it."""
     setup = benchmark_setup(batch, context + SEGMENT, SEGMENT)
     state = state_with_context(setup, context)
-    before = kv.prefix(state.memory, context)
+    before = state.memory.prefix(context)
     return setup, state.replace(memory=state.memory.replace(length=jnp.asarray(context + SEGMENT))), before
 
 
-def compile_update(setup: Setup, state: TrainState, before: KVCache) -> Any:
+def compile_update(setup: Setup, state: TrainState, before: Memory) -> Any:
     """One epoch over all environments in one minibatch, on every device."""
     return on_every_device(functools.partial(run, setup), state, before)
 
 
-def run(setup: Setup, state: TrainState, before: KVCache) -> Params:
+def run(setup: Setup, state: TrainState, before: Memory) -> Params:
     """The optimiser step that a segment leads to."""
-    batch = update.make_batch(setup, state.replace(memory=before), before, jnp.zeros(before.position.shape))
+    batch = update.make_batch(setup, state.replace(memory=before), before, jnp.zeros(setup.local_environments))
     return update.update(setup, state, batch, jnp.asarray(False), jax.random.key(0))[0]

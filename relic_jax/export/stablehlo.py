@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from jax import export
 
 from relic_jax import step
-from relic_jax.models import cache as kv
 from relic_jax.models.policy import Policy
 from relic_jax.types import Params
 
@@ -19,7 +18,7 @@ PLATFORMS = ("cpu", "cuda")
 def build(policy: Policy, params: Params, context: int) -> bytes:
     """The serialised step. context: slots. Lowering for CUDA needs no GPU."""
     (batch,) = export.symbolic_shape("b")
-    memory = jax.eval_shape(lambda: kv.in_format(policy.initial_memory(1, context), "float32"))
+    memory = jax.eval_shape(lambda: step.empty(policy, 1, context, "float32"))
     arrays = {
         name: jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype) for name, x in step.arrays_of(policy, memory).items()
     }

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -44,6 +42,63 @@ class KVCache(struct.PyTreeNode):
     def context(self, layer: int) -> Context:
         """What attention in `layer` reads."""
         return Context(self.keys[layer], self.values[layer], self.episodes, self.length)
+
+    def prefix(self, capacity: int) -> KVCache:
+        """A copy that holds only the first `capacity` slots."""
+        return self._slots(0, capacity)
+
+    def last_steps(self, steps: int) -> KVCache:
+        """The last `steps` filled slots alone, with the counters of the whole."""
+        return self._slots(self.length - steps, steps)
+
+    def _slots(self, start: jax.Array | int, size: int) -> KVCache:
+        """Slots start … start+size, the counters as they are."""
+        keys, values = jax.tree.map(
+            lambda slots: formats.tile(slots, start, size),
+            (self.keys, self.values),
+            is_leaf=lambda x: isinstance(x, Slots),
+        )
+        episodes = lax.dynamic_slice_in_dim(self.episodes, start, size, axis=1)
+        return self.replace(keys=keys, values=values, episodes=episodes)
+
+    def append(self, added: KVCache) -> KVCache:
+        """This cache followed by what `last_steps` took from its own continuation, whose counters it takes over."""
+
+        def write(old: jax.Array, new: jax.Array, axis: int) -> jax.Array:
+            return lax.dynamic_update_slice_in_dim(old, new, self.length, axis)
+
+        keys, values = jax.tree.map(
+            lambda old, new: write(old, new, 2), (self.keys, self.values), (added.keys, added.values)
+        )
+        return added.replace(keys=keys, values=values, episodes=write(self.episodes, added.episodes, 1))
+
+    def grown(self, capacity: int) -> KVCache:
+        """A copy with room for `capacity` slots, of which there may already be as many."""
+        more = capacity - self.capacity
+
+        def pad(x: jax.Array, axis: int, value: int) -> jax.Array:
+            return jnp.pad(x, [(0, more if a == axis else 0) for a in range(x.ndim)], constant_values=value)
+
+        keys, values = jax.tree.map(lambda x: pad(x, 2, 0), (self.keys, self.values))
+        return self.replace(keys=keys, values=values, episodes=pad(self.episodes, 1, -1))
+
+    def as_of(self, earlier: KVCache) -> KVCache:
+        """This cache with the counters of `earlier`: keys and values written since lie behind `length`, unread."""
+        return self.replace(length=earlier.length, position=earlier.position, episode=earlier.episode)
+
+    def rewound(self, first: jax.Array, length: jax.Array | int) -> KVCache:
+        """This cache as it was when it held `length` (int32 []) steps, one of those it holds at least.
+
+        first: bool [B, S], which slots open an episode.
+        """
+        slot = jnp.arange(self.capacity)
+        opened = jnp.where(first & (slot < length), slot, 0).max(1)
+        last = jnp.maximum(length - 1, 0)  # the first step opens the first episode, so nothing changes before it
+        return self.replace(
+            length=jnp.asarray(length, jnp.int32),
+            position=jnp.where(length > 0, last - opened, -1).astype(jnp.int32),
+            episode=lax.dynamic_index_in_dim(self.episodes, last, 1, keepdims=False),
+        )
 
 
 def empty_cache(
@@ -98,50 +153,6 @@ def once_read(start: jax.Array, x: jax.Array) -> jax.Array:
     return start + jnp.minimum(bits, 0)  # the sign bit is clear: this is 0
 
 
-def _steps(cache: KVCache, start: jax.Array | int, size: int) -> KVCache:
-    """Slots start … start+size, the counters as they are."""
-    keys, values = jax.tree.map(
-        lambda slots: formats.tile(slots, start, size),
-        (cache.keys, cache.values),
-        is_leaf=lambda x: isinstance(x, Slots),
-    )
-    episodes = lax.dynamic_slice_in_dim(cache.episodes, start, size, axis=1)
-    return cache.replace(keys=keys, values=values, episodes=episodes)
-
-
-def prefix(cache: KVCache, capacity: int) -> KVCache:
-    """A copy that holds only the first `capacity` slots."""
-    return _steps(cache, 0, capacity)
-
-
-def last_steps(cache: KVCache, steps: int) -> KVCache:
-    """The last `steps` filled slots alone, with the counters of the whole."""
-    return _steps(cache, cache.length - steps, steps)
-
-
-def append(cache: KVCache, added: KVCache) -> KVCache:
-    """`cache` followed by what `last_steps` took from its own continuation, whose counters it takes over."""
-
-    def write(old: jax.Array, new: jax.Array, axis: int) -> jax.Array:
-        return lax.dynamic_update_slice_in_dim(old, new, cache.length, axis)
-
-    keys, values = jax.tree.map(
-        lambda old, new: write(old, new, 2), (cache.keys, cache.values), (added.keys, added.values)
-    )
-    return added.replace(keys=keys, values=values, episodes=write(cache.episodes, added.episodes, 1))
-
-
-def grown(cache: KVCache, capacity: int) -> KVCache:
-    """A copy with room for `capacity` slots, of which there may already be as many."""
-    more = capacity - cache.capacity
-
-    def pad(x: jax.Array, axis: int, value: int) -> jax.Array:
-        return jnp.pad(x, [(0, more if a == axis else 0) for a in range(x.ndim)], constant_values=value)
-
-    keys, values = jax.tree.map(lambda x: pad(x, 2, 0), (cache.keys, cache.values))
-    return cache.replace(keys=keys, values=values, episodes=pad(cache.episodes, 1, -1))
-
-
 def in_format(cache: KVCache, form: Format) -> KVCache:
     """A copy whose keys and values are stored in another format."""
 
@@ -149,32 +160,3 @@ def in_format(cache: KVCache, form: Format) -> KVCache:
         return tuple(formats.encode(slots.decoded(jnp.dtype(jnp.float32)), form) for slots in layers)
 
     return cache.replace(keys=convert(cache.keys), values=convert(cache.values))
-
-
-def rewound(cache: KVCache, first: jax.Array, length: jax.Array | int) -> KVCache:
-    """The cache as it was when it held `length` (int32 []) steps, one of those it holds at least.
-
-    first: bool [B, S], which slots open an episode.
-    """
-    slot = jnp.arange(cache.capacity)
-    opened = jnp.where(first & (slot < length), slot, 0).max(1)
-    last = jnp.maximum(length - 1, 0)  # the first step opens the first episode, so nothing changes before it
-    return cache.replace(
-        length=jnp.asarray(length, jnp.int32),
-        position=jnp.where(length > 0, last - opened, -1).astype(jnp.int32),
-        episode=lax.dynamic_index_in_dim(cache.episodes, last, 1, keepdims=False),
-    )
-
-
-def joined(parts: Sequence[KVCache]) -> KVCache:
-    """Caches of some environments each, all of one length, as one of all: the inverse of `rows`."""
-    return jax.tree.map(lambda *x: jnp.concatenate(x) if x[0].ndim else x[0], *parts)
-
-
-def rows(cache: KVCache, index: jax.Array) -> KVCache:
-    """The environments `index` (int32 [b]) of a cache. One after the other: XLA on CPU gathers number by number."""
-
-    def one(i: jax.Array) -> KVCache:
-        return jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, i, keepdims=False), cache.replace(length=None))
-
-    return lax.map(one, index).replace(length=cache.length)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -24,6 +24,8 @@ from relic_jax.models import cache as kv
 from relic_jax.models.actions import HeadConfig
 from relic_jax.models.cache import KVCache
 from relic_jax.models.encoders import IMAGE_ENCODER, EncoderConfig, StepEncoder, image_mask, vector_part
+from relic_jax.models.memory import Memory
+from relic_jax.models.recurrent import Recurrent, RecurrentConfig, empty_carry
 from relic_jax.models.statistics import merged
 from relic_jax.models.transformer import Linear, Transformer, TransformerConfig, empty_memory
 from relic_jax.types import Params, PyTree, StepInput
@@ -36,6 +38,14 @@ class PolicyConfig:
     transformer: TransformerConfig = dataclasses.field(default_factory=TransformerConfig)
     encoder: EncoderConfig = dataclasses.field(default_factory=EncoderConfig)
     head: HeadConfig = dataclasses.field(default_factory=HeadConfig)
+    memory: Literal["transformer", "gru", "lstm"] = "transformer"
+    """What remembers the trial: attention over all its steps (ReLIC), or a recurrent state (RL²)."""
+    recurrent: RecurrentConfig = dataclasses.field(default_factory=RecurrentConfig)
+
+    @property
+    def width(self) -> int:
+        """Width of what the memory reads and gives."""
+        return self.transformer.width if self.memory == "transformer" else self.recurrent.width
 
 
 @struct.dataclass
@@ -47,7 +57,7 @@ class PolicyOutput:
 
 
 class PolicyNetwork(nn.Module):
-    """encoder → linear → transformer → linear → actor and critic, both linear."""
+    """encoder → linear → transformer or recurrent network → linear → actor and critic, both linear."""
 
     config: PolicyConfig
     action_space: ActionSpace
@@ -57,29 +67,39 @@ class PolicyNetwork(nn.Module):
 
     def setup(self) -> None:
         """Declares the parameters."""
-        width = self.config.transformer.width
-        init = nn.initializers.normal(0.02)
+        width = self.config.width
+        recurrent = self.config.memory != "transformer"  # it has no norm that would make small inputs large again
+        init = nn.initializers.lecun_normal() if recurrent else nn.initializers.normal(0.02)
         self.encoder = StepEncoder(self.config.encoder, self.action_space, width, self.low, self.high, self.images)
         self.proj_in, self.proj_out = Linear(width, kernel_init=init), Linear(width, kernel_init=init)
-        self.transformer = Transformer(self.config.transformer)
+        if self.config.memory == "transformer":
+            self.transformer = Transformer(self.config.transformer)
+        else:
+            self.recurrent = Recurrent(self.config.recurrent, self.config.memory)
         self.actor = actions.head(self.action_space, self.config.head)
         self.critic = Linear(1, kernel_init=nn.initializers.orthogonal(1.0))
 
     def __call__(
         self,
         inputs: StepInput,
-        memory: KVCache,
+        memory: Any,
         *,
         decode: bool = False,
         valid: jax.Array | None = None,
         window: jax.Array | None = None,
         dropout_key: jax.Array | None = None,
-    ) -> tuple[PolicyOutput, KVCache]:
-        """A block of steps, leading axes [B, Q]; see `Transformer.__call__`."""
+    ) -> tuple[PolicyOutput, Memory]:
+        """A block of steps, leading axes [B, Q]; see `Transformer.__call__`. A recurrent network has no such options:
+        one step is a block of one."""
         x = self.proj_in(self.encoder(inputs))
-        hidden, memory = self.transformer(
-            x, inputs.first, memory, decode=decode, valid=valid, window=window, dropout_key=dropout_key
-        )
+        if self.config.memory == "transformer":
+            hidden, memory = self.transformer(
+                x, inputs.first, memory, decode=decode, valid=valid, window=window, dropout_key=dropout_key
+            )
+        elif window is not None:
+            raise ValueError("window: a recurrent memory cannot be limited to the last steps")
+        else:
+            hidden, memory = self.recurrent(x, inputs.first, memory)
         hidden = self.proj_out(hidden.astype(jnp.float32))
         return PolicyOutput(self.actor(hidden), self.critic(hidden)[..., 0]), memory
 
@@ -145,22 +165,31 @@ class Policy:
         )
         return self.network.init(key, inputs, self.initial_memory(1, 0))["params"]
 
-    def initial_memory(self, batch: int, capacity: int) -> KVCache:
+    @property
+    def is_recurrent(self) -> bool:
+        """Whether the memory is a state of fixed size, and not all the steps."""
+        return self.config.memory != "transformer"
+
+    def initial_memory(self, batch: int, capacity: int) -> Memory:
         """An empty context with room for `capacity` steps of `batch` environments."""
+        if self.config.memory != "transformer":
+            return empty_carry(self.config.recurrent, self.config.memory, batch)
         return empty_memory(self.config.transformer, batch, capacity)
 
-    def for_acting(self, memory: KVCache) -> KVCache:
+    def for_acting(self, memory: Memory) -> Memory:
         """A copy of the memory in the format that `act` reads fastest on this platform; `stored` leads back.
 
         XLA on CPU would convert a whole bfloat16 or int8 cache to float32 at every step. The numbers are the same.
         """
+        if not isinstance(memory, KVCache):
+            return memory
         form = self.config.transformer.cache_format
         return kv.in_format(memory, "float32") if form != "float32" and jax.default_backend() == "cpu" else memory
 
-    def stored(self, memory: KVCache) -> KVCache:
+    def stored(self, memory: Memory) -> Memory:
         """A memory in the configured format."""
         form = self.config.transformer.cache_format
-        return memory if memory.form == form else kv.in_format(memory, form)
+        return memory if not isinstance(memory, KVCache) or memory.form == form else kv.in_format(memory, form)
 
     def perceive(self, params: Params, inputs: StepInput) -> StepInput:
         """The inputs with features in place of images, any leading axes; without images as they are."""
@@ -170,8 +199,8 @@ class Policy:
         return perceived
 
     def act(
-        self, params: Params, memory: KVCache, inputs: StepInput, *, window: jax.Array | None = None
-    ) -> tuple[PolicyOutput, KVCache]:
+        self, params: Params, memory: Memory, inputs: StepInput, *, window: jax.Array | None = None
+    ) -> tuple[PolicyOutput, Memory]:
         """One step. inputs: leading axis [B]. Returns output with leading axis [B] and the memory with the step in it.
 
         window: int32 [], or [B], the context is limited to that many last steps.
@@ -183,12 +212,12 @@ class Policy:
     def unroll(
         self,
         params: Params,
-        memory: KVCache,
+        memory: Memory,
         inputs: StepInput,
         *,
         valid: jax.Array | None = None,
         dropout_key: jax.Array | None = None,
-    ) -> tuple[PolicyOutput, KVCache]:
+    ) -> tuple[PolicyOutput, Memory]:
         """A block of Q steps. inputs: leading axes [B, Q]. Gradients go through the block, never into `memory`.
 
         valid: int32 [], only that many first steps matter (the rest of the block is not computed and comes out as
@@ -197,9 +226,7 @@ class Policy:
         """
         return self._apply(params, inputs, memory, valid=valid, dropout_key=dropout_key)
 
-    def _apply(
-        self, params: Params, inputs: StepInput, memory: KVCache, **options: Any
-    ) -> tuple[PolicyOutput, KVCache]:
+    def _apply(self, params: Params, inputs: StepInput, memory: Memory, **options: Any) -> tuple[PolicyOutput, Memory]:
         result: Any = self.network.apply({"params": params}, inputs, memory, **options)
         return result
 
@@ -217,7 +244,7 @@ class Policy:
         encoder = params["encoder"]
         return {**params, "encoder": {**encoder, "statistics": merged(encoder["statistics"], x, weight, total)}}
 
-    def peek(self, params: Params, memory: KVCache, inputs: StepInput) -> jax.Array:
+    def peek(self, params: Params, memory: Memory, inputs: StepInput) -> jax.Array:
         """Value of a step that is not taken into the memory. inputs: leading axis [B]. Returns float32 [B]."""
         output, _ = self.unroll(params, memory, jax.tree.map(lambda x: x[:, None], inputs))
         return output.value[:, 0]

@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from relic_jax.models import cache as kv
-from relic_jax.models.cache import KVCache
+from relic_jax.models.memory import Memory
 from relic_jax.models.policy import Policy
 from relic_jax.types import Params, PyTree, StepInput, Trajectory
 
@@ -49,13 +48,13 @@ def shuffle_episodes(key: jax.Array, trajectory: Trajectory, length: jax.Array) 
 def refresh(
     policy: Policy,
     params: Params,
-    memory: KVCache,
+    memory: Memory,
     inputs: StepInput,
     value: jax.Array,
     first_segment: jax.Array | int,
     segments: jax.Array,
     segment: int,
-) -> tuple[KVCache, jax.Array]:
+) -> tuple[Memory, jax.Array]:
     """Recomputes the context's keys, values and value predictions with new weights.
 
     memory: the context, full up to the end of `segments`; inputs: [B, T, ...]; value: float32 [B, T]. Recomputed are
@@ -64,11 +63,11 @@ def refresh(
     next stays in a core's cache.
     """
 
-    def one_group(rows: tuple[KVCache, StepInput, jax.Array]) -> tuple[KVCache, jax.Array]:
+    def one_group(rows: tuple[Memory, StepInput, jax.Array]) -> tuple[Memory, jax.Array]:
         memory, inputs, value = rows
-        memory = kv.rewound(memory.replace(length=length), inputs.first, first_segment * segment)
+        memory = memory.replace(length=length).rewound(inputs.first, first_segment * segment)
 
-        def one_segment(index: jax.Array, carry: tuple[KVCache, jax.Array]) -> tuple[KVCache, jax.Array]:
+        def one_segment(index: jax.Array, carry: tuple[Memory, jax.Array]) -> tuple[Memory, jax.Array]:
             memory, value = carry
             start = index * segment
             output, memory = policy.unroll(params, memory, window(inputs, start, segment))
@@ -78,7 +77,8 @@ def refresh(
         return memory.replace(length=no_length), value
 
     batch, length, no_length = value.shape[0], memory.length, None
-    group = max(size for size in range(1, batch + 1) if batch % size == 0 and (size == 1 or size * segment <= ROWS))
+    limit = batch * segment if policy.is_recurrent else ROWS  # a state goes from step to step: all environments at once
+    group = max(size for size in range(1, batch + 1) if batch % size == 0 and (size == 1 or size * segment <= limit))
     split = jax.tree.map(
         lambda x: x.reshape(batch // group, group, *x.shape[1:]), (memory.replace(length=no_length), inputs, value)
     )

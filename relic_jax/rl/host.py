@@ -18,12 +18,11 @@ from jax.sharding import PartitionSpec as P
 
 from envs.host import Happened, HostEnvironment, HostTrials
 from envs.wrappers import TrialState, TrialStep
-from relic_jax.models import cache as kv
-from relic_jax.models.cache import KVCache
+from relic_jax.models.memory import Memory, joined, rows
 from relic_jax.models.policy import Policy
 from relic_jax.rl import context
-from relic_jax.rl.parallel import parallel, shardings_of
-from relic_jax.rl.rollout import Collected, buffer_sizes
+from relic_jax.rl.parallel import memory_specs, parallel, shardings_of
+from relic_jax.rl.rollout import Collected, acting_sizes, buffer_sizes
 from relic_jax.rl.state import AXIS, Setup, TrainState, init_state, step_input
 from relic_jax.rl.update import Metrics, learn
 from relic_jax.types import Params, PyTree, StepInput, Trajectory
@@ -43,7 +42,7 @@ class Acted(NamedTuple):
 class Running(NamedTuple):
     """One group in the middle of acting. memory: its context. acted: buffers, None where nothing is stored."""
 
-    memory: KVCache
+    memory: Memory
     acted: Acted | None
 
 
@@ -104,12 +103,12 @@ class HostSegments:
         env, trial = setup.trials.env, setup.config.trial
         assert isinstance(env, HostEnvironment)
         self._setup, self._env = setup, env
-        self._sizes = buffer_sizes(trial.steps, trial.segment)
+        self._sizes = buffer_sizes(trial.steps, trial.segment, acting_sizes(setup.policy))
         self._actor = Actor(setup.policy, trial.environments)
-        steps = jax.eval_shape(lambda: init_state(setup)).trajectory
-        self._open = jax.jit(functools.partial(_opened, setup, steps), static_argnums=(2, 3))
+        state = jax.eval_shape(lambda: init_state(setup))
+        self._open = jax.jit(functools.partial(_opened, setup, state.trajectory), static_argnums=(2, 3))
         self._close = jax.jit(functools.partial(_closed, setup))
-        self._specs = _collected_specs()
+        self._specs = _collected_specs(state.memory)
         self._learn = parallel(setup, _learn, self._specs)
         self._trials = HostTrials(env, env.start(trial.environments), setup.trials.show_last_reward)
 
@@ -181,7 +180,7 @@ class HostSegments:
             observation=acted.observation,
         )
 
-    def _final_value(self, params: Params, memory: KVCache, found: Happened) -> np.ndarray:
+    def _final_value(self, params: Params, memory: Memory, found: Happened) -> np.ndarray:
         """Value of the observation that a time limit cut off, 0 elsewhere: float32 [b]."""
         batch = found.batch
         cut = batch.truncated & batch.valid
@@ -202,16 +201,16 @@ def _learn(setup: Setup, state: TrainState, collected: Collected) -> tuple[Train
     """`learn`, with the keys of the segment that `_act_key` began."""
     key, own_key = jax.random.split(state.key)
     _, update_key, after_key = jax.random.split(setup.own_key(own_key), 3)
-    collected = collected._replace(memory=kv.append(state.memory, collected.memory))
+    collected = collected._replace(memory=state.memory.append(collected.memory))
     return learn(setup, state.replace(key=key), state.memory, collected, update_key, after_key)
 
 
-def _opened(setup: Setup, steps: Trajectory, memory: KVCache, start: jax.Array, count: int, size: int) -> Running:
+def _opened(setup: Setup, steps: Trajectory, memory: Memory, start: jax.Array, count: int, size: int) -> Running:
     """A working copy for `count` environments from `start` on, with room for `size` steps, and buffers for a segment.
 
     steps: shapes of the trial's. count, size: static.
     """
-    part = kv.prefix(kv.rows(memory, start + jnp.arange(count)), size)
+    part = rows(memory, start + jnp.arange(count)).prefix(size)
     shape = (count, setup.config.trial.segment)
     policy = setup.policy
 
@@ -223,10 +222,10 @@ def _opened(setup: Setup, steps: Trajectory, memory: KVCache, start: jax.Array, 
     return Running(policy.for_acting(part), acted)
 
 
-def _closed(setup: Setup, groups: tuple[Running, ...]) -> tuple[KVCache, Acted]:
+def _closed(setup: Setup, groups: tuple[Running, ...]) -> tuple[Memory, Acted]:
     """What the segment added, of all environments."""
     segment = setup.config.trial.segment
-    memory = kv.joined([setup.policy.stored(kv.last_steps(group.memory, segment)) for group in groups])
+    memory = joined([setup.policy.stored(group.memory.last_steps(segment)) for group in groups])
     return memory, jax.tree.map(lambda *parts: jnp.concatenate(parts), *(group.acted for group in groups))
 
 
@@ -251,10 +250,10 @@ def _trajectory(acted: Acted, results: TrialStep, valid: Any, final_value: Any) 
     )
 
 
-def _collected_specs() -> Any:
-    """PartitionSpecs of a `Collected`: everything is split over the environments."""
-    everywhere: Any = P()
-    rows: Any = P(AXIS)
+def _collected_specs(memory: Memory) -> Any:
+    """PartitionSpecs of a `Collected`: everything is split over the environments. memory: one of the same kind."""
+    split: Any = P(AXIS)
     steps_first: Any = P(None, AXIS)
-    memory = KVCache(keys=rows, values=rows, episodes=rows, length=everywhere, position=rows, episode=rows)
-    return Collected(trial=rows, memory=memory, steps=rows, results=steps_first, last_value=rows, observation=rows)
+    return Collected(
+        trial=split, memory=memory_specs(memory), steps=split, results=steps_first, last_value=split, observation=split
+    )

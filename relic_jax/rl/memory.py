@@ -37,6 +37,9 @@ def segment_image_bytes(setup: Setup) -> int:
 def context_line(setup: Setup) -> str:
     """One line: what a step of context costs and what all of it comes to."""
     trial, transformer = setup.config.trial, setup.config.policy.transformer
+    if setup.policy.is_recurrent:
+        size = tree_bytes(jax.eval_shape(lambda: setup.policy.initial_memory(trial.environments, trial.steps)))
+        return f"{setup.config.policy.memory}, {size:,} bytes for {trial.environments} trials of any length"
     return (
         f"{transformer.cache_bytes_per_step:,} bytes a step and environment ({transformer.cache_format}); "
         f"{trial.environments} × {trial.steps:,} steps: {_mebibytes(context_bytes(setup))}"

@@ -19,6 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 from relic_jax.config import ConfigError, TrainConfig, devices_fit
 from relic_jax.interop import encoders
+from relic_jax.models.memory import Memory
 from relic_jax.rl.state import AXIS, Setup, TrainState, init_state
 from relic_jax.types import PyTree
 
@@ -58,8 +59,14 @@ def state_specs(state: TrainState) -> Any:
     return everywhere(state).replace(
         trial=split(state.trial),
         trajectory=split(state.trajectory),
-        memory=split(state.memory).replace(length=P()),
+        memory=memory_specs(state.memory),
     )
+
+
+def memory_specs(memory: Memory) -> Any:
+    """A memory of PartitionSpecs: split over the environments, but for what they share."""
+    specs: Any = jax.tree.map(lambda _: P(AXIS), memory)
+    return specs.replace(length=P())
 
 
 def state_shardings(config: TrainConfig, state: TrainState) -> Any:

@@ -1,4 +1,4 @@
-"""Acting: a scan over policy and environment inside jit, with the cache of the whole context so far.
+"""Acting: a scan over policy and environment inside jit, with the memory of the whole trial so far.
 
 Attention reads the whole buffer that it is given, so a trial's first step would cost as much as its last. A segment
 therefore acts on a copy of the cache of about the right size, one of a few static sizes, and hands back only what it
@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from envs.wrappers import TrialState, TrialStep
-from relic_jax.models import cache as kv
-from relic_jax.models.cache import KVCache
+from relic_jax.models.memory import Memory
+from relic_jax.models.policy import Policy
 from relic_jax.rl.state import Setup, step_input
 from relic_jax.types import Params, PyTree, StepInput, Trajectory
 
@@ -29,24 +29,29 @@ class Collected(NamedTuple):
     """
 
     trial: TrialState
-    memory: KVCache
+    memory: Memory
     steps: Trajectory
     results: TrialStep
     last_value: jax.Array
     observation: PyTree
 
 
-def collect(setup: Setup, params: Params, trial: TrialState, memory: KVCache, key: jax.Array) -> Collected:
+def collect(setup: Setup, params: Params, trial: TrialState, memory: Memory, key: jax.Array) -> Collected:
     """Acts for one segment of K steps."""
-    segment = setup.config.trial.segment
+    trial_steps, segment = setup.config.trial.steps, setup.config.trial.segment
 
     def act_in(size: int) -> Collected:
-        working = setup.policy.for_acting(kv.prefix(memory, size))
+        working = setup.policy.for_acting(memory.prefix(size))
         collected = collect_within(setup, params, trial, working, key)
-        return collected._replace(memory=setup.policy.stored(kv.last_steps(collected.memory, segment)))
+        return collected._replace(memory=setup.policy.stored(collected.memory.last_steps(segment)))
 
-    collected = with_size(memory.capacity, segment, memory.length + segment, act_in)
-    return collected._replace(memory=kv.append(memory, collected.memory))
+    collected = with_size(trial_steps, segment, memory.length + segment, act_in, count=acting_sizes(setup.policy))
+    return collected._replace(memory=memory.append(collected.memory))
+
+
+def acting_sizes(policy: Policy) -> int:
+    """How many sizes of buffers to act on: one where what is in a memory does not change its size."""
+    return 1 if policy.is_recurrent else MAX_SIZES
 
 
 def with_size(
@@ -65,11 +70,11 @@ def buffer_sizes(steps: int, segment: int, count: int = MAX_SIZES) -> list[int]:
     return [segment * -(-segments * (index + 1) // count) for index in range(count)]
 
 
-def collect_within(setup: Setup, params: Params, trial: TrialState, memory: KVCache, key: jax.Array) -> Collected:
+def collect_within(setup: Setup, params: Params, trial: TrialState, memory: Memory, key: jax.Array) -> Collected:
     """`collect` against the whole of `memory`, which must have room for the segment."""
     policy = setup.policy
 
-    def step(carry: tuple[TrialState, KVCache], key: jax.Array):
+    def step(carry: tuple[TrialState, Memory], key: jax.Array):
         trial, memory = carry
         action_key, env_key = jax.random.split(key)
         seen = step_input(trial)
@@ -95,7 +100,7 @@ def collect_within(setup: Setup, params: Params, trial: TrialState, memory: KVCa
     return Collected(trial, memory, steps, results, policy.peek(params, memory, step_input(trial)), observation)
 
 
-def final_value(setup: Setup, params: Params, memory: KVCache, action: jax.Array, result: TrialStep) -> jax.Array:
+def final_value(setup: Setup, params: Params, memory: Memory, action: jax.Array, result: TrialStep) -> jax.Array:
     """Value of the observation that a time limit cut off, 0 elsewhere: float32 [B]. Costs only where there is one."""
     zeros = jnp.zeros_like(result.reward)
     if setup.config.ppo.time_limit == "terminal":

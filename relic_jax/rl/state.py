@@ -12,7 +12,7 @@ from flax import struct
 from envs.base import Environment, num_tasks
 from envs.wrappers import Trials, TrialState
 from relic_jax.config import TrainConfig
-from relic_jax.models.cache import KVCache
+from relic_jax.models.memory import Memory
 from relic_jax.models.policy import Policy, policy_for
 from relic_jax.rl.optimizer import make_optimizer
 from relic_jax.types import Params, PyTree, StepInput, Trajectory
@@ -23,8 +23,8 @@ class TrainState(struct.PyTreeNode):
 
     params: pytree. opt_state: pytree, of the parameters that are trained (`Policy.trained`). key: typed PRNG key [].
     env_steps: int32 [], taken so far by all environments together. segment: int32 [], index in the trial of the segment
-    to come. trial: the N environments. trajectory: the trial's steps so far ([N, T] buffers). memory: their keys and
-    values.
+    to come. trial: the N environments. trajectory: the trial's steps so far ([N, T] buffers). memory: what the
+    policy keeps of them.
     """
 
     params: Params
@@ -34,7 +34,7 @@ class TrainState(struct.PyTreeNode):
     segment: jax.Array
     trial: TrialState
     trajectory: Trajectory
-    memory: KVCache
+    memory: Memory
 
 
 AXIS = "data"  # name of the device axis that environments are split over

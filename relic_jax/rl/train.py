@@ -107,7 +107,7 @@ def train(setup: Setup, folder: Path, make_tracker: Callable[[int], Tracker], *,
                     save(setup, checkpoints, state, progress)
                     raise PoolError(f"{error}; saved, go on with: relic-jax train --resume {folder}") from None
                 for record in records(setup.config, progress.env_steps, jax.device_get(metrics)):
-                    check_finite(record, checkpoints)
+                    check_finite(setup, record, checkpoints)
                     progress.env_steps = int(record["env_steps"])
                     tracker.log(record, clock.read())
                 if time.monotonic() - saved_at > 60 * setup.config.checkpoint_minutes:
@@ -159,18 +159,29 @@ def records(config: TrainConfig, env_steps: int, metrics: dict[str, np.ndarray])
         yield record | values
 
 
-def check_finite(record: Record, checkpoints: Path) -> None:
+def check_finite(setup: Setup, record: Record, checkpoints: Path) -> None:
     """Raises NonFiniteError where a record counts non-finite numbers; takes the counts out of it otherwise."""
     counts = {source: record.pop(f"nonfinite/{source}") for source in SOURCES}
+    environment, step, task = (int(record.pop(f"nonfinite/{name}")) for name in ("environment", "step", "task"))
     culprit = next((source for source in SOURCES if counts[source]), None)
     if culprit is None:
         return
     steps = checkpoint.complete_steps(checkpoints)
     good = f"{checkpoints / str(steps[-1])}" if steps else "none yet"
+    where = ""
+    if environment >= 0:
+        where = f"; {setup.trials.env.name}, environment {environment}, step {step} of its trial"
+        where += f", training task {task}{task_text(setup.tasks, task)}" if task >= 0 else ""
     raise NonFiniteError(
         f"not finite at environment step {int(record['env_steps'])}: {culprit} "
-        f"({int(counts[culprit])} numbers); last good checkpoint: {good}"
+        f"({int(counts[culprit])} numbers{where}); last good checkpoint: {good}"
     )
+
+
+def task_text(tasks: Any, index: int) -> str:
+    """What a task is, in brackets, where that is one number such as a seed; else nothing."""
+    leaves = jax.tree.leaves(tasks)
+    return f" ({leaves[0][index]})" if len(leaves) == 1 and np.ndim(leaves[0]) == 1 else ""
 
 
 @contextmanager

@@ -6,6 +6,7 @@ shuffle and refresh the context. One compiled function serves every segment of a
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -13,9 +14,9 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from envs.base import num_tasks
 from relic_jax.config import TrainConfig
-from relic_jax.models import cache as kv
-from relic_jax.models.cache import KVCache
+from relic_jax.models.memory import Memory, rows
 from relic_jax.models.policy import PolicyOutput
 from relic_jax.rl import context, losses
 from relic_jax.rl.gae import advantages
@@ -36,7 +37,7 @@ class Batch(NamedTuple):
     images (`Collected.observation`)."""
 
     trajectory: Trajectory
-    memory: KVCache
+    memory: Memory
     advantage: jax.Array
     target: jax.Array
     observation: PyTree = None
@@ -47,12 +48,12 @@ class Batch(NamedTuple):
             return self
         steps = (self.trajectory, self.advantage, self.target, self.observation)
         trajectory, advantage, target, observation = jax.tree.map(lambda x: x[index], steps)
-        return Batch(trajectory, kv.rows(self.memory, index), advantage, target, observation)
+        return Batch(trajectory, rows(self.memory, index), advantage, target, observation)
 
     def first_steps(self, size: int) -> Batch:
         """Only the first `size` steps of the trial, and no context: for a pass over all of them."""
         trajectory, advantage, target = jax.tree.map(lambda x: x[:, :size], self[:1] + self[2:4])
-        return Batch(trajectory, kv.prefix(self.memory, 0), advantage, target, self.observation)
+        return Batch(trajectory, self.memory.prefix(0), advantage, target, self.observation)
 
 
 class Window(NamedTuple):
@@ -73,11 +74,11 @@ def segment_step(setup: Setup, state: TrainState) -> tuple[TrainState, Metrics]:
 
 
 def learn(
-    setup: Setup, state: TrainState, before: KVCache, collected: Collected, update_key: jax.Array, after_key: jax.Array
+    setup: Setup, state: TrainState, before: Memory, collected: Collected, update_key: jax.Array, after_key: jax.Array
 ) -> tuple[TrainState, Metrics]:
     """What follows on acting: the update, and the context made ready.
 
-    before: the memory that acting began with, of which only the counters are read.
+    before: the memory that acting began with; of a cache only the counters are read.
     """
     cfg = setup.config
     start = state.segment * cfg.trial.segment
@@ -94,6 +95,7 @@ def learn(
     seen = collected.steps
     params = setup.policy.observed(params, seen.inputs.observation, seen.valid, setup.total)
     counts = setup.total(episode_sums(collected) | finiteness(collected, metrics, params))
+    counts |= culprit(setup, collected, start)
     metrics = setup.mean(metrics | {"reward": collected.results.reward.mean()}) | counts
     state = state.replace(params=params, opt_state=opt_state)
     next_trial, next_segment = (lambda s: start_trial(setup, s, after_key)), (lambda s: go_on(setup, s, after_key))
@@ -105,7 +107,7 @@ def trial_step(setup: Setup, state: TrainState) -> tuple[TrainState, Metrics]:
     return lax.scan(lambda s, _: segment_step(setup, s), state, length=setup.config.trial.updates)
 
 
-def make_batch(setup: Setup, state: TrainState, before: KVCache, last_value: jax.Array) -> Batch:
+def make_batch(setup: Setup, state: TrainState, before: Memory, last_value: jax.Array) -> Batch:
     """Advantages and returns over ALL steps of the trial so far, and the context as the segment found it."""
     ppo, steps = setup.config.ppo, state.trajectory
     ended = steps.terminated | steps.truncated
@@ -122,9 +124,7 @@ def make_batch(setup: Setup, state: TrainState, before: KVCache, last_value: jax
         return advantages(reward, value, last, end, final, length, gamma=ppo.gamma, gae_lambda=ppo.gae_lambda)
 
     advantage = jax.vmap(one)(reward, steps.value, last_value, ended, final_value)
-    # keys and values written since are behind `length`, so nobody reads them
-    memory = state.memory.replace(length=before.length, position=before.position, episode=before.episode)
-    return Batch(steps, memory, advantage, advantage + steps.value)
+    return Batch(steps, state.memory.as_of(before), advantage, advantage + steps.value)
 
 
 def update(
@@ -295,10 +295,10 @@ def go_on(setup: Setup, state: TrainState, key: jax.Array) -> TrainState:
     if ppo.refresh_every is None:
         return state.replace(segment=filled)
 
-    def renew() -> tuple[Trajectory, KVCache]:
+    def renew() -> tuple[Trajectory, Memory]:
         return renewed_context(setup, state, key)
 
-    def keep() -> tuple[Trajectory, KVCache]:
+    def keep() -> tuple[Trajectory, Memory]:
         return state.trajectory, state.memory
 
     if ppo.refresh_every == 1:
@@ -308,7 +308,7 @@ def go_on(setup: Setup, state: TrainState, key: jax.Array) -> TrainState:
     return state.replace(segment=filled, trajectory=trajectory, memory=memory)
 
 
-def renewed_context(setup: Setup, state: TrainState, key: jax.Array) -> tuple[Trajectory, KVCache]:
+def renewed_context(setup: Setup, state: TrainState, key: jax.Array) -> tuple[Trajectory, Memory]:
     """The context shuffled and recomputed, as far back as the config says."""
     ppo, segment, filled = setup.config.ppo, setup.config.trial.segment, state.segment + 1
     trajectory = state.trajectory
@@ -371,3 +371,41 @@ def finiteness(collected: Collected, metrics: Metrics, params: Params) -> Metric
         "params": params,
     }
     return {f"nonfinite/{source}": bad(parts[source]) for source in SOURCES}
+
+
+def culprit(setup: Setup, collected: Collected, start: jax.Array) -> Metrics:
+    """Where the segment's first observation or reward that is not finite came up: environment, step of its trial and
+    index of its task in the training split (−1: it is not in there), int32 []; all −1 where everything is finite.
+    start: the segment's first step.
+
+    An observation counts for the step that is taken on it.
+    """
+    environments, segment = setup.local_environments, setup.config.trial.segment
+
+    def bad(tree: Any, leading: int) -> jax.Array:
+        leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+        found = jnp.zeros(jax.tree.leaves(tree)[0].shape[:leading], bool)
+        return functools.reduce(jnp.logical_or, ((~jnp.isfinite(x)).any(range(leading, x.ndim)) for x in leaves), found)
+
+    steps = collected.steps
+    acted = bad(steps.inputs.observation, 2) | bad(steps.reward, 2)
+    found = jnp.concatenate([acted, bad(collected.trial.observation, 1)[:, None]], axis=1)  # [B, K + 1]
+    # earliest step first, then environment: one number, so that devices can agree on the smallest
+    device = 0 if setup.axis is None else lax.axis_index(setup.axis)
+    place = jnp.argmax(found.T)  # of the first True
+    step, row = place // environments, place % environments
+    total = setup.config.trial.environments
+    order = jnp.where(found.any(), step * total + device * environments + row, total * (segment + 1))
+    first = order if setup.axis is None else lax.pmin(order, setup.axis)
+
+    def task_index() -> jax.Array:
+        same = jnp.ones((num_tasks(setup.tasks),), bool)
+        for every, own in zip(jax.tree.leaves(setup.tasks), jax.tree.leaves(collected.trial.task), strict=True):
+            same &= (jnp.asarray(every) == own[row]).reshape(len(same), -1).all(1)
+        return jnp.where(same.any(), jnp.argmax(same), -1)
+
+    is_own = found.any() & (order == first)
+    task = setup.total(lax.cond(is_own, task_index, lambda: jnp.zeros((), jnp.int32)))
+    there = first < total * (segment + 1)
+    where = {"environment": first % total, "step": start + first // total, "task": task}
+    return {f"nonfinite/{name}": jnp.where(there, value, -1) for name, value in where.items()}

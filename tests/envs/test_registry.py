@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from envs.base import Environment, VisualEnvironment
+from envs.host import HostEnvironment
+from envs.probes.env import Probe
 from envs.registry import ENTRIES, UnknownEnvironmentError, describe, make, names
 
 EXPECTED = {
@@ -95,3 +98,16 @@ def test_environments_are_imported_only_when_made():
         "r.make('probe-value'); assert 'envs.darkroom.env' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2], timeout=60)
+
+
+@pytest.mark.parametrize("name", sorted(EXPECTED))
+def test_what_the_interface_leaves_open_is_defined(name):
+    """But for the steps of simulators, which are taken in worker processes."""
+    env = make(name)
+    abstract = {Environment: ["observation_spec", "action_space", "reset", "step", "tasks"]}
+    if isinstance(env, VisualEnvironment):
+        abstract[VisualEnvironment] = ["start", "transition", "observe"]
+    if isinstance(env, Probe):
+        abstract[Probe] = ["observe", "reward"]
+    missing = [m for base, methods in abstract.items() for m in methods if getattr(type(env), m) is getattr(base, m)]
+    assert missing == (["step"] if isinstance(env, HostEnvironment) else [])

@@ -330,11 +330,33 @@ def test_nan_from_the_environment_stops_the_run_and_names_step_culprit_and_check
         go(setup, tmp_path, resume=True)
     message = str(error.value)
     assert "\n" not in message and f"environment step {3 * PER_UPDATE}: " in message
+    step = when if what == "observation_at" else when - 1  # an observation counts for the step that is taken on it
+    assert f"; darkroom-ad-9-random, environment 0, step {step} of its trial); " in message
     assert f": {culprit} (" in message
     assert message.endswith(f"last good checkpoint: {tmp_path / 'checkpoints' / str(2 * PER_UPDATE)}")
     assert checkpoint.complete_steps(tmp_path / "checkpoints")[-1] == 2 * PER_UPDATE
     assert [line["env_steps"] for line in read_lines(tmp_path / "metrics.jsonl")] == [PER_UPDATE, 2 * PER_UPDATE]
     assert_all_checkpoints_finite(setup, tmp_path / "checkpoints")
+
+
+def test_nan_in_one_environment_names_it_and_its_task(tiny, tmp_path, monkeypatch):
+    setup = prepare(tiny("segment", devices=2), POISONED)
+    tasks = dataclasses.replace(setup.tasks, reward_at=setup.tasks.reward_at.copy())
+    tasks.reward_at[7] = 20
+
+    def poisoned_restore(setup, checkpoints):
+        state, progress = restore(setup, checkpoints)
+        task = jax.tree.map(lambda own, every: own.at[3].set(every[7]), state.trial.task, tasks)
+        return state.replace(trial=state.trial.replace(task=task)), progress
+
+    monkeypatch.setattr(training, "restore", poisoned_restore)
+    with pytest.raises(NonFiniteError, match=r"environment 3, step 19 of its trial, training task 7\)"):
+        go(dataclasses.replace(setup, tasks=tasks), tmp_path, resume=True)
+
+
+def test_seeds_are_named_where_tasks_are_seeds():
+    assert training.task_text(np.array([11, 12, 13]), 1) == " (12)"
+    assert training.task_text({"a": np.zeros(3), "b": np.zeros(3)}, 1) == training.task_text(np.zeros((3, 2)), 1) == ""
 
 
 def test_nan_within_a_trial_chunk_names_its_update_and_saves_nothing_of_the_chunk(poisoned, poison, tmp_path):

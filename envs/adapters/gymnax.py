@@ -1,0 +1,75 @@
+"""gymnax (Lange 2022): `gymnax:CartPole-v1` and its other environments.
+
+Its `step` resets by itself, so `step_env` and `reset_env` are used; `step_env` knows nothing of the time limit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from envs.adapters.suite import Reply, Suite, action_space, check_known, finite_range, load
+from envs.base import ActionSpace, PyTree
+from relic_jax.config import ConfigError
+
+PREFIX = "gymnax"
+
+
+def make(name: str, horizon: int | None = None) -> Gymnax:
+    """The environment `gymnax:ID`. horizon: steps of the longest episode; None: gymnax's own. Raises ConfigError."""
+    suite, id = load("gymnax", PREFIX, name), name.removeprefix(f"{PREFIX}:")
+    check_known(name, PREFIX, suite.registered_envs)
+    try:
+        limit = int(_made(id)[1].max_steps_in_episode)
+    except OSError as error:
+        raise ConfigError(f"env {name!r} downloads data, which failed: {error}") from None
+    return Gymnax(name, id, limit if horizon is None else horizon)
+
+
+@functools.cache
+def _made(id: str) -> tuple[Any, Any]:
+    with jax.ensure_compile_time_eval():  # it is kept, so it must not hold what belongs to a trace
+        return load("gymnax", PREFIX, f"{PREFIX}:{id}").make(id)
+
+
+@dataclasses.dataclass(frozen=True)
+class Gymnax(Suite):
+    """An environment of gymnax. Tasks are seeds."""
+
+    @property
+    def params(self) -> Any:
+        """gymnax's parameters, with our time limit."""
+        return _made(self.id)[1].replace(max_steps_in_episode=self.horizon)
+
+    @property
+    def action_space(self) -> ActionSpace:
+        """gymnax's."""
+        return action_space(_made(self.id)[0].action_space(self.params), self.name)
+
+    @property
+    def observation_range(self) -> tuple[PyTree, PyTree] | None:
+        """gymnax's bounds, where they are finite. None for images: those of MinAtar are 0 … 1."""
+        space, spec = _made(self.id)[0].observation_space(self.params), self.observation_spec
+        if not isinstance(spec, jax.ShapeDtypeStruct) or len(spec.shape) == 3:
+            return None
+        if type(space).__name__ == "Discrete":
+            return np.zeros(spec.shape, np.float32), np.full(spec.shape, space.n - 1, np.float32)
+        return finite_range(space.low, space.high, spec.shape)
+
+    def begin(self, key: jax.Array, task: PyTree) -> tuple[PyTree, PyTree]:
+        """`reset_env`."""
+        del task
+        seen, inner = _made(self.id)[0].reset_env(key, self.params)
+        return inner, seen
+
+    def advance(self, key: jax.Array, inner: PyTree, action: jax.Array, task: PyTree) -> Reply:
+        """`step_env`, and `is_truncated`."""
+        del task
+        env, params = _made(self.id)[0], self.params
+        seen, inner, reward, terminated, _ = env.step_env(key, inner, action, params)
+        return Reply(inner, seen, jnp.asarray(reward), terminated, env.is_truncated(inner, params))

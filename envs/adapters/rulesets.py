@@ -1,0 +1,192 @@
+"""Rulesets of XLand-MiniGrid: drawn here, or read from the files of its benchmarks.
+
+A ruleset is a goal, rules that turn objects into others, and the objects that lie around at the start. They are drawn
+by the procedure of appendix A.2 of "Human-timescale adaptation in an open-ended task space" (arXiv 2301.07608), as
+XLand-MiniGrid (Nikulin et al. 2023, arXiv 2312.12044) does for its benchmarks: from the goal backwards, each object of
+a level made by a rule from objects of the next, branches pruned at random, then distractors. The package holds neither
+its benchmarks, which it downloads, nor their generator, so the recipes are its own and the rulesets are ours.
+"""
+
+from __future__ import annotations
+
+import bz2
+import dataclasses
+import functools
+import itertools
+import pickle
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from flax import struct
+
+from relic_jax.config import ConfigError
+
+Tile = tuple[int, int]  # kind, colour: XLand-MiniGrid's numbers
+
+PICKABLE = (3, 4, 5, 7, 12, 11)  # ball, square, pyramid, key, star, hexagon
+GOAL_TILE = 6
+COLOURS = (1, 2, 3, 4, 5, 6, 9, 10, 11, 8)
+OBJECTS: list[Tile] = list(itertools.product(PICKABLE, COLOURS))
+PLACES: list[Tile] = list(itertools.product((*PICKABLE, GOAL_TILE), COLOURS))  # what something can be next to
+PRODUCTS: list[Tile] = [*OBJECTS, (1, 7)]  # a rule may also make bare floor
+
+# Numbers of goals and rules: hold; agent next to a tile (any side, up, right, down, left of it); two tiles so.
+HOLD_GOAL, NEAR_GOALS, TILE_GOALS = 1, (3, 11, 12, 13, 14), (4, 7, 8, 9, 10)
+HOLD_RULE, NEAR_RULES, TILE_RULES = 1, (2, 8, 9, 10, 11), (3, 4, 5, 6, 7)
+GOAL_LENGTH, RULE_LENGTH = 5, 7  # of an encoding, filled up with zeros
+
+
+@struct.dataclass
+class Rulesets:
+    """N rulesets, or one without the leading axis. goal: uint8 [N, 5]. rules: uint8 [N, R, 7]. init_tiles: uint8
+    [N, K, 2]; rules and tiles of zeros are none."""
+
+    goal: Any
+    rules: Any
+    init_tiles: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """depth: levels of rules before the goal. prune: probability that an object lies around instead of having to be
+    made. distractor_rules: at most so many that lead nowhere. distractor_objects: so many more objects. count: of
+    rulesets."""
+
+    depth: int
+    prune: float
+    distractor_rules: int
+    distractor_objects: int
+    count: int = 10_000
+
+
+RECIPES = {
+    "trivial": Recipe(0, 0.0, 0, 3),
+    "small": Recipe(1, 0.3, 2, 2),
+    "medium": Recipe(2, 0.1, 3, 2),
+    "high": Recipe(3, 0.1, 4, 1),
+}
+"""The recipes of trivial-21k, small-1m, medium-1m and high-1m."""
+
+
+class Drawn(NamedTuple):
+    """One ruleset before it is filled up to the length of the longest."""
+
+    goal: tuple[int, ...]
+    rules: tuple[tuple[int, ...], ...]
+    tiles: tuple[Tile, ...]
+
+
+def _choice(random: np.random.RandomState, tiles: list[Tile], but: list[Tile] = []) -> Tile:  # noqa: B006
+    left = [tile for tile in tiles if tile not in but] if but else tiles
+    return left[random.randint(len(left))]
+
+
+def draw_goal(random: np.random.RandomState) -> tuple[tuple[int, ...], list[Tile]]:
+    """(encoding, its tiles). All eleven kinds of goals are as likely."""
+    kind = random.randint(1 + len(NEAR_GOALS) + len(TILE_GOALS))
+    if kind == 0:
+        tiles = [_choice(random, OBJECTS)]
+        return (HOLD_GOAL, *tiles[0]), tiles
+    if kind <= len(NEAR_GOALS):
+        tiles = [_choice(random, PLACES)]
+        return (NEAR_GOALS[kind - 1], *tiles[0]), tiles
+    tiles = [_choice(random, PLACES), _choice(random, OBJECTS)]
+    return (TILE_GOALS[kind - 1 - len(NEAR_GOALS)], *tiles[0], *tiles[1]), tiles
+
+
+def draw_rule(random: np.random.RandomState, product: Tile, used: list[Tile]) -> tuple[tuple[int, ...], list[Tile]]:
+    """(encoding, the tiles it needs, none of them in `used`) of a rule that makes `product`."""
+    kind = random.randint(1 + len(NEAR_RULES) + len(TILE_RULES))
+    if kind <= len(NEAR_RULES):
+        tiles = [_choice(random, OBJECTS, used)]
+        return ((HOLD_RULE, *NEAR_RULES)[kind], *tiles[0], *product), tiles
+    tiles = [_choice(random, PLACES, used), _choice(random, OBJECTS, used)]
+    return (TILE_RULES[kind - 1 - len(NEAR_RULES)], *tiles[0], *tiles[1], *product), tiles
+
+
+def draw(random: np.random.RandomState, recipe: Recipe) -> Drawn:
+    """One ruleset."""
+    goal, needed = draw_goal(random)
+    used, rules, tiles = list(needed), [], []
+    for _ in range(recipe.depth):
+        needed, products = [], needed
+        for product in reversed(products):
+            if random.random_sample() < recipe.prune:
+                tiles.append(product)
+                continue
+            rule, inputs = draw_rule(random, product, used)
+            rules.append(rule)
+            used += inputs
+            needed += inputs
+    tiles += needed  # what the last level needs lies around
+    tiles += [_choice(random, PLACES, used) for _ in range(recipe.distractor_objects)]
+    for _ in range(random.randint(recipe.distractor_rules + 1)):
+        rule, inputs = draw_rule(random, _choice(random, PRODUCTS, used), [])
+        rules.append(rule)
+        tiles += inputs
+    return Drawn(goal, tuple(rules), tuple(tiles))
+
+
+@functools.cache
+def generate(name: str, seed: int = 42) -> Rulesets:
+    """The rulesets of a recipe, no two of them with the same goal and rules. Takes a second."""
+    recipe, random = RECIPES[name], np.random.RandomState(seed)
+    found: dict[tuple, Drawn] = {}
+    while len(found) < recipe.count:
+        drawn = draw(random, recipe)
+        found.setdefault((drawn.goal, drawn.rules), drawn)
+    all_drawn = list(found.values())
+    goal = np.stack([_filled(np.array(d.goal), (GOAL_LENGTH,)) for d in all_drawn])
+    rules = max(1, *(len(d.rules) for d in all_drawn))
+    tiles = max(len(d.tiles) for d in all_drawn)
+    encoded = [[_filled(np.array(r), (RULE_LENGTH,)) for r in d.rules] for d in all_drawn]
+    return Rulesets(
+        goal,
+        np.stack([_filled(np.array(e).reshape(-1, RULE_LENGTH), (rules, RULE_LENGTH)) for e in encoded]),
+        np.stack([_filled(np.array(d.tiles), (tiles, 2)) for d in all_drawn]),
+    )
+
+
+def _filled(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    out = np.zeros(shape, np.uint8)
+    out[tuple(slice(size) for size in values.shape)] = values
+    return out
+
+
+class _Arrays(pickle.Unpickler):
+    """Reads pickles of dictionaries of numpy's and jax's arrays, and refuses to run anything else."""
+
+    ALLOWED = frozenset(
+        {
+            ("numpy", "ndarray"),
+            ("numpy", "dtype"),
+            ("numpy.core.multiarray", "_reconstruct"),
+            ("numpy._core.multiarray", "_reconstruct"),
+            ("numpy.core.numeric", "_frombuffer"),
+            ("numpy._core.numeric", "_frombuffer"),
+            ("jax._src.array", "_reconstruct_array"),
+        }
+    )
+
+    def find_class(self, module: str, name: str) -> Any:
+        """The function that a pickle asks for, where it is harmless."""
+        if (module, name) not in self.ALLOWED:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        return super().find_class(module, name)
+
+
+def read(path: Path, name: str) -> Rulesets:
+    """The rulesets of a benchmark file. name: of the environment. Raises ConfigError."""
+    try:
+        with bz2.open(path, "rb") as file:
+            data = _Arrays(file).load()
+        parts = [np.asarray(data[key], np.uint8) for key in ("goals", "rules", "init_tiles")]
+        if [x.shape[0] for x in parts] != [len(parts[0])] * 3 or [x.ndim for x in parts] != [2, 3, 3]:
+            raise ValueError(f"arrays of shapes {[x.shape for x in parts]}")
+    except (OSError, EOFError, pickle.UnpicklingError, LookupError, TypeError, ValueError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ConfigError(
+            f"env is {name!r}; allowed: a benchmark file of XLand-MiniGrid ('{path}': {reason})"
+        ) from None
+    return Rulesets(*parts)

@@ -1,0 +1,135 @@
+"""XLand-MiniGrid (Nikulin et al. 2023, arXiv 2312.12044): `xland-trivial`, `xland-small`, `xland-medium`, and
+`xland:ENVID:BENCHMARK` for its other grids and its own benchmark files.
+
+The ruleset is the task and lasts for the whole trial; what XLand calls a trial, from a reset to the goal or the time
+limit, is an episode here. Objects and agent are placed anew in every episode. Its step types are dm_env's: `LAST` says
+nothing about why, so termination is read from the discount.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from envs.adapters import rulesets
+from envs.adapters.rulesets import RECIPES, Rulesets
+from envs.adapters.suite import Reply, Suite, check_known, load, one_hots
+from envs.base import Discrete, PyTree, Split, num_tasks
+from relic_jax.config import ConfigError
+
+PREFIX = "xland"
+FAMILY = "XLand-MiniGrid-"
+PRESETS = {
+    "xland-trivial": ("XLand-MiniGrid-R1-9x9", "trivial"),
+    "xland-small": ("XLand-MiniGrid-R1-9x9", "small"),
+    "xland-medium": ("XLand-MiniGrid-R4-13x13", "medium"),
+}
+"""Grid and rulesets."""
+TRAIN_SHARE = 0.9
+"""Of a benchmark's rulesets, shuffled by numpy's RandomState(0); the others are held out."""
+KINDS, COLOURS, DIRECTIONS = 13, 12, 4
+
+
+def make(name: str, horizon: int | None = None) -> XLand:
+    """The environment called `name`. horizon: steps of the longest episode; None: XLand's own. Raises ConfigError."""
+    suite = load("xminigrid", PREFIX, name)
+    if name in PRESETS:
+        id, benchmark = PRESETS[name]
+    else:
+        id, _, benchmark = name.removeprefix(f"{PREFIX}:").partition(":")
+        known = [known for known in suite.registered_environments() if known.startswith(FAMILY)]
+        check_known(f"{PREFIX}:{id}", PREFIX, known)
+    env = XLand(name, id, horizon or int(_made(id)[1].max_steps), benchmark or "trivial")
+    env.rulesets  # noqa: B018  (a missing file is a complaint now, not later)
+    return env
+
+
+@functools.cache
+def _made(id: str) -> tuple[Any, Any]:
+    suite = load("xminigrid", PREFIX, f"{PREFIX}:{id}")
+    with jax.ensure_compile_time_eval():  # it is kept, so it must not hold what belongs to a trace
+        return suite.make(id)
+
+
+@functools.cache
+def _read(path: Path, name: str) -> Rulesets:
+    return rulesets.read(path, name)
+
+
+@dataclasses.dataclass(frozen=True)
+class XLand(Suite):
+    """A grid of XLand-MiniGrid with the rulesets of a benchmark: one of RECIPES, drawn here, or the name or the path of
+    a file of XLand-MiniGrid's.
+
+    Observation: its view of 5×5 cells in front of the agent, each one-hot in kind and colour, and the direction that it
+    looks in, which some goals are about; uint8 [629]. What the agent carries is not seen, as in XLand-MiniGrid.
+    Reward: 1 − 0.9·(steps/horizon) for the goal, which ends the episode.
+    """
+
+    benchmark: str = "trivial"
+
+    opens_alike: ClassVar[bool] = False
+
+    @property
+    def action_space(self) -> Discrete:
+        """Forward, turn right, turn left, pick up, put down, toggle."""
+        env, params = _made(self.id)
+        return Discrete(env.num_actions(params))
+
+    @property
+    def rulesets(self) -> Rulesets:
+        """All of the benchmark's."""
+        if self.benchmark in RECIPES:
+            return rulesets.generate(self.benchmark)
+        return _read(self._file(), self.name)
+
+    def _file(self) -> Path:
+        benchmarks = load("xminigrid.benchmarks", PREFIX, self.name)
+        known = benchmarks.NAME2HFFILENAME
+        path = Path(benchmarks.DATA_PATH, known[self.benchmark]) if self.benchmark in known else Path(self.benchmark)
+        if path.is_file():
+            return path
+        if self.benchmark in known:
+            hint = f'python -c "import xminigrid; xminigrid.load_benchmark({self.benchmark!r})" downloads it'
+            raise ConfigError(f"env is {self.name!r}, whose rulesets are not at '{path}'; {hint}")
+        allowed = f"{', '.join(RECIPES)} (drawn here), {', '.join(known)} (files), or the path of such a file"
+        raise ConfigError(f"env is {self.name!r} with the rulesets {self.benchmark!r}; allowed: {allowed}")
+
+    def _params(self, task: Rulesets) -> Any:
+        ruleset = load("xminigrid.types", PREFIX, self.name).RuleSet(task.goal, task.rules, task.init_tiles)
+        return _made(self.id)[1].replace(max_steps=self.horizon, ruleset=ruleset)
+
+    def begin(self, key: jax.Array, task: Rulesets) -> tuple[PyTree, PyTree]:
+        """XLand's reset: its state is a time step."""
+        task = jax.tree.map(jnp.asarray, task)
+        timestep = _made(self.id)[0].reset(self._params(task), key)
+        return timestep, timestep.observation
+
+    def advance(self, key: jax.Array, inner: PyTree, action: jax.Array, task: Rulesets) -> Reply:
+        """XLand's step. The goal takes the discount to 0, a time limit does not."""
+        del key
+        timestep = _made(self.id)[0].step(self._params(task), inner, action)
+        return Reply(timestep, timestep.observation, timestep.reward, timestep.discount == 0, timestep.last())
+
+    def encode(self, inner: PyTree, seen: PyTree) -> jax.Array:
+        """One-hot."""
+        values = jnp.concatenate([seen.reshape(-1), inner.state.agent.direction[None].astype(seen.dtype)])
+        return one_hots(values, (KINDS, COLOURS) * (seen.size // 2) + (DIRECTIONS,))
+
+    def tasks(self, split: Split) -> Rulesets:
+        """Rulesets that the other split has not. Of "trivial" ones that is: goals that the other split has not."""
+        return _split(self, split)
+
+
+@functools.cache
+def _split(env: XLand, split: Split) -> Rulesets:
+    count = num_tasks(env.rulesets)
+    order, cut = np.random.RandomState(0).permutation(count), int(TRAIN_SHARE * count)
+    rows = order[:cut] if split == "train" else order[cut:]
+    return jax.tree.map(lambda x: x[rows], env.rulesets)

@@ -1,0 +1,200 @@
+"""What our wrappers cost: trials of other suites' environments beside the suites' own auto-reset loop, in the same run.
+
+    python -m experiments.benchmark suites
+
+Both are vmapped over as many environments, act at random in a scan on one device, reset where an episode ended, and
+carry every observation and reward on. Ours also keep the books of a trial and encode what the policy reads. Suites that
+are not installed are left out.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from envs import registry
+from envs.wrappers import Trials
+from experiments.benchmark.measure import Machine
+
+MARK = 0.9
+"""Of the suite's own steps per second that the wrapped environment is to reach."""
+
+Step = Callable[[jax.Array, Any, jax.Array], tuple[Any, Any]]
+
+
+class Loop(NamedTuple):
+    """Of ONE environment or of many. start: key -> state. step: (key, state, action) -> (state, what it showed)."""
+
+    start: Callable[[jax.Array], Any]
+    step: Step
+
+
+class Case(NamedTuple):
+    """name: of the environment. package: that has to be there. batch: environments. own: the suite's loop, made of the
+    environment's id."""
+
+    name: str
+    package: str
+    batch: int
+    own: Callable[[str], Loop]
+
+
+def gymnax_loop(id: str) -> Loop:
+    """gymnax's `step`, which resets."""
+    import gymnax
+
+    env, params = gymnax.make(id)
+
+    def step(key: jax.Array, state: Any, action: jax.Array) -> tuple[Any, Any]:
+        seen, state, reward, *_ = env.step(key, state, action, params)
+        return state, (seen, reward)
+
+    return Loop(lambda key: env.reset(key, params)[1], step)
+
+
+def craftax_loop(id: str) -> Loop:
+    """Craftax's `step`, which resets."""
+    from craftax.craftax_env import make_craftax_env_from_name
+
+    env = make_craftax_env_from_name(id, auto_reset=True)
+    params = env.default_params
+
+    def step(key: jax.Array, state: Any, action: jax.Array) -> tuple[Any, Any]:
+        seen, state, reward, *_ = env.step(key, state, action, params)
+        return state, (seen, reward)
+
+    return Loop(lambda key: env.reset(key, params)[1], step)
+
+
+def navix_loop(id: str) -> Loop:
+    """navix's `step`, which resets at the next one."""
+    import navix
+
+    env = navix.make(id, observation_fn=navix.observations.symbolic_first_person)
+
+    def step(key: jax.Array, state: Any, action: jax.Array) -> tuple[Any, Any]:
+        del key
+        state = env.step(state, action)
+        return state, (state.observation, state.reward)
+
+    return Loop(env.reset, step)
+
+
+def xland_loop(id: str) -> Loop:
+    """XLand-MiniGrid in its own auto-reset wrapper; as in its own training, every environment has its ruleset."""
+    import xminigrid
+    from xminigrid.types import RuleSet
+    from xminigrid.wrappers import GymAutoResetWrapper
+
+    ours: Any = registry.make("xland-trivial")
+    tasks = jax.tree.map(jnp.asarray, ours.tasks("train"))
+    base, params = xminigrid.make(id)
+    env = GymAutoResetWrapper(base)
+
+    def start(key: jax.Array) -> Any:
+        index = jax.random.randint(key, (), 0, len(tasks.goal))
+        ruleset = RuleSet(*jax.tree.leaves(jax.tree.map(lambda x: x[index], tasks)))
+        return ruleset, env.reset(params.replace(ruleset=ruleset), key)
+
+    def step(key: jax.Array, state: Any, action: jax.Array) -> tuple[Any, Any]:
+        del key
+        timestep = env.step(params.replace(ruleset=state[0]), state[1], action)
+        return (state[0], timestep), (timestep.observation, timestep.reward)
+
+    return Loop(start, step)
+
+
+CASES = (
+    Case("gymnax:CartPole-v1", "gymnax", 2048, gymnax_loop),
+    Case("gymnax:Breakout-MinAtar", "gymnax", 1024, gymnax_loop),
+    Case("xland-trivial", "xminigrid", 1024, xland_loop),
+    Case("navix:Navix-DoorKey-Random-6x6-v0", "navix", 512, navix_loop),
+    Case("craftax:Craftax-Classic-Symbolic-v1", "craftax", 128, craftax_loop),
+)
+
+
+def cases(machine: Machine, seconds: float = 2.0, rounds: int = 5) -> Iterator[dict[str, Any]]:
+    """Yields JSON-able dicts: name; rate, unit of the wrapped environment; peer_rate: the suite's own; of_peer; mark,
+    reached. seconds: of one round; rounds alternate between the two, the best of each counts."""
+    del machine
+    for case in CASES:
+        if importlib.util.find_spec(case.package) is not None:
+            yield measure(case, seconds, rounds)
+
+
+def measure(case: Case, seconds: float, rounds: int) -> dict[str, Any]:
+    """One environment, wrapped and as it comes."""
+    env: Any = registry.make(case.name)
+    trials = Trials(env)
+    tasks = jax.tree.map(lambda x: jnp.asarray(x[: case.batch]), env.tasks("train"))
+    tasks = jax.tree.map(lambda x: jnp.resize(x, (case.batch, *x.shape[1:])), tasks)
+    own = case.own(env.id)
+
+    def wrapped_step(key: jax.Array, state: Any, action: jax.Array) -> tuple[Any, Any]:
+        state, result = trials.step(key, state, action)
+        return state, (state.observation, result.reward)
+
+    def own_step(key: jax.Array, state: Any, action: jax.Array) -> tuple[Any, Any]:
+        return jax.vmap(own.step)(jax.random.split(key, case.batch), state, action)
+
+    def own_start(key: jax.Array) -> Any:
+        return jax.vmap(own.start)(jax.random.split(key, case.batch))
+
+    runs = [
+        runner(lambda key: trials.reset(key, tasks), wrapped_step, env.action_space.n, case.batch, seconds),
+        runner(own_start, own_step, env.action_space.n, case.batch, seconds),
+    ]
+    best = [0.0, 0.0]
+    for _ in range(rounds):
+        best = [max(rate, run()) for rate, run in zip(best, runs, strict=True)]
+    rate, peer = best
+    return {
+        "name": f"suites/{case.name}",
+        "rate": rate,
+        "unit": "steps/s",
+        "batch": case.batch,
+        "peer_rate": peer,
+        "of_peer": rate / peer,
+        "peer": "the suite's own loop",
+        "mark": MARK,
+        "reached": rate / peer >= MARK,
+    }
+
+
+def runner(
+    start: Callable[[jax.Array], Any], step: Step, actions: int, batch: int, seconds: float
+) -> Callable[[], float]:
+    """A function that measures steps a second, over about `seconds`, of a loop over a batch."""
+
+    def steps(carry: Any, length: int) -> Any:
+        def body(carry: Any, key: jax.Array) -> tuple[Any, None]:
+            action_key, step_key = jax.random.split(key)
+            return step(step_key, carry[0], jax.random.randint(action_key, (batch,), 0, actions, jnp.int32)), None
+
+        return jax.lax.scan(body, carry, jax.random.split(jax.random.key(1), length))[0]
+
+    run = jax.jit(steps, static_argnums=1)
+    state = jax.tree.map(strong, jax.jit(start)(jax.random.key(0)))
+    # the carry is what a step makes: some suites' states have other types after it than after a reset
+    nothing = jnp.zeros((batch,), jnp.int32)
+    state = jax.tree.map(strong, jax.jit(step)(jax.random.key(2), state, nothing))
+    length = max(8, int(8 * seconds / (duration(run, state, 8), duration(run, state, 8))[1]))
+    duration(run, state, length)
+    return lambda: batch * length / duration(run, state, length)
+
+
+def strong(x: jax.Array) -> jax.Array:
+    """The array with a type that is not weak, so that a scan can carry it."""
+    return x if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else jax.lax.convert_element_type(x, x.dtype)
+
+
+def duration(run: Callable[..., Any], *arguments: Any) -> float:
+    """Seconds that a call takes."""
+    begun = time.perf_counter()
+    jax.block_until_ready(run(*arguments))
+    return time.perf_counter() - begun
