@@ -132,7 +132,7 @@ class Agent:
     error: ConfigError.
 
     Every row of a batch has a context of its own; each drops its own episodes. The state of a recurrent policy has one
-    size, however long the trial: it is never full, and neither `capacity` nor `full` matters.
+    size, however long the trial: it is never full, whatever the capacity, and cannot be limited to a window.
     """
 
     def __init__(
@@ -160,6 +160,8 @@ class Agent:
         shapes = {array["name"]: array["shape"] for array in about["step"]["memory"]}
         self._axes = {name: shape.index("context") if "context" in shape else None for name, shape in shapes.items()}
         self._endless = all(axis is None for axis in self._axes.values())
+        if self._endless and full == "window":
+            raise ConfigError("full is 'window'; allowed: 'drop' or 'error' with a recurrent policy")
         if self._endless:
             capacity, slots = _ENDLESS, 1
         elif slots is not None and (capacity > slots or (capacity < slots and full != "window")):

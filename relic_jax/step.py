@@ -2,8 +2,9 @@
 
     step(params, arrays, inputs) → (outputs, arrays)
 
-arrays: the context's keys and values, or a recurrent state. inputs: the observation, what happened before, and the counters of the context,
-which belong to the caller (`relic_jax.runtime.Rows`). Every name is the same in `Agent`, StableHLO, ONNX and files.
+arrays: the context's keys and values, or a recurrent state. inputs: the observation, what happened before, and the
+counters of the context, which belong to the caller (`relic_jax.runtime.Rows`). Every name is the same in `Agent`,
+StableHLO, ONNX and files.
 """
 
 from __future__ import annotations
@@ -113,9 +114,8 @@ def description(policy: Policy, form: Format, context: int) -> dict[str, Any]:
     memory = jax.eval_shape(lambda: empty(policy, 1, 1, form))
     arrays = []
     for name, x in arrays_of(policy, memory).items():
-        shape: list[Any] = ["batch", x.shape[1], "context", *x.shape[3:]]
-        shape = {"episodes": ["batch", "context"], STATE: ["batch", *x.shape[1:]]}.get(name, shape)
-        arrays.append({"name": name, "shape": shape, "dtype": jnp.dtype(x.dtype).name})
+        after = {"episodes": ["context"], STATE: list(x.shape[1:])}.get(name, [*x.shape[1:2], "context", *x.shape[3:]])
+        arrays.append({"name": name, "shape": ["batch", *after], "dtype": jnp.dtype(x.dtype).name})
     steps = transformer.step_embedding and not policy.is_recurrent
     limit = transformer.max_positions - transformer.first_index if steps else None
     return {
