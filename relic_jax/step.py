@@ -114,7 +114,8 @@ def description(policy: Policy, form: Format, context: int) -> dict[str, Any]:
     memory = jax.eval_shape(lambda: empty(policy, 1, 1, form))
     arrays = []
     for name, x in arrays_of(policy, memory).items():
-        after = {"episodes": ["context"], STATE: list(x.shape[1:])}.get(name, [*x.shape[1:2], "context", *x.shape[3:]])
+        kept: dict[str, list[Any]] = {"episodes": ["context"], STATE: [*x.shape[1:]]}
+        after = kept.get(name, [*x.shape[1:2], "context", *x.shape[3:]])
         arrays.append({"name": name, "shape": ["batch", *after], "dtype": jnp.dtype(x.dtype).name})
     steps = transformer.step_embedding and not policy.is_recurrent
     limit = transformer.max_positions - transformer.first_index if steps else None

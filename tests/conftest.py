@@ -60,6 +60,25 @@ def tiny():
     return _tiny
 
 
+@pytest.fixture(scope="session")
+def drawn():
+    """`drawn(policy)`: parameters that all matter, sinks and statistics included; nothing is compiled for them."""
+    import jax.numpy as jnp
+    import numpy as np
+
+    def draw(policy):
+        random = np.random.default_rng(0)
+
+        def one(x):
+            if x.ndim < 2:  # biases, scales and statistics, of which some must not be negative
+                return jnp.asarray(random.uniform(0.1, 0.6, x.shape), x.dtype)
+            return jnp.asarray(random.normal(size=x.shape) / np.sqrt(np.prod(x.shape[:-1])), x.dtype)
+
+        return jax.tree.map(one, jax.eval_shape(policy.init, jax.random.key(0)))
+
+    return draw
+
+
 @pytest.fixture
 def cli(capsys, monkeypatch):
     """`cli(*arguments)` runs the console script's main here; returns (exit code, stdout, stderr)."""

@@ -18,6 +18,7 @@ from relic_jax.config import ConfigError, EvalConfig
 from relic_jax.evaluate import in_context_curves
 from relic_jax.export import verify
 from relic_jax.loading import LoadedPolicy
+from relic_jax.models.encoders import EncoderConfig
 from relic_jax.models.policy import PolicyConfig
 from relic_jax.models.transformer import TransformerConfig
 from relic_jax.rl.state import step_input
@@ -27,22 +28,18 @@ from relic_jax.types import StepInput
 
 
 @pytest.fixture(scope="module")
-def loaded(tiny):
+def loaded(tiny, drawn):
     """`loaded(env, **transformer)`: a policy with random parameters, sinks that matter, and no file."""
 
-    def build(env="darkroom-ad-9", encoder=None, **transformer):
+    def build(env="darkroom-ad-9", encoder=None, memory="transformer", **transformer):
         config = TransformerConfig(
             **{"layers": 2, "heads": 2, "width": 16, "mlp_width": 16, "max_positions": 128} | transformer
         )
-        policy_config = PolicyConfig(config, **({} if encoder is None else {"encoder": encoder}))
+        policy_config = PolicyConfig(config, encoder or EncoderConfig(), memory=memory)
         config = tiny(env=env, policy=policy_config)
         spaces = spaces_of(make(env))
         policy = spaces.policy(policy_config)
-        params = policy.init(jax.random.key(1))
-        leaves, tree = jax.tree.flatten(params)
-        keys = jax.random.split(jax.random.key(2), len(leaves))
-        noisy = [x + 0.1 * jax.random.normal(key, x.shape) for x, key in zip(leaves, keys, strict=True)]
-        return LoadedPolicy(policy, jax.tree.unflatten(tree, noisy), config, spaces, {}, None, None)
+        return LoadedPolicy(policy, drawn(policy), config, spaces, {}, None, None)
 
     return build
 
@@ -71,9 +68,16 @@ def close(a, b):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("env", "show_last_reward"), [("darkroom-ad-9-random", False), ("pointmass-goal", True)])
-def test_an_agent_does_what_the_rollout_does_with_the_same_keys(loaded, env, show_last_reward):
-    policy = loaded(env)
+@pytest.mark.parametrize(
+    ("env", "show_last_reward", "memory"),
+    [
+        ("darkroom-ad-9-random", False, "transformer"),
+        ("pointmass-goal", True, "transformer"),
+        ("darkroom-ad-9", True, "gru"),
+    ],
+)
+def test_an_agent_does_what_the_rollout_does_with_the_same_keys(loaded, env, show_last_reward, memory):
+    policy = loaded(env, memory=memory)
     trial_config = dataclasses.replace(policy.config.trial, show_last_reward=show_last_reward)
     policy = dataclasses.replace(policy, config=dataclasses.replace(policy.config, trial=trial_config))
     environment, batch, length = make(env), 3, 90
@@ -186,6 +190,25 @@ def test_rows_forget_on_their_own(loaded):
     again = play(fresh, *(x[25:] for x in data))
     close(together[:, 0], again[:, 0])
     assert np.abs(together[:, 1] - again[:, 1]).max() > 1e-3  # the other row remembers
+
+
+def test_a_recurrent_agent_is_never_full_and_forgets_row_by_row(loaded, tmp_path):
+    policy = loaded(memory="lstm")
+    data = inputs(np.random.default_rng(10), 60, batch=2)
+    agent = policy.agent(batch=2, capacity=8, full="error")
+    play(agent, *(x[:40] for x in data))
+    agent.reset(rows=[True, False])
+    agent.save(tmp_path / "context")
+    together = play(agent, *(x[40:] for x in data))
+    np.testing.assert_array_equal(agent.steps, [20, 60])
+    restored, fresh = policy.agent(batch=2), policy.agent(batch=2)
+    restored.restore(tmp_path / "context")
+    np.testing.assert_array_equal(play(restored, *(x[40:] for x in data)), together)
+    again = play(fresh, *(x[40:] for x in data))
+    close(together[:, 0], again[:, 0])
+    assert np.abs(together[:, 1] - again[:, 1]).max() > 1e-3
+    with pytest.raises(ConfigError, match="full is 'window'; allowed: 'drop' or 'error' with a recurrent policy"):
+        policy.agent(full="window")
 
 
 def test_a_reset_of_the_episode_alone_is_an_end_of_an_episode(loaded):

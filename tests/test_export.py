@@ -2,8 +2,13 @@
 
 import dataclasses
 import json
+import os
+import re
+import shutil
 import subprocess
 import sys
+import venv
+from importlib import metadata
 from pathlib import Path
 
 import jax
@@ -21,6 +26,7 @@ from relic_jax.loading import LoadedPolicy, load_policy, pretrained, pretrained_
 from relic_jax.models.actions import HeadConfig
 from relic_jax.models.encoders import EncoderConfig
 from relic_jax.models.policy import PolicyConfig
+from relic_jax.models.recurrent import RecurrentConfig
 from relic_jax.models.transformer import TransformerConfig
 from relic_jax.rl.train import prepare, restore, save
 from relic_jax.spaces import Spaces, spaces_from_json, spaces_of, spaces_to_json
@@ -37,18 +43,35 @@ IMAGES = Spaces(
 CONTINUOUS = dataclasses.replace(VECTOR, action_space=Box((-2.0, 0.0), (2.0, 1.0)))
 
 
-def build(tiny, spaces=VECTOR, encoder=None, head=None, **transformer):
-    """A policy with random parameters, statistics included."""
-    parts = {"encoder": encoder or EncoderConfig(), "head": head or HeadConfig()}
-    config = PolicyConfig(TransformerConfig(**TRANSFORMER | transformer), **parts)
-    policy = spaces.policy(config)
-    leaves, tree = jax.tree.flatten(policy.init(jax.random.key(0)))
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    noisy = [x + 0.2 * jnp.abs(jax.random.normal(key, x.shape)) for x, key in zip(leaves, keys, strict=True)]
-    training = {"env_steps": 512, "run": "tiny-seed0"}
-    return LoadedPolicy(
-        policy, jax.tree.unflatten(tree, noisy), tiny(policy=config), spaces, training, None, Path("nowhere/at/all")
-    )
+@pytest.fixture(scope="module")
+def build(tiny, drawn):
+    """`build(...)`: a policy with random parameters."""
+
+    def make_policy(spaces=VECTOR, encoder=None, head=None, memory="transformer", **transformer):
+        parts = {"encoder": encoder or EncoderConfig(), "head": head or HeadConfig(), "memory": memory}
+        recurrent = RecurrentConfig(layers=2, width=16)
+        config = PolicyConfig(TransformerConfig(**TRANSFORMER | transformer), **parts, recurrent=recurrent)
+        policy, training = spaces.policy(config), {"env_steps": 512, "run": "tiny-seed0"}
+        return LoadedPolicy(policy, drawn(policy), tiny(policy=config), spaces, training, None, Path("nowhere/at/all"))
+
+    return make_policy
+
+
+@pytest.fixture(scope="module")
+def exported(build, tmp_path_factory):
+    """`exported(format)`: a policy that was exported in that format, and where to. Not to be written to."""
+    done = {}
+
+    def export_once(name):
+        if name == "onnx":
+            pytest.importorskip("onnxruntime")
+            pytest.importorskip("onnx")
+        if name not in done:
+            policy, folder = build(sink="token"), tmp_path_factory.mktemp(name) / "out"
+            done[name] = policy, folder, export_policy(policy, folder, format=name)
+        return done[name]
+
+    return export_once
 
 
 def same(a, b):
@@ -68,8 +91,8 @@ def run_folder(tiny, tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", ["safetensors", "orbax"])
-def test_weights_come_back_bit_for_bit(tiny, tmp_path, name):
-    policy = build(tiny)
+def test_weights_come_back_bit_for_bit(build, tmp_path, name):
+    policy = build()
     check = export_policy(policy, tmp_path / "out", format=name)
     again = load_policy(tmp_path / "out")
     assert same(policy, again) and again.config == policy.config and check["largest_difference"] == 0
@@ -80,8 +103,8 @@ def test_weights_come_back_bit_for_bit(tiny, tmp_path, name):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_narrow_weights_are_the_rounded_ones(tiny, tmp_path, dtype):
-    policy = build(tiny)
+def test_narrow_weights_are_the_rounded_ones(build, tmp_path, dtype):
+    policy = build()
     check = export_policy(policy, tmp_path / "out", dtype=dtype)
     expected = jax.tree.map(lambda x: x.astype(dtype).astype(jnp.float32), policy.params)
     assert same(dataclasses.replace(policy, params=expected), load_policy(tmp_path / "out"))
@@ -89,13 +112,11 @@ def test_narrow_weights_are_the_rounded_ones(tiny, tmp_path, dtype):
 
 
 CASES = {
-    "kv": {},
     "kv0-within": {"sink": "kv0", "inter_episode": False},
-    "token": {"sink": "token"},
+    "token-normalized": {"sink": "token", "encoder": EncoderConfig(observation="normalized", reward=False)},
     "none-plain": {"sink": "none", "episode_rope": False, "step_embedding": False},
     "k0v0-int8": {"sink": "k0v0", "cache": "int8"},
     "bfloat16-cache": {"cache": "bfloat16"},
-    "normalized": {"encoder": EncoderConfig(observation="normalized", reward=False)},
     "tanh": {"spaces": CONTINUOUS, "encoder": EncoderConfig(observation="scaled")},
     "gaussian-state": {"spaces": CONTINUOUS, "head": HeadConfig(action="gaussian", std="state")},
     "images": {"spaces": IMAGES, "encoder": EncoderConfig(features=8)},
@@ -104,11 +125,11 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_onnx_is_the_policy(tiny, case):
+def test_onnx_is_the_policy(build, case):
     """200 steps across ends of episodes in onnxruntime, with a context so small that episodes are dropped."""
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnx")
-    policy = build(tiny, **CASES[case])
+    policy = build(**CASES[case])
     about = export.describe(policy, policy.params, "onnx", "float32", 80, None)
     model = onnx_graph.build(policy.policy, policy.params)
     other = runtime.Onnx(model, about, threads=1)
@@ -120,17 +141,22 @@ def test_onnx_is_the_policy(tiny, case):
     assert found["episode_ends"] > 10
 
 
-@pytest.mark.parametrize("case", ["token", "tanh", "images"])
-def test_stablehlo_is_the_policy(tiny, tmp_path, case):
-    policy = build(tiny, **CASES[case])
-    check = export_policy(policy, tmp_path / "out", format="stablehlo")
+@pytest.mark.parametrize("case", ["vector", "images", "gru", "lstm-tanh"])
+def test_stablehlo_is_the_policy(build, exported, tmp_path, case):
+    if case == "vector":
+        policy, folder, check = exported("stablehlo")
+    else:
+        how = CASES[case] if case in CASES else {"memory": case.split("-")[0]}
+        how |= {"spaces": CONTINUOUS} if "tanh" in case else {}
+        policy, folder = build(**how), tmp_path / "out"
+        check = export_policy(policy, folder, format="stablehlo")
     assert check["largest_scaled_difference"] <= verify.TOLERANCE and check["episode_ends"] > 5
     from jax import export as jax_export
 
-    exported = jax_export.deserialize(bytearray((tmp_path / "out" / "policy.stablehlo").read_bytes()))
-    assert exported.platforms == ("cpu", "cuda")
-    assert same(policy, load_policy(tmp_path / "out"))
-    agent = runtime.load(tmp_path / "out", batch=5)  # another batch than it was verified with
+    program = jax_export.deserialize(bytearray((folder / "policy.stablehlo").read_bytes()))
+    assert program.platforms == ("cpu", "cuda")
+    assert same(policy, load_policy(folder))
+    agent = runtime.load(folder, batch=5)  # another batch than it was verified with
     live = policy.agent(batch=5)
     observation = {"goal": np.zeros((5, 3), np.float32), "view": np.full((5, 11, 13, 3), 9, np.uint8)}
     observation = observation if case == "images" else np.ones((5, 2), np.float32)
@@ -138,61 +164,87 @@ def test_stablehlo_is_the_policy(tiny, tmp_path, case):
     np.testing.assert_allclose(agent.outputs["value"], live.outputs["value"], rtol=1e-5, atol=1e-5)
 
 
+def bare_environment(folder, *packages):
+    """The Python of a new virtual environment that has those packages and what they require, and nothing else."""
+    venv.create(folder, symlinks=True)
+    site = next(folder.glob("lib/python*/site-packages"))
+    wanted, there = list(packages), set()
+    while wanted:
+        name = wanted.pop()
+        if name in there:
+            continue
+        there.add(name)
+        distribution = metadata.distribution(name)
+        for top in {path.parts[0] for path in distribution.files or ()} - {"..", "__pycache__"}:
+            if not (site / top).exists():
+                (site / top).symlink_to(distribution.locate_file(top))
+        wanted += [re.match(r"[\w.-]+", line)[0] for line in distribution.requires or () if ";" not in line]
+    return folder / "bin" / "python"
+
+
 BARE = """
-import sys
-class Nothing:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("flax", "optax", "orbax", "envs", {blocked}):
-            raise ImportError(name)
-sys.meta_path.insert(0, Nothing())
-sys.path.insert(0, {folder!r})
-{how}
+import importlib.util, json, sys
 import numpy as np
+from run import load
+from relic_jax import runtime
+for name in {absent}:
+    assert importlib.util.find_spec(name) is None, name
 agent = load({folder!r}, batch=2, seed=3)
 for index in range(30):
     action = agent.step(np.full((2, 2), index % 7, np.float32), 0.5, False, index % 10 == 9)
-print(json.dumps([action.tolist(), agent.outputs["value"].tolist()]))
+print(json.dumps([action.tolist(), agent.outputs["value"].tolist(), runtime.POLICY_FORMAT]))
 """
 
 
-@pytest.mark.parametrize("name", ["stablehlo", "onnx"])
-@pytest.mark.parametrize("how", ["from run import load, json", "from relic_jax.runtime import load, json"])
-def test_exports_run_without_this_library(tiny, tmp_path, name, how):
-    """In a process that cannot import flax, optax or orbax (nor jax, for ONNX)."""
-    if name == "onnx":
-        pytest.importorskip("onnxruntime")
-        pytest.importorskip("onnx")
-    folder = tmp_path / "out"
-    export_policy(build(tiny), folder, format=name)
-    blocked = "'jax', 'jaxlib'" if name == "onnx" else "'onnxruntime'"
-    code = BARE.format(blocked=blocked, folder=str(folder), how=how)
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+@pytest.mark.skipif(os.name != "posix", reason="links to installed packages")
+@pytest.mark.parametrize(("name", "package"), [("stablehlo", "jax"), ("onnx", "onnxruntime")])
+def test_exports_run_in_a_bare_environment(exported, tmp_path, name, package):
+    """One that has jax and nothing else, or numpy and onnxruntime and nothing else."""
+    _, folder, _ = exported(name)
+    python = bare_environment(tmp_path / "venv", package)
+    absent = ["flax", "optax", "orbax", "safetensors", "jax" if name == "onnx" else "onnxruntime"]
+    code = BARE.format(absent=absent, folder=str(folder))
+    path = os.pathsep.join([str(folder), str(Path(relic_jax.__file__).parent.parent)])
+    own = {"PYTHONPATH": path, "JAX_PLATFORMS": "cpu"}
+    found = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False, env=own)
     assert found.returncode == 0, found.stderr
     agent = runtime.load(folder, batch=2, seed=3)
     for index in range(30):
         action = agent.step(np.full((2, 2), index % 7, np.float32), 0.5, False, index % 10 == 9)
-    actions, values = json.loads(found.stdout)
+    actions, values, _ = json.loads(found.stdout)
     assert actions == action.tolist()
     np.testing.assert_allclose(values, agent.outputs["value"], rtol=1e-6)
 
 
-def test_a_context_goes_from_one_kind_of_agent_to_another(tiny, tmp_path):
+def test_a_context_goes_from_one_kind_of_agent_to_another(exported, tmp_path):
     """What was learned with this library is known to its export."""
-    policy = build(tiny)
-    export_policy(policy, tmp_path / "out", format="stablehlo")
-    live, exported = policy.agent(), runtime.load(tmp_path / "out")
+    policy, folder, _ = exported("stablehlo")
+    live, other = policy.agent(), runtime.load(folder)
     for index in range(20):
         live.step(np.full(2, index % 5, np.float32), 1.0, False, index % 7 == 6)
     live.save(tmp_path / "context")
-    exported.restore(tmp_path / "context")
-    assert exported.steps == 20
+    other.restore(tmp_path / "context")
+    assert other.steps == 20
     live.step(np.ones(2, np.float32), 1.0)
-    exported.step(np.ones(2, np.float32), 1.0)
-    np.testing.assert_allclose(exported.outputs["logits"], live.outputs["logits"], rtol=1e-5, atol=1e-5)
+    other.step(np.ones(2, np.float32), 1.0)
+    np.testing.assert_allclose(other.outputs["logits"], live.outputs["logits"], rtol=1e-5, atol=1e-5)
 
 
-def test_an_export_that_differs_is_not_left_behind(tiny, tmp_path, monkeypatch):
-    policy = build(tiny)
+@pytest.mark.parametrize("name", ["safetensors", "orbax"])
+def test_recurrent_policies_come_back_bit_for_bit(build, tmp_path, name):
+    policy = build(memory="lstm" if name == "orbax" else "gru")
+    check = export_policy(policy, tmp_path / "out", format=name)
+    assert same(policy, load_policy(tmp_path / "out")) and check["largest_difference"] == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"the state of its {policy.config.policy.memory.upper()}" in card and "has no limit of steps" in card
+    with pytest.raises(
+        ConfigError, match=r"format is 'onnx'; allowed: a policy with a transformer \(it is (gru|lstm)\)"
+    ):
+        onnx_graph.check(policy.policy)
+
+
+def test_an_export_that_differs_is_not_left_behind(build, tmp_path, monkeypatch):
+    policy = build()
     wrong = dataclasses.replace(policy, params=jax.tree.map(lambda x: x * 1.01, policy.params))
     monkeypatch.setattr(export, "load_policy", lambda folder: wrong)
     with pytest.raises(VerificationError, match="differs from the policy by"):
@@ -200,8 +252,8 @@ def test_an_export_that_differs_is_not_left_behind(tiny, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_there_already_is_not_overwritten(tiny, tmp_path):
-    policy, out = build(tiny), tmp_path / "out"
+def test_what_is_there_already_is_not_overwritten(build, tmp_path):
+    policy, out = build(), tmp_path / "out"
     out.mkdir()
     (out / "mine.txt").write_text("precious")
     with pytest.raises(ConfigError, match="which holds something else; allowed: a new folder"):
@@ -216,8 +268,8 @@ def test_what_is_there_already_is_not_overwritten(tiny, tmp_path):
         export_policy(policy, out, format="orbax")
 
 
-def test_bad_requests_are_one_line(tiny, tmp_path, monkeypatch):
-    policy = build(tiny)
+def test_bad_requests_are_one_line(build, tmp_path, monkeypatch):
+    policy = build()
     for options, said in (
         ({"format": "pickle"}, "format is 'pickle'; allowed: 'safetensors', 'stablehlo', 'onnx', 'orbax'"),
         ({"dtype": "float8"}, "dtype is 'float8'; allowed: 'float32', 'float16', 'bfloat16'"),
@@ -234,8 +286,8 @@ def test_bad_requests_are_one_line(tiny, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_files_that_cannot_be_loaded_are_one_line(tiny, tmp_path):
-    policy = build(tiny)
+def test_files_that_cannot_be_loaded_are_one_line(build, tmp_path):
+    policy = build()
     export_policy(policy, tmp_path / "good")
     config = json.loads((tmp_path / "good" / "config.json").read_text())
     weights = (tmp_path / "good" / "model.safetensors").read_bytes()
@@ -272,8 +324,8 @@ def _broken(folder, config, weights, said):
     assert "\n" not in str(error.value)
 
 
-def test_truncated_programs_are_one_line(tiny, tmp_path):
-    export_policy(build(tiny), tmp_path / "out", format="stablehlo")
+def test_truncated_programs_are_one_line(exported, tmp_path):
+    shutil.copytree(exported("stablehlo")[1], tmp_path / "out")
     program = tmp_path / "out" / "policy.stablehlo"
     program.write_bytes(program.read_bytes()[:1000])
     with pytest.raises(ConfigError, match="a whole file of this or an older jax") as error:
@@ -311,8 +363,6 @@ def test_runs_and_checkpoints_load_without_their_environment(run_folder, monkeyp
 
 
 def test_checkpoints_of_before_spaces_were_saved_ask_the_environment(run_folder, tmp_path):
-    import shutil
-
     from relic_jax import checkpoint
 
     shutil.copytree(checkpoint.find(run_folder), tmp_path / "0")

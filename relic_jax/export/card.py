@@ -85,14 +85,20 @@ def _front_matter(name: str, about: dict[str, Any]) -> str:
 
 
 def _introduction(loaded: LoadedPolicy, about: dict[str, Any]) -> str:
-    transformer, weights = about["architecture"]["transformer"], about["weights"]
+    architecture, weights = about["architecture"], about["weights"]
+    if loaded.policy.is_recurrent:
+        net, kind = architecture["recurrent"], architecture["memory"].upper()
+        where, size = f"the state of its {kind}", f"{kind}, layers {net['layers']}, width {net['width']}"
+        method = "partial updates (ReLIC, Elawady et al. 2024, arXiv 2410.02751) and a recurrent memory (RL², Duan et "
+        method += "al. 2016, arXiv 1611.02779)"
+    else:
+        net, where = architecture["transformer"], "a transformer's context, every past step of it,"
+        size = f"{net['layers']} layers of width {net['width']} with {net['heads']} heads, sink `{net['sink']}`"
+        method = "partial updates and Sink-KV attention (ReLIC, Elawady et al. 2024, arXiv 2410.02751)"
     return (
-        "A policy that learns in context: it keeps every past step of its task in a transformer's context and gets "
-        "better from episode to episode with its weights frozen. Trained by reinforcement learning with partial "
-        "updates and Sink-KV attention (ReLIC, Elawady et al. 2024, arXiv 2410.02751) with relic-jax.\n\n"
-        f"Environment `{loaded.config.env}`; {weights['parameters']:,} parameters in {weights['dtype']}; "
-        f"{transformer['layers']} layers of width {transformer['width']} with {transformer['heads']} heads, "
-        f"sink `{transformer['sink']}`."
+        f"A policy that learns in context: it keeps what happened in its task in {where} and gets better from episode "
+        f"to episode with its weights frozen. Trained by reinforcement learning with {method} with relic-jax.\n\n"
+        f"Environment `{loaded.config.env}`; {weights['parameters']:,} parameters in {weights['dtype']}; {size}."
     )
 
 
@@ -147,9 +153,10 @@ def _spaces(about: dict[str, Any]) -> str:
 
 def _limits(loaded: LoadedPolicy, about: dict[str, Any]) -> str:
     trial, context = loaded.config.trial.steps, about["step"]["context"]
+    room = "has no limit of steps here" if loaded.policy.is_recurrent else f"is set up here for contexts of {context:,}"
     return (
         f"For research on in-context reinforcement learning, in tasks like those of `{loaded.config.env}`; it knows no "
-        f"others. It was trained on trials of {trial:,} steps and is set up here for contexts of {context:,}. It "
+        f"others. It was trained on trials of {trial:,} steps and {room}. It "
         "explores at the start of every new task, so its first episodes are worse than the later ones. Nothing was "
         "done to make its actions safe outside of a simulator."
     )

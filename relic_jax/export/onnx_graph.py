@@ -74,6 +74,9 @@ def build(policy: Policy, params: Params) -> bytes:
 def check(policy: Policy) -> None:
     """Raises ConfigError where the policy has a part that the graph does not cover."""
     encoder = policy.config.encoder
+    if policy.is_recurrent:
+        memory = policy.config.memory
+        raise ConfigError(f"format is 'onnx'; allowed: a policy with a transformer (it is {memory}); or stablehlo")
     if any(image_mask(policy.spec)) and encoder.image not in CONVOLUTIONS:
         allowed = f"a policy with an image encoder of {', '.join(CONVOLUTIONS)} (it is {encoder.image}); or stablehlo"
         raise ConfigError(f"format is 'onnx'; allowed: {allowed}")
