@@ -42,7 +42,7 @@ Every command explains its options with --help.
 
 
 QUICK_EPISODES = 10
-"""Of an evaluation of what is shipped, unless more are asked for."""
+"""Of an evaluation or a film of what is shipped, unless more are asked for."""
 
 ALIASES = {"--backend": "--host.backend", "--habitat-python": "--host.python"}
 """Short names of options of `train`."""
@@ -106,7 +106,7 @@ class PlayCommand:
     path: tyro.conf.Positional[Path | None] = None
     """Run folder, checkpoint folder or exported folder."""
     pretrained: str | None = None
-    """In place of a path: a policy that is shipped, e.g. darkroom-dpt."""
+    """In place of a path: a policy that is shipped, e.g. darkroom-dpt; 10 episodes unless --episodes says more."""
     task: int = 0
     """Index of the task in its split."""
     tasks: Literal["test", "train"] = "test"
@@ -345,11 +345,12 @@ def play_main(arguments: Sequence[str]) -> None:
         return
     if command.episodes is not None and command.episodes <= 0:
         raise ConfigError(f"episodes is {command.episodes}; allowed: more than 0")
+    quick = min(trained.config.eval.episodes, QUICK_EPISODES) if command.pretrained is not None else None
     folder = run.results_folder(trained, command.path)
     name = "" if folder == command.path else f"-{trained.path.name}"
     out = command.out or folder / f"play{name}-{command.tasks}-{command.task}.gif"
     run.check_writable(out, "out")
-    returns = play.film(trained, out, command.tasks, command.task, command.episodes)
+    returns = play.film(trained, out, command.tasks, command.task, command.episodes or quick)
     print("return by episode: " + " ".join(f"{value:.1f}" for value in returns))
     print(f"wrote {out}")
 

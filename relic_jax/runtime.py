@@ -1,8 +1,8 @@
 """Acting with a policy, step by step, where nothing is trained: numpy, and jax or onnxruntime.
 
 `load(folder)` reads what `relic-jax export --format stablehlo` or `--format onnx` wrote and returns an `Agent`. This
-file imports nothing else of this project; exports hold a copy of it, `run.py`, so that they run where only jax, or only
-numpy and onnxruntime, are installed:
+file imports nothing else of this project; exports hold a copy of it, `run.py`, so that they run where only jax and
+flatbuffers, or only numpy and onnxruntime, are installed:
 
     from run import load
     agent = load(".")
@@ -582,12 +582,13 @@ class Jax:
 
 
 def stable_hlo(path: Path, about: Mapping[str, Any]) -> Jax:
-    """The step in a policy.stablehlo. Raises ConfigError where the file is truncated or jax is missing."""
+    """The step in a policy.stablehlo. Raises ConfigError where the file is truncated or a package is missing."""
     try:
+        import flatbuffers  # noqa: F401  # jax reads the file with it, and does not require it
         import jax
         from jax import export
-    except ImportError:
-        raise ConfigError(f"'{path}' is run by jax, which is not installed: pip install jax") from None
+    except ImportError as error:
+        raise ConfigError(f"'{path}' is run by jax and flatbuffers; {error.name} is missing: pip install it") from None
     reason = ""
     try:
         exported = export.deserialize(bytearray(path.read_bytes()))

@@ -21,7 +21,8 @@ action = agent.step(observation, reward, terminated, truncated)  # and so on
     "arrays": """\
 The parameters are an orbax checkpoint (`params` in `arrays/`); `relic_jax.load_policy("FOLDER")` reads them too.""",
     "policy.stablehlo": """\
-Needs jax and nothing else; `run.py` lies in this folder. Runs on CPU and CUDA, for any batch.
+Needs jax and flatbuffers (with which jax reads the file) and nothing else; `run.py` lies in this folder. Runs on CPU and
+CUDA, for any batch.
 
 ```python
 from run import load
@@ -92,7 +93,7 @@ def _introduction(loaded: LoadedPolicy, about: dict[str, Any]) -> str:
         method = "partial updates (ReLIC, Elawady et al. 2024, arXiv 2410.02751) and a recurrent memory (RL², Duan et "
         method += "al. 2016, arXiv 1611.02779)"
     else:
-        net, where = architecture["transformer"], "a transformer's context, every past step of it,"
+        net, where = architecture["transformer"], "the context of a transformer, step by step,"
         size = f"{net['layers']} layers of width {net['width']} with {net['heads']} heads, sink `{net['sink']}`"
         method = "partial updates and Sink-KV attention (ReLIC, Elawady et al. 2024, arXiv 2410.02751)"
     return (
