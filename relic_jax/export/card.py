@@ -21,8 +21,8 @@ action = agent.step(observation, reward, terminated, truncated)  # and so on
     "arrays": """\
 The parameters are an orbax checkpoint (`params` in `arrays/`); `relic_jax.load_policy("FOLDER")` reads them too.""",
     "policy.stablehlo": """\
-Needs jax and flatbuffers (with which jax reads the file) and nothing else; `run.py` lies in this folder. Runs on CPU and
-CUDA, for any batch.
+Needs jax and flatbuffers (with which jax reads the file) and nothing else; `run.py` lies in this folder. Runs on CPU
+and CUDA, for any batch.
 
 ```python
 from run import load
