@@ -85,7 +85,7 @@ def _step(policy: Policy, greedy: bool, params: Params, arrays: step.Arrays, inp
     """`step.step` with an action. inputs: also a key and a count, folded into the key where it is not 0."""
     inputs = dict(inputs)
     key, count = inputs.pop("key"), inputs.pop("count")
-    outputs, arrays = step.step(policy, params, arrays, inputs)
+    outputs, arrays = runtime.in_place(functools.partial(step.step, policy, params))(arrays, inputs)
     if "logits" in outputs:
         distribution: Any = Categorical(outputs["logits"])
     else:

@@ -94,6 +94,10 @@ class Backend(Protocol):
         """Arrays with other content in place of `empty` ones. Keeps them."""
         ...
 
+    def taken(self, arrays: Arrays) -> dict[str, np.ndarray]:
+        """The inverse of `placed`."""
+        ...
+
     def moved(self, arrays: Arrays, shift: int, turn: np.ndarray | None) -> Arrays:
         """`moved` on all arrays. May consume them."""
         ...
@@ -272,7 +276,8 @@ class Agent:
         """Writes the context to a safetensors file, whole or not at all (needs the package safetensors)."""
         context, start = self._context, max(self._context.length - int(self._context.kept.max()), 0)
         filled = slice(start, context.length)
-        arrays = {f"context.{name}": np.asarray(x)[self._in(name, filled)] for name, x in self._arrays.items()}
+        own = self._backend.taken(self._arrays)
+        arrays = {f"context.{name}": x[self._in(name, filled)] for name, x in own.items()}
         arrays |= {f"rows.{name}": np.asarray(x) for name, x in context.arrays(filled).items()}
         arrays["previous_action"] = self._previous
         meta = {
@@ -308,7 +313,7 @@ class Agent:
         length = arrays["rows.opened"].shape[1]
         if length > self.capacity:
             raise ConfigError(f"context '{path}' holds {length} steps; allowed: {self.capacity} (capacity)")
-        fresh = {name: np.asarray(x) for name, x in self._backend.empty(self._rows, self._slots).items()}
+        fresh = empty_arrays(self._about, self._rows, self._slots)
         for name, x in fresh.items():
             found = arrays.get(f"context.{name}")
             allowed = tuple(length if axis == self._axes[name] else size for axis, size in enumerate(x.shape))
@@ -551,16 +556,42 @@ def load(
     return Agent(about, backend, batch=batch, capacity=capacity, full=full, seed=seed, greedy=greedy, slots=slots)
 
 
+def in_place(function: Callable[..., Any]) -> Callable[..., Any]:
+    """(arrays, inputs) → (outputs, arrays) with arrays of one row without their leading axis, to be jitted.
+
+    With an axis of length 1, XLA on CPU writes a step twice, once to read it and once to keep it, each time into a copy
+    of the whole context.
+    """
+
+    def run(arrays: Arrays, inputs: Mapping[str, Any]) -> tuple[Any, Arrays]:
+        rows = inputs["first"].shape[0]
+        outputs, arrays = function(_with_rows(arrays, rows), inputs)
+        return outputs, _without_row(arrays, rows)
+
+    return run
+
+
+def _with_rows(arrays: Arrays, rows: int) -> Arrays:
+    return {name: x[None] for name, x in arrays.items()} if rows == 1 else arrays
+
+
+def _without_row(arrays: Arrays, rows: int) -> Arrays:
+    return {name: x[0] for name, x in arrays.items()} if rows == 1 else arrays
+
+
 class Jax:
-    """A step that jax computes. function: (arrays, inputs) → (outputs, arrays), the first argument donated."""
+    """A step that jax computes. function: made by `in_place` and jitted, the arrays donated."""
 
     def __init__(self, about: Mapping[str, Any], function: Callable[..., Any]) -> None:
         """about: a config.json. function: compiled at the first step, once per shape."""
         import jax
         import jax.numpy as jnp
 
-        self._about, self._function = about, function
-        self._moved = jax.jit(lambda arrays, shift, turn: moved(jnp, arrays, shift, turn), donate_argnums=0)
+        def move(arrays: Arrays, shift: int, turn: Any) -> Arrays:
+            return _without_row(moved(jnp, _with_rows(arrays, self._rows), shift, turn), self._rows)
+
+        self._about, self._function, self._rows = about, function, 0
+        self._moved = jax.jit(move, donate_argnums=0)
         self._own = jnp.array  # a copy: memory that numpy allocated is not ours to donate
 
     def empty(self, batch: int, slots: int) -> Arrays:
@@ -569,7 +600,12 @@ class Jax:
 
     def placed(self, arrays: dict[str, np.ndarray]) -> Arrays:
         """See `Backend`."""
-        return {name: self._own(x) for name, x in arrays.items()}
+        self._rows = len(next(iter(arrays.values())))
+        return {name: self._own(x) for name, x in _without_row(arrays, self._rows).items()}
+
+    def taken(self, arrays: Arrays) -> dict[str, np.ndarray]:
+        """See `Backend`."""
+        return {name: np.asarray(x) for name, x in _with_rows(arrays, self._rows).items()}
 
     def step(self, arrays: Arrays, inputs: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], Arrays]:
         """See `Backend`."""
@@ -596,7 +632,7 @@ def stable_hlo(path: Path, about: Mapping[str, Any]) -> Jax:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
     if reason:
         raise ConfigError(f"export is '{path}'; allowed: a whole file of this or an older jax ({reason})")
-    return Jax(about, jax.jit(exported.call, donate_argnums=0))
+    return Jax(about, jax.jit(in_place(exported.call), donate_argnums=0))
 
 
 class Onnx:
@@ -633,6 +669,10 @@ class Onnx:
         return empty_arrays(self._about, batch, slots)
 
     def placed(self, arrays: dict[str, np.ndarray]) -> Arrays:
+        """See `Backend`."""
+        return arrays
+
+    def taken(self, arrays: Arrays) -> dict[str, np.ndarray]:
         """See `Backend`."""
         return arrays
 

@@ -39,6 +39,10 @@ class Beside:
         """See `Backend`."""
         return {"both": tuple(backend.placed(arrays) for backend in self._both)}
 
+    def taken(self, arrays: Arrays) -> dict[str, np.ndarray]:
+        """See `Backend`."""
+        return self._both[0].taken(arrays["both"][0])
+
     def step(self, arrays: Arrays, inputs: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], Arrays]:
         """See `Backend`."""
         stepped = [b.step(own, dict(inputs)) for b, own in zip(self._both, arrays["both"], strict=True)]
@@ -58,7 +62,11 @@ class Beside:
 
 def live(about: Mapping[str, Any], policy: Policy, params: Params) -> runtime.Jax:
     """The policy itself as a backend."""
-    run = jax.jit(functools.partial(step.step, policy), donate_argnums=1)
+
+    @functools.partial(jax.jit, donate_argnums=1)
+    def run(params: Params, arrays: Arrays, inputs: Arrays) -> Any:
+        return runtime.in_place(functools.partial(step.step, policy, params))(arrays, inputs)
+
     return runtime.Jax(about, functools.partial(run, params))
 
 
