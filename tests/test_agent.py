@@ -13,7 +13,7 @@ import relic_jax
 from envs.registry import make
 from envs.wrappers import Trials
 from relic_jax import step as steps
-from relic_jax.agent import Agent
+from relic_jax.agent import Agent, _run
 from relic_jax.config import ConfigError, EvalConfig
 from relic_jax.evaluate import in_context_curves
 from relic_jax.export import verify
@@ -276,6 +276,17 @@ def test_the_step_is_traced_once(loaded, monkeypatch):
     agent.reset()
     play(agent, *inputs(np.random.default_rng(9), 20))
     assert len(traced) == 1
+
+
+def test_one_environment_is_written_in_place(loaded):
+    """Without copies of the context, of which XLA on CPU makes several where arrays have a leading axis of 1."""
+    policy = loaded()
+    agent = policy.agent(capacity=4096)
+    arrays = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in agent._arrays.items()}
+    inputs = steps.input_specs(policy.policy, 1) | {"key": jax.random.key(0), "count": np.uint32(0)}
+    compiled = _run.lower(policy.policy, False, policy.params, arrays, inputs).compile()
+    context = sum(x.nbytes for x in agent._arrays.values())
+    assert compiled.memory_analysis().temp_size_in_bytes < context / 2
 
 
 def test_bad_values_are_one_line(loaded):
