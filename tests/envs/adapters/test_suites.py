@@ -140,7 +140,7 @@ def test_xland_step_for_step_beside_its_auto_reset(id, horizon):
     theirs = own.reset(params, jax.random.key(5))
     ours, timestep = reset(jax.random.key(5), task)
     ends = np.zeros(2, int)
-    actions, keys = actions_and_keys(env, 600)
+    actions, keys = actions_and_keys(env, 900)
     actions = jnp.where(keys_to_coins(keys), 0, actions)  # forward more often than not, to get somewhere
     for action, key in zip(actions, keys, strict=True):
         assert_same(ours.inner.state, theirs.state)
