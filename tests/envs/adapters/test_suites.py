@@ -1,10 +1,10 @@
 """Adapters beside the suites' own loops: the same keys, every value, at ends of episodes too."""
 
-import bz2
 import dataclasses
 import importlib.util
 import os
 import pickle
+import shlex
 from pathlib import Path
 
 import jax
@@ -343,7 +343,7 @@ def test_xland_holds_rulesets_out():
     assert not goals[0] & goals[1]
 
 
-def test_files_of_xminigrid_are_read(tmp_path, monkeypatch):
+def test_benchmarks_of_xminigrid_become_arrays_by_the_command_that_is_named(tmp_path, monkeypatch):
     pytest.importorskip("xminigrid")
     from xminigrid import benchmarks
 
@@ -353,16 +353,15 @@ def test_files_of_xminigrid_are_read(tmp_path, monkeypatch):
         "num_rules": jnp.zeros(100),
         "generation_config": {},
     }
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(benchmarks, "DATA_PATH", str(tmp_path))
-    path = tmp_path / benchmarks.NAME2HFFILENAME["small-1m"]
-    name = "xland:XLand-MiniGrid-R1-9x9:small-1m"
-    with pytest.raises(ConfigError, match=r"load_benchmark\('small-1m'\)"):
-        make(name)
-    benchmarks.save_bz2_pickle(data, str(path))
-    env = make(name)
+    benchmarks.save_bz2_pickle(data, str(tmp_path / benchmarks.NAME2HFFILENAME["small-1m"]))  # as if downloaded
+    with pytest.raises(ConfigError, match=r"load_benchmark\('small-1m'\)") as error:
+        make("xland:XLand-MiniGrid-R1-9x9:small-1m")
+    exec(shlex.split(str(error.value).partition("; python ")[2])[1])
+    env = make("xland:XLand-MiniGrid-R1-9x9:small-1m.npz")
     assert_same(env.rulesets, jax.tree.map(lambda x: x[:100], found))
     assert (num_tasks(env.tasks("train")), num_tasks(env.tasks("test"))) == (90, 10)
-    assert_same(make(f"xland:XLand-MiniGrid-R1-9x9:{path}").tasks("test"), env.tasks("test"))
 
 
 class Harmful:
@@ -370,17 +369,19 @@ class Harmful:
         return os.system, ("touch harmed",)
 
 
-@pytest.mark.parametrize("content", ["harmful", "cut", "other", "text"])
+@pytest.mark.parametrize("content", ["harmful", "inside", "cut", "other", "text"])
 def test_files_that_are_something_else_are_one_line(content, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    whole = pickle.dumps({"goals": np.zeros((3, 5)), "rules": np.zeros((3, 1, 7)), "init_tiles": Harmful()})
-    files = {
-        "harmful": bz2.compress(whole),
-        "cut": bz2.compress(whole)[:-20],
-        "other": bz2.compress(pickle.dumps({"goals": np.zeros((3, 5))})),
-        "text": b"nothing",
-    }
-    Path("file").write_bytes(files[content])
-    with pytest.raises(ConfigError, match="env is 'xland:x'; allowed: a benchmark file") as error:
+    harmful = np.array([Harmful()], object)
+    whole = {"goals": np.zeros((3, 5)), "rules": np.zeros((3, 1, 7)), "init_tiles": np.zeros((3, 1, 2))}
+    if content == "harmful":
+        Path("file").write_bytes(pickle.dumps(Harmful()))
+    elif content == "text":
+        Path("file").write_bytes(b"nothing")
+    else:
+        changed = {"inside": {"init_tiles": harmful}, "other": {"rules": np.zeros((3, 5))}, "cut": {}}[content]
+        np.savez("file.npz", **whole | changed)
+        Path("file").write_bytes(Path("file.npz").read_bytes()[: -20 if content == "cut" else None])
+    with pytest.raises(ConfigError, match="env is 'xland:x'; allowed: an npz file of goals") as error:
         rulesets.read(Path("file"), "xland:x")
     assert "\n" not in str(error.value) and not Path("harmed").exists()
