@@ -152,6 +152,7 @@ SUITES = {
     "xland": ("envs.adapters.xland", "XLand-MiniGrid"),
     "navix": ("envs.adapters.navix", "navix"),
     "craftax": ("envs.adapters.craftax", "Craftax"),
+    "playground": ("envs.adapters.playground", "MuJoCo Playground"),
 }
 """Other suites (each an extra), by the prefix of their names: module with `make(name, horizon)`, the suite's name."""
 

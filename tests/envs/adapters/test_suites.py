@@ -18,7 +18,13 @@ from envs.base import Box, Discrete, num_tasks, split_hash
 from envs.wrappers import Trials
 from relic_jax.config import ConfigError, HostConfig
 
-PACKAGES = {"gymnax": "gymnax", "xland": "xminigrid", "navix": "navix", "craftax": "craftax"}
+PACKAGES = {
+    "gymnax": "gymnax",
+    "xland": "xminigrid",
+    "navix": "navix",
+    "craftax": "craftax",
+    "playground": "mujoco_playground",
+}
 
 
 def make(name, horizon=None):
@@ -233,6 +239,29 @@ def test_every_episode_of_a_seed_opens_alike_and_seeds_differ(name):
     assert not set(env.tasks("train").tolist()) & set(env.tasks("test").tolist())
 
 
+def test_playground_step_for_step_beside_its_time_limit():
+    playground = pytest.importorskip("mujoco_playground")
+    from brax.envs.wrappers.training import EpisodeWrapper  # what MuJoCo Playground trains with
+
+    horizon = 4
+    env = make("playground:CartpoleBalance", horizon)
+    assert env.action_space == Box((-1.0,), (1.0,)) and make("playground:CartpoleBalance").horizon == 1000
+    raw = playground.registry.load("CartpoleBalance", config_overrides={"impl": "jax"})
+    own = EpisodeWrapper(raw, horizon, 1)
+    task, own_reset, own_step, step = jnp.asarray(7), jax.jit(own.reset), jax.jit(own.step), jax.jit(env.step)
+    theirs = own_reset(jax.random.key(7))
+    ours, timestep = jax.jit(env.reset)(jax.random.key(99), task)
+    assert_same(timestep.observation, theirs.obs)
+    for action, key in zip(*actions_and_keys(env, horizon), strict=True):
+        theirs = own_step(theirs, action)
+        ours, timestep = step(key, ours, action, task)
+        assert_same((timestep.observation, timestep.reward), (theirs.obs, theirs.reward), rtol=1e-5)
+        assert bool(timestep.terminated | timestep.truncated) == bool(theirs.done)
+        assert bool(timestep.truncated) == bool(theirs.info["truncation"])
+    assert bool(timestep.truncated)
+    assert_same(ours.inner[0].data.qpos, theirs.data.qpos, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("name", "near"),
     [
@@ -240,6 +269,7 @@ def test_every_episode_of_a_seed_opens_alike_and_seeds_differ(name):
         ("navix:Navix-Empty-5x5", "navix:Navix-Empty-5x5-v0"),
         ("craftax:Craftax-Symbolic", "craftax:Craftax-Symbolic-v1"),
         ("xland:XLand-R1-9x9", "xland:XLand-MiniGrid-R1-9x9"),
+        ("playground:CartpoleBalanced", "playground:CartpoleBalance"),
     ],
 )
 def test_unknown_ids_are_answered_with_the_nearest(name, near):
@@ -250,7 +280,7 @@ def test_unknown_ids_are_answered_with_the_nearest(name, near):
     assert repr(name) in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["gymnax:a", "navix:a", "craftax:a", "xland:a", *registry.XLAND])
+@pytest.mark.parametrize("name", ["gymnax:a", "navix:a", "craftax:a", "playground:a", "xland:a", *registry.XLAND])
 def test_a_missing_suite_is_one_line_that_names_the_extra(name, monkeypatch, cli):
     prefix = "xland" if name in registry.XLAND else name.partition(":")[0]
     find = importlib.util.find_spec
