@@ -1,9 +1,9 @@
 """Environments by name. Modules are imported only when one of their environments is made.
 
-`gym:ID` is gymnasium's environment ID, `habitat-lab:CONFIG` the task of a config of habitat-lab's, `metaworld:ml10` one
-of Meta-World's benchmarks. They and those in HOSTED live in worker processes (`envs.host`). Names in BRAX may end in a
-physics backend: `ant-dir:mjx`. Names that begin with one of SUITES and a colon are another suite's environments:
-`gymnax:CartPole-v1`.
+`python:MODULE:NAME` is an environment of one's own (`envs.own`). `gym:ID` is gymnasium's environment ID,
+`habitat-lab:CONFIG` the task of a config of habitat-lab's, `metaworld:ml10` one of Meta-World's benchmarks; these and
+those in HOSTED live in worker processes (`envs.host`). Names in BRAX may end in a physics backend: `ant-dir:mjx`. Names
+that begin with one of SUITES and a colon are another suite's environments: `gymnax:CartPole-v1`.
 """
 
 from __future__ import annotations
@@ -124,11 +124,13 @@ def _observation(env: Environment) -> str:
 
 
 PREFIXES = {
+    "python:": ("envs.own", "one's own"),
     "gym:": ("envs.gym", "gymnasium's environment"),
     "habitat-lab:": ("envs.habitat.lab_host", "a task of habitat-lab's, by its config"),
     "metaworld:": ("envs.metaworld", "a robot arm's tasks, where the goal is not seen"),
 }
-"""Environments in worker processes that others name: module with `make(rest of the name, host)`, description."""
+"""Environments that others name: module with `make(rest of the name, host)`, description. All but the first live in
+worker processes."""
 HOSTED = {
     "extobjnav": (
         "envs.habitat.host",
@@ -150,6 +152,7 @@ SUITES = {
     "xland": ("envs.adapters.xland", "XLand-MiniGrid"),
     "navix": ("envs.adapters.navix", "navix"),
     "craftax": ("envs.adapters.craftax", "Craftax"),
+    "playground": ("envs.adapters.playground", "MuJoCo Playground"),
 }
 """Other suites (each an extra), by the prefix of their names: module with `make(name, horizon)`, the suite's name."""
 

@@ -318,6 +318,21 @@ PRESETS: dict[str, Preset] = {
         "not measured yet",
         "not run to its end yet",
     ),
+    "xland-trivial-rl2": Preset(
+        rl2(XLAND),
+        "RL²: a GRU in place of ReLIC's transformer, on the budget of xland-trivial",
+        "not measured yet",
+        "not run to its end yet",
+    ),
+    **{
+        env: Preset(
+            replace(XLAND, env=env, total_steps=100_000_000),
+            f"XLand-MiniGrid's {env.removeprefix('xland-')} recipe, rulesets held out",
+            "a GPU; not run",
+            "not run",
+        )
+        for env in ("xland-small", "xland-medium")
+    },
     "house-objnav-small": Preset(
         HOUSE,
         "object navigation from images, in houses of up to 4 rooms that are held out",
@@ -338,6 +353,12 @@ PRESETS: dict[str, Preset] = {
         "continuous actions: a point that must find a hidden goal on a half circle",
         "not measured on idle CPU cores",
         "not run with its 8M steps yet; with 2.5M: 16.7 in the first episode, 32.0 of 34.8 in episodes 2–15",
+    ),
+    "pointmass-goal-rl2": Preset(
+        rl2(POINTMASS),
+        "RL²: a GRU in place of ReLIC's transformer, on the budget of pointmass-goal",
+        "not measured yet",
+        "not run to its end yet",
     ),
     **{
         name: Preset(

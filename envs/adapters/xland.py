@@ -1,5 +1,5 @@
 """XLand-MiniGrid (Nikulin et al. 2023, arXiv 2312.12044): `xland-trivial`, `xland-small`, `xland-medium`, and
-`xland:ENVID:BENCHMARK` for its other grids and its own benchmark files.
+`xland:ENVID:BENCHMARK` for its other grids and its own benchmarks.
 
 The ruleset is the task and lasts for the whole trial; what XLand calls a trial, from a reset to the goal or the time
 limit, is an episode here. Objects and agent are placed anew in every episode. Its step types are dm_env's: `LAST` says
@@ -62,10 +62,17 @@ def _read(path: Path, name: str) -> Rulesets:
     return rulesets.read(path, name)
 
 
+def _saving(benchmark: str) -> str:
+    """What downloads one of XLand-MiniGrid's benchmarks, which come as a pickle that is never read here, as arrays."""
+    code = f"import numpy, xminigrid; b = xminigrid.load_benchmark({benchmark!r}); "
+    arrays = ", ".join(f"{name}=b.{name}" for name in ("goals", "rules", "init_tiles"))
+    return f'python -c "{code}numpy.savez({benchmark + ".npz"!r}, {arrays})"'
+
+
 @dataclasses.dataclass(frozen=True)
 class XLand(Suite):
-    """A grid of XLand-MiniGrid with the rulesets of a benchmark: one of RECIPES, drawn here, or the name or the path of
-    a file of XLand-MiniGrid's.
+    """A grid of XLand-MiniGrid with the rulesets of a benchmark: one of RECIPES, drawn here, or the path of
+    a file of arrays.
 
     Observation: its view of 5×5 cells in front of the agent, each one-hot in kind and colour, and the direction that it
     looks in, which some goals are about; uint8 [629]. What the agent carries is not seen, as in XLand-MiniGrid.
@@ -90,15 +97,15 @@ class XLand(Suite):
         return _read(self._file(), self.name)
 
     def _file(self) -> Path:
-        benchmarks = load("xminigrid.benchmarks", PREFIX, self.name)
-        known = benchmarks.NAME2HFFILENAME
-        path = Path(benchmarks.DATA_PATH, known[self.benchmark]) if self.benchmark in known else Path(self.benchmark)
+        path = Path(self.benchmark)
         if path.is_file():
             return path
+        known = load("xminigrid.benchmarks", PREFIX, self.name).NAME2HFFILENAME
         if self.benchmark in known:
-            hint = f'python -c "import xminigrid; xminigrid.load_benchmark({self.benchmark!r})" downloads it'
-            raise ConfigError(f"env is {self.name!r}, whose rulesets are not at '{path}'; {hint}")
-        allowed = f"{', '.join(RECIPES)} (drawn here), {', '.join(known)} (files), or the path of such a file"
+            raise ConfigError(
+                f"env is {self.name!r}; allowed: the path of its rulesets' arrays; {_saving(self.benchmark)}"
+            )
+        allowed = f"{', '.join(RECIPES)} (drawn here), or the path of an npz file of goals, rules and init_tiles"
         raise ConfigError(f"env is {self.name!r} with the rulesets {self.benchmark!r}; allowed: {allowed}")
 
     def _params(self, task: Rulesets) -> Any:

@@ -294,9 +294,10 @@ def test_a_hundred_random_kills_lose_no_trial_and_leak_nothing():
 
 
 LEARNER = """
-    import sys, time
+    import signal, sys, time
     import numpy as np
     from relic_jax.bridge.pool import Pool, PoolConfig
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin with Ctrl-C ignored
     fault = sys.argv[1]
     with Pool(PoolConfig("relic_jax.bridge.probes:Corridor", {"fault": fault, "at": 1}, 3, 1, groups=1)) as pool:
         pool.reset([{"goal": 3}] * 3, [0] * 3)

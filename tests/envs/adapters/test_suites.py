@@ -1,10 +1,10 @@
 """Adapters beside the suites' own loops: the same keys, every value, at ends of episodes too."""
 
-import bz2
 import dataclasses
 import importlib.util
 import os
 import pickle
+import shlex
 from pathlib import Path
 
 import jax
@@ -18,7 +18,13 @@ from envs.base import Box, Discrete, num_tasks, split_hash
 from envs.wrappers import Trials
 from relic_jax.config import ConfigError, HostConfig
 
-PACKAGES = {"gymnax": "gymnax", "xland": "xminigrid", "navix": "navix", "craftax": "craftax"}
+PACKAGES = {
+    "gymnax": "gymnax",
+    "xland": "xminigrid",
+    "navix": "navix",
+    "craftax": "craftax",
+    "playground": "mujoco_playground",
+}
 
 
 def make(name, horizon=None):
@@ -140,7 +146,7 @@ def test_xland_step_for_step_beside_its_auto_reset(id, horizon):
     theirs = own.reset(params, jax.random.key(5))
     ours, timestep = reset(jax.random.key(5), task)
     ends = np.zeros(2, int)
-    actions, keys = actions_and_keys(env, 600)
+    actions, keys = actions_and_keys(env, 900)
     actions = jnp.where(keys_to_coins(keys), 0, actions)  # forward more often than not, to get somewhere
     for action, key in zip(actions, keys, strict=True):
         assert_same(ours.inner.state, theirs.state)
@@ -233,6 +239,29 @@ def test_every_episode_of_a_seed_opens_alike_and_seeds_differ(name):
     assert not set(env.tasks("train").tolist()) & set(env.tasks("test").tolist())
 
 
+def test_playground_step_for_step_beside_its_time_limit():
+    playground = pytest.importorskip("mujoco_playground")
+    from brax.envs.wrappers.training import EpisodeWrapper  # what MuJoCo Playground trains with
+
+    horizon = 4
+    env = make("playground:CartpoleBalance", horizon)
+    assert env.action_space == Box((-1.0,), (1.0,)) and make("playground:CartpoleBalance").horizon == 1000
+    raw = playground.registry.load("CartpoleBalance", config_overrides={"impl": "jax"})
+    own = EpisodeWrapper(raw, horizon, 1)
+    task, own_reset, own_step, step = jnp.asarray(7), jax.jit(own.reset), jax.jit(own.step), jax.jit(env.step)
+    theirs = own_reset(jax.random.key(7))
+    ours, timestep = jax.jit(env.reset)(jax.random.key(99), task)
+    assert_same(timestep.observation, theirs.obs)
+    for action, key in zip(*actions_and_keys(env, horizon), strict=True):
+        theirs = own_step(theirs, action)
+        ours, timestep = step(key, ours, action, task)
+        assert_same((timestep.observation, timestep.reward), (theirs.obs, theirs.reward), rtol=1e-5)
+        assert bool(timestep.terminated | timestep.truncated) == bool(theirs.done)
+        assert bool(timestep.truncated) == bool(theirs.info["truncation"])
+    assert bool(timestep.truncated)
+    assert_same(ours.inner[0].data.qpos, theirs.data.qpos, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("name", "near"),
     [
@@ -240,6 +269,7 @@ def test_every_episode_of_a_seed_opens_alike_and_seeds_differ(name):
         ("navix:Navix-Empty-5x5", "navix:Navix-Empty-5x5-v0"),
         ("craftax:Craftax-Symbolic", "craftax:Craftax-Symbolic-v1"),
         ("xland:XLand-R1-9x9", "xland:XLand-MiniGrid-R1-9x9"),
+        ("playground:CartpoleBalanced", "playground:CartpoleBalance"),
     ],
 )
 def test_unknown_ids_are_answered_with_the_nearest(name, near):
@@ -250,7 +280,7 @@ def test_unknown_ids_are_answered_with_the_nearest(name, near):
     assert repr(name) in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["gymnax:a", "navix:a", "craftax:a", "xland:a", *registry.XLAND])
+@pytest.mark.parametrize("name", ["gymnax:a", "navix:a", "craftax:a", "playground:a", "xland:a", *registry.XLAND])
 def test_a_missing_suite_is_one_line_that_names_the_extra(name, monkeypatch, cli):
     prefix = "xland" if name in registry.XLAND else name.partition(":")[0]
     find = importlib.util.find_spec
@@ -343,7 +373,7 @@ def test_xland_holds_rulesets_out():
     assert not goals[0] & goals[1]
 
 
-def test_files_of_xminigrid_are_read(tmp_path, monkeypatch):
+def test_benchmarks_of_xminigrid_become_arrays_by_the_command_that_is_named(tmp_path, monkeypatch):
     pytest.importorskip("xminigrid")
     from xminigrid import benchmarks
 
@@ -353,16 +383,15 @@ def test_files_of_xminigrid_are_read(tmp_path, monkeypatch):
         "num_rules": jnp.zeros(100),
         "generation_config": {},
     }
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(benchmarks, "DATA_PATH", str(tmp_path))
-    path = tmp_path / benchmarks.NAME2HFFILENAME["small-1m"]
-    name = "xland:XLand-MiniGrid-R1-9x9:small-1m"
-    with pytest.raises(ConfigError, match=r"load_benchmark\('small-1m'\)"):
-        make(name)
-    benchmarks.save_bz2_pickle(data, str(path))
-    env = make(name)
+    benchmarks.save_bz2_pickle(data, str(tmp_path / benchmarks.NAME2HFFILENAME["small-1m"]))  # as if downloaded
+    with pytest.raises(ConfigError, match=r"load_benchmark\('small-1m'\)") as error:
+        make("xland:XLand-MiniGrid-R1-9x9:small-1m")
+    exec(shlex.split(str(error.value).partition("; python ")[2])[1])
+    env = make("xland:XLand-MiniGrid-R1-9x9:small-1m.npz")
     assert_same(env.rulesets, jax.tree.map(lambda x: x[:100], found))
     assert (num_tasks(env.tasks("train")), num_tasks(env.tasks("test"))) == (90, 10)
-    assert_same(make(f"xland:XLand-MiniGrid-R1-9x9:{path}").tasks("test"), env.tasks("test"))
 
 
 class Harmful:
@@ -370,17 +399,19 @@ class Harmful:
         return os.system, ("touch harmed",)
 
 
-@pytest.mark.parametrize("content", ["harmful", "cut", "other", "text"])
+@pytest.mark.parametrize("content", ["harmful", "inside", "cut", "other", "text"])
 def test_files_that_are_something_else_are_one_line(content, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    whole = pickle.dumps({"goals": np.zeros((3, 5)), "rules": np.zeros((3, 1, 7)), "init_tiles": Harmful()})
-    files = {
-        "harmful": bz2.compress(whole),
-        "cut": bz2.compress(whole)[:-20],
-        "other": bz2.compress(pickle.dumps({"goals": np.zeros((3, 5))})),
-        "text": b"nothing",
-    }
-    Path("file").write_bytes(files[content])
-    with pytest.raises(ConfigError, match="env is 'xland:x'; allowed: a benchmark file") as error:
+    harmful = np.array([Harmful()], object)
+    whole = {"goals": np.zeros((3, 5)), "rules": np.zeros((3, 1, 7)), "init_tiles": np.zeros((3, 1, 2))}
+    if content == "harmful":
+        Path("file").write_bytes(pickle.dumps(Harmful()))
+    elif content == "text":
+        Path("file").write_bytes(b"nothing")
+    else:
+        changed = {"inside": {"init_tiles": harmful}, "other": {"rules": np.zeros((3, 5))}, "cut": {}}[content]
+        np.savez("file.npz", **whole | changed)
+        Path("file").write_bytes(Path("file.npz").read_bytes()[: -20 if content == "cut" else None])
+    with pytest.raises(ConfigError, match="env is 'xland:x'; allowed: an npz file of goals") as error:
         rulesets.read(Path("file"), "xland:x")
     assert "\n" not in str(error.value) and not Path("harmed").exists()

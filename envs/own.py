@@ -1,0 +1,98 @@
+"""`python:MODULE:NAME`: an environment of one's own, from a module that Python can import (docs/environments.md)."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+
+from envs.base import Environment, PyTree
+from relic_jax.config import ConfigError
+
+if TYPE_CHECKING:
+    from relic_jax.config import HostConfig
+
+
+def make(name: str, host: HostConfig | None = None) -> Environment:
+    """The environment NAME of `MODULE:NAME`, checked: an `Environment`, or what makes one without arguments.
+
+    The current folder is searched first. Raises ConfigError where it is not there or does not keep to the interface.
+    """
+    del host
+    field = f"env is 'python:{name}'"
+    module, _, attribute = name.partition(":")
+    if not (module and attribute.isidentifier()):
+        raise ConfigError(f"{field}; allowed: python:MODULE:NAME")
+    if os.getcwd() not in sys.path:  # a console script's path begins at its own folder
+        sys.path.insert(0, os.getcwd())
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"{field}; allowed: a name in a module that can be imported from here ({error})") from None
+    if not isinstance(found, Environment) and callable(found):
+        found = found()
+    if not isinstance(found, Environment):
+        raise ConfigError(f"{field}, a {type(found).__name__}; allowed: an envs.base.Environment, or what makes one")
+    check(found, field)
+    return found
+
+
+def check(env: Environment, field: str) -> None:
+    """Whether an environment keeps to the interface: shapes, dtypes and trees; and whether an episode ends in time.
+
+    field: what errors begin with. Raises ConfigError at the first thing that does not fit.
+    """
+
+    def require(condition: Any, what: str, found: Any, allowed: str) -> None:
+        if not condition:
+            raise ConfigError(f"{field}, whose {what} is {found}; allowed: {allowed}")
+
+    try:
+        hash(env)
+    except TypeError as error:
+        raise ConfigError(f"{field}; allowed: a frozen dataclass of hashable fields ({error})") from None
+    horizon = getattr(env, "horizon", None)
+    require(isinstance(horizon, int) and horizon > 0, "horizon", repr(horizon), "an int above 0, steps of an episode")
+    for split in ("train", "test"):
+        sizes = {x.shape[:1] for x in jax.tree.leaves(env.tasks(split))}
+        one = len(sizes) == 1 and sizes.copy().pop() not in ((), (0,))
+        require(one, f"tasks({split!r})", f"of leading axes {sorted(sizes)}", "arrays with one leading axis, of tasks")
+    task = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), env.tasks("train"))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    action = jax.ShapeDtypeStruct(env.action_space.shape, env.action_space.dtype)
+    state, first = jax.eval_shape(env.reset, key, task)
+    after, later = jax.eval_shape(env.step, key, state, action, task)
+    require(_types(after) == _types(state), "state after step", _types(after), f"as after reset: {_types(state)}")
+    number, flag = (jax.ShapeDtypeStruct((), dtype) for dtype in (jnp.float32, bool))
+    expected = {"observation": env.observation_spec, "reward": number, "terminated": flag, "truncated": flag}
+    for method, timestep in (("reset", first), ("step", later)):
+        for name, spec in expected.items():
+            found, allowed = _types(getattr(timestep, name)), _types(spec)
+            require(found == allowed, f"{name} from {method}", found, allowed)
+    allowed = f"an end within its horizon of {horizon} steps, by `terminated` or `truncated`"
+    require(_ends(env), "first episode", "longer", allowed)
+
+
+def _ends(env: Environment) -> bool:
+    """Whether a random episode of the first training task does within the horizon."""
+    task = jax.tree.map(lambda x: jnp.asarray(x[0]), env.tasks("train"))
+
+    @jax.jit
+    def episode() -> jax.Array:
+        def step(state: PyTree, key: jax.Array) -> tuple[PyTree, jax.Array]:
+            state, timestep = env.step(key, state, env.action_space.sample(jax.random.fold_in(key, 1)), task)
+            return state, timestep.terminated | timestep.truncated
+
+        state, _ = env.reset(jax.random.key(0), task)
+        return jax.lax.scan(step, state, jax.random.split(jax.random.key(1), env.horizon))[1].any()
+
+    return bool(episode())
+
+
+def _types(tree: PyTree) -> str:
+    """Shapes and dtypes, where they are: a scan carries arrays that keep both."""
+    return str(jax.tree.map(lambda x: f"{x.dtype.name}{list(x.shape)}", tree))

@@ -1,0 +1,120 @@
+"""The pages' code is run as it stands."""
+
+import re
+import runpy
+import shlex
+from pathlib import Path
+
+import pytest
+
+PAGE = Path(__file__).parent.parent / "docs" / "environments.md"
+
+
+def blocks():
+    """(language, code) of the page's fenced blocks, in order."""
+    return re.findall(r"^```(python|sh)\n(.*?)^```$", PAGE.read_text(), flags=re.M | re.S)
+
+
+def test_the_page_about_environments_runs(tmp_path, monkeypatch, cli):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    ran = []
+    for language, code in blocks():
+        if language == "sh":
+            for line in code.splitlines():
+                program, *arguments = shlex.split(line)
+                assert program == "relic-jax"
+                status, out, err = cli(*arguments)
+                assert status == 0, err
+                ran.append(out)
+        elif name := re.match(r"# (\w+\.py)\n", code):
+            Path(name[1]).write_text(code)
+        else:
+            Path("script.py").write_text(code)
+            runpy.run_path("script.py")
+    assert "python:corridors:CORRIDOR: one's own; horizon 20" in ran[0] and "8 train tasks" in ran[0]
+    assert Path("runs/corridor/curve.json").is_file() and "1000 train tasks" in ran[-1]
+    assert Path("runs/from-python/checkpoints").is_dir()
+
+
+SMALL = """
+from dataclasses import dataclass, field
+import jax, jax.numpy as jnp, numpy as np
+from envs.base import Discrete, Environment, TimeStep, first_timestep
+
+@dataclass(frozen=True)
+class Fine(Environment):
+    name: str = "fine"
+    horizon: int = 5
+    action_space = Discrete(2)
+    observation_spec = jax.ShapeDtypeStruct((2,), jnp.float32)
+    def tasks(self, split): return np.arange(3)
+    def reset(self, key, task): return jnp.zeros((), int), first_timestep(jnp.zeros(2))
+    def step(self, key, state, action, task):
+        return state + 1, TimeStep(jnp.zeros(2), jnp.zeros(()), jnp.zeros((), bool), state == 4)
+
+class Reward(Fine):
+    def step(self, key, state, action, task):
+        return state, TimeStep(jnp.zeros(2), jnp.zeros((1,)), jnp.zeros((), bool), jnp.zeros((), bool))
+
+class State(Fine):
+    def step(self, key, state, action, task): return state.astype(float), first_timestep(jnp.zeros(2))
+
+class Seen(Fine):
+    def reset(self, key, task): return jnp.zeros((), int), first_timestep(jnp.zeros(3))
+
+class Tasks(Fine):
+    def tasks(self, split): return {"a": np.zeros((3, 2)), "b": np.zeros(4)}
+
+class Empty(Fine):
+    def tasks(self, split): return np.zeros((0 if split == "test" else 3,))
+
+@dataclass(frozen=True)
+class Unhashable(Fine):
+    goals: list = field(default_factory=list)
+
+class Endless(Fine):
+    def step(self, key, state, action, task): return state + 1, first_timestep(jnp.zeros(2))
+
+NONE = Fine(horizon=0)
+
+NUMBER = 3
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("small:Reward", r"reward from step is float32\[1\]; allowed: float32\[\]"),
+        ("small:State", r"state after step is float32\[\]; allowed: as after reset: int32\[\]"),
+        ("small:Seen", r"observation from reset is float32\[3\]; allowed: float32\[2\]"),
+        (
+            "small:Tasks",
+            r"tasks\('train'\) is of leading axes \[\(3,\), \(4,\)\]; allowed: arrays with one",
+        ),
+        ("small:Empty", r"tasks\('test'\) is of leading axes \[\(0,\)\]"),
+        ("small:Unhashable", r"allowed: a frozen dataclass of hashable fields"),
+        ("small:Endless", r"first episode is longer; allowed: an end within its horizon of 5 steps"),
+        ("small:NONE", r"horizon is 0; allowed: an int above 0"),
+        ("small:NUMBER", r"a int; allowed: an envs\.base\.Environment"),
+        ("small:NOTHING", r"allowed: a name in a module that can be imported from here"),
+        ("nowhere:NOTHING", r"No module named 'nowhere'"),
+        ("small", r"allowed: python:MODULE:NAME"),
+    ],
+)
+def test_what_is_no_environment_is_one_line(tmp_path, monkeypatch, cli, name, message):
+    (tmp_path / "small.py").write_text(SMALL)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    status, out, err = cli("train", "darkroom-smoke", "--env", f"python:{name}")
+    assert status == 2 and out == "" and err.count("\n") == 1
+    assert re.search(rf"^relic-jax: env is 'python:{name}'.*{message}", err)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_one_s_own_is_made_without_arguments_or_given(tmp_path, monkeypatch):
+    from envs import registry
+
+    (tmp_path / "small2.py").write_text(SMALL + "\nFINE = Fine()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert registry.make("python:small2:FINE") == registry.make("python:small2:Fine")
