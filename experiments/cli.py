@@ -107,6 +107,8 @@ class PlayCommand:
     """Run folder, checkpoint folder or exported folder."""
     pretrained: str | None = None
     """In place of a path: a policy that is shipped, e.g. darkroom-dpt; 10 episodes unless --episodes says more."""
+    env: str | None = None
+    """Another environment than its own, of the same observations and actions."""
     task: int = 0
     """Index of the task in its split."""
     tasks: Literal["test", "train"] = "test"
@@ -340,8 +342,9 @@ def play_main(arguments: Sequence[str]) -> None:
     """`relic-jax play`."""
     command = tyro.cli(PlayCommand, args=arguments, prog="relic-jax play")
     (trained,) = run.load([] if command.path is None else [command.path], command.pretrained)
+    env = play.environment_for(trained, command.env)
     if command.human:
-        play.play_by_hand(run.env_of(trained.config), command.tasks, command.task)
+        play.play_by_hand(env, command.tasks, command.task)
         return
     if command.episodes is not None and command.episodes <= 0:
         raise ConfigError(f"episodes is {command.episodes}; allowed: more than 0")
@@ -350,7 +353,7 @@ def play_main(arguments: Sequence[str]) -> None:
     name = "" if folder == command.path else f"-{trained.path.name}"
     out = command.out or folder / f"play{name}-{command.tasks}-{command.task}.gif"
     run.check_writable(out, "out")
-    returns = play.film(trained, out, command.tasks, command.task, command.episodes or quick)
+    returns = play.film(trained, env, out, command.tasks, command.task, command.episodes or quick)
     print("return by episode: " + " ".join(f"{value:.1f}" for value in returns))
     print(f"wrote {out}")
 

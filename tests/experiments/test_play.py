@@ -86,3 +86,13 @@ def test_keys_act_in_the_window():
     assert len(pictures) == 2 and max(pictures[0].size) == play.WINDOW_SIDE
     assert (np.asarray(pictures[0]) != np.asarray(pictures[1])).any()
     window.destroy.assert_called_once()
+
+
+def test_a_policy_in_another_environment_of_the_same_spaces(cli, checkpoint, tmp_path):
+    out = tmp_path / "film.gif"
+    code, _, err = cli("play", checkpoint, "--env", "darkroom-ad-9-random", "--episodes", 2, "--out", out)
+    assert code == 0 and out.is_file(), err
+    code, _, err = cli("play", checkpoint, "--env", "miniworld-open", "--out", out)
+    assert code == 2 and err.count("\n") == 1 and "env is 'miniworld-open', whose spaces are" in err
+    code, _, err = cli("play", checkpoint, "--env", "darkrom", "--out", out)
+    assert code == 2 and err.count("\n") == 1 and "did you mean" in err
