@@ -143,6 +143,60 @@ def test_onnx_is_the_policy(build, case):
     assert found["episode_ends"] > 10
 
 
+def in_double_precision(model):
+    """The graph of an ONNX model with float64 in the place of float32, as bytes."""
+    onnx = pytest.importorskip("onnx")
+    single, double = onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE
+
+    def widened(tensor):
+        if tensor.data_type == single:
+            wide = onnx.numpy_helper.to_array(tensor).astype(np.float64)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(wide, tensor.name))
+
+    graph = model.graph
+    for tensor in graph.initializer:
+        widened(tensor)
+    for value in (*graph.input, *graph.output):
+        if value.type.tensor_type.elem_type == single:
+            value.type.tensor_type.elem_type = double
+    for node in graph.node:
+        for attribute in node.attribute:
+            widened(attribute.t)
+            if node.op_type == "Cast" and attribute.name == "to" and attribute.i == single:
+                attribute.i = double
+    return model.SerializeToString()
+
+
+class Double(runtime.Onnx):
+    """Runs such a graph."""
+
+    def empty(self, batch, slots):
+        return {name: wide(x) for name, x in super().empty(batch, slots).items()}
+
+    def step(self, arrays, inputs):
+        return super().step(arrays, {name: wide(np.asarray(x)) for name, x in inputs.items()})
+
+
+def wide(x):
+    return x.astype(np.float64) if x.dtype == np.float32 else x
+
+
+def test_onnx_is_as_near_to_a_trained_policy_as_the_policy_is_to_exact_arithmetic():
+    """Where logits reach 16, float32 rounds both programs by more than 1e-5, each in its own way."""
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    trained = pretrained("darkroom-dpt")
+    about = export.describe(trained, trained.params, "onnx", "float32", 400, None)
+    model = onnx_graph.build(trained.policy, trained.params)
+    live, ours = verify.live(about, trained.policy, trained.params), runtime.Onnx(model, about)
+    exact = Double(in_double_precision(onnx.load_from_string(model)), about)
+    ours_to_live, live_to_exact, ours_to_exact = (
+        verify.compare(about, a, b, batch=2, context=400)["largest_difference"]
+        for a, b in ((live, ours), (live, exact), (ours, exact))
+    )
+    assert ours_to_live <= 1.5 * live_to_exact and ours_to_exact <= 1.5 * live_to_exact
+
+
 @pytest.mark.parametrize("case", ["vector", "images", "gru", "lstm-tanh"])
 def test_stablehlo_is_the_policy(build, exported, tmp_path, case):
     pytest.importorskip("flatbuffers")
