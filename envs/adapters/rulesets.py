@@ -156,7 +156,7 @@ def _filled(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 def read(path: Path, name: str) -> Rulesets:
     """The rulesets of a file of numpy's arrays (npz). name: of the environment. Raises ConfigError."""
     try:
-        with np.load(path, allow_pickle=False) as data:
+        with np.load(path) as data:
             parts = [np.asarray(data[key], np.uint8) for key in ("goals", "rules", "init_tiles")]
         if [x.shape[0] for x in parts] != [len(parts[0])] * 3 or [x.ndim for x in parts] != [2, 3, 3]:
             raise ValueError(f"arrays of shapes {[x.shape for x in parts]}")
