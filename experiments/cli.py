@@ -332,10 +332,17 @@ def plot_main(arguments: Sequence[str]) -> None:
         if (summary["env"], summary["split_hash"]) != (summaries[0]["env"], summaries[0]["split_hash"]):
             allowed = f"curves of one env and split in one figure ({summaries[0]['env']}, {summaries[0]['split']})"
             raise ConfigError(f"paths: '{path}' is of {summary['env']}, {summary['split']}; allowed: {allowed}")
-    labels = [path.name if path.is_dir() else path.stem for path in command.paths]
     run.check_writable(command.out, "out")
-    plot_curves(summaries, labels, command.out)
+    plot_curves(summaries, labels(command.paths), command.out)
     print(f"wrote {command.out}")
+
+
+def labels(paths: Sequence[Path]) -> list[str]:
+    """A name for each curve: the folder's or the file's, and where those are the same the folder that it is in."""
+    names = [path.name if path.is_dir() else path.stem for path in paths]
+    return [
+        path.resolve().parent.name if names.count(name) > 1 else name for path, name in zip(paths, names, strict=True)
+    ]
 
 
 def play_main(arguments: Sequence[str]) -> None:

@@ -353,3 +353,11 @@ def test_nothing_else_is_said_in_a_real_process(tmp_path, broken):
 
 def test_a_valid_config_is_not_refused(tiny):
     prepare(replace(tiny(), seed=2**32 - 1), make("darkroom-ad-9-random"))
+
+
+def test_curves_of_the_same_file_name_are_called_by_their_folders(tmp_path):
+    from experiments.cli import labels
+
+    (tmp_path / "run").mkdir()
+    paths = [tmp_path / "a" / "pooled.json", tmp_path / "b" / "pooled.json", tmp_path / "c.json", tmp_path / "run"]
+    assert labels(paths) == ["a", "b", "c", "run"]
