@@ -334,7 +334,7 @@ def _slide_along(free: jax.Array, position: jax.Array, way: jax.Array, axis: int
     """Moves along one axis by at most `way` (less than a cell): up to the cell in the way, less the agent's radius."""
     cells = free.shape[0]
     sign = jnp.where(way >= 0, 1.0, -1.0)
-    front = position[axis] + way + sign * RADIUS
+    front = position[axis] + way + sign * (RADIUS + 1e-5)  # more than rounding could put the agent into a cell
     ahead = jnp.floor(front / CELL).astype(jnp.int32)
     sides = jnp.floor((position[1 - axis] + jnp.array([-RADIUS, RADIUS])) / CELL).astype(jnp.int32)
     open_sides = []

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from envs.base import num_tasks
@@ -98,6 +98,7 @@ def test_a_step_in_the_open_is_a_quarter_metre_and_walls_are_slid_along():
 
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**31 - 1))
+@example(seed=20193701)  # a step that ends where rounding decides
 def test_the_agent_is_never_inside_anything(seed):
     random = np.random.RandomState(seed)
     free = random.uniform(size=(10, 10)) < 0.7
