@@ -334,12 +334,15 @@ PRESETS: dict[str, Preset] = {
     ),
     **{
         env: Preset(
-            replace(XLAND, env=env, total_steps=100_000_000),
+            replace(XLAND, env=env, total_steps=100_000_000, policy=replace(XLAND.policy, transformer=transformer)),
             f"XLand-MiniGrid's {env.removeprefix('xland-')} recipe, rulesets held out",
             "a GPU; not run",
             "not run",
         )
-        for env in ("xland-small", "xland-medium")
+        for env, transformer in (
+            ("xland-small", XLAND.policy.transformer),
+            ("xland-medium", replace(XLAND.policy.transformer, max_positions=512)),
+        )
     },
     "house-objnav-small": Preset(
         HOUSE,

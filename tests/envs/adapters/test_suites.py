@@ -415,3 +415,14 @@ def test_files_that_are_something_else_are_one_line(content, tmp_path, monkeypat
     with pytest.raises(ConfigError, match="env is 'xland:x'; allowed: an npz file of goals") as error:
         rulesets.read(Path("file"), "xland:x")
     assert "\n" not in str(error.value) and not Path("harmed").exists()
+
+
+@pytest.mark.parametrize("name", ["xland-trivial", "xland-trivial-rl2", "xland-small", "xland-medium"])
+def test_presets_fit_their_environment(name):
+    pytest.importorskip("xminigrid")
+    from experiments import presets
+    from relic_jax.config import validate
+
+    config = presets.get(name).config
+    validate(config, horizon=make(config.env).horizon)
+    assert config.trial.show_last_reward  # the only reward comes with an episode's end
