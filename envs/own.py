@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import traceback
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -37,7 +38,11 @@ def make(name: str, host: HostConfig | None = None) -> Environment:
         found = found()
     if not isinstance(found, Environment):
         raise ConfigError(f"{field}, a {type(found).__name__}; allowed: an envs.base.Environment, or what makes one")
-    check(found, field)
+    try:
+        check(found, field)
+    except NotImplementedError as error:
+        method = traceback.extract_tb(error.__traceback__)[-1].name
+        raise ConfigError(f"{field}, which does not define {method}; allowed: one that does") from None
     return found
 
 

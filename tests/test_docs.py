@@ -78,6 +78,12 @@ class Endless(Fine):
 
 NONE = Fine(horizon=0)
 
+@dataclass(frozen=True)
+class Half(Environment):
+    name: str = "half"
+    horizon: int = 5
+    def tasks(self, split): return np.arange(3)
+
 NUMBER = 3
 """
 
@@ -96,6 +102,7 @@ NUMBER = 3
         ("small:Unhashable", r"allowed: a frozen dataclass of hashable fields"),
         ("small:Endless", r"first episode is longer; allowed: an end within its horizon of 5 steps"),
         ("small:NONE", r"horizon is 0; allowed: an int above 0"),
+        ("small:Half", r"which does not define action_space; allowed: one that does"),
         ("small:NUMBER", r"a int; allowed: an envs\.base\.Environment"),
         ("small:NOTHING", r"allowed: a name in a module that can be imported from here"),
         ("nowhere:NOTHING", r"No module named 'nowhere'"),

@@ -28,7 +28,6 @@ from relic_jax.models.encoders import EncoderConfig
 from relic_jax.models.policy import PolicyConfig
 from relic_jax.models.recurrent import RecurrentConfig
 from relic_jax.models.transformer import TransformerConfig
-from relic_jax.rl.train import prepare, restore, save
 from relic_jax.spaces import Spaces, spaces_from_json, spaces_of, spaces_to_json
 
 TRANSFORMER = {"layers": 2, "heads": 2, "width": 16, "mlp_width": 16, "max_positions": 64}
@@ -78,18 +77,6 @@ def exported(build, tmp_path_factory):
 
 def same(a, b):
     return jax.tree.all(jax.tree.map(lambda x, y: bool((x == y).all()), a.params, b.params))
-
-
-@pytest.fixture(scope="module")
-def run_folder(tiny, tmp_path_factory):
-    """A run that has just begun."""
-    from experiments import run
-
-    folder = tmp_path_factory.mktemp("runs") / "begun"
-    setup = prepare(tiny(env="darkroom-ad-9"), make("darkroom-ad-9"))
-    run.create_folder(folder, setup.config)
-    save(setup, folder / "checkpoints", *restore(setup, folder / "checkpoints"))
-    return folder
 
 
 @pytest.mark.parametrize("name", ["safetensors", "orbax"])
@@ -407,27 +394,27 @@ def test_truncated_programs_are_one_line(exported, tmp_path):
         )
 
 
-def test_runs_and_checkpoints_load_without_their_environment(run_folder, monkeypatch):
+def test_runs_and_checkpoints_load_without_their_environment(begun_run, monkeypatch):
     from envs import registry
     from relic_jax import checkpoint
 
     monkeypatch.setattr(registry, "make", lambda *_: pytest.fail("the environment was asked for"))
-    newest = checkpoint.find(run_folder)
-    assert same(load_policy(run_folder), load_policy(newest))
-    assert load_policy(run_folder).training["run"] == "begun"
-    action = relic_jax.load_policy(run_folder).agent(seed=1).step(np.zeros(2, np.float32))
+    newest = checkpoint.find(begun_run)
+    assert same(load_policy(begun_run), load_policy(newest))
+    assert load_policy(begun_run).training["run"] == "begun"
+    action = relic_jax.load_policy(begun_run).agent(seed=1).step(np.zeros(2, np.float32))
     assert 0 <= action < 5
 
 
-def test_checkpoints_of_before_spaces_were_saved_ask_the_environment(run_folder, tmp_path):
+def test_checkpoints_of_before_spaces_were_saved_ask_the_environment(begun_run, tmp_path):
     from relic_jax import checkpoint
 
-    shutil.copytree(checkpoint.find(run_folder), tmp_path / "0")
+    shutil.copytree(checkpoint.find(begun_run), tmp_path / "0")
     meta = json.loads((tmp_path / "0" / "meta.json").read_text())
     spaces = meta.pop("spaces")
     (tmp_path / "0" / "meta.json").write_text(json.dumps(meta))
     loaded = load_policy(tmp_path / "0")
-    assert spaces_to_json(loaded.spaces) == spaces and same(loaded, load_policy(run_folder))
+    assert spaces_to_json(loaded.spaces) == spaces and same(loaded, load_policy(begun_run))
 
 
 @pytest.mark.parametrize("env", ["darkroom-dpt", "pointmass-goal", "house-objnav-small"])
@@ -439,9 +426,9 @@ def test_spaces_come_back_from_json(env):
     assert (again.low, again.high) == (spaces.low, spaces.high)
 
 
-def test_the_command_line(cli, run_folder, tmp_path):
+def test_the_command_line(cli, begun_run, tmp_path):
     out = tmp_path / "out"
-    code, said, err = cli("export", run_folder, "--to", out)
+    code, said, err = cli("export", begun_run, "--to", out)
     assert code == 0, err
     assert "verified: 200 steps" in said and "largest difference 0 " in said
     card = (out / "README.md").read_text()
@@ -450,10 +437,10 @@ def test_the_command_line(cli, run_folder, tmp_path):
     code, said, err = cli("play", out, "--episodes", 2, "--out", tmp_path / "film.gif")
     assert code == 0 and (tmp_path / "film.gif").is_file()
     for arguments, told in (
-        (["export", run_folder], "to is missing; allowed: a new folder"),
+        (["export", begun_run], "to is missing; allowed: a new folder"),
         (["export", "--to", out], "paths is empty; allowed: a run, checkpoint or exported folder"),
         (["export", tmp_path / "nowhere", "--to", out], "nowhere"),
-        (["export", run_folder, "--to", run_folder], "which holds something else"),
+        (["export", begun_run, "--to", begun_run], "which holds something else"),
         (["evaluate", "--pretrained", "darkroom-x"], "pretrained is 'darkroom-x'; allowed: 'darkroom-dpt'"),
         (["play", out, "--pretrained", "darkroom-dpt"], "pretrained is 'darkroom-dpt'; allowed: None where paths"),
     ):

@@ -95,3 +95,11 @@ def test_equals_brax_step_for_step():
     np.testing.assert_allclose(state.metrics["x_velocity"], speed, atol=1e-4)
     expected = -np.abs(speed - 1.5) - 0.05 * np.square(actions).sum(-1)
     np.testing.assert_allclose(timestep.reward, expected, atol=1e-4)
+
+
+@needs_brax
+@pytest.mark.parametrize("name", sorted(registry.BRAX))
+def test_every_task_says_what_is_earned(name):
+    from envs.brax.env import Locomotion
+
+    assert type(registry.make(name)).earned is not Locomotion.earned

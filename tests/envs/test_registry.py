@@ -25,6 +25,8 @@ EXPECTED = {
     "probe-policy",
     "probe-memory",
     "probe-bandit",
+    "probe-continuous",
+    "pointmass-goal",
     "miniworld-dpt4",
     "miniworld-open",
     "miniworld-oneroom",

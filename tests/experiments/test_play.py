@@ -13,38 +13,25 @@ from envs.firstperson.room import Room
 from envs.registry import make
 from experiments import play
 from relic_jax.config import ConfigError
-from relic_jax.rl.train import prepare, restore, save
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tiny, tmp_path_factory):
-    """A run folder whose one checkpoint is that of a run that has just begun."""
-    from experiments import run
-
-    folder = tmp_path_factory.mktemp("runs") / "begun"
-    setup = prepare(tiny(env="darkroom-ad-9"), make("darkroom-ad-9"))
-    run.create_folder(folder, setup.config)
-    save(setup, folder / "checkpoints", *restore(setup, folder / "checkpoints"))
-    return folder
-
-
-def test_a_film_of_the_task_that_was_asked_for(cli, checkpoint, tmp_path):
+def test_a_film_of_the_task_that_was_asked_for(cli, begun_run, tmp_path):
     out = tmp_path / "film.gif"
-    code, said, err = cli("play", checkpoint, "--task", 3, "--episodes", 2, "--out", out)
+    code, said, err = cli("play", begun_run, "--task", 3, "--episodes", 2, "--out", out)
     assert code == 0, err
     assert f"wrote {out}" in said and len(said.splitlines()[0].split(":")[1].split()) == 2
     with Image.open(out) as image:
         assert image.is_animated
-    code, _, err = cli("play", checkpoint, "--task", 99)
+    code, _, err = cli("play", begun_run, "--task", 99)
     assert code == 2 and "task is 99; allowed: 0 … " in err and err.count("\n") == 1
 
 
-def test_bad_values_are_one_line(cli, checkpoint, tmp_path, monkeypatch):
+def test_bad_values_are_one_line(cli, begun_run, tmp_path, monkeypatch):
     monkeypatch.delenv("DISPLAY", raising=False)
     refused = [
         (["play", tmp_path / "nowhere"], "nowhere"),
-        (["play", checkpoint, "--episodes", 0], "episodes is 0; allowed: more than 0"),
-        (["play", checkpoint, "--human"], "human is True; allowed: where a window can be opened"),
+        (["play", begun_run, "--episodes", 0], "episodes is 0; allowed: more than 0"),
+        (["play", begun_run, "--human"], "human is True; allowed: where a window can be opened"),
     ]
     for arguments, said in refused:
         code, out, err = cli(*arguments)
@@ -88,11 +75,11 @@ def test_keys_act_in_the_window():
     window.destroy.assert_called_once()
 
 
-def test_a_policy_in_another_environment_of_the_same_spaces(cli, checkpoint, tmp_path):
+def test_a_policy_in_another_environment_of_the_same_spaces(cli, begun_run, tmp_path):
     out = tmp_path / "film.gif"
-    code, _, err = cli("play", checkpoint, "--env", "darkroom-ad-9-random", "--episodes", 2, "--out", out)
+    code, _, err = cli("play", begun_run, "--env", "darkroom-ad-9-random", "--episodes", 2, "--out", out)
     assert code == 0 and out.is_file(), err
-    code, _, err = cli("play", checkpoint, "--env", "miniworld-open", "--out", out)
+    code, _, err = cli("play", begun_run, "--env", "miniworld-open", "--out", out)
     assert code == 2 and err.count("\n") == 1 and "env is 'miniworld-open', whose spaces are" in err
-    code, _, err = cli("play", checkpoint, "--env", "darkrom", "--out", out)
+    code, _, err = cli("play", begun_run, "--env", "darkrom", "--out", out)
     assert code == 2 and err.count("\n") == 1 and "did you mean" in err

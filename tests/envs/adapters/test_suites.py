@@ -14,7 +14,7 @@ import pytest
 
 from envs import registry
 from envs.adapters import rulesets, suite
-from envs.base import Box, Discrete, num_tasks, split_hash
+from envs.base import Box, Discrete, Environment, num_tasks, split_hash
 from envs.wrappers import Trials
 from relic_jax.config import ConfigError, HostConfig
 
@@ -426,3 +426,20 @@ def test_presets_fit_their_environment(name):
     config = presets.get(name).config
     validate(config, horizon=make(config.env).horizon)
     assert config.trial.show_last_reward  # the only reward comes with an episode's end
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "gymnax:CartPole-v1",
+        "navix:Navix-Empty-5x5-v0",
+        "craftax:Craftax-Symbolic-v1",
+        "playground:CartpoleBalance",
+        "xland-trivial",
+    ],
+)
+def test_what_the_base_class_leaves_open_is_defined(name):
+    pytest.importorskip("xminigrid" if name in registry.XLAND else PACKAGES[name.partition(":")[0]])
+    env = type(make(name))
+    assert env.begin is not suite.Suite.begin and env.advance is not suite.Suite.advance
+    assert env.action_space is not Environment.action_space
