@@ -116,10 +116,17 @@ class Trials:
         if isinstance(self.env, VisualEnvironment):
             return self._advance_visual(self.env, step_keys, reset_keys, state, action)
         end, timestep = jax.vmap(self.env.step)(step_keys, state.env, action, state.task)
-        reset_state, reset_timestep = jax.vmap(self.env.reset)(reset_keys, state.task)
         ended = timestep.terminated | timestep.truncated
-        observation = select(ended, reset_timestep.observation, timestep.observation)
-        return end, timestep, select(ended, reset_state, end), observation
+
+        def restarted() -> tuple[PyTree, PyTree]:
+            start, first = jax.vmap(self.env.reset)(reset_keys, state.task)
+            return select(ended, start, end), select(ended, first.observation, timestep.observation)
+
+        if self.env.dear_reset:
+            next_env, observation = jax.lax.cond(ended.any(), restarted, lambda: (end, timestep.observation))
+        else:
+            next_env, observation = restarted()
+        return end, timestep, next_env, observation
 
     @staticmethod
     def _advance_visual(

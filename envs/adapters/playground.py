@@ -41,21 +41,26 @@ class Playground(Suite):
     """
 
     @property
+    def own(self) -> Any:
+        """The suite's environment."""
+        return _made(self.id)
+
+    @property
     def action_space(self) -> Box:
         """Its actuators' inputs, each in −1 … 1."""
-        n = int(_made(self.id).action_size)
+        n = int(self.own.action_size)
         return Box((-1.0,) * n, (1.0,) * n)
 
     def begin(self, key: jax.Array, task: PyTree) -> tuple[PyTree, PyTree]:
         """Its reset, with the steps since."""
         del task
-        state = _made(self.id).reset(key)
+        state = self.own.reset(key)
         return (state, jnp.zeros((), jnp.int32)), _seen(state)
 
     def advance(self, key: jax.Array, inner: PyTree, action: jax.Array, task: PyTree) -> Reply:
         """Its step, and our time limit."""
         del key, task
-        state, time = _made(self.id).step(inner[0], action), inner[1] + 1
+        state, time = self.own.step(inner[0], action), inner[1] + 1
         return Reply((state, time), _seen(state), state.reward, state.done > 0, time >= self.horizon)
 
 

@@ -59,6 +59,8 @@ class Locomotion(Environment):
     Episodes are cut after `horizon` steps; where the body's environment ends them they terminate.
     """
 
+    dear_reset = True
+
     name: str
     backend: Backend = "spring"
     horizon: int = 200

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from envs import registry
+from envs.base import ActionSpace, Box
 from envs.wrappers import Trials
 from experiments.benchmark.measure import Machine
 
@@ -28,15 +29,20 @@ Step = Callable[[jax.Array, Any, jax.Array], tuple[Any, Any]]
 
 
 class Loop(NamedTuple):
-    """Of ONE environment or of many. start: key -> state. step: (key, state, action) -> (state, what it showed)."""
+    """Of many environments. start: keys -> state. step: (keys, state, actions) -> (state, what it showed)."""
 
     start: Callable[[jax.Array], Any]
     step: Step
 
 
+def each(start: Callable[[jax.Array], Any], step: Step) -> Loop:
+    """The loop of many, from that of ONE environment."""
+    return Loop(jax.vmap(start), jax.vmap(step))
+
+
 class Case(NamedTuple):
     """name: of the environment. package: that has to be there. batch: environments. own: the suite's loop, made of the
-    environment's id."""
+    environment's id (of our tasks on brax: of the name)."""
 
     name: str
     package: str
@@ -54,7 +60,7 @@ def gymnax_loop(id: str) -> Loop:
         seen, state, reward, *_ = env.step(key, state, action, params)
         return state, (seen, reward)
 
-    return Loop(lambda key: env.reset(key, params)[1], step)
+    return each(lambda key: env.reset(key, params)[1], step)
 
 
 def craftax_loop(id: str) -> Loop:
@@ -68,7 +74,7 @@ def craftax_loop(id: str) -> Loop:
         seen, state, reward, *_ = env.step(key, state, action, params)
         return state, (seen, reward)
 
-    return Loop(lambda key: env.reset(key, params)[1], step)
+    return each(lambda key: env.reset(key, params)[1], step)
 
 
 def navix_loop(id: str) -> Loop:
@@ -82,7 +88,34 @@ def navix_loop(id: str) -> Loop:
         state = env.step(state, action)
         return state, (state.observation, state.reward)
 
-    return Loop(env.reset, step)
+    return each(env.reset, step)
+
+
+def brax_loop(name: str) -> Loop:
+    """The body in brax's own training wrappers, which go back to an environment's first state."""
+    from brax.envs.wrappers import training
+
+    ours: Any = registry.make(name)
+    return Loop(*_batched(training.wrap(ours.brax, ours.horizon, 1)))
+
+
+def playground_loop(id: str) -> Loop:
+    """MuJoCo Playground's own training wrappers, which go back to an environment's first state."""
+    from mujoco_playground import wrapper
+
+    ours: Any = registry.make(f"playground:{id}")
+    return Loop(*_batched(wrapper.wrap_for_brax_training(ours.own, ours.horizon, 1)))
+
+
+def _batched(env: Any) -> tuple[Callable[[jax.Array], Any], Step]:
+    """reset and step of many environments with brax's interface."""
+
+    def step(key: jax.Array, state: Any, action: jax.Array) -> tuple[Any, Any]:
+        del key
+        state = env.step(state, action)
+        return state, (state.obs, state.reward)
+
+    return lambda keys: env.reset(jax.random.key_data(keys)), step  # its wrappers take keys of the old kind
 
 
 def xland_loop(id: str) -> Loop:
@@ -106,7 +139,7 @@ def xland_loop(id: str) -> Loop:
         timestep = env.step(params.replace(ruleset=state[0]), state[1], action)
         return (state[0], timestep), (timestep.observation, timestep.reward)
 
-    return Loop(start, step)
+    return each(start, step)
 
 
 CASES = (
@@ -115,6 +148,9 @@ CASES = (
     Case("xland-trivial", "xminigrid", 1024, xland_loop),
     Case("navix:Navix-DoorKey-Random-6x6-v0", "navix", 512, navix_loop),
     Case("craftax:Craftax-Classic-Symbolic-v1", "craftax", 128, craftax_loop),
+    Case("halfcheetah-vel", "brax", 128, brax_loop),
+    Case("ant-dir", "brax", 128, brax_loop),
+    Case("playground:CartpoleBalance", "mujoco_playground", 64, playground_loop),
 )
 
 
@@ -133,21 +169,21 @@ def measure(case: Case, seconds: float, rounds: int) -> dict[str, Any]:
     trials = Trials(env)
     tasks = jax.tree.map(lambda x: jnp.asarray(x[: case.batch]), env.tasks("train"))
     tasks = jax.tree.map(lambda x: jnp.resize(x, (case.batch, *x.shape[1:])), tasks)
-    own = case.own(env.id)
+    own = case.own(getattr(env, "id", case.name))
 
     def wrapped_step(key: jax.Array, state: Any, action: jax.Array) -> tuple[Any, Any]:
         state, result = trials.step(key, state, action)
         return state, (state.observation, result.reward)
 
     def own_step(key: jax.Array, state: Any, action: jax.Array) -> tuple[Any, Any]:
-        return jax.vmap(own.step)(jax.random.split(key, case.batch), state, action)
+        return own.step(jax.random.split(key, case.batch), state, action)
 
     def own_start(key: jax.Array) -> Any:
-        return jax.vmap(own.start)(jax.random.split(key, case.batch))
+        return own.start(jax.random.split(key, case.batch))
 
     runs = [
-        runner(lambda key: trials.reset(key, tasks), wrapped_step, env.action_space.n, case.batch, seconds),
-        runner(own_start, own_step, env.action_space.n, case.batch, seconds),
+        runner(lambda key: trials.reset(key, tasks), wrapped_step, env.action_space, case.batch, seconds),
+        runner(own_start, own_step, env.action_space, case.batch, seconds),
     ]
     best = [0.0, 0.0]
     for _ in range(rounds):
@@ -167,25 +203,31 @@ def measure(case: Case, seconds: float, rounds: int) -> dict[str, Any]:
 
 
 def runner(
-    start: Callable[[jax.Array], Any], step: Step, actions: int, batch: int, seconds: float
+    start: Callable[[jax.Array], Any], step: Step, actions: ActionSpace, batch: int, seconds: float
 ) -> Callable[[], float]:
     """A function that measures steps a second, over about `seconds`, of a loop over a batch."""
 
     def steps(carry: Any, length: int) -> Any:
         def body(carry: Any, key: jax.Array) -> tuple[Any, None]:
             action_key, step_key = jax.random.split(key)
-            return step(step_key, carry[0], jax.random.randint(action_key, (batch,), 0, actions, jnp.int32)), None
+            return step(step_key, carry[0], drawn(action_key, actions, batch)), None
 
         return jax.lax.scan(body, carry, jax.random.split(jax.random.key(1), length))[0]
 
     run = jax.jit(steps, static_argnums=1)
     state = jax.tree.map(strong, jax.jit(start)(jax.random.key(0)))
     # the carry is what a step makes: some suites' states have other types after it than after a reset
-    nothing = jnp.zeros((batch,), jnp.int32)
-    state = jax.tree.map(strong, jax.jit(step)(jax.random.key(2), state, nothing))
+    state = jax.tree.map(strong, jax.jit(step)(jax.random.key(2), state, drawn(jax.random.key(3), actions, batch)))
     length = max(8, int(8 * seconds / (duration(run, state, 8), duration(run, state, 8))[1]))
     duration(run, state, length)
     return lambda: batch * length / duration(run, state, length)
+
+
+def drawn(key: jax.Array, actions: ActionSpace, batch: int) -> jax.Array:
+    """Actions at random, as a policy gives them: int32 [batch], or float32 [batch, n] in [−1, 1]."""
+    if isinstance(actions, Box):
+        return jax.random.uniform(key, (batch, *actions.shape), jnp.float32, -1.0, 1.0)
+    return jax.random.randint(key, (batch,), 0, actions.n, jnp.int32)
 
 
 def strong(x: jax.Array) -> jax.Array:

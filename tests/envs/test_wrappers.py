@@ -161,6 +161,17 @@ def test_looking_apart_changes_nothing_but_the_number_of_looks():
     assert (states.env.looks == 1 + states.env.step).all()
 
 
+def test_skipped_resets_change_nothing():
+    class Skipping(Plain):
+        dear_reset = True
+
+    tasks, actions = jnp.array([2, 3, 9]), jnp.tile(jnp.array([[0, 1, 0]]), (40, 1))
+    skipping, plain = (run(Trials(env), actions, tasks) for env in (Skipping(Walk()), Plain(Walk())))
+    jax.tree.map(np.testing.assert_array_equal, skipping, plain)
+    ended = plain[1].terminated | plain[1].truncated
+    assert not ended.any(axis=1).all() and ended.any(axis=0).all()
+
+
 def test_metrics_are_of_the_state_that_ended():
     _, steps = run(Trials(Walk()), jnp.ones((10, 1), jnp.int32), jnp.array([3]))
     assert (steps.metrics["place"][steps.terminated] >= 3).all() and steps.terminated.any()
