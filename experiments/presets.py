@@ -115,13 +115,13 @@ XLAND = TrainConfig(
     total_steps=20_000_000,
     policy=PolicyConfig(
         transformer=TransformerConfig(layers=2, heads=2, width=64, mlp_width=256, max_positions=256),
-        encoder=EncoderConfig(observation="scaled"),
+        encoder=EncoderConfig(observation="scaled", image="cells", features=128),
     ),
-    # the one reward comes with an episode's end: it has to be shown; it is rare: its advantages are normalised
-    trial=TrialConfig(environments=64, steps=1000, updates=8, show_last_reward=True),
+    trial=TrialConfig(environments=64, steps=1000, updates=4),
     ppo=replace(
         DARKROOM.ppo,
-        normalize_advantages=True,
+        minibatches=8,
+        normalize_advantages=True,  # the one reward of an episode is rare
         reward_scale=1.0,
         value_coef=0.5,
         entropy_coef=0.02,

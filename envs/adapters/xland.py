@@ -4,6 +4,9 @@
 The ruleset is the task and lasts for the whole trial; what XLand calls a trial, from a reset to the goal or the time
 limit, is an episode here. Objects and agent are placed anew in every episode. Its step types are dm_env's: `LAST` says
 nothing about why, so termination is read from the discount.
+
+An episode is one step longer than XLand's: where it ended, with the reward for that, is seen before the next one opens,
+whatever is done then. A policy that is never shown this cannot tell what it was rewarded for.
 """
 
 from __future__ import annotations
@@ -20,7 +23,8 @@ import numpy as np
 from envs.adapters import rulesets
 from envs.adapters.rulesets import RECIPES, Rulesets
 from envs.adapters.suite import Reply, Suite, check_known, load, one_hots
-from envs.base import Discrete, PyTree, Split, num_tasks
+from envs.base import Discrete, PyTree, Split, TimeStep, num_tasks
+from envs.wrappers import select
 from relic_jax.config import ConfigError
 
 PREFIX = "xland"
@@ -45,7 +49,7 @@ def make(name: str, horizon: int | None = None) -> XLand:
         id, _, benchmark = name.removeprefix(f"{PREFIX}:").partition(":")
         known = [known for known in suite.registered_environments() if known.startswith(FAMILY)]
         check_known(f"{PREFIX}:{id}", PREFIX, known)
-    env = XLand(name, id, horizon or int(_made(id)[1].max_steps), benchmark or "trivial")
+    env = XLand(name, id, horizon or int(_made(id)[1].max_steps) + 1, benchmark or "trivial")
     env.rulesets  # noqa: B018  (a missing file is a complaint now, not later)
     return env
 
@@ -74,9 +78,10 @@ class XLand(Suite):
     """A grid of XLand-MiniGrid with the rulesets of a benchmark: one of RECIPES, drawn here, or the path of
     a file of arrays.
 
-    Observation: its view of 5×5 cells in front of the agent, each one-hot in kind and colour, and the direction that it
-    looks in, which some goals are about; uint8 [629]. What the agent carries is not seen, as in XLand-MiniGrid.
-    Reward: 1 − 0.9·(steps/horizon) for the goal, which ends the episode.
+    Observation: "view", 5×5 cells in front of the agent, each one-hot (0 and 255) in kind and colour, uint8 [5, 5, 25];
+    "state", the direction that it looks in, which some goals are about, and whether the episode is over, uint8 [6].
+    What the agent carries is not seen, as in XLand-MiniGrid. Reward: 1 − 0.9·(steps/limit) for the goal. horizon:
+    XLand's limit and the last look.
     """
 
     benchmark: str = "trivial"
@@ -110,7 +115,7 @@ class XLand(Suite):
 
     def _params(self, task: Rulesets) -> Any:
         ruleset = load("xminigrid.types", PREFIX, self.name).RuleSet(task.goal, task.rules, task.init_tiles)
-        return _made(self.id)[1].replace(max_steps=self.horizon, ruleset=ruleset)
+        return _made(self.id)[1].replace(max_steps=self.horizon - 1, ruleset=ruleset)
 
     def begin(self, key: jax.Array, task: Rulesets) -> tuple[PyTree, PyTree]:
         """XLand's reset: its state is a time step."""
@@ -119,15 +124,24 @@ class XLand(Suite):
         return timestep, timestep.observation
 
     def advance(self, key: jax.Array, inner: PyTree, action: jax.Array, task: Rulesets) -> Reply:
-        """XLand's step. The goal takes the discount to 0, a time limit does not."""
+        """XLand's step, or the last look. The goal takes the discount to 0, a time limit does not."""
         del key
-        timestep = _made(self.id)[0].step(self._params(task), inner, action)
-        return Reply(timestep, timestep.observation, timestep.reward, timestep.discount == 0, timestep.last())
+        over = inner.last()
+        timestep = select(over, inner, _made(self.id)[0].step(self._params(task), inner, action))
+        reward = jnp.where(over, 0.0, timestep.reward)
+        return Reply(timestep, timestep.observation, reward, over & (inner.discount == 0), over)
 
-    def encode(self, inner: PyTree, seen: PyTree) -> jax.Array:
+    def success(self, timestep: TimeStep, episode_return: jax.Array) -> jax.Array:
+        """The goal was reached."""
+        del timestep
+        return episode_return > 0
+
+    def encode(self, inner: PyTree, seen: PyTree) -> PyTree:
         """One-hot."""
-        values = jnp.concatenate([seen.reshape(-1), inner.state.agent.direction[None].astype(seen.dtype)])
-        return one_hots(values, (KINDS, COLOURS) * (seen.size // 2) + (DIRECTIONS,))
+        size = seen.shape[:2]
+        view = one_hots(seen.reshape(-1), (KINDS, COLOURS) * (size[0] * size[1])).reshape(*size, KINDS + COLOURS)
+        more = jnp.stack([inner.state.agent.direction, inner.last()])
+        return {"view": 255 * view, "state": one_hots(more, (DIRECTIONS, 2))}
 
     def tasks(self, split: Split) -> Rulesets:
         """Rulesets that the other split has not. Of "trivial" ones that is: goals that the other split has not."""

@@ -29,8 +29,10 @@ IMAGE_ENCODER = "image_"
 CONVOLUTIONS = {
     "small": ((16, 4, 4), (32, 3, 2)),
     "nature": ((32, 8, 4), (64, 4, 2), (64, 3, 1)),
+    "cells": ((32, 1, 1),),
 }
-"""Channels, kernel and stride of each layer. small: patches of 4×4 first, an eighth of the cost of nature."""
+"""Channels, kernel and stride of each layer. small: patches of 4×4 first, an eighth of the cost of nature. cells: each
+pixel alone, what a cell of a grid holds."""
 
 SHORT, SHORT_WIDTH = 4, 32
 """Vectors of up to SHORT numbers are embedded into SHORT_WIDTH."""
@@ -49,9 +51,10 @@ class EncoderConfig:
     vectors: Literal["raw", "embedded"] = "raw"
     """raw: features and vectors go on as they are; embedded: each through a linear layer of its own, as the original
     does in object navigation: features with a ReLU, vectors of up to 4 numbers to 32, all else to the width."""
-    image: Literal["small", "nature", "resnet18", "vit-b16"] = "small"
+    image: Literal["small", "nature", "cells", "resnet18", "vit-b16"] = "small"
     """Encoder of images, where there are any. small: two convolutions, for 2 cores; nature: the three of Mnih et al.
-    2015; resnet18: with GroupNorm, as in habitat-baselines; vit-b16: VC-1's, always frozen, 768 features."""
+    2015; cells: for views of grids, whose pixels are one-hot; resnet18: with GroupNorm, as in habitat-baselines;
+    vit-b16: VC-1's, always frozen, 768 features."""
     features: int = 64
     """Features per image (vit-b16: always 768); kept for every step of a trial (float32)."""
     freeze: bool = False
@@ -70,8 +73,7 @@ def image_mask(spec: PyTree) -> tuple[bool, ...]:
 def patches(x: jax.Array, kernel: int, stride: int) -> jax.Array:
     """What each step of a convolution with padding "SAME" reads: [N, H, W, C] → [N, ⌈H/stride⌉, ⌈W/stride⌉, kernel²·C].
 
-    A linear layer on it is the convolution. XLA on CPU needs nine times as long for the gradient of its own convolution
-    where that is inside a loop.
+    A linear layer on it is the convolution. XLA on CPU is slow at the gradient of its own convolution inside a loop.
     """
     sizes = [-(-side // stride) for side in x.shape[1:3]]
     reach = [(size - 1) * stride + 1 for size in sizes]

@@ -47,7 +47,7 @@ def _numbers(x):
 
 def decoded(vector, shape, sizes):
     """Categories [*shape, C] of a one-hot vector."""
-    cells = np.asarray(vector)[: np.prod(shape) * sum(sizes)].reshape(*shape, sum(sizes))
+    cells = np.asarray(vector).reshape(-1)[: np.prod(shape) * sum(sizes)].reshape(*shape, sum(sizes))
     parts = np.split(cells, np.cumsum(sizes)[:-1], axis=-1)
     assert all((part.sum(-1) == 1).all() for part in parts)
     return np.stack([part.argmax(-1) for part in parts], axis=-1)
@@ -138,8 +138,8 @@ def test_xland_step_for_step_beside_its_auto_reset(id, horizon):
     # a goal that random actions reach: stand next to the first thing that lies around
     task = task.replace(goal=jnp.array([3, *task.init_tiles[0], 0, 0], jnp.uint8))
     own, params = xminigrid.make(id)
-    params = params.replace(ruleset=RuleSet(task.goal, task.rules, task.init_tiles), max_steps=horizon)
-    assert make(f"xland:{id}").horizon == xminigrid.make(id)[1].max_steps
+    params = params.replace(ruleset=RuleSet(task.goal, task.rules, task.init_tiles), max_steps=horizon - 1)
+    assert make(f"xland:{id}").horizon == xminigrid.make(id)[1].max_steps + 1
     assert env.horizon == horizon and env.action_space == Discrete(own.num_actions(params))
     wrapped, reset, step = GymAutoResetWrapper(own), jax.jit(env.reset), jax.jit(env.step)
     own_step, own_wrapped = jax.jit(own.step), jax.jit(wrapped.step)
@@ -150,16 +150,21 @@ def test_xland_step_for_step_beside_its_auto_reset(id, horizon):
     actions = jnp.where(keys_to_coins(keys), 0, actions)  # forward more often than not, to get somewhere
     for action, key in zip(actions, keys, strict=True):
         assert_same(ours.inner.state, theirs.state)
-        assert_same(decoded(timestep.observation, (5, 5), (13, 12)), theirs.observation)
-        assert np.flatnonzero(timestep.observation[-4:]).tolist() == [int(theirs.state.agent.direction)]
+        assert_same(decoded(timestep.observation["view"] // 255, (5, 5), (13, 12)), theirs.observation)
+        assert np.flatnonzero(timestep.observation["state"]).tolist() == [int(theirs.state.agent.direction), 4]
         end, theirs = own_step(params, theirs, action), own_wrapped(params, theirs, action)
         ours, timestep = step(key, ours, action, task)
         assert_same((ours.inner.state, timestep.reward), (end.state, theirs.reward))
-        assert_same(decoded(timestep.observation, (5, 5), (13, 12)), end.observation)
-        assert bool(timestep.terminated) == (float(end.reward) > 0)
-        assert bool(timestep.terminated | timestep.truncated) == bool(theirs.last())
-        ends += [timestep.terminated, timestep.truncated]
+        assert_same(decoded(timestep.observation["view"] // 255, (5, 5), (13, 12)), end.observation)
+        assert not timestep.terminated and not timestep.truncated
         if theirs.last():
+            assert np.flatnonzero(timestep.observation["state"]).tolist() == [int(end.state.agent.direction), 5]
+            seen = timestep.observation
+            ours, timestep = step(key, ours, action, task)  # the last look
+            assert_same((ours.inner.state, timestep.observation, timestep.reward), (end.state, seen, 0.0))
+            assert bool(timestep.terminated) == (float(end.reward) > 0) == bool(env.success(timestep, end.reward))
+            assert bool(timestep.truncated) == (float(end.reward) == 0)
+            ends += [timestep.terminated, timestep.truncated]
             ours, timestep = reset(jax.random.split(end.state.key)[0], task)
     assert ends[0] > 2 and ends[1] > 2
 
@@ -425,7 +430,6 @@ def test_presets_fit_their_environment(name):
 
     config = presets.get(name).config
     validate(config, horizon=make(config.env).horizon)
-    assert config.trial.show_last_reward  # the only reward comes with an episode's end
 
 
 @pytest.mark.parametrize(
