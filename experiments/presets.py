@@ -286,8 +286,8 @@ PRESETS: dict[str, Preset] = {
     "extobjnav-soft": Preset(
         EXTOBJNAV_SOFT,
         "object navigation with simulators in worker processes, in houses that need no assets",
-        "not measured on an idle machine",
-        "success of training episodes, one seed: 6% at first, 33% after 340,000 steps; not run to its end",
+        "18 min on one CPU core beside other work",
+        "success of training episodes, one seed: 6% in the first tenth of the run, 46% in the last",
     ),
     **{
         f"metaworld-{name}": Preset(
