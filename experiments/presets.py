@@ -323,8 +323,8 @@ PRESETS: dict[str, Preset] = {
     "xland-trivial": Preset(
         XLAND,
         "XLand-MiniGrid's trivial recipe, 9×9, rulesets held out",
-        "not measured yet",
-        "not run to its end yet; shorter runs with other entropy bonuses did not improve within a trial",
+        "38 min on one CPU core",
+        "held-out rulesets, one seed: success 73% in the first episode, 71% in the tenth; no learning within a trial yet",
     ),
     "xland-trivial-rl2": Preset(
         rl2(XLAND),
