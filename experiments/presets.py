@@ -115,7 +115,7 @@ XLAND = TrainConfig(
     total_steps=20_000_000,
     policy=PolicyConfig(
         transformer=TransformerConfig(layers=2, heads=2, width=64, mlp_width=256, max_positions=256),
-        encoder=EncoderConfig(observation="scaled", reward_gain=10.0, image="cells", features=128),
+        encoder=EncoderConfig(observation="scaled", image="cells", features=128),
     ),
     trial=TrialConfig(environments=64, steps=1000, updates=4),
     ppo=replace(
@@ -124,7 +124,7 @@ XLAND = TrainConfig(
         normalize_advantages=True,  # the one reward of an episode is rare
         reward_scale=1.0,
         value_coef=0.5,
-        entropy_coef=0.05,
+        entropy_coef=0.02,
         entropy_coef_final=0.01,
     ),
     eval=EvalConfig(episodes=10, tasks=256),
@@ -324,7 +324,7 @@ PRESETS: dict[str, Preset] = {
         XLAND,
         "XLand-MiniGrid's trivial recipe, 9×9, rulesets held out",
         "about 40 min on one CPU core",
-        "not run to its end yet; half-way, held-out success rises within a trial (docs/environments.md)",
+        "held-out rulesets, one seed: success 73% in the first episode, 71% in the tenth: it does not learn within a trial",
     ),
     "xland-trivial-rl2": Preset(
         rl2(XLAND),
