@@ -324,7 +324,7 @@ PRESETS: dict[str, Preset] = {
         XLAND,
         "XLand-MiniGrid's trivial recipe, 9×9, rulesets held out",
         "about 40 min on one CPU core",
-        "held-out rulesets, one seed: success 73% in the first episode, 71% in the tenth: it does not learn within a trial",
+        "held-out rulesets, one seed: success 73% in the first episode, 71% in the tenth: no learning within a trial",
     ),
     "xland-trivial-rl2": Preset(
         rl2(XLAND),
