@@ -44,6 +44,11 @@ class ActionRepeat(Environment):
         return -(-self.env.horizon // self.times)
 
     @property
+    def dear_reset(self) -> bool:  # type: ignore[override]
+        """The environment's."""
+        return self.env.dear_reset
+
+    @property
     def line_episodes(self) -> int:
         """The environment's."""
         return self.env.line_episodes

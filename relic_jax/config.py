@@ -183,7 +183,7 @@ def validate(config: TrainConfig, *, horizon: int, images: bool = False) -> None
     trial, ppo, evaluation = config.trial, config.ppo, config.eval
     _check_finite(config)
     _validate_memory(config, horizon)
-    _check_positive(config.policy.encoder, "policy.encoder", "features", "reward_gain")
+    _check_positive(config.policy.encoder, "policy.encoder", "features")
     _check_positive(trial, "trial", "environments", "steps", "updates", "action_repeat")
     _validate_head(config.policy.head)
     _check_positive(ppo, "ppo", "lr", "adam_eps", "max_grad_norm", "epochs", "minibatches", "accumulate", "clip")

@@ -125,3 +125,13 @@ def test_one_s_own_is_made_without_arguments_or_given(tmp_path, monkeypatch):
     (tmp_path / "small2.py").write_text(SMALL + "\nFINE = Fine()\n")
     monkeypatch.syspath_prepend(tmp_path)
     assert registry.make("python:small2:FINE") == registry.make("python:small2:Fine")
+
+
+def test_an_error_of_a_library_s_is_not_taken_for_a_missing_method(tmp_path, monkeypatch):
+    from envs import registry
+
+    source = SMALL.replace("def tasks(self, split): return np.arange(3)", "def tasks(self, split): return library()")
+    (tmp_path / "small3.py").write_text("def library(): raise NotImplementedError('there')\n" + source)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(NotImplementedError, match="there"):
+        registry.make("python:small3:Fine")

@@ -110,7 +110,7 @@ CASES = {
     "gaussian-state": {"spaces": CONTINUOUS, "head": HeadConfig(action="gaussian", std="state")},
     "images": {"spaces": IMAGES, "encoder": EncoderConfig(features=8)},
     "images-nature": {"spaces": IMAGES, "encoder": EncoderConfig(features=8, image="nature")},
-    "images-cells": {"spaces": IMAGES, "encoder": EncoderConfig(features=8, image="cells", reward_gain=5.0)},
+    "images-cells": {"spaces": IMAGES, "encoder": EncoderConfig(features=8, image="cells")},
 }
 
 

@@ -41,20 +41,20 @@ def each(start: Callable[[jax.Array], Any], step: Step) -> Loop:
 
 
 class Case(NamedTuple):
-    """name: of the environment. package: that has to be there. batch: environments. own: the suite's loop, made of the
-    environment's id (of our tasks on brax: of the name)."""
+    """name: of the environment. package: that has to be there. batch: environments. own: the suite's loop, made of our
+    environment."""
 
     name: str
     package: str
     batch: int
-    own: Callable[[str], Loop]
+    own: Callable[[Any], Loop]
 
 
-def gymnax_loop(id: str) -> Loop:
+def gymnax_loop(ours: Any) -> Loop:
     """gymnax's `step`, which resets."""
     import gymnax
 
-    env, params = gymnax.make(id)
+    env, params = gymnax.make(ours.id)
 
     def step(key: jax.Array, state: Any, action: jax.Array) -> tuple[Any, Any]:
         seen, state, reward, *_ = env.step(key, state, action, params)
@@ -63,11 +63,11 @@ def gymnax_loop(id: str) -> Loop:
     return each(lambda key: env.reset(key, params)[1], step)
 
 
-def craftax_loop(id: str) -> Loop:
+def craftax_loop(ours: Any) -> Loop:
     """Craftax's `step`, which resets."""
     from craftax.craftax_env import make_craftax_env_from_name
 
-    env = make_craftax_env_from_name(id, auto_reset=True)
+    env = make_craftax_env_from_name(ours.id, auto_reset=True)
     params = env.default_params
 
     def step(key: jax.Array, state: Any, action: jax.Array) -> tuple[Any, Any]:
@@ -77,11 +77,11 @@ def craftax_loop(id: str) -> Loop:
     return each(lambda key: env.reset(key, params)[1], step)
 
 
-def navix_loop(id: str) -> Loop:
+def navix_loop(ours: Any) -> Loop:
     """navix's `step`, which resets at the next one."""
     import navix
 
-    env = navix.make(id, observation_fn=navix.observations.symbolic_first_person)
+    env = navix.make(ours.id, observation_fn=navix.observations.symbolic_first_person)
 
     def step(key: jax.Array, state: Any, action: jax.Array) -> tuple[Any, Any]:
         del key
@@ -91,19 +91,17 @@ def navix_loop(id: str) -> Loop:
     return each(env.reset, step)
 
 
-def brax_loop(name: str) -> Loop:
+def brax_loop(ours: Any) -> Loop:
     """The body in brax's own training wrappers, which go back to an environment's first state."""
     from brax.envs.wrappers import training
 
-    ours: Any = registry.make(name)
     return Loop(*_batched(training.wrap(ours.brax, ours.horizon, 1)))
 
 
-def playground_loop(id: str) -> Loop:
+def playground_loop(ours: Any) -> Loop:
     """MuJoCo Playground's own training wrappers, which go back to an environment's first state."""
     from mujoco_playground import wrapper
 
-    ours: Any = registry.make(f"playground:{id}")
     return Loop(*_batched(wrapper.wrap_for_brax_training(ours.own, ours.horizon, 1)))
 
 
@@ -118,15 +116,14 @@ def _batched(env: Any) -> tuple[Callable[[jax.Array], Any], Step]:
     return lambda keys: env.reset(jax.random.key_data(keys)), step  # its wrappers take keys of the old kind
 
 
-def xland_loop(id: str) -> Loop:
+def xland_loop(ours: Any) -> Loop:
     """XLand-MiniGrid in its own auto-reset wrapper; as in its own training, every environment has its ruleset."""
     import xminigrid
     from xminigrid.types import RuleSet
     from xminigrid.wrappers import GymAutoResetWrapper
 
-    ours: Any = registry.make("xland-trivial")
     tasks = jax.tree.map(jnp.asarray, ours.tasks("train"))
-    base, params = xminigrid.make(id)
+    base, params = xminigrid.make(ours.id)
     env = GymAutoResetWrapper(base)
 
     def start(key: jax.Array) -> Any:
@@ -169,7 +166,7 @@ def measure(case: Case, seconds: float, rounds: int) -> dict[str, Any]:
     trials = Trials(env)
     tasks = jax.tree.map(lambda x: jnp.asarray(x[: case.batch]), env.tasks("train"))
     tasks = jax.tree.map(lambda x: jnp.resize(x, (case.batch, *x.shape[1:])), tasks)
-    own = case.own(getattr(env, "id", case.name))
+    own = case.own(env)
 
     def wrapped_step(key: jax.Array, state: Any, action: jax.Array) -> tuple[Any, Any]:
         state, result = trials.step(key, state, action)

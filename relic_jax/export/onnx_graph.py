@@ -184,8 +184,7 @@ def _encoder(graph: Graph, policy: Policy, params: Params) -> str:
     if cfg.vectors == "embedded":
         images = [graph.op("Relu", graph.linear(x, encoder[f"visual_{i}"])) for i, x in enumerate(images)]
         vectors = [graph.linear(x, encoder[f"vector_{i}"]["linear"]) for i, x in enumerate(vectors)]
-    shown = graph.op("Mul", "previous_reward", np.float32(cfg.reward_gain))
-    reward = [graph.op("Unsqueeze", shown, np.array([1]))] if cfg.reward else []
+    reward = [graph.op("Unsqueeze", "previous_reward", np.array([1]))] if cfg.reward else []
     return _joined(graph, [*images, *vectors, *reward, _previous_action(graph, policy, encoder["action"])])
 
 

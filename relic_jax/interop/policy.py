@@ -195,7 +195,6 @@ def check_expressible(policy: Policy) -> None:
         ("policy.encoder.vectors", encoder.vectors, embedded or not any(images), "'embedded', where there are images"),
         ("policy.encoder.image", encoder.image, not any(images) or encoder.image == "vit-b16", "'vit-b16'"),
         ("policy.encoder.reward", encoder.reward, not (embedded and encoder.reward), "False, with embedded vectors"),
-        ("policy.encoder.reward_gain", encoder.reward_gain, encoder.reward_gain == 1, "1"),
         ("policy.transformer.step_embedding", transformer.step_embedding, transformer.step_embedding, "True"),
         ("images", sum(images), sum(images) <= 1, "at most one"),
         ("actions", policy.action_space, isinstance(policy.action_space, Discrete), "discrete ones"),

@@ -48,8 +48,6 @@ class EncoderConfig:
     the same embeddings, each component less its mean and over its deviation in training so far."""
     reward: bool = True
     """Feed the previous reward."""
-    reward_gain: float = 1.0
-    """It is multiplied by that: large features drown a small number at the start."""
     vectors: Literal["raw", "embedded"] = "raw"
     """raw: features and vectors go on as they are; embedded: each through a linear layer of its own, as the original
     does in object navigation: features with a ReLU, vectors of up to 4 numbers to 32, all else to the width."""
@@ -197,7 +195,6 @@ class StepEncoder(nn.Module):
         if self.config.vectors == "embedded":
             features = [nn.relu(embed(x)) for embed, x in zip(self.visual, features, strict=True)]
             vectors = [embed(x) for embed, x in zip(self.vector, vectors, strict=True)]
-        shown = self.config.reward_gain * inputs.previous_reward[..., None].astype(jnp.float32)
-        reward = [shown] if self.config.reward else []
+        reward = [inputs.previous_reward[..., None].astype(jnp.float32)] if self.config.reward else []
         previous = self.action(inputs.previous_action, inputs.first)
         return jnp.concatenate([*features, *vectors, *reward, previous], axis=-1)

@@ -132,6 +132,13 @@ def test_repeat_of_one_is_the_environment_and_of_none_an_error():
         repeated(env, 0)
 
 
+def test_repeat_keeps_what_is_said_of_resets():
+    class Dear(Add):
+        dear_reset = True
+
+    assert repeated(Dear(), 2).dear_reset and not repeated(Add(), 2).dear_reset
+
+
 def test_repeat_passes_the_expert_and_the_drawing_on():
     grid = Darkroom("grid", 4, 4, 8)
     env = repeated(grid, 2)

@@ -185,15 +185,6 @@ def test_embedded_vectors_each_have_a_layer(observation):
     np.testing.assert_allclose(encode(policy, params, inputs), jnp.concatenate(parts, axis=-1), atol=1e-5)
 
 
-def test_the_reward_is_multiplied_by_its_gain():
-    one, ten = policy_with(), policy_with(reward_gain=10.0)
-    params, inputs = random_params(one, 0), random_steps()
-    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, random_params(ten, 0))
-    more = inputs.replace(previous_reward=10 * inputs.previous_reward)
-    np.testing.assert_array_equal(encode(ten, params, inputs), encode(one, params, more))
-    assert (encode(ten, params, inputs) != encode(one, params, inputs)).any()
-
-
 def test_cells_are_looked_at_alone():
     policy, inputs = policy_with(image="cells"), random_steps(shape=(2, 3))
     params = random_params(policy, 0)

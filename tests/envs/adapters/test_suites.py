@@ -422,6 +422,25 @@ def test_files_that_are_something_else_are_one_line(content, tmp_path, monkeypat
     assert "\n" not in str(error.value) and not Path("harmed").exists()
 
 
+@pytest.mark.parametrize("show_last_reward", [False, True])
+def test_the_only_reward_of_an_episode_is_shown_where_it_was_earned(show_last_reward):
+    pytest.importorskip("xminigrid")
+    env = make("xland:XLand-MiniGrid-R1-9x9:trivial", 60)
+    tasks = jax.tree.map(lambda x: jnp.asarray(x[:8]), env.tasks("train"))
+    near = jnp.pad(tasks.init_tiles[:, 0], ((0, 0), (1, 2)))
+    tasks = tasks.replace(goal=near.at[:, 0].set(3))  # reached at random: stand next to the first thing there
+    trials = Trials(env, show_last_reward)
+    step, state, rewarded = jax.jit(trials.step), trials.reset(jax.random.key(0), tasks), 0
+    for index in range(400):
+        actions = jnp.where(jax.random.bernoulli(jax.random.key(index), shape=(8,)), 0, index % 6)
+        state, result = step(jax.random.key(index), state, actions)
+        for row in np.flatnonzero(result.reward > 0):
+            assert state.previous_reward[row] == result.reward[row] and not state.first[row]
+            assert state.observation["state"][row, -1] == 1 and state.previous_action[row] == actions[row]
+            rewarded += 1
+    assert rewarded > 5
+
+
 @pytest.mark.parametrize("name", ["xland-trivial", "xland-trivial-rl2", "xland-small", "xland-medium"])
 def test_presets_fit_their_environment(name):
     pytest.importorskip("xminigrid")
