@@ -165,6 +165,9 @@ class TrainConfig:
     minibatches of an optimiser step."""
     checkpoint_minutes: float = 1.0
     """Minutes between checkpoints."""
+    start_from: str | None = None
+    """Run, checkpoint or exported policy whose parameters the run begins with (longer trials, other tasks); its network
+    must be of the same shapes. Read once, when the run starts; checkpoints then hold them."""
     policy: PolicyConfig = dataclasses.field(default_factory=PolicyConfig)
     trial: TrialConfig = dataclasses.field(default_factory=TrialConfig)
     ppo: PPOConfig = dataclasses.field(default_factory=PPOConfig)

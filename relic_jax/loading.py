@@ -70,6 +70,22 @@ def load_policy(path: str | Path) -> LoadedPolicy:
     return _load_checkpoint(checkpoint.find(path))
 
 
+def start_params(path: str | Path, like: Params) -> Params:
+    """The parameters at a path that `load_policy` takes, for a run to begin with: float32, in the tree of `like`.
+
+    like: the run's own parameters or their shapes. Raises ConfigError where they are of other shapes.
+    """
+    try:
+        found = named_leaves_of(load_policy(path).params)
+    except ConfigError as error:
+        raise ConfigError(f"start_from: {error}") from None
+    for name, leaf in named_leaves_of(like).items():
+        given = found[name].shape if name in found else "nothing"
+        if given != leaf.shape:
+            raise ConfigError(f"start_from is '{path}', its {name} is {given}; allowed in this run: {leaf.shape}")
+    return jax.tree.unflatten(jax.tree.structure(like), [found[name] for name in named_leaves_of(like)])
+
+
 def pretrained(name: str) -> LoadedPolicy:
     """A policy that is shipped with this library. Raises ConfigError where there is none of that name."""
     return load_policy(pretrained_path(name))

@@ -96,12 +96,12 @@ def load(policy: Policy, params: Params) -> Params:
     if policy.config.encoder.weights is None:
         return params
     loaded = read_weights(policy, params)
-    placed = {name: jax.tree.map(_placed, params["encoder"][name], new) for name, new in loaded.items()}
+    placed = {name: jax.tree.map(placed, params["encoder"][name], new) for name, new in loaded.items()}
     return {**params, "encoder": {**params["encoder"], **placed}}
 
 
-def _placed(old: jax.Array, new: np.ndarray) -> jax.Array:
-    """A copy: on CPU an array may lie in memory that is not ours to donate."""
+def placed(old: jax.Array, new: jax.typing.ArrayLike) -> jax.Array:
+    """`new`, laid out over the devices as `old` is. A copy: on CPU it may lie in memory that is not ours to donate."""
     return jnp.copy(jax.device_put(new, old.sharding))
 
 

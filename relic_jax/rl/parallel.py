@@ -19,6 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 from relic_jax.config import ConfigError, TrainConfig, devices_fit
 from relic_jax.interop import encoders
+from relic_jax.loading import start_params
 from relic_jax.models.memory import Memory
 from relic_jax.rl.state import AXIS, Setup, TrainState, init_state
 from relic_jax.types import PyTree
@@ -105,7 +106,10 @@ def parallel(setup: Setup, function: Callable[..., tuple[TrainState, Any]], *inp
 
 
 def initial_state(setup: Setup) -> TrainState:
-    """The state before the first step, laid out over the devices, with pretrained weights where there are any."""
+    """The state before the first step, laid out over the devices, with the weights that the config starts from."""
     shardings = state_shardings(setup.config, jax.eval_shape(lambda: init_state(setup)))
     state = jax.jit(lambda: init_state(setup), out_shardings=shardings)()
-    return state.replace(params=encoders.load(setup.policy, state.params))
+    params = state.params
+    if setup.config.start_from is not None:
+        params = jax.tree.map(encoders.placed, params, start_params(setup.config.start_from, params))
+    return state.replace(params=encoders.load(setup.policy, params))

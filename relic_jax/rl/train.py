@@ -21,6 +21,7 @@ from relic_jax import checkpoint
 from relic_jax.bridge.pool import PoolError
 from relic_jax.config import ConfigError, TrainConfig, validate
 from relic_jax.interop import encoders
+from relic_jax.loading import start_params
 from relic_jax.models.encoders import image_mask
 from relic_jax.rl.host import HostSegments
 from relic_jax.rl.memory import check_memory
@@ -56,7 +57,7 @@ class Progress:
 def prepare(config: TrainConfig, env: Environment, *, resume: bool = False) -> Setup:
     """Validates a config against its environment, the devices and their memory, and binds them.
 
-    resume: pretrained weights are in the run's checkpoint, their file is not asked for. Raises ConfigError before
+    resume: weights to start from are in the run's checkpoint, their file is not asked for. Raises ConfigError before
     anything is compiled; of simulators, one is started for a moment.
     """
     validate(config, horizon=env.horizon, images=any(image_mask(env.observation_spec)))
@@ -64,6 +65,8 @@ def prepare(config: TrainConfig, env: Environment, *, resume: bool = False) -> S
         env.check(config.trial.environments)
     setup = make_setup(configure_devices(config), env)
     encoders.check(setup.policy, weights=not resume)
+    if config.start_from is not None and not resume:
+        start_params(config.start_from, jax.eval_shape(setup.policy.init, jax.random.key(0)))
     check_memory(setup)
     return setup
 
