@@ -20,12 +20,15 @@ STEPS = 32  # per call, so that what a call costs by itself does not count
 
 
 def cases(machine: Machine) -> Iterator[dict[str, Any]]:
-    """Contexts of 1k to 8k steps in every format; batch 20 as published, and 256 on an accelerator."""
+    """Contexts of 1k to 8k steps in every format; batch 20 as published, and 256 on an accelerator; there in XLA and by
+    the fused kernel."""
     models = [MODEL, replace(MODEL, cache="int8")]
     if machine.platform != "cpu":
         half = replace(MODEL, dtype="bfloat16")
         models = [MODEL, half, replace(half, cache="int8")]
-        yield case(machine, half, batch=256, context=8192)
+        models += [replace(model, decode="fused") for model in models]
+        for model in (half, replace(half, decode="fused")):
+            yield case(machine, model, batch=256, context=8192)
     for model in models:
         for context in (1024, 2048, 4096, 8192):
             yield case(machine, model, batch=20, context=context)
@@ -48,7 +51,7 @@ def case(machine: Machine, cfg: TransformerConfig, *, batch: int, context: int) 
     seconds = timing.wall / STEPS
     needed = act_bytes(replace(cfg, cache=memory.form), batch, context)
     return {
-        "name": f"act/{cfg.cache_format}/batch{batch}/context{context}",
+        "name": f"act/{cfg.cache_format}/batch{batch}/context{context}" + "/fused" * (cfg.decode == "fused"),
         "rate": batch / seconds,
         "unit": "actions/s",
         "milliseconds": 1e3 * seconds,

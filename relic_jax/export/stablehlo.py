@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
@@ -17,6 +18,8 @@ PLATFORMS = ("cpu", "cuda")
 
 def build(policy: Policy, params: Params, context: int) -> bytes:
     """The serialised step. context: slots. Lowering for CUDA needs no GPU."""
+    transformer = dataclasses.replace(policy.config.transformer, decode="xla")  # a kernel is no stable operation
+    policy = dataclasses.replace(policy, config=dataclasses.replace(policy.config, transformer=transformer))
     (batch,) = export.symbolic_shape("b")
     memory = jax.eval_shape(lambda: step.empty(policy, 1, context, "float32"))
     arrays = {

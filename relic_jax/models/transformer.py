@@ -25,6 +25,7 @@ from relic_jax.models.attention import (
     rotate,
 )
 from relic_jax.models.cache import KVCache
+from relic_jax.models.decode import attend_step_fused
 from relic_jax.models.formats import Format
 
 SinkKind = Literal["kv", "kv0", "k0v", "k0v0", "token", "none"]
@@ -61,6 +62,9 @@ class TransformerConfig:
     """How the context's keys and values are stored; int8 has a scale per head and step. auto: as `dtype`."""
     remat: bool = False
     """Recompute the blocks' activations in the backward pass instead of keeping them."""
+    decode: Literal["xla", "fused"] = "xla"
+    """How a single step attends. fused: on NVIDIA GPUs by one kernel (`decode`), for heads of 16, 32, 64, … numbers;
+    elsewhere as xla."""
     attention: Literal["blocked", "reference"] = "blocked"
     """blocked: O(T) memory, own gradient; reference: the definition, for tests."""
 
@@ -189,7 +193,8 @@ class Block(nn.Module):
             values = formats.write(context.values, value, context.length)
             filled = context._replace(keys=keys, values=values, length=context.length + 1)
             episode = None if cfg.inter_episode else episodes[:, 0]
-            attended = attend_step(query[:, :, 0], filled, sink, episode=episode, window=window)[:, :, None]
+            step = attend_step_fused if cfg.decode == "fused" else attend_step
+            attended = step(query[:, :, 0], filled, sink, episode=episode, window=window)[:, :, None]
             return self.residual(x, attended, keep), keys, values
         attend = attend_block if cfg.attention == "blocked" else attend_reference
         within = not cfg.inter_episode

@@ -1,0 +1,147 @@
+"""Acting on an NVIDIA GPU: attention of one step against the cache, in one kernel that reads every key and value once.
+
+The context is cut into parts that run side by side, so that few environments fill the chip too; each part is an online
+softmax over its tiles, and the parts are merged with the sink as one more of them (Dao et al. 2023, "Flash-Decoding for
+long-context inference"). Tiles after the last filled slot, or before a window, are neither read nor computed.
+
+`attention.attend_step` is the definition. Where a kernel is not to be had, or not for these shapes, it is what runs.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton
+
+from relic_jax.models.attention import MASKED, Context, Sink, attend_step
+from relic_jax.models.formats import Slots
+
+TILE = 64  # slots that are read at a time
+PART = 512  # slots of one program
+WARPS = 4
+
+
+def flash_decode(
+    query: jax.Array,
+    context: Context,
+    sink: Sink | None,
+    *,
+    episode: jax.Array | None,
+    window: jax.Array | None = None,
+    interpret: bool = False,
+) -> jax.Array:
+    """As `attend_step`, products and sums in float32. interpret: run the kernel in XLA, for tests."""
+    tops, totals, outs = _parts(query, context, episode, window, interpret)
+    if sink is not None:
+        scale = 1.0 / math.sqrt(query.shape[-1])
+        sink_score = jnp.einsum("bhd,hd->bh", query * scale, sink.key, preferred_element_type=jnp.float32)
+        tops = jnp.concatenate([tops, sink_score[..., None]], axis=-1)
+        totals = jnp.concatenate([totals, jnp.ones_like(sink_score)[..., None]], axis=-1)
+        value = jnp.broadcast_to(sink.value.astype(jnp.float32)[:, None], (*outs.shape[:2], 1, outs.shape[-1]))
+        outs = jnp.concatenate([outs, value], axis=2)
+    weight = jnp.exp(tops - tops.max(-1, keepdims=True))
+    out = jnp.sum(weight[..., None] * outs, axis=2) / jnp.sum(weight * totals, axis=-1)[..., None]
+    return out.astype(query.dtype)
+
+
+def attend_step_fused(
+    query: jax.Array, context: Context, sink: Sink | None, *, episode: jax.Array | None, window: jax.Array | None = None
+) -> jax.Array:
+    """`flash_decode` on CUDA devices, for head widths that are powers of two from 16 on; else `attend_step`."""
+    step = functools.partial(attend_step, context=context, sink=sink, episode=episode, window=window)
+    width = query.shape[-1]
+    if width < 16 or width & (width - 1):
+        return step(query)
+    fused = functools.partial(flash_decode, context=context, sink=sink, episode=episode, window=window)
+    return lax.platform_dependent(query, cuda=fused, default=step)
+
+
+def _parts(
+    query: jax.Array, context: Context, episode: jax.Array | None, window: jax.Array | None, interpret: bool
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The softmax of each part of the context: top and total [B, H, parts], out [B, H, parts, D] (unnormalised)."""
+    batch, heads, width = query.shape
+    capacity = context.capacity
+    parts = -(-capacity // PART)
+    length = jnp.broadcast_to(context.length, (batch,)).astype(jnp.int32)
+    first = jnp.zeros((batch,), jnp.int32) if window is None else jnp.maximum(0, length - window).astype(jnp.int32)
+
+    def per_environment(b: int, h: int, p: int) -> tuple[Any, ...]:
+        return (b,)
+
+    def per_slot(*last: int) -> pl.BlockSpec:
+        return pl.BlockSpec((None, None, capacity, *last), lambda b, h, p: (b, h, 0, *(0 for _ in last)))
+
+    def per_part(*last: int) -> pl.BlockSpec:
+        return pl.BlockSpec((None, None, None, *last), lambda b, h, p: (b, h, p, *(0 for _ in last)))
+
+    def slots(x: Slots) -> tuple[list[jax.Array], list[pl.BlockSpec]]:
+        if x.scale is None:
+            return [x.data], [per_slot(width)]
+        return [x.data, x.scale], [per_slot(width), per_slot()]
+
+    keys, key_specs = slots(context.keys)
+    values, value_specs = slots(context.values)
+    within = [] if episode is None else [context.episodes, episode]
+    within_specs = [pl.BlockSpec((None, capacity), lambda b, h, p: (b, 0)), pl.BlockSpec((None,), per_environment)]
+    call = pl.pallas_call(
+        functools.partial(_kernel, int8=context.keys.scale is not None, within=episode is not None),
+        out_shape=[jax.ShapeDtypeStruct((batch, heads, parts, *last), jnp.float32) for last in ((), (), (width,))],
+        grid=(batch, heads, parts),
+        in_specs=[
+            pl.BlockSpec((None,), per_environment),
+            pl.BlockSpec((None,), per_environment),
+            pl.BlockSpec((None, None, width), lambda b, h, p: (b, h, 0)),
+            *key_specs,
+            *value_specs,
+            *(within_specs if within else []),
+        ],
+        out_specs=[per_part(), per_part(), per_part(width)],
+        compiler_params=triton.CompilerParams(num_warps=WARPS, num_stages=2),
+        interpret=interpret,
+        name="attend_step",
+    )
+    top, total, out = call(first, length, query, *keys, *values, *within)
+    return top, total, out
+
+
+def _kernel(first_ref: Any, length_ref: Any, query_ref: Any, *refs: Any, int8: bool, within: bool) -> None:
+    """One part of one head's context. refs: keys, values (each with its scales where int8), [episodes, the running
+    episode,] and the results top [], total [], out [D]."""
+    per_slot, (top_ref, total_ref, out_ref) = refs[:-3], refs[-3:]
+    key, value = (per_slot[:2], per_slot[2:4]) if int8 else ((per_slot[0], None), (per_slot[1], None))
+    episodes_ref, episode_ref = per_slot[-2:] if within else (None, None)
+    start = pl.program_id(2) * PART
+    first, end = jnp.maximum(first_ref[...], start), jnp.minimum(length_ref[...], start + PART)
+    query = query_ref[...].astype(jnp.float32) * (1.0 / math.sqrt(query_ref.shape[-1]))
+
+    def tile(index: jax.Array, running: tuple[jax.Array, jax.Array, jax.Array]):
+        top, total, out = running
+        here = pl.ds(index * TILE, TILE)
+        slot = index * TILE + jnp.arange(TILE)
+        visible = (slot >= first) & (slot < end)
+        if within:
+            visible &= triton.load(episodes_ref.at[here], mask=visible, other=-1) == episode_ref[...]
+        scores = jnp.sum(_rows(key, here, visible) * query[None], axis=1)
+        scores = jnp.where(visible, scores, MASKED)
+        new_top = jnp.maximum(top, jnp.max(scores))
+        decay, weights = jnp.exp(top - new_top), jnp.exp(scores - jnp.maximum(new_top, MASKED / 2))
+        update = jnp.sum(weights[:, None] * _rows(value, here, visible), axis=0)
+        return new_top, total * decay + jnp.sum(weights), out * decay + update
+
+    nothing = jnp.float32(MASKED), jnp.float32(0), jnp.zeros(query.shape, jnp.float32)
+    top, total, out = lax.fori_loop(first // TILE, (end + TILE - 1) // TILE, tile, nothing)
+    top_ref[...], total_ref[...], out_ref[...] = top, total, out
+
+
+def _rows(slots: tuple[Any, Any], here: Any, visible: jax.Array) -> jax.Array:
+    """Keys or values of a tile: float32 [TILE, D], zeros where they are not visible."""
+    data, scale = slots
+    rows = triton.load(data.at[here, :], mask=visible[:, None], other=0).astype(jnp.float32)
+    return rows if scale is None else rows * triton.load(scale.at[here], mask=visible, other=0.0)[:, None]
