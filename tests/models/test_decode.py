@@ -35,7 +35,7 @@ def random_inputs(form="float32", dtype=jnp.float32, width=WIDTH):
 
 
 @functools.cache
-def compiled(form, has_sink, within, windowed):
+def compiled(form, has_sink, within):
     """jitted (length, window) → (the kernel's result, the definition's)."""
     query, context, sink = random_inputs(form)
 
@@ -43,25 +43,24 @@ def compiled(form, has_sink, within, windowed):
     def both(length, window):
         filled = context._replace(length=length)
         episode = context.episodes[:, length - 1] if within else None
-        options = {"episode": episode, "window": window if windowed else None}
+        options = {"episode": episode, "window": window}
         used = sink if has_sink else None
         return flash_decode(query, filled, used, **options, interpret=True), attend_step(query, filled, used, **options)
 
     return both
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=50)
 @given(
     form=st.sampled_from(["float32", "bfloat16", "int8"]),
     has_sink=st.booleans(),
     within=st.booleans(),
-    windowed=st.booleans(),
     length=st.one_of(st.integers(1, SLOTS), st.sampled_from([1, 64, 65, 512, 513, SLOTS])),
     window=st.lists(st.integers(1, SLOTS + 10), min_size=BATCH, max_size=BATCH),
 )
-def test_the_kernel_is_attend_step(form, has_sink, within, windowed, length, window):
+def test_the_kernel_is_attend_step(form, has_sink, within, length, window):
     """For every format, length, window per environment and episode; parts that see nothing weigh nothing."""
-    found, expected = compiled(form, has_sink, within, windowed)(jnp.int32(length), jnp.asarray(window, jnp.int32))
+    found, expected = compiled(form, has_sink, within)(jnp.int32(length), jnp.asarray(window, jnp.int32))
     np.testing.assert_allclose(found, expected, rtol=0, atol=5e-6)
 
 
@@ -91,7 +90,9 @@ def test_what_is_not_filled_is_not_read():
 def lowered(form, dtype, width, platform):
     query, context, sink = random_inputs(form, dtype, width)
     run = jax.jit(functools.partial(attend_step_fused, episode=context.episodes[:, -1], window=jnp.int32(9)))
-    return run.trace(query, context, sink).lower(lowering_platforms=(platform,)).as_text()
+    card = jax.sharding.AbstractDevice("NVIDIA H100", None, "gpu")  # jax 0.12 asks which
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=card)):
+        return run.trace(query, context, sink).lower(lowering_platforms=(platform,)).as_text()
 
 
 @pytest.mark.parametrize("width", [16, 32, 64, 128])
@@ -124,7 +125,7 @@ def test_a_policy_with_it_acts_the_same_here():
     results = []
     for choice in ("xla", "fused"):
         policy = Policy(PolicyConfig(dataclasses.replace(config, decode=choice)), 3, (0.0, 0.0), (1.0, 1.0))
-        params = policy.init(jax.random.key(0))
+        params = jit(policy.init)(jax.random.key(0))
         output, _ = jit(policy.act)(params, policy.initial_memory(4, 32), inputs)
         results.append(np.asarray(output.value))
     np.testing.assert_array_equal(*results)
