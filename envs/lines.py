@@ -34,12 +34,15 @@ class Lines:
     optimal: Line | None
 
 
-def reference_lines(env: Environment, split: Split, episodes: int | None = None, seed: int = 0) -> Lines:
+def reference_lines(
+    env: Environment, split: Split, episodes: int | None = None, seed: int = 0, limit: int | None = None
+) -> Lines:
     """Plays `episodes` episodes with each policy, the same number in every task of the split (rounded up).
 
-    episodes: None: the environment's `line_episodes`. Of more tasks than that, evenly spaced ones are used.
+    episodes: None: the environment's `line_episodes`. Of more tasks than that, evenly spaced ones are used. limit: only
+    that many first tasks of the split; None: all.
     """
-    tasks = env.tasks(split)
+    tasks = jax.tree.map(lambda x: x[:limit], env.tasks(split))
     episodes = env.line_episodes if episodes is None else episodes
     count = min(num_tasks(tasks), episodes)
     if count < num_tasks(tasks):

@@ -167,16 +167,16 @@ def evaluate_policies(
         "training": [trained.training for trained in policies],
         **origin(),
     }
-    return summarise(env, split, evaluation, curves, lines(env, split), provenance), curves, env
+    return summarise(env, split, evaluation, curves, lines(env, split, evaluation.tasks), provenance), curves, env
 
 
 def _share(progress: Callable[[float], None], index: int, count: int) -> Callable[[float], None]:
     return lambda fraction: progress((index + fraction) / count)
 
 
-def lines(env: Environment, split: Split) -> dict[str, float | None]:
-    """Mean returns of the random policy and of the expert on a split, computed."""
-    found = reference_lines(env, split)
+def lines(env: Environment, split: Split, limit: int | None = None) -> dict[str, float | None]:
+    """Mean returns of the random policy and of the expert on a split, or its `limit` first tasks, computed."""
+    found = reference_lines(env, split, limit=limit)
     optimal = None if found.optimal is None else found.optimal.mean_return
     return {"random": found.random.mean_return, "optimal": optimal}
 

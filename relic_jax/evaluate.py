@@ -273,7 +273,7 @@ def summarise(
 ) -> dict[str, Any]:
     """The content of `curve.json`: one curve over all seeds, with intervals, lines, raw values and provenance.
 
-    curves: one per seed. lines: mean return of `random` and `optimal` (None: no expert) on this split. `gain` is the
+    curves: one per seed. lines: mean return of `random` and `optimal` (None: no expert) on these tasks. `gain` is the
     return of the last episode less that of the policy's first, in the same trial; `later_gain` the mean over its third
     to last episodes less its first, of returns and of successes (None: there are fewer than three). `return.p20` is the
     20th percentile over tasks (of a task's mean over its repeats), averaged over seeds.

@@ -73,6 +73,15 @@ def test_seed_decides():
     assert once == again and once != other
 
 
+def test_a_limit_leaves_the_first_tasks_of_the_split():
+    """The expert steps on the goal after as many steps as it is away from the corner, and stays."""
+    env = make("darkroom-dpt")
+    away = np.asarray(env.tasks("test").goal).sum(axis=-1)
+    for limit in (3, 10, None):
+        optimal = reference_lines(env, "test", episodes=20, limit=limit).optimal
+        assert optimal == Line(pytest.approx(np.mean(101 - away[:limit])), 1.0)
+
+
 def test_of_more_tasks_than_episodes_evenly_spaced_ones_are_played():
     class Listed(type(make("probe-bandit"))):
         """The bandit with a hundred tasks of each of three kinds; of the second there is no such arm to pull."""
