@@ -262,7 +262,7 @@ PRESETS: dict[str, Preset] = {
     "darkroom-4k": Preset(
         DARKROOM_4K,
         "darkroom-dpt with trials of 40 episodes instead of 5",
-        "24 min on one CPU core for 2M steps that start from a trained policy; from nothing, more steps than were tried",
+        "24 min on one CPU core for 2M steps from a trained policy; from nothing, more than was tried",
         "2M steps from the shipped policy (experiments/README.md): optimal from episode 2 to 650 on ten held-out goals",
     ),
     "darkroom-64k": Preset(
