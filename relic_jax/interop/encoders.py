@@ -96,8 +96,8 @@ def load(policy: Policy, params: Params) -> Params:
     if policy.config.encoder.weights is None:
         return params
     loaded = read_weights(policy, params)
-    placed = {name: jax.tree.map(placed, params["encoder"][name], new) for name, new in loaded.items()}
-    return {**params, "encoder": {**params["encoder"], **placed}}
+    encoders = {name: jax.tree.map(placed, params["encoder"][name], new) for name, new in loaded.items()}
+    return {**params, "encoder": {**params["encoder"], **encoders}}
 
 
 def placed(old: jax.Array, new: jax.typing.ArrayLike) -> jax.Array:
