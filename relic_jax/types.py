@@ -11,6 +11,17 @@ PyTree = Any
 Params = Any
 
 
+class Span(struct.PyTreeNode):
+    """Steps start … start + size − 1 of a block. start: int32 []; size is static."""
+
+    start: jax.Array | int
+    size: int = struct.field(pytree_node=False)
+
+    def of(self, x: jax.Array) -> jax.Array:
+        """[B, Q, …] → [B, size, …]."""
+        return jax.lax.dynamic_slice_in_dim(x, self.start, self.size, axis=1)
+
+
 class StepInput(struct.PyTreeNode):
     """What the policy reads at one step ([B] leading) or at a block of steps ([B, Q] leading).
 

@@ -118,9 +118,10 @@ def attend_reference(
     *,
     within_episode: bool,
     valid: jax.Array | None = None,
+    start: jax.Array | int = 0,
 ) -> jax.Array:
-    """The definition, in O(Q·(S+Q)) memory: same arguments and result as `attend_block`, differentiated by jax."""
-    q_len, slots = query.shape[2], context.capacity
+    """The definition, in O(Q·(S+K)) memory: same arguments and result as `attend_block`, differentiated by jax."""
+    q_len, k_len, slots = query.shape[2], key.shape[2], context.capacity
     context = lax.stop_gradient(context)
     keys = jnp.concatenate([context.keys.decoded(key.dtype), key], axis=2)
     values = jnp.concatenate([context.values.decoded(value.dtype), value], axis=2)
@@ -128,13 +129,13 @@ def attend_reference(
     visible = jnp.concatenate(
         [
             jnp.broadcast_to(jnp.arange(slots) < context.length, (q_len, slots)),
-            jnp.tril(jnp.ones((q_len, q_len), bool)),
+            start + jnp.arange(q_len)[:, None] >= jnp.arange(k_len)[None, :],
         ],
         axis=1,
     )[None]
     if within_episode:
         key_episodes = jnp.concatenate([context.episodes, episodes], axis=1)
-        visible = visible & (episodes[:, :, None] == key_episodes[:, None, :])
+        visible = visible & (_tile(episodes, start, q_len, 1)[:, :, None] == key_episodes[:, None, :])
     scores = jnp.where(visible[:, None], scores / math.sqrt(query.shape[-1]), MASKED)
     if sink is None:
         weights = jax.nn.softmax(scores, axis=-1)
@@ -145,7 +146,7 @@ def attend_reference(
         sink_out = weights[..., :1] * sink.value.astype(jnp.float32)[None, :, None, :]
         weights = weights[..., 1:]
     out = _einsum("bhqk,bhkd->bhqd", weights.astype(values.dtype), values)
-    return _first_steps((out if sink is None else out + sink_out).astype(query.dtype), valid)
+    return _first_steps((out if sink is None else out + sink_out).astype(query.dtype), valid, start)
 
 
 def attend_block(
@@ -158,36 +159,44 @@ def attend_block(
     *,
     within_episode: bool,
     valid: jax.Array | None = None,
+    start: jax.Array | int = 0,
 ) -> jax.Array:
-    """A block of Q consecutive steps: causal among themselves, after everything in the context.
+    """A block of K consecutive steps: causal among themselves, after everything in the context.
 
-    query, key, value: [B, H, Q, D], queries and keys rotated. episodes: int32 [B, Q]. context: S slots of which the
-    first `context.length` are filled; S may be 0. within_episode: a step sees only its own episode (and the sink).
-    valid: int32 [], only the first that many steps of the block matter; outputs after them are 0 and cost nothing.
-    Returns [B, H, Q, D] in the dtype of `query`.
+    query: [B, H, Q, D], of the Q steps from `start` (int32 []) on; key, value: [B, H, K, D], of all. Queries and keys
+    are rotated. episodes: int32 [B, K]. context: S slots of which the first `context.length` are filled; S may be 0.
+    within_episode: a step sees only its own episode (and the sink). valid: int32 [], only the first that many steps of
+    the block matter; outputs after them are 0 and cost nothing. Returns [B, H, Q, D] in the dtype of `query`.
     """
     q_len = query.shape[2]
     tile = min(TILE, q_len)
-    padding = -q_len % tile
-    if padding:
-        pad = [(0, 0), (0, 0), (0, padding), (0, 0)]
-        query, key, value = (jnp.pad(x, pad) for x in (query, key, value))
-        episodes = jnp.pad(episodes, [(0, 0), (0, padding)], constant_values=-1)
+    q_episodes = _padded(_tile(episodes, start, q_len, 1), tile, 1, -1)
+    episodes = _padded(episodes, tile, 1, -1)
+    query, key, value = (_padded(x, tile, 2) for x in (query, key, value))
     heads, width = query.shape[1], query.shape[3]
     if sink is None:  # a sink whose score is −∞
         sink_arrays = Sink(jnp.zeros((heads, width), query.dtype), jnp.zeros((heads, width), query.dtype))
     else:
         sink_arrays = Sink(sink.key.astype(query.dtype), sink.value.astype(query.dtype))
-    tiled = jnp.asarray(q_len if valid is None else valid, jnp.int32)  # whole tiles of queries are computed
+    start = jnp.asarray(start, jnp.int32)
+    tiled = jnp.asarray(q_len if valid is None else jnp.minimum(valid - start, q_len), jnp.int32)  # in whole tiles
     spec = _Spec(tile=tile, has_sink=sink is not None, within_episode=within_episode)
     scaled = query * jnp.asarray(1.0 / math.sqrt(width), query.dtype)
-    out = _attend(spec, scaled, key, value, sink_arrays, episodes, context, tiled)
-    return _first_steps(out[:, :, :q_len], valid)
+    out = _attend(spec, scaled, key, value, sink_arrays, q_episodes, episodes, context, start, tiled)
+    return _first_steps(out[:, :, :q_len], valid, start)
 
 
-def _first_steps(x: jax.Array, valid: jax.Array | None) -> jax.Array:
-    """x [B, H, Q, D] with zeros, and no gradient, after the first `valid` steps."""
-    return x if valid is None else jnp.where((jnp.arange(x.shape[2]) < valid)[:, None], x, 0)
+def _padded(x: jax.Array, tile: int, axis: int, value: int = 0) -> jax.Array:
+    """Filled up to whole tiles. Such keys come after every query; what such queries give is cut off again."""
+    missing = -x.shape[axis] % tile
+    if not missing:
+        return x
+    return jnp.pad(x, [(0, missing if i == axis else 0) for i in range(x.ndim)], constant_values=value)
+
+
+def _first_steps(x: jax.Array, valid: jax.Array | None, start: jax.Array | int) -> jax.Array:
+    """x [B, H, Q, D], of steps from `start` on, with zeros, and no gradient, after the block's first `valid` steps."""
+    return x if valid is None else jnp.where((start + jnp.arange(x.shape[2]) < valid)[:, None], x, 0)
 
 
 class _Spec(NamedTuple):
@@ -232,10 +241,12 @@ def _context_visible(spec: _Spec, context: Context, j: jax.Array, q_episodes: ja
     return visible
 
 
-def _local_visible(spec: _Spec, i: jax.Array, j: jax.Array, q_episodes: jax.Array, episodes: jax.Array) -> jax.Array:
-    """Visibility [B|1, 1, q, q] of the j-th tile of the block from its i-th."""
+def _local_visible(
+    spec: _Spec, first: jax.Array, j: jax.Array, q_episodes: jax.Array, episodes: jax.Array
+) -> jax.Array:
+    """Visibility [B|1, 1, q, q] of the j-th tile of the block from the tile of queries that begins at step `first`."""
     index = jnp.arange(spec.tile)
-    visible = (i * spec.tile + index[:, None] >= j * spec.tile + index[None, :])[None, None]
+    visible = (first + index[:, None] >= j * spec.tile + index[None, :])[None, None]
     if spec.within_episode:
         k_episodes = _tile(episodes, j * spec.tile, spec.tile, 1)
         visible = visible & (q_episodes[:, :, None] == k_episodes[:, None, :])[:, None]
@@ -263,14 +274,17 @@ def _over_context(spec: _Spec, context: Context, q_episodes: jax.Array, body: Ca
 
 
 def _over_block(
-    spec: _Spec, i: jax.Array, episodes: jax.Array, q_episodes: jax.Array, body: Callable[..., Any], carry: Any
+    spec: _Spec, first: jax.Array, episodes: jax.Array, q_episodes: jax.Array, body: Callable[..., Any], carry: Any
 ) -> Any:
-    """`_over_context` for the tiles of the block itself, as its i-th tile sees them."""
-    earlier = jnp.arange(episodes.shape[1]) < i * spec.tile
-    first = _first_tile(spec, episodes, earlier, q_episodes, spec.tile)
-    whole = first if spec.within_episode else i
-    carry = lax.fori_loop(first, whole, lambda j, c: body(j, c, None), carry)
-    return lax.fori_loop(whole, i + 1, lambda j, c: body(j, c, _local_visible(spec, i, j, q_episodes, episodes)), carry)
+    """`_over_context` for the tiles of the block itself, as the tile of queries that begins at step `first` sees it."""
+    steps = episodes.shape[1]
+    skipped = _first_tile(spec, episodes, jnp.arange(steps) < first, q_episodes, spec.tile)
+    whole = skipped if spec.within_episode else first // spec.tile
+    end = jnp.minimum(_num_tiles(first + spec.tile, spec.tile), steps // spec.tile)
+    carry = lax.fori_loop(skipped, whole, lambda j, c: body(j, c, None), carry)
+    return lax.fori_loop(
+        whole, end, lambda j, c: body(j, c, _local_visible(spec, first, j, q_episodes, episodes)), carry
+    )
 
 
 def _first_tile(spec: _Spec, episodes: jax.Array, there: jax.Array, q_episodes: jax.Array, size: int) -> jax.Array:
@@ -312,13 +326,13 @@ def _initial(spec: _Spec, q: jax.Array, sink: Sink) -> _Running:
     return _Running(top, jnp.ones(shape, jnp.float32), out)
 
 
-def _forward(spec: _Spec, q, k, v, sink: Sink, episodes, context: Context, valid):
+def _forward(spec: _Spec, q, k, v, sink: Sink, q_episodes, episodes, context: Context, start, valid):
     """Returns (out [B, H, Q, D], logsumexp [B, H, Q] float32), the sink included in both."""
     size = spec.tile
 
     def query_tile(i, carry):
         out, lse = carry
-        q_i, q_ep = _tile(q, i * size, size), _tile(episodes, i * size, size, 1)
+        q_i, q_ep = _tile(q, i * size, size), _tile(q_episodes, i * size, size, 1)
 
         def context_tile(j, running, visible):
             return _absorb(running, q_i, *_context_tile(spec, context, j, q.dtype), visible)
@@ -327,24 +341,24 @@ def _forward(spec: _Spec, q, k, v, sink: Sink, episodes, context: Context, valid
             return _absorb(running, q_i, _tile(k, j * size, size), _tile(v, j * size, size), visible)
 
         running = _over_context(spec, context, q_ep, context_tile, _initial(spec, q_i, sink))
-        running = _over_block(spec, i, episodes, q_ep, local_tile, running)
+        running = _over_block(spec, start + i * size, episodes, q_ep, local_tile, running)
         out_i = (running.out / running.total[..., None]).astype(q.dtype)
         out = lax.dynamic_update_slice_in_dim(out, out_i, i * size, 2)
         lse = lax.dynamic_update_slice_in_dim(lse, running.top + jnp.log(running.total), i * size, 2)
         return out, lse
 
-    start = jnp.zeros_like(q), jnp.zeros(q.shape[:3], jnp.float32)
-    return lax.fori_loop(0, _num_tiles(valid, size), query_tile, start)
+    nothing = jnp.zeros_like(q), jnp.zeros(q.shape[:3], jnp.float32)
+    return lax.fori_loop(0, _num_tiles(valid, size), query_tile, nothing)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(spec: _Spec, q, k, v, sink: Sink, episodes, context: Context, valid) -> jax.Array:
-    return _forward(spec, q, k, v, sink, episodes, context, valid)[0]
+def _attend(spec: _Spec, q, k, v, sink: Sink, q_episodes, episodes, context: Context, start, valid) -> jax.Array:
+    return _forward(spec, q, k, v, sink, q_episodes, episodes, context, start, valid)[0]
 
 
-def _attend_fwd(spec: _Spec, q, k, v, sink, episodes, context, valid):
-    out, lse = _forward(spec, q, k, v, sink, episodes, context, valid)
-    return out, (q, k, v, sink, episodes, context, valid, out, lse)
+def _attend_fwd(spec: _Spec, q, k, v, sink, q_episodes, episodes, context, start, valid):
+    out, lse = _forward(spec, q, k, v, sink, q_episodes, episodes, context, start, valid)
+    return out, (q, k, v, sink, q_episodes, episodes, context, start, valid, out, lse)
 
 
 def _attend_bwd(spec: _Spec, residuals, d_out):
@@ -353,7 +367,7 @@ def _attend_bwd(spec: _Spec, residuals, d_out):
     With weights w = exp(score − lse): dv = wᵀ·do, ds = w·(do·vᵀ − do·o), dq = ds·k, dk = dsᵀ·q. The sink is one more
     key, so its gradients are the same formulas in closed form.
     """
-    q, k, v, sink, episodes, context, valid, out, lse = residuals
+    q, k, v, sink, q_episodes, episodes, context, start, valid, out, lse = residuals
     size = spec.tile
 
     def tile_gradients(q_i, do_i, lse_i, delta_i, k_j, v_j, visible):
@@ -374,7 +388,7 @@ def _attend_bwd(spec: _Spec, residuals, d_out):
     def query_tile(i, carry):
         d_q, d_k, d_v, d_sink_key, d_sink_value = carry
         q_i, do_i = _tile(q, i * size, size), _tile(d_out, i * size, size)
-        lse_i, q_ep = _tile(lse, i * size, size), _tile(episodes, i * size, size, 1)
+        lse_i, q_ep = _tile(lse, i * size, size), _tile(q_episodes, i * size, size, 1)
         delta_i = jnp.sum(do_i.astype(jnp.float32) * _tile(out, i * size, size).astype(jnp.float32), -1)
         d_q_i = jnp.zeros(q_i.shape, jnp.float32)
         if spec.has_sink:
@@ -398,17 +412,17 @@ def _attend_bwd(spec: _Spec, residuals, d_out):
             return d_q_i + part, d_k, d_v
 
         d_q_i = _over_context(spec, context, q_ep, context_tile, d_q_i)
-        d_q_i, d_k, d_v = _over_block(spec, i, episodes, q_ep, local_tile, (d_q_i, d_k, d_v))
+        d_q_i, d_k, d_v = _over_block(spec, start + i * size, episodes, q_ep, local_tile, (d_q_i, d_k, d_v))
         return lax.dynamic_update_slice_in_dim(d_q, d_q_i, i * size, 2), d_k, d_v, d_sink_key, d_sink_value
 
     zeros = functools.partial(jnp.zeros, dtype=jnp.float32)
-    start = zeros(q.shape), zeros(k.shape), zeros(v.shape), zeros(sink.key.shape), zeros(sink.value.shape)
-    d_q, d_k, d_v, d_sink_key, d_sink_value = lax.fori_loop(0, _num_tiles(valid, size), query_tile, start)
+    nothing = zeros(q.shape), zeros(k.shape), zeros(v.shape), zeros(sink.key.shape), zeros(sink.value.shape)
+    d_q, d_k, d_v, d_sink_key, d_sink_value = lax.fori_loop(0, _num_tiles(valid, size), query_tile, nothing)
     d_sink = Sink(d_sink_key.astype(sink.key.dtype), d_sink_value.astype(sink.value.dtype))
     return (
         *(d.astype(x.dtype) for d, x in ((d_q, q), (d_k, k), (d_v, v))),
         d_sink,
-        *jax.tree.map(_zero_cotangent, (episodes, context, valid)),
+        *jax.tree.map(_zero_cotangent, (q_episodes, episodes, context, start, valid)),
     )
 
 

@@ -28,7 +28,7 @@ from relic_jax.models.memory import Memory
 from relic_jax.models.recurrent import Recurrent, RecurrentConfig, empty_carry
 from relic_jax.models.statistics import merged
 from relic_jax.models.transformer import Linear, Transformer, TransformerConfig, empty_memory
-from relic_jax.types import Params, PyTree, StepInput
+from relic_jax.types import Params, PyTree, Span, StepInput
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,18 +88,19 @@ class PolicyNetwork(nn.Module):
         valid: jax.Array | None = None,
         window: jax.Array | None = None,
         dropout_key: jax.Array | None = None,
+        wanted: Span | None = None,
     ) -> tuple[PolicyOutput, Memory]:
         """A block of steps, leading axes [B, Q]; see `Transformer.__call__`. A recurrent network has no such options:
         one step is a block of one."""
         x = self.proj_in(self.encoder(inputs))
         if self.config.memory == "transformer":
-            hidden, memory = self.transformer(
-                x, inputs.first, memory, decode=decode, valid=valid, window=window, dropout_key=dropout_key
-            )
+            options: dict[str, Any] = {"valid": valid, "window": window, "dropout_key": dropout_key, "wanted": wanted}
+            hidden, memory = self.transformer(x, inputs.first, memory, decode=decode, **options)
         elif window is not None:
             raise ValueError("window: a recurrent memory cannot be limited to the last steps")
         else:
             hidden, memory = self.recurrent(x, inputs.first, memory)
+            hidden = hidden if wanted is None else wanted.of(hidden)
         hidden = self.proj_out(hidden.astype(jnp.float32))
         return PolicyOutput(self.actor(hidden), self.critic(hidden)[..., 0]), memory
 
@@ -217,14 +218,16 @@ class Policy:
         *,
         valid: jax.Array | None = None,
         dropout_key: jax.Array | None = None,
+        wanted: Span | None = None,
     ) -> tuple[PolicyOutput, Memory]:
         """A block of Q steps. inputs: leading axes [B, Q]. Gradients go through the block, never into `memory`.
 
         valid: int32 [], only that many first steps matter (the rest of the block is not computed and comes out as
-        garbage). dropout_key: given in training passes only. A memory of capacity 0 may be given for a pass over a
-        whole trial whose keys and values nobody will read again.
+        garbage). dropout_key: given in training passes only. wanted: only these steps are put out, which costs less;
+        None: all. A memory of capacity 0 may be given for a pass over a whole trial whose keys and values nobody will
+        read again.
         """
-        return self._apply(params, inputs, memory, valid=valid, dropout_key=dropout_key)
+        return self._apply(params, inputs, memory, valid=valid, dropout_key=dropout_key, wanted=wanted)
 
     def _apply(self, params: Params, inputs: StepInput, memory: Memory, **options: Any) -> tuple[PolicyOutput, Memory]:
         result: Any = self.network.apply({"params": params}, inputs, memory, **options)

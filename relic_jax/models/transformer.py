@@ -27,6 +27,7 @@ from relic_jax.models.attention import (
 from relic_jax.models.cache import KVCache
 from relic_jax.models.decode import attend_step_fused
 from relic_jax.models.formats import Format
+from relic_jax.types import Span
 
 SinkKind = Literal["kv", "kv0", "k0v", "k0v0", "token", "none"]
 
@@ -177,16 +178,21 @@ class Block(nn.Module):
         decode: bool,
         valid: jax.Array | None,
         window: jax.Array | None,
+        wanted: Span | None,
     ) -> tuple[jax.Array, Any, Any]:
-        """x: [B, Q, d] → (x [B, Q, d], keys, values).
+        """x: [B, Q, d] → (x [B, Q, d], or [B, q, d] of the q steps that are wanted, keys, values).
 
         decode: the slots [B, H, S, D] with the new step in them; otherwise the block's own, [B, H, Q, D].
         """
         cfg = self.config
         y = self.attention_norm(x)
-        query, key, value = (self.split_heads(p(y)) for p in (self.q_proj, self.k_proj, self.v_proj))
+        key, value = (self.split_heads(p(y)) for p in (self.k_proj, self.v_proj))
+        if wanted is not None:
+            x, y = wanted.of(x), wanted.of(y)
+        query = self.split_heads(self.q_proj(y))
         if cfg.episode_rope:
-            query, key = rotate(query, episodes), rotate(key, episodes)
+            query = rotate(query, episodes if wanted is None else wanted.of(episodes))
+            key = rotate(key, episodes)
         key, value = (formats.rounded(x, cfg.cache_format) for x in (key, value))
         if decode:
             keys = formats.write(context.keys, key, context.length)
@@ -198,7 +204,8 @@ class Block(nn.Module):
             return self.residual(x, attended, keep), keys, values
         attend = attend_block if cfg.attention == "blocked" else attend_reference
         within = not cfg.inter_episode
-        attended = attend(query, key, value, episodes, context, sink, within_episode=within, valid=valid)
+        start = 0 if wanted is None else wanted.start
+        attended = attend(query, key, value, episodes, context, sink, within_episode=within, valid=valid, start=start)
         return self.residual(x, attended, keep), key, value  # written by the caller, where there is room
 
 
@@ -246,14 +253,17 @@ class Transformer(nn.Module):
         valid: jax.Array | None = None,
         window: jax.Array | None = None,
         dropout_key: jax.Array | None = None,
+        wanted: Span | None = None,
     ) -> tuple[jax.Array, KVCache]:
         """Q steps after what `cache` holds.
 
         x: [B, Q, d] embedded steps; first: bool [B, Q]. decode: Q = 1, attends by reading the whole cache. valid: int32
         [], only that many first steps of the block matter. window: int32 [] or [B], decode attends to that many last
         steps.
-        dropout_key: draws the depth-dropout coins of a training pass. Returns (hidden [B, Q, d], cache); the new steps
-        are in the returned cache if it has any capacity (one of capacity 0 serves a pass over a whole trial).
+        dropout_key: draws the depth-dropout coins of a training pass. wanted: the steps whose hidden states are
+        returned, None for all; of the others the last block computes only keys and values. Returns (hidden [B, Q or
+        wanted.size, d], cache); the new steps are in the returned cache if it has any capacity (one of capacity 0
+        serves a pass over a whole trial).
         """
         cfg = self.config
         position, episode = kv.index_steps(cache, first)
@@ -275,6 +285,7 @@ class Transformer(nn.Module):
                 decode,
                 valid,
                 window,
+                wanted if layer == cfg.layers - 1 else None,
             )
             keys.append(key)
             values.append(value)

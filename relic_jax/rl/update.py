@@ -23,7 +23,7 @@ from relic_jax.rl.gae import advantages
 from relic_jax.rl.optimizer import entropy_coef, global_norm, learning_rate
 from relic_jax.rl.rollout import Collected, collect, with_size
 from relic_jax.rl.state import Setup, TrainState, empty_trajectory, new_trial
-from relic_jax.types import Params, PyTree, Trajectory
+from relic_jax.types import Params, PyTree, Span, Trajectory
 
 Metrics = dict[str, jax.Array]
 SOURCES = ("observation", "reward", "log_prob", "value", "loss", "gradient", "params")
@@ -282,8 +282,8 @@ def window_output(setup: Setup, params: Params, batch: Batch, window: Window, dr
         inputs = context.write_window(inputs, block, window.start)
     nothing = setup.policy.initial_memory(batch.advantage.shape[0], 0)
     valid = jnp.asarray(window.start + window.size, jnp.int32)
-    output, _ = setup.policy.unroll(params, nothing, inputs, valid=valid, dropout_key=dropout_key)
-    return context.window(output, window.start, window.size)
+    wanted = None if window.full else Span(window.start, window.size)
+    return setup.policy.unroll(params, nothing, inputs, valid=valid, dropout_key=dropout_key, wanted=wanted)[0]
 
 
 def go_on(setup: Setup, state: TrainState, key: jax.Array) -> TrainState:

@@ -180,6 +180,34 @@ def test_only_valid_steps_come_out_and_get_gradients(has_sink):
             assert_close(gradients, expected, 1e-5)
 
 
+@pytest.mark.parametrize("within_episode", BOTH)
+@pytest.mark.parametrize("attend", [attend_block, attend_reference])
+@small_tiles
+def test_some_queries_of_a_block_equal_those_rows_of_all(attend, within_episode):
+    """Outputs, and gradients of a loss on those rows. Tiles are 4 long; the rows begin with one, or within one."""
+    query, key, value, sink, context, episodes, cotangent = random_inputs(7, 14, 9)
+    everything = output_and_gradients(attend_reference, within_episode)
+    for size, starts in ((1, (0, 7, 13)), (5, (0, 3, 4, 9))):
+
+        @jit
+        def some(start, valid, size=size):
+            def f(query, key, value, sink, keys, values):
+                filled = Context(keys, values, context.episodes, jnp.int32(9))
+                some = jax.lax.dynamic_slice_in_dim(query, start, size, axis=2)
+                options = {"within_episode": within_episode, "valid": valid, "start": start}
+                return attend(some, key, value, episodes, filled, sink, **options)
+
+            output, pullback = jax.vjp(f, query, key, value, sink, context.keys, context.values)
+            return output, pullback(jax.lax.dynamic_slice_in_dim(cotangent, start, size, axis=2))
+
+        for start in starts:
+            rows = (jnp.arange(14) >= start) & (jnp.arange(14) < start + size)
+            output, gradients = everything(query, key, value, sink, context, episodes, cotangent * rows[:, None], 9)
+            for valid in (start + size, 14):
+                actual = some(jnp.int32(start), jnp.int32(valid))
+                assert_close(actual, (output[:, :, start : start + size], gradients), 1e-5)
+
+
 @small_tiles
 def test_tiles_of_earlier_episodes_are_not_even_looked_at():
     """Episodes start at slots 0, 6 and 12 of 26; the last ten steps, all of the third episode, are the block.

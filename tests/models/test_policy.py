@@ -11,7 +11,7 @@ import pytest
 from relic_jax.models import attention
 from relic_jax.models.policy import Policy, PolicyConfig
 from relic_jax.models.transformer import TransformerConfig
-from relic_jax.types import StepInput
+from relic_jax.types import Span, StepInput
 
 SINKS = ["kv", "kv0", "k0v", "k0v0", "token", "none"]
 BATCH, STEPS = 3, 12
@@ -225,6 +225,19 @@ def test_unroll_gives_the_first_valid_steps(attention):
     for valid in (1, 4, 7, STEPS):
         result = run(params, inputs, valid=jnp.int32(valid))
         np.testing.assert_allclose(result[:, :valid], expected[:, :valid], atol=1e-6)
+
+
+@pytest.mark.parametrize("attention", ["blocked", "reference"])
+@pytest.mark.parametrize("remat", [False, True])
+@small_tiles
+def test_unroll_gives_only_the_wanted_steps(attention, remat):
+    policy = policy_with(attention=attention, remat=remat)
+    params, inputs = random_params(policy, 15), random_steps(16)
+    expected = jit(functools.partial(whole, policy))(params, inputs)
+    for size, starts in ((1, (0, STEPS - 1)), (5, (0, 3, STEPS - 5))):
+        run = jit(lambda start, size=size: whole(policy, params, inputs, wanted=Span(start, size)))
+        for start in starts:
+            np.testing.assert_allclose(run(jnp.int32(start)), expected[:, start : start + size], atol=1e-5)
 
 
 @pytest.mark.parametrize("filled", [0, 7, STEPS])
