@@ -157,6 +157,10 @@ SUITES = {
 """Other suites (each an extra), by the prefix of their names: module with `make(name, horizon)`, the suite's name."""
 
 XLAND = {
+    "xland-near": (
+        "envs.adapters.xland",
+        "XLand-MiniGrid: a first lesson for xland-trivial: which of four objects to hold or to stand next to, one room",
+    ),
     "xland-trivial": (
         "envs.adapters.xland",
         "XLand-MiniGrid: what to do with which of five objects, one room",

@@ -68,6 +68,11 @@ RECIPES = {
 """The recipes of trivial-21k, small-1m, medium-1m and high-1m."""
 
 
+NEAR = "near"
+"""A first lesson for "trivial", made of its rulesets (`near`)."""
+NEAR_DRAWS = 50
+
+
 class Drawn(NamedTuple):
     """One ruleset before it is filled up to the length of the longest."""
 
@@ -145,6 +150,17 @@ def generate(name: str, seed: int = 42) -> Rulesets:
         np.stack([_filled(np.array(e).reshape(-1, RULE_LENGTH), (rules, RULE_LENGTH)) for e in encoded]),
         np.stack([_filled(np.array(d.tiles), (tiles, 2)) for d in all_drawn]),
     )
+
+
+def near(some: Rulesets, seed: int = 42) -> Rulesets:
+    """Of the rulesets of "trivial" those whose goal is to hold an object or to stand at any side of one, each
+    NEAR_DRAWS times with other objects around."""
+    random = np.random.RandomState(seed)
+    goals = some.goal[np.isin(some.goal[:, 0], (HOLD_GOAL, NEAR_GOALS[0]))].repeat(NEAR_DRAWS, axis=0)
+    needed = [(int(kind), int(colour)) for kind, colour in goals[:, 1:3]]
+    others = RECIPES["trivial"].distractor_objects
+    tiles = [[tile, *(_choice(random, PLACES, [tile]) for _ in range(others))] for tile in needed]
+    return Rulesets(goals, np.zeros((len(goals), 1, RULE_LENGTH), np.uint8), np.array(tiles, np.uint8))
 
 
 def _filled(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
