@@ -113,7 +113,8 @@ class XLand(Suite):
             raise ConfigError(
                 f"env is {self.name!r}; allowed: the path of its rulesets' arrays; {_saving(self.benchmark)}"
             )
-        allowed = f"{', '.join((rulesets.NEAR, *RECIPES))} (drawn here), or the path of an npz file of goals, rules and init_tiles"
+        drawn = ", ".join((rulesets.NEAR, *RECIPES))
+        allowed = f"{drawn} (drawn here), or the path of an npz file of goals, rules and init_tiles"
         raise ConfigError(f"env is {self.name!r} with the rulesets {self.benchmark!r}; allowed: {allowed}")
 
     def _params(self, task: Rulesets) -> Any:
