@@ -20,6 +20,7 @@ from relic_jax import step
 from relic_jax.config import ConfigError
 from relic_jax.models.attention import MASKED, Sink
 from relic_jax.models.encoders import CONVOLUTIONS, image_mask
+from relic_jax.models.grids import CELL_WIDTH, GLANCE_HEADS
 from relic_jax.models.policy import Policy
 from relic_jax.models.statistics import LIMIT
 from relic_jax.types import Params
@@ -51,8 +52,11 @@ def build(policy: Policy, params: Params) -> bytes:
     params = jax.tree.map(np.asarray, params)
     check(policy)
     policy = in_float32(policy)
-    hidden = _transformer(graph, policy, params, graph.linear(_encoder(graph, policy, params), params["proj_in"]))
+    encoded, views = _encoder(graph, policy, params)
+    hidden = _transformer(graph, policy, params, graph.linear(encoded, params["proj_in"]))
     hidden = graph.linear(hidden, params["proj_out"])
+    if policy.network.glances:
+        hidden = _glance(graph, params["glance"], hidden, views)
     distribution = _head(graph, policy, params["actor"], hidden)
     graph.op("Squeeze", graph.linear(hidden, params["critic"]), np.array([-1]), out="value")
     model = onnx.helper.make_model(
@@ -77,8 +81,9 @@ def check(policy: Policy) -> None:
     if policy.is_recurrent:
         memory = policy.config.memory
         raise ConfigError(f"format is 'onnx'; allowed: a policy with a transformer (it is {memory}); or stablehlo")
-    if any(image_mask(policy.spec)) and encoder.image not in CONVOLUTIONS:
-        allowed = f"a policy with an image encoder of {', '.join(CONVOLUTIONS)} (it is {encoder.image}); or stablehlo"
+    covered = (*CONVOLUTIONS, "cells")
+    if any(image_mask(policy.spec)) and encoder.image not in covered:
+        allowed = f"a policy with an image encoder of {', '.join(covered)} (it is {encoder.image}); or stablehlo"
         raise ConfigError(f"format is 'onnx'; allowed: {allowed}")
 
 
@@ -159,14 +164,15 @@ def _value_info(onnx: Any, name: str, shape: list[Any], dtype: Any) -> Any:
     return onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), shape)
 
 
-def _encoder(graph: Graph, policy: Policy, params: Params) -> str:
-    """`StepEncoder`: [b, width of all]."""
+def _encoder(graph: Graph, policy: Policy, params: Params) -> tuple[str, list[str]]:
+    """`StepEncoder`: [b, width of all], and the features of each image, [b, features]."""
     encoder, cfg = params["encoder"], policy.config.encoder
     names, specs = step.observation_names(policy), jax.tree.leaves(policy.spec)
     images: list[str] = []
     vectors: list[str] = []
     sizes: list[int] = []
-    for name, spec, is_image in zip(names, specs, image_mask(policy.spec), strict=True):
+    images_mask = image_mask(policy.spec)
+    for name, spec, is_image in zip(names, specs, images_mask, strict=True):
         if is_image:
             images.append(_image(graph, policy, encoder[f"image_{len(images)}"], name, spec))
         else:
@@ -181,11 +187,15 @@ def _encoder(graph: Graph, policy: Policy, params: Params) -> str:
         scale = (1 / np.sqrt(statistics["variance"] + np.float32(1e-8))).astype(np.float32)
         x = graph.op("Mul", graph.op("Sub", _joined(graph, vectors), statistics["mean"]), scale)
         vectors = graph.split(graph.op("Clip", x, np.float32(-LIMIT), np.float32(LIMIT)), sizes)
+    views = images
+    if cfg.image == "cells":
+        sizes = [math.prod(spec.shape[:2]) for spec, is_image in zip(specs, images_mask, strict=True) if is_image]
+        images = [graph.op("Mul", x, np.float32(2 / n**0.5)) for x, n in zip(images, sizes, strict=True)]
     if cfg.vectors == "embedded":
         images = [graph.op("Relu", graph.linear(x, encoder[f"visual_{i}"])) for i, x in enumerate(images)]
         vectors = [graph.linear(x, encoder[f"vector_{i}"]["linear"]) for i, x in enumerate(vectors)]
     reward = [graph.op("Unsqueeze", "previous_reward", np.array([1]))] if cfg.reward else []
-    return _joined(graph, [*images, *vectors, *reward, _previous_action(graph, policy, encoder["action"])])
+    return _joined(graph, [*images, *vectors, *reward, _previous_action(graph, policy, encoder["action"])]), views
 
 
 def _joined(graph: Graph, parts: list[str]) -> str:
@@ -200,11 +210,14 @@ def _previous_action(graph: Graph, policy: Policy, params: Params) -> str:
 
 
 def _image(graph: Graph, policy: Policy, params: Params, name: str, spec: Any) -> str:
-    """Convolutions: [b, features]. `patches` pads as "SAME" does, half before and half after."""
+    """Cells or convolutions: [b, features]. `patches` pads as "SAME" does, half before and half after."""
     x = graph.cast(name, np.float32)
     if spec.dtype == jnp.uint8:
         x = graph.op("Sub", graph.op("Div", x, np.float32(127.5)), np.float32(1))
     height, width, channels = spec.shape
+    if policy.config.encoder.image == "cells":
+        x = graph.op("Mul", graph.op("Add", x, np.float32(1)), np.float32(0.5))
+        return graph.shaped(graph.linear(x, params["linear"]), 0, height * width * CELL_WIDTH)
     x = graph.op("Transpose", x, perm=[0, 3, 1, 2])
     layers = CONVOLUTIONS[policy.config.encoder.image]
     for index, (out, kernel, stride) in enumerate(layers):
@@ -225,6 +238,19 @@ def _image(graph: Graph, policy: Policy, params: Params, name: str, spec: Any) -
         x, (height, width), channels = graph.op("Relu", x), sizes, out
     x = graph.shaped(graph.op("Transpose", x, perm=[0, 2, 3, 1]), 0, height * width * channels)
     return graph.op("Relu", graph.linear(x, params[f"Dense_{len(layers)}"]))
+
+
+def _glance(graph: Graph, params: Params, hidden: str, views: list[str]) -> str:
+    """`Glance`: [b, d] → [b, d]. views: [b, cells·CELL_WIDTH] each."""
+    cells = graph.shaped(_joined(graph, views), 0, -1, CELL_WIDTH)
+    query = {name: x.reshape(*x.shape[:-2], -1) for name, x in params["query"].items()}
+    queries = graph.shaped(graph.linear(hidden, query), 0, GLANCE_HEADS, CELL_WIDTH)
+    scores = graph.op("MatMul", queries, graph.op("Transpose", cells, perm=[0, 2, 1]))
+    weights = graph.op("Softmax", scores, axis=2)
+    parts = [graph.op("MatMul", weights, params["places"]), graph.op("MatMul", weights, cells)]
+    found = graph.shaped(graph.op("Concat", *parts, axis=2), 0, GLANCE_HEADS * 2 * CELL_WIDTH)
+    mixed = graph.op("Relu", graph.linear(graph.op("Concat", hidden, found, axis=1), params["mix"]))
+    return graph.op("Add", hidden, graph.linear(mixed, params["out"]))
 
 
 def _counters(graph: Graph) -> None:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from envs.base import ActionSpace
 from relic_jax.models import actions, vision
+from relic_jax.models.grids import CellEmbedding, shrunk, split_cells
 from relic_jax.models.statistics import normalized, nothing_seen
 from relic_jax.types import PyTree, StepInput
 
@@ -29,10 +30,8 @@ IMAGE_ENCODER = "image_"
 CONVOLUTIONS = {
     "small": ((16, 4, 4), (32, 3, 2)),
     "nature": ((32, 8, 4), (64, 4, 2), (64, 3, 1)),
-    "cells": ((32, 1, 1),),
 }
-"""Channels, kernel and stride of each layer. small: patches of 4×4 first, an eighth of the cost of nature. cells: each
-pixel alone, what a cell of a grid holds."""
+"""Channels, kernel and stride of each layer. small: patches of 4×4 first, an eighth of the cost of nature."""
 
 SHORT, SHORT_WIDTH = 4, 32
 """Vectors of up to SHORT numbers are embedded into SHORT_WIDTH."""
@@ -53,10 +52,10 @@ class EncoderConfig:
     does in object navigation: features with a ReLU, vectors of up to 4 numbers to 32, all else to the width."""
     image: Literal["small", "nature", "cells", "resnet18", "vit-b16"] = "small"
     """Encoder of images, where there are any. small: two convolutions, for 2 cores; nature: the three of Mnih et al.
-    2015; cells: for views of grids, whose pixels are one-hot; resnet18: with GroupNorm, as in habitat-baselines;
-    vit-b16: VC-1's, always frozen, 768 features."""
+    2015; cells: for views of grids, whose pixels are one-hot, with attention over them (`grids`); resnet18: with
+    GroupNorm, as in habitat-baselines; vit-b16: VC-1's, always frozen, 768 features."""
     features: int = 64
-    """Features per image (vit-b16: always 768); kept for every step of a trial (float32)."""
+    """Features per image (cells: always 16 a cell, vit-b16: 768); kept for every step of a trial (float32)."""
     freeze: bool = False
     """Leave the image encoder as it is initialised or loaded. Its images need not be kept for the update."""
     weights: str | None = None
@@ -102,6 +101,8 @@ def image_encoder(config: EncoderConfig) -> nn.Module:
     """The network for one image: [N, H, W, C] → float32 [N, features]."""
     if config.image == "vit-b16":
         return vision.VisionTransformer(vision.VIT_B16, config.vit_dtype)
+    if config.image == "cells":
+        return CellEmbedding()
     if config.image == "resnet18":
         return vision.ResNet18(config.features)
     return Convolutions(CONVOLUTIONS[config.image], config.features)
@@ -180,12 +181,20 @@ class StepEncoder(nn.Module):
                 leaves[index] = jax.lax.stop_gradient(features) if self.config.freeze else features
         return inputs.replace(observation=jax.tree.unflatten(tree, leaves))
 
+    def cells(self, inputs: StepInput) -> jax.Array:
+        """Of all images of cells: float32 [..., n, CELL_WIDTH]. inputs: perceived."""
+        leaves = jax.tree.leaves(inputs.observation)
+        views = [split_cells(x) for x, is_image in zip(leaves, self.images, strict=True) if is_image]
+        return jnp.concatenate(views, axis=-2)
+
     def __call__(self, inputs: StepInput) -> jax.Array:
         """inputs: leading axes [...], with images or their features. Returns float32 [..., width of all]."""
         leaves = jax.tree.leaves(self.perceive(inputs).observation)
         shape = inputs.first.shape
         flat = [x.reshape(*shape, -1).astype(jnp.float32) for x in leaves]
         features = [x for x, is_image in zip(flat, self.images, strict=True) if is_image]
+        if self.config.image == "cells":
+            features = [shrunk(x) for x in features]
         vectors = [x for x, is_image in zip(flat, self.images, strict=True) if not is_image]
         if vectors and self.config.observation == "scaled":
             low, high = jnp.asarray(self.low), jnp.asarray(self.high)

@@ -24,6 +24,7 @@ from relic_jax.models import cache as kv
 from relic_jax.models.actions import HeadConfig
 from relic_jax.models.cache import KVCache
 from relic_jax.models.encoders import IMAGE_ENCODER, EncoderConfig, StepEncoder, image_mask, vector_part
+from relic_jax.models.grids import Glance
 from relic_jax.models.memory import Memory
 from relic_jax.models.recurrent import Recurrent, RecurrentConfig, empty_carry
 from relic_jax.models.statistics import merged
@@ -57,7 +58,10 @@ class PolicyOutput:
 
 
 class PolicyNetwork(nn.Module):
-    """encoder → linear → transformer or recurrent network → linear → actor and critic, both linear."""
+    """encoder → linear → transformer or recurrent network → linear → actor and critic, both linear.
+
+    With the encoder `cells`, what comes out of memory glances at the view before it goes to actor and critic.
+    """
 
     config: PolicyConfig
     action_space: ActionSpace
@@ -76,8 +80,15 @@ class PolicyNetwork(nn.Module):
             self.transformer = Transformer(self.config.transformer)
         else:
             self.recurrent = Recurrent(self.config.recurrent, self.config.memory)
+        if self.glances:
+            self.glance = Glance()
         self.actor = actions.head(self.action_space, self.config.head)
         self.critic = Linear(1, kernel_init=nn.initializers.orthogonal(1.0))
+
+    @property
+    def glances(self) -> bool:
+        """Whether there are views of grids."""
+        return self.config.encoder.image == "cells" and any(self.images)
 
     def __call__(
         self,
@@ -92,6 +103,7 @@ class PolicyNetwork(nn.Module):
     ) -> tuple[PolicyOutput, Memory]:
         """A block of steps, leading axes [B, Q]; see `Transformer.__call__`. A recurrent network has no such options:
         one step is a block of one."""
+        inputs = self.encoder.perceive(inputs)
         x = self.proj_in(self.encoder(inputs))
         if self.config.memory == "transformer":
             options: dict[str, Any] = {"valid": valid, "window": window, "dropout_key": dropout_key, "wanted": wanted}
@@ -102,6 +114,9 @@ class PolicyNetwork(nn.Module):
             hidden, memory = self.recurrent(x, inputs.first, memory)
             hidden = hidden if wanted is None else wanted.of(hidden)
         hidden = self.proj_out(hidden.astype(jnp.float32))
+        if self.glances:
+            cells = self.encoder.cells(inputs)
+            hidden = self.glance(hidden, cells if wanted is None else wanted.of(cells))
         return PolicyOutput(self.actor(hidden), self.critic(hidden)[..., 0]), memory
 
     def perceive(self, inputs: StepInput) -> StepInput:

@@ -14,6 +14,7 @@ from relic_jax.interop import files, layout
 from relic_jax.interop.encoders import check, load, save_encoder, vit_entries
 from relic_jax.models import vision
 from relic_jax.models.encoders import EncoderConfig, image_mask, patches
+from relic_jax.models.grids import CELL_WIDTH
 from relic_jax.models.policy import Policy, PolicyConfig
 from relic_jax.models.transformer import TransformerConfig
 from relic_jax.models.vision import ViTConfig
@@ -188,11 +189,14 @@ def test_embedded_vectors_each_have_a_layer(observation):
 def test_cells_are_looked_at_alone():
     policy, inputs = policy_with(image="cells"), random_steps(shape=(2, 3))
     params = random_params(policy, 0)
-    layers, image = params["encoder"]["image_0"], inputs.observation["image"].astype(jnp.float32) / 127.5 - 1
-    for name in ("Dense_0", "Dense_1"):
-        image = image.reshape(2, 3, -1) if name == "Dense_1" else image
-        image = jnp.maximum(image @ layers[name]["kernel"] + layers[name]["bias"], 0)
-    np.testing.assert_allclose(perceive(policy, params, inputs).observation["image"], image, rtol=1e-4, atol=1e-5)
+    layer, image = params["encoder"]["image_0"]["linear"], inputs.observation["image"].astype(jnp.float32) / 255
+    expected = (image @ layer["kernel"] + layer["bias"]).reshape(2, 3, -1)
+    found = perceive(policy, params, inputs).observation["image"]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    cells = expected.shape[-1] // CELL_WIDTH
+    assert cells == 9 * 7
+    seen = encode(policy, params, inputs)[..., : expected.shape[-1]]
+    np.testing.assert_allclose(seen, 2 * expected / cells**0.5, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("image", ["resnet18", "vit-b16"])

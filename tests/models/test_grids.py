@@ -1,0 +1,108 @@
+"""Views of grids: the glance against a rewriting in numpy, what it can find, and the policy that has it."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from relic_jax.models.encoders import EncoderConfig
+from relic_jax.models.grids import CELL_WIDTH, GLANCE_HEADS, GLANCE_WIDTH, Glance
+from relic_jax.models.policy import Policy, PolicyConfig
+from relic_jax.models.recurrent import RecurrentConfig
+from relic_jax.models.transformer import TransformerConfig
+from relic_jax.types import Span, StepInput
+
+WIDTH, CELLS = 8, 6
+
+
+def random_like(shapes, seed, scale=0.5):
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: jnp.asarray(scale * rng.normal(size=x.shape), jnp.float32), shapes)
+
+
+def glance_params(seed):
+    like = jax.eval_shape(Glance().init, jax.random.key(0), jnp.zeros((1, WIDTH)), jnp.zeros((1, CELLS, CELL_WIDTH)))
+    return random_like(like, seed)["params"]
+
+
+def test_a_glance_equals_a_rewriting_by_hand():
+    p = jax.tree.map(lambda x: np.asarray(x, np.float64), glance_params(0))
+    rng = np.random.default_rng(1)
+    hidden, cells = rng.normal(size=(2, 3, WIDTH)), rng.normal(size=(2, 3, CELLS, CELL_WIDTH))
+    found = jax.jit(Glance().apply)({"params": p}, jnp.float32(hidden), jnp.float32(cells))
+    for index in np.ndindex(2, 3):
+        h, seen = hidden[index], cells[index]
+        parts = []
+        for head in range(GLANCE_HEADS):
+            query = h @ p["query"]["kernel"][:, head] + p["query"]["bias"][head]
+            weights = np.exp(seen @ query)
+            weights /= weights.sum()
+            parts += [np.concatenate([weights @ p["places"], weights @ seen])]
+        mixed = np.maximum(np.concatenate([h, *parts]) @ p["mix"]["kernel"] + p["mix"]["bias"], 0)
+        assert mixed.shape == (GLANCE_WIDTH,)
+        np.testing.assert_allclose(
+            found[index], h + mixed @ p["out"]["kernel"] + p["out"]["bias"], rtol=1e-4, atol=1e-4
+        )
+
+
+@pytest.mark.parametrize("place", range(CELLS))
+def test_a_glance_tells_where_what_was_asked_for_is(place):
+    """With a query that is the thing itself, and places that are one-hot: put out is the place, wherever it is."""
+    p = jax.tree.map(jnp.zeros_like, glance_params(0))
+    thing, other = jnp.eye(CELL_WIDTH)[0], jnp.eye(CELL_WIDTH)[1]
+    p["query"]["kernel"] = p["query"]["kernel"].at[:CELL_WIDTH, 0].set(50 * jnp.eye(WIDTH, CELL_WIDTH))
+    p["places"] = jnp.eye(CELLS, CELL_WIDTH)
+    p["mix"]["kernel"] = p["mix"]["kernel"].at[WIDTH : WIDTH + CELLS, :CELLS].set(jnp.eye(CELLS))
+    p["out"]["kernel"] = p["out"]["kernel"].at[:CELLS, 1 : 1 + CELLS].set(jnp.eye(CELLS))
+    cells = jnp.tile(other, (CELLS, 1)).at[place].set(thing)
+    found = Glance().apply({"params": p}, jnp.eye(WIDTH)[0], cells)
+    np.testing.assert_allclose(found[1 : 1 + CELLS], jnp.eye(CELLS)[place], atol=1e-6)
+
+
+SPEC = {
+    "left": jax.ShapeDtypeStruct((2, 3, 5), jnp.uint8),
+    "right": jax.ShapeDtypeStruct((3, 3, 5), jnp.uint8),
+    "state": jax.ShapeDtypeStruct((2,), jnp.float32),
+}
+TRANSFORMER = TransformerConfig(layers=2, heads=2, width=WIDTH, mlp_width=16, max_positions=32)
+
+
+def policy_with(memory):
+    encoder = EncoderConfig(observation="scaled", image="cells")
+    config = PolicyConfig(TRANSFORMER, encoder, memory=memory, recurrent=RecurrentConfig(width=WIDTH))
+    return Policy(config, 3, (0.0, 0.0), (1.0, 1.0), SPEC)
+
+
+def outputs(output):
+    return jnp.concatenate([output.distribution.logits, output.value[..., None]], axis=-1)
+
+
+@pytest.mark.parametrize("memory", ["transformer", "gru"])
+def test_acting_equals_unrolling_from_images_and_from_features(memory):
+    policy, steps, rng = policy_with(memory), 9, np.random.default_rng(2)
+    params = random_like(jax.eval_shape(policy.init, jax.random.key(0)), 3, 0.2)
+    inputs = StepInput(
+        observation=jax.tree.map(lambda x: jnp.asarray(255 * rng.integers(0, 2, (2, steps, *x.shape)), x.dtype), SPEC),
+        previous_action=jnp.asarray(rng.integers(-1, 3, (2, steps)), jnp.int32),
+        previous_reward=jnp.asarray(rng.random((2, steps)), jnp.float32),
+        first=jnp.asarray(rng.random((2, steps)) < 0.3),
+    )
+
+    @jax.jit
+    def unrolled(inputs, **options):
+        return outputs(policy.unroll(params, policy.initial_memory(2, 0), inputs, **options)[0])
+
+    expected = unrolled(inputs)
+    perceived = jax.jit(policy.perceive)(params, inputs)
+    assert perceived.observation["right"].shape == (2, steps, 9 * CELL_WIDTH)
+    np.testing.assert_allclose(unrolled(perceived), expected, atol=1e-5)
+    np.testing.assert_allclose(unrolled(perceived, wanted=Span(3, 4)), expected[:, 3:7], atol=1e-5)
+    act, carry = jax.jit(policy.act), policy.initial_memory(2, steps)
+    for step in range(steps):
+        output, carry = act(params, carry, jax.tree.map(lambda x, step=step: x[:, step], inputs))
+        np.testing.assert_allclose(outputs(output), expected[:, step], atol=1e-5)
+    other = jax.tree.map(lambda x: x, inputs)
+    other = dataclasses.replace(other, observation={**other.observation, "right": 255 - other.observation["right"]})
+    assert np.abs(unrolled(other) - expected).min((0, 1)).max() > 1e-3  # every view counts
