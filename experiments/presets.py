@@ -115,11 +115,13 @@ XLAND = TrainConfig(
     total_steps=20_000_000,
     policy=PolicyConfig(
         transformer=TransformerConfig(layers=2, heads=2, width=64, mlp_width=256, max_positions=256),
-        encoder=EncoderConfig(observation="scaled", image="cells", features=128),
+        encoder=EncoderConfig(observation="scaled", image="cells"),
     ),
     trial=TrialConfig(environments=64, steps=1000, updates=4),
     ppo=replace(
         DARKROOM.ppo,
+        lr=4e-4,
+        lr_final=4e-5,
         minibatches=8,
         normalize_advantages=True,  # the one reward of an episode is rare
         reward_scale=1.0,
@@ -128,6 +130,15 @@ XLAND = TrainConfig(
         entropy_coef_final=0.01,
     ),
     eval=EvalConfig(episodes=10, tasks=256),
+)
+
+XLAND_NEAR = replace(  # a first lesson: episodes so short that every tenth step is rewarded
+    XLAND,
+    env="xland-near",
+    total_steps=4_000_000,
+    host=HostConfig(horizon=60),
+    trial=replace(XLAND.trial, steps=500),
+    ppo=replace(XLAND.ppo, context_gradient="full"),
 )
 
 EXTOBJNAV_SOFT = replace(
@@ -326,12 +337,21 @@ PRESETS: dict[str, Preset] = {
         "about 40 min on one CPU core",
         "held-out rulesets, one seed: success 73% in the first episode, 71% in the tenth: no learning within a trial",
     ),
-    "xland-trivial-rl2": Preset(
-        rl2(XLAND),
-        "RL²: a GRU in place of ReLIC's transformer, on the budget of xland-trivial",
-        "not measured yet",
-        "not run to its end yet",
+    "xland-near": Preset(
+        XLAND_NEAR,
+        "a first lesson for xland-trivial, with episodes of at most 60 steps",
+        "20 min on one CPU core",
+        "TODO",
     ),
+    **{
+        f"{name}-rl2": Preset(
+            rl2(config),
+            f"RL²: a GRU in place of ReLIC's transformer, on the budget of {name}",
+            "not measured yet",
+            "not run to its end yet",
+        )
+        for name, config in (("xland-near", XLAND_NEAR), ("xland-trivial", XLAND))
+    },
     **{
         env: Preset(
             replace(XLAND, env=env, total_steps=100_000_000, policy=replace(XLAND.policy, transformer=transformer)),
