@@ -157,9 +157,9 @@ SUITES = {
 """Other suites (each an extra), by the prefix of their names: module with `make(name, horizon)`, the suite's name."""
 
 XLAND = {
-    "xland-near": (
+    "xland-anyside": (
         "envs.adapters.xland",
-        "XLand-MiniGrid: a first lesson for xland-trivial: which of four objects to hold or to stand next to, one room",
+        "XLand-MiniGrid: a first lesson for xland-trivial: its goals that have no direction, one room",
     ),
     "xland-trivial": (
         "envs.adapters.xland",

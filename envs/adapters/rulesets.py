@@ -68,9 +68,10 @@ RECIPES = {
 """The recipes of trivial-21k, small-1m, medium-1m and high-1m."""
 
 
-NEAR = "near"
-"""A first lesson for "trivial", made of its rulesets (`near`)."""
-NEAR_DRAWS = 50
+ANYSIDE = "anyside"
+"""A first lesson for "trivial", made of its rulesets (`anyside`)."""
+ANYSIDE_DRAWS = {HOLD_GOAL: 50, NEAR_GOALS[0]: 50, TILE_GOALS[0]: 4}
+"""How often each goal is drawn: "trivial" has 60 of the first kind, 70 of the second and thousands of the third."""
 
 
 class Drawn(NamedTuple):
@@ -152,15 +153,20 @@ def generate(name: str, seed: int = 42) -> Rulesets:
     )
 
 
-def near(some: Rulesets, seed: int = 42) -> Rulesets:
-    """Of the rulesets of "trivial" those whose goal is to hold an object or to stand at any side of one, each
-    NEAR_DRAWS times with other objects around."""
+def anyside(some: Rulesets, seed: int = 42) -> Rulesets:
+    """Of the rulesets of "trivial" those whose goal has no direction: to hold an object, to stand at any side of one,
+    or to put one at any side of another; each ANYSIDE_DRAWS times, with other objects around."""
     random = np.random.RandomState(seed)
-    goals = some.goal[np.isin(some.goal[:, 0], (HOLD_GOAL, NEAR_GOALS[0]))].repeat(NEAR_DRAWS, axis=0)
-    needed = [(int(kind), int(colour)) for kind, colour in goals[:, 1:3]]
-    others = RECIPES["trivial"].distractor_objects
-    tiles = [[tile, *(_choice(random, PLACES, [tile]) for _ in range(others))] for tile in needed]
-    return Rulesets(goals, np.zeros((len(goals), 1, RULE_LENGTH), np.uint8), np.array(tiles, np.uint8))
+    drawn = []
+    for goal in some.goal.tolist():
+        needed = [(goal[1], goal[2]), (goal[3], goal[4])][: 1 + (goal[0] in TILE_GOALS)]
+        for _ in range(ANYSIDE_DRAWS.get(goal[0], 0)):
+            others = [_choice(random, PLACES, needed) for _ in range(RECIPES["trivial"].distractor_objects)]
+            drawn.append((goal, [*needed, *others]))
+    most = max(len(tiles) for _, tiles in drawn)
+    tiles = [_filled(np.array(tiles), (most, 2)) for _, tiles in drawn]
+    goals = np.array([goal for goal, _ in drawn], np.uint8)
+    return Rulesets(goals, np.zeros((len(drawn), 1, RULE_LENGTH), np.uint8), np.stack(tiles))
 
 
 def _filled(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

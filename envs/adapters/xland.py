@@ -1,5 +1,5 @@
 """XLand-MiniGrid (Nikulin et al. 2023, arXiv 2312.12044): `xland-trivial`, `xland-small`, `xland-medium`, and
-`xland:ENVID:BENCHMARK` for its other grids and its own benchmarks. `xland-near` is a first lesson for `xland-trivial`.
+`xland:ENVID:BENCHMARK` for its other grids and its own benchmarks. `xland-anyside` is a first lesson for the first.
 
 The ruleset is the task and lasts for the whole trial; what XLand calls a trial, from a reset to the goal or the time
 limit, is an episode here. Objects and agent are placed anew in every episode. Its step types are dm_env's: `LAST` says
@@ -30,7 +30,7 @@ from relic_jax.config import ConfigError
 PREFIX = "xland"
 FAMILY = "XLand-MiniGrid-"
 PRESETS = {
-    "xland-near": ("XLand-MiniGrid-R1-9x9", rulesets.NEAR),
+    "xland-anyside": ("XLand-MiniGrid-R1-9x9", rulesets.ANYSIDE),
     "xland-trivial": ("XLand-MiniGrid-R1-9x9", "trivial"),
     "xland-small": ("XLand-MiniGrid-R1-9x9", "small"),
     "xland-medium": ("XLand-MiniGrid-R4-13x13", "medium"),
@@ -98,8 +98,8 @@ class XLand(Suite):
     @property
     def rulesets(self) -> Rulesets:
         """All of the benchmark's."""
-        if self.benchmark == rulesets.NEAR:
-            return rulesets.near(rulesets.generate("trivial"))
+        if self.benchmark == rulesets.ANYSIDE:
+            return rulesets.anyside(rulesets.generate("trivial"))
         if self.benchmark in RECIPES:
             return rulesets.generate(self.benchmark)
         return _read(self._file(), self.name)
@@ -113,7 +113,7 @@ class XLand(Suite):
             raise ConfigError(
                 f"env is {self.name!r}; allowed: the path of its rulesets' arrays; {_saving(self.benchmark)}"
             )
-        drawn = ", ".join((rulesets.NEAR, *RECIPES))
+        drawn = ", ".join((rulesets.ANYSIDE, *RECIPES))
         allowed = f"{drawn} (drawn here), or the path of an npz file of goals, rules and init_tiles"
         raise ConfigError(f"env is {self.name!r} with the rulesets {self.benchmark!r}; allowed: {allowed}")
 
@@ -149,14 +149,14 @@ class XLand(Suite):
 
     def tasks(self, split: Split) -> Rulesets:
         """Rulesets that the other split has not. Of "trivial" ones that is: goals that the other split has not; and
-        those that "trivial" holds out, "near" does as well."""
+        those that "trivial" holds out, "anyside" does as well."""
         return _split(self, split)
 
 
 @functools.cache
 def _split(env: XLand, split: Split) -> Rulesets:
-    if env.benchmark == rulesets.NEAR:
-        return rulesets.near(_split(make("xland-trivial"), split))
+    if env.benchmark == rulesets.ANYSIDE:
+        return rulesets.anyside(_split(make("xland-trivial"), split))
     count = num_tasks(env.rulesets)
     order, cut = np.random.RandomState(0).permutation(count), int(TRAIN_SHARE * count)
     rows = order[:cut] if split == "train" else order[cut:]

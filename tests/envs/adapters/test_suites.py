@@ -367,7 +367,7 @@ def test_encodings_are_those_of_xminigrid():
 
 def test_xland_holds_rulesets_out():
     pytest.importorskip("xminigrid")
-    for name in registry.XLAND.keys() - {"xland-near"}:
+    for name in registry.XLAND.keys() - {"xland-anyside"}:
         env = make(name)
         train, test = env.tasks("train"), env.tasks("test")
         assert env.name == name and (num_tasks(train), num_tasks(test)) == (9000, 1000)
@@ -376,14 +376,21 @@ def test_xland_holds_rulesets_out():
     trivial = make("xland-trivial")
     goals = [{goal.tobytes() for goal in trivial.tasks(split).goal} for split in ("train", "test")]
     assert not goals[0] & goals[1]
-    near = make("xland-near")
+    lesson = make("xland-anyside")
     for split, own in zip(("train", "test"), goals, strict=True):
-        tasks = near.tasks(split)
+        tasks = lesson.tasks(split)
         assert {goal.tobytes() for goal in tasks.goal} <= own  # what trivial holds out is held out here
-        assert set(tasks.goal[:, 0].tolist()) == {rulesets.HOLD_GOAL, rulesets.NEAR_GOALS[0]}
-        assert (tasks.goal[:, 1:3] == tasks.init_tiles[:, 0]).all() and not tasks.rules.any()
-        assert not (tasks.init_tiles[:, 1:] == tasks.init_tiles[:, :1]).all(-1).any()  # only one is the goal's
-    assert split_hash(near.rulesets) == "5e015a0bac04"
+        kinds, counts = np.unique(tasks.goal[:, 0], return_counts=True)
+        assert kinds.tolist() == [rulesets.HOLD_GOAL, rulesets.NEAR_GOALS[0], rulesets.TILE_GOALS[0]]
+        assert 0.4 < counts[2] / counts.sum() < 0.7
+        needed = [goal[1:3] for goal in tasks.goal], [goal[3:5] for goal in tasks.goal]
+        for goal, tiles, *tile in zip(tasks.goal, tasks.init_tiles, *needed, strict=True):
+            here = [t for t in tile if t.any()]
+            assert len(here) == 1 + (goal[0] in rulesets.TILE_GOALS)
+            for t in here:  # the goal's objects are there, and no others like them
+                assert (tiles == t).all(-1).sum() == 1 + (len(here) == 2 and (here[0] == here[1]).all())
+        assert not tasks.rules.any()
+    assert split_hash(lesson.rulesets) == "eb303477d1dd"
 
 
 def test_benchmarks_of_xminigrid_become_arrays_by_the_command_that_is_named(tmp_path, monkeypatch):
