@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -72,6 +73,8 @@ class EvaluateCommand:
     pretrained: str | None = None
     """In place of paths: a policy that is shipped, e.g. darkroom-dpt. A quick look: one trial per task of at most 10
     episodes, unless --repeats and --episodes say more."""
+    env: str | None = None
+    """Another environment than their own, of the same observations and actions, with its own time limit."""
     tasks: Literal["test", "train"] = "test"
     """Which split."""
     episodes: int | None = None
@@ -280,7 +283,7 @@ def _evaluate(
 def evaluate_main(arguments: Sequence[str]) -> None:
     """`relic-jax evaluate`."""
     command = tyro.cli(EvaluateCommand, args=arguments, prog="relic-jax evaluate")
-    policies = run.load(command.paths, command.pretrained)
+    policies = [run.in_environment(policy, command.env) for policy in run.load(command.paths, command.pretrained)]
     config = evaluation_config(command, policies[0])
     folder = run.results_folder(policies[0], command.paths[0] if command.paths else None)
     stem = command.out or folder / _result_name(command, config)
@@ -314,7 +317,8 @@ def evaluation_config(command: EvaluateCommand, first: LoadedPolicy) -> EvalConf
 
 def _result_name(command: EvaluateCommand, config: EvalConfig) -> str:
     whose = f"-{command.pretrained}" if command.pretrained else ""
-    name = f"evaluate{whose}-{command.tasks}-{config.episodes}-episodes"
+    where = "-" + re.sub(r"[^\w.]+", "-", command.env) if command.env else ""
+    name = f"evaluate{whose}{where}-{command.tasks}-{config.episodes}-episodes"
     name += f"-{config.repeats}-repeats" if config.repeats > 1 else ""
     name += f"-first-{config.tasks}-tasks" if config.tasks else ""
     name += f"-{config.expert_episodes}-expert" if config.expert_episodes else ""
@@ -349,7 +353,8 @@ def play_main(arguments: Sequence[str]) -> None:
     """`relic-jax play`."""
     command = tyro.cli(PlayCommand, args=arguments, prog="relic-jax play")
     (trained,) = run.load([] if command.path is None else [command.path], command.pretrained)
-    env = play.environment_for(trained, command.env)
+    trained = run.in_environment(trained, command.env)
+    env = run.env_of(trained.config)
     if command.human:
         play.play_by_hand(env, command.tasks, command.task)
         return

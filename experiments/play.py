@@ -16,31 +16,14 @@ from envs.host import HostEnvironment
 from envs.render import write_gif
 from envs.wrappers import Trials
 from experiments import run
-from relic_jax.config import ConfigError, EvalConfig, validate
+from relic_jax.config import ConfigError, EvalConfig
 from relic_jax.evaluate import in_context_curves, one_task
 from relic_jax.loading import LoadedPolicy
 from relic_jax.models.encoders import image_mask
-from relic_jax.spaces import spaces_of, spaces_to_json
 
 WINDOW_SIDE = 480  # pixels, of the longer side of the picture
 CURVE = 320  # pixels, width of the curve beside a film
 TEXT = (70, 74, 82)
-
-
-def environment_for(trained: LoadedPolicy, name: str | None) -> Environment:
-    """The environment called `name`, None for the policy's own. Raises ConfigError where the policy does not fit it."""
-    if name is None:
-        return run.env_of(trained.config)
-    config = trained.config
-    env = run.make_env(name, config.host, config.trial.action_repeat)
-    given, allowed = (
-        {part: spaces_to_json(spaces)[part] for part in ("observation", "action")}
-        for spaces in (spaces_of(env), trained.spaces)
-    )
-    if given != allowed:
-        raise ConfigError(f"env is {name!r}, whose spaces are {given}; allowed: the policy's, {allowed}")
-    validate(config, horizon=env.horizon, images=any(image_mask(env.observation_spec)))
-    return env
 
 
 def film(

@@ -28,10 +28,21 @@ from envs.lines import reference_lines
 from envs.render import write_gif
 from envs.repeat import repeated
 from relic_jax import checkpoint
-from relic_jax.config import ConfigError, EvalConfig, HostConfig, TrainConfig, differences, from_json, to_json
+from relic_jax.config import (
+    ConfigError,
+    EvalConfig,
+    HostConfig,
+    TrainConfig,
+    differences,
+    from_json,
+    to_json,
+    validate,
+)
 from relic_jax.evaluate import Curves, in_context_curves, summarise, to_csv
 from relic_jax.loading import SHIPPED, LoadedPolicy, is_export, load_policy, pretrained
+from relic_jax.models.encoders import image_mask
 from relic_jax.plotting import plot_curves
+from relic_jax.spaces import spaces_of, spaces_to_json
 from relic_jax.tracking import write_atomically
 
 GIF_FRAMES_PER_SECOND = 20.0
@@ -48,6 +59,25 @@ def make_env(name: str, host: HostConfig | None = None, action_repeat: int = 1) 
 def env_of(config: TrainConfig) -> Environment:
     """The environment of a run. Raises as `make_env` does."""
     return make_env(config.env, config.host, config.trial.action_repeat)
+
+
+def in_environment(trained: LoadedPolicy, name: str | None) -> LoadedPolicy:
+    """The policy, set to act in the environment called `name`, with that one's own time limit; None: in its own.
+
+    Raises ConfigError where the policy does not fit it.
+    """
+    if name is None:
+        return trained
+    config = replace(trained.config, env=name, host=replace(trained.config.host, horizon=None))
+    env = env_of(config)
+    given, allowed = (
+        {part: spaces_to_json(spaces)[part] for part in ("observation", "action")}
+        for spaces in (spaces_of(env), trained.spaces)
+    )
+    if given != allowed:
+        raise ConfigError(f"env is {name!r}, whose spaces are {given}; allowed: the policy's, {allowed}")
+    validate(config, horizon=env.horizon, images=any(image_mask(env.observation_spec)))
+    return replace(trained, config=config)
 
 
 def create_folder(folder: Path, config: TrainConfig) -> None:

@@ -285,6 +285,17 @@ def test_evaluate_and_plot(cli, untrained, tmp_path):
     assert (code, err) == (0, "") and (tmp_path / "figures" / "both.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_evaluate_in_another_environment(cli, refused, untrained):
+    """Of the same spaces; the policies may come from different ones."""
+    a, b = untrained("existing"), untrained("centre", env="darkroom-ad-9")
+    code, out, err = cli("evaluate", a, b, "--env", "darkroom-ad-9", "--episodes", "2", "--limit", "3")
+    assert (code, err) == (0, "") and "darkroom-ad-9" in out
+    summary = json.loads((Path(a) / "evaluate-darkroom-ad-9-test-2-episodes-first-3-tasks-2-runs.json").read_text())
+    assert (summary["env"], summary["seeds"], summary["tasks"]) == ("darkroom-ad-9", 2, 3)
+    refused(["evaluate", a, "--env", "miniworld-open"], "env is 'miniworld-open', whose spaces are", "allowed")
+    refused(["evaluate", a, "--env", "darkrom"], "env is 'darkrom'", "did you mean")
+
+
 NO_CURVES = ["", "text", "[]", "3", "{}", '{"return": 1, "success": 1, "lines": 1, "env": 1}', "null", '["return"]']
 
 
