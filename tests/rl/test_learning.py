@@ -79,9 +79,10 @@ def test_learning_in_context_is_learned():
     """Five arms, the best one is the task, four pulls an episode.
 
     0.8 by chance; whoever tries arm after arm but forgets at an episode's end gets (4 + 3 + 2 + 1) / 5 = 2 on average.
+    After 120 trials one seed in five has not got that far yet.
     """
     ppo = dataclasses.replace(CONFIG.ppo, context_gradient="full", entropy_coef=0.05)
-    assert trained("probe-bandit", 120, ppo=ppo)[2] > 3.0
+    assert trained("probe-bandit", 200, ppo=ppo)[2] > 3.0
 
 
 def test_two_devices_learn_as_one_and_stay_in_step():
