@@ -159,7 +159,7 @@ SUITES = {
 XLAND = {
     "xland-anyside": (
         "envs.adapters.xland",
-        "XLand-MiniGrid: a first lesson for xland-trivial: its goals that have no direction, one room",
+        "XLand-MiniGrid: the goals of xland-trivial that have no direction, one room",
     ),
     "xland-trivial": (
         "envs.adapters.xland",

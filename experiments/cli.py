@@ -111,7 +111,7 @@ class PlayCommand:
     pretrained: str | None = None
     """In place of a path: a policy that is shipped, e.g. darkroom-dpt; 10 episodes unless --episodes says more."""
     env: str | None = None
-    """Another environment than its own, of the same observations and actions."""
+    """Another environment than its own, of the same observations and actions, with its own time limit."""
     task: int = 0
     """Index of the task in its split."""
     tasks: Literal["test", "train"] = "test"

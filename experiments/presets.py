@@ -132,7 +132,7 @@ XLAND = TrainConfig(
     eval=EvalConfig(episodes=10, tasks=256),
 )
 
-XLAND_ANYSIDE = replace(  # a first lesson: shorter episodes, and far more of them with a reward
+XLAND_ANYSIDE = replace(  # easier: shorter episodes, and far more of them with a reward
     XLAND,
     env="xland-anyside",
     total_steps=5_000_000,
@@ -339,7 +339,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "xland-anyside": Preset(
         XLAND_ANYSIDE,
-        "a first lesson for xland-trivial, with episodes of at most 120 steps",
+        "XLand-MiniGrid, the goals of xland-trivial that have no direction; episodes of at most 120 steps",
         "27 min on one CPU core",
         "held-out rulesets, one seed: return 0.46 in the first episode, 0.53 in episodes 3–10",
     ),

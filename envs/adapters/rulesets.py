@@ -69,9 +69,9 @@ RECIPES = {
 
 
 ANYSIDE = "anyside"
-"""A first lesson for "trivial", made of its rulesets (`anyside`)."""
+"""An easier "trivial", made of its rulesets (`anyside`)."""
 ANYSIDE_DRAWS = {HOLD_GOAL: 50, NEAR_GOALS[0]: 50, TILE_GOALS[0]: 4}
-"""How often each goal is drawn: "trivial" has 60 of the first kind, 70 of the second and thousands of the third."""
+"""How often each goal is drawn: "trivial" has 60 of the first kind, 70 of the second and two thousand of the third."""
 
 
 class Drawn(NamedTuple):

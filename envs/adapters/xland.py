@@ -1,5 +1,5 @@
 """XLand-MiniGrid (Nikulin et al. 2023, arXiv 2312.12044): `xland-trivial`, `xland-small`, `xland-medium`, and
-`xland:ENVID:BENCHMARK` for its other grids and its own benchmarks. `xland-anyside` is a first lesson for the first.
+`xland:ENVID:BENCHMARK` for its other grids and its own benchmarks. `xland-anyside` is easier than all of them.
 
 The ruleset is the task and lasts for the whole trial; what XLand calls a trial, from a reset to the goal or the time
 limit, is an episode here. Objects and agent are placed anew in every episode. Its step types are dm_env's: `LAST` says
