@@ -409,6 +409,12 @@ PRESETS: dict[str, Preset] = {
         "12 min on 2 CPU cores shared with much other work",
         "held-out speeds, one seed: −210 in every episode (random −291): it learns to run, not to adapt",
     ),
+    "halfcheetah-vel-small-rl2": Preset(
+        rl2(BRAX_SMALL),
+        "RL²: a GRU in place of ReLIC's transformer, on the budget of halfcheetah-vel-small",
+        "not measured yet",
+        "not run yet",
+    ),
     "darkroom-smoke": Preset(
         SMOKE, "does everything work: a minute from start to figure", "under a minute on 2 CPU cores", "nothing learned"
     ),
