@@ -190,7 +190,9 @@ BRAX = TrainConfig(
 BRAX_SMALL = replace(
     BRAX,
     total_steps=1_000_000,
-    policy=replace(BRAX.policy, transformer=TransformerConfig(layers=2, heads=2, width=64, mlp_width=256)),
+    policy=replace(
+        BRAX.policy, transformer=TransformerConfig(layers=2, heads=2, width=64, mlp_width=256, init="fan_in")
+    ),
     trial=TrialConfig(environments=32, steps=400, updates=4),
     ppo=replace(BRAX.ppo, lr=1e-3, lr_final=1e-4, minibatches=4),
     eval=EvalConfig(episodes=4, tasks=20),

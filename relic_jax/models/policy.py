@@ -73,7 +73,7 @@ class PolicyNetwork(nn.Module):
         """Declares the parameters."""
         width = self.config.width
         recurrent = self.config.memory != "transformer"  # it has no norm that would make small inputs large again
-        init = nn.initializers.lecun_normal() if recurrent else nn.initializers.normal(0.02)
+        init = nn.initializers.lecun_normal() if recurrent else self.config.transformer.kernel_init
         self.encoder = StepEncoder(self.config.encoder, self.action_space, width, self.low, self.high, self.images)
         self.proj_in, self.proj_out = Linear(width, kernel_init=init), Linear(width, kernel_init=init)
         if self.config.memory == "transformer":

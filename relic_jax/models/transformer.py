@@ -55,6 +55,9 @@ class TransformerConfig:
     """Rotate queries and keys by the index of the episode in the trial."""
     inter_episode: bool = True
     """Attend across episodes; off: only within the running episode (and the sink)."""
+    init: Literal["normal", "fan_in"] = "normal"
+    """What linear layers start with, those around the blocks included. normal: N(0, 0.02²), the original's for every
+    width; fan_in: variance 1 / inputs (LeCun et al. 1998), up to six times as large where the width is 64."""
     depth_dropout: float = 0.0
     """Probability that a training pass skips a block (one coin per block and pass)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -83,6 +86,11 @@ class TransformerConfig:
     def cache_format(self) -> Format:
         """How keys and values are stored."""
         return self.dtype if self.cache == "auto" else self.cache
+
+    @property
+    def kernel_init(self) -> nn.initializers.Initializer:
+        """See `init`."""
+        return nn.initializers.lecun_normal() if self.init == "fan_in" else nn.initializers.normal(0.02)
 
     @property
     def cache_bytes_per_step(self) -> int:
@@ -121,8 +129,8 @@ class Block(nn.Module):
         cfg = self.config
 
         def linear(features: int) -> Linear:
-            init = nn.initializers.normal(0.02)
-            return Linear(features, use_bias=False, dtype=jnp.dtype(cfg.dtype), kernel_init=init)
+            dtype = jnp.dtype(cfg.dtype)
+            return Linear(features, use_bias=False, dtype=dtype, kernel_init=cfg.kernel_init)
 
         self.attention_norm, self.mlp_norm = RMSNorm(), RMSNorm()
         self.q_proj, self.k_proj, self.v_proj, self.o_proj = (linear(cfg.width) for _ in range(4))

@@ -18,7 +18,6 @@ from relic_jax.models.transformer import TransformerConfig
 from relic_jax.types import StepInput
 
 BATCH, STEPS, SPACE = 3, 10, Box((-2.0, 0.0), (2.0, 1.0))
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # compiling is the cost here
 HEADS = [HeadConfig(action=action, std=std) for action in ("tanh", "gaussian") for std in ("learned", "state")]
 
 
@@ -53,7 +52,7 @@ def test_acting_equals_unrolling_and_log_probabilities_are_the_same_in_both(head
     policy = policy_with(head)
     params, inputs = random_params(policy, 0), random_steps(1)
 
-    @jit
+    @jax.jit
     def run(params, inputs, key):
         def step(memory, x):
             output, memory = policy.act(params, memory, x[0])
@@ -81,7 +80,7 @@ def test_acting_equals_unrolling_and_log_probabilities_are_the_same_in_both(head
 def test_the_previous_action_is_read_except_at_the_start_of_an_episode(part):
     policy = policy_with(HeadConfig())
     params, inputs = random_params(policy, 3), random_steps(4)
-    run = jit(lambda x: policy.network.apply({"params": params}, x, method=lambda net, x: net.encoder(x)))
+    run = jax.jit(lambda x: policy.network.apply({"params": params}, x, method=lambda net, x: net.encoder(x)))
     before = run(inputs)
     changed = {
         "previous_action": inputs.replace(previous_action=inputs.previous_action + 1.0),

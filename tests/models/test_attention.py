@@ -16,7 +16,6 @@ from relic_jax.models.attention import Context, Sink, attend_block, attend_refer
 from relic_jax.models.formats import Slots
 
 BATCH, HEADS, WIDTH = 2, 2, 8
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # compiling is the cost here
 small_tiles = mock.patch.multiple(attention, TILE=4, CONTEXT_TILE=4)  # many tiles from few steps
 
 
@@ -43,7 +42,7 @@ def random_inputs(seed, q_len, slots, dtype=jnp.float32, scale=1.5):
 def output_and_gradients(attend, within_episode):
     """jitted (inputs, length, valid) → (output, gradients of Σ output·cotangent to q, k, v, sink, context)."""
 
-    @jit
+    @jax.jit
     def run(query, key, value, sink, context, episodes, cotangent, length, valid=None):
         def f(query, key, value, sink, keys, values):
             filled = Context(keys, values, context.episodes, length)
@@ -129,7 +128,7 @@ def test_block_in_bfloat16_is_within_its_rounding(within_episode):
 @small_tiles
 def test_block_and_reference_equal_the_definition_in_float64(attend, within_episode):
     query, key, value, sink, context, episodes, _ = random_inputs(1, 11, 10)
-    run = jit(functools.partial(attend, within_episode=within_episode))
+    run = jax.jit(functools.partial(attend, within_episode=within_episode))
     for length in (0, 7, 10):
         visible = block_visibility(context.episodes, episodes, length, within_episode)
         keys, values = (np.concatenate([s.data, x], 2) for s, x in ((context.keys, key), (context.values, value)))
@@ -189,7 +188,7 @@ def test_some_queries_of_a_block_equal_those_rows_of_all(attend, within_episode)
     everything = output_and_gradients(attend_reference, within_episode)
     for size, starts in ((1, (0, 7, 13)), (5, (0, 3, 4, 9))):
 
-        @jit
+        @jax.jit
         def some(start, valid, size=size):
             def f(query, key, value, sink, keys, values):
                 filled = Context(keys, values, context.episodes, jnp.int32(9))
@@ -234,7 +233,7 @@ def test_tiles_of_earlier_episodes_are_not_even_looked_at():
 def test_one_trace_serves_every_length():
     chex.clear_trace_counter()
 
-    @jit
+    @jax.jit
     @chex.assert_max_traces(n=1)
     def run(length, valid):
         query, key, value, sink, context, episodes, _ = random_inputs(5, 6, 9)
@@ -276,8 +275,8 @@ def test_block_equals_reference_for_any_layout(seed, shape, filled, scale, has_s
 def test_step_equals_reference_with_one_query(has_sink, by_episode):
     query, key, value, sink, context, _, _ = random_inputs(6, 1, 12)
     sink = sink if has_sink else None
-    step = jit(attend_step)
-    reference = jit(functools.partial(attend_reference, within_episode=True))
+    step = jax.jit(attend_step)
+    reference = jax.jit(functools.partial(attend_reference, within_episode=True))
     slot = np.arange(12)
     for length, window in itertools.product((1, 5, 12), (None, 1, 3, 12)):
         episodes = np.asarray(context.episodes)
@@ -314,7 +313,7 @@ def test_rotation_by_hand():
 def test_rotation_keeps_norms_and_depends_on_differences_only():
     rng = np.random.default_rng(7)
     query, key = jnp.asarray(rng.normal(size=(2, 1, 1, 1, 8)), jnp.float32)
-    turn = jit(lambda x, index: rotate(x, index[None, None])[0, 0, 0])
+    turn = jax.jit(lambda x, index: rotate(x, index[None, None])[0, 0, 0])
     norm = np.linalg.norm(query)
     for index in (0, 1, 17, 300):
         np.testing.assert_allclose(np.linalg.norm(turn(query, jnp.int32(index))), norm, rtol=1e-6)

@@ -18,7 +18,6 @@ from relic_jax.models.transformer import TransformerConfig
 from relic_jax.types import StepInput
 
 BATCH, HEADS, WIDTH, SLOTS = 3, 2, 16, 1300  # three parts, the last of them cut off, as is its last tile
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def random_inputs(form="float32", dtype=jnp.float32, width=WIDTH):
@@ -39,7 +38,7 @@ def compiled(form, has_sink, within):
     """jitted (length, window) → (the kernel's result, the definition's)."""
     query, context, sink = random_inputs(form)
 
-    @jit
+    @jax.jit
     def both(length, window):
         filled = context._replace(length=length)
         episode = context.episodes[:, length - 1] if within else None
@@ -67,7 +66,7 @@ def test_the_kernel_is_attend_step(form, has_sink, within, length, window):
 def test_sums_are_float32_whatever_is_stored():
     """A bfloat16 policy: beside the same numbers in float32, only the result is rounded."""
     query, context, sink = random_inputs("bfloat16", jnp.bfloat16)
-    found = jit(functools.partial(flash_decode, episode=None, interpret=True))(query, context, sink)
+    found = jax.jit(functools.partial(flash_decode, episode=None, interpret=True))(query, context, sink)
     exact = Context(*(formats.Slots(x.data.astype(jnp.float32)) for x in context[:2]), *context[2:])
     wide = Sink(*(x.astype(jnp.float32) for x in sink))
     expected = attend_step(query.astype(jnp.float32), exact, wide, episode=None)
@@ -83,7 +82,7 @@ def test_what_is_not_filled_is_not_read():
         values=formats.Slots(jnp.where(filled, context.values.data, jnp.nan)),
         length=jnp.int32(700),
     )
-    run = jit(functools.partial(flash_decode, episode=None, interpret=True))
+    run = jax.jit(functools.partial(flash_decode, episode=None, interpret=True))
     np.testing.assert_array_equal(run(query, poisoned, sink), run(query, context._replace(length=jnp.int32(700)), sink))
 
 
@@ -126,9 +125,9 @@ def test_a_policy_with_it_acts_the_same_here():
         Policy(PolicyConfig(dataclasses.replace(config, decode=choice)), 3, (0.0, 0.0), (1.0, 1.0))
         for choice in ("xla", "fused")
     )
-    params, results = jit(plain.init)(jax.random.key(0)), []
+    params, results = jax.jit(plain.init)(jax.random.key(0)), []
     for policy in (plain, fused):
-        output, _ = jit(policy.act)(params, policy.initial_memory(4, 32), inputs)
+        output, _ = jax.jit(policy.act)(params, policy.initial_memory(4, 32), inputs)
         results.append(np.asarray(output.value))
     np.testing.assert_array_equal(*results)
     assert decode.PART % decode.TILE == 0  # a tile belongs to one part

@@ -15,7 +15,6 @@ from relic_jax.types import Span, StepInput
 
 SINKS = ["kv", "kv0", "k0v", "k0v0", "token", "none"]
 BATCH, STEPS = 3, 12
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # compiling is the cost here
 small_tiles = mock.patch.multiple(attention, TILE=4, CONTEXT_TILE=4)  # several tiles in 12 steps
 
 
@@ -107,7 +106,7 @@ def test_acting_equals_unrolling_equals_the_definition(sink, episode_rope, step_
     policy, definition = (policy_with(sink=sink, attention=a, **fields) for a in ("blocked", "reference"))
     params, inputs = random_params(policy, 1), random_steps(2)
 
-    @jit
+    @jax.jit
     def run(params, inputs):
         return (
             whole(definition, params, inputs),
@@ -127,8 +126,8 @@ def test_acting_equals_unrolling_equals_the_definition(sink, episode_rope, step_
 def test_any_chunks_of_any_sizes_with_room_to_spare():
     policy = policy_with()
     params, inputs = random_params(policy, 3), random_steps(4)
-    expected = jit(functools.partial(whole, policy))(params, inputs)
-    run = jit(functools.partial(in_chunks, policy), static_argnames=("cuts", "capacity"))
+    expected = jax.jit(functools.partial(whole, policy))(params, inputs)
+    run = jax.jit(functools.partial(in_chunks, policy), static_argnames=("cuts", "capacity"))
     for cuts, capacity in (((1, 8, STEPS), STEPS), ((6, 7, STEPS), STEPS + 7), ((STEPS,), STEPS + 1)):
         result, memory = run(params, inputs, cuts=cuts, capacity=capacity)
         np.testing.assert_allclose(result, expected, atol=1e-5)
@@ -140,7 +139,7 @@ def test_every_learned_half_of_the_sink_changes_the_outputs(sink, inter_episode)
     """Without this the equalities above could hold with the sink ignored everywhere."""
     policy = policy_with(sink=sink, inter_episode=inter_episode)
     params, inputs = random_params(policy, 5), random_steps(6)
-    gradient = jit(jax.grad(lambda p: jnp.sum(jnp.sin(whole(policy, p, inputs)))))(params)
+    gradient = jax.jit(jax.grad(lambda p: jnp.sum(jnp.sin(whole(policy, p, inputs)))))(params)
     named = jax.tree_util.tree_leaves_with_path(gradient["transformer"])
     sinks = [(jax.tree_util.keystr(path), g) for path, g in named if "sink" in jax.tree_util.keystr(path)]
     assert len(sinks) == {"kv": 4, "kv0": 2, "k0v": 2, "token": 1}.get(sink, 0)
@@ -151,7 +150,7 @@ def test_every_learned_half_of_the_sink_changes_the_outputs(sink, inter_episode)
 def test_softmax_plus_one_differs_from_plain_softmax():
     params, inputs = random_params(policy_with(sink="none"), 7), random_steps(8)
     plain, plus_one = (
-        jit(functools.partial(whole, policy_with(sink=sink, step_embedding=False)))(params, inputs)
+        jax.jit(functools.partial(whole, policy_with(sink=sink, step_embedding=False)))(params, inputs)
         for sink in ("none", "k0v0")
     )
     assert np.abs(plain - plus_one).max() > 1e-2
@@ -165,7 +164,7 @@ def test_bfloat16_is_close_to_float32(sink):
     exact, rounded = policy_with(sink=sink), policy_with(sink=sink, dtype="bfloat16")
     params, inputs = random_params(exact, 9), random_steps(10)
 
-    @jit
+    @jax.jit
     def run(params, inputs):
         steps, memory = acted(rounded, params, inputs)
         return whole(exact, params, inputs), whole(rounded, params, inputs), steps, memory
@@ -184,7 +183,7 @@ def test_bfloat16_is_close_to_float32(sink):
 def test_no_output_depends_on_a_later_input(sink):
     policy = policy_with(sink=sink)
     params, inputs = random_params(policy, 11), random_steps(12)
-    run = jit(functools.partial(whole, policy))
+    run = jax.jit(functools.partial(whole, policy))
     before = run(params, inputs)
     for t in (0, 3, 4, 11):
         changed = inputs.replace(
@@ -204,7 +203,7 @@ def test_an_earlier_episode_is_seen_only_with_inter_episode_attention(inter_epis
     inputs = random_steps(14).replace(first=flags)
     changed = inputs.replace(observation=inputs.observation.at[:, 6].add(1.0))
 
-    @jit
+    @jax.jit
     def run(inputs):
         return whole(policy, params, inputs), acted(policy, params, inputs)[0]
 
@@ -220,7 +219,7 @@ def test_an_earlier_episode_is_seen_only_with_inter_episode_attention(inter_epis
 def test_unroll_gives_the_first_valid_steps(attention):
     policy = policy_with(attention=attention)
     params, inputs = random_params(policy, 15), random_steps(16)
-    run = jit(functools.partial(whole, policy))
+    run = jax.jit(functools.partial(whole, policy))
     expected = run(params, inputs)
     for valid in (1, 4, 7, STEPS):
         result = run(params, inputs, valid=jnp.int32(valid))
@@ -233,9 +232,9 @@ def test_unroll_gives_the_first_valid_steps(attention):
 def test_unroll_gives_only_the_wanted_steps(attention, remat):
     policy = policy_with(attention=attention, remat=remat)
     params, inputs = random_params(policy, 15), random_steps(16)
-    expected = jit(functools.partial(whole, policy))(params, inputs)
+    expected = jax.jit(functools.partial(whole, policy))(params, inputs)
     for size, starts in ((1, (0, STEPS - 1)), (5, (0, 3, STEPS - 5))):
-        run = jit(lambda start, size=size: whole(policy, params, inputs, wanted=Span(start, size)))
+        run = jax.jit(lambda start, size=size: whole(policy, params, inputs, wanted=Span(start, size)))
         for start in starts:
             np.testing.assert_allclose(run(jnp.int32(start)), expected[:, start : start + size], atol=1e-5)
 
@@ -248,11 +247,11 @@ def test_peek_gives_the_value_of_the_step_and_keeps_the_memory(filled):
     past, present = steps_of(inputs, 0, filled), jax.tree.map(lambda x: x[:, filled], inputs)
     memory = policy.initial_memory(BATCH, STEPS)
     if filled:
-        _, memory = jit(policy.unroll)(params, memory, past)
+        _, memory = jax.jit(policy.unroll)(params, memory, past)
     before = jax.tree.map(np.array, memory)
-    peeked = jit(policy.peek)(params, memory, present)
+    peeked = jax.jit(policy.peek)(params, memory, present)
     jax.tree.map(np.testing.assert_array_equal, before, memory)
-    expected = jit(functools.partial(whole, policy))(params, steps_of(inputs, 0, filled + 1))
+    expected = jax.jit(functools.partial(whole, policy))(params, steps_of(inputs, 0, filled + 1))
     np.testing.assert_allclose(peeked, expected[:, -1, -1], atol=1e-5)
 
 
@@ -260,9 +259,9 @@ def test_window_limits_what_a_step_sees():
     """In one layer a window of w equals acting from a memory that holds the last w − 1 steps only."""
     policy = policy_with(layers=1, episode_rope=False, step_embedding=False)
     params, inputs = random_params(policy, 19), random_steps(20)
-    _, memory = jit(policy.unroll)(params, policy.initial_memory(BATCH, STEPS), steps_of(inputs, 0, 11))
-    act, last = jit(policy.act), jax.tree.map(lambda x: x[:, 11], inputs)
-    run = jit(functools.partial(whole, policy))
+    _, memory = jax.jit(policy.unroll)(params, policy.initial_memory(BATCH, STEPS), steps_of(inputs, 0, 11))
+    act, last = jax.jit(policy.act), jax.tree.map(lambda x: x[:, 11], inputs)
+    run = jax.jit(functools.partial(whole, policy))
     for window in (1, 4, 12):
         actual = outputs(act(params, memory, last, window=jnp.int32(window))[0])
         np.testing.assert_allclose(actual, run(params, steps_of(inputs, 12 - window, 12))[:, -1], atol=1e-5)
@@ -276,6 +275,6 @@ def test_gradient_stops_at_the_memory():
     def loss(memory):
         return jnp.sum(outputs(policy.unroll(params, memory, steps_of(inputs, 7, STEPS))[0]))
 
-    _, memory = jit(policy.unroll)(params, policy.initial_memory(BATCH, STEPS), steps_of(inputs, 0, 7))
-    gradient = jit(jax.grad(loss, allow_int=True))(memory)
+    _, memory = jax.jit(policy.unroll)(params, policy.initial_memory(BATCH, STEPS), steps_of(inputs, 0, 7))
+    gradient = jax.jit(jax.grad(loss, allow_int=True))(memory)
     assert all(not np.any(x) for x in jax.tree.leaves((gradient.keys, gradient.values)))

@@ -19,7 +19,6 @@ from relic_jax.types import StepInput
 KINDS = ["gru", "lstm"]
 PARTS = {"gru": 1, "lstm": 2}
 BATCH, STEPS, WIDTH = 3, 12, 8
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # compiling is the cost here
 
 
 def normal(seed, *shape):
@@ -68,7 +67,7 @@ def by_hand(kind, params, x, state):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_cell_equals_a_rewriting_by_hand(kind):
     cell, params, x, state = cell_case(kind)
-    found = jit(lambda p: cell.apply({"params": p}, x, state))(params)
+    found = jax.jit(lambda p: cell.apply({"params": p}, x, state))(params)
     expected = by_hand(kind, params, x, state)
     assert np.abs(expected[0]).max() > 0.5
     for mine, theirs in zip(found, expected, strict=True):
@@ -90,12 +89,12 @@ def test_a_cell_equals_flax_with_the_same_parameters(kind):
         theirs["hn"]["bias"] = params["candidate_bias"]
     flax_cell = nn.GRUCell(WIDTH) if kind == "gru" else nn.LSTMCell(WIDTH)
     carry = state[:, 0] if kind == "gru" else (state[:, 1], state[:, 0])
-    step = jit(lambda carry, x_t: flax_cell.apply({"params": theirs}, carry, x_t))
+    step = jax.jit(lambda carry, x_t: flax_cell.apply({"params": theirs}, carry, x_t))
     expected = []
     for x_t in x.swapaxes(0, 1):
         carry, output = step(carry, x_t)
         expected.append(output)
-    found, after = jit(lambda p: cell.apply({"params": p}, x, state))(params)
+    found, after = jax.jit(lambda p: cell.apply({"params": p}, x, state))(params)
     np.testing.assert_allclose(found, np.stack(expected, axis=1), atol=1e-5)
     np.testing.assert_allclose(after, np.stack([carry] if kind == "gru" else carry[::-1], axis=1), atol=1e-5)
 
@@ -103,7 +102,7 @@ def test_a_cell_equals_flax_with_the_same_parameters(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_at_the_start_only_the_gate_that_keeps_is_biased_and_recurrent_weights_are_orthogonal(kind):
     cell, _, x, state = cell_case(kind)
-    params = jax.device_get(jit(lambda: cell.init(jax.random.key(0), x, state)["params"])())
+    params = jax.device_get(jax.jit(lambda: cell.init(jax.random.key(0), x, state)["params"])())
     bias = np.zeros(len(params["input"]["bias"]))
     bias[WIDTH : 2 * WIDTH] = 1.0
     np.testing.assert_array_equal(params["input"]["bias"], bias)
@@ -158,17 +157,17 @@ def unrolled(policy, params, inputs, *cuts):
 def test_acting_equals_unrolling_in_blocks_of_any_size(kind, layers):
     policy = policy_with(kind, layers)
     params, inputs = random_params(policy), random_steps()
-    expected, memory = jit(functools.partial(unrolled, policy))(params, inputs)
+    expected, memory = jax.jit(functools.partial(unrolled, policy))(params, inputs)
     assert np.abs(expected).max() > 0.5
     assert memory.state.shape == (BATCH, layers, PARTS[kind], WIDTH) and memory.length == STEPS
     chex.clear_trace_counter()
-    act, carry, found = jit(chex.assert_max_traces(policy.act, n=1)), policy.initial_memory(BATCH, STEPS), []
+    act, carry, found = jax.jit(chex.assert_max_traces(policy.act, n=1)), policy.initial_memory(BATCH, STEPS), []
     for step in range(STEPS):
         output, carry = act(params, carry, jax.tree.map(lambda x, step=step: x[:, step], inputs))
         found.append(outputs(output))
     np.testing.assert_allclose(jnp.stack(found, axis=1), expected, atol=1e-5)
     chex.assert_trees_all_close(carry, memory, atol=1e-5)
-    chunks = jit(lambda p, x: unrolled(policy, p, x, 1, 7))(params, inputs)
+    chunks = jax.jit(lambda p, x: unrolled(policy, p, x, 1, 7))(params, inputs)
     chex.assert_trees_all_close(chunks, (expected, memory), atol=1e-5)
 
 
@@ -177,7 +176,7 @@ def test_the_state_goes_on_through_episode_ends_of_which_the_network_is_told(kin
     policy = policy_with(kind)
     flags = jnp.zeros((BATCH, STEPS), bool).at[:, jnp.array([0, 5, 9])].set(True)
     params, inputs = random_params(policy), random_steps().replace(first=flags)
-    run = jit(lambda inputs: unrolled(policy, params, inputs)[0])
+    run = jax.jit(lambda inputs: unrolled(policy, params, inputs)[0])
     before = run(inputs)
     for changed in (
         inputs.replace(observation=inputs.observation.at[:, 3].add(1.0)),
@@ -195,8 +194,8 @@ def test_gradient_goes_through_the_block_and_stops_at_the_memory(kind):
     def last(observation, memory):
         return outputs(policy.unroll(params, memory, inputs.replace(observation=observation))[0])[:, -1].sum()
 
-    memory = jit(functools.partial(unrolled, policy))(params, random_steps(3))[1]
-    through, into = jit(jax.grad(last, argnums=(0, 1), allow_int=True))(inputs.observation, memory)
+    memory = jax.jit(functools.partial(unrolled, policy))(params, random_steps(3))[1]
+    through, into = jax.jit(jax.grad(last, argnums=(0, 1), allow_int=True))(inputs.observation, memory)
     assert (np.abs(through).max((0, 2)) > 0).all()
     assert not np.any(into.state)
 
@@ -204,9 +203,9 @@ def test_gradient_goes_through_the_block_and_stops_at_the_memory(kind):
 def test_peek_leaves_the_memory_and_no_window_can_be_asked_for():
     policy = policy_with("gru")
     params, inputs = random_params(policy), random_steps()
-    _, memory = jit(functools.partial(unrolled, policy))(params, inputs)
+    _, memory = jax.jit(functools.partial(unrolled, policy))(params, inputs)
     step = jax.tree.map(lambda x: x[:, 0], random_steps(5))
-    (expected, after), peeked = jit(lambda m: (policy.act(params, m, step), policy.peek(params, m, step)))(memory)
+    (expected, after), peeked = jax.jit(lambda m: (policy.act(params, m, step), policy.peek(params, m, step)))(memory)
     np.testing.assert_allclose(peeked, expected.value, atol=1e-6)
     assert memory.length == STEPS and after.length == STEPS + 1
     with pytest.raises(ValueError, match="window"):
@@ -236,7 +235,7 @@ def test_every_memory_keeps_the_contract(policy):
     params, inputs = random_params(policy), random_steps()
     early, late = (jax.tree.map(lambda x, part=part: x[:, part], inputs) for part in (slice(0, 8), slice(8, STEPS)))
 
-    @jit
+    @jax.jit
     def run(params):
         _, before = policy.unroll(params, policy.initial_memory(BATCH, STEPS), early)
         working = policy.for_acting(before.prefix(STEPS).grown(STEPS + 4))

@@ -107,6 +107,19 @@ def test_initial_values():
         np.testing.assert_array_equal(params[name]["bias"], 0.0)
 
 
+def test_initial_values_by_the_number_of_inputs():
+    """All the linear layers of `normal`, at 1/√inputs each (a normal distribution cut off at two deviations)."""
+    policy = Policy(PolicyConfig(dataclasses.replace(TINY, init="fan_in")), 5, (-1.0, -1.0), (1.0, 1.0))
+    params = jax.jit(policy.init)(jax.random.key(0))
+    linear = [x["kernel"] for block in blocks_of(params["transformer"]) for name, x in block.items() if "_proj" in name]
+    linear += [params["proj_in"]["kernel"], params["proj_out"]["kernel"]]
+    assert {x.shape[0] for x in linear} >= {TINY.width, TINY.mlp_width}
+    for array in linear:
+        assert abs(np.std(array) * array.shape[0] ** 0.5 - 1) < 5 * (2 * array.size) ** -0.5
+    kept = params["transformer"]["step_embedding"]
+    assert abs(np.std(kept) / 0.02 - 1) < 5 * (2 * kept.size) ** -0.5
+
+
 @pytest.mark.parametrize("sink", SINKS)
 def test_only_the_learned_halves_of_a_sink_are_parameters(sink):
     params = shapes_of(dataclasses.replace(TOY, sink=sink))

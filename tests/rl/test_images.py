@@ -43,9 +43,6 @@ class PictureProbe(PolicyProbe):
         return {"image": image, "step": state.step.astype(jnp.float32)}
 
 
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # compiling is the cost here
-
-
 def randomised(params):
     """Parameters away from their start, so that what is seen reaches the outputs."""
     leaves, tree = jax.tree.flatten(params)
@@ -70,7 +67,7 @@ def gathered():
     """(setup, state, batch, what was collected) as the second update of a trial finds them."""
     setup = make_setup(config(), PictureProbe())
 
-    @jit
+    @jax.jit
     def gather():
         state = init_state(setup)
         state = state.replace(params=randomised(state.params))
@@ -125,13 +122,13 @@ def test_the_encoder_learns_through_the_loss_window_only(context_gradient):
     """The gradient is that of a loss in which the context's features are constants and the window's are not stored."""
     _, state, batch, _ = gathered()
     loss = loss_function(make_setup(config(context_gradient=context_gradient), PictureProbe()))
-    value, gradient = jit(jax.value_and_grad(loss))(state.params, batch)
+    value, gradient = jax.jit(jax.value_and_grad(loss))(state.params, batch)
     encoder = gradient["encoder"]["image_0"]
     assert all(np.any(x) for x in jax.tree.leaves(encoder))
     # the window's own features are computed, not read
-    chex.assert_trees_all_close(jit(jax.grad(loss))(state.params, poisoned(batch, "inside")), gradient, atol=1e-6)
+    chex.assert_trees_all_close(jax.jit(jax.grad(loss))(state.params, poisoned(batch, "inside")), gradient, atol=1e-6)
     # the context's are read, where the cache is not
-    changed = jit(loss)(state.params, poisoned(batch, "before", 3.0))
+    changed = jax.jit(loss)(state.params, poisoned(batch, "before", 3.0))
     assert (abs(float(changed - value)) > 1e-5) == (context_gradient == "full")
     # nothing else depends on the encoder: central differences with the batch as it is
     leaves, tree = jax.tree.flatten(encoder)
@@ -144,7 +141,7 @@ def test_the_encoder_learns_through_the_loss_window_only(context_gradient):
         )
         return loss({**state.params, "encoder": {**state.params["encoder"], "image_0": image}}, batch)
 
-    slope = jit(lambda size: (moved(size) - moved(-size)) / (2 * size))(1e-2)
+    slope = jax.jit(lambda size: (moved(size) - moved(-size)) / (2 * size))(1e-2)
     np.testing.assert_allclose(slope, sum(jnp.vdot(x, w) for x, w in zip(leaves, way, strict=True)), rtol=0.02)
 
 
@@ -155,7 +152,7 @@ def test_a_trial_of_one_update_looks_at_all_of_it_again():
     inputs = batch.trajectory.inputs
     seen = {**inputs.observation, "image": images}
 
-    @jit
+    @jax.jit
     def both(params):
         whole = up.Window(0, 24, full=True)
         found = up.window_output(setup, params, batch._replace(observation=seen), whole, jax.random.key(0))
@@ -170,16 +167,16 @@ def test_a_refresh_reads_features_and_looks_at_nothing():
     setup, state, _, _ = gathered()
     broken = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), state.params["encoder"]["image_0"])
     blind = {**state.params, "encoder": {**state.params["encoder"], "image_0": broken}}
-    run = jit(lambda s: up.go_on(setup, s, jax.random.key(1)))
+    run = jax.jit(lambda s: up.go_on(setup, s, jax.random.key(1)))
     chex.assert_trees_all_equal(run(state.replace(params=blind)).memory, run(state).memory)
 
 
 def test_a_frozen_encoder_stays_and_its_images_are_not_kept():
     setup = make_setup(config(freeze=True), PictureProbe())
-    state = jit(lambda: init_state(setup))()
+    state = jax.jit(lambda: init_state(setup))()
     found = jax.eval_shape(lambda s: collect(setup, s.params, s.trial, s.memory, s.key), state)
     assert found.observation is None and segment_image_bytes(setup) == 0
-    after, _ = jit(lambda s: up.segment_step(setup, s))(state)
+    after, _ = jax.jit(lambda s: up.segment_step(setup, s))(state)
     before, after = state.params["encoder"], after.params["encoder"]
     chex.assert_trees_all_equal(after["image_0"], before["image_0"])
     assert (after["action"]["embedding"] != before["action"]["embedding"]).any()
@@ -190,7 +187,7 @@ def test_updates_never_ask_a_frozen_encoder_nor_does_the_optimiser_know_it():
     setup = make_setup(config(freeze=True), PictureProbe())
     key = jax.random.key(0)
 
-    @jit
+    @jax.jit
     def act():
         state = init_state(setup)
         return state, collect(setup, state.params, state.trial, state.memory, key)
@@ -199,7 +196,7 @@ def test_updates_never_ask_a_frozen_encoder_nor_does_the_optimiser_know_it():
     assert not any("image_0" in str(path) for path, _ in jax.tree_util.tree_leaves_with_path(state.opt_state))
     encoder = state.params["encoder"]
     gone = {**encoder, "image_0": jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), encoder["image_0"])}
-    learn = jit(lambda state: up.learn(setup, state, state.memory, found, key, key))
+    learn = jax.jit(lambda state: up.learn(setup, state, state.memory, found, key, key))
     healthy, metrics = learn(state)
     blinded, same = learn(state.replace(params={**state.params, "encoder": gone}))
     metrics.pop("nonfinite/params"), same.pop("nonfinite/params")
