@@ -22,6 +22,7 @@ from relic_jax.export import Dtype, ExportFormat, VerificationError, export_poli
 from relic_jax.loading import LoadedPolicy
 from relic_jax.plotting import plot_curves
 from relic_jax.rl.memory import context_line
+from relic_jax.rl.parallel import offer_cores
 from relic_jax.rl.train import NonFiniteError, Result, prepare, stop_signals, total_env_steps, train
 from relic_jax.tracking import Console, JsonLines, TensorBoard, Tracker, Trackers, WandB, duration, load_extra
 
@@ -186,6 +187,7 @@ def train_main(arguments: Sequence[str]) -> None:
     """`relic-jax train`."""
     command, folder, resume = parse_train(arguments)
     config = command.config
+    offer_cores(config.devices or 1)  # before the environment is made: importing a suite may touch a device
     env = run.env_of(config)
     setup = prepare(config, env, resume=resume)
     for extra in command.track:

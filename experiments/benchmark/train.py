@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -25,13 +26,16 @@ ORIGINAL = 191
 
 
 def cases(machine: Machine) -> Iterator[dict[str, Any]]:
-    """The paper's Darkroom run, with both gradients, and ours."""
+    """The paper's Darkroom run, with both gradients, and ours; where XLand-MiniGrid is installed, it and RL² on it."""
     del machine
     paper = presets.get("darkroom-relic-paper").config
     yield case("darkroom-relic-paper", paper, original=ORIGINAL)
     stopped = replace(paper, ppo=replace(paper.ppo, context_gradient="stopped"))
     yield case("darkroom-relic-paper/context_gradient=stopped", stopped, original=ORIGINAL)
     yield case("darkroom-dpt", presets.get("darkroom-dpt").config)
+    if importlib.util.find_spec("xminigrid"):
+        for name in ("xland-trivial", "xland-trivial-rl2"):
+            yield case(name, presets.get(name).config)
 
 
 def case(name: str, config: TrainConfig, original: float | None = None) -> dict[str, Any]:

@@ -25,15 +25,20 @@ from relic_jax.rl.state import AXIS, Setup, TrainState, init_state
 from relic_jax.types import PyTree
 
 
+def offer_cores(at_least: int = 1) -> None:
+    """Makes every CPU core a device. To be called before anything touches a device: importing some suites does."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(RuntimeError):  # devices are in use already: what there is has to do
+        jax.config.update("jax_num_cpu_devices", max(cores, at_least))
+
+
 def configure_devices(config: TrainConfig) -> TrainConfig:
-    """Fills in `devices` and makes them available. To be called before anything else touches a device.
+    """Fills in `devices`, and offers CPU cores as such if it still can (see `offer_cores`).
 
     Where `devices` is None: as many as there are (accelerators, else CPU cores) and as fit. Raises ConfigError where
     more are asked for than there are.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with contextlib.suppress(RuntimeError):  # devices are in use already: what there is has to do
-        jax.config.update("jax_num_cpu_devices", max(cores, config.devices or 1))
+    offer_cores(config.devices or 1)
     available = len(jax.devices())
     if config.devices is not None:
         if config.devices > available:

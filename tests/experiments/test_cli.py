@@ -14,6 +14,7 @@ import pytest
 from envs.registry import make
 from experiments import presets, run
 from relic_jax import evaluate
+from relic_jax.config import ConfigError
 from relic_jax.rl import train as training
 from relic_jax.rl.train import prepare, restore
 
@@ -372,3 +373,18 @@ def test_curves_of_the_same_file_name_are_called_by_their_folders(tmp_path):
     (tmp_path / "run").mkdir()
     paths = [tmp_path / "a" / "pooled.json", tmp_path / "b" / "pooled.json", tmp_path / "c.json", tmp_path / "run"]
     assert labels(paths) == ["a", "b", "c", "run"]
+
+
+def test_cores_are_offered_as_devices_before_an_environment_can_touch_one(cli, monkeypatch):
+    """Importing XLand-MiniGrid computes something, after which there is one CPU device for good."""
+    offered = []
+
+    def env_of(config):
+        assert offered == [2]
+        raise ConfigError("here it ends")
+
+    monkeypatch.setattr("experiments.cli.offer_cores", offered.append)
+    monkeypatch.setattr("experiments.run.env_of", env_of)
+    code, _, err = cli("train", "darkroom-smoke", "--devices", "2")
+    assert code == 2
+    assert "here it ends" in err
