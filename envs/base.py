@@ -210,7 +210,7 @@ class Environment:
 
     name: str
     horizon: int  # the longest episode, in steps; one that has not terminated by then is truncated
-    dear_reset = False  # trials skip resets where no episode of the batch ends, which a branch and its copies cost
+    dear_reset = False  # trials reset only those whose episode ended, a block at a time, which a loop and copies cost
     may_fail = False  # its steps can get lost (simulators in worker processes): trajectories say which are valid
 
     @property

@@ -7,12 +7,16 @@ The wrapper owns resetting, batching (vmap) and per-episode bookkeeping; it keep
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
 from envs.base import Environment, PyTree, TimeStep, VisualEnvironment
+
+MIN_BLOCK, MAX_BLOCKS = 8, 8
+"""Of environments that are reset at once where resets are dear: at least so many, and all in so many blocks."""
 
 
 @struct.dataclass
@@ -118,14 +122,12 @@ class Trials:
         end, timestep = jax.vmap(self.env.step)(step_keys, state.env, action, state.task)
         ended = timestep.terminated | timestep.truncated
 
-        def restarted() -> tuple[PyTree, PyTree]:
-            start, first = jax.vmap(self.env.reset)(reset_keys, state.task)
-            return select(ended, start, end), select(ended, first.observation, timestep.observation)
+        def reset(key: jax.Array, task: PyTree) -> tuple[PyTree, PyTree]:
+            start, first = self.env.reset(key, task)
+            return start, first.observation
 
-        if self.env.dear_reset:
-            next_env, observation = jax.lax.cond(ended.any(), restarted, lambda: (end, timestep.observation))
-        else:
-            next_env, observation = restarted()
+        replace = replace_few if self.env.dear_reset else replace_all
+        next_env, observation = replace(ended, reset, (reset_keys, state.task), (end, timestep.observation))
         return end, timestep, next_env, observation
 
     @staticmethod
@@ -136,14 +138,32 @@ class Trials:
         look = jax.vmap(env.observe)
         end, timestep = jax.vmap(env.transition)(step_keys, state.env, action, state.task)
         ended = timestep.terminated | timestep.truncated
-        start = jax.vmap(env.restart)(reset_keys, end, state.task)
-        next_env, observation = look(select(ended, start, end), state.task)
+        replace = replace_few if env.dear_reset else replace_all
+        next_env, observation = look(replace(ended, env.restart, (reset_keys, end, state.task), end), state.task)
 
         def last_look() -> PyTree:
             return select(timestep.truncated, look(end, state.task)[1], observation)
 
         final = jax.lax.cond(timestep.truncated.any(), last_look, lambda: observation)
         return end, dataclasses.replace(timestep, observation=final), next_env, observation
+
+
+def replace_all(rows: jax.Array, make: Callable[..., PyTree], inputs: tuple[PyTree, ...], old: PyTree) -> PyTree:
+    """`old` with `make(*inputs)` in the rows, bool [B], where `rows` holds. make: of ONE row, made for all of them."""
+    return select(rows, jax.vmap(make)(*inputs), old)
+
+
+def replace_few(rows: jax.Array, make: Callable[..., PyTree], inputs: tuple[PyTree, ...], old: PyTree) -> PyTree:
+    """The same where `make` is dear and rows are few: made for a block of them at a time, as often as it takes."""
+    batch = rows.shape[0]
+    block = min(batch, max(MIN_BLOCK, -(-batch // MAX_BLOCKS)))
+
+    def replace_block(carry: tuple[jax.Array, PyTree]) -> tuple[jax.Array, PyTree]:
+        index = jnp.nonzero(carry[0], size=block, fill_value=batch)[0]  # where there is no row, nothing is written
+        made = jax.vmap(make)(*jax.tree.map(lambda x: x[index], inputs))
+        return jax.tree.map(lambda x, value: x.at[index].set(value, mode="drop"), carry, (False, made))
+
+    return jax.lax.while_loop(lambda carry: carry[0].any(), replace_block, (rows, old))[1]
 
 
 def select(condition: jax.Array, on_true: PyTree, on_false: PyTree) -> PyTree:

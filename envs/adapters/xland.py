@@ -22,7 +22,7 @@ import numpy as np
 
 from envs.adapters import rulesets
 from envs.adapters.rulesets import RECIPES, Rulesets
-from envs.adapters.suite import Reply, Suite, check_known, load, one_hots
+from envs.adapters.suite import Reply, Suite, check_known, load
 from envs.base import Discrete, PyTree, Split, TimeStep, num_tasks
 from envs.wrappers import select
 from relic_jax.config import ConfigError
@@ -38,7 +38,10 @@ PRESETS = {
 """Grid and rulesets."""
 TRAIN_SHARE = 0.9
 """Of a benchmark's rulesets, shuffled by numpy's RandomState(0); the others are held out."""
-KINDS, COLOURS, DIRECTIONS = 13, 12, 4
+KINDS, COLOURS = 13, 12
+CELLS = np.concatenate([np.eye(KINDS).repeat(COLOURS, axis=0), np.tile(np.eye(COLOURS), (KINDS, 1))], axis=1)
+"""What each cell reads as, one-hot in kind and colour: [13 · 12, 25]. A CPU looks this up in half of the time that it
+takes to scatter ones."""
 
 
 def make(name: str, horizon: int | None = None) -> XLand:
@@ -57,9 +60,10 @@ def make(name: str, horizon: int | None = None) -> XLand:
 
 @functools.cache
 def _made(id: str) -> tuple[Any, Any]:
-    suite = load("xminigrid", PREFIX, f"{PREFIX}:{id}")
+    suite, wrappers = (load(module, PREFIX, f"{PREFIX}:{id}") for module in ("xminigrid", "xminigrid.wrappers"))
     with jax.ensure_compile_time_eval():  # it is kept, so it must not hold what belongs to a trace
-        return suite.make(id)
+        env, params = suite.make(id)
+    return wrappers.DirectionObservationWrapper(env), params
 
 
 @functools.cache
@@ -87,6 +91,7 @@ class XLand(Suite):
 
     benchmark: str = "trivial"
 
+    dear_reset = True  # as dear as a step
     opens_alike: ClassVar[bool] = False
 
     @property
@@ -128,10 +133,13 @@ class XLand(Suite):
         return timestep, timestep.observation
 
     def advance(self, key: jax.Array, inner: PyTree, action: jax.Array, task: Rulesets) -> Reply:
-        """XLand's step, or the last look. The goal takes the discount to 0, a time limit does not."""
+        """XLand's step. The goal takes the discount to 0, a time limit does not. The last look goes on as well, unseen:
+        a reset follows, and keeping all of the state where it was costs as much as the step."""
         del key
         over = inner.last()
-        timestep = select(over, inner, _made(self.id)[0].step(self._params(task), inner, action))
+        timestep = _made(self.id)[0].step(self._params(task), inner, action)
+        shown = select(over, _shown(inner), _shown(timestep))
+        timestep = timestep.replace(observation=shown[0], step_type=shown[1])
         reward = jnp.where(over, 0.0, timestep.reward)
         return Reply(timestep, timestep.observation, reward, over & (inner.discount == 0), over)
 
@@ -142,15 +150,22 @@ class XLand(Suite):
 
     def encode(self, inner: PyTree, seen: PyTree) -> PyTree:
         """One-hot."""
-        size = seen.shape[:2]
-        view = one_hots(seen.reshape(-1), (KINDS, COLOURS) * (size[0] * size[1])).reshape(*size, KINDS + COLOURS)
-        more = jnp.stack([inner.state.agent.direction, inner.last()])
-        return {"view": 255 * view, "state": one_hots(more, (DIRECTIONS, 2))}
+        kind, colour = jnp.moveaxis(seen["img"].astype(jnp.int32), -1, 0)
+        over = jax.nn.one_hot(inner.last().astype(jnp.int32), 2)
+        return {
+            "view": jnp.asarray(255 * CELLS, jnp.uint8)[kind * COLOURS + colour],
+            "state": jnp.concatenate([seen["direction"], over]).astype(jnp.uint8),
+        }
 
     def tasks(self, split: Split) -> Rulesets:
         """Rulesets that the other split has not. Of "trivial" ones that is: goals that the other split has not; and
         those that "trivial" holds out, "anyside" does as well."""
         return _split(self, split)
+
+
+def _shown(timestep: Any) -> tuple[PyTree, jax.Array]:
+    """What is seen of a time step: the observation, and whether the episode is over."""
+    return timestep.observation, timestep.step_type
 
 
 @functools.cache

@@ -11,7 +11,7 @@ from flax import struct
 
 from envs.base import Discrete, Environment, TimeStep, VisualEnvironment
 from envs.darkroom.env import Darkroom, DarkroomTask
-from envs.wrappers import Trials, select
+from envs.wrappers import Trials, replace_few, select
 
 # The agent needs two steps to the goal of task 0 and three to that of task 1; an episode has three.
 GOALS = DarkroomTask(np.array([[2, 0], [3, 0]], np.int32))
@@ -161,15 +161,30 @@ def test_looking_apart_changes_nothing_but_the_number_of_looks():
     assert (states.env.looks == 1 + states.env.step).all()
 
 
-def test_skipped_resets_change_nothing():
-    class Skipping(Plain):
+@pytest.mark.parametrize("looks_apart", [False, True])
+@pytest.mark.parametrize("batch", [3, 40, 200])  # one block, blocks of the least size, blocks of more
+def test_resetting_a_block_at_a_time_changes_nothing(looks_apart, batch):
+    class DearWalk(Walk):
         dear_reset = True
 
-    tasks, actions = jnp.array([2, 3, 9]), jnp.tile(jnp.array([[0, 1, 0]]), (40, 1))
-    skipping, plain = (run(Trials(env), actions, tasks) for env in (Skipping(Walk()), Plain(Walk())))
-    jax.tree.map(np.testing.assert_array_equal, skipping, plain)
-    ended = plain[1].terminated | plain[1].truncated
-    assert not ended.any(axis=1).all() and ended.any(axis=0).all()
+    class DearPlain(Plain):
+        dear_reset = True
+
+    walk = Walk(horizon=8)
+    dear, cheap = (DearWalk(horizon=8), walk) if looks_apart else (DearPlain(walk), Plain(walk))
+    row = jnp.arange(batch)
+    tasks, actions = jnp.where(row % 20 == 1, 3, 99), jnp.tile(row % 3 == 1, (40, 1)).astype(jnp.int32)
+    blocks, plain = (run(Trials(env), actions, tasks) for env in (dear, cheap))
+    jax.tree.map(np.testing.assert_array_equal, blocks, plain)
+    ended = (plain[1].terminated | plain[1].truncated).sum(axis=1)
+    assert ended.min() == 0 < jnp.median(ended) <= 0.05 * batch + 1 and ended.max() > 0.9 * batch - 1
+
+
+@pytest.mark.parametrize(("batch", "block"), [(3, 3), (8, 8), (40, 8), (200, 25)])
+def test_dear_resets_are_made_for_a_block(batch, block):
+    rows, numbers = jnp.ones(batch, bool), jnp.ones(batch)
+    jaxpr = str(jax.make_jaxpr(replace_few, static_argnums=1)(rows, jnp.sin, (numbers,), numbers))
+    assert f":f32[{block}] = sin" in jaxpr and jaxpr.count("= sin") == 1
 
 
 def test_metrics_are_of_the_state_that_ended():
