@@ -117,7 +117,7 @@ def test_flat_frames_with_one_sample(frames):
     """The marks hold at the package's own resolution, 80×60, and the error's also at 64×64.
 
     At 25×25 a tenth of the picture is edges, where one sample is 2 of 255 away from the mean of four that the package
-    takes; what can be held there is that nothing differs away from edges.
+    takes, the package's own one sample as well (`test_real_miniworld.py`). Here: nothing differs away from edges.
     """
     found = frames(1)
     for name in SIDES:

@@ -10,6 +10,7 @@ import pytest
 os.environ.setdefault("PYGLET_HEADLESS", "1")  # before pyglet is imported
 gymnasium = pytest.importorskip("gymnasium")
 miniworld = pytest.importorskip("miniworld.miniworld", exc_type=ImportError)
+opengl = pytest.importorskip("miniworld.opengl")
 
 from envs.firstperson.levels import LevelState, LevelTask  # noqa: E402
 from envs.firstperson.renderer import Lens, render  # noqa: E402
@@ -126,10 +127,18 @@ def test_ten_thousand_steps(name, real, monkeypatch):
     assert reached >= 3  # or the rewards would not have been put to the test
 
 
-@pytest.mark.parametrize("name", LEVELS)
-def test_flat_frames(name, real):
-    theirs, ours = real(name, flat=True), make(name)
-    frames, worlds, random = [], [], np.random.default_rng(0)
+def frame_buffer(width, height, samples):
+    """What the package draws in. With one sample: as where the driver has no multisampling."""
+    with pytest.MonkeyPatch.context() as patch:
+        if samples == 1:
+            patch.setattr(opengl.gl_info, "have_extension", lambda name: False)
+        return opengl.FrameBuffer(width, height, samples)
+
+
+def flat_frames(real, name, width, height, samples):
+    """Twelve frames, int [12, H, W, 3], of the real package for each number of samples, and the worlds they show."""
+    theirs, random = real(name, flat=True), np.random.default_rng(0)
+    buffers, frames, worlds = [frame_buffer(width, height, n) for n in samples], [], []
     for seed in range(12):
         theirs.reset(seed=seed)
         theirs.entities = [entity for entity in theirs.entities if entity in (theirs.box, theirs.agent)]
@@ -138,18 +147,48 @@ def test_flat_frames(name, real):
             toward = theirs.box.pos - theirs.agent.pos
             theirs.agent.dir = float(np.arctan2(-toward[2], toward[0]))
         theirs._render_static()
-        frames.append(theirs.render_obs().astype(int))
+        frames.append([theirs.render_obs(buffer).astype(int) for buffer in buffers])
         worlds.append(world(theirs))
-    tasks, states = jax.tree.map(lambda *x: np.stack(x), *worlds)
+    return np.swapaxes(frames, 0, 1), jax.tree.map(lambda *x: np.stack(x), *worlds)
+
+
+def drawn_frames(name, worlds, lens):
+    """Ours, int [12, H, W, 3]."""
+    env = make(name)
 
     def picture(task, state):
-        return render(ours.scene(task).replace(backdrop=None), ours.camera(state), Lens(80, 60, samples=4))
+        return render(env.scene(task).replace(backdrop=None), env.camera(state), lens)
 
-    drawn = np.asarray(jax.jit(jax.vmap(picture))(tasks, states)).astype(int)
-    assert np.abs(drawn - np.array(frames)).mean() <= 0.1
-    mine, yours = (((image[..., 0] - image[..., 2]) > 64) for image in (drawn, np.array(frames)))
+    return np.asarray(jax.jit(jax.vmap(picture))(*worlds)).astype(int)
+
+
+def overlap(drawn, frames):
+    """Intersection over union of the boxes' silhouettes."""
+    mine, yours = ((image[..., 0] - image[..., 2]) > 64 for image in (drawn, frames))
     assert yours.sum() > 300
-    assert (mine & yours).sum() / (mine | yours).sum() >= 0.995
+    return (mine & yours).sum() / (mine | yours).sum()
+
+
+@pytest.mark.parametrize("name", LEVELS)
+def test_flat_frames(name, real):
+    (frames,), worlds = flat_frames(real, name, 80, 60, [8])
+    drawn = drawn_frames(name, worlds, Lens(80, 60, samples=4))
+    assert np.abs(drawn - frames).mean() <= 0.1
+    assert overlap(drawn, frames) >= 0.995
+
+
+@pytest.mark.parametrize("name", LEVELS)
+@pytest.mark.parametrize("size", [(25, 25), (64, 64), (80, 60)])
+def test_flat_frames_of_one_sample(name, size, real):
+    """The package's own picture of one sample, which is as far from its usual one as ours is: at 25×25 more than 1."""
+    (frames, usual), worlds = flat_frames(real, name, *size, [1, 8])
+    drawn = drawn_frames(name, worlds, Lens(*size))
+    apart, shared = np.abs(drawn - frames).mean(), overlap(drawn, frames)
+    error, own_error = (np.abs(picture - usual).mean() for picture in (drawn, frames))
+    print(f"{name} {size}: {apart:.2f}, overlap {shared:.3f}; from four samples {error:.2f}, its own {own_error:.2f}")
+    assert apart <= 0.1 and shared >= 0.97
+    assert error == pytest.approx(own_error, abs=0.01)
+    assert (own_error > 1.0) == (size == (25, 25))
 
 
 def test_starts_fill_the_same_places(real):
