@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -97,7 +98,7 @@ class Corridor:
         arrived = self.position == self.task["goal"]
         observation: dict[str, Any] = self._observe()
         reward = float(arrived) + 0.01 * self.random.uniform()
-        if self.fault and self.count == self.at and not os.path.exists(self.once):
+        if self.fault and self.count == self.at and self._first():
             observation, reward = self._go_wrong(observation, reward)
         metrics = {"success": float(arrived), "jax": float("jax" in sys.modules)}
         return observation, reward, arrived, self.count >= self.spec.horizon, metrics
@@ -113,10 +114,15 @@ class Corridor:
         vector = np.array([self.position, self.task["goal"], self.random.uniform()], np.float32)
         return {"vector": vector, "image": np.full((4, 4, 3), self.position % 256, np.uint8)}
 
+    def _first(self) -> bool:
+        """Whether `once` does not prevent it; of several workers that come at the same time, one makes the file."""
+        with contextlib.suppress(FileExistsError):
+            if self.once:
+                open(self.once, "x").close()
+            return True
+        return False
+
     def _go_wrong(self, observation: dict[str, Any], reward: float) -> tuple[dict[str, Any], float]:
-        if self.once:
-            with open(self.once, "w"):
-                pass
         if self.fault == "crash":
             os.kill(os.getpid(), signal.SIGSEGV)
         if self.fault == "exit":
