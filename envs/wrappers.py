@@ -149,7 +149,10 @@ class Trials:
 
 
 def replace_all(rows: jax.Array, make: Callable[..., PyTree], inputs: tuple[PyTree, ...], old: PyTree) -> PyTree:
-    """`old` with `make(*inputs)` in the rows, bool [B], where `rows` holds. make: of ONE row, made for all of them."""
+    """`old` with `make(*inputs)` in the rows, bool [B], where `rows` holds. make: of ONE row, made for all of them.
+
+    inputs, old: pytrees with leading axis B.
+    """
     return select(rows, jax.vmap(make)(*inputs), old)
 
 

@@ -176,7 +176,9 @@ def test_resetting_a_block_at_a_time_changes_nothing(looks_apart, batch):
     tasks, actions = jnp.where(row % 20 == 1, 3, 99), jnp.tile(row % 3 == 1, (40, 1)).astype(jnp.int32)
     blocks, plain = (run(Trials(env), actions, tasks) for env in (dear, cheap))
     jax.tree.map(np.testing.assert_array_equal, blocks, plain)
-    ended = (plain[1].terminated | plain[1].truncated).sum(axis=1)
+    ends = plain[1].terminated | plain[1].truncated
+    assert not ends.any(axis=1).all() and ends.any(axis=0).all()
+    ended = ends.sum(axis=1)
     assert ended.min() == 0 < jnp.median(ended) <= 0.05 * batch + 1 and ended.max() > 0.9 * batch - 1
 
 

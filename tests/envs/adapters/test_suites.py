@@ -142,6 +142,7 @@ def test_xland_step_for_step_beside_its_auto_reset(id, horizon):
     assert make(f"xland:{id}").horizon == xminigrid.make(id)[1].max_steps + 1
     assert env.horizon == horizon and env.action_space == Discrete(own.num_actions(params))
     wrapped, reset, step = GymAutoResetWrapper(own), jax.jit(env.reset), jax.jit(env.step)
+    start, restart = jax.jit(env.start), jax.jit(env.restart)
     own_step, own_wrapped = jax.jit(own.step), jax.jit(wrapped.step)
     theirs = own.reset(params, jax.random.key(5))
     ours, timestep = reset(jax.random.key(5), task)
@@ -162,6 +163,7 @@ def test_xland_step_for_step_beside_its_auto_reset(id, horizon):
             seen = timestep.observation
             ours, timestep = step(key, ours, action, task)  # the last look
             assert_same((timestep.observation, timestep.reward), (seen, 0.0))
+            assert_same(restart(key, ours, task), start(key, task))  # of a state that went on unseen, nothing is left
             assert bool(timestep.terminated) == (float(end.reward) > 0) == bool(env.success(timestep, end.reward))
             assert bool(timestep.truncated) == (float(end.reward) == 0)
             ends += [timestep.terminated, timestep.truncated]
