@@ -215,6 +215,20 @@ def test_only_what_is_used_is_required():
     validate(replace(TrainConfig(), policy=PolicyConfig(without_sink)), horizon=HORIZON)
 
 
+def test_the_platforms_attention_takes_what_it_can_compute():
+    def refusal(**fields):
+        with pytest.raises(ConfigError) as error:
+            policy = PolicyConfig(TransformerConfig(attention="flash", **fields))
+            validate(replace(TrainConfig(), policy=policy), horizon=HORIZON)
+        return str(error.value)
+
+    assert refusal(dtype="float32").startswith("policy.transformer.dtype is 'float32'; allowed: 'bfloat16'")
+    assert "(it is 4) that is a multiple of 8" in refusal(dtype="bfloat16", width=64, heads=16)
+    assert "at most 128" in refusal(dtype="bfloat16", width=512, heads=2)
+    fits = TransformerConfig(attention="flash", dtype="bfloat16", heads=8, width=64)
+    validate(replace(TrainConfig(), policy=PolicyConfig(fits)), horizon=HORIZON)
+
+
 def test_json_is_readable():
     text = to_json(TrainConfig())
     assert text.endswith("}\n") and "\n  " in text

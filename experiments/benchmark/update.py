@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 from experiments.benchmark.measure import Machine, against_arithmetic, on_every_device, timed
 from experiments.benchmark.models import MODEL, benchmark_setup, state_with_context, update_flops
 from relic_jax.models.memory import Memory
+from relic_jax.models.transformer import TransformerConfig
 from relic_jax.rl import update
 from relic_jax.rl.state import Setup, TrainState
 from relic_jax.types import Params
@@ -20,28 +22,35 @@ SEGMENT = 256
 
 
 def cases(machine: Machine) -> Iterator[dict[str, Any]]:
-    """Contexts of 4k and 8k steps; and what 64k needs in temporary memory, which is compiled and not run."""
-    for context in (4096, 8192):
-        yield case(machine, batch=4, context=context)
+    """Contexts of 4k and 8k steps, on an accelerator in bfloat16 too, by our attention and by the platform's; and what
+    64k needs in temporary memory, which is compiled and not run."""
+    models = [MODEL]
+    if machine.platform != "cpu":
+        half = replace(MODEL, dtype="bfloat16")
+        models += [half, replace(half, attention="flash")]
+    for model in models:
+        for context in (4096, 8192):
+            yield case(machine, model, batch=4, context=context)
     yield {
         "name": "update/batch1/context65536",
-        "temporary_bytes": compile_update(*arguments(1, 65536)).memory_analysis().temp_size_in_bytes,
+        "temporary_bytes": compile_update(*arguments(MODEL, 1, 65536)).memory_analysis().temp_size_in_bytes,
     }
 
 
-def case(machine: Machine, *, batch: int, context: int) -> dict[str, Any]:
+def case(machine: Machine, cfg: TransformerConfig, *, batch: int, context: int) -> dict[str, Any]:
     """One measurement."""
-    setup, state, before = arguments(batch, context)
+    setup, state, before = arguments(cfg, batch, context)
     compiled = compile_update(setup, state, before)
     timing = timed(lambda: compiled(state, before))
-    flops = update_flops(MODEL, batch, SEGMENT, context)
-    name, unit = f"update/batch{batch}/context{context}", "steps learned from per second and epoch"
+    flops = update_flops(cfg, batch, SEGMENT, context)
+    variant = "" if cfg == MODEL else f"/{cfg.dtype}/{cfg.attention}"
+    name, unit = f"update/batch{batch}/context{context}{variant}", "steps learned from per second and epoch"
     return against_arithmetic(machine, name, unit, batch * SEGMENT, flops, timing, compiled)
 
 
-def arguments(batch: int, context: int) -> tuple[Setup, TrainState, Memory]:
+def arguments(cfg: TransformerConfig, batch: int, context: int) -> tuple[Setup, TrainState, Memory]:
     """A setup, its state after acting, and the context as acting found it."""
-    setup = benchmark_setup(batch, context + SEGMENT, SEGMENT)
+    setup = benchmark_setup(batch, context + SEGMENT, SEGMENT, cfg)
     state = state_with_context(setup, context)
     before = state.memory.prefix(context)
     return setup, state.replace(memory=state.memory.replace(length=jnp.asarray(context + SEGMENT))), before

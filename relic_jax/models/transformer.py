@@ -26,6 +26,7 @@ from relic_jax.models.attention import (
 )
 from relic_jax.models.cache import KVCache
 from relic_jax.models.decode import attend_step_fused
+from relic_jax.models.flash import attend_block_flash
 from relic_jax.models.formats import Format
 from relic_jax.types import Span
 
@@ -69,8 +70,10 @@ class TransformerConfig:
     decode: Literal["xla", "fused"] = "xla"
     """How a single step attends. fused: on NVIDIA GPUs by one kernel (`decode`), for heads of 16, 32, 64, … numbers;
     elsewhere as xla."""
-    attention: Literal["blocked", "reference"] = "blocked"
-    """blocked: O(T) memory, own gradient; reference: the definition, for tests."""
+    attention: Literal["blocked", "flash", "reference"] = "blocked"
+    """How a block of steps attends. blocked: O(T) memory, own gradient; flash: on NVIDIA GPUs cuDNN's flash attention
+    (`flash`), for bfloat16 and heads of 8, 16, … 128 numbers, elsewhere as blocked; reference: the definition, for
+    tests."""
 
     @property
     def head_width(self) -> int:
@@ -210,7 +213,7 @@ class Block(nn.Module):
             step = attend_step_fused if cfg.decode == "fused" else attend_step
             attended = step(query[:, :, 0], filled, sink, episode=episode, window=window)[:, :, None]
             return self.residual(x, attended, keep), keys, values
-        attend = attend_block if cfg.attention == "blocked" else attend_reference
+        attend = {"blocked": attend_block, "flash": attend_block_flash, "reference": attend_reference}[cfg.attention]
         within = not cfg.inter_episode
         start = 0 if wanted is None else wanted.start
         attended = attend(query, key, value, episodes, context, sink, within_episode=within, valid=valid, start=start)

@@ -23,7 +23,7 @@ from relic_jax.rl.gae import advantages
 from relic_jax.rl.optimizer import entropy_coef, global_norm, learning_rate
 from relic_jax.rl.rollout import Collected, collect, with_size
 from relic_jax.rl.state import Setup, TrainState, empty_trajectory, new_trial
-from relic_jax.types import Params, PyTree, Span, Trajectory
+from relic_jax.types import Params, PyTree, Span, StepInput, Trajectory
 
 Metrics = dict[str, jax.Array]
 SOURCES = ("observation", "reward", "log_prob", "value", "loss", "gradient", "params")
@@ -223,15 +223,29 @@ def gradient(
     setup: Setup, env_steps: jax.Array, params: Params, batch: Batch, window: Window, dropout_key: jax.Array
 ) -> tuple[Params, Metrics]:
     """Gradient of `minibatch_loss`, whose pass through the whole context is given only as much of it as is filled."""
-    differentiate = jax.grad(minibatch_loss, argnums=2, has_aux=True)
     if window.full or setup.config.ppo.context_gradient == "stopped":
-        return differentiate(setup, env_steps, params, batch, window, dropout_key)
+        return jax.grad(minibatch_loss, argnums=2, has_aux=True)(setup, env_steps, params, batch, window, dropout_key)
 
-    def up_to(size: int) -> tuple[Params, Metrics]:
-        return differentiate(setup, env_steps, params, batch.first_steps(size), window, dropout_key)
+    def seen(params: Params) -> PyTree:
+        """What the window's images show, looked at once, outside of what is compiled for each size."""
+        if batch.observation is None:
+            return None
+        observation = window_inputs(setup, params, batch, window).observation
+        return jax.tree.map(lambda x: x.astype(jnp.float32), observation)  # as the network reads it
+
+    def up_to(size: int) -> tuple[tuple[Params, PyTree], Metrics]:
+        def loss(params: Params, observation: PyTree) -> tuple[jax.Array, Metrics]:
+            known = batch.first_steps(size)._replace(observation=observation)
+            return minibatch_loss(setup, env_steps, params, known, window, dropout_key)
+
+        return jax.grad(loss, argnums=(0, 1), has_aux=True)(params, observation)
 
     trial = setup.config.trial
-    return with_size(trial.steps, trial.segment, window.start + window.size, up_to, count=GRADIENT_SIZES)
+    observation, pullback = jax.vjp(seen, params)
+    (direct, through), metrics = with_size(
+        trial.steps, trial.segment, window.start + window.size, up_to, count=GRADIENT_SIZES
+    )
+    return jax.tree.map(jnp.add, direct, *pullback(through)), metrics
 
 
 def minibatch_loss(
@@ -267,15 +281,20 @@ def mean_of_valid(x: jax.Array, valid: jax.Array | None) -> jax.Array:
     return jnp.where(valid, x, 0.0).sum() / jnp.maximum(valid.sum(), 1)
 
 
+def window_inputs(setup: Setup, params: Params, batch: Batch, window: Window) -> StepInput:
+    """Inputs [b, size] of the loss window: its images are looked at again, with gradient."""
+    block = context.window(batch.trajectory.inputs, window.start, window.size)
+    if batch.observation is None:
+        return block
+    return setup.policy.perceive(params, block.replace(observation=batch.observation))
+
+
 def window_output(setup: Setup, params: Params, batch: Batch, window: Window, dropout_key: jax.Array) -> PolicyOutput:
     """Policy outputs [b, size] over the loss window, differentiable in `params`.
 
-    The window's images are looked at again, with gradient; what came before keeps the features it was acted on with.
+    What came before the window keeps the features that it was acted on with.
     """
-    inputs = batch.trajectory.inputs
-    block = context.window(inputs, window.start, window.size)
-    if batch.observation is not None:
-        block = setup.policy.perceive(params, block.replace(observation=batch.observation))
+    inputs, block = batch.trajectory.inputs, window_inputs(setup, params, batch, window)
     if setup.config.ppo.context_gradient == "stopped" and not window.full:
         return setup.policy.unroll(params, batch.memory, block, dropout_key=dropout_key)[0]
     if batch.observation is not None:

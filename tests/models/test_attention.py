@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
-from relic_jax.models import attention
+from relic_jax.models import attention, flash
 from relic_jax.models.attention import Context, Sink, attend_block, attend_reference, attend_step, rotate
+from relic_jax.models.flash import attend_block_flash, flash_block
 from relic_jax.models.formats import Slots
 
 BATCH, HEADS, WIDTH = 2, 2, 8
+flash_in_xla = functools.partial(flash_block, implementation="xla")
 small_tiles = mock.patch.multiple(attention, TILE=4, CONTEXT_TILE=4)  # many tiles from few steps
 
 
@@ -105,6 +108,43 @@ def test_block_equals_reference_in_outputs_and_gradients(q_len, slots, has_sink,
         assert_close(block(*inputs, length), expected, 1e-5)
 
 
+@pytest.mark.parametrize(
+    ("q_len", "slots", "has_sink", "within_episode"),
+    [(q_len, slots, *both) for q_len, slots in ((12, 0), (7, 0), (7, 9)) for both in itertools.product(BOTH, BOTH)],
+)
+def test_flash_equals_reference_in_outputs_and_gradients(q_len, slots, has_sink, within_episode):
+    """What is handed to the platform's attention: here XLA computes it."""
+    query, key, value, sink, *rest = random_inputs(q_len + slots, q_len, slots)
+    inputs = (query, key, value, sink if has_sink else None, *rest)
+    flash, reference = (output_and_gradients(f, within_episode) for f in (flash_in_xla, attend_reference))
+    for length in (0, 4, slots) if slots else (0,):
+        assert_close(flash(*inputs, length), reference(*inputs, length), 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("q_len", "slots", "within_episode", "kernel"),
+    [(6, 0, False, "fmhaSoftmax"), (7, 0, False, "fmhaSoftmax"), (7, 8, False, "fmhaScaleBiasSoftmax")]
+    + [(7, slots, True, "fmhaScaleBiasSoftmax") for slots in (0, 8)],
+)
+def test_flash_is_what_cudnn_takes(q_len, slots, within_episode, kernel):
+    """jax's checks of shapes and dtypes pass as on a Hopper with cuDNN 9.10, and both kernels are in the program."""
+    query, key, value, sink, context, episodes, cotangent = random_inputs(0, q_len, slots, jnp.bfloat16)
+
+    def loss(query, key, value, sink):
+        filled = context._replace(length=jnp.int32(slots))
+        out = attend_block_flash(query, key, value, episodes, filled, sink, within_episode=within_episode)
+        return jnp.vdot(out, cotangent)
+
+    on_gpu = mock.patch.object(flash, "get_backend", return_value=mock.Mock(platform_version="cuda 13"))
+    with on_gpu, mock.patch.multiple(cudnn, check_cudnn_version=lambda: 91000, check_compute_capability=lambda _: True):
+        traced = jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3))).trace(query, key, value, sink)
+        program = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert f"__cudnn${kernel}(" in program
+    assert f"__cudnn${kernel}Backward(" in program
+    here = jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3))).lower(query, key, value, sink).as_text()
+    assert "cudnn" not in here
+
+
 @pytest.mark.parametrize("within_episode", [True, False])
 def test_block_in_bfloat16_is_within_its_rounding(within_episode):
     """Against the float32 definition of the same (rounded) inputs.
@@ -156,7 +196,7 @@ def test_gradient_of_the_sink_equals_finite_differences_in_float64(within_episod
     assert_close(np.stack(actual), numeric, 1e-5)
 
 
-@pytest.mark.parametrize("attend", [attend_block, attend_reference])
+@pytest.mark.parametrize("attend", [attend_block, attend_reference, flash_in_xla])
 @small_tiles
 def test_context_gets_no_gradient(attend):
     *_, d_keys, d_values = output_and_gradients(attend, False)(*random_inputs(3, 6, 9), 9)[1]
@@ -168,19 +208,19 @@ def test_context_gets_no_gradient(attend):
 @small_tiles
 def test_only_valid_steps_come_out_and_get_gradients(has_sink):
     query, key, value, sink, *rest, cotangent = random_inputs(4, 14, 9)
-    block, reference = output_and_gradients(attend_block, True), output_and_gradients(attend_reference, True)
+    block, reference, flash = (output_and_gradients(f, True) for f in (attend_block, attend_reference, flash_in_xla))
     inputs = (query, key, value, sink if has_sink else None, *rest)
     for valid in (0, 1, 4, 6, 13, 14):
         kept = (jnp.arange(14) < valid)[:, None]
         full, expected = reference(*inputs, cotangent * kept, 5)
-        for attend in (block, reference):
+        for attend in (block, reference, flash):
             output, gradients = attend(*inputs, cotangent, 5, jnp.int32(valid))
             assert_close(output, full * kept, 1e-5)
             assert_close(gradients, expected, 1e-5)
 
 
 @pytest.mark.parametrize("within_episode", BOTH)
-@pytest.mark.parametrize("attend", [attend_block, attend_reference])
+@pytest.mark.parametrize("attend", [attend_block, attend_reference, flash_in_xla])
 @small_tiles
 def test_some_queries_of_a_block_equal_those_rows_of_all(attend, within_episode):
     """Outputs, and gradients of a loss on those rows. Tiles are 4 long; the rows begin with one, or within one."""

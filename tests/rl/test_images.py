@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from unittest import mock
 
 import chex
 import jax
@@ -12,6 +13,7 @@ import pytest
 from envs.probes.env import PolicyProbe
 from relic_jax.config import ConfigError, PPOConfig, TrainConfig, TrialConfig
 from relic_jax.interop.encoders import save_encoder
+from relic_jax.models import encoders
 from relic_jax.models.encoders import EncoderConfig
 from relic_jax.models.policy import PolicyConfig
 from relic_jax.models.transformer import TransformerConfig
@@ -143,6 +145,18 @@ def test_the_encoder_learns_through_the_loss_window_only(context_gradient):
 
     slope = jax.jit(lambda size: (moved(size) - moved(-size)) / (2 * size))(1e-2)
     np.testing.assert_allclose(slope, sum(jnp.vdot(x, w) for x, w in zip(leaves, way, strict=True)), rtol=0.02)
+
+
+def test_the_gradient_through_the_context_looks_at_the_images_once():
+    """Not once for every size that a trial can have; and it is the gradient of the loss."""
+    _, state, batch, _ = gathered()
+    setup = make_setup(config(context_gradient="full"), PictureProbe())
+    expected = jax.jit(jax.grad(loss_function(setup)))(state.params, batch)
+    key = jax.random.key(0)
+    with mock.patch.object(encoders, "encode_image", side_effect=encoders.encode_image) as looked:
+        run = jax.jit(lambda p, b: up.gradient(setup, 0, p, b, WINDOW, key)[0])
+        chex.assert_trees_all_close(run(state.params, batch), expected, atol=1e-6)
+    assert looked.call_count == 1
 
 
 def test_a_trial_of_one_update_looks_at_all_of_it_again():
