@@ -164,6 +164,8 @@ def main() -> None:
         commands[arguments[0]](arguments[1:])
     except ConfigError as error:
         _fail(str(error), 2)
+    except BrokenPipeError:  # whoever read what is printed has seen enough, as `head` does
+        sys.exit(1)
     except (
         NonFiniteError,
         PoolError,
@@ -173,6 +175,16 @@ def main() -> None:
         _fail(str(error), 1)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
+    finally:
+        _flush()
+
+
+def _flush() -> None:
+    """Prints what is left, now: Python would complain of a reader who is gone after everything else."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import jax
 import tyro
 
-from experiments.benchmark.measure import Machine, cores, measure_machine
+from experiments.benchmark.measure import Machine, measure_machine
+from relic_jax.rl.parallel import offer_cores
 from relic_jax.tracking import write_atomically
 
 Suite = Literal["act", "update", "refresh", "rollout", "train", "env", "suites", "bridge", "agent", "all"]
@@ -36,7 +36,7 @@ def main() -> None:
     """Entry point."""
     command = tyro.cli(Command, prog="python -m experiments.benchmark")
     earlier = read(command.compare) if command.compare else {}
-    jax.config.update("jax_num_cpu_devices", cores())  # as a training run has
+    offer_cores()  # as a training run does
     machine = measure_machine()
     print(
         f"{machine.device}, {machine.cores} cores, jax {machine.jax}: copies {machine.copy_bandwidth / 1e9:.1f} GB/s, "

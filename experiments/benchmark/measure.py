@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import platform
 import statistics
 import subprocess
@@ -19,6 +18,8 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from relic_jax.rl.parallel import cores
+
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
@@ -26,11 +27,6 @@ class Timing:
 
     wall: float
     cpu: float
-
-
-def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def on_every_device(function: Callable[..., Any], *arguments: Any) -> Any:

@@ -25,11 +25,15 @@ from relic_jax.rl.state import AXIS, Setup, TrainState, init_state
 from relic_jax.types import PyTree
 
 
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def offer_cores(at_least: int = 1) -> None:
     """Makes every CPU core a device. To be called before anything touches a device: importing some suites does."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with contextlib.suppress(RuntimeError):  # devices are in use already: what there is has to do
-        jax.config.update("jax_num_cpu_devices", max(cores, at_least))
+        jax.config.update("jax_num_cpu_devices", max(cores(), at_least))
 
 
 def configure_devices(config: TrainConfig) -> TrainConfig:

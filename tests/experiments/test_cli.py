@@ -363,6 +363,16 @@ def test_nothing_else_is_said_in_a_real_process(tmp_path, broken):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize("arguments", [("presets",), ("train", "--help")])
+def test_a_reader_who_has_seen_enough_is_no_error(arguments):
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "experiments.cli", *arguments]
+    done = subprocess.run(command, cwd=ROOT, stdout=write, stderr=subprocess.PIPE, text=True, timeout=120)
+    os.close(write)
+    assert done.stderr == ""
+
+
 def test_a_valid_config_is_not_refused(tiny):
     prepare(replace(tiny(), seed=2**32 - 1), make("darkroom-ad-9-random"))
 
