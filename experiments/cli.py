@@ -164,7 +164,7 @@ def main() -> None:
         commands[arguments[0]](arguments[1:])
     except ConfigError as error:
         _fail(str(error), 2)
-    except BrokenPipeError:  # whoever read what is printed has seen enough, as `head` does
+    except BrokenPipeError:  # who read our output has seen enough, as `head` does (what breaks to a worker: the pool)
         sys.exit(1)
     except (
         NonFiniteError,

@@ -2,13 +2,14 @@
 
 `jax.nn.dot_product_attention` knows neither sinks nor a context in front of the block. The sink becomes key 0, in one
 softmax with the others, so its gradients are exact: merging it in afterwards would take the gradient into a
-log-sum-exp, which jax drops. A context follows the block's own keys and is cut off after its filled slots.
+log-sum-exp, which jax (0.10.2) drops. A context follows the block's own keys and is cut off after its filled slots.
 
 `attention.attend_block` is the definition, and what runs elsewhere.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -21,21 +22,9 @@ from relic_jax.models.attention import Context, Sink, attend_block
 MAX_WIDTH = 128  # of a head
 
 
-def attend_block_flash(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    episodes: jax.Array,
-    context: Context,
-    sink: Sink | None,
-    *,
-    within_episode: bool,
-    valid: jax.Array | None = None,
-    start: jax.Array | int = 0,
-) -> jax.Array:
-    """`flash_block` on CUDA devices; else `attend_block`."""
-    attend = flash_block if "cuda" in get_backend().platform_version else attend_block
-    return attend(query, key, value, episodes, context, sink, within_episode=within_episode, valid=valid, start=start)
+def block_attention() -> Callable[..., jax.Array]:
+    """`flash_block` where the devices are CUDA's; else `attend_block`."""
+    return flash_block if "cuda" in get_backend().platform_version else attend_block
 
 
 def flash_block(

@@ -8,6 +8,7 @@ rounding for every sink and wherever episodes start.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -26,7 +27,7 @@ from relic_jax.models.attention import (
 )
 from relic_jax.models.cache import KVCache
 from relic_jax.models.decode import attend_step_fused
-from relic_jax.models.flash import attend_block_flash
+from relic_jax.models.flash import block_attention
 from relic_jax.models.formats import Format
 from relic_jax.types import Span
 
@@ -213,7 +214,9 @@ class Block(nn.Module):
             step = attend_step_fused if cfg.decode == "fused" else attend_step
             attended = step(query[:, :, 0], filled, sink, episode=episode, window=window)[:, :, None]
             return self.residual(x, attended, keep), keys, values
-        attend = {"blocked": attend_block, "flash": attend_block_flash, "reference": attend_reference}[cfg.attention]
+        attend: Callable[..., jax.Array] = attend_block if cfg.attention == "blocked" else attend_reference
+        if cfg.attention == "flash":
+            attend = block_attention()
         within = not cfg.inter_episode
         start = 0 if wanted is None else wanted.start
         attended = attend(query, key, value, episodes, context, sink, within_episode=within, valid=valid, start=start)

@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
 from relic_jax.models import attention, flash
 from relic_jax.models.attention import Context, Sink, attend_block, attend_reference, attend_step, rotate
-from relic_jax.models.flash import attend_block_flash, flash_block
+from relic_jax.models.flash import block_attention, flash_block
 from relic_jax.models.formats import Slots
 
 BATCH, HEADS, WIDTH = 2, 2, 8
@@ -116,9 +115,9 @@ def test_flash_equals_reference_in_outputs_and_gradients(q_len, slots, has_sink,
     """What is handed to the platform's attention: here XLA computes it."""
     query, key, value, sink, *rest = random_inputs(q_len + slots, q_len, slots)
     inputs = (query, key, value, sink if has_sink else None, *rest)
-    flash, reference = (output_and_gradients(f, within_episode) for f in (flash_in_xla, attend_reference))
+    found, reference = (output_and_gradients(f, within_episode) for f in (flash_in_xla, attend_reference))
     for length in (0, 4, slots) if slots else (0,):
-        assert_close(flash(*inputs, length), reference(*inputs, length), 1e-5)
+        assert_close(found(*inputs, length), reference(*inputs, length), 1e-5)
 
 
 @pytest.mark.parametrize(
@@ -128,11 +127,13 @@ def test_flash_equals_reference_in_outputs_and_gradients(q_len, slots, has_sink,
 )
 def test_flash_is_what_cudnn_takes(q_len, slots, within_episode, kernel):
     """jax's checks of shapes and dtypes pass as on a Hopper with cuDNN 9.10, and both kernels are in the program."""
+    from jax._src.cudnn import fused_attention_stablehlo as cudnn  # private: only here
+
     query, key, value, sink, context, episodes, cotangent = random_inputs(0, q_len, slots, jnp.bfloat16)
 
     def loss(query, key, value, sink):
         filled = context._replace(length=jnp.int32(slots))
-        out = attend_block_flash(query, key, value, episodes, filled, sink, within_episode=within_episode)
+        out = block_attention()(query, key, value, episodes, filled, sink, within_episode=within_episode)
         return jnp.vdot(out, cotangent)
 
     on_gpu = mock.patch.object(flash, "get_backend", return_value=mock.Mock(platform_version="cuda 13"))
@@ -208,12 +209,13 @@ def test_context_gets_no_gradient(attend):
 @small_tiles
 def test_only_valid_steps_come_out_and_get_gradients(has_sink):
     query, key, value, sink, *rest, cotangent = random_inputs(4, 14, 9)
-    block, reference, flash = (output_and_gradients(f, True) for f in (attend_block, attend_reference, flash_in_xla))
+    attends = attend_block, attend_reference, flash_in_xla
+    block, reference, by_flash = (output_and_gradients(attend, True) for attend in attends)
     inputs = (query, key, value, sink if has_sink else None, *rest)
     for valid in (0, 1, 4, 6, 13, 14):
         kept = (jnp.arange(14) < valid)[:, None]
         full, expected = reference(*inputs, cotangent * kept, 5)
-        for attend in (block, reference, flash):
+        for attend in (block, reference, by_flash):
             output, gradients = attend(*inputs, cotangent, 5, jnp.int32(valid))
             assert_close(output, full * kept, 1e-5)
             assert_close(gradients, expected, 1e-5)
