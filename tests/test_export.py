@@ -39,6 +39,17 @@ IMAGES = Spaces(
     Discrete(4),
     30,
 )
+GOAL = Spaces(
+    {
+        "gps": jax.ShapeDtypeStruct((2,), jnp.float32),
+        "target": jax.ShapeDtypeStruct((6,), jnp.float32),
+        "view": jax.ShapeDtypeStruct((11, 13, 3), jnp.uint8),
+    },
+    (-9.0,) * 2 + (0.0,) * 6,
+    (9.0,) * 2 + (1.0,) * 6,
+    Discrete(4),
+    30,
+)
 CONTINUOUS = dataclasses.replace(VECTOR, action_space=Box((-2.0, 0.0), (2.0, 1.0)))
 
 
@@ -111,6 +122,8 @@ CASES = {
     "images": {"spaces": IMAGES, "encoder": EncoderConfig(features=8)},
     "images-nature": {"spaces": IMAGES, "encoder": EncoderConfig(features=8, image="nature")},
     "images-cells": {"spaces": IMAGES, "encoder": EncoderConfig(features=8, image="cells")},
+    "images-patches": {"spaces": IMAGES, "encoder": EncoderConfig(features=8, image="patches")},
+    "images-goal": {"spaces": GOAL, "encoder": EncoderConfig(observation="scaled", image="patches")},
 }
 
 

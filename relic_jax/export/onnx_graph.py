@@ -19,7 +19,7 @@ from envs.base import Box
 from relic_jax import step
 from relic_jax.config import ConfigError
 from relic_jax.models.attention import MASKED, Sink
-from relic_jax.models.encoders import CONVOLUTIONS, image_mask
+from relic_jax.models.encoders import CONVOLUTIONS, GRIDS, PATCHES, SHORT, image_mask, places
 from relic_jax.models.grids import CELL_WIDTH, GLANCE_HEADS
 from relic_jax.models.policy import Policy
 from relic_jax.models.statistics import LIMIT
@@ -52,11 +52,11 @@ def build(policy: Policy, params: Params) -> bytes:
     params = jax.tree.map(np.asarray, params)
     check(policy)
     policy = in_float32(policy)
-    encoded, views = _encoder(graph, policy, params)
+    encoded, views, goal = _encoder(graph, policy, params)
     hidden = _transformer(graph, policy, params, graph.linear(encoded, params["proj_in"]))
     hidden = graph.linear(hidden, params["proj_out"])
     if policy.network.glances:
-        hidden = _glance(graph, params["glance"], hidden, views)
+        hidden = _glance(graph, params["glance"], hidden, views, goal)
     distribution = _head(graph, policy, params["actor"], hidden)
     graph.op("Squeeze", graph.linear(hidden, params["critic"]), np.array([-1]), out="value")
     model = onnx.helper.make_model(
@@ -81,7 +81,7 @@ def check(policy: Policy) -> None:
     if policy.is_recurrent:
         memory = policy.config.memory
         raise ConfigError(f"format is 'onnx'; allowed: a policy with a transformer (it is {memory}); or stablehlo")
-    covered = (*CONVOLUTIONS, "cells")
+    covered = (*CONVOLUTIONS, *GRIDS)
     if any(image_mask(policy.spec)) and encoder.image not in covered:
         allowed = f"a policy with an image encoder of {', '.join(covered)} (it is {encoder.image}); or stablehlo"
         raise ConfigError(f"format is 'onnx'; allowed: {allowed}")
@@ -164,8 +164,8 @@ def _value_info(onnx: Any, name: str, shape: list[Any], dtype: Any) -> Any:
     return onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), shape)
 
 
-def _encoder(graph: Graph, policy: Policy, params: Params) -> tuple[str, list[str]]:
-    """`StepEncoder`: [b, width of all], and the features of each image, [b, features]."""
+def _encoder(graph: Graph, policy: Policy, params: Params) -> tuple[str, list[str], list[str]]:
+    """`StepEncoder`: [b, width of all], the features of each image, [b, features], and the goals, [b, n] each."""
     encoder, cfg = params["encoder"], policy.config.encoder
     names, specs = step.observation_names(policy), jax.tree.leaves(policy.spec)
     images: list[str] = []
@@ -178,6 +178,7 @@ def _encoder(graph: Graph, policy: Policy, params: Params) -> tuple[str, list[st
         else:
             sizes.append(math.prod(spec.shape))
             vectors.append(graph.shaped(graph.cast(name, np.float32), 0, sizes[-1]))
+    goal = [x for x, size in zip(vectors, sizes, strict=True) if size > SHORT]
     if vectors and cfg.observation == "scaled":
         low, high = (np.asarray(end, np.float32) for end in (policy.low, policy.high))
         x = graph.op("Mul", graph.op("Sub", _joined(graph, vectors), low), np.float32(2))
@@ -188,14 +189,14 @@ def _encoder(graph: Graph, policy: Policy, params: Params) -> tuple[str, list[st
         x = graph.op("Mul", graph.op("Sub", _joined(graph, vectors), statistics["mean"]), scale)
         vectors = graph.split(graph.op("Clip", x, np.float32(-LIMIT), np.float32(LIMIT)), sizes)
     views = images
-    if cfg.image == "cells":
-        sizes = [math.prod(spec.shape[:2]) for spec, is_image in zip(specs, images_mask, strict=True) if is_image]
+    if cfg.image in GRIDS:
+        sizes = [places(cfg.image, *x.shape[:2]) for x, is_image in zip(specs, images_mask, strict=True) if is_image]
         images = [graph.op("Mul", x, np.float32(2 / n**0.5)) for x, n in zip(images, sizes, strict=True)]
     if cfg.vectors == "embedded":
         images = [graph.op("Relu", graph.linear(x, encoder[f"visual_{i}"])) for i, x in enumerate(images)]
         vectors = [graph.linear(x, encoder[f"vector_{i}"]["linear"]) for i, x in enumerate(vectors)]
     reward = [graph.op("Unsqueeze", "previous_reward", np.array([1]))] if cfg.reward else []
-    return _joined(graph, [*images, *vectors, *reward, _previous_action(graph, policy, encoder["action"])]), views
+    return _joined(graph, [*images, *vectors, *reward, _previous_action(graph, policy, encoder["action"])]), views, goal
 
 
 def _joined(graph: Graph, parts: list[str]) -> str:
@@ -219,7 +220,8 @@ def _image(graph: Graph, policy: Policy, params: Params, name: str, spec: Any) -
         x = graph.op("Mul", graph.op("Add", x, np.float32(1)), np.float32(0.5))
         return graph.shaped(graph.linear(x, params["linear"]), 0, height * width * CELL_WIDTH)
     x = graph.op("Transpose", x, perm=[0, 3, 1, 2])
-    layers = CONVOLUTIONS[policy.config.encoder.image]
+    apart = policy.config.encoder.image == "patches"
+    layers = PATCHES if apart else CONVOLUTIONS[policy.config.encoder.image]
     for index, (out, kernel, stride) in enumerate(layers):
         sizes = [-(-side // stride) for side in (height, width)]
         missing = [
@@ -236,20 +238,31 @@ def _image(graph: Graph, policy: Policy, params: Params, name: str, spec: Any) -
             pads=[*before, *(m - b for m, b in zip(missing, before, strict=True))],
         )
         x, (height, width), channels = graph.op("Relu", x), sizes, out
-    x = graph.shaped(graph.op("Transpose", x, perm=[0, 2, 3, 1]), 0, height * width * channels)
+    x = graph.op("Transpose", x, perm=[0, 2, 3, 1])
+    if apart:
+        return graph.shaped(graph.linear(x, params[f"Dense_{len(layers)}"]), 0, height * width * CELL_WIDTH)
+    x = graph.shaped(x, 0, height * width * channels)
     return graph.op("Relu", graph.linear(x, params[f"Dense_{len(layers)}"]))
 
 
-def _glance(graph: Graph, params: Params, hidden: str, views: list[str]) -> str:
-    """`Glance`: [b, d] → [b, d]. views: [b, cells·CELL_WIDTH] each."""
+def _glance(graph: Graph, params: Params, hidden: str, views: list[str], goal: list[str]) -> str:
+    """`Glance`: [b, d] → [b, d]. views: [b, cells·CELL_WIDTH] each. goal: [b, n] each."""
     cells = graph.shaped(_joined(graph, views), 0, -1, CELL_WIDTH)
     query = {name: x.reshape(*x.shape[:-2], -1) for name, x in params["query"].items()}
-    queries = graph.shaped(graph.linear(hidden, query), 0, GLANCE_HEADS, CELL_WIDTH)
+    queries = graph.linear(hidden, query)
+    if "names" in params:
+        names = params["names"].reshape(len(params["names"]), -1)
+        queries = graph.op("Add", queries, graph.op("MatMul", _joined(graph, goal), names))
+    queries = graph.shaped(queries, 0, GLANCE_HEADS, CELL_WIDTH)
     scores = graph.op("MatMul", queries, graph.op("Transpose", cells, perm=[0, 2, 1]))
     weights = graph.op("Softmax", scores, axis=2)
     parts = [graph.op("MatMul", weights, params["places"]), graph.op("MatMul", weights, cells)]
     found = graph.shaped(graph.op("Concat", *parts, axis=2), 0, GLANCE_HEADS * 2 * CELL_WIDTH)
-    mixed = graph.op("Relu", graph.linear(graph.op("Concat", hidden, found, axis=1), params["mix"]))
+    both = [hidden, found]
+    if "names" in params:
+        match = graph.op("ReduceLogSumExp", scores, np.array([2]), keepdims=0)
+        both.append(graph.op("Sub", match, np.float32(math.log(len(params["places"])))))
+    mixed = graph.op("Relu", graph.linear(graph.op("Concat", *both, axis=1), params["mix"]))
     return graph.op("Add", hidden, graph.linear(mixed, params["out"]))
 
 

@@ -13,6 +13,7 @@ from relic_jax.interop import files, layout
 from relic_jax.interop.layout import Entry
 from relic_jax.models import vision
 from relic_jax.models.encoders import IMAGE_ENCODER, image_mask
+from relic_jax.models.grids import GLANCE_HEADS
 from relic_jax.models.policy import Policy
 from relic_jax.models.vision import ViTConfig
 from relic_jax.types import Params
@@ -20,6 +21,12 @@ from relic_jax.types import Params
 UNUSED = ("head.", "decoder", "mask_token")
 """What files of a pretrained ViT hold beside the encoder."""
 FIELD = "policy.encoder.weights"
+SHIPPED = {"houses": Path(__file__).resolve().parents[1] / "pretrained" / "houses.safetensors"}
+"""Encoders that need no file: houses, patches of the procedural houses (`experiments.pretrain_encoder`)."""
+NAMES = "names"
+"""What a goal's entries look like, float32 [g, CELL_WIDTH]: queries that find each of them in a view of `patches`."""
+NAMED_HEADS = GLANCE_HEADS // 2
+"""That many of the glance's heads ask for what has the goal's name; the others learn what to ask for."""
 
 
 def vit_entries(cfg: ViTConfig) -> list[Entry]:
@@ -86,18 +93,23 @@ def check(policy: Policy, *, weights: bool) -> None:
         return
     if not images:
         raise ConfigError(f"{FIELD} is '{encoder.weights}'; allowed: None, where observations have no images")
-    abstract = jax.eval_shape(policy.init, jax.random.key(0))
-    read_weights(policy, abstract)
+    read_weights(policy, jax.eval_shape(policy.init, jax.random.key(0)))
 
 
 def load(policy: Policy, params: Params) -> Params:
-    """The parameters with the image encoders' from `policy.encoder.weights`, placed as they were; all images share
-    them at the start. Raises ConfigError where the file does not fit."""
+    """The parameters with those from `policy.encoder.weights`, placed as they were; all images share them at the start.
+    Raises ConfigError where the file does not fit."""
     if policy.config.encoder.weights is None:
         return params
-    loaded = read_weights(policy, params)
-    encoders = {name: jax.tree.map(placed, params["encoder"][name], new) for name, new in loaded.items()}
-    return {**params, "encoder": {**params["encoder"], **encoders}}
+    encoders, names = read_weights(policy, params)
+    loaded = {name: jax.tree.map(placed, params["encoder"][name], new) for name, new in encoders.items()}
+    params = {**params, "encoder": {**params["encoder"], **loaded}}
+    if names is None:
+        return params
+    drawn = params["glance"]["names"]
+    queries = np.asarray(drawn).copy()
+    queries[:, :NAMED_HEADS] = names[:, None]
+    return {**params, "glance": {**params["glance"], "names": placed(drawn, queries)}}
 
 
 def placed(old: jax.Array, new: jax.typing.ArrayLike) -> jax.Array:
@@ -105,13 +117,27 @@ def placed(old: jax.Array, new: jax.typing.ArrayLike) -> jax.Array:
     return jnp.copy(jax.device_put(new, old.sharding))
 
 
-def read_weights(policy: Policy, like: Params) -> dict[str, Params]:
-    """For each image its encoder's parameters, from the file. like: the policy's parameters or their shapes."""
+def read_weights(policy: Policy, like: Params) -> tuple[dict[str, Params], np.ndarray | None]:
+    """For each image its encoder's parameters, and the goal's `NAMES` where there are any, from the file.
+
+    like: the policy's parameters or their shapes. Raises ConfigError where the file does not fit.
+    """
     encoder = policy.config.encoder
-    file = Path(str(encoder.weights))
-    arrays = files.read(file, FIELD).arrays
-    names = sorted(name for name in like["encoder"] if name.startswith(IMAGE_ENCODER))
-    return {name: read_encoder(encoder.image, arrays, like["encoder"][name], f"{FIELD} '{file}'") for name in names}
+    file = SHIPPED.get(str(encoder.weights), Path(str(encoder.weights)))
+    arrays = dict(files.read(file, FIELD).arrays)
+    field = f"{FIELD} '{encoder.weights}'"
+    names = arrays.pop(NAMES, None) if encoder.image == "patches" else None
+    if names is not None and (names.shape, names.dtype) != (expected := _shape_of_names(like), np.dtype(np.float32)):
+        asked = "none, of observations without a goal" if expected is None else f"float32 {list(expected)}"
+        raise ConfigError(f"{field} has {NAMES!r}, {names.dtype} {list(names.shape)}; allowed: {asked}")
+    found = sorted(name for name in like["encoder"] if name.startswith(IMAGE_ENCODER))
+    return {name: read_encoder(encoder.image, arrays, like["encoder"][name], field) for name in found}, names
+
+
+def _shape_of_names(like: Params) -> tuple[int, int] | None:
+    """None: the policy's glance has no goal."""
+    names = like["glance"].get("names")
+    return None if names is None else (names.shape[0], names.shape[-1])
 
 
 def encoder_entries(kind: str, like: Params) -> list[Entry]:
@@ -135,6 +161,8 @@ def read_encoder(kind: str, arrays: dict[str, np.ndarray], like: Params, field: 
     return params
 
 
-def save_encoder(path: Path, kind: str, params: Params) -> None:
-    """Writes one encoder's parameters to a file that `policy.encoder.weights` can name. kind: `EncoderConfig.image`."""
-    files.write(path, layout.write(encoder_entries(kind, params), params), {"encoder": kind})
+def save_encoder(path: Path, kind: str, params: Params, names: np.ndarray | None = None) -> None:
+    """Writes one encoder's parameters to a file that `policy.encoder.weights` can name. kind: `EncoderConfig.image`.
+    names: see `NAMES`; of patches only."""
+    arrays = layout.write(encoder_entries(kind, params), params)
+    files.write(path, arrays if names is None else {**arrays, NAMES: names}, {"encoder": kind})

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from envs.base import ActionSpace
 from relic_jax.models import actions, vision
-from relic_jax.models.grids import CellEmbedding, shrunk, split_cells
+from relic_jax.models.grids import CELL_WIDTH, CellEmbedding, shrunk, split_cells
 from relic_jax.models.statistics import normalized, nothing_seen
 from relic_jax.types import PyTree, StepInput
 
@@ -32,6 +32,11 @@ CONVOLUTIONS = {
     "nature": ((32, 8, 4), (64, 4, 2), (64, 3, 1)),
 }
 """Channels, kernel and stride of each layer. small: patches of 4×4 first, an eighth of the cost of nature."""
+
+PATCHES = CONVOLUTIONS["small"]
+
+GRIDS = ("cells", "patches")
+"""Encoders that keep places apart, CELL_WIDTH numbers each, for the policy to glance at (`grids`)."""
 
 SHORT, SHORT_WIDTH = 4, 32
 """Vectors of up to SHORT numbers are embedded into SHORT_WIDTH."""
@@ -50,16 +55,18 @@ class EncoderConfig:
     vectors: Literal["raw", "embedded"] = "raw"
     """raw: features and vectors go on as they are; embedded: each through a linear layer of its own, as the original
     does in object navigation: features with a ReLU, vectors of up to 4 numbers to 32, all else to the width."""
-    image: Literal["small", "nature", "cells", "resnet18", "vit-b16"] = "small"
+    image: Literal["small", "nature", "cells", "patches", "resnet18", "vit-b16"] = "small"
     """Encoder of images, where there are any. small: two convolutions, for 2 cores; nature: the three of Mnih et al.
-    2015; cells: for views of grids, whose pixels are one-hot, with attention over them (`grids`); resnet18: with
-    GroupNorm, as in habitat-baselines; vit-b16: VC-1's, always frozen, 768 features."""
+    2015; cells: for views of grids, whose pixels are one-hot, with attention over them (`grids`); patches: the two
+    convolutions of small, and the same attention over their places; resnet18: with GroupNorm, as in habitat-baselines;
+    vit-b16: VC-1's, always frozen, 768 features."""
     features: int = 64
-    """Features per image (cells: always 16 a cell, vit-b16: 768); kept for every step of a trial (float32)."""
+    """Features per image (cells, patches: 16 a place, vit-b16: 768); kept for every step of a trial (float32)."""
     freeze: bool = False
     """Leave the image encoder as it is initialised or loaded. Its images need not be kept for the update."""
     weights: str | None = None
-    """safetensors file that the image encoder starts from. Read once, when the run starts; checkpoints then hold it."""
+    """safetensors file that the image encoder starts from, or `houses`: shipped, of patches. Read once, when the
+    run starts; checkpoints then hold it."""
     vit_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Matrix products of vit-b16; its parameters, norms and residual stream are float32."""
 
@@ -97,12 +104,36 @@ class Convolutions(nn.Module):
         return nn.relu(nn.Dense(self.features, kernel_init=init)(x.reshape(x.shape[0], -1)))
 
 
+class Patches(nn.Module):
+    """Convolutions with a ReLU each, and a linear layer for each place alone: what is where, as if it were a grid."""
+
+    layers: tuple[tuple[int, int, int], ...]
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """float32 [N, H, W, C] of about unit scale. Returns float32 [N, places·CELL_WIDTH]."""
+        init = nn.initializers.orthogonal(2**0.5)
+        for channels, kernel, stride in self.layers:
+            x = nn.relu(nn.Dense(channels, kernel_init=init)(patches(x, kernel, stride)))
+        x = nn.Dense(CELL_WIDTH, kernel_init=nn.initializers.orthogonal())(x)
+        return x.reshape(x.shape[0], -1)
+
+
+def places(kind: str, height: int, width: int) -> int:
+    """How many places an encoder of GRIDS keeps apart in an image of that size."""
+    for _, _, stride in PATCHES if kind == "patches" else ():
+        height, width = -(-height // stride), -(-width // stride)
+    return height * width
+
+
 def image_encoder(config: EncoderConfig) -> nn.Module:
     """The network for one image: [N, H, W, C] → float32 [N, features]."""
     if config.image == "vit-b16":
         return vision.VisionTransformer(vision.VIT_B16, config.vit_dtype)
     if config.image == "cells":
         return CellEmbedding()
+    if config.image == "patches":
+        return Patches(PATCHES)
     if config.image == "resnet18":
         return vision.ResNet18(config.features)
     return Convolutions(CONVOLUTIONS[config.image], config.features)
@@ -187,13 +218,22 @@ class StepEncoder(nn.Module):
         views = [split_cells(x) for x, is_image in zip(leaves, self.images, strict=True) if is_image]
         return jnp.concatenate(views, axis=-2)
 
+    def goal(self, inputs: StepInput) -> jax.Array | None:
+        """What the step says is wanted: its vectors of more than SHORT numbers, float32 [..., g]. None where there are
+        none, and with `cells`, whose goals are in the view or have to be found out."""
+        leaves = jax.tree.leaves(inputs.observation)
+        vectors = [x for x, is_image in zip(leaves, self.images, strict=True) if not is_image and x.shape[-1] > SHORT]
+        if self.config.image == "cells" or not vectors:
+            return None
+        return jnp.concatenate([x.astype(jnp.float32) for x in vectors], axis=-1)
+
     def __call__(self, inputs: StepInput) -> jax.Array:
         """inputs: leading axes [...], with images or their features. Returns float32 [..., width of all]."""
         leaves = jax.tree.leaves(self.perceive(inputs).observation)
         shape = inputs.first.shape
         flat = [x.reshape(*shape, -1).astype(jnp.float32) for x in leaves]
         features = [x for x, is_image in zip(flat, self.images, strict=True) if is_image]
-        if self.config.image == "cells":
+        if self.config.image in GRIDS:
             features = [shrunk(x) for x in features]
         vectors = [x for x, is_image in zip(flat, self.images, strict=True) if not is_image]
         if vectors and self.config.observation == "scaled":

@@ -3,7 +3,9 @@
 What a policy has to do in a grid is mostly of one form: "go to where that is". `that` comes out of memory, and where it
 is has to be found in the view, wherever it may be and whatever it may be. A layer that mixes the cells first, as a
 convolution's last does, would have to learn that comparison anew for every thing and every place; attention over the
-cells, with the memory's output as its query, makes it by a product.
+cells, with the memory's output as its query, makes it by a product. Where a step says itself what to look for, as a
+one-hot goal, every such name has queries of its own beside it. Pictures are grids too, of what convolutions say of each
+of their patches (`encoders.Patches`).
 """
 
 from __future__ import annotations
@@ -43,15 +45,23 @@ class Glance(nn.Module):
     """Attention over the cells of the views with a query from the memory's output, a hidden layer, and a residual."""
 
     @nn.compact
-    def __call__(self, hidden: jax.Array, cells: jax.Array) -> jax.Array:
-        """hidden: float32 [..., d]; cells: float32 [..., n, CELL_WIDTH], of all views. Returns float32 [..., d]."""
+    def __call__(self, hidden: jax.Array, cells: jax.Array, goal: jax.Array | None = None) -> jax.Array:
+        """hidden: float32 [..., d]; cells: float32 [..., n, CELL_WIDTH], of all views; goal: float32 [..., g], whose
+        queries are added; how well the best cells match is then told too. Returns float32 [..., d]."""
         query = nn.DenseGeneral((GLANCE_HEADS, CELL_WIDTH), name="query")(hidden)
+        if goal is not None:
+            shape = (goal.shape[-1], GLANCE_HEADS, CELL_WIDTH)
+            names = self.param("names", nn.initializers.normal(1.0), shape, jnp.float32)
+            query = query + jnp.einsum("...g,ghc->...hc", goal, names)
         places = self.param("places", nn.initializers.normal(1.0), cells.shape[-2:], jnp.float32)
-        weights = nn.softmax(jnp.einsum("...hc,...nc->...hn", query, cells), axis=-1)
+        scores = jnp.einsum("...hc,...nc->...hn", query, cells)
+        weights = nn.softmax(scores, axis=-1)
         where = jnp.einsum("...hn,nc->...hc", weights, places)
         what = jnp.einsum("...hn,...nc->...hc", weights, cells)
         found = jnp.concatenate([where, what], axis=-1).reshape(*hidden.shape[:-1], -1)
-        init = nn.initializers.orthogonal(2**0.5)
         both = jnp.concatenate([hidden, found], axis=-1)
+        if goal is not None:
+            both = jnp.concatenate([both, nn.logsumexp(scores, axis=-1) - jnp.log(cells.shape[-2])], axis=-1)
+        init = nn.initializers.orthogonal(2**0.5)
         mixed = nn.relu(nn.Dense(GLANCE_WIDTH, kernel_init=init, name="mix")(both))
         return hidden + nn.Dense(hidden.shape[-1], name="out")(mixed)

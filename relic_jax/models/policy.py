@@ -23,7 +23,7 @@ from relic_jax.models import actions
 from relic_jax.models import cache as kv
 from relic_jax.models.actions import HeadConfig
 from relic_jax.models.cache import KVCache
-from relic_jax.models.encoders import IMAGE_ENCODER, EncoderConfig, StepEncoder, image_mask, vector_part
+from relic_jax.models.encoders import GRIDS, IMAGE_ENCODER, EncoderConfig, StepEncoder, image_mask, vector_part
 from relic_jax.models.grids import Glance
 from relic_jax.models.memory import Memory
 from relic_jax.models.recurrent import Recurrent, RecurrentConfig, empty_carry
@@ -60,7 +60,8 @@ class PolicyOutput:
 class PolicyNetwork(nn.Module):
     """encoder → linear → transformer or recurrent network → linear → actor and critic, both linear.
 
-    With the encoder `cells`, what comes out of memory glances at the view before it goes to actor and critic.
+    With an encoder that keeps places apart (`encoders.GRIDS`), what comes out of memory glances at the view before it
+    goes to actor and critic.
     """
 
     config: PolicyConfig
@@ -87,8 +88,8 @@ class PolicyNetwork(nn.Module):
 
     @property
     def glances(self) -> bool:
-        """Whether there are views of grids."""
-        return self.config.encoder.image == "cells" and any(self.images)
+        """Whether there are views whose places are kept apart."""
+        return self.config.encoder.image in GRIDS and any(self.images)
 
     def __call__(
         self,
@@ -115,8 +116,8 @@ class PolicyNetwork(nn.Module):
             hidden = hidden if wanted is None else wanted.of(hidden)
         hidden = self.proj_out(hidden.astype(jnp.float32))
         if self.glances:
-            cells = self.encoder.cells(inputs)
-            hidden = self.glance(hidden, cells if wanted is None else wanted.of(cells))
+            seen = (self.encoder.cells(inputs), self.encoder.goal(inputs))
+            hidden = self.glance(hidden, *(seen if wanted is None else jax.tree.map(wanted.of, seen)))
         return PolicyOutput(self.actor(hidden), self.critic(hidden)[..., 0]), memory
 
     def perceive(self, inputs: StepInput) -> StepInput:

@@ -13,8 +13,8 @@ from relic_jax.config import ConfigError
 from relic_jax.interop import files, layout
 from relic_jax.interop.encoders import check, load, save_encoder, vit_entries
 from relic_jax.models import vision
-from relic_jax.models.encoders import EncoderConfig, image_mask, patches
-from relic_jax.models.grids import CELL_WIDTH
+from relic_jax.models.encoders import PATCHES, EncoderConfig, image_mask, patches, places
+from relic_jax.models.grids import CELL_WIDTH, GLANCE_HEADS
 from relic_jax.models.policy import Policy, PolicyConfig
 from relic_jax.models.transformer import TransformerConfig
 from relic_jax.models.vision import ViTConfig
@@ -199,6 +199,25 @@ def test_cells_are_looked_at_alone():
     np.testing.assert_allclose(seen, 2 * expected / cells**0.5, rtol=1e-4, atol=1e-5)
 
 
+def test_patches_are_the_convolutions_place_by_place():
+    policy, inputs = policy_with(image="patches"), random_steps(shape=(2, 3))
+    params = random_params(policy, 0)
+    x = inputs.observation["image"].astype(jnp.float32).reshape(6, 9, 7, 3) / 127.5 - 1
+    for index, (channels, kernel, stride) in enumerate(PATCHES):
+        layer = params["encoder"]["image_0"][f"Dense_{index}"]
+        weight = layer["kernel"].reshape(kernel, kernel, -1, channels)
+        axes = ("NHWC", "HWIO", "NHWC")
+        x = lax.conv_general_dilated(x, weight, (stride, stride), "SAME", dimension_numbers=axes)
+        x = jax.nn.relu(x + layer["bias"])
+    layer = params["encoder"]["image_0"]["Dense_2"]
+    expected = (x @ layer["kernel"] + layer["bias"]).reshape(2, 3, -1)
+    assert expected.shape[-1] == places("patches", 9, 7) * CELL_WIDTH == 2 * 1 * CELL_WIDTH
+    found = perceive(policy, params, inputs).observation["image"]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    seen = encode(policy, params, inputs)[..., : expected.shape[-1]]
+    np.testing.assert_allclose(seen, 2 * expected / 2**0.5, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("image", ["resnet18", "vit-b16"])
 def test_larger_encoders_give_features_of_bytes(image, monkeypatch):
     monkeypatch.setattr(vision, "VIT_B16", TINY_VIT)
@@ -231,7 +250,7 @@ def with_file(policy, file):
     return dataclasses.replace(policy, config=dataclasses.replace(policy.config, encoder=encoder))
 
 
-@pytest.mark.parametrize("image", ["small", "nature", "cells", "resnet18", "vit-b16"])
+@pytest.mark.parametrize("image", ["small", "nature", "cells", "patches", "resnet18", "vit-b16"])
 def test_weights_come_out_of_a_file_as_they_went_in(image, tmp_path, monkeypatch):
     monkeypatch.setattr(vision, "VIT_B16", TINY_VIT)
     spec = {"left": SPEC["image"], "right": SPEC["image"]}
@@ -246,6 +265,36 @@ def test_weights_come_out_of_a_file_as_they_went_in(image, tmp_path, monkeypatch
         jax.tree.map(np.testing.assert_array_equal, loaded["encoder"][name], source["encoder"]["image_0"])
     jax.tree.map(np.testing.assert_array_equal, loaded["encoder"]["action"], params["encoder"]["action"])
     assert jax.tree.map(jnp.shape, loaded) == jax.tree.map(jnp.shape, params)
+
+
+GOAL = {"image": SPEC["image"], "target": jax.ShapeDtypeStruct((6,), jnp.float32)}
+
+
+def test_names_of_a_goal_become_queries_of_half_the_heads(tmp_path):
+    policy = policy_with(GOAL, (0.0,) * 6, (1.0,) * 6, image="patches")
+    source, params = (random_params(policy, seed) for seed in (1, 2))
+    names = np.random.default_rng(0).normal(size=(6, CELL_WIDTH)).astype(np.float32)
+    file = tmp_path / "encoder.safetensors"
+    save_encoder(file, "patches", source["encoder"]["image_0"], names)
+    loaded = load(with_file(policy, file), params)
+    jax.tree.map(np.testing.assert_array_equal, loaded["encoder"]["image_0"], source["encoder"]["image_0"])
+    for head in range(GLANCE_HEADS):
+        expected = names if head < GLANCE_HEADS // 2 else params["glance"]["names"][:, head]
+        np.testing.assert_array_equal(loaded["glance"]["names"][:, head], expected)
+    rest = ("query", "places", "mix", "out")
+    jax.tree.map(np.testing.assert_array_equal, *([tree["glance"][name] for name in rest] for tree in (loaded, params)))
+
+
+@pytest.mark.parametrize(
+    ("goal", "allowed"), [(7, r"float32 \[7, 16\]"), (None, "none, of observations without a goal")]
+)
+def test_names_that_do_not_fit_are_one_line(goal, allowed, tmp_path):
+    spec = {"image": SPEC["image"]} | ({} if goal is None else {"target": jax.ShapeDtypeStruct((goal,), jnp.float32)})
+    policy = policy_with(spec, (0.0,) * (goal or 0), (1.0,) * (goal or 0), image="patches")
+    names = np.zeros((6, CELL_WIDTH), np.float32)
+    save_encoder(tmp_path / "a.safetensors", "patches", fresh(policy)["encoder"]["image_0"], names)
+    with pytest.raises(ConfigError, match=rf"has 'names', float32 \[6, 16\]; allowed: {allowed}$"):
+        check(with_file(policy, tmp_path / "a.safetensors"), weights=True)
 
 
 def test_weights_of_timm_may_have_a_head(tmp_path, monkeypatch):

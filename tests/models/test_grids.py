@@ -22,25 +22,31 @@ def random_like(shapes, seed, scale=0.5):
     return jax.tree.map(lambda x: jnp.asarray(scale * rng.normal(size=x.shape), jnp.float32), shapes)
 
 
-def glance_params(seed):
-    like = jax.eval_shape(Glance().init, jax.random.key(0), jnp.zeros((1, WIDTH)), jnp.zeros((1, CELLS, CELL_WIDTH)))
+def glance_params(seed, goal=None):
+    sizes = (WIDTH,), (CELLS, CELL_WIDTH), *([] if goal is None else [(goal,)])
+    like = jax.eval_shape(Glance().init, jax.random.key(0), *(jnp.zeros((1, *size)) for size in sizes))
     return random_like(like, seed)["params"]
 
 
-def test_a_glance_equals_a_rewriting_by_hand():
-    p = jax.tree.map(lambda x: np.asarray(x, np.float64), glance_params(0))
+@pytest.mark.parametrize("goal", [None, 5])
+def test_a_glance_equals_a_rewriting_by_hand(goal):
+    p = jax.tree.map(lambda x: np.asarray(x, np.float64), glance_params(0, goal))
     rng = np.random.default_rng(1)
     hidden, cells = rng.normal(size=(2, 3, WIDTH)), rng.normal(size=(2, 3, CELLS, CELL_WIDTH))
-    found = jax.jit(Glance().apply)({"params": p}, jnp.float32(hidden), jnp.float32(cells))
+    goals = [] if goal is None else [rng.normal(size=(2, 3, goal))]
+    found = jax.jit(Glance().apply)({"params": p}, *(jnp.float32(x) for x in (hidden, cells, *goals)))
     for index in np.ndindex(2, 3):
         h, seen = hidden[index], cells[index]
-        parts = []
+        parts, matches = [], []
         for head in range(GLANCE_HEADS):
             query = h @ p["query"]["kernel"][:, head] + p["query"]["bias"][head]
+            if goals:
+                query += goals[0][index] @ p["names"][:, head]
+                matches += [np.log(np.exp(seen @ query).mean())]
             weights = np.exp(seen @ query)
             weights /= weights.sum()
             parts += [np.concatenate([weights @ p["places"], weights @ seen])]
-        mixed = np.maximum(np.concatenate([h, *parts]) @ p["mix"]["kernel"] + p["mix"]["bias"], 0)
+        mixed = np.maximum(np.concatenate([h, *parts, matches]) @ p["mix"]["kernel"] + p["mix"]["bias"], 0)
         assert mixed.shape == (GLANCE_WIDTH,)
         np.testing.assert_allclose(
             found[index], h + mixed @ p["out"]["kernel"] + p["out"]["bias"], rtol=1e-4, atol=1e-4
@@ -66,25 +72,29 @@ SPEC = {
     "right": jax.ShapeDtypeStruct((3, 3, 5), jnp.uint8),
     "state": jax.ShapeDtypeStruct((2,), jnp.float32),
 }
+GOAL = {**SPEC, "target": jax.ShapeDtypeStruct((5,), jnp.float32)}
 TRANSFORMER = TransformerConfig(layers=2, heads=2, width=WIDTH, mlp_width=16, max_positions=32)
 
 
-def policy_with(memory):
-    encoder = EncoderConfig(observation="scaled", image="cells")
+def policy_with(memory, image="cells"):
+    encoder = EncoderConfig(observation="scaled", image=image)
     config = PolicyConfig(TRANSFORMER, encoder, memory=memory, recurrent=RecurrentConfig(width=WIDTH))
-    return Policy(config, 3, (0.0, 0.0), (1.0, 1.0), SPEC)
+    numbers = 7 if image == "patches" else 2
+    return Policy(config, 3, (0.0,) * numbers, (1.0,) * numbers, GOAL if image == "patches" else SPEC)
 
 
 def outputs(output):
     return jnp.concatenate([output.distribution.logits, output.value[..., None]], axis=-1)
 
 
-@pytest.mark.parametrize("memory", ["transformer", "gru"])
-def test_acting_equals_unrolling_from_images_and_from_features(memory):
-    policy, steps, rng = policy_with(memory), 9, np.random.default_rng(2)
+@pytest.mark.parametrize(("memory", "image"), [("transformer", "cells"), ("gru", "cells"), ("transformer", "patches")])
+def test_acting_equals_unrolling_from_images_and_from_features(memory, image):
+    policy, steps, rng = policy_with(memory, image), 9, np.random.default_rng(2)
     params = random_like(jax.eval_shape(policy.init, jax.random.key(0)), 3, 0.2)
     inputs = StepInput(
-        observation=jax.tree.map(lambda x: jnp.asarray(255 * rng.integers(0, 2, (2, steps, *x.shape)), x.dtype), SPEC),
+        observation=jax.tree.map(
+            lambda x: jnp.asarray(255 * rng.integers(0, 2, (2, steps, *x.shape)), x.dtype), policy.spec
+        ),
         previous_action=jnp.asarray(rng.integers(-1, 3, (2, steps)), jnp.int32),
         previous_reward=jnp.asarray(rng.random((2, steps)), jnp.float32),
         first=jnp.asarray(rng.random((2, steps)) < 0.3),
@@ -96,13 +106,13 @@ def test_acting_equals_unrolling_from_images_and_from_features(memory):
 
     expected = unrolled(inputs)
     perceived = jax.jit(policy.perceive)(params, inputs)
-    assert perceived.observation["right"].shape == (2, steps, 9 * CELL_WIDTH)
+    assert perceived.observation["right"].shape == (2, steps, (9 if image == "cells" else 1) * CELL_WIDTH)
     np.testing.assert_allclose(unrolled(perceived), expected, atol=1e-5)
     np.testing.assert_allclose(unrolled(perceived, wanted=Span(3, 4)), expected[:, 3:7], atol=1e-5)
     act, carry = jax.jit(policy.act), policy.initial_memory(2, steps)
     for step in range(steps):
         output, carry = act(params, carry, jax.tree.map(lambda x, step=step: x[:, step], inputs))
         np.testing.assert_allclose(outputs(output), expected[:, step], atol=1e-5)
-    other = jax.tree.map(lambda x: x, inputs)
-    other = dataclasses.replace(other, observation={**other.observation, "right": 255 - other.observation["right"]})
-    assert np.abs(unrolled(other) - expected).min((0, 1)).max() > 1e-3  # every view counts
+    for name in sorted(set(policy.spec) - {"state"}):  # every view counts, and the goal
+        other = dataclasses.replace(inputs, observation={**inputs.observation, name: 255 - inputs.observation[name]})
+        assert np.abs(unrolled(other) - expected).min((0, 1)).max() > 1e-3

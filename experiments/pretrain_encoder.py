@@ -1,0 +1,165 @@
+"""Pretrains an image encoder on pictures of procedural houses, for `--policy.encoder.weights`.
+
+    python -m experiments.pretrain_encoder house-objnav-small --out houses.safetensors
+
+Object navigation is usually learned on features of a pretrained encoder (ReLIC: VC-1, frozen). No pretrained weights
+know these houses, but the renderer knows what every pixel shows. So the encoder learns to tell, of each of its places
+(patches of 8×8 pixels) alone, which kinds of things are there and how far away, from training houses only. A kind is
+told by a product with its name; the names of the 20 categories are kept too, as what a policy's glance may ask for.
+The weights that `--policy.encoder.weights houses` names were made by this command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from envs import registry
+from envs.firstperson.house import HouseNav, HouseState
+from envs.firstperson.house_plan import CATEGORIES
+from envs.firstperson.renderer import render_depth, render_objects
+from relic_jax.interop.encoders import save_encoder
+from relic_jax.models.encoders import EncoderConfig, encode_image, image_encoder
+from relic_jax.models.grids import CELL_WIDTH, split_cells
+
+ROUND, TEST_BATCHES = 100, 40
+LEARNING_RATE = 5e-3  # of Adam, falling to 0 as a cosine
+HOUSES, POSES = 16, 16  # of a batch; building a house costs as much as some ten pictures of it
+PITCHES = jnp.array([0.1, 0.2, 0.4, 0.2, 0.1])  # how often each pitch, from looking down to looking up
+NOTHING, WALL, FURNITURE, FIRST = range(4)  # kinds of pixels: floor and ceiling, …; the first category
+KINDS = FIRST + CATEGORIES
+WEIGHT = jnp.where(jnp.arange(KINDS) < FIRST, 1.0, 3.0)  # objects are few
+SHORTER = 0.003  # weight of the squared length of what is said of a place
+PLACE = 8  # pixels, of a place's sides
+CONFIG = EncoderConfig(image="patches")
+Labels = dict[str, jax.Array]
+
+
+def picture(env: HouseNav, key: jax.Array, state: HouseState) -> tuple[jax.Array, Labels]:
+    """From a random place in the house. Returns uint8 [H, W, 3] and what is in each of the encoder's n places:
+
+    kinds: float32 [n, KINDS]; shares of its pixels. depth: float32 [n]; mean of the log of the distance in metres.
+    """
+    episode_key, pitch_key = jax.random.split(key)
+    state = env.restart(episode_key, state, jnp.zeros((), jnp.int32))
+    state = state.replace(pitch=jax.random.choice(pitch_key, jnp.arange(-2, 3), p=PITCHES))  # type: ignore[attr-defined]
+    scene, camera = env.scene(state.house), env.camera(state)
+    view = render_objects(scene, camera, env.lens)
+    furniture = jnp.full(env.config.furniture, FURNITURE)
+    objects = FIRST + jnp.repeat(state.house.categories, env.config.instances)
+    kind_of = jnp.concatenate([jnp.array([NOTHING, WALL]), furniture, objects])
+    kinds = by_place(jax.nn.one_hot(kind_of[view.objects], KINDS))
+    depth = jnp.log(jnp.maximum(render_depth(scene, camera, env.lens), 0.1))
+    return view.image, {"kinds": kinds, "depth": by_place(depth[..., None])[:, 0]}
+
+
+def by_place(pixels: jax.Array) -> jax.Array:
+    """Means over the pixels of each place: [H, W, C] → [n, C]."""
+    height, width, channels = pixels.shape
+    return pixels.reshape(height // PLACE, PLACE, width // PLACE, PLACE, channels).mean((1, 3)).reshape(-1, channels)
+
+
+def pictures(env: HouseNav, key: jax.Array, tasks: jax.Array) -> tuple[jax.Array, Labels]:
+    """A batch of them, POSES in each of HOUSES houses drawn from `tasks`."""
+    house_key, pose_key = jax.random.split(key)
+    chosen = jax.random.choice(house_key, tasks, (HOUSES,))
+    states = jax.vmap(env.start)(jax.random.split(house_key, HOUSES), chosen)
+    keys = jax.random.split(pose_key, (HOUSES, POSES))
+    found = jax.vmap(jax.vmap(lambda key, state: picture(env, key, state), in_axes=(0, None)))(keys, states)
+    return jax.tree.map(lambda x: x.reshape(HOUSES * POSES, *x.shape[2:]), found)
+
+
+def loss(params: Any, image: jax.Array, labels: Labels) -> tuple[jax.Array, jax.Array]:
+    """Per place, from what the encoder says of that place alone: which kinds are there, and how far away it is. Lengths
+    are kept short, for the softmax of a glance. Also, of places that are mostly one object, how many were found under
+    their name, how many there are, and how many were claimed: int32 [3]."""
+    encoder = image_encoder(CONFIG).bind({"params": params["encoder"]})
+    cells = split_cells(encode_image(CONFIG, encoder, image))
+    kinds = cells @ params["names"].T + params["bias"]
+    wrong = (
+        (optax.sigmoid_binary_cross_entropy(kinds, labels["kinds"]) * WEIGHT).sum(-1)
+        + 0.2 * (cells @ params["depth"] - labels["depth"]) ** 2
+        + SHORTER * jnp.square(cells).sum(-1)
+    )
+    there, claimed = labels["kinds"] > 0.5, kinds > 0
+    counts = jnp.stack([(there & claimed)[..., FIRST:].sum(), there[..., FIRST:].sum(), claimed[..., FIRST:].sum()])
+    return wrong.mean(), counts
+
+
+def drawn(key: jax.Array) -> Any:
+    """Parameters at the start. names: float32 [KINDS, CELL_WIDTH]; what says that a place holds each kind."""
+    encoder_key, names_key = jax.random.split(key)
+    return {
+        "encoder": image_encoder(CONFIG).init(encoder_key, jnp.zeros((1, PLACE, PLACE, 3)))["params"],
+        "names": jax.random.normal(names_key, (KINDS, CELL_WIDTH)),
+        "bias": jnp.full(KINDS, -4.0),  # most kinds are in few places
+        "depth": jnp.zeros(CELL_WIDTH),
+    }
+
+
+def pretrain(env: HouseNav, batches: int, key: jax.Array, told: Callable[[str], None] = print) -> Any:
+    """The parameters after so many batches of pictures of training houses; says every ROUND batches how it goes."""
+    optimizer = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, batches))
+    houses = jnp.asarray(env.tasks("train"))
+    start_key, key = jax.random.split(key)
+
+    def step(carry: Any, index: jax.Array) -> Any:
+        params, moments = carry
+        image, labels = pictures(env, jax.random.fold_in(key, index), houses)
+        (wrong, counts), gradient = jax.value_and_grad(loss, has_aux=True)(params, image, labels)
+        updates, moments = optimizer.update(gradient, moments)
+        return (optax.apply_updates(params, updates), moments), (wrong, counts)
+
+    some_steps = jax.jit(lambda carry, indices: jax.lax.scan(step, carry, indices))
+    params = drawn(start_key)
+    carry, begin = (params, optimizer.init(params)), time.monotonic()
+    for first in range(0, batches, ROUND):
+        carry, (wrong, counts) = some_steps(carry, first + jnp.arange(min(ROUND, batches - first)))
+        done = min(first + ROUND, batches)
+        per_second = done * HOUSES * POSES / (time.monotonic() - begin)
+        told(f"{done:,}/{batches:,} batches · {per_second:,.0f} pictures/s · loss {wrong.mean():.3f} · {score(counts)}")
+    return carry[0]
+
+
+def score(counts: jax.Array) -> str:
+    """counts: [..., 3], of `loss`."""
+    found, there, claimed = np.asarray(counts).reshape(-1, 3).sum(0)
+    return (
+        f"{found / max(there, 1):.0%} of the places of objects found, {found / max(claimed, 1):.0%} of the claims right"
+    )
+
+
+def main() -> None:
+    """Trains, says what the encoder sees in held-out houses, and writes it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("env", choices=[name for name in registry.names() if name.startswith("house-objnav")])
+    parser.add_argument("--out", type=Path, required=True, help="safetensors file")
+    parser.add_argument("--pictures", type=int, default=800_000)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    if arguments.out.suffix != ".safetensors":
+        parser.error(f"--out is '{arguments.out}'; allowed: a name that ends in .safetensors")
+    batches = arguments.pictures // (HOUSES * POSES)
+    if batches < 1:
+        parser.error(f"--pictures is {arguments.pictures}; allowed: {HOUSES * POSES} or more")
+    env = registry.make(arguments.env)
+    assert isinstance(env, HouseNav)
+    params = pretrain(env, batches, jax.random.key(arguments.seed))
+    test = jax.jit(lambda key: loss(params, *pictures(env, key, jnp.asarray(env.tasks("test"))))[1])
+    counts = jnp.stack([test(jax.random.key(index)) for index in range(TEST_BATCHES)])
+    print(f"held-out houses, {TEST_BATCHES * HOUSES * POSES:,} pictures: {score(counts)}")
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    save_encoder(arguments.out, CONFIG.image, params["encoder"], np.asarray(params["names"][FIRST:]))
+    print(f"wrote {arguments.out}: --policy.encoder.image patches --policy.encoder.weights {arguments.out}")
+
+
+if __name__ == "__main__":
+    main()
