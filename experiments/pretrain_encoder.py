@@ -4,8 +4,9 @@
 
 Object navigation is usually learned on features of a pretrained encoder (ReLIC: VC-1, frozen). No pretrained weights
 know these houses, but the renderer knows what every pixel shows. So the encoder learns to tell, of each of its places
-(patches of 8×8 pixels) alone, which kinds of things are there and how far away, from training houses only. A kind is
-told by a product with its name; the names of the 20 categories are kept too, as what a policy's glance may ask for.
+(patches of 8×8 pixels) alone, which kinds of things are there, how far away, and of which colour, from training houses
+only: enough to find things, to get there, and to know the room again. A kind is told by a product with its name; the
+names of the 20 categories are kept too, as what a policy's glance may ask for.
 The weights that `--policy.encoder.weights houses` names were made by this command.
 """
 
@@ -37,6 +38,7 @@ PITCHES = jnp.array([0.1, 0.2, 0.4, 0.2, 0.1])  # how often each pitch, from loo
 NOTHING, WALL, FURNITURE, FIRST = range(4)  # kinds of pixels: floor and ceiling, …; the first category
 KINDS = FIRST + CATEGORIES
 WEIGHT = jnp.where(jnp.arange(KINDS) < FIRST, 1.0, 3.0)  # objects are few
+LOOK_WEIGHT = jnp.array([0.2, 2.0, 2.0, 2.0])  # of distance and colours
 SHORTER = 0.003  # weight of the squared length of what is said of a place
 PLACE = 8  # pixels, of a place's sides
 CONFIG = EncoderConfig(image="patches")
@@ -46,7 +48,8 @@ Labels = dict[str, jax.Array]
 def picture(env: HouseNav, key: jax.Array, state: HouseState) -> tuple[jax.Array, Labels]:
     """From a random place in the house. Returns uint8 [H, W, 3] and what is in each of the encoder's n places:
 
-    kinds: float32 [n, KINDS]; shares of its pixels. depth: float32 [n]; mean of the log of the distance in metres.
+    kinds: float32 [n, KINDS]; shares of its pixels. look: float32 [n, 4]; means of the log of the distance in metres
+    and of the colour, 0 to 1.
     """
     episode_key, pitch_key = jax.random.split(key)
     state = env.restart(episode_key, state, jnp.zeros((), jnp.int32))
@@ -58,7 +61,8 @@ def picture(env: HouseNav, key: jax.Array, state: HouseState) -> tuple[jax.Array
     kind_of = jnp.concatenate([jnp.array([NOTHING, WALL]), furniture, objects])
     kinds = by_place(jax.nn.one_hot(kind_of[view.objects], KINDS))
     depth = jnp.log(jnp.maximum(render_depth(scene, camera, env.lens), 0.1))
-    return view.image, {"kinds": kinds, "depth": by_place(depth[..., None])[:, 0]}
+    look = jnp.concatenate([depth[..., None], view.image / 255.0], axis=-1)
+    return view.image, {"kinds": kinds, "look": by_place(look)}
 
 
 def by_place(pixels: jax.Array) -> jax.Array:
@@ -78,15 +82,15 @@ def pictures(env: HouseNav, key: jax.Array, tasks: jax.Array) -> tuple[jax.Array
 
 
 def loss(params: Any, image: jax.Array, labels: Labels) -> tuple[jax.Array, jax.Array]:
-    """Per place, from what the encoder says of that place alone: which kinds are there, and how far away it is. Lengths
-    are kept short, for the softmax of a glance. Also, of places that are mostly one object, how many were found under
-    their name, how many there are, and how many were claimed: int32 [3]."""
+    """Per place, from what the encoder says of that place alone: which kinds are there, how far away it is, and its
+    colour. Lengths are kept short, for the softmax of a glance. Also, of places that are mostly one object, how many
+    were found under their name, how many there are, and how many were claimed: int32 [3]."""
     encoder = image_encoder(CONFIG).bind({"params": params["encoder"]})
     cells = split_cells(encode_image(CONFIG, encoder, image))
     kinds = cells @ params["names"].T + params["bias"]
     wrong = (
         (optax.sigmoid_binary_cross_entropy(kinds, labels["kinds"]) * WEIGHT).sum(-1)
-        + 0.2 * (cells @ params["depth"] - labels["depth"]) ** 2
+        + jnp.square(cells @ params["look"] - labels["look"]) @ LOOK_WEIGHT
         + SHORTER * jnp.square(cells).sum(-1)
     )
     there, claimed = labels["kinds"] > 0.5, kinds > 0
@@ -101,7 +105,7 @@ def drawn(key: jax.Array) -> Any:
         "encoder": image_encoder(CONFIG).init(encoder_key, jnp.zeros((1, PLACE, PLACE, 3)))["params"],
         "names": jax.random.normal(names_key, (KINDS, CELL_WIDTH)),
         "bias": jnp.full(KINDS, -4.0),  # most kinds are in few places
-        "depth": jnp.zeros(CELL_WIDTH),
+        "look": jnp.zeros((CELL_WIDTH, len(LOOK_WEIGHT))),
     }
 
 
