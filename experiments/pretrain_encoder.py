@@ -5,8 +5,8 @@
 Object navigation is usually learned on features of a pretrained encoder (ReLIC: VC-1, frozen). No pretrained weights
 know these houses, but the renderer knows what every pixel shows. So the encoder learns to tell, of each of its places
 (patches of 8×8 pixels) alone, which kinds of things are there, how far away, and of which colour, from training houses
-only: enough to find things, to get there, and to know the room again. A kind is told by a product with its name; the
-names of the 20 categories are kept too, as what a policy's glance may ask for.
+only. A kind is told by a product with its name; the names of the 20 categories are kept too, as what a policy's glance
+may ask for.
 The weights that `--policy.encoder.weights houses` names were made by this command.
 """
 
