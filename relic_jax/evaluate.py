@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +20,7 @@ from envs.host import EpisodeCount, HostEnvironment, HostTrials, per_row, waves
 from envs.wrappers import Trials, TrialState, select
 from relic_jax.bridge.pool import PoolError
 from relic_jax.config import ConfigError, EvalConfig
-from relic_jax.models.memory import Memory
+from relic_jax.models.memory import Memory, rows
 from relic_jax.models.policy import Policy
 from relic_jax.rl.host import Actor, Running
 from relic_jax.rl.rollout import buffer_sizes
@@ -27,6 +28,7 @@ from relic_jax.rl.state import step_input
 from relic_jax.types import Params, PyTree
 
 SIZES = 4  # of the context's buffer in the course of an evaluation; each costs a compilation
+MANY = 256  # trials, at which it pays to go on with the unfinished ones alone: one more compilation, half the work
 SPARE = 4  # more episodes than asked for that there is room for, where simulators fail and episodes are lost
 
 
@@ -34,7 +36,8 @@ Array = jax.Array | np.ndarray
 
 
 class _Steps(NamedTuple):
-    """What acting leaves behind per step, [T, B]; `observation` and `record` of one environment only, [T, ...]."""
+    """What acting leaves behind per step, [T, B]; `observation` and `record` of one environment only, [T, ...], which
+    is the first one's at least until its trial is finished."""
 
     action: Array
     reward: Array
@@ -107,7 +110,7 @@ def _play(
     key: jax.Array,
     progress: Progress,
 ) -> Iterator[_Steps]:
-    """All trials at once, in jitted chunks."""
+    """All trials at once, in jitted chunks; once most of many have finished, only the others go on."""
     horizon, batch = trials.env.horizon, num_tasks(tasks)
     sizes = buffer_sizes(config.episodes * horizon, horizon, SIZES)
     reset_key, key = jax.random.split(key)
@@ -116,16 +119,21 @@ def _play(
     episode = jnp.zeros((batch,), jnp.int32)
     chunk = jax.jit(_chunk_function(policy, trials, config, horizon), donate_argnums=(1, 2))
     parts: list[_Steps] = []
+    playing = np.arange(batch)
     for index in range(config.episodes):  # at most: short episodes end the trial sooner
         size = next(size for size in sizes if size >= (index + 1) * horizon)
         if size > memory.capacity:  # acting reads the whole buffer, so it grows with what is in it
             memory = memory.grown(size)
         trial, memory, episode, steps = chunk(params, trial, memory, episode, jax.random.fold_in(key, index))
-        parts.append(jax.device_get(steps))
+        parts.append(_spread(jax.device_get(steps), playing, batch))
         done = int(episode.min())
         progress(min(done / config.episodes, 1.0))
         if done >= config.episodes:
             break
+        unfinished = np.flatnonzero(np.asarray(episode) < config.episodes)
+        if MANY <= len(playing) >= 2 * len(unfinished):
+            trial, episode = jax.tree.map(itemgetter(unfinished), (trial, episode))
+            memory, playing = rows(memory, jnp.asarray(unfinished)), playing[unfinished]
     yield jax.tree.map(lambda *x: np.concatenate(x), *parts)
 
 
@@ -223,6 +231,17 @@ def _chunk_function(policy: Policy, trials: Trials, config: EvalConfig, length: 
         return *carry, steps
 
     return chunk
+
+
+def _spread(steps: _Steps, playing: np.ndarray, batch: int) -> _Steps:
+    """Steps of the trials `playing` (int [b]) among those of all, [T, batch]; nothing happens in the others."""
+
+    def spread(x: np.ndarray) -> np.ndarray:
+        wide = np.zeros((len(x), batch, *x.shape[2:]), x.dtype)
+        wide[:, playing] = x
+        return wide
+
+    return steps._replace(**{name: spread(getattr(steps, name)) for name in _BATCHED})
 
 
 def _per_episode(steps: _Steps, episodes: int) -> tuple[np.ndarray, np.ndarray]:

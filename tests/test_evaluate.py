@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 from flax import struct
 
-from envs.base import split_hash
+from envs.base import num_tasks, split_hash
 from envs.darkroom.env import Darkroom, DarkroomTask
 from envs.registry import make
 from relic_jax import evaluate
 from relic_jax.config import ConfigError, EvalConfig
 from relic_jax.distributions import Categorical
 from relic_jax.evaluate import Curves, bootstrap_interval, in_context_curves, percentile_over_tasks, summarise, to_csv
-from relic_jax.models.policy import PolicyConfig, PolicyOutput, policy_for
+from relic_jax.models.policy import Policy, PolicyConfig, PolicyOutput, policy_for
 from relic_jax.models.transformer import TransformerConfig
 
 POLICY = PolicyConfig(
@@ -30,8 +30,11 @@ POLICY = PolicyConfig(
 
 
 @functools.cache
-def curves(name, seed=0, split="test", **options):
-    env = make(name)
+def curves(name, **options):
+    return play(make(name), **options)
+
+
+def play(env, seed=0, split="test", **options):
     policy = policy_for(env, POLICY)
     # a policy that reads its context and acts on it, with probabilities far from uniform
     params = jax.tree.map(lambda x: 3 * x, policy.init(jax.random.key(1)))
@@ -80,6 +83,33 @@ def test_episodes_that_end_early_leave_exactly_the_first_ones():
     length = min(max(int(distance[0]), 1), 20)
     assert np.flatnonzero(found.trial.first)[:4].tolist() == [0, length, 2 * length, 3 * length]
     assert found.trial.first.sum() == 4
+
+
+def test_finished_trials_are_left_behind_and_the_others_go_on_as_before(monkeypatch):
+    """With the likeliest actions, so that chance does not depend on who else is played; lengths differ by the goal."""
+    sizes, act, actions, per_episode = [], Policy.act, [], evaluate._per_episode
+
+    def watched(self, params, memory, inputs, **options):
+        sizes.append(len(inputs.first))
+        return act(self, params, memory, inputs, **options)
+
+    def kept(steps, episodes):
+        finished = np.cumsum(steps.ended, axis=0) - steps.ended >= episodes
+        actions.append(np.where(finished, -1, steps.action))
+        return per_episode(steps, episodes)
+
+    monkeypatch.setattr(evaluate, "_per_episode", kept)
+    monkeypatch.setattr(Policy, "act", watched)
+    monkeypatch.setattr(Categorical, "sample", lambda self, key: self.mode())
+    env = Darkroom("short", 9, 9, 20, end_on_goal=True, train_fraction=0.5)
+    together = play(env, episodes=6, expert_episodes=4)
+    assert set(sizes) == {num_tasks(env.tasks("test"))}
+    monkeypatch.setattr(evaluate, "MANY", max(sizes) // 2 + 1)
+    apart = play(env, episodes=6, expert_episodes=4)
+    assert 0 < min(sizes) <= max(sizes) // 2 and len(set(sizes)) == 2  # so few are not halved again
+    assert same(together, apart) and np.array_equal(together.successes, apart.successes)
+    assert np.array_equal(together.trial.observation, apart.trial.observation)
+    assert np.array_equal(*actions)
 
 
 def test_repeats_are_task_major():
