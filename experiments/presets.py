@@ -387,8 +387,8 @@ PRESETS: dict[str, Preset] = {
     "house-objnav-small": Preset(
         HOUSE,
         "object navigation from images, in houses of up to 4 rooms that are held out",
-        "not measured to its end yet",
-        "not run to its end yet without the reward as an input",
+        "35 min on 2 CPU cores with little other work, 66 min on one of them",
+        "held-out houses, 3 seeds: success 66% in the first episode, 1.1 points [−1.2, 3.5] more from the third on",
     ),
     **{
         f"{config.env}-gpu": Preset(
