@@ -13,6 +13,8 @@ The weights that `--policy.encoder.weights houses` names were made by this comma
 from __future__ import annotations
 
 import argparse
+import json
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,18 +29,21 @@ from envs import registry
 from envs.firstperson.house import HouseNav, HouseState
 from envs.firstperson.house_plan import CATEGORIES
 from envs.firstperson.renderer import render_depth, render_objects
+from experiments.run import origin
 from relic_jax.interop.encoders import save_encoder
 from relic_jax.models.encoders import EncoderConfig, encode_image, image_encoder
-from relic_jax.models.grids import CELL_WIDTH, split_cells
+from relic_jax.models.grids import PATCH_WIDTH, split_cells
+from relic_jax.tracking import write_atomically
 
 ROUND, TEST_BATCHES = 100, 40
-LEARNING_RATE = 5e-3  # of Adam, falling to 0 as a cosine
+LEARNING_RATE = 3e-3  # of Adam, falling to 0 as a cosine
 HOUSES, POSES = 16, 16  # of a batch; building a house costs as much as some ten pictures of it
 PITCHES = jnp.array([0.1, 0.2, 0.4, 0.2, 0.1])  # how often each pitch, from looking down to looking up
 NOTHING, WALL, FURNITURE, FIRST = range(4)  # kinds of pixels: floor and ceiling, …; the first category
 KINDS = FIRST + CATEGORIES
 WEIGHT = jnp.where(jnp.arange(KINDS) < FIRST, 1.0, 3.0)  # objects are few
 LOOK_WEIGHT = jnp.array([0.2, 2.0, 2.0, 2.0])  # of distance and colours
+FILLED = 0.25  # share of a place's pixels from which on a category counts as fully there
 SHORTER = 0.003  # weight of the squared length of what is said of a place
 PLACE = 8  # pixels, of a place's sides
 CONFIG = EncoderConfig(image="patches")
@@ -73,8 +78,8 @@ def by_place(pixels: jax.Array) -> jax.Array:
 
 def pictures(env: HouseNav, key: jax.Array, tasks: jax.Array) -> tuple[jax.Array, Labels]:
     """A batch of them, POSES in each of HOUSES houses drawn from `tasks`."""
-    house_key, pose_key = jax.random.split(key)
-    chosen = jax.random.choice(house_key, tasks, (HOUSES,))
+    task_key, house_key, pose_key = jax.random.split(key, 3)
+    chosen = jax.random.choice(task_key, tasks, (HOUSES,))
     states = jax.vmap(env.start)(jax.random.split(house_key, HOUSES), chosen)
     keys = jax.random.split(pose_key, (HOUSES, POSES))
     found = jax.vmap(jax.vmap(lambda key, state: picture(env, key, state), in_axes=(0, None)))(keys, states)
@@ -83,29 +88,30 @@ def pictures(env: HouseNav, key: jax.Array, tasks: jax.Array) -> tuple[jax.Array
 
 def loss(params: Any, image: jax.Array, labels: Labels) -> tuple[jax.Array, jax.Array]:
     """Per place, from what the encoder says of that place alone: which kinds are there, how far away it is, and its
-    colour. Lengths are kept short, for the softmax of a glance. Also, of places that are mostly one object, how many
-    were found under their name, how many there are, and how many were claimed: int32 [3]."""
+    colour. Lengths are kept short, for the softmax of a glance. Also, of places that a category fills to FILLED, how
+    many were found under its name, how many there are, and how many were claimed: int32 [3]."""
     encoder = image_encoder(CONFIG).bind({"params": params["encoder"]})
-    cells = split_cells(encode_image(CONFIG, encoder, image))
+    cells = split_cells(encode_image(CONFIG, encoder, image), PATCH_WIDTH)
     kinds = cells @ params["names"].T + params["bias"]
+    objects = jnp.minimum(labels["kinds"][..., FIRST:] / FILLED, 1.0)
+    target = jnp.concatenate([labels["kinds"][..., :FIRST], objects], axis=-1)
     wrong = (
-        (optax.sigmoid_binary_cross_entropy(kinds, labels["kinds"]) * WEIGHT).sum(-1)
+        (optax.sigmoid_binary_cross_entropy(kinds, target) * WEIGHT).sum(-1)
         + jnp.square(cells @ params["look"] - labels["look"]) @ LOOK_WEIGHT
         + SHORTER * jnp.square(cells).sum(-1)
     )
-    there, claimed = labels["kinds"] > 0.5, kinds > 0
-    counts = jnp.stack([(there & claimed)[..., FIRST:].sum(), there[..., FIRST:].sum(), claimed[..., FIRST:].sum()])
-    return wrong.mean(), counts
+    there, claimed = objects == 1, kinds[..., FIRST:] > 0
+    return wrong.mean(), jnp.stack([(there & claimed).sum(), there.sum(), claimed.sum()])
 
 
 def drawn(key: jax.Array) -> Any:
-    """Parameters at the start. names: float32 [KINDS, CELL_WIDTH]; what says that a place holds each kind."""
+    """Parameters at the start. names: float32 [KINDS, PATCH_WIDTH]; what says that a place holds each kind."""
     encoder_key, names_key = jax.random.split(key)
     return {
         "encoder": image_encoder(CONFIG).init(encoder_key, jnp.zeros((1, PLACE, PLACE, 3)))["params"],
-        "names": jax.random.normal(names_key, (KINDS, CELL_WIDTH)),
+        "names": jax.random.normal(names_key, (KINDS, PATCH_WIDTH)) / math.sqrt(2),
         "bias": jnp.full(KINDS, -4.0),  # most kinds are in few places
-        "look": jnp.zeros((CELL_WIDTH, len(LOOK_WEIGHT))),
+        "look": jnp.zeros((PATCH_WIDTH, len(LOOK_WEIGHT))),
     }
 
 
@@ -129,16 +135,20 @@ def pretrain(env: HouseNav, batches: int, key: jax.Array, told: Callable[[str], 
         carry, (wrong, counts) = some_steps(carry, first + jnp.arange(min(ROUND, batches - first)))
         done = min(first + ROUND, batches)
         per_second = done * HOUSES * POSES / (time.monotonic() - begin)
-        told(f"{done:,}/{batches:,} batches · {per_second:,.0f} pictures/s · loss {wrong.mean():.3f} · {score(counts)}")
+        told(f"{done:,}/{batches:,} batches · {per_second:,.0f} pictures/s · loss {wrong.mean():.3f} · {said(counts)}")
     return carry[0]
 
 
-def score(counts: jax.Array) -> str:
-    """counts: [..., 3], of `loss`."""
+def score(counts: jax.Array) -> dict[str, float]:
+    """found: share of the places of objects; right: share of the claims. counts: [..., 3], of `loss`."""
     found, there, claimed = np.asarray(counts).reshape(-1, 3).sum(0)
-    return (
-        f"{found / max(there, 1):.0%} of the places of objects found, {found / max(claimed, 1):.0%} of the claims right"
-    )
+    return {"found": float(found / max(there, 1)), "right": float(found / max(claimed, 1))}
+
+
+def said(counts: jax.Array) -> str:
+    """The same in words."""
+    shares = score(counts)
+    return f"{shares['found']:.0%} of the places of objects found, {shares['right']:.0%} of the claims right"
 
 
 def main() -> None:
@@ -159,10 +169,14 @@ def main() -> None:
     params = pretrain(env, batches, jax.random.key(arguments.seed))
     test = jax.jit(lambda key: loss(params, *pictures(env, key, jnp.asarray(env.tasks("test"))))[1])
     counts = jnp.stack([test(jax.random.key(index)) for index in range(TEST_BATCHES)])
-    print(f"held-out houses, {TEST_BATCHES * HOUSES * POSES:,} pictures: {score(counts)}")
+    tested = TEST_BATCHES * HOUSES * POSES
+    print(f"held-out houses, {tested:,} pictures: {said(counts)}")
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     save_encoder(arguments.out, CONFIG.image, params["encoder"], np.asarray(params["names"][FIRST:]))
-    print(f"wrote {arguments.out}: --policy.encoder.image patches --policy.encoder.weights {arguments.out}")
+    report = {**origin(), "pictures": batches * HOUSES * POSES, "held_out": {"pictures": tested, **score(counts)}}
+    write_atomically(arguments.out.with_suffix(".json"), json.dumps(report, indent=1) + "\n")
+    print(f"wrote {arguments.out} and, beside it, its scores (.json)")
+    print(f"next: --policy.encoder.image patches --policy.encoder.weights {arguments.out}")
 
 
 if __name__ == "__main__":

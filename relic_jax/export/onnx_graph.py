@@ -20,7 +20,7 @@ from relic_jax import step
 from relic_jax.config import ConfigError
 from relic_jax.models.attention import MASKED, Sink
 from relic_jax.models.encoders import CONVOLUTIONS, GRIDS, PATCHES, SHORT, image_mask, places
-from relic_jax.models.grids import CELL_WIDTH, GLANCE_HEADS
+from relic_jax.models.grids import CELL_WIDTH, GLANCE_HEADS, PATCH_WIDTH
 from relic_jax.models.policy import Policy
 from relic_jax.models.statistics import LIMIT
 from relic_jax.types import Params
@@ -240,24 +240,25 @@ def _image(graph: Graph, policy: Policy, params: Params, name: str, spec: Any) -
         x, (height, width), channels = graph.op("Relu", x), sizes, out
     x = graph.op("Transpose", x, perm=[0, 2, 3, 1])
     if apart:
-        return graph.shaped(graph.linear(x, params[f"Dense_{len(layers)}"]), 0, height * width * CELL_WIDTH)
+        return graph.shaped(graph.linear(x, params[f"Dense_{len(layers)}"]), 0, height * width * PATCH_WIDTH)
     x = graph.shaped(x, 0, height * width * channels)
     return graph.op("Relu", graph.linear(x, params[f"Dense_{len(layers)}"]))
 
 
 def _glance(graph: Graph, params: Params, hidden: str, views: list[str], goal: list[str]) -> str:
-    """`Glance`: [b, d] → [b, d]. views: [b, cells·CELL_WIDTH] each. goal: [b, n] each."""
-    cells = graph.shaped(_joined(graph, views), 0, -1, CELL_WIDTH)
+    """`Glance`: [b, d] → [b, d]. views: [b, cells·w] each. goal: [b, n] each."""
+    width = params["places"].shape[-1]
+    cells = graph.shaped(_joined(graph, views), 0, -1, width)
     query = {name: x.reshape(*x.shape[:-2], -1) for name, x in params["query"].items()}
     queries = graph.linear(hidden, query)
     if "names" in params:
         names = params["names"].reshape(len(params["names"]), -1)
         queries = graph.op("Add", queries, graph.op("MatMul", _joined(graph, goal), names))
-    queries = graph.shaped(queries, 0, GLANCE_HEADS, CELL_WIDTH)
+    queries = graph.shaped(queries, 0, GLANCE_HEADS, width)
     scores = graph.op("MatMul", queries, graph.op("Transpose", cells, perm=[0, 2, 1]))
     weights = graph.op("Softmax", scores, axis=2)
     parts = [graph.op("MatMul", weights, params["places"]), graph.op("MatMul", weights, cells)]
-    found = graph.shaped(graph.op("Concat", *parts, axis=2), 0, GLANCE_HEADS * 2 * CELL_WIDTH)
+    found = graph.shaped(graph.op("Concat", *parts, axis=2), 0, GLANCE_HEADS * 2 * width)
     both = [hidden, found]
     if "names" in params:
         match = graph.op("ReduceLogSumExp", scores, np.array([2]), keepdims=0)

@@ -24,7 +24,7 @@ FIELD = "policy.encoder.weights"
 SHIPPED = {"houses": Path(__file__).resolve().parents[1] / "pretrained" / "houses.safetensors"}
 """Encoders that need no file: houses, patches of the procedural houses (`experiments.pretrain_encoder`)."""
 NAMES = "names"
-"""What a goal's entries look like, float32 [g, CELL_WIDTH]: queries that find each of them in a view of `patches`."""
+"""What a goal's entries look like, float32 [g, PATCH_WIDTH]: queries that find each of them in a view of `patches`."""
 NAMED_HEADS = GLANCE_HEADS // 2
 """That many of the glance's heads ask for what has the goal's name; the others learn what to ask for."""
 

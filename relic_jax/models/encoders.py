@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from envs.base import ActionSpace
 from relic_jax.models import actions, vision
-from relic_jax.models.grids import CELL_WIDTH, CellEmbedding, shrunk, split_cells
+from relic_jax.models.grids import CELL_WIDTH, PATCH_WIDTH, CellEmbedding, shrunk, split_cells
 from relic_jax.models.statistics import normalized, nothing_seen
 from relic_jax.types import PyTree, StepInput
 
@@ -33,10 +33,11 @@ CONVOLUTIONS = {
 }
 """Channels, kernel and stride of each layer. small: patches of 4×4 first, an eighth of the cost of nature."""
 
-PATCHES = CONVOLUTIONS["small"]
+PATCHES = ((32, 4, 4), (64, 3, 2), (64, 3, 1))
+"""The same, of an encoder that is only looked through: the last one sees a place's surroundings too."""
 
-GRIDS = ("cells", "patches")
-"""Encoders that keep places apart, CELL_WIDTH numbers each, for the policy to glance at (`grids`)."""
+GRIDS = {"cells": CELL_WIDTH, "patches": PATCH_WIDTH}
+"""Encoders that keep places apart, so many numbers each, for the policy to glance at (`grids`)."""
 
 SHORT, SHORT_WIDTH = 4, 32
 """Vectors of up to SHORT numbers are embedded into SHORT_WIDTH."""
@@ -57,11 +58,11 @@ class EncoderConfig:
     does in object navigation: features with a ReLU, vectors of up to 4 numbers to 32, all else to the width."""
     image: Literal["small", "nature", "cells", "patches", "resnet18", "vit-b16"] = "small"
     """Encoder of images, where there are any. small: two convolutions, for 2 cores; nature: the three of Mnih et al.
-    2015; cells: for views of grids, whose pixels are one-hot, with attention over them (`grids`); patches: the two
-    convolutions of small, and the same attention over their places; resnet18: with GroupNorm, as in habitat-baselines;
+    2015; cells: for views of grids, whose pixels are one-hot, with attention over them (`grids`); patches: three
+    convolutions, and the same attention over their places; resnet18: with GroupNorm, as in habitat-baselines;
     vit-b16: VC-1's, always frozen, 768 features."""
     features: int = 64
-    """Features per image (cells, patches: 16 a place, vit-b16: 768); kept for every step of a trial (float32)."""
+    """Features per image (cells, patches: 16, 32 a place, vit-b16: 768); kept for every step of a trial (float32)."""
     freeze: bool = False
     """Leave the image encoder as it is initialised or loaded. Its images need not be kept for the update."""
     weights: str | None = None
@@ -111,11 +112,11 @@ class Patches(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """float32 [N, H, W, C] of about unit scale. Returns float32 [N, places·CELL_WIDTH]."""
+        """float32 [N, H, W, C] of about unit scale. Returns float32 [N, places·PATCH_WIDTH]."""
         init = nn.initializers.orthogonal(2**0.5)
         for channels, kernel, stride in self.layers:
             x = nn.relu(nn.Dense(channels, kernel_init=init)(patches(x, kernel, stride)))
-        x = nn.Dense(CELL_WIDTH, kernel_init=nn.initializers.orthogonal())(x)
+        x = nn.Dense(PATCH_WIDTH, kernel_init=nn.initializers.orthogonal())(x)
         return x.reshape(x.shape[0], -1)
 
 
@@ -213,9 +214,9 @@ class StepEncoder(nn.Module):
         return inputs.replace(observation=jax.tree.unflatten(tree, leaves))
 
     def cells(self, inputs: StepInput) -> jax.Array:
-        """Of all images of cells: float32 [..., n, CELL_WIDTH]. inputs: perceived."""
-        leaves = jax.tree.leaves(inputs.observation)
-        views = [split_cells(x) for x, is_image in zip(leaves, self.images, strict=True) if is_image]
+        """Of all images of cells: float32 [..., n, w], w of GRIDS. inputs: perceived."""
+        leaves, width = jax.tree.leaves(inputs.observation), GRIDS[self.config.image]
+        views = [split_cells(x, width) for x, is_image in zip(leaves, self.images, strict=True) if is_image]
         return jnp.concatenate(views, axis=-2)
 
     def goal(self, inputs: StepInput) -> jax.Array | None:
@@ -234,7 +235,7 @@ class StepEncoder(nn.Module):
         flat = [x.reshape(*shape, -1).astype(jnp.float32) for x in leaves]
         features = [x for x, is_image in zip(flat, self.images, strict=True) if is_image]
         if self.config.image in GRIDS:
-            features = [shrunk(x) for x in features]
+            features = [shrunk(x, GRIDS[self.config.image]) for x in features]
         vectors = [x for x, is_image in zip(flat, self.images, strict=True) if not is_image]
         if vectors and self.config.observation == "scaled":
             low, high = jnp.asarray(self.low), jnp.asarray(self.high)

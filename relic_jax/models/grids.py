@@ -14,8 +14,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-CELL_WIDTH = 16
-"""Numbers that a cell is embedded into."""
+CELL_WIDTH, PATCH_WIDTH = 16, 32
+"""Numbers that a cell of a grid, and a patch of a picture, is embedded into."""
 GLANCE_HEADS = 4
 GLANCE_WIDTH = 128
 """Of the hidden layer that puts together what was looked for and what was found."""
@@ -31,14 +31,14 @@ class CellEmbedding(nn.Module):
         return nn.Dense(CELL_WIDTH, kernel_init=init, name="linear")((x + 1) / 2).reshape(x.shape[0], -1)
 
 
-def split_cells(features: jax.Array) -> jax.Array:
-    """[..., cells·CELL_WIDTH] → [..., cells, CELL_WIDTH]."""
-    return features.reshape(*features.shape[:-1], -1, CELL_WIDTH)
+def split_cells(features: jax.Array, width: int) -> jax.Array:
+    """[..., cells·width] → [..., cells, width]."""
+    return features.reshape(*features.shape[:-1], -1, width)
 
 
-def shrunk(features: jax.Array) -> jax.Array:
+def shrunk(features: jax.Array, width: int) -> jax.Array:
     """The same at about length 2, however many cells there are, so that they do not drown a step's other inputs."""
-    return features * 2 / (features.shape[-1] // CELL_WIDTH) ** 0.5
+    return features * 2 / (features.shape[-1] // width) ** 0.5
 
 
 class Glance(nn.Module):
@@ -46,11 +46,12 @@ class Glance(nn.Module):
 
     @nn.compact
     def __call__(self, hidden: jax.Array, cells: jax.Array, goal: jax.Array | None = None) -> jax.Array:
-        """hidden: float32 [..., d]; cells: float32 [..., n, CELL_WIDTH], of all views; goal: float32 [..., g], whose
+        """hidden: float32 [..., d]; cells: float32 [..., n, w], of all views; goal: float32 [..., g], whose
         queries are added; how well the best cells match is then told too. Returns float32 [..., d]."""
-        query = nn.DenseGeneral((GLANCE_HEADS, CELL_WIDTH), name="query")(hidden)
+        width = cells.shape[-1]
+        query = nn.DenseGeneral((GLANCE_HEADS, width), name="query")(hidden)
         if goal is not None:
-            shape = (goal.shape[-1], GLANCE_HEADS, CELL_WIDTH)
+            shape = (goal.shape[-1], GLANCE_HEADS, width)
             names = self.param("names", nn.initializers.normal(1.0), shape, jnp.float32)
             query = query + jnp.einsum("...g,ghc->...hc", goal, names)
         places = self.param("places", nn.initializers.normal(1.0), cells.shape[-2:], jnp.float32)

@@ -12,7 +12,7 @@ from experiments.pretrain_encoder import CONFIG, FIRST, FURNITURE, KINDS, PLACE,
 from relic_jax.interop import files
 from relic_jax.interop.encoders import NAMES, SHIPPED, read_encoder, save_encoder
 from relic_jax.models.encoders import encode_image, image_encoder
-from relic_jax.models.grids import CELL_WIDTH, split_cells
+from relic_jax.models.grids import PATCH_WIDTH, split_cells
 
 ENV = registry.make("house-objnav-small")
 TEST = jnp.asarray(ENV.tasks("test"))
@@ -64,7 +64,7 @@ def test_the_shipped_encoder_finds_by_name_what_is_in_held_out_houses():
     like = jax.eval_shape(encoder.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))["params"]
     params = read_encoder("patches", arrays, like, "file")
     image, labels = jax.jit(lambda key: pictures(ENV, key, TEST))(jax.random.key(3))
-    cells = split_cells(encode_image(CONFIG, encoder.bind({"params": params}), image))
+    cells = split_cells(encode_image(CONFIG, encoder.bind({"params": params}), image), PATCH_WIDTH)
     scores = np.asarray(cells @ names.T)
     shares = np.asarray(labels["kinds"][..., FIRST:])
     picture, category = np.nonzero(shares.max(1) > 0.5)
@@ -82,4 +82,4 @@ def test_a_short_training_learns_and_its_file_fits(few, tmp_path):
     before, _ = pretrain_encoder.loss(pretrain_encoder.drawn(jax.random.key(0)), image, labels)
     assert after < 0.6 * before
     save_encoder(tmp_path / "a.safetensors", "patches", params["encoder"], np.asarray(params["names"][FIRST:]))
-    assert files.read(tmp_path / "a.safetensors", "file").arrays[NAMES].shape == (20, CELL_WIDTH)
+    assert files.read(tmp_path / "a.safetensors", "file").arrays[NAMES].shape == (20, PATCH_WIDTH)

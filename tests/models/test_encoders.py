@@ -14,7 +14,7 @@ from relic_jax.interop import files, layout
 from relic_jax.interop.encoders import check, load, save_encoder, vit_entries
 from relic_jax.models import vision
 from relic_jax.models.encoders import PATCHES, EncoderConfig, image_mask, patches, places
-from relic_jax.models.grids import CELL_WIDTH, GLANCE_HEADS
+from relic_jax.models.grids import CELL_WIDTH, GLANCE_HEADS, PATCH_WIDTH
 from relic_jax.models.policy import Policy, PolicyConfig
 from relic_jax.models.transformer import TransformerConfig
 from relic_jax.models.vision import ViTConfig
@@ -209,9 +209,9 @@ def test_patches_are_the_convolutions_place_by_place():
         axes = ("NHWC", "HWIO", "NHWC")
         x = lax.conv_general_dilated(x, weight, (stride, stride), "SAME", dimension_numbers=axes)
         x = jax.nn.relu(x + layer["bias"])
-    layer = params["encoder"]["image_0"]["Dense_2"]
+    layer = params["encoder"]["image_0"][f"Dense_{len(PATCHES)}"]
     expected = (x @ layer["kernel"] + layer["bias"]).reshape(2, 3, -1)
-    assert expected.shape[-1] == places("patches", 9, 7) * CELL_WIDTH == 2 * 1 * CELL_WIDTH
+    assert expected.shape[-1] == places("patches", 9, 7) * PATCH_WIDTH == 2 * 1 * PATCH_WIDTH
     found = perceive(policy, params, inputs).observation["image"]
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
     seen = encode(policy, params, inputs)[..., : expected.shape[-1]]
@@ -273,7 +273,7 @@ GOAL = {"image": SPEC["image"], "target": jax.ShapeDtypeStruct((6,), jnp.float32
 def test_names_of_a_goal_become_queries_of_half_the_heads(tmp_path):
     policy = policy_with(GOAL, (0.0,) * 6, (1.0,) * 6, image="patches")
     source, params = (random_params(policy, seed) for seed in (1, 2))
-    names = np.random.default_rng(0).normal(size=(6, CELL_WIDTH)).astype(np.float32)
+    names = np.random.default_rng(0).normal(size=(6, PATCH_WIDTH)).astype(np.float32)
     file = tmp_path / "encoder.safetensors"
     save_encoder(file, "patches", source["encoder"]["image_0"], names)
     loaded = load(with_file(policy, file), params)
@@ -286,14 +286,14 @@ def test_names_of_a_goal_become_queries_of_half_the_heads(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("goal", "allowed"), [(7, r"float32 \[7, 16\]"), (None, "none, of observations without a goal")]
+    ("goal", "allowed"), [(7, r"float32 \[7, 32\]"), (None, "none, of observations without a goal")]
 )
 def test_names_that_do_not_fit_are_one_line(goal, allowed, tmp_path):
     spec = {"image": SPEC["image"]} | ({} if goal is None else {"target": jax.ShapeDtypeStruct((goal,), jnp.float32)})
     policy = policy_with(spec, (0.0,) * (goal or 0), (1.0,) * (goal or 0), image="patches")
-    names = np.zeros((6, CELL_WIDTH), np.float32)
+    names = np.zeros((6, PATCH_WIDTH), np.float32)
     save_encoder(tmp_path / "a.safetensors", "patches", fresh(policy)["encoder"]["image_0"], names)
-    with pytest.raises(ConfigError, match=rf"has 'names', float32 \[6, 16\]; allowed: {allowed}$"):
+    with pytest.raises(ConfigError, match=rf"has 'names', float32 \[6, 32\]; allowed: {allowed}$"):
         check(with_file(policy, tmp_path / "a.safetensors"), weights=True)
 
 

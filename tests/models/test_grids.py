@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from relic_jax.models.encoders import EncoderConfig
-from relic_jax.models.grids import CELL_WIDTH, GLANCE_HEADS, GLANCE_WIDTH, Glance
+from relic_jax.models.grids import CELL_WIDTH, GLANCE_HEADS, GLANCE_WIDTH, PATCH_WIDTH, Glance
 from relic_jax.models.policy import Policy, PolicyConfig
 from relic_jax.models.recurrent import RecurrentConfig
 from relic_jax.models.transformer import TransformerConfig
@@ -106,7 +106,7 @@ def test_acting_equals_unrolling_from_images_and_from_features(memory, image):
 
     expected = unrolled(inputs)
     perceived = jax.jit(policy.perceive)(params, inputs)
-    assert perceived.observation["right"].shape == (2, steps, (9 if image == "cells" else 1) * CELL_WIDTH)
+    assert perceived.observation["right"].shape == (2, steps, 9 * CELL_WIDTH if image == "cells" else PATCH_WIDTH)
     np.testing.assert_allclose(unrolled(perceived), expected, atol=1e-5)
     np.testing.assert_allclose(unrolled(perceived, wanted=Span(3, 4)), expected[:, 3:7], atol=1e-5)
     act, carry = jax.jit(policy.act), policy.initial_memory(2, steps)
