@@ -106,7 +106,7 @@ LONG_EPISODES = replace(  # credit ends with the episode: else stopping at once,
 HOUSE = replace(
     MINIWORLD,
     env="house-objnav-small",
-    total_steps=5_000_000,
+    total_steps=1_500_000,
     policy=PolicyConfig(
         transformer=replace(MINIWORLD.policy.transformer, max_positions=512, init="fan_in"),
         encoder=EncoderConfig(  # no reward, as in the original: it would show the way, step by step
