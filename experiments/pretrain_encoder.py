@@ -4,7 +4,7 @@
 
 Object navigation is usually learned on features of a pretrained encoder (ReLIC: VC-1, frozen). No pretrained weights
 know these houses, but the renderer knows what every pixel shows. So the encoder learns to tell, of each of its places
-(patches of 8×8 pixels) alone, which kinds of things are there, how far away, and of which colour, from training houses
+(patches of 8×8 pixels), which kinds of things are there, how far away, and of which colour, from training houses
 only. A kind is told by a product with its name; the names of the 20 categories are kept too, as what a policy's glance
 may ask for.
 The weights that `--policy.encoder.weights houses` names were made by this command.
@@ -87,7 +87,7 @@ def pictures(env: HouseNav, key: jax.Array, tasks: jax.Array) -> tuple[jax.Array
 
 
 def loss(params: Any, image: jax.Array, labels: Labels) -> tuple[jax.Array, jax.Array]:
-    """Per place, from what the encoder says of that place alone: which kinds are there, how far away it is, and its
+    """Per place, from the numbers that the encoder gives it: which kinds are there, how far away it is, and its
     colour. Lengths are kept short, for the softmax of a glance. Also, of places that a category fills to FILLED, how
     many were found under its name, how many there are, and how many were claimed: int32 [3]."""
     encoder = image_encoder(CONFIG).bind({"params": params["encoder"]})
@@ -109,7 +109,7 @@ def drawn(key: jax.Array) -> Any:
     encoder_key, names_key = jax.random.split(key)
     return {
         "encoder": image_encoder(CONFIG).init(encoder_key, jnp.zeros((1, PLACE, PLACE, 3)))["params"],
-        "names": jax.random.normal(names_key, (KINDS, PATCH_WIDTH)) / math.sqrt(2),
+        "names": jax.random.normal(names_key, (KINDS, PATCH_WIDTH)) / math.sqrt(2),  # of length 4
         "bias": jnp.full(KINDS, -4.0),  # most kinds are in few places
         "look": jnp.zeros((PATCH_WIDTH, len(LOOK_WEIGHT))),
     }

@@ -34,7 +34,7 @@ CONVOLUTIONS = {
 """Channels, kernel and stride of each layer. small: patches of 4×4 first, an eighth of the cost of nature."""
 
 PATCHES = ((32, 4, 4), (64, 3, 2), (64, 3, 1))
-"""The same, of an encoder that is only looked through: the last one sees a place's surroundings too."""
+"""The same, of `Patches`: places of 8×8 pixels, of which the last layer sees the neighbours too."""
 
 GRIDS = {"cells": CELL_WIDTH, "patches": PATCH_WIDTH}
 """Encoders that keep places apart, so many numbers each, for the policy to glance at (`grids`)."""

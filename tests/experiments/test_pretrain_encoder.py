@@ -73,6 +73,14 @@ def test_the_shipped_encoder_finds_by_name_what_is_in_held_out_houses():
     assert (shares[picture, best, category] > 0.1).mean() > 0.9
 
 
+def test_scores_are_shares_of_what_is_there_and_of_what_is_claimed():
+    """Two batches: 3 + 1 found of 6 + 2 there, of 4 + 1 claimed."""
+    counts = jnp.array([[3, 6, 4], [1, 2, 1]])
+    assert pretrain_encoder.score(counts) == {"found": 0.5, "right": 0.8}
+    assert pretrain_encoder.said(counts) == "50% of the places of objects found, 80% of the claims right"
+    assert pretrain_encoder.score(jnp.zeros((1, 3), int)) == {"found": 0.0, "right": 0.0}
+
+
 def test_a_short_training_learns_and_its_file_fits(few, tmp_path):
     said = []
     params = pretrain(ENV, 40, jax.random.key(0), said.append)
