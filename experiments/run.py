@@ -284,10 +284,11 @@ def describe_result(summary: dict[str, Any]) -> list[str]:
         parts.append(f"episodes {skip + 2}–{len(mean)} return {reached:.1f}{share}")
     parts.append(f"random {summary['lines']['random']:.1f}")
     found = [", ".join(parts)]
-    if not later:
-        found.append(f"success: {rates[skip]:.0%}")
-    else:
-        found.append(f"success: {rates[skip]:.0%} in episode {skip + 1}, {rates[-1]:.0%} in episode {len(rates)}")
+    told = [("success", rates, ".0%"), *((name, x["mean"], ".2f") for name, x in summary["metrics"].items())]
+    for name, values, form in told:
+        last = f" in episode {skip + 1}, {values[-1]:{form}} in episode {len(values)}" if later else ""
+        found.append(f"{name}: {values[skip]:{form}}{last}")
+    if later:
         gain, low, high = (summary["gain"][part][0] for part in ("mean", "low", "high"))
         found.append(f"gain from episode {skip + 1} to {len(mean)}: {gain:+.1f}, 95% [{low:.1f}, {high:.1f}]")
     return found

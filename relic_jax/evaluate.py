@@ -6,7 +6,7 @@ Actions are sampled, the context is neither shuffled nor refreshed, the weights 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -45,23 +45,26 @@ class _Steps(NamedTuple):
     ended: Array
     episode_return: Array
     success: Array
+    metrics: Mapping[str, Array]
     observation: PyTree
     record: PyTree
 
 
-_BATCHED = ("action", "reward", "first", "ended", "episode_return", "success")
+_BATCHED = ("action", "reward", "first", "ended", "episode_return", "success", "metrics")
 
 
 @dataclasses.dataclass(frozen=True)
 class Curves:
     """One run on one split. returns: float32 [tasks·repeats, episodes]; successes: bool, same; rows are task-major.
 
-    trial: what happened in the first task, for drawing.
+    trial: what happened in the first task, for drawing. metrics: float32 [tasks·repeats, episodes] by name,
+    `Environment.metrics` at the end of each episode; empty where the environment has none.
     """
 
     returns: np.ndarray
     successes: np.ndarray
     trial: HostTrajectory
+    metrics: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 def in_context_curves(
@@ -92,10 +95,9 @@ def in_context_curves(
     key, trials = jax.random.fold_in(jax.random.key(seed), 0x5EED), Trials(env, show_last_reward)
     play = _play_on_host if isinstance(env, HostEnvironment) else _play
     found = list(play(policy, params, trials, repeated, config, key, progress))
-    returns, successes = (
-        np.concatenate(x) for x in zip(*(_per_episode(s, config.episodes) for s in found), strict=True)
-    )
-    return Curves(returns, successes, _first_trial(found[0], tasks, config.episodes))
+    values = [_per_episode(steps, config.episodes) for steps in found]
+    returns, successes, metrics = jax.tree.map(lambda *x: np.concatenate(x), *values)
+    return Curves(returns, successes, _first_trial(found[0], tasks, config.episodes), metrics)
 
 
 Progress = Callable[[float], None]
@@ -155,7 +157,7 @@ def _play_on_host(
         wave_key = jax.random.fold_in(key, int(numbers[0]))
         steps = _host_steps(policy, params, hosted, config, wave_key)
         real = len(np.unique(numbers))
-        yield steps._replace(**{name: getattr(steps, name)[:, :real] for name in _BATCHED})
+        yield _batched(lambda x, real=real: x[:, :real], steps)
         progress((int(numbers[-1]) + 1) / len(tasks))
 
 
@@ -180,12 +182,11 @@ def _host_steps(policy: Policy, params: Params, hosted: HostTrials, config: Eval
         before, step, ended = found.before, found.step, count.add(found)
         seen = jax.tree.map(lambda x: x[0], before.observation)
         values = (found.batch.acted, step.reward, before.first, ended, step.episode_return, step.success)
-        steps[found.group].append(_Steps(*values, observation=seen, record=None))
+        steps[found.group].append(_Steps(*values, metrics=step.metrics, observation=seen, record=None))
     if not count.enough():
         raise PoolError(f"env {hosted.env.name!r}: too many episodes were lost to evaluate {config.episodes}")
     groups = [jax.tree.map(lambda *x: np.stack(x), *group) for group in steps]
-    joined = {name: np.concatenate([getattr(group, name) for group in groups], axis=1) for name in _BATCHED}
-    return groups[0]._replace(**joined)
+    return _batched(lambda *x: np.concatenate(x, axis=1), *groups)
 
 
 def evaluated_tasks(env: Environment, split: Split, config: EvalConfig) -> PyTree:
@@ -216,9 +217,16 @@ def _chunk_function(policy: Policy, trials: Trials, config: EvalConfig, length: 
         next_trial, result = trials.step(env_key, trial, action)
         ended = result.terminated | result.truncated
         observation, state = jax.tree.map(lambda x: x[0], (trial.observation, trial.env))
-        seen = (observation, trials.env.record(state))
         steps = _Steps(
-            actions.applied(action), result.reward, trial.first, ended, result.episode_return, result.success, *seen
+            action=actions.applied(action),
+            reward=result.reward,
+            first=trial.first,
+            ended=ended,
+            episode_return=result.episode_return,
+            success=result.success,
+            metrics=result.metrics,
+            observation=observation,
+            record=trials.env.record(state),
         )
         return next_trial, memory, episode + ended, steps
 
@@ -241,14 +249,20 @@ def _spread(steps: _Steps, playing: np.ndarray, batch: int) -> _Steps:
         wide[:, playing] = x
         return wide
 
-    return steps._replace(**{name: spread(getattr(steps, name)) for name in _BATCHED})
+    return _batched(spread, steps)
 
 
-def _per_episode(steps: _Steps, episodes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Picks the values at each environment's first `episodes` episode ends: two arrays [B, episodes]."""
+def _batched(function: Callable[..., np.ndarray], steps: _Steps, *others: _Steps) -> _Steps:
+    """`function` of what all environments leave behind, the rest as in `steps`."""
+    same = zip(*([getattr(s, name) for name in _BATCHED] for s in (steps, *others)), strict=True)
+    return steps._replace(**{name: jax.tree.map(function, *x) for name, x in zip(_BATCHED, same, strict=True)})
+
+
+def _per_episode(steps: _Steps, episodes: int) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    """Returns, successes and metrics at each environment's first `episodes` episode ends, [B, episodes] each."""
     ends = [np.flatnonzero(column)[:episodes] for column in steps.ended.T]
     index, row = np.stack(ends), np.arange(len(ends))[:, None]
-    return np.asarray(steps.episode_return)[index, row], np.asarray(steps.success)[index, row]
+    return jax.tree.map(lambda x: np.asarray(x)[index, row], (steps.episode_return, steps.success, steps.metrics))
 
 
 def _first_trial(steps: _Steps, tasks: PyTree, episodes: int) -> HostTrajectory:
@@ -294,8 +308,8 @@ def summarise(
 
     curves: one per seed. lines: mean return of `random` and `optimal` (None: no expert) on these tasks. `gain` is the
     return of the last episode less that of the policy's first, in the same trial; `later_gain` the mean over its third
-    to last episodes less its first, of returns and of successes (None: there are fewer than three). `return.p20` is the
-    20th percentile over tasks (of a task's mean over its repeats), averaged over seeds.
+    to last episodes less its first, of returns, successes and metrics (None: there are fewer than three). `return.p20`
+    is the 20th percentile over tasks (of a task's mean over its repeats), averaged over seeds.
     """
     tasks = evaluated_tasks(env, split, config)
 
@@ -311,6 +325,8 @@ def summarise(
         return curve([v[:, 2:].mean(1, keepdims=True) - v[:, :1] for v in own])
 
     returns, successes = [c.returns for c in curves], [c.successes.astype(np.float32) for c in curves]
+    metrics = {name: [c.metrics[name] for c in curves] for name in curves[0].metrics}
+    later_gains = {kind: later_gain(v) for kind, v in {"return": returns, "success": successes, **metrics}.items()}
     later = config.expert_episodes + 1  # the first episode may have to explore; what follows it is what was learned
     per_seed = [
         {
@@ -329,11 +345,13 @@ def summarise(
         "lines": lines,
         "return": curve(returns) | {"p20": percentile_over_tasks(returns, num_tasks(tasks), 20.0).tolist()},
         "success": curve(successes),
+        "metrics": {name: curve(values) for name, values in metrics.items()},
         "gain": curve([r[:, -1:] - r[:, config.expert_episodes, None] for r in returns]),
-        "later_gain": {"return": later_gain(returns), "success": later_gain(successes)},
+        "later_gain": later_gains,
         "per_seed": per_seed,
         "raw_returns": [r.tolist() for r in returns],
         "raw_successes": [s.astype(int).tolist() for s in successes],
+        "raw_metrics": {name: [v.tolist() for v in values] for name, values in metrics.items()},
         **provenance,
     }
 
@@ -346,9 +364,10 @@ def percentile_over_tasks(values: Sequence[np.ndarray], tasks: int, percent: flo
 
 def to_csv(summary: dict[str, Any]) -> str:
     """The curve as CSV: one line per in-context episode."""
-    columns = [(kind, part) for kind in ("return", "success") for part in ("mean", "low", "high")]
-    columns += [("return", "p20")] if "p20" in summary["return"] else []  # curves of earlier versions have none
+    curves = {"return": summary["return"], "success": summary["success"], **summary.get("metrics", {})}
+    columns = [(kind, part) for kind in curves for part in ("mean", "low", "high")]
+    columns += [("return", "p20")] if "p20" in curves["return"] else []  # curves of earlier versions have none
     rows = ["episode," + ",".join(f"{kind}_{part}" for kind, part in columns)]
-    for index in range(len(summary["return"]["mean"])):
-        rows.append(f"{index + 1}," + ",".join(f"{summary[kind][part][index]:.6g}" for kind, part in columns))
+    for index in range(len(curves["return"]["mean"])):
+        rows.append(f"{index + 1}," + ",".join(f"{curves[kind][part][index]:.6g}" for kind, part in columns))
     return "\n".join(rows) + "\n"

@@ -85,6 +85,25 @@ def test_episodes_that_end_early_leave_exactly_the_first_ones():
     assert found.trial.first.sum() == 4
 
 
+@dataclasses.dataclass(frozen=True)
+class Measured(Darkroom):
+    """Says where an episode ends."""
+
+    def metrics(self, state):
+        return {"x": state.position[0].astype(jnp.float32), "z": state.position[1].astype(jnp.float32)}
+
+
+def test_the_environments_metrics_are_those_at_the_ends_of_episodes():
+    env = Measured("measured", 9, 9, 20, end_on_goal=True, train_fraction=0.5)
+    found, goal = play(env, episodes=4, expert_episodes=3), env.tasks("test").goal
+    assert set(found.metrics) == {"x", "z"} and found.metrics["x"].dtype == np.float32
+    for axis, name in enumerate(("x", "z")):  # the expert ends on the goal
+        assert np.array_equal(found.metrics[name][:, :3], np.repeat(goal[:, axis, None], 3, axis=1))
+    last = np.stack([found.metrics[name][:, 3] for name in ("x", "z")], axis=1)
+    assert np.array_equal((last == goal).all(1), found.successes[:, 3]) and not found.successes[:, 3].all()
+    assert curves("darkroom-dpt", episodes=2).metrics == {}
+
+
 def test_finished_trials_are_left_behind_and_the_others_go_on_as_before(monkeypatch):
     """With the likeliest actions, so that chance does not depend on who else is played; lengths differ by the goal."""
     sizes, act, actions, per_episode = [], Policy.act, [], evaluate._per_episode
@@ -101,7 +120,7 @@ def test_finished_trials_are_left_behind_and_the_others_go_on_as_before(monkeypa
     monkeypatch.setattr(evaluate, "_per_episode", kept)
     monkeypatch.setattr(Policy, "act", watched)
     monkeypatch.setattr(Categorical, "sample", lambda self, key: self.mode())
-    env = Darkroom("short", 9, 9, 20, end_on_goal=True, train_fraction=0.5)
+    env = Measured("short", 9, 9, 20, end_on_goal=True, train_fraction=0.5)
     together = play(env, episodes=6, expert_episodes=4)
     assert set(sizes) == {num_tasks(env.tasks("test"))}
     monkeypatch.setattr(evaluate, "MANY", max(sizes) // 2 + 1)
@@ -109,6 +128,7 @@ def test_finished_trials_are_left_behind_and_the_others_go_on_as_before(monkeypa
     assert 0 < min(sizes) <= max(sizes) // 2 and len(set(sizes)) == 2  # so few are not halved again
     assert same(together, apart) and np.array_equal(together.successes, apart.successes)
     assert np.array_equal(together.trial.observation, apart.trial.observation)
+    chex.assert_trees_all_equal(together.metrics, apart.metrics)
     assert np.array_equal(*actions)
 
 
@@ -252,11 +272,20 @@ def test_interval_is_deterministic_in_its_seed():
 # --- files ---
 
 
+def first(run, episodes):
+    """The curves of the first episodes alone."""
+    returns, successes, metrics = jax.tree.map(lambda x: x[:, :episodes], (run.returns, run.successes, run.metrics))
+    return replace(run, returns=returns, successes=successes, metrics=metrics)
+
+
 @pytest.fixture
 def summary():
     env, config = make("darkroom-ad-9"), EvalConfig(episodes=3, expert_episodes=0)
     rng = np.random.default_rng(0)
-    runs = [Curves(returns := rng.random((9, 3), np.float32), returns > 0.5, trial=None) for _ in range(2)]
+    runs = [
+        Curves(returns := rng.random((9, 3), np.float32), returns > 0.5, trial=None, metrics={"spl": returns / 2})
+        for _ in range(2)
+    ]
     return runs, summarise(env, "test", config, runs, {"random": 0.5, "optimal": 16.5}, {"commit": "abc"})
 
 
@@ -269,11 +298,13 @@ def test_summary_says_everything_needed_to_judge_the_curve(summary):
     assert found["lines"] == {"random": 0.5, "optimal": 16.5} and found["commit"] == "abc"
     np.testing.assert_allclose(found["return"]["mean"], returns.mean((0, 1)), rtol=1e-6)
     np.testing.assert_allclose(found["success"]["mean"], (returns > 0.5).mean((0, 1)))
-    for kind in ("return", "success"):
-        low, mean, high = (np.array(found[kind][part]) for part in ("low", "mean", "high"))
+    np.testing.assert_allclose(found["metrics"]["spl"]["mean"], returns.mean((0, 1)) / 2, rtol=1e-6)
+    for curve in (found["return"], found["success"], found["metrics"]["spl"]):
+        low, mean, high = (np.array(curve[part]) for part in ("low", "mean", "high"))
         assert low.shape == (3,) and (low < mean).all() and (mean < high).all()
     assert np.array_equal(np.array(found["raw_returns"], np.float32), returns)
     assert np.array_equal(np.array(found["raw_successes"], bool), returns > 0.5)
+    assert np.array_equal(np.array(found["raw_metrics"]["spl"], np.float32), returns / 2)
     for seed, run in zip(found["per_seed"], runs, strict=True):
         assert seed["first"] == pytest.approx(run.returns[:, 0].mean())
         assert seed["later"] == pytest.approx(run.returns[:, 1:].mean())
@@ -286,7 +317,7 @@ def test_summary_survives_json(summary):
 
 def test_nothing_later_than_the_only_episode(summary):
     runs, _ = summary
-    short = [replace(run, returns=run.returns[:, :1], successes=run.successes[:, :1]) for run in runs]
+    short = [first(run, 1) for run in runs]
     lines = {"random": 0.5, "optimal": None}
     found = summarise(make("darkroom-ad-9"), "test", EvalConfig(episodes=1), short, lines, {})
     assert [seed["later"] for seed in found["per_seed"]] == [None, None]
@@ -296,11 +327,11 @@ def test_csv_has_one_line_per_episode_with_the_same_numbers(summary):
     _, found = summary
     rows = list(csv.DictReader(io.StringIO(to_csv(found))))
     assert [row["episode"] for row in rows] == ["1", "2", "3"]
-    for kind in ("return", "success"):
+    for kind, curve in (("return", found["return"]), ("success", found["success"]), ("spl", found["metrics"]["spl"])):
         for part in ("mean", "low", "high"):
-            np.testing.assert_allclose([float(row[f"{kind}_{part}"]) for row in rows], found[kind][part], rtol=1e-5)
+            np.testing.assert_allclose([float(row[f"{kind}_{part}"]) for row in rows], curve[part], rtol=1e-5)
     np.testing.assert_allclose([float(row["return_p20"]) for row in rows], found["return"]["p20"], rtol=1e-5)
-    assert len(rows[0]) == 8 and jnp.isfinite(jnp.array([float(x) for x in rows[0].values()])).all()
+    assert len(rows[0]) == 11 and jnp.isfinite(jnp.array([float(x) for x in rows[0].values()])).all()
 
 
 def test_the_twentieth_percentile_is_over_tasks_and_not_over_their_repeats():
@@ -313,7 +344,10 @@ def test_the_twentieth_percentile_is_over_tasks_and_not_over_their_repeats():
 def test_curves_of_earlier_versions_have_no_percentile(summary):
     _, found = summary
     old = found | {"return": {part: found["return"][part] for part in ("mean", "low", "high")}}
-    assert "p20" not in to_csv(old).splitlines()[0]
+    del old["metrics"]
+    assert to_csv(old).splitlines()[0].split(",")[1:] == [
+        f"{kind}_{part}" for kind in ("return", "success") for part in ("mean", "low", "high")
+    ]
 
 
 def test_gain_is_of_the_last_episode_over_the_first_of_the_same_trial(summary):
@@ -330,13 +364,19 @@ def test_gain_is_of_the_last_episode_over_the_first_of_the_same_trial(summary):
 
 def test_later_gain_is_of_the_third_and_later_episodes_over_the_first(summary):
     runs, found = summary
-    for kind, values in (("return", [r.returns for r in runs]), ("success", [r.successes for r in runs])):
+    kinds = {
+        "return": [r.returns for r in runs],
+        "success": [r.successes for r in runs],
+        "spl": [r.metrics["spl"] for r in runs],
+    }
+    assert set(found["later_gain"]) == set(kinds)
+    for kind, values in kinds.items():
         by_hand = [np.mean(v[:, 2:], 1) - v[:, 0] for v in values]
         assert found["later_gain"][kind]["mean"] == [pytest.approx(np.mean(by_hand), rel=1e-5)]
-    cut = [replace(run, returns=run.returns[:, :2], successes=run.successes[:, :2]) for run in runs]
+    cut = [first(run, 2) for run in runs]
     lines = {"random": 0.5, "optimal": None}
     found = summarise(make("darkroom-ad-9"), "test", EvalConfig(episodes=2), cut, lines, {})
-    assert found["later_gain"] == {"return": None, "success": None}
+    assert found["later_gain"] == {"return": None, "success": None, "spl": None}
 
 
 def test_a_part_of_the_tasks_are_the_first_ones_and_any_one_can_be_asked_for():

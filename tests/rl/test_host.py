@@ -278,6 +278,7 @@ def test_evaluation_plays_every_task_and_lets_the_expert_begin(config, per_worke
     assert curves.returns.shape == (2 * num_tasks(env.tasks("test")), 4)
     assert curves.successes[:, :2].all() and not curves.successes[:, 2:].all()
     assert (curves.returns[:, :2] > 1).all() and (curves.returns[:, :2] < 1.1).all()
+    assert {name: x.shape for name, x in curves.metrics.items()} == {"jax": curves.returns.shape}
     first = curves.trial  # of the goal −4: the expert needs two steps
     assert first.action[:4].tolist() == [0, 0, 0, 0] and first.first[:5].tolist() == [True, False] * 2 + [True]
     assert first.observation[:2, 48].tolist() == [0, -2]
