@@ -238,6 +238,23 @@ def test_foreign_folders(refused, tmp_path):
 # --- evaluate and plot ---
 
 
+def test_what_was_reached_is_told_with_the_environments_metrics():
+    curve = {"mean": [1.0, 2.0, 3.0]}
+    summary = {"env": "e", "split": "test", "split_hash": "h", "tasks": 7, "expert_episodes": 0, "return": curve}
+    summary |= {"lines": {"random": 0.5, "optimal": 5.0}, "success": {"mean": [0.25, 0.3, 0.5]}}
+    summary |= {"metrics": {"spl": {"mean": [0.125, 0.3, 0.75]}}}
+    summary |= {"gain": {"mean": [2.0], "low": [1.5], "high": [2.5]}}
+    assert run.describe_result(summary) == [
+        "7 held-out tasks (e, split h): "
+        "episode 1 returns 1.0, episodes 2–3 return 2.5 = 50.0% of optimal 5.0, random 0.5",
+        "success: 25% in episode 1, 50% in episode 3",
+        "spl: 0.12 in episode 1, 0.75 in episode 3",
+        "gain from episode 1 to 3: +2.0, 95% [1.5, 2.5]",
+    ]
+    only = summary | {kind: {"mean": [0.5]} for kind in ("return", "success")} | {"metrics": {"spl": {"mean": [0.25]}}}
+    assert run.describe_result(only)[1:] == ["success: 50%", "spl: 0.25"]
+
+
 def test_evaluate_refuses_bad_paths(refused, untrained):
     refused(["evaluate"], "paths is empty", "allowed")
     refused(["evaluate", "/proc/nowhere"], "'/proc/nowhere'", "no such folder")
