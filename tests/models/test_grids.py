@@ -91,9 +91,10 @@ def outputs(output):
 def test_acting_equals_unrolling_from_images_and_from_features(memory, image):
     policy, steps, rng = policy_with(memory, image), 9, np.random.default_rng(2)
     params = random_like(jax.eval_shape(policy.init, jax.random.key(0)), 3, 0.2)
+    largest = jax.tree.map(lambda x: 255 if x.dtype == jnp.uint8 else 1, policy.spec)
     inputs = StepInput(
         observation=jax.tree.map(
-            lambda x: jnp.asarray(255 * rng.integers(0, 2, (2, steps, *x.shape)), x.dtype), policy.spec
+            lambda x, top: jnp.asarray(top * rng.integers(0, 2, (2, steps, *x.shape)), x.dtype), policy.spec, largest
         ),
         previous_action=jnp.asarray(rng.integers(-1, 3, (2, steps)), jnp.int32),
         previous_reward=jnp.asarray(rng.random((2, steps)), jnp.float32),
@@ -114,5 +115,6 @@ def test_acting_equals_unrolling_from_images_and_from_features(memory, image):
         output, carry = act(params, carry, jax.tree.map(lambda x, step=step: x[:, step], inputs))
         np.testing.assert_allclose(outputs(output), expected[:, step], atol=1e-5)
     for name in sorted(set(policy.spec) - {"state"}):  # every view counts, and the goal
-        other = dataclasses.replace(inputs, observation={**inputs.observation, name: 255 - inputs.observation[name]})
+        changed = {**inputs.observation, name: largest[name] - inputs.observation[name]}
+        other = dataclasses.replace(inputs, observation=changed)
         assert np.abs(unrolled(other) - expected).min((0, 1)).max() > 1e-3
