@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -232,10 +233,16 @@ def write_results(stem: Path, summary: dict[str, Any], label: str) -> list[Path]
     """Writes STEM.json, STEM.csv and STEM.png, each whole or not at all."""
     files = result_files(stem)
     stem.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(files[0], json.dumps(summary, indent=1) + "\n")
+    write_atomically(files[0], as_json(summary))
     write_atomically(files[1], to_csv(summary))
     plot_curves([summary], [label], files[2])
     return files
+
+
+def as_json(summary: dict[str, Any]) -> str:
+    """JSON with one line for every list of numbers, such as the returns of a trial."""
+    indented = json.dumps(summary, indent=1) + "\n"  # line breaks are between values only, never in a string
+    return re.sub(r'\[\n([^][{}"]*)\]', lambda numbers: f"[{' '.join(numbers[1].split())}]", indented)
 
 
 def write_trial(path: Path, env: Environment, curves: Curves) -> Path | None:

@@ -326,7 +326,10 @@ def summarise(
 
     returns, successes = [c.returns for c in curves], [c.successes.astype(np.float32) for c in curves]
     metrics = {name: [c.metrics[name] for c in curves] for name in curves[0].metrics}
-    later_gains = {kind: later_gain(v) for kind, v in {"return": returns, "success": successes, **metrics}.items()}
+    kinds = {"return": returns, "success": successes}
+    later_gains = {
+        kind: later_gain(v) for kind, v in (kinds | metrics | kinds).items()
+    }  # a metric takes no name of ours
     later = config.expert_episodes + 1  # the first episode may have to explore; what follows it is what was learned
     per_seed = [
         {
@@ -349,11 +352,16 @@ def summarise(
         "gain": curve([r[:, -1:] - r[:, config.expert_episodes, None] for r in returns]),
         "later_gain": later_gains,
         "per_seed": per_seed,
-        "raw_returns": [r.tolist() for r in returns],
+        "raw_returns": [shortest(r) for r in returns],
         "raw_successes": [s.astype(int).tolist() for s in successes],
-        "raw_metrics": {name: [v.tolist() for v in values] for name, values in metrics.items()},
+        "raw_metrics": {name: [shortest(v) for v in values] for name, values in metrics.items()},
         **provenance,
     }
+
+
+def shortest(x: np.ndarray) -> list[Any]:
+    """Nested lists of the numbers with the fewest digits that are still the same float32."""
+    return np.asarray(x, np.float32).astype(str).astype(np.float64).tolist()
 
 
 def percentile_over_tasks(values: Sequence[np.ndarray], tasks: int, percent: float) -> np.ndarray:
@@ -364,7 +372,8 @@ def percentile_over_tasks(values: Sequence[np.ndarray], tasks: int, percent: flo
 
 def to_csv(summary: dict[str, Any]) -> str:
     """The curve as CSV: one line per in-context episode."""
-    curves = {"return": summary["return"], "success": summary["success"], **summary.get("metrics", {})}
+    ours = {kind: summary[kind] for kind in ("return", "success")}
+    curves = ours | summary.get("metrics", {}) | ours  # a metric takes no name of ours
     columns = [(kind, part) for kind in curves for part in ("mean", "low", "high")]
     columns += [("return", "p20")] if "p20" in curves["return"] else []  # curves of earlier versions have none
     rows = ["episode," + ",".join(f"{kind}_{part}" for kind, part in columns)]

@@ -17,10 +17,19 @@ from flax import struct
 from envs.base import num_tasks, split_hash
 from envs.darkroom.env import Darkroom, DarkroomTask
 from envs.registry import make
+from experiments.run import as_json
 from relic_jax import evaluate
 from relic_jax.config import ConfigError, EvalConfig
 from relic_jax.distributions import Categorical
-from relic_jax.evaluate import Curves, bootstrap_interval, in_context_curves, percentile_over_tasks, summarise, to_csv
+from relic_jax.evaluate import (
+    Curves,
+    bootstrap_interval,
+    in_context_curves,
+    percentile_over_tasks,
+    shortest,
+    summarise,
+    to_csv,
+)
 from relic_jax.models.policy import Policy, PolicyConfig, PolicyOutput, policy_for
 from relic_jax.models.transformer import TransformerConfig
 
@@ -310,9 +319,33 @@ def test_summary_says_everything_needed_to_judge_the_curve(summary):
         assert seed["later"] == pytest.approx(run.returns[:, 1:].mean())
 
 
-def test_summary_survives_json(summary):
-    _, found = summary
-    assert json.loads(json.dumps(found)) == found
+def test_summary_survives_json_in_which_every_trial_is_a_line(summary):
+    runs, found = summary
+    found["command"] = 'evaluate [ 1,  2 ] "quoted [\n3]"'
+    text = as_json(found)
+    assert json.loads(json.dumps(found)) == json.loads(text) == found
+    lines = [line.strip().rstrip(",") for line in text.splitlines()]
+    assert all(json.dumps(row) in lines for run in runs for row in shortest(run.returns))
+
+
+def test_numbers_are_written_with_as_many_digits_as_float32_needs():
+    values = np.random.default_rng(0).normal(size=(50, 2)).astype(np.float32) * np.float32([1e-6, 1e6])
+    written = shortest(values)
+    assert np.array_equal(np.array(written, np.float32), values)
+    digits = [json.dumps(x).lstrip("-").split("e")[0].replace(".", "").lstrip("0") for row in written for x in row]
+    assert max(map(len, digits)) <= 9
+    assert shortest(np.float32([0.1, 2.0])) == [0.1, 2.0]
+
+
+def test_a_metric_that_is_called_success_does_not_take_its_place(summary):
+    runs, found = summary
+    called = [replace(run, metrics={"success": run.returns * 7}) for run in runs]
+    lines = {"random": 0.5, "optimal": 16.5}
+    other = summarise(make("darkroom-ad-9"), "test", EvalConfig(episodes=3), called, lines, {})
+    assert other["success"] == found["success"] and other["later_gain"]["success"] == found["later_gain"]["success"]
+    column = [row["success_mean"] for row in csv.DictReader(io.StringIO(to_csv(found)))]
+    assert [row["success_mean"] for row in csv.DictReader(io.StringIO(to_csv(other)))] == column
+    np.testing.assert_allclose(other["metrics"]["success"]["mean"], 7 * np.array(found["return"]["mean"]), rtol=1e-5)
 
 
 def test_nothing_later_than_the_only_episode(summary):
