@@ -1,8 +1,9 @@
 """Acting on an NVIDIA GPU: attention of one step against the cache, in one kernel that reads every key and value once.
 
-The context is cut into parts that run side by side, so that few environments fill the chip too; each part is an online
-softmax over its tiles, and the parts are merged with the sink as one more of them (Dao et al. 2023, "Flash-Decoding for
-long-context inference"). Tiles after the last filled slot, or before a window, are neither read nor computed.
+The context is cut into parts that run side by side, so that few environments fill the chip too. Within a part every row
+of a tile keeps an online softmax of its own, so that no sum crosses rows before the part's end. A second kernel merges
+the parts, with the sink as one more of them (Dao et al. 2023, "Flash-Decoding for long-context inference"). Tiles after
+the last filled slot, or before a window, are neither read nor computed.
 
 `attention.attend_step` is the definition. Where a kernel is not to be had, or not for these shapes, it is what runs.
 """
@@ -36,18 +37,9 @@ def flash_decode(
     window: jax.Array | None = None,
     interpret: bool = False,
 ) -> jax.Array:
-    """As `attend_step`, products and sums in float32. interpret: run the kernel in XLA, for tests."""
-    tops, totals, outs = _parts(query, context, episode, window, interpret)
-    if sink is not None:
-        scale = 1.0 / math.sqrt(query.shape[-1])
-        sink_score = jnp.einsum("bhd,hd->bh", query * scale, sink.key, preferred_element_type=jnp.float32)
-        tops = jnp.concatenate([tops, sink_score[..., None]], axis=-1)
-        totals = jnp.concatenate([totals, jnp.ones_like(sink_score)[..., None]], axis=-1)
-        value = jnp.broadcast_to(sink.value.astype(jnp.float32)[:, None], (*outs.shape[:2], 1, outs.shape[-1]))
-        outs = jnp.concatenate([outs, value], axis=2)
-    weight = jnp.exp(tops - tops.max(-1, keepdims=True))
-    out = jnp.sum(weight[..., None] * outs, axis=2) / jnp.sum(weight * totals, axis=-1)[..., None]
-    return out.astype(query.dtype)
+    """As `attend_step`, products and sums in float32. interpret: run the kernels in XLA, for tests."""
+    parts = _parts(query, context, episode, window, interpret)
+    return _merged(query, sink, parts, interpret)
 
 
 def attend_step_fused(
@@ -91,7 +83,7 @@ def _parts(
     within = [] if episode is None else [context.episodes, episode]
     within_specs = [pl.BlockSpec((None, capacity), lambda b, h, p: (b, 0)), pl.BlockSpec((None,), per_environment)]
     call = pl.pallas_call(
-        functools.partial(_kernel, int8=context.keys.scale is not None, within=episode is not None),
+        functools.partial(_part_kernel, int8=context.keys.scale is not None, within=episode is not None),
         out_shape=[jax.ShapeDtypeStruct((batch, heads, parts, *last), jnp.float32) for last in ((), (), (width,))],
         grid=(batch, heads, parts),
         in_specs=[
@@ -111,7 +103,7 @@ def _parts(
     return top, total, out
 
 
-def _kernel(first_ref: Any, length_ref: Any, query_ref: Any, *refs: Any, int8: bool, within: bool) -> None:
+def _part_kernel(first_ref: Any, length_ref: Any, query_ref: Any, *refs: Any, int8: bool, within: bool) -> None:
     """One part of one head's context. refs: keys, values (each with its scales where int8), [episodes, the running
     episode,] and the results top [], total [], out [D]."""
     per_slot, (top_ref, total_ref, out_ref) = refs[:-3], refs[-3:]
@@ -128,16 +120,23 @@ def _kernel(first_ref: Any, length_ref: Any, query_ref: Any, *refs: Any, int8: b
         visible = (slot >= first) & (slot < end)
         if within:
             visible &= triton.load(episodes_ref.at[here], mask=visible, other=-1) == episode_ref[...]
-        scores = jnp.sum(_rows(key, here, visible) * query[None], axis=1)
-        scores = jnp.where(visible, scores, MASKED)
-        new_top = jnp.maximum(top, jnp.max(scores))
+        scores = jnp.where(visible, jnp.sum(_rows(key, here, visible) * query[None], axis=1), MASKED)
+        new_top = jnp.maximum(top, scores)
         decay, weights = jnp.exp(top - new_top), jnp.exp(scores - jnp.maximum(new_top, MASKED / 2))
-        update = jnp.sum(weights[:, None] * _rows(value, here, visible), axis=0)
-        return new_top, total * decay + jnp.sum(weights), out * decay + update
+        update = weights[:, None] * _rows(value, here, visible)
+        return new_top, total * decay + weights, out * decay[:, None] + update
 
-    nothing = jnp.float32(MASKED), jnp.float32(0), jnp.zeros(query.shape, jnp.float32)
+    nothing = jnp.full(TILE, MASKED), jnp.zeros(TILE, jnp.float32), jnp.zeros((TILE, query.shape[0]), jnp.float32)
     top, total, out = lax.fori_loop(first // TILE, (end + TILE - 1) // TILE, tile, nothing)
-    top_ref[...], total_ref[...], out_ref[...] = top, total, out
+    top_ref[...], weights = _relative(top)
+    total_ref[...], out_ref[...] = jnp.sum(weights * total), jnp.sum(weights[:, None] * out, axis=0)
+
+
+def _relative(tops: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The top of some online softmaxes, and by what each one's total and out are to be multiplied for it: 0 where it has
+    seen nothing."""
+    top = jnp.max(tops)
+    return top, jnp.exp(tops - jnp.maximum(top, MASKED / 2))
 
 
 def _rows(slots: tuple[Any, Any], here: Any, visible: jax.Array) -> jax.Array:
@@ -145,3 +144,46 @@ def _rows(slots: tuple[Any, Any], here: Any, visible: jax.Array) -> jax.Array:
     data, scale = slots
     rows = triton.load(data.at[here, :], mask=visible[:, None], other=0).astype(jnp.float32)
     return rows if scale is None else rows * triton.load(scale.at[here], mask=visible, other=0.0)[:, None]
+
+
+def _merged(
+    query: jax.Array, sink: Sink | None, parts: tuple[jax.Array, jax.Array, jax.Array], interpret: bool
+) -> jax.Array:
+    """The attention that the parts and the sink amount to: [B, H, D] in the query's dtype."""
+    batch, heads, width = query.shape
+    count = parts[0].shape[2]
+
+    def per_part(*last: int) -> pl.BlockSpec:
+        return pl.BlockSpec((None, None, count, *last), lambda b, h: (b, h, 0, *(0 for _ in last)))
+
+    per_head = pl.BlockSpec((None, width), lambda b, h: (h, 0))
+    each = pl.BlockSpec((None, None, width), lambda b, h: (b, h, 0))
+    return pl.pallas_call(
+        functools.partial(_merge_kernel, count=count),
+        out_shape=jax.ShapeDtypeStruct(query.shape, query.dtype),
+        grid=(batch, heads),
+        in_specs=[per_part(), per_part(), per_part(width), each, *([] if sink is None else [per_head, per_head])],
+        out_specs=each,
+        compiler_params=triton.CompilerParams(num_warps=1, num_stages=1),
+        interpret=interpret,
+        name="merge_parts",
+    )(*parts, query, *(sink or ()))
+
+
+def _merge_kernel(top_ref: Any, total_ref: Any, out_ref: Any, query_ref: Any, *refs: Any, count: int) -> None:
+    """One head of one environment. refs: the sink's key and value [D] where there is one, and the result [D]."""
+    *sink_refs, result_ref = refs
+    slots = pl.next_power_of_2(count)
+    here, there = pl.ds(0, slots), jnp.arange(slots) < count
+    tops = triton.load(top_ref.at[here], mask=there, other=MASKED)
+    totals = triton.load(total_ref.at[here], mask=there, other=0.0)
+    outs = triton.load(out_ref.at[here, :], mask=there[:, None], other=0.0)
+    top, weights = _relative(tops)
+    total, out = jnp.sum(weights * totals), jnp.sum(weights[:, None] * outs, axis=0)
+    if sink_refs:
+        key, value = (ref[...].astype(jnp.float32) for ref in sink_refs)
+        score = jnp.sum(query_ref[...].astype(jnp.float32) * key) * (1.0 / math.sqrt(key.shape[0]))
+        new_top = jnp.maximum(top, score)
+        decay, weight = jnp.exp(top - new_top), jnp.exp(score - new_top)
+        total, out = total * decay + weight, out * decay + weight * value
+    result_ref[...] = (out / total).astype(result_ref.dtype)

@@ -146,6 +146,21 @@ def test_flash_is_what_cudnn_takes(q_len, slots, within_episode, kernel):
     assert "cudnn" not in here
 
 
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs a GPU")
+@pytest.mark.parametrize("within_episode", [True, False])
+@pytest.mark.parametrize(("q_len", "slots"), [(130, 0), (131, 0), (130, 150), (131, 151)])
+def test_flash_on_a_gpu_is_within_the_rounding_of_bfloat16(q_len, slots, within_episode):
+    """cuDNN's kernels against the float32 definition of the same inputs: as in the next test."""
+    inputs = random_inputs(0, q_len, slots, jnp.bfloat16)
+    exact = jax.tree.map(lambda x: x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x, inputs)
+    assert block_attention() is flash_block
+    for length in (0, 70, slots) if slots else (0,):
+        actual = output_and_gradients(flash_block, within_episode)(*inputs, length)
+        with jax.default_matmul_precision("highest"):
+            expected = output_and_gradients(attend_reference, within_episode)(*exact, length)
+        assert_close(actual, expected, 2**-5)
+
+
 @pytest.mark.parametrize("within_episode", [True, False])
 def test_block_in_bfloat16_is_within_its_rounding(within_episode):
     """Against the float32 definition of the same (rounded) inputs.
