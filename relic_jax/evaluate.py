@@ -231,6 +231,8 @@ def _chunk_function(policy: Policy, trials: Trials, config: EvalConfig, length: 
         return next_trial, memory, episode + ended, steps
 
     def chunk(params: Params, trial: TrialState, memory: Memory, episode: jax.Array, key: jax.Array):
+        params = policy.for_steps(params)
+
         def step(carry: tuple[TrialState, Memory, jax.Array], key: jax.Array):
             *carry, steps = act(params, *carry, key)
             return tuple(carry), steps

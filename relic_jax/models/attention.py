@@ -30,8 +30,9 @@ from relic_jax.models import formats
 from relic_jax.models.formats import Slots
 
 MASKED = -1e30  # finite, so that differences of masked scores stay finite
-TILE = 128  # steps of the block per tile of scores
-CONTEXT_TILE = 256  # slots of the context per tile
+TILE, CONTEXT_TILE = 128, 256  # steps of the block and slots of the context per tile of scores on CPU
+ACCELERATOR_TILES = 256, 1024  # the same elsewhere: every turn of a loop waits for its end to be known
+ACCELERATOR_SCORES = 2**26  # up to so many scores in all, an accelerator does without tiles
 
 
 class Sink(NamedTuple):
@@ -169,7 +170,13 @@ def attend_block(
     the block matter; outputs after them are 0 and cost nothing. Returns [B, H, Q, D] in the dtype of `query`.
     """
     q_len = query.shape[2]
-    tile = min(TILE, q_len)
+    on_cpu = jax.default_backend() == "cpu"
+    if not on_cpu and math.prod(query.shape[:3]) * (context.capacity + key.shape[2]) <= ACCELERATOR_SCORES:
+        return attend_reference(
+            query, key, value, episodes, context, sink, within_episode=within_episode, valid=valid, start=start
+        )
+    tile, context_tile = (TILE, CONTEXT_TILE) if on_cpu else ACCELERATOR_TILES
+    tile = min(tile, q_len)
     q_episodes = _padded(_tile(episodes, start, q_len, 1), tile, 1, -1)
     episodes = _padded(episodes, tile, 1, -1)
     query, key, value = (_padded(x, tile, 2) for x in (query, key, value))
@@ -180,7 +187,7 @@ def attend_block(
         sink_arrays = Sink(sink.key.astype(query.dtype), sink.value.astype(query.dtype))
     start = jnp.asarray(start, jnp.int32)
     tiled = jnp.asarray(q_len if valid is None else jnp.minimum(valid - start, q_len), jnp.int32)  # in whole tiles
-    spec = _Spec(tile=tile, has_sink=sink is not None, within_episode=within_episode)
+    spec = _Spec(tile=tile, context_tile=context_tile, has_sink=sink is not None, within_episode=within_episode)
     scaled = query * jnp.asarray(1.0 / math.sqrt(width), query.dtype)
     out = _attend(spec, scaled, key, value, sink_arrays, q_episodes, episodes, context, start, tiled)
     return _first_steps(out[:, :, :q_len], valid, start)
@@ -201,6 +208,7 @@ def _first_steps(x: jax.Array, valid: jax.Array | None, start: jax.Array | int) 
 
 class _Spec(NamedTuple):
     tile: int
+    context_tile: int
     has_sink: bool
     within_episode: bool
 
@@ -223,7 +231,7 @@ def _num_tiles(length: jax.Array, tile: int) -> jax.Array:
 
 def _context_tile(spec: _Spec, context: Context, j: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
     """Keys and values [B, H, k, D] of the j-th tile of the context. The last is moved back to stay in the buffer."""
-    size = min(CONTEXT_TILE, context.capacity)
+    size = min(spec.context_tile, context.capacity)
     start = jnp.minimum(j * size, context.capacity - size)
     keys, values = (formats.tile(slots, start, size) for slots in (context.keys, context.values))
     return keys.decoded(dtype), values.decoded(dtype)
@@ -231,7 +239,7 @@ def _context_tile(spec: _Spec, context: Context, j: jax.Array, dtype: jnp.dtype)
 
 def _context_visible(spec: _Spec, context: Context, j: jax.Array, q_episodes: jax.Array) -> jax.Array:
     """Visibility [B|1, 1, q|1, k] of the j-th tile of the context; slots that an earlier tile held are masked."""
-    size = min(CONTEXT_TILE, context.capacity)
+    size = min(spec.context_tile, context.capacity)
     start = jnp.minimum(j * size, context.capacity - size)
     slot = start + jnp.arange(size)
     visible = ((slot >= j * size) & (slot < context.length))[None, None, None]
@@ -260,7 +268,7 @@ def _over_context(spec: _Spec, context: Context, q_episodes: jax.Array, body: Ca
     """
     if not context.capacity:
         return carry
-    size = min(CONTEXT_TILE, context.capacity)
+    size = min(spec.context_tile, context.capacity)
     filled = jnp.arange(context.capacity) < context.length
     first = _first_tile(spec, context.episodes, filled, q_episodes, size)
     whole = first if spec.within_episode else context.length // size

@@ -23,8 +23,8 @@ from jax.experimental.pallas import triton
 from relic_jax.models.attention import MASKED, Context, Sink, attend_step
 from relic_jax.models.formats import Slots
 
-TILE = 64  # slots that are read at a time
-PART = 512  # slots of one program
+NUMBERS = 2048  # of the keys that are read at a time, twice as many of int8
+TILES = 8  # of one program, one after the other
 WARPS = 4
 
 
@@ -54,13 +54,19 @@ def attend_step_fused(
     return lax.platform_dependent(query, cuda=fused, default=step)
 
 
+def tile_slots(width: int, int8: bool) -> int:
+    """Slots that a program reads at a time, of heads of `width` numbers."""
+    return max(1, NUMBERS // width) * (2 if int8 else 1)
+
+
 def _parts(
     query: jax.Array, context: Context, episode: jax.Array | None, window: jax.Array | None, interpret: bool
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The softmax of each part of the context: top and total [B, H, parts], out [B, H, parts, D] (unnormalised)."""
     batch, heads, width = query.shape
-    capacity = context.capacity
-    parts = -(-capacity // PART)
+    capacity, int8 = context.capacity, context.keys.scale is not None
+    tile = tile_slots(width, int8)
+    parts = -(-capacity // (TILES * tile))
     length = jnp.broadcast_to(context.length, (batch,)).astype(jnp.int32)
     first = jnp.zeros((batch,), jnp.int32) if window is None else jnp.maximum(0, length - window).astype(jnp.int32)
 
@@ -83,7 +89,7 @@ def _parts(
     within = [] if episode is None else [context.episodes, episode]
     within_specs = [pl.BlockSpec((None, capacity), lambda b, h, p: (b, 0)), pl.BlockSpec((None,), per_environment)]
     call = pl.pallas_call(
-        functools.partial(_part_kernel, int8=context.keys.scale is not None, within=episode is not None),
+        functools.partial(_part_kernel, size=tile, int8=int8, within=episode is not None),
         out_shape=[jax.ShapeDtypeStruct((batch, heads, parts, *last), jnp.float32) for last in ((), (), (width,))],
         grid=(batch, heads, parts),
         in_specs=[
@@ -103,20 +109,22 @@ def _parts(
     return top, total, out
 
 
-def _part_kernel(first_ref: Any, length_ref: Any, query_ref: Any, *refs: Any, int8: bool, within: bool) -> None:
-    """One part of one head's context. refs: keys, values (each with its scales where int8), [episodes, the running
-    episode,] and the results top [], total [], out [D]."""
+def _part_kernel(
+    first_ref: Any, length_ref: Any, query_ref: Any, *refs: Any, size: int, int8: bool, within: bool
+) -> None:
+    """One part of one head's context, in tiles of `size` slots. refs: keys, values (each with its scales where int8),
+    [episodes, the running episode,] and the results top [], total [], out [D]."""
     per_slot, (top_ref, total_ref, out_ref) = refs[:-3], refs[-3:]
     key, value = (per_slot[:2], per_slot[2:4]) if int8 else ((per_slot[0], None), (per_slot[1], None))
     episodes_ref, episode_ref = per_slot[-2:] if within else (None, None)
-    start = pl.program_id(2) * PART
-    first, end = jnp.maximum(first_ref[...], start), jnp.minimum(length_ref[...], start + PART)
+    start = pl.program_id(2) * TILES * size
+    first, end = jnp.maximum(first_ref[...], start), jnp.minimum(length_ref[...], start + TILES * size)
     query = query_ref[...].astype(jnp.float32) * (1.0 / math.sqrt(query_ref.shape[-1]))
 
     def tile(index: jax.Array, running: tuple[jax.Array, jax.Array, jax.Array]):
         top, total, out = running
-        here = pl.ds(index * TILE, TILE)
-        slot = index * TILE + jnp.arange(TILE)
+        here = pl.ds(index * size, size)
+        slot = index * size + jnp.arange(size)
         visible = (slot >= first) & (slot < end)
         if within:
             visible &= triton.load(episodes_ref.at[here], mask=visible, other=-1) == episode_ref[...]
@@ -126,21 +134,21 @@ def _part_kernel(first_ref: Any, length_ref: Any, query_ref: Any, *refs: Any, in
         update = weights[:, None] * _rows(value, here, visible)
         return new_top, total * decay + weights, out * decay[:, None] + update
 
-    nothing = jnp.full(TILE, MASKED), jnp.zeros(TILE, jnp.float32), jnp.zeros((TILE, query.shape[0]), jnp.float32)
-    top, total, out = lax.fori_loop(first // TILE, (end + TILE - 1) // TILE, tile, nothing)
+    nothing = jnp.full(size, MASKED), jnp.zeros(size, jnp.float32), jnp.zeros((size, query.shape[0]), jnp.float32)
+    top, total, out = lax.fori_loop(first // size, (end + size - 1) // size, tile, nothing)
     top_ref[...], weights = _relative(top)
     total_ref[...], out_ref[...] = jnp.sum(weights * total), jnp.sum(weights[:, None] * out, axis=0)
 
 
 def _relative(tops: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The top of some online softmaxes, and by what each one's total and out are to be multiplied for it: 0 where it has
-    seen nothing."""
+    """The top of some online softmaxes, and by what each one's total and out are to be multiplied for it: 0 where one
+    has seen nothing."""
     top = jnp.max(tops)
     return top, jnp.exp(tops - jnp.maximum(top, MASKED / 2))
 
 
 def _rows(slots: tuple[Any, Any], here: Any, visible: jax.Array) -> jax.Array:
-    """Keys or values of a tile: float32 [TILE, D], zeros where they are not visible."""
+    """Keys or values of a tile: float32 [size, D], zeros where they are not visible."""
     data, scale = slots
     rows = triton.load(data.at[here, :], mask=visible[:, None], other=0).astype(jnp.float32)
     return rows if scale is None else rows * triton.load(scale.at[here], mask=visible, other=0.0)[:, None]

@@ -54,12 +54,14 @@ M = TypeVar("M", bound=Memory)
 
 
 def rows(memory: M, index: jax.Array) -> M:
-    """The environments `index` (int32 [b]) of a memory. One after the other: XLA on CPU gathers number by number."""
+    """The environments `index` (int32 [b]) of a memory."""
+    if jax.default_backend() != "cpu":
+        return jax.tree.map(lambda x: x[index], memory.replace(length=None)).replace(length=memory.length)
 
     def one(i: jax.Array) -> M:
         return jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, i, keepdims=False), memory.replace(length=None))
 
-    return lax.map(one, index).replace(length=memory.length)
+    return lax.map(one, index).replace(length=memory.length)  # XLA on CPU would gather number by number
 
 
 def joined(parts: Sequence[M]) -> M:

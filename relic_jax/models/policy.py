@@ -203,6 +203,20 @@ class Policy:
         form = self.config.transformer.cache_format
         return kv.in_format(memory, "float32") if form != "float32" and jax.default_backend() == "cpu" else memory
 
+    def for_steps(self, params: Params) -> Params:
+        """The parameters with the blocks' weights in the dtype that they are multiplied in: same numbers come out.
+
+        For a loop over `act`, in which XLA on a GPU would convert them at every step.
+        """
+        dtype = self.config.transformer.dtype
+        if self.is_recurrent or dtype == "float32":
+            return params
+
+        def converted(path: tuple[Any, ...], x: jax.Array) -> jax.Array:
+            return x.astype(dtype) if path[-1].key == "kernel" else x
+
+        return {**params, "transformer": jax.tree_util.tree_map_with_path(converted, params["transformer"])}
+
     def stored(self, memory: Memory) -> Memory:
         """A memory in the configured format."""
         form = self.config.transformer.cache_format

@@ -10,7 +10,8 @@ from relic_jax.models.memory import Memory
 from relic_jax.models.policy import Policy
 from relic_jax.types import Params, PyTree, StepInput, Trajectory
 
-ROWS = 1024  # of the network at a time in a refresh: environments times steps
+ROWS = 1024  # of the network at a time in a refresh on CPU: environments times steps
+ACCELERATOR_ROWS = 32_768  # the same elsewhere: enough to fill it
 
 
 def window(tree: PyTree, start: jax.Array | int, size: int) -> PyTree:
@@ -77,7 +78,9 @@ def refresh(
         return memory.replace(length=no_length), value
 
     batch, length, no_length = value.shape[0], memory.length, None
-    limit = batch * segment if policy.is_recurrent else ROWS  # a state goes from step to step: all environments at once
+    limit = ROWS if jax.default_backend() == "cpu" else ACCELERATOR_ROWS
+    if policy.is_recurrent:  # a state goes from step to step: all environments at once
+        limit = batch * segment
     group = max(size for size in range(1, batch + 1) if batch % size == 0 and (size == 1 or size * segment <= limit))
     split = jax.tree.map(
         lambda x: x.reshape(batch // group, group, *x.shape[1:]), (memory.replace(length=no_length), inputs, value)

@@ -73,6 +73,7 @@ def buffer_sizes(steps: int, segment: int, count: int = MAX_SIZES) -> list[int]:
 def collect_within(setup: Setup, params: Params, trial: TrialState, memory: Memory, key: jax.Array) -> Collected:
     """`collect` against the whole of `memory`, which must have room for the segment."""
     policy = setup.policy
+    params = policy.for_steps(params)
 
     def step(carry: tuple[TrialState, Memory], key: jax.Array):
         trial, memory = carry
