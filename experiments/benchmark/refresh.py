@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 from experiments.benchmark.measure import Machine, against_arithmetic, on_every_device, timed
 from experiments.benchmark.models import MODEL, benchmark_setup, refresh_flops, state_with_context
 from relic_jax.models.memory import Memory
+from relic_jax.models.transformer import TransformerConfig
 from relic_jax.rl import context
 from relic_jax.rl.state import Setup, TrainState
 
@@ -19,19 +21,20 @@ SEGMENT = 256
 
 
 def cases(machine: Machine) -> Iterator[dict[str, Any]]:
-    """4k and 8k steps."""
+    """4k and 8k steps, on an accelerator in bfloat16 and of 20 environments."""
+    cfg, batch = (MODEL, 2) if machine.platform == "cpu" else (replace(MODEL, dtype="bfloat16"), 20)
     for steps in (4096, 8192):
-        yield case(machine, batch=2, steps=steps)
+        yield case(machine, cfg, batch=batch, steps=steps)
 
 
-def case(machine: Machine, *, batch: int, steps: int) -> dict[str, Any]:
+def case(machine: Machine, cfg: TransformerConfig, *, batch: int, steps: int) -> dict[str, Any]:
     """One measurement."""
-    setup = benchmark_setup(batch, steps, SEGMENT)
+    setup = benchmark_setup(batch, steps, SEGMENT, cfg)
     state = state_with_context(setup, steps)
     compiled = on_every_device(functools.partial(run, setup), state)
     timing = timed(lambda: compiled(state), repeats=3)
-    flops = refresh_flops(MODEL, batch, steps)
-    name, unit = f"refresh/batch{batch}/context{steps}", "context steps/s"
+    flops = refresh_flops(cfg, batch, steps)
+    name, unit = f"refresh/batch{batch}/context{steps}" + "/bfloat16" * (cfg.dtype == "bfloat16"), "context steps/s"
     return against_arithmetic(machine, name, unit, batch * steps, flops, timing, compiled)
 
 

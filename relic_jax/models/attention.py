@@ -32,7 +32,7 @@ from relic_jax.models.formats import Slots
 MASKED = -1e30  # finite, so that differences of masked scores stay finite
 TILE, CONTEXT_TILE = 128, 256  # steps of the block and slots of the context per tile of scores on CPU
 ACCELERATOR_TILES = 256, 1024  # the same elsewhere: every turn of a loop waits for its end to be known
-ACCELERATOR_SCORES = 2**26  # up to so many scores in all, an accelerator does without tiles
+ACCELERATOR_SCORES = 2**25  # up to so many scores in all, an accelerator does without tiles
 
 
 class Sink(NamedTuple):

@@ -27,7 +27,7 @@ from relic_jax.models.attention import (
 )
 from relic_jax.models.cache import KVCache
 from relic_jax.models.decode import attend_step_fused
-from relic_jax.models.flash import block_attention
+from relic_jax.models.flash import MAX_WIDTH, block_attention
 from relic_jax.models.formats import Format
 from relic_jax.types import Span
 
@@ -68,18 +68,23 @@ class TransformerConfig:
     """How the context's keys and values are stored; int8 has a scale per head and step. auto: as `dtype`."""
     remat: bool = False
     """Recompute the blocks' activations in the backward pass instead of keeping them."""
-    decode: Literal["xla", "fused"] = "xla"
+    decode: Literal["fused", "xla"] = "fused"
     """How a single step attends. fused: on NVIDIA GPUs by one kernel (`decode`), for heads of 16, 32, 64, … numbers;
     elsewhere as xla."""
-    attention: Literal["blocked", "flash", "reference"] = "blocked"
+    attention: Literal["auto", "blocked", "flash", "reference"] = "auto"
     """How a block of steps attends. blocked: O(T) memory, own gradient; flash: on NVIDIA GPUs cuDNN's flash attention
-    (`flash`), for bfloat16 and heads of 8, 16, … 128 numbers, elsewhere as blocked; reference: the definition, for
-    tests."""
+    (`flash`), for bfloat16 and heads of 8, 16, … 128 numbers, elsewhere as blocked; auto: flash where it fits and
+    `inter_episode` is on (flash computes what it masks), else blocked; reference: the definition, for tests."""
 
     @property
     def head_width(self) -> int:
         """D = d / H."""
         return self.width // self.heads
+
+    @property
+    def flash_fits(self) -> bool:
+        """Whether cuDNN's kernels take these numbers and heads."""
+        return self.dtype == "bfloat16" and self.head_width % 8 == 0 and self.head_width <= MAX_WIDTH
 
     @property
     def first_index(self) -> int:
@@ -214,8 +219,8 @@ class Block(nn.Module):
             step = attend_step_fused if cfg.decode == "fused" else attend_step
             attended = step(query[:, :, 0], filled, sink, episode=episode, window=window)[:, :, None]
             return self.residual(x, attended, keep), keys, values
-        attend: Callable[..., jax.Array] = attend_block if cfg.attention == "blocked" else attend_reference
-        if cfg.attention == "flash":
+        attend: Callable[..., jax.Array] = attend_reference if cfg.attention == "reference" else attend_block
+        if cfg.attention == "flash" or (cfg.attention == "auto" and cfg.inter_episode and cfg.flash_fits):
             attend = block_attention()
         within = not cfg.inter_episode
         start = 0 if wanted is None else wanted.start
