@@ -16,8 +16,8 @@ from experiments.benchmark.measure import Machine, measure_machine
 from relic_jax.rl.parallel import offer_cores
 from relic_jax.tracking import write_atomically
 
-Suite = Literal["act", "update", "refresh", "rollout", "train", "env", "suites", "bridge", "agent", "all"]
-SUITES = ("act", "update", "refresh", "rollout", "train", "env", "suites", "bridge", "agent")
+Suite = Literal["act", "update", "refresh", "rollout", "train", "env", "suites", "bridge", "agent", "original", "all"]
+SUITES = ("act", "update", "refresh", "rollout", "train", "env", "suites", "bridge", "agent", "original")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +71,8 @@ def line(case: dict[str, Any], before: dict[str, Any] | None) -> str:
         parts.append(f"{case['of_peer']:.1f}× {case.get('peer', 'the real package')}")
     if "of_original" in case:
         parts.append(f"{case['of_original']:.1f}× the original")
+    if "of_causal" in case:
+        parts.append(f"{case['of_causal']:.1f}× the original, were it causal")
     if "share" in case:
         parts.append(", ".join(f"{name} {share:.0%}" for name, share in case["share"].items()))
     if before and "rate" in before and "rate" in case:

@@ -1,0 +1,207 @@
+"""The original's transformer in PyTorch, and how long a trial of `darkroom-relic-paper` takes it: see `original`."""
+
+from __future__ import annotations
+
+import functools
+import json
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from experiments import presets
+
+Past = tuple[torch.Tensor, torch.Tensor]
+
+
+def measured(causal: bool) -> dict[str, Any]:
+    """The case of the original's operations: every part timed at every length that a trial has, and summed."""
+    config = presets.get("darkroom-relic-paper").config
+    shape, trial, ppo = config.policy.transformer, config.trial, config.ppo
+    model = LlamaRL(shape.layers, shape.heads, shape.width, shape.mlp_width, shape.max_positions, causal)
+    per_minibatch = trial.environments // ppo.minibatches
+    update = refresh = act = 0.0
+    for segment in range(1, trial.updates + 1):
+        steps = segment * trial.segment
+        update += ppo.epochs * ppo.minibatches * seconds(functools.partial(gradient, model, per_minibatch, steps))
+        refresh += trial.environments * seconds(functools.partial(forward, model, 1, steps))
+        before = empty_past(model, trial.environments, steps - trial.segment // 2)
+        act += trial.segment * seconds(functools.partial(step, model, before))
+    total = update + refresh + act
+    return {
+        "name": "original/darkroom-relic-paper" + "/causal" * causal,
+        "rate": trial.environments * trial.steps / total,
+        "unit": "environment steps/s",
+        "seconds_per_trial": total,
+        "share": {"act": act / total, "update": update / total, "refresh": refresh / total},
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def seconds(function: Callable[[], Any], repeats: int = 3) -> float:
+    """Median time of a call, after one that warms up."""
+    function()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def gradient(model: LlamaRL, batch: int, steps: int) -> None:
+    """Forward and backward over a trial so far, as in an update, whose loss itself costs next to nothing."""
+    model.zero_grad()
+    hidden, _ = model(torch.randn(batch, steps, model.width), every_hundredth(batch, steps))
+    hidden.square().mean().backward()
+
+
+@torch.no_grad()
+def forward(model: LlamaRL, batch: int, steps: int) -> None:
+    """As in a refresh, and in evaluation."""
+    model(torch.randn(batch, steps, model.width), every_hundredth(batch, steps))
+
+
+@torch.no_grad()
+def step(model: LlamaRL, past: list[Past]) -> None:
+    """One step of acting: the context and one more, both of which are kept."""
+    batch, _, steps, _ = past[0][0].shape
+    model(torch.randn(batch, 1, model.width), every_hundredth(batch, steps + 1), past)
+
+
+def every_hundredth(batch: int, steps: int) -> torch.Tensor:
+    """float32 [B, T]: 0 where an episode of 100 steps begins, else 1."""
+    return (torch.arange(steps) % 100 != 0).float().expand(batch, -1)
+
+
+def empty_past(model: LlamaRL, batch: int, steps: int) -> list[Past]:
+    """A context of `steps`."""
+    shape = batch, model.width // model.head_width, steps, model.head_width
+    return [(torch.randn(shape), torch.randn(shape)) for _ in model.layers]
+
+
+class LlamaRL(nn.Module):
+    """Sink-KV, learned embedding of the step's index in its episode, keys rotated by the episode's index."""
+
+    def __init__(self, layers: int, heads: int, width: int, mlp_width: int, positions: int, causal: bool = True):
+        super().__init__()
+        self.width, self.positions, self.head_width = width, positions, width // heads
+        self.sink_tokens = nn.Parameter(torch.zeros(1, 1, width))
+        self.embed_pos = nn.Embedding(positions, width)
+        self.layers = nn.ModuleList(Layer(heads, width, mlp_width, causal) for _ in range(layers))
+        self.norm = Norm(width)
+
+    def forward(
+        self, x: torch.Tensor, not_done: torch.Tensor, past: list[Past] | None = None
+    ) -> tuple[torch.Tensor, list[Past]]:
+        """x: [B, Q, d], steps after `past`. not_done: [B, T], 0 where an episode begins, of `past` and these.
+
+        Returns (hidden [B, Q, d], the context with these steps in it).
+        """
+        x = torch.cat([self.sink_tokens.expand(len(x), -1, -1), x], dim=1)
+        newest = slice(not_done.shape[1] - (x.shape[1] - 1), None)
+        index = torch.arange(not_done.shape[1])
+        position = index - torch.cummax(index * (not_done == 0), dim=1)[0]
+        episode = torch.cumsum(1 - not_done, dim=1).long() - (1 - not_done[:, :1]).long()
+        position, episode = (F.pad(i[:, newest] + 1, (1, 0)) for i in (position, episode))
+        x = x + self.embed_pos(position)
+        cos, sin = self.rotation(episode, x.dtype)
+        context = []
+        for number, layer in enumerate(self.layers):
+            x, kept = layer(x, cos, sin, past[number] if past else None)
+            context.append(kept)
+        return self.norm(x[:, 1:]), context
+
+    def rotation(self, episode: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        """cos, sin [B, 1, Q, D]; the original reads its table from row `positions` on."""
+        half = self.head_width // 2
+        frequency = 10_000.0 ** (-torch.arange(half, dtype=torch.float32) / half)
+        angle = torch.outer(torch.arange(2 * self.positions, dtype=torch.float32), frequency).repeat(1, 2)
+        row = self.positions + episode
+        return torch.cos(angle).to(dtype)[row][:, None], torch.sin(angle).to(dtype)[row][:, None]
+
+
+class Layer(nn.Module):
+    """Attention and a gated MLP, each behind a norm."""
+
+    def __init__(self, heads: int, width: int, mlp_width: int, causal: bool):
+        super().__init__()
+        self.self_attn, self.mlp = Attention(heads, width, causal), MLP(width, mlp_width)
+        self.input_layernorm, self.post_attention_layernorm = Norm(width), Norm(width)
+
+    def forward(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, past: Past | None):
+        """x [B, Q, d] → (x, keys and values with these steps')."""
+        attended, kept = self.self_attn(self.input_layernorm(x), cos, sin, past)
+        x = x + attended
+        return x + self.mlp(self.post_attention_layernorm(x)), kept
+
+
+class Attention(nn.Module):
+    """The sink's key and value stand in for what the token in front gives."""
+
+    def __init__(self, heads: int, width: int, causal: bool):
+        super().__init__()
+        self.shape, self.causal = (heads, width // heads), causal
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(width, width, bias=False) for _ in range(4))
+        self.head_bias_key = nn.Parameter(torch.zeros(1, heads, 1, width // heads))
+        self.head_bias_value = nn.Parameter(torch.zeros(1, heads, 1, width // heads))
+
+    def forward(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, past: Past | None):
+        """x [B, Q, d] → (x, keys and values of the context and of these steps)."""
+        query, key, value = (
+            p(x).unflatten(-1, self.shape).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        query, key = (y * cos + turned(y) * sin for y in (query, key))
+        if past is not None:
+            key, value = (
+                torch.cat([y[:, :, :1], before, y[:, :, 1:]], dim=2)
+                for y, before in zip((key, value), past, strict=True)
+            )
+        kept = key[:, :, 1:], value[:, :, 1:]
+        key, value = (
+            torch.cat([sink.expand(len(x), -1, -1, -1), y[:, :, 1:]], dim=2)
+            for sink, y in ((self.head_bias_key, key), (self.head_bias_value, value))
+        )
+        out = F.scaled_dot_product_attention(query, key, value, is_causal=self.causal and past is None)
+        return self.o_proj(out.transpose(1, 2).flatten(2)), kept
+
+
+def turned(x: torch.Tensor) -> torch.Tensor:
+    """(−second half, first half) of the last axis."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([-second, first], dim=-1)
+
+
+class MLP(nn.Module):
+    """down(gelu(gate x) · up x)."""
+
+    def __init__(self, width: int, mlp_width: int):
+        super().__init__()
+        self.gate_proj, self.up_proj = (nn.Linear(width, mlp_width, bias=False) for _ in range(2))
+        self.down_proj = nn.Linear(mlp_width, width, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[B, Q, d] → [B, Q, d]."""
+        return self.down_proj(F.gelu(self.gate_proj(x), approximate="tanh") * self.up_proj(x))
+
+
+class Norm(nn.Module):
+    """Root-mean-square norm."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., d] → [..., d]."""
+        return self.weight * (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6))
+
+
+if __name__ == "__main__":
+    for causal in (False, True):
+        print(json.dumps(measured(causal)), flush=True)
