@@ -10,8 +10,8 @@ and backward for every minibatch of every update, forward for every refresh, and
 environment, optimiser, storage, input layers and heads are not, which is to its advantage.
 
 Without the flash-attn package, which needs a GPU, the original calls that function without a mask and without asking
-for causal attention: every score is computed, and steps see what follows them. So there are two cases of it: this, which
-is what it does on a CPU, and `causal`, which is what it means and PyTorch does in about half the time.
+for causal attention: every score is computed, and steps see what follows them. So there are two cases of it: this,
+which is what it does on a CPU, and `causal`, which is what it means and what PyTorch does in less time.
 """
 
 from __future__ import annotations
