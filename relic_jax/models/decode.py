@@ -18,10 +18,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton
 
 from relic_jax.models.attention import MASKED, Context, Sink, attend_step
 from relic_jax.models.formats import Slots
+
+try:
+    from jax.experimental.pallas import triton
+except ImportError:  # deprecated since jax 0.11
+    triton = None  # type: ignore[assignment]
 
 NUMBERS = 2048  # of the keys that are read at a time, twice as many of int8
 TILES = 8  # of one program, one after the other
@@ -45,10 +49,11 @@ def flash_decode(
 def attend_step_fused(
     query: jax.Array, context: Context, sink: Sink | None, *, episode: jax.Array | None, window: jax.Array | None = None
 ) -> jax.Array:
-    """`flash_decode` on CUDA devices, for head widths that are powers of two from 16 on; else `attend_step`."""
+    """`flash_decode` on CUDA devices, for head widths that are powers of two from 16 on, as long as jax has Pallas' way
+    through Triton; else `attend_step`."""
     step = functools.partial(attend_step, context=context, sink=sink, episode=episode, window=window)
     width = query.shape[-1]
-    if width < 16 or width & (width - 1):
+    if triton is None or width < 16 or width & (width - 1):
         return step(query)
     fused = functools.partial(flash_decode, context=context, sink=sink, episode=episode, window=window)
     return lax.platform_dependent(query, cuda=fused, default=step)

@@ -23,8 +23,11 @@ MAX_WIDTH = 128  # of a head
 
 
 def block_attention() -> Callable[..., jax.Array]:
-    """`flash_block` where the devices are CUDA's; else `attend_block`."""
-    return flash_block if "cuda" in get_backend().platform_version else attend_block
+    """`flash_block` where the devices are CUDA's, Ampere or later; else `attend_block`."""
+    backend = get_backend()
+    if "cuda" not in backend.platform_version:
+        return attend_block
+    return flash_block if float(backend.devices()[0].compute_capability) >= 8 else attend_block
 
 
 def flash_block(

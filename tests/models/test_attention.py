@@ -107,6 +107,20 @@ def test_block_equals_reference_in_outputs_and_gradients(q_len, slots, has_sink,
         assert_close(block(*inputs, length), expected, 1e-5)
 
 
+@pytest.mark.parametrize("within_episode", BOTH)
+@pytest.mark.parametrize("scores", [0, attention.ACCELERATOR_SCORES])
+def test_block_on_an_accelerator(scores, within_episode):
+    """The same by its own tiles, of which there are several, and without any where all scores are few."""
+    query, key, value, sink, *rest = random_inputs(0, 300, 1500)
+    expected = output_and_gradients(attend_block, within_episode)(query, key, value, sink, *rest, 1300)
+    on_accelerator = mock.patch.object(jax, "default_backend", return_value="gpu")
+    with on_accelerator, mock.patch.object(attention, "ACCELERATOR_SCORES", scores):
+        run = output_and_gradients(attend_block, within_episode)
+        loops = str(jax.make_jaxpr(run)(query, key, value, sink, *rest, 1300)).count("while[")
+        assert_close(run(query, key, value, sink, *rest, 1300), expected, 1e-5)
+    assert (loops > 0) == (scores == 0)
+
+
 @pytest.mark.parametrize(
     ("q_len", "slots", "has_sink", "within_episode"),
     [(q_len, slots, *both) for q_len, slots in ((12, 0), (7, 0), (7, 9)) for both in itertools.product(BOTH, BOTH)],
@@ -136,7 +150,13 @@ def test_flash_is_what_cudnn_takes(q_len, slots, within_episode, kernel):
         out = block_attention()(query, key, value, episodes, filled, sink, within_episode=within_episode)
         return jnp.vdot(out, cotangent)
 
-    on_gpu = mock.patch.object(flash, "get_backend", return_value=mock.Mock(platform_version="cuda 13"))
+    hopper, turing = (mock.Mock(platform_version="cuda 13") for _ in range(2))
+    hopper.devices.return_value, turing.devices.return_value = (
+        [mock.Mock(compute_capability=x)] for x in ("9.0", "7.5")
+    )
+    with mock.patch.object(flash, "get_backend", return_value=turing):
+        assert block_attention() is attend_block
+    on_gpu = mock.patch.object(flash, "get_backend", return_value=hopper)
     with on_gpu, mock.patch.multiple(cudnn, check_cudnn_version=lambda: 91000, check_compute_capability=lambda _: True):
         traced = jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3))).trace(query, key, value, sink)
         program = traced.lower(lowering_platforms=("cuda",)).as_text()

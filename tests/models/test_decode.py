@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relic_jax.models import formats
+from relic_jax.models import decode, formats
 from relic_jax.models.attention import Context, Sink, attend_step
 from relic_jax.models.decode import attend_step_fused, flash_decode
 from relic_jax.models.policy import Policy, PolicyConfig
@@ -105,6 +106,11 @@ def test_it_can_be_lowered_for_cuda(form, width):
 @pytest.mark.parametrize("width", [8, 24])
 def test_heads_of_other_widths_are_left_to_xla(width):
     assert "triton" not in lowered("float32", jnp.float32, width, "cuda")
+
+
+def test_without_triton_it_is_left_to_xla():
+    with mock.patch.object(decode, "triton", None):
+        assert "triton" not in lowered("float32", jnp.float32, 32, "cuda")
 
 
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs a GPU")

@@ -156,6 +156,22 @@ def test_softmax_plus_one_differs_from_plain_softmax():
     assert np.abs(plain - plus_one).max() > 1e-2
 
 
+def test_weights_are_converted_once_for_many_steps():
+    """Those of the blocks, in bfloat16: what comes out is the same to the last bit. In float32 nothing is done."""
+    policy = policy_with(dtype="bfloat16")
+    params, step = random_params(policy, 0), jax.tree.map(lambda x: x[:, 0], random_steps(1))
+    once = policy.for_steps(params)
+    changed = jax.tree.map(lambda x, y: x.dtype != y.dtype, params, once)
+    blocks = changed.pop("transformer")
+    assert not any(jax.tree.leaves(changed))
+    assert any(jax.tree.leaves(blocks))
+    for path, different in jax.tree_util.tree_flatten_with_path(blocks)[0]:
+        assert different == (path[-1].key == "kernel")
+    run = jax.jit(lambda params: outputs(policy.act(params, policy.initial_memory(BATCH, 4), step)[0]))
+    np.testing.assert_array_equal(run(params), run(once))
+    assert policy_with().for_steps(params) is params
+
+
 @pytest.mark.parametrize("sink", ["kv", "token", "none"])
 @small_tiles
 def test_bfloat16_is_close_to_float32(sink):

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+from unittest import mock
 
 import chex
 import flax.linen as nn
@@ -254,6 +255,8 @@ def test_every_memory_keeps_the_contract(policy):
     chex.assert_trees_all_close(renewed, afresh, atol=1e-6)
     order = jnp.array([2, 0, 1])
     chex.assert_trees_all_equal(parts, jax.tree.map(lambda x: x[order] if x.ndim else x, after))
+    with mock.patch.object(jax, "default_backend", return_value="gpu"):  # all at once
+        chex.assert_trees_all_equal(rows(after, order), parts)
 
 
 def test_a_carry_is_as_of_an_earlier_one_by_being_it():
