@@ -43,7 +43,7 @@ def flash_decode(
 ) -> jax.Array:
     """As `attend_step`, products and sums in float32. interpret: run the kernels in XLA, for tests."""
     parts = _parts(query, context, episode, window, interpret)
-    return _merged(query, sink, parts, interpret)
+    return _merged(query, sink, parts, part_count(query.shape[-1], context), interpret)
 
 
 def attend_step_fused(
@@ -64,14 +64,22 @@ def tile_slots(width: int, int8: bool) -> int:
     return max(1, NUMBERS // width) * (2 if int8 else 1)
 
 
+def part_count(width: int, context: Context) -> int:
+    """Parts that a context is cut into."""
+    return -(-context.capacity // (TILES * tile_slots(width, context.keys.scale is not None)))
+
+
 def _parts(
     query: jax.Array, context: Context, episode: jax.Array | None, window: jax.Array | None, interpret: bool
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The softmax of each part of the context: top and total [B, H, parts], out [B, H, parts, D] (unnormalised)."""
+    """The softmax of each part of the context: top and total [B, H, P], out [B, H, P, D] (unnormalised).
+
+    P is a power of two, as Triton wants it; only the first `part_count` are written.
+    """
     batch, heads, width = query.shape
     capacity, int8 = context.capacity, context.keys.scale is not None
-    tile = tile_slots(width, int8)
-    parts = -(-capacity // (TILES * tile))
+    count = part_count(width, context)
+    parts = pl.next_power_of_2(count)
     length = jnp.broadcast_to(context.length, (batch,)).astype(jnp.int32)
     first = jnp.zeros((batch,), jnp.int32) if window is None else jnp.maximum(0, length - window).astype(jnp.int32)
 
@@ -94,9 +102,9 @@ def _parts(
     within = [] if episode is None else [context.episodes, episode]
     within_specs = [pl.BlockSpec((None, capacity), lambda b, h, p: (b, 0)), pl.BlockSpec((None,), per_environment)]
     call = pl.pallas_call(
-        functools.partial(_part_kernel, size=tile, int8=int8, within=episode is not None),
+        functools.partial(_part_kernel, size=tile_slots(width, int8), int8=int8, within=episode is not None),
         out_shape=[jax.ShapeDtypeStruct((batch, heads, parts, *last), jnp.float32) for last in ((), (), (width,))],
-        grid=(batch, heads, parts),
+        grid=(batch, heads, count),
         in_specs=[
             pl.BlockSpec((None,), per_environment),
             pl.BlockSpec((None,), per_environment),
@@ -160,14 +168,14 @@ def _rows(slots: tuple[Any, Any], here: Any, visible: jax.Array) -> jax.Array:
 
 
 def _merged(
-    query: jax.Array, sink: Sink | None, parts: tuple[jax.Array, jax.Array, jax.Array], interpret: bool
+    query: jax.Array, sink: Sink | None, parts: tuple[jax.Array, jax.Array, jax.Array], count: int, interpret: bool
 ) -> jax.Array:
     """The attention that the parts and the sink amount to: [B, H, D] in the query's dtype."""
     batch, heads, width = query.shape
-    count = parts[0].shape[2]
+    slots = parts[0].shape[2]
 
     def per_part(*last: int) -> pl.BlockSpec:
-        return pl.BlockSpec((None, None, count, *last), lambda b, h: (b, h, 0, *(0 for _ in last)))
+        return pl.BlockSpec((None, None, slots, *last), lambda b, h: (b, h, 0, *(0 for _ in last)))
 
     per_head = pl.BlockSpec((None, width), lambda b, h: (h, 0))
     each = pl.BlockSpec((None, None, width), lambda b, h: (b, h, 0))
@@ -186,7 +194,7 @@ def _merged(
 def _merge_kernel(top_ref: Any, total_ref: Any, out_ref: Any, query_ref: Any, *refs: Any, count: int) -> None:
     """One head of one environment. refs: the sink's key and value [D] where there is one, and the result [D]."""
     *sink_refs, result_ref = refs
-    slots = pl.next_power_of_2(count)
+    slots = top_ref.shape[0]
     here, there = pl.ds(0, slots), jnp.arange(slots) < count
     tops = triton.load(top_ref.at[here], mask=there, other=MASKED)
     totals = triton.load(total_ref.at[here], mask=there, other=0.0)
