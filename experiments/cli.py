@@ -22,7 +22,7 @@ from relic_jax.export import Dtype, ExportFormat, VerificationError, export_poli
 from relic_jax.loading import LoadedPolicy
 from relic_jax.plotting import plot_curves
 from relic_jax.rl.memory import context_line
-from relic_jax.rl.parallel import offer_cores, prefer_wide_vectors
+from relic_jax.rl.parallel import offer_cores
 from relic_jax.rl.train import NonFiniteError, Result, prepare, stop_signals, total_env_steps, train
 from relic_jax.tracking import Console, JsonLines, TensorBoard, Tracker, Trackers, WandB, duration, load_extra
 
@@ -161,7 +161,6 @@ def main() -> None:
     try:
         if arguments[0] not in commands:
             raise ConfigError(f"command is {arguments[0]!r}; allowed: {', '.join(commands)}")
-        prefer_wide_vectors()
         commands[arguments[0]](arguments[1:])
     except ConfigError as error:
         _fail(str(error), 2)

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from experiments.benchmark.measure import Machine, measure_machine
-from relic_jax.rl.parallel import offer_cores, prefer_wide_vectors
+from relic_jax.rl.parallel import offer_cores
 from relic_jax.tracking import write_atomically
 
 Suite = Literal["act", "update", "refresh", "rollout", "train", "env", "suites", "bridge", "agent", "original", "all"]
@@ -36,8 +36,7 @@ def main() -> None:
     """Entry point."""
     command = tyro.cli(Command, prog="python -m experiments.benchmark")
     earlier = read(command.compare) if command.compare else {}
-    prefer_wide_vectors()  # as a training run does
-    offer_cores()
+    offer_cores()  # as a training run does
     machine = measure_machine()
     print(
         f"{machine.device}, {machine.cores} cores, jax {machine.jax}: copies {machine.copy_bandwidth / 1e9:.1f} GB/s, "

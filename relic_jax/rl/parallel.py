@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -35,23 +34,6 @@ def offer_cores(at_least: int = 1) -> None:
     """Makes every CPU core a device. To be called before anything touches a device: importing some suites does."""
     with contextlib.suppress(RuntimeError):  # devices are in use already: what there is has to do
         jax.config.update("jax_num_cpu_devices", max(cores(), at_least))
-
-
-def prefer_wide_vectors() -> None:
-    """Has XLA use vectors of 512 bits on CPUs that are the faster for it, which it does not by itself (docs/speed.md).
-
-    To be called before anything touches a device. A choice in XLA_FLAGS stands.
-    """
-    flags, choice = os.environ.get("XLA_FLAGS", ""), "--xla_cpu_prefer_vector_width"
-    if choice not in flags and wide_vectors_pay():
-        os.environ["XLA_FLAGS"] = f"{flags} {choice}=512".strip()
-
-
-def wide_vectors_pay() -> bool:
-    """Whether this is an Intel CPU from Ice Lake or an AMD one from Zen 4 on: earlier ones clock down for AVX-512."""
-    with contextlib.suppress(OSError):  # not Linux
-        return "avx512_vbmi2" in Path("/proc/cpuinfo").read_text()
-    return False
 
 
 def configure_devices(config: TrainConfig) -> TrainConfig:
