@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import statistics
-import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from experiments import presets
+from experiments.benchmark.measure import timed
 
 Past = tuple[torch.Tensor, torch.Tensor]
 
@@ -27,10 +25,10 @@ def measured(causal: bool) -> dict[str, Any]:
     update = refresh = act = 0.0
     for segment in range(1, trial.updates + 1):
         steps = segment * trial.segment
-        update += ppo.epochs * ppo.minibatches * seconds(functools.partial(gradient, model, per_minibatch, steps))
-        refresh += trial.environments * seconds(functools.partial(forward, model, 1, steps))
-        before = empty_past(model, trial.environments, steps - trial.segment // 2)
-        act += trial.segment * seconds(functools.partial(step, model, before))
+        before = random_past(model, trial.environments, steps - trial.segment // 2)
+        update += ppo.epochs * ppo.minibatches * wall(gradient, model, per_minibatch, steps)
+        refresh += trial.environments * wall(forward, model, 1, steps)
+        act += trial.segment * wall(step, model, before)
     total = update + refresh + act
     return {
         "name": "original/darkroom-relic-paper" + "/causal" * causal,
@@ -43,15 +41,9 @@ def measured(causal: bool) -> dict[str, Any]:
     }
 
 
-def seconds(function: Callable[[], Any], repeats: int = 3) -> float:
-    """Median time of a call, after one that warms up."""
-    function()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+def wall(function: Any, *arguments: Any) -> float:
+    """Median seconds of a call."""
+    return timed(functools.partial(function, *arguments), repeats=3).wall
 
 
 def gradient(model: LlamaRL, batch: int, steps: int) -> None:
@@ -79,8 +71,8 @@ def every_hundredth(batch: int, steps: int) -> torch.Tensor:
     return (torch.arange(steps) % 100 != 0).float().expand(batch, -1)
 
 
-def empty_past(model: LlamaRL, batch: int, steps: int) -> list[Past]:
-    """A context of `steps`."""
+def random_past(model: LlamaRL, batch: int, steps: int) -> list[Past]:
+    """A context of `steps`: keys and values [B, H, S, D] of every layer."""
     shape = batch, model.width // model.head_width, steps, model.head_width
     return [(torch.randn(shape), torch.randn(shape)) for _ in model.layers]
 
