@@ -13,6 +13,7 @@ import typing
 from typing import Any, Literal
 
 from relic_jax.models.flash import MAX_WIDTH
+from relic_jax.models.native import WIDTHS
 from relic_jax.models.policy import PolicyConfig
 from relic_jax.runtime import ConfigError
 
@@ -278,6 +279,13 @@ def _validate_transformer(cfg: Any, horizon: int) -> None:
         _require(cfg.dtype == "bfloat16", f"{field}.dtype", cfg.dtype, f"'bfloat16' with {field}.attention 'flash'")
         allowed = f"a width per head (it is {cfg.head_width}) that is a multiple of 8, at most {MAX_WIDTH}, with flash"
         _require(cfg.head_width % 8 == 0 and cfg.head_width <= MAX_WIDTH, f"{field}.heads", cfg.heads, allowed)
+    if cfg.attention == "native":
+        _require(cfg.dtype == "float32", f"{field}.dtype", cfg.dtype, f"'float32' with {field}.attention 'native'")
+        _require(
+            cfg.cache_format == "float32", f"{field}.cache", cfg.cache, f"'float32' with {field}.attention 'native'"
+        )
+        allowed = f"a width per head (it is {cfg.head_width}) of {', '.join(map(str, WIDTHS))} with native"
+        _require(cfg.head_width in WIDTHS, f"{field}.heads", cfg.heads, allowed)
     _require(0 <= cfg.depth_dropout < 1, f"{field}.depth_dropout", cfg.depth_dropout, "0 or more and less than 1")
     if cfg.step_embedding:
         needed = horizon + 1 + cfg.first_index  # the observation after a time limit is valued too

@@ -229,6 +229,20 @@ def test_the_platforms_attention_takes_what_it_can_compute():
     validate(replace(TrainConfig(), policy=PolicyConfig(fits)), horizon=HORIZON)
 
 
+def test_the_compiled_attention_takes_what_it_can_compute():
+    def refusal(**fields):
+        with pytest.raises(ConfigError) as error:
+            policy = PolicyConfig(TransformerConfig(attention="native", **fields))
+            validate(replace(TrainConfig(), policy=policy), horizon=HORIZON)
+        return str(error.value)
+
+    assert refusal(dtype="bfloat16").startswith("policy.transformer.dtype is 'bfloat16'; allowed: 'float32'")
+    assert refusal(cache="int8").startswith("policy.transformer.cache is 'int8'; allowed: 'float32'")
+    assert "(it is 24) of 4, 8, 16, 32, 64, 128" in refusal(width=48, heads=2)
+    fits = TransformerConfig(attention="native", heads=8, width=64)
+    validate(replace(TrainConfig(), policy=PolicyConfig(fits)), horizon=HORIZON)
+
+
 def test_json_is_readable():
     text = to_json(TrainConfig())
     assert text.endswith("}\n") and "\n  " in text

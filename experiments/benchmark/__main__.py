@@ -41,6 +41,7 @@ def main() -> None:
     print(
         f"{machine.device}, {machine.cores} cores, jax {machine.jax}: copies {machine.copy_bandwidth / 1e9:.1f} GB/s, "
         f"float32 products {machine.matrix_rate / 1e9:.0f} Gflop/s{' per core' if machine.platform == 'cpu' else ''}"
+        f"{', attention compiled' if machine.native else ''}"
     )
     found = []
     for suite in SUITES if "all" in command.suites else command.suites:

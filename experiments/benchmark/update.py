@@ -22,15 +22,16 @@ SEGMENT = 256
 
 
 def cases(machine: Machine) -> Iterator[dict[str, Any]]:
-    """On CPU contexts of 4k and 8k steps, and what 64k needs in temporary memory, which is compiled and not run. On an
-    accelerator 8k in bfloat16, by the platform's attention and by ours."""
+    """On CPU contexts of 4k and 8k steps, by the compiled kernel and by XLA, and what 64k needs in temporary memory,
+    which is compiled and not run. On an accelerator 8k in bfloat16, by the platform's attention and by ours."""
     if machine.platform != "cpu":
         half = replace(MODEL, dtype="bfloat16")
         for model in (half, replace(half, attention="blocked")):
             yield case(machine, model, batch=4, context=8192)
         return
     for context in (4096, 8192):
-        yield case(machine, MODEL, batch=4, context=context)
+        for model in (MODEL, replace(MODEL, attention="blocked")):
+            yield case(machine, model, batch=4, context=context)
     yield {
         "name": "update/batch1/context65536",
         "temporary_bytes": compile_update(*arguments(MODEL, 1, 65536)).memory_analysis().temp_size_in_bytes,

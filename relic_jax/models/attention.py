@@ -147,7 +147,7 @@ def attend_reference(
         sink_out = weights[..., :1] * sink.value.astype(jnp.float32)[None, :, None, :]
         weights = weights[..., 1:]
     out = _einsum("bhqk,bhkd->bhqd", weights.astype(values.dtype), values)
-    return _first_steps((out if sink is None else out + sink_out).astype(query.dtype), valid, start)
+    return first_steps((out if sink is None else out + sink_out).astype(query.dtype), valid, start)
 
 
 def attend_block(
@@ -190,7 +190,7 @@ def attend_block(
     spec = _Spec(tile=tile, context_tile=context_tile, has_sink=sink is not None, within_episode=within_episode)
     scaled = query * jnp.asarray(1.0 / math.sqrt(width), query.dtype)
     out = _attend(spec, scaled, key, value, sink_arrays, q_episodes, episodes, context, start, tiled)
-    return _first_steps(out[:, :, :q_len], valid, start)
+    return first_steps(out[:, :, :q_len], valid, start)
 
 
 def _padded(x: jax.Array, tile: int, axis: int, value: int = 0) -> jax.Array:
@@ -201,7 +201,7 @@ def _padded(x: jax.Array, tile: int, axis: int, value: int = 0) -> jax.Array:
     return jnp.pad(x, [(0, missing if i == axis else 0) for i in range(x.ndim)], constant_values=value)
 
 
-def _first_steps(x: jax.Array, valid: jax.Array | None, start: jax.Array | int) -> jax.Array:
+def first_steps(x: jax.Array, valid: jax.Array | None, start: jax.Array | int) -> jax.Array:
     """x [B, H, Q, D], of steps from `start` on, with zeros, and no gradient, after the block's first `valid` steps."""
     return x if valid is None else jnp.where((start + jnp.arange(x.shape[2]) < valid)[:, None], x, 0)
 
@@ -400,12 +400,8 @@ def _attend_bwd(spec: _Spec, residuals, d_out):
         delta_i = jnp.sum(do_i.astype(jnp.float32) * _tile(out, i * size, size).astype(jnp.float32), -1)
         d_q_i = jnp.zeros(q_i.shape, jnp.float32)
         if spec.has_sink:
-            weight = jnp.exp(_einsum("bhqd,hd->bhq", q_i, sink.key) - lse_i)
-            d_weight = _einsum("bhqd,hd->bhq", do_i, sink.value)
-            d_score = weight * (d_weight - delta_i)
-            d_q_i += d_score[..., None] * sink.key.astype(jnp.float32)[None, :, None, :]
-            d_sink_key += jnp.einsum("bhq,bhqd->hd", d_score, q_i.astype(jnp.float32))
-            d_sink_value += jnp.einsum("bhq,bhqd->hd", weight, do_i.astype(jnp.float32))
+            d_q_i, (d_key, d_value) = sink_gradients(q_i, do_i, lse_i, delta_i, sink)
+            d_sink_key, d_sink_value = d_sink_key + d_key, d_sink_value + d_value
 
         def context_tile(j, total, visible):
             keys_values = _context_tile(spec, context, j, q.dtype)
@@ -430,11 +426,25 @@ def _attend_bwd(spec: _Spec, residuals, d_out):
     return (
         *(d.astype(x.dtype) for d, x in ((d_q, q), (d_k, k), (d_v, v))),
         d_sink,
-        *jax.tree.map(_zero_cotangent, (q_episodes, episodes, context, start, valid)),
+        *jax.tree.map(zero_cotangent, (q_episodes, episodes, context, start, valid)),
     )
 
 
-def _zero_cotangent(x: jax.Array):
+def sink_gradients(
+    q: jax.Array, d_out: jax.Array, lse: jax.Array, delta: jax.Array, sink: Sink
+) -> tuple[jax.Array, Sink]:
+    """What a sink gives to the gradient of queries, and its own: float32, ([B, H, Q, D], [H, D] each).
+
+    q, d_out: [B, H, Q, D]; lse: log-sum-exp of the scores, and delta: Σ d_out·out, [B, H, Q].
+    """
+    weight = jnp.exp(_einsum("bhqd,hd->bhq", q, sink.key) - lse)
+    d_score = weight * (_einsum("bhqd,hd->bhq", d_out, sink.value) - delta)
+    d_key = jnp.einsum("bhq,bhqd->hd", d_score, q.astype(jnp.float32))
+    d_value = jnp.einsum("bhq,bhqd->hd", weight, d_out.astype(jnp.float32))
+    return d_score[..., None] * sink.key.astype(jnp.float32)[None, :, None, :], Sink(d_key, d_value)
+
+
+def zero_cotangent(x: jax.Array):
     """The cotangent of an input that gets no gradient: symbolic float0 for integers."""
     if jnp.issubdtype(x.dtype, jnp.floating):
         return jnp.zeros_like(x)

@@ -9,7 +9,6 @@ log-sum-exp, which jax (0.10.2) drops. A context follows the block's own keys an
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -17,17 +16,15 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.backend import get_backend
 
-from relic_jax.models.attention import Context, Sink, attend_block
+from relic_jax.models.attention import Context, Sink
 
 MAX_WIDTH = 128  # of a head
 
 
-def block_attention() -> Callable[..., jax.Array]:
-    """`flash_block` where the devices are CUDA's, Ampere or later; else `attend_block`."""
+def on_ampere() -> bool:
+    """Whether the devices are CUDA's, Ampere or later."""
     backend = get_backend()
-    if "cuda" not in backend.platform_version:
-        return attend_block
-    return flash_block if float(backend.devices()[0].compute_capability) >= 8 else attend_block
+    return "cuda" in backend.platform_version and float(backend.devices()[0].compute_capability) >= 8
 
 
 def flash_block(

@@ -27,8 +27,9 @@ from relic_jax.models.attention import (
 )
 from relic_jax.models.cache import KVCache
 from relic_jax.models.decode import attend_step_fused
-from relic_jax.models.flash import MAX_WIDTH, block_attention
+from relic_jax.models.flash import MAX_WIDTH, flash_block, on_ampere
 from relic_jax.models.formats import Format
+from relic_jax.models.native import native_block
 from relic_jax.types import Span
 
 SinkKind = Literal["kv", "kv0", "k0v", "k0v0", "token", "none"]
@@ -71,10 +72,12 @@ class TransformerConfig:
     decode: Literal["fused", "xla"] = "fused"
     """How a single step attends. fused: on NVIDIA GPUs by one kernel (`decode`), for heads of 16, 32, 64, … numbers;
     elsewhere as xla."""
-    attention: Literal["auto", "blocked", "flash", "reference"] = "auto"
-    """How a block of steps attends. blocked: O(T) memory, own gradient; flash: on NVIDIA GPUs cuDNN's flash attention
-    (`flash`), for bfloat16 and heads of 8, 16, … 128 numbers, elsewhere as blocked; auto: flash where it fits and
-    `inter_episode` is on (flash computes what it masks), else blocked; reference: the definition, for tests."""
+    attention: Literal["auto", "blocked", "flash", "native", "reference"] = "auto"
+    """How a block of steps attends. blocked: O(T) memory, own gradient; native: on CPUs by a kernel compiled there
+    (`native`), for float32 and heads of 4, 8, 16, … 128 numbers, elsewhere as blocked; flash: on NVIDIA GPUs cuDNN's
+    flash attention (`flash`), for bfloat16 and heads of 8, 16, … 128 numbers, elsewhere as blocked; auto: native or
+    flash where it fits (flash, which computes what it masks, only with `inter_episode`), else blocked; reference: the
+    definition, for tests."""
 
     @property
     def head_width(self) -> int:
@@ -105,6 +108,16 @@ class TransformerConfig:
     def cache_bytes_per_step(self) -> int:
         """Bytes of keys and values per context step and environment."""
         return round(2 * self.layers * self.width * formats.bytes_per_number(self.cache_format, self.head_width))
+
+
+def block_attention(cfg: TransformerConfig) -> Callable[..., jax.Array]:
+    """How a block of steps attends on the platform at hand. All take the arguments of `attend_block`."""
+    if cfg.attention == "reference":
+        return attend_reference
+    wants_flash = cfg.attention == "flash" or (cfg.attention == "auto" and cfg.inter_episode and cfg.flash_fits)
+    if wants_flash and on_ampere():
+        return flash_block
+    return native_block if cfg.attention in ("auto", "native") else attend_block
 
 
 class RMSNorm(nn.Module):
@@ -219,9 +232,7 @@ class Block(nn.Module):
             step = attend_step_fused if cfg.decode == "fused" else attend_step
             attended = step(query[:, :, 0], filled, sink, episode=episode, window=window)[:, :, None]
             return self.residual(x, attended, keep), keys, values
-        attend: Callable[..., jax.Array] = attend_reference if cfg.attention == "reference" else attend_block
-        if cfg.attention == "flash" or (cfg.attention == "auto" and cfg.inter_episode and cfg.flash_fits):
-            attend = block_attention()
+        attend = block_attention(cfg)
         within = not cfg.inter_episode
         start = 0 if wanted is None else wanted.start
         attended = attend(query, key, value, episodes, context, sink, within_episode=within, valid=valid, start=start)

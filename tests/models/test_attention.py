@@ -13,10 +13,13 @@ from hypothesis import strategies as st
 
 from relic_jax.models import attention, flash
 from relic_jax.models.attention import Context, Sink, attend_block, attend_reference, attend_step, rotate
-from relic_jax.models.flash import block_attention, flash_block
+from relic_jax.models.flash import flash_block
 from relic_jax.models.formats import Slots
+from relic_jax.models.native import native_block
+from relic_jax.models.transformer import TransformerConfig, block_attention
 
 BATCH, HEADS, WIDTH = 2, 2, 8
+FLASH = TransformerConfig(attention="flash", dtype="bfloat16", heads=HEADS, width=HEADS * WIDTH)
 flash_in_xla = functools.partial(flash_block, implementation="xla")
 small_tiles = mock.patch.multiple(attention, TILE=4, CONTEXT_TILE=4)  # many tiles from few steps
 
@@ -98,10 +101,11 @@ BOTH = [True, False]
     + [(q_len, both, both) for q_len in (1, 7, 300) for both in BOTH],
 )
 @pytest.mark.parametrize("slots", [0, 150])
-def test_block_equals_reference_in_outputs_and_gradients(q_len, slots, has_sink, within_episode):
+@pytest.mark.parametrize("attend", [attend_block, native_block])
+def test_block_equals_reference_in_outputs_and_gradients(attend, q_len, slots, has_sink, within_episode):
     query, key, value, sink, *rest = random_inputs(q_len + slots, q_len, slots)
     inputs = (query, key, value, sink if has_sink else None, *rest)
-    block, reference = (output_and_gradients(f, within_episode) for f in (attend_block, attend_reference))
+    block, reference = (output_and_gradients(f, within_episode) for f in (attend, attend_reference))
     for length in (0, slots // 2 - 5, slots) if slots else (0,):
         expected = reference(*inputs, length)
         assert_close(block(*inputs, length), expected, 1e-5)
@@ -147,7 +151,7 @@ def test_flash_is_what_cudnn_takes(q_len, slots, within_episode, kernel):
 
     def loss(query, key, value, sink):
         filled = context._replace(length=jnp.int32(slots))
-        out = block_attention()(query, key, value, episodes, filled, sink, within_episode=within_episode)
+        out = block_attention(FLASH)(query, key, value, episodes, filled, sink, within_episode=within_episode)
         return jnp.vdot(out, cotangent)
 
     hopper, turing = (mock.Mock(platform_version="cuda 13") for _ in range(2))
@@ -155,7 +159,7 @@ def test_flash_is_what_cudnn_takes(q_len, slots, within_episode, kernel):
         [mock.Mock(compute_capability=x)] for x in ("9.0", "7.5")
     )
     with mock.patch.object(flash, "get_backend", return_value=turing):
-        assert block_attention() is attend_block
+        assert block_attention(FLASH) is attend_block
     on_gpu = mock.patch.object(flash, "get_backend", return_value=hopper)
     with on_gpu, mock.patch.multiple(cudnn, check_cudnn_version=lambda: 91000, check_compute_capability=lambda _: True):
         traced = jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3))).trace(query, key, value, sink)
@@ -176,7 +180,7 @@ def test_flash_on_a_gpu_is_within_the_rounding_of_bfloat16(q_len, slots, within_
     wide = jax.tree.map(lambda x: x.astype(jnp.float32), (*bfloat16, cotangent))
     keys, values = (Slots(x.decoded(jnp.float32)) for x in context[:2])
     exact = (*wide[:-1], context._replace(keys=keys, values=values), episodes, wide[-1])
-    assert block_attention() is flash_block
+    assert block_attention(FLASH) is flash_block
     for length in (0, 70, slots) if slots else (0,):
         actual = output_and_gradients(flash_block, within_episode)(*inputs, length)
         with jax.default_matmul_precision("highest"):
@@ -202,7 +206,7 @@ def test_block_in_bfloat16_is_within_its_rounding(within_episode):
         assert_close(actual, expected, 2**-5)
 
 
-@pytest.mark.parametrize("attend", [attend_block, attend_reference])
+@pytest.mark.parametrize("attend", [attend_block, native_block, attend_reference])
 @pytest.mark.parametrize("within_episode", [True, False])
 @small_tiles
 def test_block_and_reference_equal_the_definition_in_float64(attend, within_episode):
@@ -216,11 +220,12 @@ def test_block_and_reference_equal_the_definition_in_float64(attend, within_epis
             assert_close(actual, attention_in_float64(query, keys, values, visible, slot), 2e-6)
 
 
+@pytest.mark.parametrize("attend", [attend_block, native_block])
 @pytest.mark.parametrize("within_episode", [True, False])
 @small_tiles
-def test_gradient_of_the_sink_equals_finite_differences_in_float64(within_episode):
+def test_gradient_of_the_sink_equals_finite_differences_in_float64(attend, within_episode):
     query, key, value, sink, context, episodes, cotangent = inputs = random_inputs(2, 11, 10)
-    _, (_, _, _, actual, _, _) = output_and_gradients(attend_block, within_episode)(*inputs, 7)
+    _, (_, _, _, actual, _, _) = output_and_gradients(attend, within_episode)(*inputs, 7)
     visible = block_visibility(context.episodes, episodes, 7, within_episode)
     keys, values = (np.concatenate([s.data, x], 2) for s, x in ((context.keys, key), (context.values, value)))
 
@@ -235,7 +240,7 @@ def test_gradient_of_the_sink_equals_finite_differences_in_float64(within_episod
     assert_close(np.stack(actual), numeric, 1e-5)
 
 
-@pytest.mark.parametrize("attend", [attend_block, attend_reference, flash_in_xla])
+@pytest.mark.parametrize("attend", [attend_block, native_block, attend_reference, flash_in_xla])
 @small_tiles
 def test_context_gets_no_gradient(attend):
     *_, d_keys, d_values = output_and_gradients(attend, False)(*random_inputs(3, 6, 9), 9)[1]
@@ -247,20 +252,21 @@ def test_context_gets_no_gradient(attend):
 @small_tiles
 def test_only_valid_steps_come_out_and_get_gradients(has_sink):
     query, key, value, sink, *rest, cotangent = random_inputs(4, 14, 9)
-    attends = attend_block, attend_reference, flash_in_xla
-    block, reference, by_flash = (output_and_gradients(attend, True) for attend in attends)
+    reference, *others = (
+        output_and_gradients(x, True) for x in (attend_reference, attend_block, native_block, flash_in_xla)
+    )
     inputs = (query, key, value, sink if has_sink else None, *rest)
     for valid in (0, 1, 4, 6, 13, 14):
         kept = (jnp.arange(14) < valid)[:, None]
         full, expected = reference(*inputs, cotangent * kept, 5)
-        for attend in (block, reference, by_flash):
+        for attend in (reference, *others):
             output, gradients = attend(*inputs, cotangent, 5, jnp.int32(valid))
             assert_close(output, full * kept, 1e-5)
             assert_close(gradients, expected, 1e-5)
 
 
 @pytest.mark.parametrize("within_episode", BOTH)
-@pytest.mark.parametrize("attend", [attend_block, attend_reference, flash_in_xla])
+@pytest.mark.parametrize("attend", [attend_block, native_block, attend_reference, flash_in_xla])
 @small_tiles
 def test_some_queries_of_a_block_equal_those_rows_of_all(attend, within_episode):
     """Outputs, and gradients of a loss on those rows. Tiles are 4 long; the rows begin with one, or within one."""
@@ -287,8 +293,9 @@ def test_some_queries_of_a_block_equal_those_rows_of_all(attend, within_episode)
                 assert_close(actual, (output[:, :, start : start + size], gradients), 1e-5)
 
 
+@pytest.mark.parametrize("attend", [attend_block, native_block])
 @small_tiles
-def test_tiles_of_earlier_episodes_are_not_even_looked_at():
+def test_tiles_of_earlier_episodes_are_not_even_looked_at(attend):
     """Episodes start at slots 0, 6 and 12 of 26; the last ten steps, all of the third episode, are the block.
 
     With tiles of 4, slots 0 … 11 make up tiles of earlier episodes. What is not a number there does not show; in the
@@ -297,7 +304,7 @@ def test_tiles_of_earlier_episodes_are_not_even_looked_at():
     query, key, value, sink, context, _, cotangent = random_inputs(8, 10, 16)
     layout = jnp.asarray(np.repeat([1, 2, 3], [6, 6, 14])[None].repeat(BATCH, 0))
     context = context._replace(episodes=layout[:, :16])
-    run = output_and_gradients(attend_block, True)
+    run = output_and_gradients(attend, True)
 
     def poisoned(upto):
         slots = (Slots(s.data.at[:, :, :upto].set(jnp.nan)) for s in (context.keys, context.values))

@@ -1,0 +1,408 @@
+// Attention of a block of steps on CPU: what `attention.attend_block` defines, compiled by `native.py` for one width of a
+// head, HEAD_WIDTH, a power of two.
+//
+// XLA writes a tile of scores to memory after the product that gives them, and goes through it again for the maximum, the
+// exponential and the sum. Where heads are narrow that takes longer than the products. Here the scores of one vector of
+// queries (forward) or keys (backward) against 8 keys (queries) stay in registers from one product to the next.
+// Vectors are GCC's and Clang's extension, as wide as the machine's: nothing is written for one instruction set.
+// Exponentials are powers of two, so log2(e) goes into one factor of each score.
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <condition_variable>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "xla/ffi/api/ffi.h"
+
+namespace {
+
+namespace ffi = xla::ffi;
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#elif defined(__AVX__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+constexpr int kGroup = 8;  // keys (forward) or queries (backward) whose scores are in registers together
+constexpr int D = HEAD_WIDTH;
+constexpr float kMasked = -1e30f, kLog2E = 1.44269504f, kLn2 = 0.693147181f;
+
+typedef float Vec __attribute__((vector_size(4 * kLanes)));
+typedef int32_t Int __attribute__((vector_size(4 * kLanes)));
+
+inline Vec All(float x) { return Vec{} + x; }
+inline Vec Max(Vec a, Vec b) { return a > b ? a : b; }
+
+// 2^x for x from -126, which stands for all below it, to 127: relative error 2e-7. 2^round(x) times a polynomial.
+inline Vec Exp2(Vec x) {
+  const Vec shift = All(12582912.0f);  // 1.5 * 2^23: what is added to it is rounded to a whole number, its lowest bits
+  x = Max(x, All(-126.0f));
+  const Vec shifted = x + shift, f = x - (shifted - shift);
+  Vec p = f * 1.33335581e-3f + 9.61812911e-3f;
+  p = p * f + 5.55041087e-2f;
+  p = p * f + 2.40226507e-1f;
+  p = p * f + 6.93147181e-1f;
+  p = p * f + 1.0f;
+  return (Vec)((Int)p + ((Int)shifted << 23));
+}
+
+// The keys [first, last) that a query sees, of the context or of the block. Neither falls from one query to the next.
+struct Range {
+  int first, last;
+};
+
+// One head's keys of the context or of the block. k, v: [count, D]; seen: a range per query.
+struct Keys {
+  const float *k, *v;
+  const Range* seen;
+  int count;
+};
+
+// The running softmax of kLanes queries, in powers of two. q: times log2(e).
+struct Running {
+  Vec q[D], out[D], top, total;
+  Int first, last;
+
+  // kGroup keys from the j-th on; kMask: not all of them are seen by all of the queries.
+  template <bool kMask>
+  void Absorb(const float* __restrict k, const float* __restrict v, int j) {
+    Vec s[kGroup] = {};
+    for (int d = 0; d < D; ++d) {
+#pragma GCC unroll 8
+      for (int r = 0; r < kGroup; ++r) s[r] += q[d] * k[r * D + d];
+    }
+    if (kMask) {
+#pragma GCC unroll 8
+      for (int r = 0; r < kGroup; ++r) s[r] = (j + r >= first) & (j + r < last) ? s[r] : All(kMasked);
+    }
+    Vec m0 = Max(top, s[0]), m1 = s[1];
+#pragma GCC unroll 8
+    for (int r = 2; r < kGroup; r += 2) m0 = Max(m0, s[r]), m1 = Max(m1, s[r + 1]);
+    const Vec m = Max(m0, m1), decay = Exp2(top - m);
+    top = m;
+#pragma GCC unroll 8
+    for (int r = 0; r < kGroup; ++r) {
+      s[r] = Exp2(s[r] - m);
+      if (kMask) s[r] = (j + r >= first) & (j + r < last) ? s[r] : Vec{};
+    }
+    Vec t0 = s[0], t1 = s[1];
+#pragma GCC unroll 8
+    for (int r = 2; r < kGroup; r += 2) t0 += s[r], t1 += s[r + 1];
+    total = total * decay + (t0 + t1);
+    for (int d = 0; d < D; ++d) {
+      Vec a = out[d] * decay, b = Vec{};
+#pragma GCC unroll 8
+      for (int r = 0; r < kGroup; r += 2) a += s[r] * v[r * D + d], b += s[r + 1] * v[(r + 1) * D + d];
+      out[d] = a + b;
+    }
+  }
+
+  // All that any of the queries, whose ranges are `seen` [kLanes], sees.
+  void Absorb(const Keys& keys, const Range* seen) {
+    int begin = seen[0].first, end = seen[0].last, all_from = begin, all_to = end;
+    for (int l = 0; l < kLanes; ++l) {
+      first[l] = seen[l].first, last[l] = seen[l].last;
+      begin = std::min(begin, seen[l].first), end = std::max(end, seen[l].last);
+      all_from = std::max(all_from, seen[l].first), all_to = std::min(all_to, seen[l].last);
+    }
+    for (int j = begin; j < end; j += kGroup) {
+      const size_t at = (size_t)j * D;
+      if (j >= all_from && j + kGroup <= all_to) {
+        Absorb<false>(keys.k + at, keys.v + at, j);
+        continue;
+      }
+      float k[kGroup * D] = {}, v[kGroup * D] = {};  // there may be fewer
+      const size_t bytes = sizeof(float) * D * std::min(kGroup, keys.count - j);
+      std::memcpy(k, keys.k + at, bytes), std::memcpy(v, keys.v + at, bytes);
+      Absorb<true>(k, v, j);
+    }
+  }
+};
+
+// One head: q, out: [rows, D]; lse: [rows], natural; sink_k, sink_v: [D], or null.
+void Forward(const float* q, int rows, const Keys* keys, const float* sink_k, const float* sink_v, float* out,
+             float* lse) {
+  for (int i = 0; i < rows; i += kLanes) {
+    Running run;
+    Range seen[2][kLanes];
+    run.top = sink_k ? Vec{} : All(kMasked), run.total = sink_k ? All(1.0f) : Vec{};
+    for (int l = 0; l < kLanes; ++l) {
+      const int row = std::min(i + l, rows - 1);  // lanes that are left over do the last row's work again
+      for (int part = 0; part < 2; ++part) seen[part][l] = keys[part].seen[row];
+      for (int d = 0; d < D; ++d) run.q[d][l] = q[(size_t)row * D + d] * kLog2E;
+    }
+    for (int d = 0; d < D; ++d) {
+      run.out[d] = sink_k ? All(sink_v[d]) : Vec{};
+      if (sink_k) run.top += run.q[d] * sink_k[d];
+    }
+    for (int part = 0; part < 2; ++part) run.Absorb(keys[part], seen[part]);
+    for (int l = 0; l < std::min(kLanes, rows - i); ++l) {
+      for (int d = 0; d < D; ++d) out[(size_t)(i + l) * D + d] = run.out[d][l] / run.total[l];
+      lse[i + l] = run.top[l] * kLn2 + std::log(run.total[l]);
+    }
+  }
+}
+
+// One head's gradients, of q and for each query: q, d_out, d_q [rows, D]; lse, times log2(e), and Σ d_out·out [rows].
+struct Rows {
+  const float *q, *d_out, *lse, *delta;
+  float* d_q;
+  int count;
+};
+
+// What kLanes keys give to, and get from, one group of queries after the other. With weights w = exp(score - lse):
+// dv = wᵀ·do, ds = w·(do·vᵀ - do·o), dk = dsᵀ·q, dq = ds·k.
+struct Gradients {
+  Vec k[D], v[D], d_k[D], d_v[D];  // k: times log2(e)
+  float plain[kLanes * D];         // k as it is, a key after the other
+
+  // kMask: not all of the queries see all of the keys, the j-th and those after it. kBlock: keys get gradients.
+  template <bool kMask, bool kBlock>
+  void Absorb(const float* __restrict q, const float* __restrict d_out, const float* __restrict lse,
+              const float* __restrict delta, const Range* seen, int j, float* __restrict d_q) {
+    Vec w[kGroup], ds[kGroup];
+#pragma GCC unroll 8
+    for (int r = 0; r < kGroup; ++r) w[r] = All(-lse[r]), ds[r] = All(-delta[r]);
+    for (int d = 0; d < D; ++d) {
+#pragma GCC unroll 8
+      for (int r = 0; r < kGroup; ++r) w[r] += k[d] * q[r * D + d];
+    }
+    for (int d = 0; d < D; ++d) {
+#pragma GCC unroll 8
+      for (int r = 0; r < kGroup; ++r) ds[r] += v[d] * d_out[r * D + d];
+    }
+    float scores[kGroup][kLanes];
+#pragma GCC unroll 8
+    for (int r = 0; r < kGroup; ++r) {
+      w[r] = Exp2(w[r]);
+      if (kMask) {
+        Int key;
+        for (int l = 0; l < kLanes; ++l) key[l] = j + l;
+        w[r] = (key >= seen[r].first) & (key < seen[r].last) ? w[r] : Vec{};
+      }
+      ds[r] *= w[r];
+      std::memcpy(scores[r], &ds[r], sizeof(Vec));
+    }
+    if (kBlock) {
+      for (int d = 0; d < D; ++d) {
+        Vec a = d_v[d], b = d_k[d];
+#pragma GCC unroll 8
+        for (int r = 0; r < kGroup; ++r) a += w[r] * d_out[r * D + d], b += ds[r] * q[r * D + d];
+        d_v[d] = a, d_k[d] = b;
+      }
+    }
+    constexpr int kPart = D < kLanes ? D : kLanes;  // here the lanes are the numbers of a key
+    typedef float Part __attribute__((vector_size(4 * kPart)));
+    for (int d = 0; d < D; d += kPart) {
+      Part sum[kGroup];
+#pragma GCC unroll 8
+      for (int r = 0; r < kGroup; ++r) std::memcpy(&sum[r], d_q + r * D + d, sizeof(Part));
+      for (int l = 0; l < kLanes; ++l) {
+        Part key;
+        std::memcpy(&key, plain + l * D + d, sizeof(Part));
+#pragma GCC unroll 8
+        for (int r = 0; r < kGroup; ++r) sum[r] += key * scores[r][l];
+      }
+#pragma GCC unroll 8
+      for (int r = 0; r < kGroup; ++r) std::memcpy(d_q + r * D + d, &sum[r], sizeof(Part));
+    }
+  }
+
+  // The queries from the i-th on, as many of a group as there are.
+  template <bool kBlock>
+  void AbsorbMasked(const Rows& rows, const Range* seen, int i, int j) {
+    float q[kGroup * D] = {}, d_out[kGroup * D] = {}, d_q[kGroup * D] = {}, lse[kGroup] = {}, delta[kGroup] = {};
+    Range some[kGroup] = {};
+    const size_t at = (size_t)i * D, there = std::min(kGroup, rows.count - i), bytes = sizeof(float) * D * there;
+    std::memcpy(q, rows.q + at, bytes), std::memcpy(d_out, rows.d_out + at, bytes);
+    std::memcpy(d_q, rows.d_q + at, bytes);
+    std::copy_n(rows.lse + i, there, lse), std::copy_n(rows.delta + i, there, delta), std::copy_n(seen + i, there, some);
+    Absorb<true, kBlock>(q, d_out, lse, delta, some, j, d_q);
+    std::memcpy(rows.d_q + at, d_q, bytes);
+  }
+};
+
+// Adds to rows.d_q what `keys` give. kBlock: and sets d_k, d_v [keys.count, D], which are 0, where any query sees a key.
+template <bool kBlock>
+void Backward(const Rows& rows, const Keys& keys, float* d_k, float* d_v) {
+  const Range *seen = keys.seen, *end = seen + rows.count;
+  if (seen == end) return;
+  for (int j = seen->first; j < keys.count; j += kLanes) {  // nobody sees anything before
+    const auto until = [=](auto before) { return int(std::partition_point(seen, end, before) - seen); };
+    const int begin = until([=](Range r) { return r.last <= j; });  // queries [begin, stop) see some of these keys
+    const int stop = until([=](Range r) { return r.first < j + kLanes; });
+    const int all_from = until([=](Range r) { return r.last < j + kLanes; });  // [all_from, all_to): all of them
+    const int all_to = until([=](Range r) { return r.first <= j; });
+    if (begin >= stop) continue;
+    Gradients keep = {};
+    const int there = std::min(kLanes, keys.count - j);
+    for (int l = 0; l < there; ++l) {
+      for (int d = 0; d < D; ++d) {
+        const size_t at = (size_t)(j + l) * D + d;
+        keep.plain[l * D + d] = keys.k[at];
+        keep.k[d][l] = keys.k[at] * kLog2E, keep.v[d][l] = keys.v[at];
+      }
+    }
+    for (int i = begin; i < stop; i += kGroup) {
+      const size_t at = (size_t)i * D;
+      if (i >= all_from && i + kGroup <= all_to) {
+        keep.Absorb<false, kBlock>(rows.q + at, rows.d_out + at, rows.lse + i, rows.delta + i, seen + i, j,
+                                   rows.d_q + at);
+      } else {
+        keep.AbsorbMasked<kBlock>(rows, seen, i, j);
+      }
+    }
+    for (int l = 0; kBlock && l < there; ++l) {
+      for (int d = 0; d < D; ++d) {
+        const size_t at = (size_t)(j + l) * D + d;
+        d_k[at] = keep.d_k[d][l], d_v[at] = keep.d_v[d][l];
+      }
+    }
+  }
+}
+
+// Runs work(0) … work(count - 1) on this thread and on those of the pool that are free. It never waits for work that
+// nobody has begun, so it may be called from a thread of that pool.
+template <typename F>
+void Share(ffi::ThreadPool& pool, int count, const F& work) {
+  struct State {
+    std::atomic<int> next{0}, done{0};
+    std::mutex mutex;
+    std::condition_variable all_done;
+  };
+  const auto state = std::make_shared<State>();
+  const F* body = &work;  // there until all is done; a helper that comes later finds nothing to do
+  const auto run = [state, count, body] {
+    for (int i; (i = state->next.fetch_add(1)) < count;) {
+      (*body)(i);
+      if (state->done.fetch_add(1) + 1 < count) continue;
+      std::lock_guard<std::mutex> lock(state->mutex);
+      state->all_done.notify_all();
+    }
+  };
+  for (int helper = 1; helper < std::min<int64_t>(count, pool.num_threads()); ++helper) {
+    auto copy = run;
+    pool.Schedule(std::move(copy));
+  }
+  run();
+  std::unique_lock<std::mutex> lock(state->mutex);
+  state->all_done.wait(lock, [&] { return state->done.load() == count; });
+}
+
+using Numbers = ffi::Buffer<ffi::F32, 4>;    // [B, H, Q, K or S, D]
+using PerQuery = ffi::Buffer<ffi::F32, 3>;   // [B, H, Q]
+using PerHead = ffi::Buffer<ffi::F32, 2>;    // [H, D]
+using Episodes = ffi::Buffer<ffi::S32, 2>;   // [B, K or S]
+using Bounds = ffi::Buffer<ffi::S32, 1>;     // filled slots of the context, the step of the first query, queries that matter
+
+// What both passes are given, as `_inputs` in native.py.
+struct Inputs {
+  bool has_sink, within_episode;
+  Numbers q, k, v;
+  PerHead sink_k, sink_v;
+  Episodes episodes;
+  Numbers context_k, context_v;
+  Episodes context_episodes;
+  Bounds bounds;
+
+  int batch() const { return q.dimensions()[0]; }
+  int heads() const { return q.dimensions()[1]; }
+  int rows() const { return q.dimensions()[2]; }
+  int steps() const { return k.dimensions()[2]; }
+  int slots() const { return context_k.dimensions()[2]; }
+  int filled() const { return std::clamp(bounds.typed_data()[0], 0, slots()); }
+  int start() const { return std::clamp(bounds.typed_data()[1], 0, steps() - rows()); }
+  int used() const { return std::clamp(bounds.typed_data()[2], 0, rows()); }
+
+  // What every query sees: [B, 2, used], of the context and of the block. Episodes ascend, so one's own are together.
+  std::vector<Range> Seen() const {
+    std::vector<Range> seen((size_t)batch() * 2 * used());
+    for (int b = 0; b < batch(); ++b) {
+      const int32_t* own = episodes.typed_data() + (size_t)b * steps();
+      const int32_t* before = context_episodes.typed_data() + (size_t)b * slots();
+      Range *context = seen.data() + (size_t)b * 2 * used(), *block = context + used();
+      for (int i = 0; i < used(); ++i) {
+        const int step = start() + i;
+        context[i] = {0, filled()}, block[i] = {0, step + 1};
+        if (!within_episode) continue;
+        context[i].first = std::lower_bound(before, before + filled(), own[step]) - before;
+        block[i].first = std::lower_bound(own, own + step, own[step]) - own;
+      }
+    }
+    return seen;
+  }
+
+  // keys: [2], of the context and of the block, for one head of one environment.
+  void KeysOf(int item, const std::vector<Range>& seen, Keys* keys) const {
+    const Range* context = seen.data() + (size_t)(item / heads()) * 2 * used();
+    const size_t at = (size_t)item * slots() * D, own = (size_t)item * steps() * D;
+    keys[0] = {context_k.typed_data() + at, context_v.typed_data() + at, context, filled()};
+    keys[1] = {k.typed_data() + own, v.typed_data() + own, context + used(), steps()};
+  }
+};
+
+ffi::Error ForwardAll(ffi::ThreadPool pool, bool has_sink, bool within_episode, Numbers q, Numbers k, Numbers v,
+                      PerHead sink_k, PerHead sink_v, Episodes episodes, Numbers context_k, Numbers context_v,
+                      Episodes context_episodes, Bounds bounds, ffi::Result<Numbers> out, ffi::Result<PerQuery> lse) {
+  const Inputs x{has_sink, within_episode, q,         k,         v,                sink_k,
+                 sink_v,   episodes,       context_k, context_v, context_episodes, bounds};
+  const std::vector<Range> seen = x.Seen();
+  Share(pool, x.batch() * x.heads(), [&](int item) {
+    Keys keys[2];
+    x.KeysOf(item, seen, keys);
+    const size_t at = (size_t)item * x.rows(), head = (size_t)(item % x.heads()) * D;
+    const float* sink = has_sink ? sink_k.typed_data() + head : nullptr;
+    float *out_of = out->typed_data() + at * D, *lse_of = lse->typed_data() + at;
+    Forward(q.typed_data() + at * D, x.used(), keys, sink, sink_v.typed_data() + head, out_of, lse_of);
+    std::fill(out_of + (size_t)x.used() * D, out_of + (size_t)x.rows() * D, 0.0f);
+    std::fill(lse_of + x.used(), lse_of + x.rows(), -kMasked);  // nothing has any weight there
+  });
+  return ffi::Error::Success();
+}
+
+ffi::Error BackwardAll(ffi::ThreadPool pool, bool has_sink, bool within_episode, Numbers q, Numbers k, Numbers v,
+                       PerHead sink_k, PerHead sink_v, Episodes episodes, Numbers context_k, Numbers context_v,
+                       Episodes context_episodes, Bounds bounds, PerQuery lse, PerQuery delta, Numbers d_out,
+                       ffi::Result<Numbers> d_q, ffi::Result<Numbers> d_k, ffi::Result<Numbers> d_v) {
+  const Inputs x{has_sink, within_episode, q,         k,         v,                sink_k,
+                 sink_v,   episodes,       context_k, context_v, context_episodes, bounds};
+  const std::vector<Range> seen = x.Seen();
+  Share(pool, x.batch() * x.heads(), [&](int item) {
+    Keys keys[2];
+    x.KeysOf(item, seen, keys);
+    const size_t at = (size_t)item * x.rows(), own = (size_t)item * x.steps() * D;
+    float *d_q_of = d_q->typed_data() + at * D, *d_k_of = d_k->typed_data() + own, *d_v_of = d_v->typed_data() + own;
+    std::fill_n(d_q_of, (size_t)x.rows() * D, 0.0f);
+    std::fill_n(d_k_of, (size_t)x.steps() * D, 0.0f), std::fill_n(d_v_of, (size_t)x.steps() * D, 0.0f);
+    std::vector<float> scaled(lse.typed_data() + at, lse.typed_data() + at + x.used());
+    for (float& sum : scaled) sum *= kLog2E;
+    const Rows rows{q.typed_data() + at * D, d_out.typed_data() + at * D, scaled.data(), delta.typed_data() + at,
+                    d_q_of,                  x.used()};
+    Backward<false>(rows, keys[0], nullptr, nullptr);
+    Backward<true>(rows, keys[1], d_k_of, d_v_of);
+  });
+  return ffi::Error::Success();
+}
+
+#define INPUTS                                                           \
+  ffi::Ffi::Bind()                                                       \
+      .Ctx<ffi::ThreadPool>()                                            \
+      .Attr<bool>("has_sink")                                            \
+      .Attr<bool>("within_episode")                                      \
+      .Arg<Numbers>().Arg<Numbers>().Arg<Numbers>()                      \
+      .Arg<PerHead>().Arg<PerHead>().Arg<Episodes>()                     \
+      .Arg<Numbers>().Arg<Numbers>().Arg<Episodes>().Arg<Bounds>()
+
+}  // namespace
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(forward, ForwardAll, INPUTS.Ret<Numbers>().Ret<PerQuery>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(backward, BackwardAll,
+                              INPUTS.Arg<PerQuery>().Arg<PerQuery>().Arg<Numbers>()
+                                  .Ret<Numbers>().Ret<Numbers>().Ret<Numbers>());

@@ -1,0 +1,219 @@
+"""The compiled kernel, where there is a C++ compiler, and what happens where there is none. Its numbers are compared in
+test_attention.py too."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from relic_jax.models import native
+from relic_jax.models.attention import Context, Sink, attend_block, attend_reference
+from relic_jax.models.formats import Slots, encode
+from relic_jax.models.native import WIDTHS, native_block, native_fits
+from relic_jax.models.transformer import TransformerConfig, block_attention
+
+on_cpu = pytest.mark.skipif(jax.default_backend() != "cpu", reason="needs a CPU as jax's platform")
+compiled = pytest.mark.skipif(not native_fits(8), reason="needs a C++ compiler")
+
+
+def inputs(seed, *, batch=2, heads=3, rows=20, steps=20, slots=0, width=8, scale=1.0):
+    """(query, key, value, sink, context, episodes), the context filled."""
+    rng = np.random.default_rng(seed)
+
+    def normal(*shape):
+        return jnp.asarray(scale * rng.normal(size=shape), jnp.float32)
+
+    episodes = np.cumsum(rng.random((batch, slots + steps)) < 0.1, axis=1).astype(np.int32)
+    query, key, value = (normal(batch, heads, n, width) for n in (rows, steps, steps))
+    keys, values = (Slots(normal(batch, heads, slots, width)) for _ in range(2))
+    context = Context(keys, values, jnp.asarray(episodes[:, :slots]), jnp.int32(slots))
+    sink = Sink(normal(heads, width), normal(heads, width))
+    return query, key, value, sink, context, jnp.asarray(episodes[:, slots:])
+
+
+@functools.cache
+def with_gradients(attend, within_episode):
+    """jitted (query, key, value, sink, context, episodes, valid, start) → (output, gradients of Σ output²)."""
+
+    @jax.jit
+    def run(query, key, value, sink, context, episodes, valid, start):
+        def loss(*arguments):
+            options = {"within_episode": within_episode, "valid": valid, "start": start}
+            out = attend(*arguments[:3], episodes, context, arguments[3], **options)
+            return jnp.sum(out**2), out
+
+        return jax.grad(loss, argnums=(0, 1, 2, 3), has_aux=True)(query, key, value, sink)
+
+    return run
+
+
+def assert_same(actual, expected, tolerance=1e-5):
+    for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, e, rtol=0, atol=tolerance * max(1.0, float(jnp.abs(e).max())))
+
+
+@compiled
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("within_episode", [True, False])
+def test_every_width_of_a_head(width, within_episode):
+    """Rows 50 to 62 of 70, of which the first 10 matter, after 37 slots: no length is a whole number of vectors."""
+    arguments = (*inputs(width, rows=13, steps=70, slots=37, width=width), jnp.int32(60), jnp.int32(50))
+    results = [with_gradients(attend, within_episode)(*arguments) for attend in (native_block, attend_reference)]
+    assert_same(*results)
+    assert "relic_attention_forward" in str(jax.make_jaxpr(with_gradients(native_block, within_episode))(*arguments))
+
+
+@compiled
+@settings(max_examples=100, deadline=None)
+@given(
+    seed=st.integers(0, 2**31 - 1),
+    filled=st.integers(0, 37),
+    start=st.integers(0, 20),
+    valid=st.integers(0, 40),
+    scale=st.sampled_from([0.1, 1.0, 3.0]),
+    within_episode=st.booleans(),
+    has_sink=st.booleans(),
+)
+def test_any_layout(seed, filled, start, valid, scale, within_episode, has_sink):
+    """Scores of scale 3 reach ±50, so float32 rounds them, and the weights, by 50·2⁻²⁴ and gradients sum up to 9·3."""
+    query, key, value, sink, context, episodes = inputs(seed, rows=20, steps=40, slots=37, scale=scale)
+    context = context._replace(length=jnp.int32(filled))
+    arguments = query, key, value, sink if has_sink else None, context, episodes, jnp.int32(valid), jnp.int32(start)
+    assert_same(*(with_gradients(x, within_episode)(*arguments) for x in (native_block, attend_reference)), 5e-5)
+
+
+@compiled
+def test_scores_far_apart():
+    """Scores of 1,000 beside others: nothing overflows, and what is far below the largest has no weight."""
+    query, key, value, sink, context, episodes = inputs(0, slots=37)
+    arguments = query, key.at[:, :, 3].mul(300.0), value, sink, context, episodes, jnp.int32(20), jnp.int32(0)
+    results = [with_gradients(x, False)(*arguments) for x in (native_block, attend_block)]
+    assert all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(results))
+    # ds = w·(do·v − do·out) is 0 but for rounding, 2⁻²⁴ of numbers up to 10; times a key of up to 1,000
+    assert_same(*results, 1e-3)
+
+
+@compiled
+def test_the_same_result_every_time():
+    """However many threads share the heads, each head's sums are in one order."""
+    arguments = (*inputs(0, batch=8, heads=8, rows=64, steps=64, slots=100), jnp.int32(64), jnp.int32(0))
+    run = with_gradients(native_block, False)
+    first = [np.asarray(x).tobytes() for x in jax.tree.leaves(run(*arguments))]
+    for _ in range(20):
+        assert [np.asarray(x).tobytes() for x in jax.tree.leaves(run(*arguments))] == first
+
+
+@compiled
+def test_mapped_over_an_axis():
+    several = jax.tree.map(lambda *x: jnp.stack(x), *(inputs(seed, slots=5) for seed in range(3)))
+
+    def run(attend, query, key, value, sink, context, episodes):
+        return attend(query, key, value, episodes, context, sink, within_episode=True)
+
+    found, expected = (jax.vmap(functools.partial(run, x))(*several) for x in (native_block, attend_reference))
+    assert_same(found, expected)
+
+
+@compiled
+def test_on_several_devices_at_once():
+    """Each device's thread shares its heads with the others' in one pool."""
+    mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:2]), ("device",))
+    query, key, value, sink, context, episodes = inputs(1, batch=8, heads=8, rows=64, steps=64, slots=50)
+
+    def run(query, key, value, keys, values, context_episodes, episodes):
+        filled = Context(Slots(keys), Slots(values), context_episodes, jnp.int32(50))
+        return native_block(query, key, value, episodes, filled, sink, within_episode=True)
+
+    spread = jax.sharding.PartitionSpec("device")
+    mapped = jax.jit(jax.shard_map(run, mesh=mesh, in_specs=spread, out_specs=spread, check_vma=False))
+    arguments = query, key, value, context.keys.data, context.values.data, context.episodes, episodes
+    expected = attend_reference(query, key, value, episodes, context, sink, within_episode=True)
+    for _ in range(5):
+        assert_same(mapped(*arguments), expected)
+
+
+@compiled
+def test_memory_grows_with_queries_only():
+    """Against 65,536 slots XLA is asked for what the results need, and nothing of the size of the scores."""
+    abstract = jax.eval_shape(lambda: inputs(0, batch=1, heads=8, rows=256, steps=256, slots=65536))
+    run = with_gradients(native_block, False).lower(*abstract, *(jax.ShapeDtypeStruct((), jnp.int32),) * 2).compile()
+    rows = 256 * 8 * 8 * 4  # bytes of the queries
+    assert run.memory_analysis().temp_size_in_bytes < 20 * rows
+
+
+@on_cpu
+def test_what_does_not_fit_is_computed_by_xla():
+    def text(arguments):
+        query, key, value, sink, context, episodes = arguments
+        attend = functools.partial(native_block, within_episode=False)
+        return str(jax.make_jaxpr(attend)(query, key, value, episodes, context, sink))
+
+    query, key, value, sink, context, episodes = whole = inputs(0, slots=5)
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16) if x.dtype == jnp.float32 else x, whole)
+    small = context._replace(keys=encode(context.keys.data, "int8"), values=encode(context.values.data, "int8"))
+    assert "ffi_call" not in text(half)
+    assert "ffi_call" not in text((query, key, value, sink, small, episodes))
+    assert "ffi_call" not in text(inputs(0, width=6))
+    assert ("ffi_call" in text(whole)) == native_fits(8)
+
+
+@on_cpu
+def test_which_attention_a_platform_gets():
+    for name, attend in (("auto", native_block), ("native", native_block), ("blocked", attend_block)):
+        assert block_attention(TransformerConfig(attention=name)) is attend
+    assert block_attention(TransformerConfig(attention="reference")) is attend_reference
+    assert block_attention(TransformerConfig(attention="flash", dtype="bfloat16")) is attend_block
+
+
+@pytest.fixture
+def anew(monkeypatch, tmp_path):
+    """An empty cache folder, no memory of what was compiled before, and a compiler that is in no hurry to optimise."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(native, "_FLAGS", ("-std=c++17", "-O0", "-march=native", "-w"))
+    native._registered.cache_clear()
+    yield tmp_path / "relic-jax"
+    native._registered.cache_clear()
+
+
+@on_cpu
+@pytest.mark.parametrize("compiler", ["none", "broken", "no folder"])
+def test_without_a_compiler_xla_computes_the_same(compiler, anew, monkeypatch, tmp_path):
+    if compiler == "none":
+        monkeypatch.delenv("CXX", raising=False)
+        monkeypatch.setenv("PATH", str(tmp_path))
+    elif compiler == "broken":
+        broken = tmp_path / "c++"
+        broken.write_text("#!/bin/sh\nexit 1\n")
+        broken.chmod(0o755)
+        monkeypatch.setenv("CXX", str(broken))
+    else:
+        anew.write_text("a file where the folder should be")
+    query, key, value, sink, context, episodes = inputs(0, slots=5)
+    attends = native_block, attend_block
+    np.testing.assert_array_equal(
+        *(x(query, key, value, episodes, context, sink, within_episode=False) for x in attends)
+    )
+    assert not native_fits(8)
+    assert not anew.is_dir() or not any(anew.iterdir())
+
+
+@compiled
+def test_it_is_compiled_once(anew):
+    library = native._library(4)
+    written = library.stat().st_mtime_ns
+    assert native._library(4) == library
+    assert library.stat().st_mtime_ns == written
+    assert list(anew.iterdir()) == [library]  # and nothing else is left there
+
+
+@compiled
+def test_another_processor_gets_its_own(anew, monkeypatch):
+    """A home folder may be shared by machines: what one can run, another may not."""
+    first = native._library(4)
+    monkeypatch.setattr(native, "_FLAGS", tuple(x for x in native._FLAGS if x != "-march=native"))
+    assert native._library(4) != first
+    assert len(list(anew.iterdir())) == 2
