@@ -36,6 +36,8 @@ def main() -> None:
     """Entry point."""
     command = tyro.cli(Command, prog="python -m experiments.benchmark")
     earlier = read(command.compare) if command.compare else {}
+    if command.out:
+        command.out.parent.mkdir(parents=True, exist_ok=True)
     offer_cores()  # as a training run does
     machine = measure_machine()
     print(
@@ -43,13 +45,13 @@ def main() -> None:
         f"float32 products {machine.matrix_rate / 1e9:.0f} Gflop/s{' per core' if machine.platform == 'cpu' else ''}"
         f"{', attention compiled' if machine.native else ''}"
     )
-    found = []
+    found: list[dict[str, Any]] = []
     for suite in SUITES if "all" in command.suites else command.suites:
         for case in importlib.import_module(f"experiments.benchmark.{suite}").cases(machine):
             found.append(case)
             print(line(case, earlier.get(case["name"])), flush=True)
-    if command.out:
-        write_atomically(command.out, json.dumps(document(machine, found), indent=1) + "\n")
+            if command.out:  # after every case: some take minutes
+                write_atomically(command.out, json.dumps(document(machine, found), indent=1) + "\n")
 
 
 def line(case: dict[str, Any], before: dict[str, Any] | None) -> str:

@@ -1,0 +1,28 @@
+import json
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from experiments.benchmark import __main__ as benchmark
+from experiments.benchmark.measure import Machine
+
+MACHINE = Machine("cpu", "cpu", 2, "0", "3", native=True, copy_bandwidth=1e9, matrix_rate=1e9)
+
+
+def test_what_was_measured_before_a_failure_is_kept(tmp_path, monkeypatch, capsys):
+    """The folder need not be there; cases that are measured are in the file when a later one fails."""
+
+    def cases(machine):
+        yield {"name": "one", "rate": 2.0, "unit": "steps/s"}
+        raise RuntimeError("no more")
+
+    out = tmp_path / "not" / "there" / "numbers.json"
+    monkeypatch.setattr(benchmark, "measure_machine", lambda: MACHINE)
+    monkeypatch.setattr(benchmark.importlib, "import_module", lambda _: SimpleNamespace(cases=cases))
+    monkeypatch.setattr(sys, "argv", ["benchmark", "act", "--out", str(out)])
+    with pytest.raises(RuntimeError, match="no more"):
+        benchmark.main()
+    assert [case["rate"] for case in json.loads(out.read_text())["cases"]] == [2.0]
+    assert list(benchmark.read(out)) == ["one"]
+    assert "attention compiled" in capsys.readouterr().out
