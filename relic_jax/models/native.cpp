@@ -38,7 +38,7 @@ typedef float Vec __attribute__((vector_size(4 * kLanes)));
 typedef int32_t Int __attribute__((vector_size(4 * kLanes)));
 
 inline Vec All(float x) { return Vec{} + x; }
-inline Vec Max(Vec a, Vec b) { return a > b ? a : b; }
+inline Vec Max(Vec a, Vec b) { return a < b ? b : a; }  // a, where that is not a number
 
 // 2^x for x from -126, which stands for all below it, to 127: relative error 2e-7. 2^round(x) times a polynomial.
 inline Vec Exp2(Vec x) {

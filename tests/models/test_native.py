@@ -98,6 +98,22 @@ def test_scores_far_apart():
 
 
 @compiled
+@pytest.mark.parametrize(("spoiled", "rows"), [(0, [4]), (1, range(4, 20)), (2, range(4, 20))])
+def test_what_is_not_a_number_is_seen(spoiled, rows):
+    """A query, key or value that is NaN reaches all outputs that depend on it, so a run that diverges is noticed."""
+    query, key, value, sink, context, episodes = inputs(0, slots=37)
+    arguments = [query, key, value]
+    arguments[spoiled] = arguments[spoiled].at[0, 1, 4, 3].set(jnp.nan)
+    run = with_gradients(native_block, False)
+    gradients, out = run(*arguments, sink, context, episodes, jnp.int32(20), jnp.int32(0))
+    reached = np.isnan(out).any(-1)
+    assert reached[0, 1, rows].all()
+    assert reached.sum() == len(rows) or spoiled == 2  # where it is masked, its weight is 0 times NaN
+    assert all(bool(jnp.isnan(x[0, 1]).any()) for x in gradients[:3])
+    assert not any(bool(jnp.isnan(x[1]).any()) for x in gradients[:3])
+
+
+@compiled
 def test_the_same_result_every_time():
     """However many threads share the heads, each head's sums are in one order."""
     arguments = (*inputs(0, batch=8, heads=8, rows=64, steps=64, slots=100), jnp.int32(64), jnp.int32(0))
