@@ -70,6 +70,8 @@ def line(case: dict[str, Any], before: dict[str, Any] | None) -> str:
         parts.append(f"{case['floor_fraction']:.2f} of the floor ({case['floor']})")
     if "temporary_bytes" in case:
         parts.append(f"{case['temporary_bytes'] / 2**20:.0f} MiB temporary")
+    if "compile_seconds" in case:
+        parts.append(f"compiled in {case['compile_seconds']:.1f} s")
     if case.get("of_peer"):
         parts.append(f"{case['of_peer']:.1f}× {case.get('peer', 'the real package')}")
     if "of_original" in case:

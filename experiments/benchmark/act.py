@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments.benchmark.measure import Machine, timed
+from experiments.benchmark.measure import Machine, program, timed
 from experiments.benchmark.models import MODEL, act_bytes, benchmark_setup, state_with_context
 from relic_jax.models.memory import Memory
 from relic_jax.models.transformer import TransformerConfig
@@ -41,7 +41,7 @@ def case(machine: Machine, cfg: TransformerConfig, *, batch: int, context: int) 
     setup = benchmark_setup(batch, context + STEPS // 2, STEPS, cfg)
     state = state_with_context(setup, context - STEPS // 2)
     memory: Any = setup.policy.for_acting(state.memory)
-    run = jax.jit(functools.partial(act_steps, setup), donate_argnums=1)
+    run = program(jax.jit(functools.partial(act_steps, setup), donate_argnums=1), state.params, memory)
     start = memory.length
 
     def call() -> jax.Array:
@@ -59,6 +59,7 @@ def case(machine: Machine, cfg: TransformerConfig, *, batch: int, context: int) 
         "milliseconds": 1e3 * seconds,
         "floor_fraction": needed / seconds / machine.copy_bandwidth,
         "floor": f"{needed / 1e6:.0f} MB a step at the measured copy bandwidth",
+        **run.cost,
     }
 
 

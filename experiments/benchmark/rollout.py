@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from experiments.benchmark.measure import Machine, timed
+from experiments.benchmark.measure import Machine, program, timed
 from experiments.benchmark.models import benchmark_setup, state_with_context
 from experiments.presets import TINY
 from relic_jax.rl.rollout import Collected, collect
@@ -28,7 +28,7 @@ def case(environments: int) -> dict[str, Any]:
     """One measurement."""
     setup = benchmark_setup(environments, 4096, SEGMENT, TINY)
     state = state_with_context(setup, 2048)
-    whole, alone = jax.jit(functools.partial(act, setup)), jax.jit(functools.partial(step, setup))
+    whole, alone = (program(jax.jit(functools.partial(run, setup)), state) for run in (act, step))
     timing, environment = timed(lambda: whole(state)), timed(lambda: alone(state))
     return {
         "name": f"rollout/darkroom/environments{environments}/context2048",
@@ -36,6 +36,7 @@ def case(environments: int) -> dict[str, Any]:
         "unit": "environment steps/s",
         "environment_alone": environments * SEGMENT / environment.wall,
         "share_of_policy": 1 - environment.cpu / timing.cpu,
+        **whole.cost,
     }
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from envs.registry import make
 from experiments import presets
-from experiments.benchmark.measure import Machine, Timing, timed
+from experiments.benchmark.measure import Machine, Timing, program, timed
 from relic_jax.config import TrainConfig
 from relic_jax.rl import update
 from relic_jax.rl.parallel import initial_state, parallel
@@ -42,7 +42,8 @@ def case(name: str, config: TrainConfig, original: float | None = None) -> dict[
     """One trial, after one that warms up; then its parts in the middle of a trial, each compiled by itself."""
     setup = prepare(config, make(config.env))
     trial = setup.config.trial
-    whole, state = parallel(setup, update.trial_step), initial_state(setup)
+    state = initial_state(setup)
+    whole = program(parallel(setup, update.trial_step), state)
 
     def one_trial() -> Any:
         nonlocal state
@@ -57,6 +58,7 @@ def case(name: str, config: TrainConfig, original: float | None = None) -> dict[
         "unit": "environment steps/s",
         "seconds_per_trial": timing.wall,
         "devices": setup.config.devices,
+        **whole.cost,
         "share": shares(setup),
     }
     return result | ({} if original is None else {"of_original": steps / timing.wall / original})

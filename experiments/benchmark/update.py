@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments.benchmark.measure import Machine, against_arithmetic, on_every_device, timed
+from experiments.benchmark.measure import Machine, Program, against_arithmetic, on_every_device, timed
 from experiments.benchmark.models import MODEL, benchmark_setup, state_with_context, update_flops
 from relic_jax.models.memory import Memory
 from relic_jax.models.transformer import TransformerConfig
@@ -34,7 +34,7 @@ def cases(machine: Machine) -> Iterator[dict[str, Any]]:
             yield case(machine, model, batch=4, context=context)
     yield {
         "name": "update/batch1/context65536",
-        "temporary_bytes": compile_update(*arguments(MODEL, 1, 65536)).memory_analysis().temp_size_in_bytes,
+        **compile_update(*arguments(MODEL, 1, 65536)).cost,
     }
 
 
@@ -61,7 +61,7 @@ def arguments(cfg: TransformerConfig, batch: int, context: int) -> tuple[Setup, 
     return setup, state.replace(memory=state.memory.replace(length=jnp.asarray(context + SEGMENT))), before
 
 
-def compile_update(setup: Setup, state: TrainState, before: Memory) -> Any:
+def compile_update(setup: Setup, state: TrainState, before: Memory) -> Program:
     """One epoch over all environments in one minibatch, on every device."""
     return on_every_device(functools.partial(run, setup), state, before)
 
