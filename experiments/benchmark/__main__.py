@@ -38,6 +38,7 @@ def main() -> None:
     earlier = read(command.compare) if command.compare else {}
     if command.out:
         command.out.parent.mkdir(parents=True, exist_ok=True)
+    origin = where_from()
     offer_cores()  # as a training run does
     machine = measure_machine()
     print(
@@ -51,7 +52,7 @@ def main() -> None:
             found.append(case)
             print(line(case, earlier.get(case["name"])), flush=True)
             if command.out:  # after every case: some take minutes
-                write_atomically(command.out, json.dumps(document(machine, found), indent=1) + "\n")
+                write_atomically(command.out, json.dumps(document(origin, machine, found), indent=1) + "\n")
 
 
 def line(case: dict[str, Any], before: dict[str, Any] | None) -> str:
@@ -85,11 +86,15 @@ def line(case: dict[str, Any], before: dict[str, Any] | None) -> str:
     return " · ".join(parts)
 
 
-def document(machine: Machine, cases: list[dict[str, Any]]) -> dict[str, Any]:
-    """What is written: numbers and where they come from."""
+def where_from() -> dict[str, str | None]:
+    """The command and the commit, as they are when it begins."""
     git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     command = " ".join(["python -m experiments.benchmark", *sys.argv[1:]])
-    origin = {"command": command, "commit": git.stdout.strip() or None}
+    return {"command": command, "commit": git.stdout.strip() or None}
+
+
+def document(origin: dict[str, str | None], machine: Machine, cases: list[dict[str, Any]]) -> dict[str, Any]:
+    """What is written: numbers and where they come from."""
     return {**origin, "machine": dataclasses.asdict(machine), "cases": cases}
 
 

@@ -21,7 +21,7 @@ from relic_jax.rl.state import Setup, TrainState
 from relic_jax.rl.train import prepare
 
 ORIGINAL = 191
-"""Environment steps/s of the original on two quiet cores of the kind that the committed results come from: one trial of
+"""Environment steps/s of the original on two quiet cores, whose float32 products run at 227 Gflop/s each: one trial of
 8 × 4096 steps with its 16 updates in 172 s."""
 
 

@@ -4,7 +4,7 @@
 softmax with the others, so its gradients are exact: merging it in afterwards would take the gradient into a
 log-sum-exp, which jax (0.10.2) drops. A context follows the block's own keys and is cut off after its filled slots.
 
-`attention.attend_block` is the definition, and what runs elsewhere.
+`attention.attend_reference` is the definition; `transformer.block_attention` says what runs elsewhere.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 // head, HEAD_WIDTH, a power of two.
 //
 // XLA writes a tile of scores to memory after the product that gives them, and goes through it again for the maximum, the
-// exponential and the sum. Where heads are narrow that takes longer than the products. Here the scores of one vector of
-// queries (forward) or keys (backward) against 8 keys (queries) stay in registers from one product to the next.
+// exponential and the sum. Here the scores of one vector of queries (forward) or keys (backward) against 8 keys (queries)
+// stay in registers from one product to the next.
 // Vectors are GCC's and Clang's extension, as wide as the machine's: nothing is written for one instruction set.
 // Exponentials are powers of two, so log2(e) goes into one factor of each score.
 
@@ -296,11 +296,11 @@ void Share(ffi::ThreadPool& pool, int count, const F& work) {
   state->all_done.wait(lock, [&] { return state->done.load() == count; });
 }
 
-using Numbers = ffi::Buffer<ffi::F32, 4>;    // [B, H, Q, K or S, D]
-using PerQuery = ffi::Buffer<ffi::F32, 3>;   // [B, H, Q]
-using PerHead = ffi::Buffer<ffi::F32, 2>;    // [H, D]
-using Episodes = ffi::Buffer<ffi::S32, 2>;   // [B, K or S]
-using Bounds = ffi::Buffer<ffi::S32, 1>;     // filled slots of the context, the step of the first query, queries that matter
+using Numbers = ffi::Buffer<ffi::F32, 4>;   // [B, H, Q or K or S, D]: of queries, the block's keys, the context's slots
+using PerQuery = ffi::Buffer<ffi::F32, 3>;  // [B, H, Q]
+using PerHead = ffi::Buffer<ffi::F32, 2>;   // [H, D]
+using Episodes = ffi::Buffer<ffi::S32, 2>;  // [B, K or S]
+using Bounds = ffi::Buffer<ffi::S32, 1>;    // [3]: slots that are filled, the first query's step, queries that matter
 
 // What both passes are given, as `_inputs` in native.py.
 struct Inputs {

@@ -94,8 +94,8 @@ def native_block(
 ) -> jax.Array:
     """As `attend_block`, arguments and result, and that itself where the kernel does not fit.
 
-    The kernel takes float32 queries and a context that is stored in float32. Only keys of the running episode are read
-    where attention stays within it.
+    The kernel takes float32 queries and a context that is stored in float32. Where attention stays within the episode,
+    keys that no query of a vector of them sees are skipped.
     """
     heads, rows, width = query.shape[1:]
     float32 = all(x.dtype == jnp.float32 for x in (query, context.keys.data, context.values.data))
@@ -127,6 +127,8 @@ def _like(x: jax.Array, axes: int | None = None) -> jax.ShapeDtypeStruct:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _attend(has_sink: bool, within_episode: bool, q, k, v, sink: Sink, episodes, context: Context, bounds) -> jax.Array:
+    """q: [B, H, Q, D], scaled; k, v: [B, H, K, D]; sink: [H, D] each; episodes: int32 [B, K]; bounds: int32 [3], slots
+    of the context that are filled, the step of the first query, queries that matter. The others' outputs are 0."""
     return _attend_fwd(has_sink, within_episode, q, k, v, sink, episodes, context, bounds)[0]
 
 
