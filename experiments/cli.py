@@ -8,23 +8,19 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 import tyro
 
 from envs import registry
-from envs.base import Environment
 from experiments import habitat_dataset, import_llamarl, play, presets, run
+from experiments.training import evaluate, train_main
 from relic_jax.bridge.pool import PoolError
-from relic_jax.config import ConfigError, EvalConfig, TrainConfig, to_json
-from relic_jax.evaluate import Curves
+from relic_jax.config import ConfigError, EvalConfig, to_json
 from relic_jax.export import Dtype, ExportFormat, VerificationError, export_policy
 from relic_jax.loading import LoadedPolicy
 from relic_jax.plotting import plot_curves
-from relic_jax.rl.memory import context_line
-from relic_jax.rl.parallel import offer_cores
-from relic_jax.rl.train import NonFiniteError, Result, prepare, stop_signals, total_env_steps, train
-from relic_jax.tracking import Console, JsonLines, TensorBoard, Tracker, Trackers, WandB, duration, load_extra
+from relic_jax.rl.train import NonFiniteError
 
 USAGE = """relic-jax: in-context reinforcement learning in JAX
 
@@ -45,24 +41,6 @@ Every command explains its options with --help.
 
 QUICK_EPISODES = 10
 """Of an evaluation or a film of what is shipped, unless more are asked for."""
-
-ALIASES = {"--backend": "--host.backend", "--habitat-python": "--host.python"}
-"""Short names of options of `train`."""
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainCommand:
-    """Train ReLIC, evaluate it on held-out tasks, plot. `relic-jax train PRESET`, or `--resume RUN` to go on."""
-
-    config: Annotated[TrainConfig, tyro.conf.arg(name="")]
-    name: str | None = None
-    """Name of the run's folder; default: PRESET-seedN."""
-    runs: Path = Path("runs")
-    """Folder that holds the runs."""
-    resume: Path | None = None
-    """Go on with this run from its newest checkpoint; its config is the run's own."""
-    track: tuple[Literal["tensorboard", "wandb"], ...] = ()
-    """Also log to TensorBoard or Weights & Biases (each an extra)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,105 +173,6 @@ def _fail(message: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
-def train_main(arguments: Sequence[str]) -> None:
-    """`relic-jax train`."""
-    command, folder, resume = parse_train(arguments)
-    config = command.config
-    offer_cores(config.devices or 1)  # before the environment is made: importing a suite may touch a device
-    env = run.env_of(config)
-    setup = prepare(config, env, resume=resume)
-    for extra in command.track:
-        load_extra(extra)
-    if not resume:
-        run.create_folder(folder, setup.config)
-    verb, devices = "resuming" if resume else "training", setup.config.devices
-    print(f"{verb} {folder} · env {config.env} · {config.total_steps:,} steps · {devices} device(s)", flush=True)
-    print(registry.describe(config.env, env), flush=True)
-    print(f"context: {context_line(setup)}", flush=True)
-    result = train(setup, folder, lambda env_steps: make_trackers(command, folder, env_steps), resume=resume)
-    if not result.finished:
-        print(f"stopped at {int(result.state.env_steps):,} steps, saved; go on with: relic-jax train --resume {folder}")
-        return
-    finish(folder, result)
-
-
-def parse_train(arguments: Sequence[str]) -> tuple[TrainCommand, Path, bool]:
-    """Returns (command, run folder, whether it is resumed)."""
-    arguments = [ALIASES.get(argument, argument) for argument in arguments]
-    named = bool(arguments) and not arguments[0].startswith("-")
-    preset, options = (arguments[0], arguments[1:]) if named else (None, arguments)
-    resumed = _option(options, "--resume")
-    if preset is not None:
-        default = presets.get(preset).config
-    elif resumed is not None:
-        default = run.open_folder(resumed, None)
-    elif {"-h", "--help"} & set(options):
-        default = TrainConfig()
-    else:
-        raise ConfigError(f"preset is missing; allowed: {', '.join(presets.PRESETS)}, or --resume RUN")
-    command = tyro.cli(
-        TrainCommand, args=options, default=TrainCommand(default), prog=f"relic-jax train {preset or ''}"
-    )
-    if command.resume is not None:
-        own = run.open_folder(command.resume, command.config)
-        return dataclasses.replace(command, config=own), command.resume, True
-    return command, command.runs / (command.name or f"{preset}-seed{command.config.seed}"), False
-
-
-def _option(arguments: Sequence[str], name: str) -> Path | None:
-    for index, argument in enumerate(arguments):
-        if argument == name and index + 1 < len(arguments):
-            return Path(arguments[index + 1])
-        if argument.startswith(name + "="):
-            return Path(argument.removeprefix(name + "="))
-    return None
-
-
-def make_trackers(command: TrainCommand, folder: Path, env_steps: int) -> Tracker:
-    """Console and JSON lines always, the others on request."""
-    extra: list[Tracker] = []
-    for name in command.track:
-        extra.append(
-            TensorBoard(folder) if name == "tensorboard" else WandB(folder, dataclasses.asdict(command.config))
-        )
-    return Trackers([JsonLines(folder, env_steps), Console(total_env_steps(command.config)), *extra])
-
-
-def finish(folder: Path, result: Result) -> None:
-    """Evaluates a finished run on held-out tasks and says what was reached."""
-    summary, curves, env = _evaluate(
-        run.load([folder], None), None, "test", resume_hint=f"relic-jax train --resume {folder}"
-    )
-    files = run.write_results(folder / "curve", summary, folder.name)
-    gif = run.write_trial(folder / "trial.gif", env, curves[0])
-    print(f"trained {int(result.state.env_steps):,} steps in {duration(result.seconds)}")
-    print("\n".join(run.describe_result(summary)))
-    names = [path.name for path in (*files, gif) if path]
-    print(f"in {folder}: {', '.join(names)}, checkpoints/, metrics.jsonl")
-    print(f"next: relic-jax evaluate {folder} --tasks train")
-
-
-def _evaluate(
-    policies: Sequence[LoadedPolicy],
-    config: EvalConfig | None,
-    split: Literal["test", "train"],
-    resume_hint: str | None = None,
-) -> tuple[dict[str, Any], list[Curves], Environment]:
-    live = sys.stdout.isatty()
-    with stop_signals() as stopping:
-
-        def progress(fraction: float) -> None:
-            end = "\n" if live and fraction < 1 else ""
-            if live:
-                print(f"\r\x1b[Kevaluating on {split} tasks {fraction:4.0%}", end="" if end else "\n", flush=True)
-            if stopping.is_set():
-                hint = f"; go on with: {resume_hint}" if resume_hint else ""
-                print(f"{end}stopped during evaluation, nothing written{hint}")
-                sys.exit(0)
-
-        return run.evaluate_policies(policies, config, split, progress)
-
-
 def evaluate_main(arguments: Sequence[str]) -> None:
     """`relic-jax evaluate`."""
     command = tyro.cli(EvaluateCommand, args=arguments, prog="relic-jax evaluate")
@@ -304,7 +183,7 @@ def evaluate_main(arguments: Sequence[str]) -> None:
     stem = stem.with_suffix("") if stem.suffix in (".json", ".csv", ".png") else stem
     for file in run.result_files(stem):
         run.check_writable(file, "out")
-    summary, _, _ = _evaluate(policies, config, command.tasks)
+    summary, _, _ = evaluate(policies, config, command.tasks)
     files = run.write_results(stem, summary, "ReLIC")
     print("\n".join(run.describe_result(summary)))
     print("wrote " + ", ".join(map(str, files)))

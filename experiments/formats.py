@@ -22,9 +22,9 @@ from experiments.run import env_of, origin
 from relic_jax import checkpoint
 from relic_jax.config import TrainConfig
 from relic_jax.evaluate import Curves, in_context_curves
+from relic_jax.files import write_atomically
 from relic_jax.models.formats import Format
 from relic_jax.models.policy import Policy, policy_for
-from relic_jax.tracking import write_atomically
 from relic_jax.types import Params, StepInput
 
 

@@ -16,7 +16,7 @@ from experiments.run import check_writable
 from relic_jax.bridge.process import call
 from relic_jax.bridge.worker import SetupError
 from relic_jax.config import ConfigError
-from relic_jax.tracking import write_atomically
+from relic_jax.files import write_atomically
 
 
 @dataclasses.dataclass(frozen=True)

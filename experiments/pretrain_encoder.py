@@ -30,10 +30,10 @@ from envs.firstperson.house import HouseNav, HouseState
 from envs.firstperson.house_plan import CATEGORIES
 from envs.firstperson.renderer import render_depth, render_objects
 from experiments.run import origin
+from relic_jax.files import write_atomically
 from relic_jax.interop.encoders import save_encoder
 from relic_jax.models.encoders import EncoderConfig, encode_image, image_encoder
 from relic_jax.models.grids import PATCH_WIDTH, split_cells
-from relic_jax.tracking import write_atomically
 
 ROUND, TEST_BATCHES = 100, 40
 LEARNING_RATE = 3e-3  # of Adam, falling to 0 as a cosine

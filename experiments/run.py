@@ -40,11 +40,11 @@ from relic_jax.config import (
     validate,
 )
 from relic_jax.evaluate import Curves, in_context_curves, summarise, to_csv
+from relic_jax.files import write_atomically
 from relic_jax.loading import SHIPPED, LoadedPolicy, is_export, load_policy, pretrained
 from relic_jax.models.encoders import image_mask
 from relic_jax.plotting import plot_curves
 from relic_jax.spaces import spaces_of, spaces_to_json
-from relic_jax.tracking import write_atomically
 
 GIF_FRAMES_PER_SECOND = 20.0
 

@@ -14,7 +14,7 @@ from typing import Annotated
 
 import tyro
 
-from relic_jax.tracking import write_atomically
+from relic_jax.files import write_atomically
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,6 +27,16 @@ def sync_entries(folder: Path) -> None:
     os.close(descriptor)
 
 
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a file so that at any moment either the old or the new content is there, whole."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
 @contextmanager
 def new_folder(final: Path) -> Iterator[Path]:
     """A folder beside `final` to write into; it takes that name, and the place of what has it, when all went well."""

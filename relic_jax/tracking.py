@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import json
 import math
-import os
 import sys
 import time
 from collections.abc import Iterable
@@ -13,8 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 from relic_jax.config import ConfigError
-
-Record = dict[str, float]
+from relic_jax.metrics import Record
 
 
 class Tracker(Protocol):
@@ -25,33 +22,6 @@ class Tracker(Protocol):
 
     def close(self) -> None:
         """Ends; nothing is logged after."""
-
-
-class JsonLines:
-    """`metrics.jsonl`: the deterministic numbers, one line per update. `timing.jsonl`: seconds and steps per second.
-
-    An interrupted run is resumed from its last checkpoint, so on opening, what was logged after `env_steps` (the
-    checkpoint's count) is dropped: the finished file equals that of an uninterrupted run.
-    """
-
-    def __init__(self, folder: Path, env_steps: int) -> None:
-        self._files = [self._open(folder / name, env_steps) for name in ("metrics.jsonl", "timing.jsonl")]
-
-    @staticmethod
-    def _open(path: Path, env_steps: int) -> TextIO:
-        kept = [line for line in read_lines(path) if line["env_steps"] <= env_steps] if path.exists() else []
-        write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
-        return path.open("a", buffering=1)
-
-    def log(self, record: Record, clock: Record) -> None:
-        """One line to each file."""
-        for file, line in zip(self._files, (record, {"env_steps": record["env_steps"], **clock}), strict=True):
-            file.write(json.dumps(line) + "\n")
-
-    def close(self) -> None:
-        """Closes both files."""
-        for file in self._files:
-            file.close()
 
 
 class Console:
@@ -157,27 +127,6 @@ def load_extra(extra: str) -> Any:
         return importlib.import_module(_MODULES[extra])
     except ImportError:
         raise ConfigError(f"track is {extra!r}; it needs: pip install 'relic-jax[{extra}]'") from None
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a JSON-lines file. A last line that a kill cut short is left out."""
-    lines = []
-    for text in path.read_text().splitlines():
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
-    return lines
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a file so that at any moment either the old or the new content is there, whole."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def combined(records: list[Record]) -> Record:

@@ -8,17 +8,9 @@ import sys
 import pytest
 
 from relic_jax.config import ConfigError
-from relic_jax.tracking import (
-    Console,
-    JsonLines,
-    TensorBoard,
-    Trackers,
-    WandB,
-    duration,
-    load_extra,
-    read_lines,
-    write_atomically,
-)
+from relic_jax.files import write_atomically
+from relic_jax.metrics import JsonLines, read_lines
+from relic_jax.tracking import Console, TensorBoard, Trackers, WandB, duration, load_extra
 
 CLOCK = {"seconds": 2.0, "steps_per_second": 1234.5, "seconds_left": 75.0}
 

@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from experiments.benchmark.measure import Machine, measure_machine
+from relic_jax.files import write_atomically
 from relic_jax.rl.parallel import offer_cores
-from relic_jax.tracking import write_atomically
 
 Suite = Literal["act", "update", "refresh", "rollout", "train", "env", "suites", "bridge", "agent", "original", "all"]
 SUITES = ("act", "update", "refresh", "rollout", "train", "env", "suites", "bridge", "agent", "original")

@@ -355,7 +355,7 @@ def test_a_full_disk_is_one_line(cli, tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device", "metrics.jsonl")
 
-    monkeypatch.setattr("experiments.cli.train", full)
+    monkeypatch.setattr("experiments.training.train", full)
     code, _, err = cli("train", "darkroom-smoke", "--runs", tmp_path)
     assert (code, err) == (1, "relic-jax: [Errno 28] No space left on device: 'metrics.jsonl'\n")
 
@@ -410,7 +410,7 @@ def test_cores_are_offered_as_devices_before_an_environment_can_touch_one(cli, m
         assert offered == [2]
         raise ConfigError("here it ends")
 
-    monkeypatch.setattr("experiments.cli.offer_cores", offered.append)
+    monkeypatch.setattr("experiments.training.offer_cores", offered.append)
     monkeypatch.setattr("experiments.run.env_of", env_of)
     code, _, err = cli("train", "darkroom-smoke", "--devices", "2")
     assert code == 2

@@ -16,10 +16,10 @@ from envs.registry import describe, make
 from experiments import run
 from relic_jax.bridge import process, protocol
 from relic_jax.config import ConfigError, HostConfig, TrialConfig
+from relic_jax.metrics import read_lines
 from relic_jax.rl.host import HostSegments
 from relic_jax.rl.parallel import initial_state
 from relic_jax.rl.train import prepare
-from relic_jax.tracking import read_lines
 
 OPTIONS = ["--total-steps", "1000", "--trial.steps", "60", "--host.horizon", "30", "--eval.episodes", "2"]
 

@@ -21,9 +21,9 @@ from envs.darkroom.env import Darkroom, DarkroomTask
 from envs.registry import make
 from experiments import run
 from relic_jax import checkpoint
+from relic_jax.metrics import JsonLines, read_lines
 from relic_jax.rl import train as training
 from relic_jax.rl.train import NonFiniteError, prepare, restore, train
-from relic_jax.tracking import JsonLines, read_lines
 
 ROOT = Path(__file__).parents[2]
 PER_UPDATE = 64  # environment steps of one update of the tiny config

@@ -12,9 +12,9 @@ from relic_jax import checkpoint
 from relic_jax.config import ConfigError
 from relic_jax.export import export_policy
 from relic_jax.loading import load_policy
+from relic_jax.metrics import JsonLines
 from relic_jax.rl.parallel import initial_state
 from relic_jax.rl.train import prepare, train
-from relic_jax.tracking import JsonLines
 
 
 def setup_of(config, **prepared):

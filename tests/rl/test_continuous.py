@@ -17,6 +17,7 @@ from relic_jax.bridge.probes import Reach
 from relic_jax.bridge.worker import episode_seed
 from relic_jax.config import ConfigError, EvalConfig, HostConfig, PPOConfig, TrainConfig, TrialConfig, validate
 from relic_jax.evaluate import in_context_curves
+from relic_jax.metrics import JsonLines
 from relic_jax.models.actions import HeadConfig
 from relic_jax.models.encoders import EncoderConfig
 from relic_jax.models.policy import PolicyConfig
@@ -26,7 +27,6 @@ from relic_jax.rl.host import HostSegments
 from relic_jax.rl.parallel import initial_state
 from relic_jax.rl.rollout import collect
 from relic_jax.rl.train import compile_chunk, prepare, restore, train
-from relic_jax.tracking import JsonLines
 
 
 def with_policy(config, **parts):

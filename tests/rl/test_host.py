@@ -21,13 +21,13 @@ from relic_jax.bridge.probes import Corridor
 from relic_jax.bridge.worker import episode_seed
 from relic_jax.config import ConfigError, EvalConfig, HostConfig, TrialConfig
 from relic_jax.evaluate import in_context_curves
+from relic_jax.metrics import JsonLines, read_lines
 from relic_jax.rl import train as training
 from relic_jax.rl import update
 from relic_jax.rl.host import HostSegments
 from relic_jax.rl.parallel import initial_state
 from relic_jax.rl.state import init_state
 from relic_jax.rl.train import prepare, restore, train
-from relic_jax.tracking import JsonLines, read_lines
 
 HORIZON = 6
 PER_UPDATE = 64  # environment steps
