@@ -13,7 +13,7 @@ from typing import Annotated, Literal, NoReturn
 import tyro
 
 from envs import registry
-from experiments import habitat_dataset, import_llamarl, play, presets, run
+from experiments import folders, habitat_dataset, import_llamarl, play, presets, run
 from experiments.training import evaluate, train_main
 from relic_jax.bridge.pool import PoolError
 from relic_jax.config import ConfigError, EvalConfig, to_json
@@ -182,7 +182,7 @@ def evaluate_main(arguments: Sequence[str]) -> None:
     stem = command.out or folder / _result_name(command, config)
     stem = stem.with_suffix("") if stem.suffix in (".json", ".csv", ".png") else stem
     for file in run.result_files(stem):
-        run.check_writable(file, "out")
+        folders.check_writable(file, "out")
     summary, _, _ = evaluate(policies, config, command.tasks)
     files = run.write_results(stem, summary, "ReLIC")
     print("\n".join(run.describe_result(summary)))
@@ -229,7 +229,7 @@ def plot_main(arguments: Sequence[str]) -> None:
         if (summary["env"], summary["split_hash"]) != (summaries[0]["env"], summaries[0]["split_hash"]):
             allowed = f"curves of one env and split in one figure ({summaries[0]['env']}, {summaries[0]['split']})"
             raise ConfigError(f"paths: '{path}' is of {summary['env']}, {summary['split']}; allowed: {allowed}")
-    run.check_writable(command.out, "out")
+    folders.check_writable(command.out, "out")
     plot_curves(summaries, labels(command.paths), command.out)
     print(f"wrote {command.out}")
 
@@ -257,7 +257,7 @@ def play_main(arguments: Sequence[str]) -> None:
     folder = run.results_folder(trained, command.path)
     name = "" if folder == command.path else f"-{trained.path.name}"
     out = command.out or folder / f"play{name}-{command.tasks}-{command.task}.gif"
-    run.check_writable(out, "out")
+    folders.check_writable(out, "out")
     returns = play.film(trained, env, out, command.tasks, command.task, command.episodes or quick)
     print("return by episode: " + " ".join(f"{value:.1f}" for value in returns))
     print(f"wrote {out}")

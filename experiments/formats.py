@@ -18,7 +18,8 @@ import numpy as np
 import tyro
 
 from envs.base import Discrete, Trajectory
-from experiments.run import env_of, origin
+from experiments.folders import origin
+from experiments.run import env_of
 from relic_jax import checkpoint
 from relic_jax.config import TrainConfig
 from relic_jax.evaluate import Curves, in_context_curves

@@ -12,7 +12,7 @@ from typing import Literal
 import tyro
 
 from envs.habitat import dataset, lab_dataset
-from experiments.run import check_writable
+from experiments.folders import check_writable
 from relic_jax.bridge.process import call
 from relic_jax.bridge.worker import SetupError
 from relic_jax.config import ConfigError

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import tyro
 
-from experiments import run
+from experiments import folders, run
 from relic_jax import checkpoint
 from relic_jax.config import ConfigError, EvalConfig, PPOConfig, TrainConfig, TrialConfig, validate
 from relic_jax.interop import files
@@ -68,7 +68,7 @@ def import_checkpoint(command: Command) -> None:
     policy = policy_for(env, config.policy)
     params, foreign = llamarl.import_policy(arrays, policy, fields)
     steps = _steps(about)
-    run.create_folder(command.to, config)
+    folders.create_folder(command.to, config)
     counters, spaces = {"env_steps": steps, "seconds": 0.0}, spaces_to_json(spaces_of(env))
     checkpoint.save_params(command.to / "checkpoints", steps, params, config, counters, spaces)
     files.write(command.to / KEPT, foreign.kept, {"dtypes": foreign.dtypes, "config": foreign.config})
@@ -78,7 +78,7 @@ def import_checkpoint(command: Command) -> None:
 
 def export_run(source: Path, to: Path) -> None:
     """From a run or checkpoint folder to a file for the original."""
-    run.check_writable(to, "to")
+    folders.check_writable(to, "to")
     trained = load_policy(source)
     kept = next((folder / KEPT for folder in (source, source.parent.parent) if (folder / KEPT).is_file()), None)
     foreign = Foreign.nothing() if kept is None else read_kept(kept)

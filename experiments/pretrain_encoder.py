@@ -29,7 +29,7 @@ from envs import registry
 from envs.firstperson.house import HouseNav, HouseState
 from envs.firstperson.house_plan import CATEGORIES
 from envs.firstperson.renderer import render_depth, render_objects
-from experiments.run import origin
+from experiments.folders import origin
 from relic_jax.files import write_atomically
 from relic_jax.interop.encoders import save_encoder
 from relic_jax.models.encoders import EncoderConfig, encode_image, image_encoder

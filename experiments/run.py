@@ -11,16 +11,12 @@ trial.gif      one held-out trial
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from envs import registry
@@ -28,15 +24,12 @@ from envs.base import Environment, Split
 from envs.lines import reference_lines
 from envs.render import write_gif
 from envs.repeat import repeated
-from relic_jax import checkpoint
+from experiments.folders import origin
 from relic_jax.config import (
     ConfigError,
     EvalConfig,
     HostConfig,
     TrainConfig,
-    differences,
-    from_json,
-    to_json,
     validate,
 )
 from relic_jax.evaluate import Curves, in_context_curves, summarise, to_csv
@@ -79,68 +72,6 @@ def in_environment(trained: LoadedPolicy, name: str | None) -> LoadedPolicy:
         raise ConfigError(f"env is {name!r}, whose spaces are {given}; allowed: the policy's, {allowed}")
     validate(config, horizon=env.horizon, images=any(image_mask(env.observation_spec)))
     return replace(trained, config=config)
-
-
-def create_folder(folder: Path, config: TrainConfig) -> None:
-    """Makes a new run folder. Raises ConfigError where one of that name exists or where nothing can be written."""
-    try:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise ConfigError(
-                f"name is {folder.name!r}: '{folder}' is already there; allowed: another --name, "
-                f"or go on with it: relic-jax train --resume {folder}"
-            )
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / "origin.json", json.dumps(origin(), indent=2) + "\n")
-        write_atomically(folder / "config.json", to_json(config))
-    except OSError as error:
-        reason = f"allowed: a folder that can be written ({error.strerror})"
-        raise ConfigError(f"runs is '{folder.parent}'; {reason}") from None
-
-
-def open_folder(folder: Path, wanted: TrainConfig | None) -> TrainConfig:
-    """The config of an existing run, for resuming. wanted: what the command line asks for, None for the run's own.
-
-    Raises ConfigError where there is no run, or one of another config (it names the first field that differs), or where
-    its newest checkpoint is not its own.
-    """
-    try:
-        config = from_json((folder / "config.json").read_text())
-    except (OSError, UnicodeDecodeError):
-        raise ConfigError(f"resume is '{folder}'; allowed: a run folder (it has no readable config.json)") from None
-    except ConfigError as error:
-        raise ConfigError(f"resume is '{folder}'; its config.json does not fit: {error}") from None
-    if wanted is not None and wanted.devices is None:
-        wanted = replace(wanted, devices=config.devices)
-    if wanted is not None and (fields := differences(config, wanted)):
-        was, asked = (_get(c, fields[0]) for c in (config, wanted))
-        raise ConfigError(f"{fields[0]} is {asked!r}; allowed: {was!r}, which '{folder}' was started with")
-    if not os.access(folder, os.W_OK):
-        raise ConfigError(f"resume is '{folder}'; allowed: a folder that can be written")
-    if checkpoint.complete_steps(folder / "checkpoints"):
-        newest = checkpoint.find(folder)
-        if fields := differences(config, checkpoint.load_meta(newest)[0]):
-            allowed = f"one of this run ({fields[0]} differs from its config.json)"
-            raise ConfigError(f"checkpoint is '{newest}'; allowed: {allowed}")
-    return config
-
-
-def check_writable(file: Path, field: str) -> None:
-    """Raises ConfigError where `file` cannot be written; makes the folder that it goes to."""
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        reason = "it is a folder" if file.is_dir() else ""
-        if not os.access(file.parent, os.W_OK):
-            reason = f"'{file.parent}' is read-only"
-    except OSError as error:
-        reason = str(error.strerror)
-    if reason:
-        raise ConfigError(f"{field} is '{file}'; allowed: a file that can be written ({reason})")
-
-
-def _get(config: Any, path: str) -> Any:
-    for name in path.split("."):
-        config = getattr(config, name)
-    return config
 
 
 def load(paths: Sequence[Path], name: str | None) -> list[LoadedPolicy]:
@@ -210,18 +141,6 @@ def lines(env: Environment, split: Split, limit: int | None = None) -> dict[str,
     found = reference_lines(env, split, limit=limit)
     optimal = None if found.optimal is None else found.optimal.mean_return
     return {"random": found.random.mean_return, "optimal": optimal}
-
-
-def origin() -> dict[str, Any]:
-    """Where a result comes from: command, commit (None outside a repository), versions, device."""
-    here = Path(__file__).resolve().parent
-    git = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return {
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "commit": git.stdout.strip() or None,
-        "jax": jax.__version__,
-        "device": jax.devices()[0].device_kind,
-    }
 
 
 def result_files(stem: Path) -> list[Path]:

@@ -12,7 +12,7 @@ import tyro
 
 from envs import registry
 from envs.base import Environment
-from experiments import presets, run
+from experiments import folders, presets, run
 from relic_jax.config import ConfigError, EvalConfig, TrainConfig
 from relic_jax.evaluate import Curves
 from relic_jax.loading import LoadedPolicy
@@ -51,7 +51,7 @@ def train_main(arguments: Sequence[str]) -> None:
     for extra in command.track:
         load_extra(extra)
     if not resume:
-        run.create_folder(folder, setup.config)
+        folders.create_folder(folder, setup.config)
     verb, devices = "resuming" if resume else "training", setup.config.devices
     print(f"{verb} {folder} · env {config.env} · {config.total_steps:,} steps · {devices} device(s)", flush=True)
     print(registry.describe(config.env, env), flush=True)
@@ -72,7 +72,7 @@ def parse_train(arguments: Sequence[str]) -> tuple[TrainCommand, Path, bool]:
     if preset is not None:
         default = presets.get(preset).config
     elif resumed is not None:
-        default = run.open_folder(resumed, None)
+        default = folders.open_folder(resumed, None)
     elif {"-h", "--help"} & set(options):
         default = TrainConfig()
     else:
@@ -81,7 +81,7 @@ def parse_train(arguments: Sequence[str]) -> tuple[TrainCommand, Path, bool]:
         TrainCommand, args=options, default=TrainCommand(default), prog=f"relic-jax train {preset or ''}"
     )
     if command.resume is not None:
-        own = run.open_folder(command.resume, command.config)
+        own = folders.open_folder(command.resume, command.config)
         return dataclasses.replace(command, config=own), command.resume, True
     return command, command.runs / (command.name or f"{preset}-seed{command.config.seed}"), False
 

@@ -85,12 +85,12 @@ def drawn():
 def begun_run(tiny, tmp_path_factory):
     """A run folder whose one checkpoint is that of a run that has just begun."""
     from envs.registry import make
-    from experiments import run
+    from experiments import folders
     from relic_jax.rl.train import prepare, restore, save
 
     folder = tmp_path_factory.mktemp("runs") / "begun"
     setup = prepare(tiny(env="darkroom-ad-9"), make("darkroom-ad-9"))
-    run.create_folder(folder, setup.config)
+    folders.create_folder(folder, setup.config)
     save(setup, folder / "checkpoints", *restore(setup, folder / "checkpoints"))
     return folder
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,6 +13,7 @@ import tyro
 
 from experiments.benchmark.measure import Machine, measure_machine
 from relic_jax.files import write_atomically
+from relic_jax.provenance import own_commit
 from relic_jax.rl.parallel import offer_cores
 
 Suite = Literal["act", "update", "refresh", "rollout", "train", "env", "suites", "bridge", "agent", "original", "all"]
@@ -88,9 +88,8 @@ def line(case: dict[str, Any], before: dict[str, Any] | None) -> str:
 
 def where_from() -> dict[str, str | None]:
     """The command and the commit, as they are when it begins."""
-    git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     command = " ".join(["python -m experiments.benchmark", *sys.argv[1:]])
-    return {"command": command, "commit": git.stdout.strip() or None}
+    return {"command": command, "commit": own_commit()}
 
 
 def document(origin: dict[str, str | None], machine: Machine, cases: list[dict[str, Any]]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import jax
 import pytest
 
 from envs.registry import make
-from experiments import presets, run
+from experiments import folders, presets, run
 from relic_jax import evaluate
 from relic_jax.config import ConfigError
 from relic_jax.rl import train as training
@@ -56,7 +56,7 @@ def untrained(tiny, tmp_path_factory):
         if not folder.exists():
             config = tiny(**changes)
             setup = prepare(config, make(config.env))
-            run.create_folder(folder, setup.config)
+            folders.create_folder(folder, setup.config)
             state, progress = restore(setup, folder / "checkpoints")
             training.save(setup, folder / "checkpoints", state, progress)
         return folder

@@ -19,7 +19,7 @@ from flax import struct
 
 from envs.darkroom.env import Darkroom, DarkroomTask
 from envs.registry import make
-from experiments import run
+from experiments import folders, run
 from relic_jax import checkpoint
 from relic_jax.metrics import JsonLines, read_lines
 from relic_jax.rl import train as training
@@ -220,7 +220,7 @@ def finished(tiny, tmp_path_factory):
     """The folder of a run that has trained to its end but is not evaluated."""
     setup = prepare(tiny("segment"), make("darkroom-ad-9-random"))
     folder = tmp_path_factory.mktemp("runs") / "finished"
-    run.create_folder(folder, setup.config)
+    folders.create_folder(folder, setup.config)
     go(setup, folder, resume=False)
     return folder
 
@@ -371,7 +371,7 @@ def test_nan_within_a_trial_chunk_names_its_update_and_saves_nothing_of_the_chun
 def test_nan_on_the_command_line_is_one_line_and_exit_code_1(poisoned, poison, tmp_path, cli, monkeypatch):
     setup = poisoned("segment")
     monkeypatch.setattr(run, "make_env", lambda *_: POISONED)
-    run.create_folder(tmp_path / "run", setup.config)
+    folders.create_folder(tmp_path / "run", setup.config)
     poison(reward_at=20)
     code, _, err = cli("train", "--resume", tmp_path / "run")
     last = tmp_path / "run" / "checkpoints" / str(PER_UPDATE)
