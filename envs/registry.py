@@ -86,6 +86,19 @@ def make(name: str, host: HostConfig | None = None) -> Environment:
     return ENTRIES[name][0]()
 
 
+def host_options(name: str) -> tuple[str, ...] | None:
+    """The fields of HostConfig that the environment called `name` reads; None: no such name. None is made."""
+    from relic_jax.config import HostConfig
+
+    if name.startswith("python:"):
+        return ()
+    if name in HOSTED or name.startswith(tuple(PREFIXES)):
+        return tuple(field.name for field in dataclasses.fields(HostConfig))
+    if name in XLAND or (":" in name and name.partition(":")[0] in SUITES):
+        return ("horizon",)
+    return () if name in ENTRIES or name.partition(":")[0] in BRAX else None
+
+
 def describe(name: str, env: Environment | None = None) -> Description:
     """Describes the environment called `name`. env: it, where it was made already. Raises as `make` does."""
     env = env or make(name)

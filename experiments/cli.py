@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import os
 import re
 import sys
@@ -12,14 +13,14 @@ from typing import Annotated, Literal, NoReturn
 
 import tyro
 
-from envs import registry
 from experiments import folders, habitat_dataset, import_llamarl, play, presets, run
+from experiments.catalogue import envs_main, presets_main
+from experiments.plots import plot_main
 from experiments.training import evaluate, train_main
 from relic_jax.bridge.pool import PoolError
-from relic_jax.config import ConfigError, EvalConfig, to_json
+from relic_jax.config import ConfigError, EvalConfig
 from relic_jax.export import Dtype, ExportFormat, VerificationError, export_policy
 from relic_jax.loading import LoadedPolicy
-from relic_jax.plotting import plot_curves
 from relic_jax.rl.train import NonFiniteError
 
 USAGE = """relic-jax: in-context reinforcement learning in JAX
@@ -69,16 +70,6 @@ class EvaluateCommand:
     out: Path | None = None
     """Results go to OUT.json, OUT.csv and OUT.png; default: named after the options, in the first run's folder, or of
     an export in the current one."""
-
-
-@dataclasses.dataclass(frozen=True)
-class PlotCommand:
-    """One figure from several in-context curves."""
-
-    paths: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Run folders or curve.json files."""
-    out: Path = Path("curves.png")
-    """The figure."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +129,9 @@ def main() -> None:
         sys.exit(0 if arguments else 2)
     try:
         if arguments[0] not in commands:
-            raise ConfigError(f"command is {arguments[0]!r}; allowed: {', '.join(commands)}")
+            near = difflib.get_close_matches(arguments[0], commands, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ConfigError(f"command is {arguments[0]!r}; allowed: {', '.join(commands)}{hint}")
         commands[arguments[0]](arguments[1:])
     except ConfigError as error:
         _fail(str(error), 2)
@@ -219,29 +212,6 @@ def _result_name(command: EvaluateCommand, config: EvalConfig) -> str:
     return name + (f"-{len(command.paths)}-runs" if len(command.paths) > 1 else "")
 
 
-def plot_main(arguments: Sequence[str]) -> None:
-    """`relic-jax plot`."""
-    command = tyro.cli(PlotCommand, args=arguments, prog="relic-jax plot")
-    if not command.paths:
-        raise ConfigError("paths is empty; allowed: run folders or curve.json files")
-    summaries = [run.read_summary(path) for path in command.paths]
-    for path, summary in zip(command.paths, summaries, strict=True):
-        if (summary["env"], summary["split_hash"]) != (summaries[0]["env"], summaries[0]["split_hash"]):
-            allowed = f"curves of one env and split in one figure ({summaries[0]['env']}, {summaries[0]['split']})"
-            raise ConfigError(f"paths: '{path}' is of {summary['env']}, {summary['split']}; allowed: {allowed}")
-    folders.check_writable(command.out, "out")
-    plot_curves(summaries, labels(command.paths), command.out)
-    print(f"wrote {command.out}")
-
-
-def labels(paths: Sequence[Path]) -> list[str]:
-    """A name for each curve: the folder's or the file's, and where those are the same the folder that it is in."""
-    names = [path.name if path.is_dir() else path.stem for path in paths]
-    return [
-        path.resolve().parent.name if names.count(name) > 1 else name for path, name in zip(paths, names, strict=True)
-    ]
-
-
 def play_main(arguments: Sequence[str]) -> None:
     """`relic-jax play`."""
     command = tyro.cli(PlayCommand, args=arguments, prog="relic-jax play")
@@ -285,36 +255,6 @@ def export_main(arguments: Sequence[str]) -> None:
         f"({check['largest_scaled_difference']:.2g} of the output's largest number; allowed {check['tolerance']:.0e})"
     )
     print(f"wrote {command.to}: {', '.join(sorted(path.name for path in command.to.iterdir()))}")
-
-
-def presets_main(arguments: Sequence[str]) -> None:
-    """`relic-jax presets [NAME]`: the list, or one preset's whole config."""
-    if arguments and arguments[0] not in ("-h", "--help"):
-        print(to_json(presets.get(arguments[0]).config), end="")
-        return
-    print("relic-jax train NAME; relic-jax presets NAME prints its config\n")
-    for name, preset in presets.PRESETS.items():
-        print(f"{name}\n    what      {preset.summary}\n    cost      {preset.cost}\n    expected  {preset.expected}")
-
-
-def envs_main(arguments: Sequence[str]) -> None:
-    """`relic-jax envs [NAME]`: the list with split hashes, or one environment with its computed lines."""
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print("relic-jax envs NAME computes an environment's random and optimal lines\n")
-        for name in registry.names():
-            try:
-                print(registry.describe(name))
-            except ConfigError as error:  # an extra that is not installed
-                print(f"{name}: {error}")
-        for prefix, (_, suite) in sorted(registry.SUITES.items()):
-            print(f"{prefix}:ID: environment ID of {suite} (docs/environments.md)")
-        return
-    env = run.make_env(arguments[0])
-    print(registry.describe(arguments[0], env))
-    for split in ("train", "test"):
-        found = run.lines(env, split)
-        optimal = "no expert" if found["optimal"] is None else f"optimal {found['optimal']:.4g}"
-        print(f"{split}: {optimal}, random {found['random']:.3g} (mean return per episode)")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,21 @@ def make_env(name: str, host: HostConfig | None = None, action_repeat: int = 1) 
         return repeated(registry.make(name, host), action_repeat)
     except registry.UnknownEnvironmentError as error:
         raise ConfigError(f"env is {name!r}; allowed: a name that relic-jax envs lists; {error}") from None
+
+
+def check_host(name: str, host: HostConfig, default: HostConfig) -> None:
+    """Raises ConfigError where `host` differs from `default` in a field that environment `name` does not read.
+
+    Does nothing for a name that is unknown: `make_env` refuses it.
+    """
+    read = registry.host_options(name)
+    if read is None:
+        return
+    for field in fields(HostConfig):
+        value, unchanged = getattr(host, field.name), getattr(default, field.name)
+        if value != unchanged and field.name not in read:
+            allowed = f"{unchanged!r}: env {name!r} reads " + (f"host.{', host.'.join(read)} only" if read else "none")
+            raise ConfigError(f"host.{field.name} is {value!r}; allowed: {allowed}")
 
 
 def env_of(config: TrainConfig) -> Environment:

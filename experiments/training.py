@@ -83,6 +83,7 @@ def parse_train(arguments: Sequence[str]) -> tuple[TrainCommand, Path, bool]:
     if command.resume is not None:
         own = folders.open_folder(command.resume, command.config)
         return dataclasses.replace(command, config=own), command.resume, True
+    run.check_host(command.config.env, command.config.host, default.host)
     return command, command.runs / (command.name or f"{preset}-seed{command.config.seed}"), False
 
 

@@ -195,10 +195,7 @@ def validate(config: TrainConfig, *, horizon: int, images: bool = False) -> None
     _check_positive(ppo, "ppo", "reward_scale")
     _check_positive(config, "", "total_steps", "checkpoint_minutes")
     _check_positive(evaluation, "eval", "episodes", "repeats")
-    _check_positive(config.host, "host", "workers", "image_size", "start_timeout", "step_timeout")
-    _require(config.host.horizon is None or config.host.horizon > 0, "host.horizon", config.host.horizon, "more than 0")
-    for field in ("gpus", "max_restarts"):
-        _require(getattr(config.host, field) >= 0, f"host.{field}", getattr(config.host, field), "0 or more")
+    validate_host(config.host)
     _require(0 <= config.seed < 2**32, "seed", config.seed, "0 … 2^32−1")
     whole = config.trials * trial.environments * trial.steps
     _require(whole < 2**31, "total_steps", config.total_steps, "less than 2^31 when rounded up to whole trials")
@@ -245,6 +242,15 @@ def validate(config: TrainConfig, *, horizon: int, images: bool = False) -> None
         _require(limit is None or limit > 0, f"eval.{field}", limit, "more than 0, or None")
     experts = evaluation.expert_episodes
     _require(0 <= experts < evaluation.episodes, "eval.expert_episodes", experts, "0 … eval.episodes − 1")
+
+
+def validate_host(host: HostConfig) -> None:
+    """Raises ConfigError at the first field of `host` that cannot work with any environment."""
+    _check_finite(host, "host.")
+    _check_positive(host, "host", "workers", "image_size", "start_timeout", "step_timeout")
+    _require(host.horizon is None or host.horizon > 0, "host.horizon", host.horizon, "more than 0")
+    for field in ("gpus", "max_restarts"):
+        _require(getattr(host, field) >= 0, f"host.{field}", getattr(host, field), "0 or more")
 
 
 def devices_fit(config: TrainConfig, devices: int) -> bool:

@@ -395,7 +395,7 @@ def test_a_valid_config_is_not_refused(tiny):
 
 
 def test_curves_of_the_same_file_name_are_called_by_their_folders(tmp_path):
-    from experiments.cli import labels
+    from experiments.plots import labels
 
     (tmp_path / "run").mkdir()
     paths = [tmp_path / "a" / "pooled.json", tmp_path / "b" / "pooled.json", tmp_path / "c.json", tmp_path / "run"]
@@ -415,3 +415,63 @@ def test_cores_are_offered_as_devices_before_an_environment_can_touch_one(cli, m
     code, _, err = cli("train", "darkroom-smoke", "--devices", "2")
     assert code == 2
     assert "here it ends" in err
+
+
+# --- every command reads all of its command line ---
+
+STRICT = [
+    ["envs", "darkroom-dpt", "--nonsense"],
+    ["envs", "darkroom-dpt", "darkroom-ad-9"],
+    ["envs", "darkroom-dpt", "--host.horizn", "5"],
+    ["envs", "--nonsense"],
+    ["presets", "darkroom-smoke", "--nonsense"],
+    ["presets", "darkroom-smoke", "darkroom-dpt"],
+    ["presets", "--nonsense"],
+    ["plot", "--nonsense"],
+    ["play", "--nonsense"],
+    ["export", "--nonsense"],
+    ["habitat-dataset", "--nonsense"],
+    ["import-llamarl", "file.pt", "--to", "new", "--nonsense"],
+]
+
+
+@pytest.mark.parametrize("arguments", STRICT, ids=" ".join)
+def test_what_is_not_an_option_is_refused(cli, monkeypatch, arguments):
+    monkeypatch.setattr(run, "lines", None)  # computing would be an error
+    code, out, err = cli(*arguments)
+    assert code == 2 and out == "" and arguments[-1] in err and "Traceback" not in err
+
+
+def test_nearest_names_are_offered(cli, refused):
+    refused(["trian"], "did you mean train?")
+    assert "--host.horizon" in cli("envs", "darkroom-dpt", "--host.horizn", "5")[2]
+
+
+def test_options_that_an_environment_does_not_read_are_refused(refused, tmp_path):
+    refused(["envs", "darkroom-dpt", "--host.horizon", "5"], "host.horizon is 5", "env 'darkroom-dpt' reads none")
+    refused(["envs", "gymnax:CartPole-v1", "--host.workers", "5"], "host.workers is 5", "reads host.horizon only")
+    refused(["envs", "gym:CartPole-v1", "--host.workers", "0"], "host.workers is 0", "more than 0")
+    refused(["envs", "--host.workers", "3"], "name is missing")
+    refused(["envs", "--no-lines"], "name is missing")
+    refused(["envs", "darkrom-dpt", "--host.horizon", "5"], "did you mean darkroom-dpt")
+    arguments = ["train", "darkroom-smoke", "--runs", tmp_path / "runs", "--host.horizon", "5"]
+    refused(arguments, "host.horizon is 5", "env 'darkroom-dpt' reads none")
+
+
+def test_envs_takes_the_options_of_hosted_environments(cli, monkeypatch):
+    made = []
+
+    def make_env(name, host):
+        made.append((name, host.horizon, host.python, host.backend))
+        return make("darkroom-ad-9")
+
+    monkeypatch.setattr(run, "make_env", make_env)
+    monkeypatch.setattr(run, "lines", lambda env, split: {"random": 1.5, "optimal": None})
+    options = ["--host.horizon", 7, "--habitat-python", "python3.9", "--backend", "habitat"]
+    code, out, err = cli("envs", "gym:CartPole-v1", *options)
+    assert (code, err, made) == (0, "", [("gym:CartPole-v1", 7, "python3.9", "habitat")])
+    assert "test: no expert, random 1.5" in out
+    code, out, _ = cli("envs", "darkroom-ad-9", "--json")
+    found = json.loads(out)
+    assert code == 0 and found["actions"] == 5 and found["lines"]["test"] == {"random": 1.5, "optimal": None}
+    assert "lines" not in json.loads(cli("envs", "--json")[1])[0]

@@ -1,0 +1,97 @@
+"""`relic-jax presets` and `relic-jax envs`: what can be trained, and in which environments."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import tyro
+
+from envs import registry
+from experiments import presets, run
+from experiments.training import ALIASES
+from relic_jax.config import ConfigError, HostConfig, to_json, validate_host
+
+
+@dataclasses.dataclass(frozen=True)
+class PresetsCommand:
+    """What can be trained, what it costs, what to expect. `relic-jax presets NAME` prints that preset's config."""
+
+    name: tyro.conf.Positional[str | None] = None
+    """A preset, whose whole config is printed as JSON."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EnvsCommand:
+    """Environments with their splits. `relic-jax envs NAME` computes that one's random and optimal lines."""
+
+    name: tyro.conf.Positional[str | None] = None
+    """An environment, as in `relic-jax train --env`."""
+    lines: bool = True
+    """Compute the random and the optimal line (with NAME)."""
+    json: bool = False
+    """Print JSON: an object with NAME, else a list of them."""
+    host: HostConfig = dataclasses.field(default_factory=HostConfig)
+    """Options of environments in worker processes (with NAME)."""
+
+
+def presets_main(arguments: Sequence[str]) -> None:
+    """`relic-jax presets [NAME]`: the list, or one preset's whole config."""
+    command = tyro.cli(PresetsCommand, args=arguments, prog="relic-jax presets")
+    if command.name is not None:
+        print(to_json(presets.get(command.name).config), end="")
+        return
+    print("relic-jax train NAME; relic-jax presets NAME prints its config\n")
+    for name, preset in presets.PRESETS.items():
+        print(f"{name}\n    what      {preset.summary}\n    cost      {preset.cost}\n    expected  {preset.expected}")
+
+
+def envs_main(arguments: Sequence[str]) -> None:
+    """`relic-jax envs [NAME]`: the list with split hashes, or one environment with its computed lines."""
+    arguments = [ALIASES.get(argument, argument) for argument in arguments]
+    command = tyro.cli(EnvsCommand, args=arguments, prog="relic-jax envs")
+    if command.name is None:
+        _check_no_options(command)
+        _list(command.json)
+        return
+    run.check_host(command.name, command.host, HostConfig())
+    validate_host(command.host)
+    env = run.make_env(command.name, command.host)
+    description = registry.describe(command.name, env)
+    found = {split: run.lines(env, split) for split in ("train", "test")} if command.lines else {}
+    if command.json:
+        print(json.dumps({**dataclasses.asdict(description), "lines": found}, indent=2))
+        return
+    print(description)
+    for split, line in found.items():
+        optimal = "no expert" if line["optimal"] is None else f"optimal {line['optimal']:.4g}"
+        print(f"{split}: {optimal}, random {line['random']:.3g} (mean return per episode)")
+
+
+def _check_no_options(command: EnvsCommand) -> None:
+    if command.host != HostConfig() or not command.lines:
+        raise ConfigError("name is missing; allowed: an environment, where --host options or --no-lines are given")
+
+
+def _list(as_json: bool) -> None:
+    """Every environment that has a name of its own, then the prefixes of other suites'."""
+    descriptions: list[dict[str, Any]] = []
+    if not as_json:
+        print("relic-jax envs NAME computes an environment's random and optimal lines\n")
+    for name in registry.names():
+        try:
+            description = registry.describe(name)
+            descriptions.append(dataclasses.asdict(description))
+            text = str(description)
+        except ConfigError as error:  # an extra that is not installed
+            descriptions.append({"name": name, "error": str(error)})
+            text = f"{name}: {error}"
+        if not as_json:
+            print(text)
+    if as_json:
+        print(json.dumps(descriptions, indent=2))
+        return
+    for prefix, (_, suite) in sorted(registry.SUITES.items()):
+        print(f"{prefix}:ID: environment ID of {suite} (docs/environments.md)")
