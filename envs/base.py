@@ -136,10 +136,12 @@ class Box:
 
     def __post_init__(self) -> None:
         """Checks the bounds."""
-        bounds = np.asarray([*self.low, *self.high])
-        ordered = len(self.low) == len(self.high) and all(a < b for a, b in zip(self.low, self.high, strict=True))
-        if not (self.low and ordered and np.isfinite(bounds).all()):
-            raise ValueError(f"a Box is low {self.low}, high {self.high}; allowed: finite, as many, low below high")
+        with np.errstate(over="ignore", invalid="ignore"):
+            low, high = (np.asarray(end, np.float32) for end in (self.low, self.high))
+            fits = low.shape == high.shape and low.size > 0 and bool((np.isfinite(high - low) & (low < high)).all())
+        if not fits:
+            allowed = "finite, as many, low below high, in float32"
+            raise ValueError(f"a Box is low {self.low}, high {self.high}; allowed: {allowed}")
 
     def __str__(self) -> str:
         bounds = sorted(set(zip(self.low, self.high, strict=True)))

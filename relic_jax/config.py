@@ -12,10 +12,14 @@ import types
 import typing
 from typing import Any, Literal
 
+import numpy as np
+
 from relic_jax.models.flash import MAX_WIDTH
 from relic_jax.models.native import WIDTHS
 from relic_jax.models.policy import PolicyConfig
 from relic_jax.runtime import ConfigError
+
+MAX_FLOAT32 = float(np.finfo(np.float32).max)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -317,6 +321,9 @@ def _check_finite(config: Any, path: str = "") -> None:
             _check_finite(value, f"{path}{field.name}.")
         elif isinstance(value, float):
             _require(math.isfinite(value), path + field.name, value, "a finite number")
+            computed = path.startswith(("policy.", "trial.", "ppo."))  # in float32; the others are the host's
+            within = not computed or abs(value) <= MAX_FLOAT32
+            _require(within, path + field.name, value, f"at most {MAX_FLOAT32:.3g}, the largest float32")
 
 
 def _check_positive(config: Any, prefix: str, *fields: str) -> None:

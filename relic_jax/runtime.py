@@ -245,13 +245,16 @@ class Agent:
                 allowed = f"{dtype}{list(shape if self.batch else shape[1:])}"
                 given = f"{array.dtype}{list(array.shape if self.batch else array.shape[1:])}"
                 raise ConfigError(f"{name} is {given}; allowed: {allowed}")
-            if array.dtype.kind == "f" and not np.isfinite(array).all():
-                raise ConfigError(f"{name} is not finite; allowed: numbers (they would stay in the context)")
-            found[name] = array.astype(dtype)
+            found[name] = _cast(name, array, dtype)
         return found
 
     def _numbers(self, name: str, value: Any) -> np.ndarray:
-        array = np.asarray(value, np.float32)
+        """float32 [B]. The numbers are tested after the cast: 1e300 is infinite in float32."""
+        try:
+            with np.errstate(over="ignore"):
+                array = np.asarray(value).astype(np.float32)
+        except (TypeError, ValueError, OverflowError):
+            array = np.asarray(np.nan)
         if array.shape not in ((), (self._rows,)) or not np.isfinite(array).all():
             raise ConfigError(f"{name} is {_short(value)}; allowed: a finite number{' a row' if self.batch else ''}")
         return np.broadcast_to(array, (self._rows,))
@@ -457,6 +460,18 @@ def named_leaves(spec: Mapping[str, Any], tree: Any, name: str = "observation") 
             yield from named_leaves(item, tree[index], f"{name}.{index}")
     else:
         yield name, spec, tree
+
+
+def _cast(name: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """`array` in `dtype`. Raises ConfigError that names a value which is not finite there, or does not fit."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        found = array.astype(dtype)
+    bad = found != array if dtype.kind in "iu" else ~np.isfinite(found)
+    if bad.any():
+        what = "does not fit" if dtype.kind in "iu" else "is not finite"
+        value = array[bad].flat[0]
+        raise ConfigError(f"{name} {what} in {dtype} ({value}); allowed: numbers (they would stay in the context)")
+    return found
 
 
 def _flags(name: str, value: Any, rows: int) -> np.ndarray:

@@ -22,7 +22,7 @@ from relic_jax.models.encoders import EncoderConfig
 from relic_jax.models.policy import PolicyConfig
 from relic_jax.models.transformer import TransformerConfig
 from relic_jax.rl.state import step_input
-from relic_jax.runtime import Actions, Rows
+from relic_jax.runtime import Actions, Rows, _cast
 from relic_jax.spaces import action_to_json, spaces_of
 from relic_jax.types import StepInput
 
@@ -304,7 +304,11 @@ def test_bad_values_are_one_line(loaded):
         ((np.zeros(3, np.float32),), r"observation is float32\[3\]; allowed: float32\[2\]"),
         (({"x": x},), "observation is object"),
         ((np.array([0.0, np.nan]),), "observation is not finite"),
+        ((np.array([0.0, 1e300]),), r"observation is not finite in float32 \(1e\+300\)"),
         ((x, np.inf), "reward is inf; allowed: a finite number"),
+        ((x, 1e300), r"reward is 1e\+300; allowed: a finite number"),
+        ((x, 10**400), "reward is 1000.*allowed: a finite number"),
+        ((x, "much"), "reward is 'much'; allowed: a finite number"),
         ((x, 0.0, 1), "terminated is 1; allowed: bool"),
     ):
         with pytest.raises(ConfigError, match=said) as error:
@@ -326,6 +330,22 @@ def test_bad_values_are_one_line(loaded):
     with pytest.raises(ConfigError, match="the episode is longer than 4 steps"):
         for _ in range(6):
             endless.step(x)
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "said"),
+    [
+        (np.float64(1e300), "float32", "x is not finite in float32 (1e+300)"),
+        (np.float32(1e5), "float16", "x is not finite in float16 (100000.0)"),
+        (np.int64(2**40), "int32", "x does not fit in int32 (1099511627776)"),
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_numbers_are_tested_after_the_cast(value, dtype, said):
+    for given_value in (value, np.array([value * 0, value])):
+        with pytest.raises(ConfigError) as error:
+            _cast("x", np.asarray(given_value), np.dtype(dtype))
+        assert said in str(error.value)
 
 
 @settings(max_examples=40, deadline=None)

@@ -208,6 +208,13 @@ def test_no_real_field_takes_nan_or_infinity(field, value):
     assert str(error.value) == f"{field} is {value!r}; allowed: a finite number"
 
 
+@pytest.mark.parametrize("field", [name for name in REAL_FIELDS if name.split(".")[0] in ("policy", "trial", "ppo")])
+def test_what_is_computed_with_is_finite_in_float32(field):
+    with pytest.raises(ConfigError) as error:
+        validate(changed(field, 1e39), horizon=HORIZON)
+    assert str(error.value) == f"{field} is 1e+39; allowed: at most 3.4e+38, the largest float32"
+
+
 def test_only_what_is_used_is_required():
     transformer = TransformerConfig(width=6, heads=2, episode_rope=False, max_positions=1, step_embedding=False)
     validate(replace(TrainConfig(), policy=PolicyConfig(transformer, EncoderConfig())), horizon=HORIZON)

@@ -21,7 +21,7 @@ from envs.base import Box, Discrete
 from envs.registry import make
 from relic_jax import export, runtime
 from relic_jax.config import ConfigError
-from relic_jax.export import VerificationError, export_policy, onnx_graph, verify
+from relic_jax.export import VerificationError, export_policy, onnx_graph, verify, weights
 from relic_jax.loading import LoadedPolicy, load_policy, pretrained, pretrained_names, pretrained_path
 from relic_jax.models.actions import HeadConfig
 from relic_jax.models.encoders import EncoderConfig
@@ -478,3 +478,10 @@ def test_what_is_shipped_is_small_and_says_where_it_comes_from():
     loaded = pretrained("darkroom-dpt")
     assert loaded.training["preset"] == "darkroom-dpt" and loaded.config.seed == 0
     assert "not the best of several" in (folder / "README.md").read_text()
+
+
+def test_a_weight_that_a_narrow_format_cannot_hold_is_refused():
+    params = {"head": {"kernel": jnp.asarray([1.0, 1e5])}}
+    assert weights.rounded(params, "bfloat16")["head"]["kernel"][1] > 9e4
+    with pytest.raises(ConfigError, match=r"dtype is 'float16'; allowed: .*head/kernel is not finite"):
+        weights.rounded(params, "float16")

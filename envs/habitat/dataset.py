@@ -128,8 +128,12 @@ def check(data: dict[str, Any]) -> dict[str, Any]:
         used = {o["category"] for split in ("train", "test") for task in data[split] for o in task["objects"]}
         scenes = [{task["scene"] for task in data[split]} for split in ("train", "test")]
         categories = list(data["categories"])
+        places = [o["position"] for split in ("train", "test") for task in data[split] for o in task["objects"]]
+        wrong = [place for place in places if len(place) != 3 or not all(map(_in_float32, place))]
     except (KeyError, TypeError) as error:
         raise SetupError(f"dataset is malformed: {type(error).__name__} {error}") from None
+    if wrong:
+        raise SetupError(f"dataset has the position {wrong[0]!r}; allowed: three numbers, finite in float32")
     if not scenes[0] or not scenes[1]:
         raise SetupError("dataset has an empty split; allowed: tasks in both train and test")
     if both := scenes[0] & scenes[1]:
@@ -139,6 +143,11 @@ def check(data: dict[str, Any]) -> dict[str, Any]:
     if unknown := used - set(categories):
         raise SetupError(f"category {min(unknown)!r} is not among the dataset's categories")
     return data
+
+
+def _in_float32(value: Any) -> bool:
+    """Whether it is a number that is finite in float32, as simulators and policies read it."""
+    return type(value) in (int, float) and abs(value) <= float(np.finfo(np.float32).max)
 
 
 def read(path: str) -> dict[str, Any]:

@@ -55,7 +55,8 @@ class Corridor:
     Observation: "vector" [position, goal, noise] float32, "image" uint8 [4, 4, 3] of the position. Actions move by
     action − 2. An episode ends on the goal (reward 1) or after `horizon` steps.
     fault, at: what goes wrong at step `at` of an episode (crash, exit, hang, stuck: a hang in native code, nan, shape,
-    print, raise), in worker `only` or in all (−1). once: a file that is made then and prevents it from then on.
+    print, raise; huge, huge_metric, huge_vector: 1e300), in worker `only` or in all (−1). once: a file that is made
+    then and prevents it from then on.
     bad_reset: a file that, while it is there, makes resets fail.
     """
 
@@ -98,9 +99,12 @@ class Corridor:
         arrived = self.position == self.task["goal"]
         observation: dict[str, Any] = self._observe()
         reward = float(arrived) + 0.01 * self.random.uniform()
-        if self.fault and self.count == self.at and self._first():
+        wrong = bool(self.fault) and self.count == self.at and self._first()
+        if wrong:
             observation, reward = self._go_wrong(observation, reward)
         metrics = {"success": float(arrived), "jax": float("jax" in sys.modules)}
+        if wrong and self.fault == "huge_metric":
+            metrics["success"] = 1e300
         return observation, reward, arrived, self.count >= self.spec.horizon, metrics
 
     def expert(self) -> int:
@@ -138,7 +142,9 @@ class Corridor:
             os.write(1, b'{"op":"done","lane":0,"buffer":0}\n' * 1000)
         if self.fault == "shape":
             observation["vector"] = np.zeros(4, np.float32)
-        return observation, float("nan") if self.fault == "nan" else reward
+        if self.fault == "huge_vector":
+            observation["vector"] = np.array([0.0, 1e300, 0.0])
+        return observation, {"nan": float("nan"), "huge": 1e300}.get(self.fault, reward)
 
 
 class Reach:

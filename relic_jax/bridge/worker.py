@@ -77,13 +77,9 @@ class Slot:
         buffer["acted"][i] = action
         action = int(action) if self.spec.actions else np.array(action)
         observation, reward, terminated, truncated, metrics = self.env.step(action)
-        if not np.isfinite(reward):
-            raise BadValueError(f"reward is {reward!r}")
-        buffer["reward"][i] = reward
+        buffer["reward"][i] = checked("reward", reward, np.dtype(np.float32))
         buffer["terminated"][i], buffer["truncated"][i] = terminated, truncated and not terminated
-        numbers = [metrics[name] for name in self.spec.metrics]
-        if not np.isfinite(numbers).all():
-            raise BadValueError(f"metrics are {metrics!r}")
+        numbers = [checked(f"metric {name!r}", metrics[name], np.dtype(np.float32)) for name in self.spec.metrics]
         buffer["metrics"][i] = numbers
         ended = terminated or truncated
         self._write(buffer, "final/" if ended else "observation/", observation)
@@ -98,9 +94,27 @@ class Slot:
             if value.shape != spec.shape or not np.can_cast(value.dtype, place.dtype, "same_kind"):
                 found = f"{value.dtype}{list(value.shape)}"
                 raise BadValueError(f"observation {name!r} is {found}, its spec says {spec}")
-            if value.dtype.kind == "f" and not np.isfinite(value).all():
-                raise BadValueError(f"observation {name!r} is not finite")
-            place[self.index] = value
+            place[self.index] = checked(f"observation {name!r}", value, place.dtype)
+
+
+def checked(name: str, value: Any, dtype: np.dtype) -> np.ndarray:
+    """`value` as an array of `dtype`. Raises BadValueError that names a number which is not finite, or does not fit.
+
+    Tested after the cast, since 1e300 is infinite in float32. The learner reads floats as float32, wider ones too.
+    """
+    given = np.asarray(value)
+    if given.dtype == dtype and dtype.kind in "iub":
+        return given
+    narrow = np.dtype(np.float32) if dtype.kind == "f" and dtype.itemsize > 4 else dtype
+    try:
+        with np.errstate(over="ignore", invalid="ignore"):
+            found = given.astype(dtype)
+            bad = ~np.isfinite(found.astype(narrow)) if dtype.kind == "f" else found != given
+    except (TypeError, ValueError, OverflowError):
+        raise BadValueError(f"{name} is {value!r}, not a number") from None
+    if bad.any():
+        raise BadValueError(f"{name} is {given[bad].flat[0]}; allowed: what is finite and fits in {narrow}")
+    return found
 
 
 class Worker:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save
 
+from relic_jax.runtime import ConfigError
 from relic_jax.spaces import named_leaves_of
 from relic_jax.types import Params
 
@@ -18,8 +19,12 @@ DTYPES = ("float32", "float16", "bfloat16")
 
 
 def rounded(params: Params, dtype: Dtype) -> Params:
-    """The float32 parameters that a file in `dtype` gives back."""
-    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32).astype(dtype).astype(jnp.float32), params)
+    """The float32 parameters that a file in `dtype` gives back. Raises ConfigError where one is not finite in it."""
+    found = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32).astype(dtype).astype(jnp.float32), params)
+    for name, x in named_leaves_of(found).items():
+        if not np.isfinite(x).all():
+            raise ConfigError(f"dtype is {dtype!r}; allowed: one that holds all weights ({name} is not finite in it)")
+    return found
 
 
 def write(path: Path, params: Params, dtype: Dtype, metadata: dict[str, str]) -> None:

@@ -29,6 +29,7 @@ from relic_jax.models.memory import Memory
 from relic_jax.models.recurrent import Recurrent, RecurrentConfig, empty_carry
 from relic_jax.models.statistics import merged
 from relic_jax.models.transformer import Linear, Transformer, TransformerConfig, empty_memory
+from relic_jax.runtime import ConfigError
 from relic_jax.types import Params, PyTree, Span, StepInput
 
 
@@ -284,10 +285,15 @@ class Policy:
 
 
 def policy_for(env: Environment, config: PolicyConfig) -> Policy:
-    """The policy that fits an environment's observations and actions. Without a range, inputs are taken as they are."""
+    """The policy that fits an environment's observations and actions. Without a range, inputs are taken as they are.
+
+    Raises ConfigError where inputs are to be scaled by a range that float32 cannot hold.
+    """
     spec = env.observation_spec
     unit = tuple(jax.tree.map(lambda x, end=end: np.full(x.shape, end), spec) for end in (-1.0, 1.0))
     low, high = (_vector_values(end, spec) for end in env.observation_range or unit)
+    if config.encoder.observation == "scaled":
+        _check_range(env.name, low, high)
     return Policy(config, env.action_space, low, high, spec)
 
 
@@ -295,3 +301,13 @@ def _vector_values(values: PyTree, spec: PyTree) -> tuple[float, ...]:
     """The components that are no images of arrays in the tree of `spec`, one after the other."""
     vectors = [x for x, is_image in zip(jax.tree.leaves(values), image_mask(spec), strict=True) if not is_image]
     return tuple(float(component) for x in vectors for component in np.ravel(x))
+
+
+def _check_range(name: str, low: tuple[float, ...], high: tuple[float, ...]) -> None:
+    with np.errstate(over="ignore", invalid="ignore"):
+        bottom, top = np.asarray(low, np.float32), np.asarray(high, np.float32)
+        bad = np.flatnonzero(~(np.isfinite(top - bottom) & (bottom < top)))
+    if len(bad):
+        found = f"{low[bad[0]]} … {high[bad[0]]} in component {bad[0]}"
+        allowed = "low below high and finite, in float32, with policy.encoder.observation 'scaled'"
+        raise ConfigError(f"env {name!r} has the observation range {found}; allowed: {allowed}")

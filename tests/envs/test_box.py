@@ -19,7 +19,17 @@ SPACE = Box((-0.1, 0.0, -7.0), (0.3, 4.0, -3.0))
 
 
 @pytest.mark.parametrize(
-    ("low", "high"), [((), ()), ((0.0,), (0.0,)), ((1.0,), (0.0,)), ((0.0,), (1.0, 2.0)), ((float("-inf"),), (0.0,))]
+    ("low", "high"),
+    [
+        ((), ()),
+        ((0.0,), (0.0,)),
+        ((1.0,), (0.0,)),
+        ((0.0,), (1.0, 2.0)),
+        ((float("-inf"),), (0.0,)),
+        ((0.0,), (1e300,)),  # infinite in float32
+        ((-3e38,), (3e38,)),  # their distance is
+        ((1.0,), (1.0 + 1e-12,)),  # equal in float32
+    ],
 )
 def test_bounds_that_make_no_sense(low, high):
     with pytest.raises(ValueError, match="allowed: finite, as many, low below high"):

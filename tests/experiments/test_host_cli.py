@@ -102,9 +102,9 @@ def test_bad_tasks_for_gymnasium(tmp_path, content, said):
     assert said in str(error.value) and "\n" not in str(error.value)
 
 
-def small(scenes, **changes):
+def small(scenes, position=(2, 1, 2), **changes):
     """A dataset of the software simulator with one mug in every scene."""
-    tasks = [{"scene": scene, "objects": [{"category": "mug", "position": [2, 1, 2]}]} for scene in scenes]
+    tasks = [{"scene": scene, "objects": [{"category": "mug", "position": list(position)}]} for scene in scenes]
     data = {"format": dataset.FORMAT, "backend": "soft", "scene_dataset": "default", "categories": ["mug"]}
     return {**data, "train": tasks[:1], "test": tasks[1:], **changes}
 
@@ -123,6 +123,7 @@ def small(scenes, **changes):
         (small(["house-1", "z-house.glb"]), [], "scene 'z-house.glb' cannot be loaded"),
         (small(["house-0", "house-0"]), [], "scene 'house-0' is in both splits"),
         (small(["house-0", "house-1"], categories=["mug", "unicorn"]), [], "category 'unicorn' is in no scene"),
+        (small(["house-0", "house-1"], (2, 1e300, 2)), [], "the position [2, 1e+300, 2]; allowed: three numbers"),
         (small(["house-0", "house-1"]), ["--backend", "habitat"], "host.backend is 'habitat'; allowed: 'soft'"),
         (None, ["--host.image-size", "0"], "host.image_size is 0; allowed: more than 0"),
     ],

@@ -8,9 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from envs.pointmass.env import PRESETS
 from relic_jax.models import attention
-from relic_jax.models.policy import Policy, PolicyConfig
+from relic_jax.models.encoders import EncoderConfig
+from relic_jax.models.policy import Policy, PolicyConfig, policy_for
 from relic_jax.models.transformer import TransformerConfig
+from relic_jax.runtime import ConfigError
 from relic_jax.types import Span, StepInput
 
 SINKS = ["kv", "kv0", "k0v", "k0v0", "token", "none"]
@@ -294,3 +297,15 @@ def test_gradient_stops_at_the_memory():
     _, memory = jax.jit(policy.unroll)(params, policy.initial_memory(BATCH, STEPS), steps_of(inputs, 0, 7))
     gradient = jax.jit(jax.grad(loss, allow_int=True))(memory)
     assert all(not np.any(x) for x in jax.tree.leaves((gradient.keys, gradient.values)))
+
+
+@pytest.mark.parametrize("high", [1e39, 0.0, np.nan])
+def test_a_range_that_float32_cannot_hold_is_refused(high):
+    class Bad(type(PRESETS["pointmass-goal"])):
+        observation_range = (np.zeros(2), np.array([1.0, high]))
+
+    env = PRESETS["pointmass-goal"]
+    env = Bad(**{field.name: getattr(env, field.name) for field in dataclasses.fields(env)})
+    policy_for(env, PolicyConfig())
+    with pytest.raises(ConfigError, match=r"observation range 0\.0 … .* in component 1; allowed: low below high"):
+        policy_for(env, PolicyConfig(encoder=EncoderConfig(observation="scaled")))
