@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from envs import registry
 from experiments import presets, run
 from experiments.training import ALIASES
 from relic_jax.config import ConfigError, HostConfig, to_json, validate_host
+from relic_jax.progress import Activity
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +62,8 @@ def envs_main(arguments: Sequence[str]) -> None:
     validate_host(command.host)
     env = run.make_env(command.name, command.host)
     description = registry.describe(command.name, env)
-    found = {split: run.lines(env, split) for split in ("train", "test")} if command.lines else {}
+    with Activity(f"computing the lines of {command.name}", sys.stderr if command.json else None):
+        found = {split: run.lines(env, split) for split in ("train", "test")} if command.lines else {}
     if command.json:
         print(json.dumps({**dataclasses.asdict(description), "lines": found}, indent=2))
         return

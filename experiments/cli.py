@@ -21,6 +21,8 @@ from relic_jax.bridge.pool import PoolError
 from relic_jax.config import ConfigError, EvalConfig
 from relic_jax.export import Dtype, ExportFormat, VerificationError, export_policy
 from relic_jax.loading import LoadedPolicy
+from relic_jax.plotting import FORMATS, figure_format, is_suffix
+from relic_jax.progress import Activity
 from relic_jax.rl.train import NonFiniteError
 
 USAGE = """relic-jax: in-context reinforcement learning in JAX
@@ -68,8 +70,8 @@ class EvaluateCommand:
     context_limit: int | None = None
     """The policy sees at most that many last steps."""
     out: Path | None = None
-    """Results go to OUT.json, OUT.csv and OUT.png; default: named after the options, in the first run's folder, or of
-    an export in the current one."""
+    """Results go to OUT.json, OUT.csv and OUT.png (or .pdf, .svg: OUT may end in the figure's suffix); default: named
+    after the options, in the first run's folder, or of an export in the current one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,14 +174,27 @@ def evaluate_main(arguments: Sequence[str]) -> None:
     policies = [run.in_environment(policy, command.env) for policy in run.load(command.paths, command.pretrained)]
     config = evaluation_config(command, policies[0])
     folder = run.results_folder(policies[0], command.paths[0] if command.paths else None)
-    stem = command.out or folder / _result_name(command, config)
-    stem = stem.with_suffix("") if stem.suffix in (".json", ".csv", ".png") else stem
-    for file in run.result_files(stem):
+    default = folder / _result_name(command, config)
+    stem, figure = (default, ".png") if command.out is None else result_stem(command.out)
+    for file in run.result_files(stem, figure):
         folders.check_writable(file, "out")
     summary, _, _ = evaluate(policies, config, command.tasks)
-    files = run.write_results(stem, summary, "ReLIC")
+    with Activity(f"drawing {stem}{figure}"):
+        files = run.write_results(stem, summary, "ReLIC", figure)
     print("\n".join(run.describe_result(summary)))
     print("wrote " + ", ".join(map(str, files)))
+
+
+def result_stem(out: Path) -> tuple[Path, str]:
+    """What results are called, and the figure's suffix, from what the user calls them.
+
+    Raises ConfigError where the suffix is none of ours; one that `is_suffix` does not take for one belongs to the name.
+    """
+    suffix = out.suffix.lower()
+    if suffix in (".json", ".csv"):
+        return out.with_suffix(""), ".png"
+    figure_format(out)
+    return (out.with_suffix(""), suffix) if suffix in FORMATS else (out, ".png")
 
 
 def evaluation_config(command: EvaluateCommand, first: LoadedPolicy) -> EvalConfig:
@@ -219,6 +234,7 @@ def play_main(arguments: Sequence[str]) -> None:
     trained = run.in_environment(trained, command.env)
     env = run.env_of(trained.config)
     if command.human:
+        _check_by_hand(command)
         play.play_by_hand(env, command.tasks, command.task)
         return
     if command.episodes is not None and command.episodes <= 0:
@@ -227,10 +243,19 @@ def play_main(arguments: Sequence[str]) -> None:
     folder = run.results_folder(trained, command.path)
     name = "" if folder == command.path else f"-{trained.path.name}"
     out = command.out or folder / f"play{name}-{command.tasks}-{command.task}.gif"
+    if out.suffix.lower() != ".gif" and is_suffix(out.suffix):
+        raise ConfigError(f"out is '{out}'; allowed: a film that ends in .gif")
     folders.check_writable(out, "out")
     returns = play.film(trained, env, out, command.tasks, command.task, command.episodes or quick)
     print("return by episode: " + " ".join(f"{value:.1f}" for value in returns))
     print(f"wrote {out}")
+
+
+def _check_by_hand(command: PlayCommand) -> None:
+    """Raises ConfigError where an option is given that a game by hand does not read."""
+    for field in ("out", "episodes"):
+        if getattr(command, field) is not None:
+            raise ConfigError(f"{field} is {str(getattr(command, field))!r}; allowed: None with --human")
 
 
 def export_main(arguments: Sequence[str]) -> None:

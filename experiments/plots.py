@@ -3,45 +3,163 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import numpy as np
 import tyro
 
-from experiments import folders, run
+from experiments import folders
 from relic_jax.config import ConfigError
-from relic_jax.plotting import plot_curves
+from relic_jax.metrics import read_lines
+from relic_jax.plotting import TrainingCurve, figure_format, plot_curves, plot_training
+from relic_jax.progress import Activity
+
+PARTS = 100
+"""Points of a training curve, at most."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PlotCommand:
-    """One figure from several in-context curves."""
+    """One figure from several in-context curves, or from the training episodes of runs that have none yet."""
 
     paths: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Run folders or curve.json files."""
+    """Run folders, or result files (curve.json, and what relic-jax evaluate writes)."""
     out: Path = Path("curves.png")
-    """The figure."""
+    """The figure; it ends in .png, .pdf or .svg."""
+    training: bool = False
+    """Draw training episodes (metrics.jsonl of run folders) in any case."""
 
 
 def plot_main(arguments: Sequence[str]) -> None:
     """`relic-jax plot`."""
     command = tyro.cli(PlotCommand, args=arguments, prog="relic-jax plot")
-    if not command.paths:
+    paths = command.paths
+    if not paths:
         raise ConfigError("paths is empty; allowed: run folders or curve.json files")
-    summaries = [run.read_summary(path) for path in command.paths]
-    for path, summary in zip(command.paths, summaries, strict=True):
-        if (summary["env"], summary["split_hash"]) != (summaries[0]["env"], summaries[0]["split_hash"]):
-            allowed = f"curves of one env and split in one figure ({summaries[0]['env']}, {summaries[0]['split']})"
-            raise ConfigError(f"paths: '{path}' is of {summary['env']}, {summary['split']}; allowed: {allowed}")
-    folders.check_writable(command.out, "out")
-    plot_curves(summaries, labels(command.paths), command.out)
+    figure_format(command.out)
+    training = command.training or all(_has_only_metrics(path) for path in paths)
+    if training:
+        curves = [training_curve(path) for path in paths]
+        folders.check_writable(command.out, "out")
+        with Activity(f"drawing {command.out}"):
+            plot_training(curves, labels(paths), command.out)
+    else:
+        summaries = [read_summary(path) for path in paths]
+        _check_comparable(paths, summaries)
+        folders.check_writable(command.out, "out")
+        with Activity(f"drawing {command.out}"):
+            plot_curves(summaries, labels(paths), command.out)
+    if training and not command.training:
+        print("no run has an in-context curve yet, so training episodes are drawn; for the curve: " + _remedy(paths[0]))
     print(f"wrote {command.out}")
+
+
+def _check_comparable(paths: Sequence[Path], summaries: Sequence[dict[str, Any]]) -> None:
+    """Raises ConfigError where curves are of different tasks."""
+    first = summaries[0]
+    for path, summary in zip(paths, summaries, strict=True):
+        if (summary["env"], summary["split_hash"]) != (first["env"], first["split_hash"]):
+            allowed = f"curves of one env and split in one figure ({first['env']}, {first['split']})"
+            raise ConfigError(f"paths: '{path}' is of {summary['env']}, {summary['split']}; allowed: {allowed}")
 
 
 def labels(paths: Sequence[Path]) -> list[str]:
     """A name for each curve: the folder's or the file's, and where those are the same the folder that it is in."""
+    paths = [path.resolve() if path.name in ("", "..") else path for path in paths]
     names = [path.name if path.is_dir() else path.stem for path in paths]
     return [
         path.resolve().parent.name if names.count(name) > 1 else name for path, name in zip(paths, names, strict=True)
     ]
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """The content of a curve file, or of a run folder's `curve.json`, or else of the one evaluation in the folder.
+
+    Raises ConfigError where there is none, with the command that makes one.
+    """
+    summary = _summary(_result_file(path))
+    if summary is None:
+        allowed = "a curve.json, or a run folder that has one"
+        hint = f" (to make one: {_remedy(path)})" if (path / "checkpoints").is_dir() else ""
+        raise ConfigError(f"paths: '{path}' holds no curve; allowed: {allowed}{hint}")
+    return summary
+
+
+def _result_file(path: Path) -> Path:
+    """The file that a path means. Raises ConfigError where a folder holds several evaluations and no curve.json."""
+    if not path.is_dir() or (path / "curve.json").exists():
+        return path / "curve.json" if path.is_dir() else path
+    found = sorted(file for file in path.glob("*.json") if _summary(file) is not None)
+    if len(found) > 1:
+        names = ", ".join(str(file) for file in found)
+        raise ConfigError(f"paths: '{path}' holds several evaluations and no curve.json; allowed: one of {names}")
+    return found[0] if found else path / "curve.json"
+
+
+def _summary(file: Path) -> dict[str, Any] | None:
+    try:
+        summary = json.loads(file.read_text())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return summary if _is_curve(summary) else None
+
+
+def _is_curve(summary: Any) -> bool:
+    """Whether this is what `summarise` makes, as far as drawing it goes."""
+    try:
+        for kind in ("return", "success"):
+            if np.asarray([summary[kind][part] for part in ("mean", "low", "high")], float).ndim != 2:
+                return False
+        [float(value) for value in summary["lines"].values() if value is not None]
+        return {"env", "split", "split_hash", "tasks", "seeds"} <= set(summary)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return False
+
+
+def _has_only_metrics(path: Path) -> bool:
+    """Whether a path is a run folder with metrics and without any evaluation."""
+    return path.is_dir() and (path / "metrics.jsonl").is_file() and not _result_file(path).exists()
+
+
+def _remedy(path: Path) -> str:
+    return f"relic-jax evaluate {path}"
+
+
+def training_curve(path: Path) -> TrainingCurve:
+    """Return and success of a run's training episodes, means over at most PARTS equal parts of its updates.
+
+    Raises ConfigError where the folder has no metrics.jsonl, or where no episode has ended in it.
+    """
+    try:
+        updates = read_lines(path / "metrics.jsonl")
+        ended = [update for update in updates if update.get("episodes")]
+        steps, returns, successes = [], [], []
+        for part in np.array_split(np.arange(len(ended)), min(PARTS, max(len(ended), 1))):
+            chosen = [ended[index] for index in part]
+            count = sum(update["episodes"] for update in chosen)
+            steps.append(chosen[-1]["env_steps"] if chosen else 0)
+            returns.append(sum(u["return"] * u["episodes"] for u in chosen) / max(count, 1))
+            successes.append(sum(u["success"] * u["episodes"] for u in chosen) / max(count, 1))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        allowed = "a run folder with a readable metrics.jsonl"
+        raise ConfigError(f"paths: '{path}' has no training episodes to draw; allowed: {allowed}") from None
+    if not ended:
+        allowed = "a run in whose metrics.jsonl an episode has ended"
+        raise ConfigError(f"paths: '{path}' has no training episodes to draw; allowed: {allowed}")
+    return TrainingCurve(steps, returns, successes, _env_name(path))
+
+
+def _env_name(folder: Path) -> str | None:
+    """The run's environment, where it is known."""
+    for file in (folder / "config.json", *sorted(folder.glob("checkpoints/*/meta.json"))):
+        try:
+            found = json.loads(file.read_text())
+            name = found.get("env") or found["config"]["env"]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue
+        if isinstance(name, str):
+            return name
+    return None

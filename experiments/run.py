@@ -17,8 +17,6 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from envs import registry
 from envs.base import Environment, Split
 from envs.lines import reference_lines
@@ -158,14 +156,14 @@ def lines(env: Environment, split: Split, limit: int | None = None) -> dict[str,
     return {"random": found.random.mean_return, "optimal": optimal}
 
 
-def result_files(stem: Path) -> list[Path]:
-    """STEM.json, STEM.csv and STEM.png."""
-    return [stem.with_name(stem.name + suffix) for suffix in (".json", ".csv", ".png")]
+def result_files(stem: Path, figure: str = ".png") -> list[Path]:
+    """STEM.json, STEM.csv and the figure: STEM.png, or another suffix."""
+    return [stem.with_name(stem.name + suffix) for suffix in (".json", ".csv", figure)]
 
 
-def write_results(stem: Path, summary: dict[str, Any], label: str) -> list[Path]:
-    """Writes STEM.json, STEM.csv and STEM.png, each whole or not at all."""
-    files = result_files(stem)
+def write_results(stem: Path, summary: dict[str, Any], label: str, figure: str = ".png") -> list[Path]:
+    """Writes `result_files`, each whole or not at all. figure: suffix that `plotting.figure_format` knows."""
+    files = result_files(stem, figure)
     stem.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(files[0], as_json(summary))
     write_atomically(files[1], to_csv(summary))
@@ -186,30 +184,6 @@ def write_trial(path: Path, env: Environment, curves: Curves) -> Path | None:
         return None
     write_gif(path, frames, GIF_FRAMES_PER_SECOND)
     return path
-
-
-def read_summary(path: Path) -> dict[str, Any]:
-    """The content of a curve file, or of a run folder's `curve.json`. Raises ConfigError where there is none."""
-    file = path / "curve.json" if path.is_dir() else path
-    try:
-        summary = json.loads(file.read_text())
-        if _is_curve(summary):
-            return summary
-    except (OSError, ValueError, RecursionError):
-        pass
-    raise ConfigError(f"paths: '{path}' holds no curve; allowed: a curve.json, or a run folder that has one")
-
-
-def _is_curve(summary: Any) -> bool:
-    """Whether this is what `summarise` makes, as far as drawing it goes."""
-    try:
-        for kind in ("return", "success"):
-            if np.asarray([summary[kind][part] for part in ("mean", "low", "high")], float).ndim != 2:
-                return False
-        [float(value) for value in summary["lines"].values() if value is not None]
-        return {"env", "split", "split_hash", "tasks", "seeds"} <= set(summary)
-    except (AttributeError, KeyError, TypeError, ValueError):
-        return False
 
 
 def describe_result(summary: dict[str, Any]) -> list[str]:

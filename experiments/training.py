@@ -17,10 +17,11 @@ from relic_jax.config import ConfigError, EvalConfig, TrainConfig
 from relic_jax.evaluate import Curves
 from relic_jax.loading import LoadedPolicy
 from relic_jax.metrics import JsonLines
+from relic_jax.progress import Activity, duration
 from relic_jax.rl.memory import context_line
 from relic_jax.rl.parallel import offer_cores
 from relic_jax.rl.train import Result, prepare, stop_signals, total_env_steps, train
-from relic_jax.tracking import Console, TensorBoard, Tracker, Trackers, WandB, duration, load_extra
+from relic_jax.tracking import Console, TensorBoard, Tracker, Trackers, WandB, load_extra
 
 ALIASES = {"--backend": "--host.backend", "--habitat-python": "--host.python"}
 """Short names of options of `train`."""
@@ -111,8 +112,9 @@ def finish(folder: Path, result: Result) -> None:
     summary, curves, env = evaluate(
         run.load([folder], None), None, "test", resume_hint=f"relic-jax train --resume {folder}"
     )
-    files = run.write_results(folder / "curve", summary, folder.name)
-    gif = run.write_trial(folder / "trial.gif", env, curves[0])
+    with Activity(f"drawing {folder / 'curve.png'} and trial.gif"):
+        files = run.write_results(folder / "curve", summary, folder.name)
+        gif = run.write_trial(folder / "trial.gif", env, curves[0])
     print(f"trained {int(result.state.env_steps):,} steps in {duration(result.seconds)}")
     print("\n".join(run.describe_result(summary)))
     names = [path.name for path in (*files, gif) if path]
@@ -126,17 +128,15 @@ def evaluate(
     split: Literal["test", "train"],
     resume_hint: str | None = None,
 ) -> tuple[dict[str, Any], list[Curves], Environment]:
-    """`run.evaluate_policies` with its progress on a terminal; SIGINT or SIGTERM ends it."""
-    live = sys.stdout.isatty()
-    with stop_signals() as stopping:
+    """`run.evaluate_policies` with its progress; SIGINT or SIGTERM ends it."""
+    with stop_signals() as stopping, Activity(f"evaluating on {split} tasks") as activity:
 
         def progress(fraction: float) -> None:
-            end = "\n" if live and fraction < 1 else ""
-            if live:
-                print(f"\r\x1b[Kevaluating on {split} tasks {fraction:4.0%}", end="" if end else "\n", flush=True)
+            lines = "computing the random and the optimal line"
+            activity.show(f"evaluating on {split} tasks {fraction:4.0%}" if fraction < 1 else lines)
             if stopping.is_set():
                 hint = f"; go on with: {resume_hint}" if resume_hint else ""
-                print(f"{end}stopped during evaluation, nothing written{hint}")
+                activity.say(f"stopped during evaluation, nothing written{hint}")
                 sys.exit(0)
 
         return run.evaluate_policies(policies, config, split, progress)

@@ -1,51 +1,184 @@
-"""Figures, drawn from results files."""
+"""Figures, drawn from results. No pyplot: backend, settings and open figures of a session stay as they are."""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import matplotlib
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+from relic_jax.runtime import ConfigError
 
-COLORS = ("#0b6e99", "#d1495b", "#66a182", "#edae49", "#6b4e9b")
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+"""Okabe and Ito's palette, which colour-blind readers can tell apart, without its yellow."""
+DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (7, 2, 1.5, 2)))
+MARKERS = ("o", "s", "^", "D")
+FORMATS = {".png": "png", ".pdf": "pdf", ".svg": "svg"}
+INSIDE = 5
+"""More curves than that have their legend beside the axes."""
+ROWS = 22
+"""Entries in a column of a legend beside the axes."""
+
+
+class TrainingCurve(NamedTuple):
+    """What training episodes returned. env_steps, returns, successes: float [n], by part of the run; env: its name."""
+
+    env_steps: Sequence[float]
+    returns: Sequence[float]
+    successes: Sequence[float]
+    env: str | None = None
+
+
+def figure_format(path: Path, field: str = "out") -> str:
+    """The format that a file's suffix asks for: 'png', 'pdf' or 'svg'; 'png' without one.
+
+    Raises ConfigError for another one.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in FORMATS and is_suffix(suffix):
+        raise ConfigError(f"{field} is '{path}'; allowed: a figure that ends in {', '.join(FORMATS)}")
+    return FORMATS.get(suffix, "png")
+
+
+def is_suffix(text: str) -> bool:
+    """Whether what follows a name's last dot names a file format, like .jpg and .mp4; the .v2 and the .5 of names do
+    not."""
+    return re.fullmatch(r"\.[A-Za-z]{2,}\d?", text) is not None
 
 
 def plot_curves(summaries: Sequence[dict[str, Any]], labels: Sequence[str], path: Path) -> None:
-    """Return and success against the in-context episode, bands are 95% intervals. Written atomically as PNG."""
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    """Writes `curves_figure`, whole or not at all. Raises ConfigError as `figure_format` does."""
+    figure_format(path)
+    write_figure(curves_figure(summaries, labels), path)
+
+
+def plot_training(curves: Sequence[TrainingCurve], labels: Sequence[str], path: Path) -> None:
+    """Writes `training_figure`. As `plot_curves`."""
+    figure_format(path)
+    write_figure(training_figure(curves, labels), path)
+
+
+def curves_figure(summaries: Sequence[dict[str, Any]], labels: Sequence[str]) -> Figure:
+    """Return and success against the in-context episode, bands are 95% intervals. summaries: contents of curve.json."""
+    figure, axes = _figure(len(summaries))
+    names = _named(summaries, labels)
     for axis, kind in zip(axes, ("return", "success"), strict=True):
-        for summary, label, color in zip(summaries, labels, _cycle(len(summaries)), strict=True):
-            episode = np.arange(1, len(summary[kind]["mean"]) + 1)
-            marker = "o" if len(episode) <= 60 else None
-            axis.plot(episode, summary[kind]["mean"], color=color, marker=marker, markersize=3, label=label)
-            axis.fill_between(episode, summary[kind]["low"], summary[kind]["high"], color=color, alpha=0.2, linewidth=0)
+        for index, summary in enumerate(summaries):
+            episode, style = np.arange(1, len(summary[kind]["mean"]) + 1), _style(index)
+            style["marker"] = style["marker"] if len(episode) <= 60 else None
+            axis.plot(episode, summary[kind]["mean"], **style)
+            low, high = summary[kind]["low"], summary[kind]["high"]
+            axis.fill_between(episode, low, high, color=style["color"], alpha=0.2, linewidth=0)
         axis.set(xlabel="episode in context (weights frozen)", ylabel=f"{kind} per episode")
+        longest = max(len(summary[kind]["mean"]) for summary in summaries)
+        margin = max(0.04 * longest, 0.3)
+        axis.set_xlim(1 - margin, longest + margin)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    lines = _draw_lines(axes[0], summaries[0]["lines"])
+    _finish(axes, names, lines)
+    first = summaries[0]
+    about = f"{first['env']}, {first['split']} split ({first['tasks']} tasks, {first['split_hash']})"
+    figure.suptitle(_text(about + _seeds(summaries)))
+    return figure
+
+
+def training_figure(curves: Sequence[TrainingCurve], labels: Sequence[str]) -> Figure:
+    """Return and success of training episodes against environment steps."""
+    figure, axes = _figure(len(curves))
+    for index, curve in enumerate(curves):
+        style = _style(index) | {"marker": None if len(curve.env_steps) > 1 else "o"}
+        axes[0].plot(curve.env_steps, curve.returns, **style)
+        axes[1].plot(curve.env_steps, curve.successes, **style)
+    for axis, kind in zip(axes, ("return", "success"), strict=True):
+        axis.set(xlabel="environment steps of training", ylabel=f"{kind} per training episode")
+    _finish(axes, list(labels), [])
+    names = sorted({curve.env for curve in curves if curve.env})
+    figure.suptitle(_text(", ".join([*names, "training episodes"])))
+    return figure
+
+
+def _figure(count: int) -> tuple[Figure, Any]:
+    """A figure with two axes, wider and higher where a legend of `count` curves goes beside them."""
+    columns = -(-(count + 2) // ROWS) if count > INSIDE else 0
+    rows = min(count + 2, ROWS) if columns else 0
+    figure = Figure(figsize=(11 + 2.4 * columns, max(4.2, 0.24 * rows)), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(1, 2)
+
+
+def _style(index: int) -> dict[str, Any]:
+    """Line, colour and marker of a curve; no two of the first 112 look alike."""
+    group, color = divmod(index, len(COLORS))
+    dashes, marker = DASHES[group % len(DASHES)], MARKERS[group // len(DASHES) % len(MARKERS)]
+    return {"color": COLORS[color], "linestyle": dashes, "marker": marker, "markersize": 3}
+
+
+def _named(summaries: Sequence[dict[str, Any]], labels: Sequence[str]) -> list[str]:
+    """The labels, with the number of seeds where that is not the same for all curves."""
+    if len({summary["seeds"] for summary in summaries}) == 1:
+        return list(labels)
+    return [f"{label} ({_count(s['seeds'])})" for label, s in zip(labels, summaries, strict=True)]
+
+
+def _seeds(summaries: Sequence[dict[str, Any]]) -> str:
+    """The end of the title: the number of seeds where it is the same for all curves."""
+    counts = {summary["seeds"] for summary in summaries}
+    if len(counts) > 1:
+        return ""
+    return f", {_count(counts.pop())}" + (" per curve" if len(summaries) > 1 else "")
+
+
+def _count(seeds: int) -> str:
+    return f"{seeds} seed{'s' if seeds != 1 else ''}"
+
+
+def _draw_lines(axis: Any, lines: dict[str, float | None]) -> list[tuple[Any, str]]:
+    """Draws the reference lines; returns (line, label) for the legend."""
+    found = []
+    for name, style in (("optimal", "--"), ("random", ":")):
+        value = lines.get(name)
+        if value is not None:
+            line = axis.axhline(value, color="0.35", linestyle=style, linewidth=1, zorder=1)
+            found.append((line, f"{name} {value:.1f}"))
+    return found
+
+
+def _finish(axes: Any, labels: Sequence[str], lines: list[tuple[Any, str]]) -> None:
+    """Limits, grid and legend: within the first axes for few curves, beside the axes for many."""
+    for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.25)
-    _draw_lines(axes[0], summaries[0]["lines"])
     axes[0].set_ylim(bottom=min(0, axes[0].get_ylim()[0]))
     axes[1].set_ylim(-0.03, 1.03)
-    axes[0].legend(frameon=False, loc="best")
-    first = summaries[0]
-    title = f"{first['env']}, {first['split']} split ({first['tasks']} tasks, {first['split_hash']})"
-    figure.suptitle(f"{title}, {first['seeds']} seed{'s' if first['seeds'] != 1 else ''}")
+    handles = [*axes[1].get_lines(), *(line for line, _ in lines)]
+    texts = [_text(label) for label in (*labels, *(label for _, label in lines))]
+    if len(labels) <= INSIDE:
+        axes[0].legend(handles, texts, frameon=False, loc="best")
+        return
+    columns, size = -(-len(texts) // ROWS), "small"
+    place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.02, 1.0), "borderaxespad": 0.0}
+    axes[1].legend(handles, texts, frameon=False, ncols=columns, fontsize=size, handlelength=3, **place)
+
+
+def _text(label: str) -> str:
+    """A label as it is: no mathematics between dollar signs, and a leading underscore does not hide it."""
+    text = label.replace("$", r"\$")
+    return " " + text if text.startswith("_") else text
+
+
+def write_figure(figure: Figure, path: Path) -> None:
+    """Writes the file whole or not at all, without the date. Raises ConfigError as `figure_format` does."""
+    kind_of_file = figure_format(path)
     temporary = path.with_name(path.name + ".tmp")
-    figure.savefig(temporary, dpi=130, format="png")
-    plt.close(figure)
-    os.replace(temporary, path)
-
-
-def _draw_lines(axis: Any, lines: dict[str, float | None]) -> None:
-    for name, style in (("optimal", "--"), ("random", ":")):
-        if lines.get(name) is not None:
-            axis.axhline(lines[name], color="0.35", linestyle=style, linewidth=1, label=f"{name} {lines[name]:.1f}")
-
-
-def _cycle(count: int) -> list[str]:
-    return [COLORS[index % len(COLORS)] for index in range(count)]
+    metadata = {"png": None, "pdf": {"CreationDate": None}, "svg": {"Date": None}}[kind_of_file]
+    try:
+        figure.savefig(temporary, dpi=130, format=kind_of_file, metadata=metadata)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

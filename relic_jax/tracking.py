@@ -12,6 +12,7 @@ from typing import Any, Protocol, TextIO
 
 from relic_jax.config import ConfigError
 from relic_jax.metrics import Record
+from relic_jax.progress import duration, is_terminal
 
 
 class Tracker(Protocol):
@@ -29,7 +30,7 @@ class Console:
 
     def __init__(self, total_steps: int, stream: TextIO | None = None, interval: float = 10.0) -> None:
         self._total, self._stream = total_steps, stream or sys.stdout
-        self._live = self._stream.isatty()
+        self._live = is_terminal(self._stream)
         self._interval = 0.2 if self._live else interval
         self._printed = -math.inf
         self._since: list[Record] = []
@@ -141,10 +142,3 @@ def combined(records: list[Record]) -> Record:
         total = sum(weight for _, weight in having)
         values[name] = sum(value * weight for value, weight in having) / total if total else having[-1][0]
     return values | {"env_steps": records[-1]["env_steps"]}
-
-
-def duration(seconds: float) -> str:
-    """75 → '1:15'."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

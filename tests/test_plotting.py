@@ -1,12 +1,19 @@
 """Figures."""
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from relic_jax.plotting import plot_curves
+from relic_jax.plotting import TrainingCurve, curves_figure, plot_curves
+from relic_jax.runtime import ConfigError
+
+ROOT = Path(__file__).parents[1]
+TRAINED = TrainingCurve([100, 200], [0.5, 1.5], [0.25, 0.75], "darkroom-dpt")
 
 
 def summary(episodes=5, level=0.5, optimal=90.0):
@@ -59,8 +66,98 @@ def test_a_crash_while_writing_leaves_the_old_figure(tmp_path, monkeypatch):
     assert path.read_bytes() == before
 
 
-def test_figures_are_closed(tmp_path):
-    import matplotlib.pyplot as plt
+def test_no_global_state_of_matplotlib_is_touched(tmp_path):
+    """A notebook's backend, its settings and its open figures stay as they are."""
+    code = """
+import sys
+import matplotlib
+matplotlib.use("svg")
+import matplotlib.pyplot as plt
+plt.figure()
+matplotlib.rcParams["lines.linewidth"] = 7
+before = dict(matplotlib.rcParams)
+sys.path.insert(0, "tests")
+from pathlib import Path
+from test_plotting import TRAINED, summary
+from relic_jax.plotting import plot_curves, plot_training
+import experiments.run, experiments.play
+for suffix in ("png", "pdf", "svg"):
+    plot_curves([summary()], ["ours"], Path(sys.argv[1]) / f"figure.{suffix}")
+    plot_training([TRAINED], ["ours"], Path(sys.argv[1]) / f"training.{suffix}")
+assert matplotlib.get_backend() == "svg" and plt.get_fignums() == [1], (matplotlib.get_backend(), plt.get_fignums())
+assert dict(matplotlib.rcParams) == before
+"""
+    env = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
-    plot_curves([summary()], ["ours"], tmp_path / "figure.png")
-    assert plt.get_fignums() == []
+
+def test_pyplot_is_not_even_imported():
+    code = "import sys, relic_jax.plotting, experiments.run; assert 'matplotlib.pyplot' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_no_two_of_many_curves_look_alike_and_the_legend_covers_none():
+    figure = curves_figure([summary(level=n / 30) for n in range(30)], [f"run {n}" for n in range(30)])
+    drawn = [(line.get_color(), str(line._dash_pattern), line.get_marker()) for line in figure.axes[1].get_lines()]
+    assert len(set(drawn)) == 30
+    assert len({line.get_color() for line in figure.axes[1].get_lines()[:7]}) == 7
+    figure.draw_without_rendering()
+    legend = figure.axes[1].get_legend()
+    texts = [text.get_text() for text in legend.get_texts()]
+    assert texts[:30] == [f"run {n}" for n in range(30)] and texts[30:] == ["optimal 90.0", "random 0.7"]
+    box = legend.get_window_extent()
+    assert not any(box.overlaps(axis.patch.get_window_extent()) for axis in figure.axes)
+    assert not box.overlaps(figure._suptitle.get_window_extent())
+    assert box.x1 <= figure.bbox.x1 and box.y0 >= figure.bbox.y0
+    assert all(axis.patch.get_window_extent().width > 300 for axis in figure.axes)  # and leaves them their room
+
+
+@pytest.mark.parametrize("episodes", [1, 2, 3, 7, 40, 1000])
+def test_ticks_are_whole_episodes(episodes):
+    figure = curves_figure([summary(episodes=episodes)], ["ours"])
+    for axis in figure.axes:
+        low, high = axis.get_xlim()
+        ticks = [tick for tick in axis.get_xticks() if low <= tick <= high]
+        assert ticks and all(tick == round(tick) for tick in ticks) and low < 1 and high > episodes
+
+
+@pytest.mark.parametrize(
+    ("seeds", "title", "legend"),
+    [
+        ([1], "1 seed", ["a"]),
+        ([3], "3 seeds", ["a"]),
+        ([1] * 6, "1 seed per curve", ["a", "b", "c", "d", "e", "f"]),
+        ([1, 3], "0123456789ab)", ["a (1 seed)", "b (3 seeds)"]),
+    ],
+)
+def test_seeds_are_told_per_curve(seeds, title, legend):
+    figure = curves_figure([summary() | {"seeds": count} for count in seeds], "abcdef"[: len(seeds)])
+    assert figure.get_suptitle().endswith(title)
+    where = figure.axes[1 if len(seeds) > 5 else 0].get_legend()
+    assert [text.get_text() for text in where.get_texts()][: len(seeds)] == legend
+
+
+def test_names_are_drawn_as_they_are(tmp_path):
+    figure = curves_figure([summary(), summary()], ["_hidden", "cost $5 of $x_"])
+    texts = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert texts[0].strip() == "_hidden" and len(texts) == 4
+    plot_curves([summary()], ["$\\frac{"], tmp_path / "figure.png")  # no mathematics, so no error in it
+    assert pixels(tmp_path / "figure.png").size
+
+
+STARTS = {".png": b"\x89PNG", ".PDF": b"%PDF", ".svg": b"<?xml", "": b"\x89PNG", ".v1.5": b"\x89PNG"}
+
+
+@pytest.mark.parametrize("suffix", STARTS)
+def test_the_suffix_decides_the_format(tmp_path, suffix):
+    path = tmp_path / f"figure{suffix}"
+    plot_curves([summary()], ["ours"], path)
+    assert path.read_bytes().startswith(STARTS[suffix]) and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".gif", ".json", ".html"])
+def test_another_suffix_is_refused(tmp_path, suffix):
+    with pytest.raises(ConfigError, match=r"out is '.*'; allowed: a figure that ends in \.png, \.pdf, \.svg"):
+        plot_curves([summary()], ["ours"], tmp_path / f"figure{suffix}")
+    assert not list(tmp_path.iterdir())

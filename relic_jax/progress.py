@@ -1,0 +1,83 @@
+"""Says what is being done, and for how long, while nothing else is printed."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+import time
+from types import TracebackType
+from typing import TextIO
+
+
+class Activity:
+    """What takes a while: a live line on a terminal, elsewhere a line every `interval` seconds.
+
+    A thread prints, so that it is seen during a single long call too. Nothing is printed for what ends within
+    `interval` seconds, but on a terminal, where it is one second. The live line is erased at the end. `show` changes
+    the text. stream: None for standard output; where that is closed or fails, nothing more is printed.
+    """
+
+    def __init__(self, text: str, stream: TextIO | None = None, interval: float = 10.0) -> None:
+        self._text, self._stream = text, stream or sys.stdout
+        self._live = is_terminal(self._stream)
+        self._interval = min(interval, 1.0) if self._live else interval
+        self._lock, self._ended = threading.Lock(), threading.Event()
+        self._thread = threading.Thread(target=self._run, name="relic-jax-progress", daemon=True)
+        self._start, self._shown = time.monotonic(), False
+
+    def __enter__(self) -> Activity:
+        """Starts the thread."""
+        self._start = time.monotonic()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Ends the thread and erases the live line."""
+        self._ended.set()
+        self._thread.join()
+        if self._live and self._shown:
+            self._write("\r\x1b[K")
+
+    def show(self, text: str) -> None:
+        """Sets the text; on a terminal it is shown at once where a line is there already."""
+        self._text = text
+        if self._live and self._shown:
+            self._print()
+
+    def say(self, line: str) -> None:
+        """Prints a line that stays, in place of the live one."""
+        self._write(("\r\x1b[K" if self._live and self._shown else "") + line + "\n")
+        self._shown = False
+
+    def _run(self) -> None:
+        while not self._ended.wait(self._interval):
+            self._print()
+
+    def _print(self) -> None:
+        seconds = time.monotonic() - self._start
+        line = f"{self._text} · {duration(seconds)}"
+        self._shown = True
+        self._write(f"\r\x1b[K{line}" if self._live else line + "\n")
+
+    def _write(self, text: str) -> None:
+        with self._lock, contextlib.suppress(OSError, ValueError, AttributeError):  # closed, full, or no stream at all
+            self._stream.write(text)
+            self._stream.flush()
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether a stream is a terminal; some that notebooks and test runners put in place do not know."""
+    try:
+        return bool(stream is not None and stream.isatty())
+    except (AttributeError, ValueError, OSError):
+        return False
+
+
+def duration(seconds: float) -> str:
+    """75 → '1:15'."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
