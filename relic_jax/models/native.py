@@ -1,21 +1,16 @@
 """Learning on a CPU: attention of a block of steps by a compiled kernel, `native.cpp`.
 
 XLA calls it through its foreign-function interface, whose headers come with jax. The kernel is compiled once per
-machine, the first time that it is needed, for the width of a head and the processor at hand: a few seconds, kept in
-`~/.cache/relic-jax` (`XDG_CACHE_HOME`). It takes a C++ compiler (`CXX`, `c++`, `g++` or `clang++`); without one, XLA's
-`attention.attend_block` computes the same.
+machine, the first time that it is needed, for the width of a head and the processor: a few seconds, kept in
+`~/.cache/relic-jax` (`XDG_CACHE_HOME`), see `kernels`. It takes a C++ compiler (`CXX`, `c++`, `g++` or `clang++`);
+without one, and on Windows, XLA's `attention.attend_block` computes the same.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
 import math
-import os
-import shutil
-import subprocess
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +18,14 @@ import jax
 import jax.numpy as jnp
 import jaxlib
 
+from relic_jax.models import kernels
 from relic_jax.models.attention import Context, Sink, attend_block, first_steps, sink_gradients, zero_cotangent
 
 WIDTHS = (4, 8, 16, 32, 64, 128)  # of a head
 _SOURCE = Path(__file__).with_name("native.cpp")
+_SYMBOLS = ("forward", "backward")
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-w")
+_TARGETS: set[str] = set()
 
 
 def native_fits(width: int) -> bool:
@@ -39,12 +37,13 @@ def native_fits(width: int) -> bool:
 def _registered(width: int) -> bool:
     """Makes the kernel known to XLA. False where it cannot be compiled."""
     try:
-        library = ctypes.CDLL(str(_library(width)))
-    except (OSError, subprocess.SubprocessError, RuntimeError):  # the last: there is no home folder
+        library = _library(width)
+    except (OSError, AttributeError, kernels.KernelError):
         return False
-    for name in ("forward", "backward"):
-        symbol = jax.ffi.pycapsule(getattr(library, name))
-        jax.ffi.register_ffi_target(_target(name, width), symbol, platform="cpu")
+    for target, name in ((_target(name, width), name) for name in _SYMBOLS):
+        if target not in _TARGETS:  # XLA knows a name once per process
+            jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
+            _TARGETS.add(target)
     return True
 
 
@@ -52,32 +51,11 @@ def _target(name: str, width: int) -> str:
     return f"relic_attention_{name}_{width}"
 
 
-def _library(width: int) -> Path:
+def _library(width: int) -> ctypes.CDLL:
     """The compiled kernel: an earlier one of the same source, compiler, processor and jaxlib, or a new one."""
-    run = functools.partial(
-        subprocess.run, check=True, capture_output=True, stdin=subprocess.DEVNULL, text=True, timeout=120
-    )
-    command = [_compiler(), *_FLAGS, f"-DHEAD_WIDTH={width}", "-x", "c++"]
-    macros = run([*command, "-dM", "-E", "-"]).stdout  # what compiler and processor can do
-    same = [_SOURCE.read_text(), *_FLAGS, macros, jaxlib.__version__]
-    name = hashlib.sha256("\0".join(same).encode()).hexdigest()[:16]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "relic-jax"
-    library = folder / f"attention-{width}-{name}.so"
-    if not library.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            new = Path(scratch) / library.name
-            run([*command, f"-I{jax.ffi.include_dir()}", "-shared", "-fPIC", str(_SOURCE), "-o", str(new)])
-            os.replace(new, library)  # there whole or not at all, whoever else is at it
-    return library
-
-
-def _compiler() -> str:
-    """Raises FileNotFoundError where there is none."""
-    for name in (os.environ.get("CXX"), "c++", "g++", "clang++"):
-        if name and (found := shutil.which(name)):
-            return found
-    raise FileNotFoundError("no C++ compiler")
+    flags = (*_FLAGS, f"-DHEAD_WIDTH={width}")
+    include, version = jax.ffi.include_dir(), jaxlib.__version__
+    return kernels.load(f"attention-{width}", _SOURCE, flags, _SYMBOLS, include, version)
 
 
 def native_block(
