@@ -35,6 +35,26 @@ class TimeStep:
     truncated: jax.Array
 
 
+class Image(jax.ShapeDtypeStruct):
+    """The spec of an observation array that is an image: shape [height, width, channels].
+
+    Only arrays whose spec is an `Image` go through the image encoder; every other array, of any rank, is a vector.
+    dtype: uint8 for pixels 0 … 255, which the encoder reads as −1 … 1 (for the encoder `cells`: one-hot cells of 0 and
+    255). Floats, which should be of about unit scale, and other integers and booleans are read as they are.
+
+    `jax.tree` treats it as a leaf. `jax.eval_shape` takes it like any other `jax.ShapeDtypeStruct`, but returns plain
+    ones. An `Image` equals no spec that is not one.
+    """
+
+    def __eq__(self, other: object) -> bool:
+        """Whether `other` is an image of the same shape and dtype."""
+        return isinstance(other, Image) and super().__eq__(other)
+
+    def __hash__(self) -> int:
+        """Of what makes two equal."""
+        return hash((Image, super().__hash__()))
+
+
 Array = TypeVar("Array", jax.Array, np.ndarray)
 
 
@@ -222,7 +242,7 @@ class Environment:
 
     @property
     def observation_spec(self) -> PyTree:
-        """Pytree of jax.ShapeDtypeStruct for one observation."""
+        """Pytree of jax.ShapeDtypeStruct for one observation; of `Image` for the arrays that are images."""
         raise NotImplementedError
 
     @property

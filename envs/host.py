@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from envs.base import ActionSpace, Box, Discrete, Environment, PyTree, Split, TimeStep, first_timestep
+from envs.base import ActionSpace, Box, Discrete, Environment, Image, PyTree, Split, TimeStep, first_timestep
 from envs.wrappers import TrialState, TrialStep
 from relic_jax.bridge.pool import Batch, Pool, PoolConfig, PoolError
 from relic_jax.bridge.protocol import Spec
@@ -66,7 +66,7 @@ class HostEnvironment(Environment):
         vector = jax.ShapeDtypeStruct((sum(int(np.prod(shape)) for shape in parts),), jnp.float32)
         if self.image is None:
             return vector
-        image = jax.ShapeDtypeStruct(self.spec.observation[self.image].shape, jnp.uint8)
+        image = Image(self.spec.observation[self.image].shape, jnp.uint8)
         return {"image": image, "vector": vector} if vector.shape[0] else image
 
     @property

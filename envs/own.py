@@ -6,12 +6,13 @@ import importlib
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 
-from envs.base import Environment, PyTree
+from envs.base import Environment, Image, PyTree
 from relic_jax.config import ConfigError
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ def check(env: Environment, field: str) -> None:
     task = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), env.tasks("train"))
     key = jax.eval_shape(lambda: jax.random.key(0))
     action = jax.ShapeDtypeStruct(env.action_space.shape, env.action_space.dtype)
+    _check_specs(env.observation_spec, require)
     state, first = jax.eval_shape(env.reset, key, task)
     after, later = jax.eval_shape(env.step, key, state, action, task)
     require(_types(after) == _types(state), "state after step", _types(after), f"as after reset: {_types(state)}")
@@ -82,6 +84,18 @@ def check(env: Environment, field: str) -> None:
             require(found == allowed, f"{name} from {method}", found, allowed)
     allowed = f"an end within its horizon of {horizon} steps, by `terminated` or `truncated`"
     require(_ends(env), "first episode", "longer", allowed)
+
+
+def _check_specs(specs: PyTree, require: Callable[[Any, str, Any, str], None]) -> None:
+    """Whether arrays of the observation can be read: numbers, and images of rank 3."""
+    for path, spec in jax.tree_util.tree_leaves_with_path(specs):
+        what = f"observation_spec{jax.tree_util.keystr(path)}"
+        require(hasattr(spec, "shape") and hasattr(spec, "dtype"), what, type(spec).__name__, "a jax.ShapeDtypeStruct")
+        numbers = any(jnp.issubdtype(spec.dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_))
+        require(numbers, what, spec.dtype, "floats, integers and booleans")
+        if isinstance(spec, Image):
+            fits = len(spec.shape) == 3 and min(spec.shape) > 0
+            require(fits, what, f"an Image {list(spec.shape)}", "an Image [height, width, channels], each 1 or more")
 
 
 def _ends(env: Environment) -> bool:

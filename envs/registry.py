@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import jax
 
-from envs.base import Environment, num_tasks, split_hash
+from envs.base import Environment, Image, num_tasks, split_hash
 
 if TYPE_CHECKING:
     from relic_jax.config import HostConfig
@@ -128,10 +128,12 @@ def _summary(name: str) -> str:
 
 
 def _observation(env: Environment) -> str:
-    """Shapes and dtypes of the observation's arrays, each after its name where it has one."""
+    """Dtypes and shapes of the observation's arrays, each after its name where it has one; images say so."""
     parts = []
     for path, spec in jax.tree_util.tree_leaves_with_path(env.observation_spec):
         name = jax.tree_util.keystr(path, simple=True, separator=".")
+        if isinstance(spec, Image) and name.split(".")[-1] != "image":
+            name = f"{name} image".lstrip()
         parts.append(f"{name} {spec.dtype} {list(spec.shape)}".lstrip())
     return ", ".join(parts)
 

@@ -147,10 +147,11 @@ class Game:
         images = [x for x, is_image in zip(jax.tree.leaves(observation), mask, strict=True) if is_image]
         if not images:
             return self._drawing(observation)
-        image = images[0]
+        image = images[0][..., : 3 if images[0].shape[-1] >= 3 else 1]
         if image.dtype != np.uint8:
+            image = image.astype(np.float32)
             image = (255 * (image - image.min()) / max(np.ptp(image), 1e-6)).astype(np.uint8)
-        return np.broadcast_to(image[..., :3], (*image.shape[:2], 3))
+        return np.broadcast_to(image, (*image.shape[:2], 3))
 
     def _drawing(self, observation: Any) -> np.ndarray:
         state, task = (jax.tree.map(lambda x: np.asarray(x)[0], x) for x in (self._state.env, self._task))

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from envs.base import ActionSpace, Box, Discrete, Environment
+from envs.base import ActionSpace, Box, Discrete, Environment, Image
+from relic_jax.models.encoders import IMAGE_RANK
 from relic_jax.models.policy import Policy, PolicyConfig, policy_for
 from relic_jax.runtime import ConfigError
 from relic_jax.types import Params, PyTree
@@ -87,7 +89,7 @@ def _tree_to_json(tree: PyTree) -> dict[str, Any]:
         return {"items": [_tree_to_json(item) for item in tree]}
     if not hasattr(tree, "shape"):
         raise ConfigError(f"observation is a {type(tree).__name__}; allowed: arrays in dictionaries and tuples")
-    return {"shape": list(tree.shape), "dtype": jnp.dtype(tree.dtype).name}
+    return {"shape": list(tree.shape), "dtype": jnp.dtype(tree.dtype).name, "image": isinstance(tree, Image)}
 
 
 def _tree_from_json(data: dict[str, Any]) -> PyTree:
@@ -95,7 +97,20 @@ def _tree_from_json(data: dict[str, Any]) -> PyTree:
         return {key: _tree_from_json(item) for key, item in data["keys"].items()}
     if "items" in data:
         return tuple(_tree_from_json(item) for item in data["items"])
-    return jax.ShapeDtypeStruct(tuple(map(int, data["shape"])), jnp.dtype(data["dtype"]))
+    kind = Image if is_image(data) else jax.ShapeDtypeStruct
+    return kind(tuple(map(int, data["shape"])), jnp.dtype(data["dtype"]))
+
+
+def is_image(data: Mapping[str, Any]) -> bool:
+    """Whether an array of an observation is an image. data: its JSON, `{"shape": …, "dtype": …, "image": …}`.
+
+    Files from before `image` was written have no such field: there, arrays of rank 3 were images. Raises ConfigError.
+    """
+    rank = len(data["shape"])
+    found = data.get("image", rank == IMAGE_RANK)
+    if not isinstance(found, bool) or (found and rank != IMAGE_RANK):
+        raise ConfigError(f"image is {found!r}, of an array {data['shape']}; allowed: true for rank 3, or false")
+    return found
 
 
 def named_leaves_of(params: Params) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def test_the_page_about_environments_runs(tmp_path, monkeypatch, cli):
 SMALL = """
 from dataclasses import dataclass, field
 import jax, jax.numpy as jnp, numpy as np
-from envs.base import Discrete, Environment, TimeStep, first_timestep
+from envs.base import Discrete, Environment, Image, TimeStep, first_timestep
 
 @dataclass(frozen=True)
 class Fine(Environment):
@@ -78,6 +78,15 @@ class Endless(Fine):
 
 NONE = Fine(horizon=0)
 
+class Flat(Fine):
+    observation_spec = Image((2, 2), jnp.uint8)
+
+class Complex(Fine):
+    observation_spec = {"z": jax.ShapeDtypeStruct((2,), jnp.complex64)}
+
+class Tuples(Fine):
+    observation_spec = {"size": 3}
+
 @dataclass(frozen=True)
 class Half(Environment):
     name: str = "half"
@@ -101,6 +110,9 @@ NUMBER = 3
         ("small:Empty", r"tasks\('test'\) is of leading axes \[\(0,\)\]"),
         ("small:Unhashable", r"allowed: a frozen dataclass of hashable fields"),
         ("small:Endless", r"first episode is longer; allowed: an end within its horizon of 5 steps"),
+        ("small:Flat", r"observation_spec is an Image \[2, 2\]; allowed: an Image \[height, width, channels\]"),
+        ("small:Complex", r"observation_spec\['z'\] is complex64; allowed: floats, integers and booleans"),
+        ("small:Tuples", r"observation_spec\['size'\] is int; allowed: a jax\.ShapeDtypeStruct"),
         ("small:NONE", r"horizon is 0; allowed: an int above 0"),
         ("small:Half", r"which does not define action_space; allowed: one that does"),
         ("small:NUMBER", r"a int; allowed: an envs\.base\.Environment"),

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import relic_jax
-from envs.base import Box, Discrete
+from envs.base import Box, Discrete, Image
 from envs.registry import make
 from relic_jax import export, runtime
 from relic_jax.config import ConfigError
@@ -33,7 +33,7 @@ from relic_jax.spaces import Spaces, spaces_from_json, spaces_of, spaces_to_json
 TRANSFORMER = {"layers": 2, "heads": 2, "width": 16, "mlp_width": 16, "max_positions": 64}
 VECTOR = Spaces(jax.ShapeDtypeStruct((2,), jnp.float32), (0.0, 0.0), (9.0, 9.0), Discrete(5), 30)
 IMAGES = Spaces(
-    {"goal": jax.ShapeDtypeStruct((3,), jnp.float32), "view": jax.ShapeDtypeStruct((11, 13, 3), jnp.uint8)},
+    {"goal": jax.ShapeDtypeStruct((3,), jnp.float32), "view": Image((11, 13, 3), jnp.uint8)},
     (-1.0,) * 3,
     (1.0,) * 3,
     Discrete(4),
@@ -43,11 +43,24 @@ GOAL = Spaces(
     {
         "gps": jax.ShapeDtypeStruct((2,), jnp.float32),
         "target": jax.ShapeDtypeStruct((6,), jnp.float32),
-        "view": jax.ShapeDtypeStruct((11, 13, 3), jnp.uint8),
+        "view": Image((11, 13, 3), jnp.uint8),
     },
     (-9.0,) * 2 + (0.0,) * 6,
     (9.0,) * 2 + (1.0,) * 6,
     Discrete(4),
+    30,
+)
+MIXED = Spaces(
+    {
+        "bit": jax.ShapeDtypeStruct((2,), jnp.bool_),
+        "board": jax.ShapeDtypeStruct((2, 1, 3), jnp.uint8),
+        "count": jax.ShapeDtypeStruct((), jnp.int32),
+        "half": jax.ShapeDtypeStruct((2, 2), jnp.float16),
+        "view": Image((5, 4, 3), jnp.float32),
+    },
+    (0.0,) * 2 + (0.0,) * 6 + (-9.0,) + (-1.0,) * 4,
+    (1.0,) * 2 + (255.0,) * 6 + (9.0,) + (1.0,) * 4,
+    Discrete(3),
     30,
 )
 CONTINUOUS = dataclasses.replace(VECTOR, action_space=Box((-2.0, 0.0), (2.0, 1.0)))
@@ -123,6 +136,7 @@ CASES = {
     "images-nature": {"spaces": IMAGES, "encoder": EncoderConfig(features=8, image="nature")},
     "images-cells": {"spaces": IMAGES, "encoder": EncoderConfig(features=8, image="cells")},
     "images-patches": {"spaces": IMAGES, "encoder": EncoderConfig(features=8, image="patches")},
+    "every-dtype": {"spaces": MIXED, "encoder": EncoderConfig(observation="scaled", features=8, image="patches")},
     "images-goal": {"spaces": GOAL, "encoder": EncoderConfig(observation="scaled", image="patches")},
 }
 
@@ -431,13 +445,27 @@ def test_checkpoints_of_before_spaces_were_saved_ask_the_environment(begun_run, 
     assert spaces_to_json(loaded.spaces) == spaces and same(loaded, load_policy(begun_run))
 
 
-@pytest.mark.parametrize("env", ["darkroom-dpt", "pointmass-goal", "house-objnav-small"])
+@pytest.mark.parametrize("env", ["darkroom-dpt", "pointmass-goal", "house-objnav-small", "miniworld-tmaze"])
 def test_spaces_come_back_from_json(env):
+    """Those of files from before images were written too, in which arrays of rank 3 are images."""
     spaces = spaces_of(make(env))
-    again = spaces_from_json(json.loads(json.dumps(spaces_to_json(spaces))))
-    assert again.action_space == spaces.action_space and again.horizon == spaces.horizon
-    assert jax.tree.structure(again.observation) == jax.tree.structure(spaces.observation)
-    assert (again.low, again.high) == (spaces.low, spaces.high)
+    data = json.loads(json.dumps(spaces_to_json(spaces)))
+    old = json.loads(json.dumps(data).replace(', "image": true', "").replace(', "image": false', ""))
+    assert old != data
+    for again in spaces_from_json(data), spaces_from_json(old):
+        assert again.action_space == spaces.action_space and again.horizon == spaces.horizon
+        assert again.observation == spaces.observation
+        assert (again.low, again.high) == (spaces.low, spaces.high)
+
+
+def test_an_array_of_rank_3_need_not_be_an_image():
+    spaces = Spaces(jax.ShapeDtypeStruct((2, 2, 3), jnp.bool_), (0.0,) * 12, (1.0,) * 12, Discrete(2), 5)
+    data = spaces_to_json(spaces)
+    assert spaces_from_json(data).observation == spaces.observation
+    for shape, image in (([2, 3], True), ([2, 2, 3], "yes"), ([2, 2, 3], None)):
+        broken = {**data, "observation": {"shape": shape, "dtype": "uint8", "image": image}}
+        with pytest.raises(ConfigError, match=r"image is .*; allowed: true for rank 3, or false"):
+            spaces_from_json(broken)
 
 
 def test_the_command_line(cli, begun_run, tmp_path):

@@ -14,10 +14,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from envs.adapters.suite import Reply, Suite, action_space, check_known, finite_range, load
-from envs.base import ActionSpace, PyTree
+from envs.base import ActionSpace, Image, PyTree
 from relic_jax.config import ConfigError
 
 PREFIX = "gymnax"
+IMAGES = (
+    "Asterix-MinAtar",
+    "Breakout-MinAtar",
+    "Freeway-MinAtar",
+    "Seaquest-MinAtar",
+    "SpaceInvaders-MinAtar",
+    "Pong-misc",
+)
+"""Environments whose observation is an image, with values of 0 … 1."""
 
 
 def make(name: str, horizon: int | None = None) -> Gymnax:
@@ -52,10 +61,16 @@ class Gymnax(Suite):
         return action_space(_made(self.id)[0].action_space(self.params), self.name)
 
     @property
+    def observation_spec(self) -> PyTree:
+        """Shape and dtype of `encode`; an `Image` in IMAGES."""
+        spec = super().observation_spec
+        return Image(spec.shape, spec.dtype) if self.id in IMAGES else spec
+
+    @property
     def observation_range(self) -> tuple[PyTree, PyTree] | None:
-        """gymnax's bounds, where they are finite. None for images: those of MinAtar are 0 … 1."""
+        """gymnax's bounds, where they are finite. None for IMAGES, which are 0 … 1."""
         space, spec = _made(self.id)[0].observation_space(self.params), self.observation_spec
-        if not isinstance(spec, jax.ShapeDtypeStruct) or len(spec.shape) == 3:
+        if not isinstance(spec, jax.ShapeDtypeStruct) or isinstance(spec, Image):
             return None
         if type(space).__name__ == "Discrete":
             return np.zeros(spec.shape, np.float32), np.full(spec.shape, space.n - 1, np.float32)

@@ -117,7 +117,7 @@ class Suite(VisualEnvironment):
 
     @property
     def observation_spec(self) -> PyTree:
-        """Shapes and dtypes of `encode`."""
+        """Shapes and dtypes of `encode`; no images, unless a subclass declares them (`envs.base.Image`)."""
         return _observation_spec(self)
 
     def start(self, key: jax.Array, task: PyTree) -> SuiteState:
@@ -181,8 +181,7 @@ def _settled(tree: PyTree, like: PyTree | None = None) -> PyTree:
 def one_hots(values: jax.Array, sizes: Sequence[int]) -> jax.Array:
     """Categories, [n] with values[i] in 0 … sizes[i] − 1, one-hot one after the other: uint8 [Σ sizes].
 
-    uint8, since a trial keeps what was seen; of rank 1, since arrays of rank 3 are images. A scatter takes a CPU a
-    sixth of the time of comparisons.
+    uint8, since a trial keeps what was seen. A scatter takes a CPU a sixth of the time of comparisons.
     """
     first = np.cumsum([0, *sizes[:-1]])
     ones = jnp.ones((), jnp.uint8)

@@ -23,7 +23,7 @@ import numpy as np
 from envs.adapters import rulesets
 from envs.adapters.rulesets import RECIPES, Rulesets
 from envs.adapters.suite import Reply, Suite, check_known, load
-from envs.base import Discrete, PyTree, Split, TimeStep, num_tasks
+from envs.base import Discrete, Image, PyTree, Split, TimeStep, num_tasks
 from envs.wrappers import select
 from relic_jax.config import ConfigError
 
@@ -93,6 +93,12 @@ class XLand(Suite):
 
     dear_reset = True  # as dear as a step
     opens_alike: ClassVar[bool] = False
+
+    @property
+    def observation_spec(self) -> PyTree:
+        """Of these, the view is an image."""
+        spec = super().observation_spec
+        return {**spec, "view": Image(spec["view"].shape, spec["view"].dtype)}
 
     @property
     def action_space(self) -> Discrete:

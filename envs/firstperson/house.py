@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from envs.base import Discrete, Split, TimeStep, Trajectory, VisualEnvironment
+from envs.base import Discrete, Image, Split, TimeStep, Trajectory, VisualEnvironment
 from envs.firstperson import draw
 from envs.firstperson.geodesic import distance_at
 from envs.firstperson.house_plan import (
@@ -106,7 +106,7 @@ class HouseNav(VisualEnvironment):
         target: float32 [20]; one-hot."""
         return {
             "gps": jax.ShapeDtypeStruct((2,), jnp.float32),
-            "image": jax.ShapeDtypeStruct((self.lens.height, self.lens.width, 3), jnp.uint8),
+            "image": Image((self.lens.height, self.lens.width, 3), jnp.uint8),
             "target": jax.ShapeDtypeStruct((CATEGORIES,), jnp.float32),
         }
 

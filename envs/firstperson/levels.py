@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from envs.base import Discrete, Split, TimeStep, Trajectory, VisualEnvironment
+from envs.base import Discrete, Image, Split, TimeStep, Trajectory, VisualEnvironment
 from envs.firstperson import draw
 from envs.firstperson.plan import Door, Plan, Rectangle, touches_walls
 from envs.firstperson.renderer import Lens, render
@@ -103,9 +103,9 @@ class Level(VisualEnvironment):
             raise RoomTooSmallError(f"rooms are {self.plan.rooms}; allowed: room for the agent away from the box")
 
     @property
-    def observation_spec(self) -> jax.ShapeDtypeStruct:
+    def observation_spec(self) -> Image:
         """uint8 [H, W, 3]."""
-        return jax.ShapeDtypeStruct((self.lens.height, self.lens.width, 3), jnp.uint8)
+        return Image((self.lens.height, self.lens.width, 3), jnp.uint8)
 
     @property
     def observation_range(self) -> tuple[np.ndarray, np.ndarray]:

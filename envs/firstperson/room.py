@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from envs.base import Discrete, Split, TimeStep, Trajectory, VisualEnvironment
+from envs.base import Discrete, Image, Split, TimeStep, Trajectory, VisualEnvironment
 from envs.firstperson import draw
 from envs.firstperson.renderer import Lens, render
 from envs.firstperson.resize import resize
@@ -118,9 +118,9 @@ class Room(VisualEnvironment):
     @property
     def observation_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
         """image: uint8 [H, W, 3], or float32 [observed, 3] where resized. heading: float32 [2]; its (cos, sin)."""
-        image = jax.ShapeDtypeStruct((self.lens.height, self.lens.width, 3), jnp.uint8)
+        image = Image((self.lens.height, self.lens.width, 3), jnp.uint8)
         if self.observed is not None:
-            image = jax.ShapeDtypeStruct((self.observed[1], self.observed[0], 3), jnp.float32)
+            image = Image((self.observed[1], self.observed[0], 3), jnp.float32)
         return {"heading": jax.ShapeDtypeStruct((2,), jnp.float32), "image": image}
 
     @property

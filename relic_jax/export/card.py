@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from relic_jax.loading import LoadedPolicy
+from relic_jax.spaces import is_image
 
 USES = {
     "model.safetensors": """\
@@ -135,7 +136,8 @@ def _spaces(about: dict[str, Any]) -> str:
         for index, item in enumerate(spec.get("items", ())):
             describe(item, f"{name}.{index}")
         if "shape" in spec:
-            observed.append(f"`{name}`: {spec['dtype']} {spec['shape']}")
+            kind = "image " if is_image(spec) else ""
+            observed.append(f"`{name}`: {kind}{spec['dtype']} {spec['shape']}")
 
     describe(spaces["observation"], "observation")
     action = spaces["action"]

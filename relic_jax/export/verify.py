@@ -12,6 +12,7 @@ import numpy as np
 from relic_jax import runtime, step
 from relic_jax.models.policy import Policy
 from relic_jax.runtime import Arrays, Backend
+from relic_jax.spaces import is_image
 from relic_jax.types import Params
 
 STEPS = 200
@@ -112,12 +113,18 @@ def _observation(spaces: Mapping[str, Any], random: np.random.Generator, batch: 
         if "items" in spec:
             return tuple(draw(item) for item in spec["items"])
         shape, dtype = (batch, *spec["shape"]), np.dtype(spec["dtype"])
-        if len(spec["shape"]) == 3:
+        if is_image(spec):
             pixels = random.integers(0, 256, shape)
-            return pixels.astype(dtype) if dtype.kind == "u" else (pixels / 127.5 - 1).astype(dtype)
+            return pixels.astype(dtype) if dtype.kind in "iub" else (pixels / 127.5 - 1).astype(dtype)
         size = int(np.prod(spec["shape"]))
         start, stop = (end[taken : taken + size].reshape(spec["shape"]) for end in (low, high))
         taken += size
+        if dtype.kind in "iu":
+            limits = np.iinfo(dtype)
+            first, last = (np.clip(end, limits.min, limits.max).astype(dtype) for end in (np.ceil(start), stop))
+            return random.integers(first, np.maximum(first, last), shape, dtype, endpoint=True)
+        if dtype.kind == "b":
+            return random.random(shape) < 0.5
         return random.uniform(start, stop, shape).astype(dtype)
 
     return draw(spaces["observation"])

@@ -15,14 +15,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from envs.base import ActionSpace
+from envs.base import ActionSpace, Image
 from relic_jax.models import actions, vision
 from relic_jax.models.grids import CELL_WIDTH, PATCH_WIDTH, CellEmbedding, shrunk, split_cells
 from relic_jax.models.statistics import normalized, nothing_seen
 from relic_jax.types import PyTree, StepInput
 
 IMAGE_RANK = 3
-"""Observation arrays of this rank, [height, width, channels], are images; all others are vectors."""
+"""Of an image, [height, width, channels] (`envs.base.Image`)."""
 
 IMAGE_ENCODER = "image_"
 """Parameters of the n-th image's encoder are called this and n."""
@@ -73,8 +73,8 @@ class EncoderConfig:
 
 
 def image_mask(spec: PyTree) -> tuple[bool, ...]:
-    """For each array of an observation, in tree order, whether it is an image. spec: their unbatched shapes."""
-    return tuple(len(x.shape) == IMAGE_RANK for x in jax.tree.leaves(spec))
+    """For each array of an observation, in tree order, whether it is an image. spec: `Environment.observation_spec`."""
+    return tuple(isinstance(x, Image) for x in jax.tree.leaves(spec))
 
 
 def patches(x: jax.Array, kernel: int, stride: int) -> jax.Array:
@@ -220,10 +220,11 @@ class StepEncoder(nn.Module):
         return jnp.concatenate(views, axis=-2)
 
     def goal(self, inputs: StepInput) -> jax.Array | None:
-        """What the step says is wanted: its vectors of more than SHORT numbers, float32 [..., g]. None where there are
-        none, and with `cells`, whose goals are in the view or have to be found out."""
-        leaves = jax.tree.leaves(inputs.observation)
-        vectors = [x for x, is_image in zip(leaves, self.images, strict=True) if not is_image and x.shape[-1] > SHORT]
+        """What the step says is wanted: its vectors of more than SHORT numbers, flattened, float32 [..., g]. None where
+        there are none, and with `cells`, whose goals are in the view or have to be found out."""
+        shape, leaves = inputs.first.shape, jax.tree.leaves(inputs.observation)
+        flat = [x.reshape(*shape, -1) for x, is_image in zip(leaves, self.images, strict=True) if not is_image]
+        vectors = [x for x in flat if x.shape[-1] > SHORT]
         if self.config.image == "cells" or not vectors:
             return None
         return jnp.concatenate([x.astype(jnp.float32) for x in vectors], axis=-1)

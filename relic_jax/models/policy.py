@@ -132,7 +132,8 @@ class Policy:
 
     actions: the space of them, or a number: so many discrete ones.
     low, high: range of each vector component of the observation, one after the other in tree order.
-    observation: jax.ShapeDtypeStructs of one observation, in its tree; None: one vector, as long as `low`.
+    observation: jax.ShapeDtypeStructs (`envs.base.Image` for images) of one observation, in its tree; None: one vector,
+      as long as `low`.
     """
 
     config: PolicyConfig
@@ -229,6 +230,17 @@ class Policy:
             return inputs
         perceived: Any = self.network.apply({"params": params}, inputs, method="perceive")
         return perceived
+
+    def features(self, observation: PyTree) -> list[jax.Array]:
+        """Those arrays of an observation that are images, or the features that `perceive` made of them."""
+        leaves = jax.tree.leaves(observation)
+        return [x for x, is_image in zip(leaves, image_mask(self.spec), strict=True) if is_image]
+
+    def with_features(self, observation: PyTree, features: list[jax.Array]) -> PyTree:
+        """The observation with `features` in place of its images, all else as it is."""
+        leaves, tree = jax.tree.flatten(observation)
+        given, mask = iter(features), image_mask(self.spec)
+        return jax.tree.unflatten(tree, [next(given) if m else x for x, m in zip(leaves, mask, strict=True)])
 
     def act(
         self, params: Params, memory: Memory, inputs: StepInput, *, window: jax.Array | None = None

@@ -226,22 +226,23 @@ def gradient(
     if window.full or setup.config.ppo.context_gradient == "stopped":
         return jax.grad(minibatch_loss, argnums=2, has_aux=True)(setup, env_steps, params, batch, window, dropout_key)
 
-    def seen(params: Params) -> PyTree:
-        """What the window's images show, looked at once, outside of what is compiled for each size."""
+    def seen(params: Params) -> list[jax.Array]:
+        """Features of the window's images, looked at once, outside of what is compiled for each size."""
         if batch.observation is None:
-            return None
-        observation = window_inputs(setup, params, batch, window).observation
-        return jax.tree.map(lambda x: x.astype(jnp.float32), observation)  # as the network reads it
+            return []
+        return setup.policy.features(window_inputs(setup, params, batch, window).observation)
 
-    def up_to(size: int) -> tuple[tuple[Params, PyTree], Metrics]:
-        def loss(params: Params, observation: PyTree) -> tuple[jax.Array, Metrics]:
-            known = batch.first_steps(size)._replace(observation=observation)
+    def up_to(size: int) -> tuple[tuple[Params, list[jax.Array]], Metrics]:
+        def loss(params: Params, features: list[jax.Array]) -> tuple[jax.Array, Metrics]:
+            known = batch.first_steps(size)
+            if known.observation is not None:
+                known = known._replace(observation=setup.policy.with_features(known.observation, features))
             return minibatch_loss(setup, env_steps, params, known, window, dropout_key)
 
-        return jax.grad(loss, argnums=(0, 1), has_aux=True)(params, observation)
+        return jax.grad(loss, argnums=(0, 1), has_aux=True)(params, features)
 
     trial = setup.config.trial
-    observation, pullback = jax.vjp(seen, params)
+    features, pullback = jax.vjp(seen, params)
     (direct, through), metrics = with_size(
         trial.steps, trial.segment, window.start + window.size, up_to, count=GRADIENT_SIZES
     )

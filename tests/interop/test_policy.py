@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays as some_array
 
 from envs import registry
+from envs.base import Image
 from relic_jax.config import ConfigError
 from relic_jax.interop import files, layout
 from relic_jax.interop import policy as interop
@@ -32,7 +33,7 @@ SMALL_VIT = ViTConfig(size=32, patch=16, layers=1, width=12, heads=2, mlp_width=
 PICTURE = (24, 28, 3)
 SPEC = {  # in tree order gps comes before the target, in the original after it
     "gps": jax.ShapeDtypeStruct((2,), jnp.float32),
-    "image": jax.ShapeDtypeStruct(PICTURE, jnp.uint8),
+    "image": Image(PICTURE, jnp.uint8),
     "target": jax.ShapeDtypeStruct((TARGETS,), jnp.float32),
 }
 

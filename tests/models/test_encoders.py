@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from jax import lax
 
+from envs.base import Image
 from relic_jax.config import ConfigError
 from relic_jax.interop import files, layout
 from relic_jax.interop.encoders import check, load, save_encoder, vit_entries
@@ -23,7 +24,7 @@ from relic_jax.types import StepInput
 TRANSFORMER = TransformerConfig(layers=1, heads=2, width=8, mlp_width=8, max_positions=32)
 SPEC = {
     "gps": jax.ShapeDtypeStruct((2,), jnp.float32),
-    "image": jax.ShapeDtypeStruct((9, 7, 3), jnp.uint8),
+    "image": Image((9, 7, 3), jnp.uint8),
     "target": jax.ShapeDtypeStruct((3,), jnp.float32),
 }
 
@@ -329,7 +330,7 @@ def test_weights_that_do_not_fit_are_one_line(change, message, tmp_path):
 
 
 def test_an_encoder_that_cannot_see_these_images_is_refused():
-    grey = policy_with(jax.ShapeDtypeStruct((9, 7, 1), jnp.uint8), (), (), image="vit-b16", freeze=True)
+    grey = policy_with(Image((9, 7, 1), jnp.uint8), (), (), image="vit-b16", freeze=True)
     with pytest.raises(ConfigError, match="images of 1 channels"):
         check(grey, weights=True)
     with pytest.raises(ConfigError, match=r"policy\.encoder\.weights is 'none\.safetensors'; allowed: a file"):

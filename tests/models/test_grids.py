@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from envs.base import Image
 from relic_jax.models.encoders import EncoderConfig
 from relic_jax.models.grids import CELL_WIDTH, GLANCE_HEADS, GLANCE_WIDTH, PATCH_WIDTH, Glance
 from relic_jax.models.policy import Policy, PolicyConfig
@@ -68,8 +69,8 @@ def test_a_glance_tells_where_what_was_asked_for_is(place):
 
 
 SPEC = {
-    "left": jax.ShapeDtypeStruct((2, 3, 5), jnp.uint8),
-    "right": jax.ShapeDtypeStruct((3, 3, 5), jnp.uint8),
+    "left": Image((2, 3, 5), jnp.uint8),
+    "right": Image((3, 3, 5), jnp.uint8),
     "state": jax.ShapeDtypeStruct((2,), jnp.float32),
 }
 GOAL = {**SPEC, "target": jax.ShapeDtypeStruct((5,), jnp.float32)}

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from envs.base import Image
 from envs.probes.env import PolicyProbe
 from relic_jax.config import ConfigError, PPOConfig, TrainConfig, TrialConfig
 from relic_jax.interop.encoders import save_encoder
@@ -36,7 +37,7 @@ class PictureProbe(PolicyProbe):
 
     @property
     def observation_spec(self):
-        image = jax.ShapeDtypeStruct((6, 6, 1), jnp.uint8)
+        image = Image((6, 6, 1), jnp.uint8)
         return {"image": image, "step": jax.ShapeDtypeStruct((), jnp.float32)}
 
     def observe(self, state):

@@ -14,7 +14,7 @@ import pytest
 
 from envs import registry
 from envs.adapters import rulesets, suite
-from envs.base import Box, Discrete, Environment, num_tasks, split_hash
+from envs.base import Box, Discrete, Environment, Image, num_tasks, split_hash
 from envs.wrappers import Trials
 from relic_jax.config import ConfigError, HostConfig
 
@@ -112,7 +112,8 @@ def test_gymnax_observations_and_actions():
     np.testing.assert_allclose(high, [4.8, 1, 0.41887903, 1], rtol=1e-6)
     np.testing.assert_array_equal(low, -high)
     assert lake.observation_spec == jax.ShapeDtypeStruct((), jnp.float32) and lake.observation_range[1] == 15
-    assert make("gymnax:Breakout-MinAtar").observation_range is None
+    breakout = make("gymnax:Breakout-MinAtar")
+    assert breakout.observation_range is None and breakout.observation_spec == Image((10, 10, 4), jnp.float32)
 
 
 def test_gymnax_that_needs_a_download_is_one_line(monkeypatch):
