@@ -284,14 +284,19 @@ class HostTrials:
         return Happened(group, before, batch, TrialStep(*arrays, *more))
 
 
+def wave_size(env: HostEnvironment, count: int) -> int:
+    """How many of `count` trials the workers play at a time."""
+    workers = min(env.host.workers, count)
+    each = -(-count // workers)
+    return workers * (each if env.per_worker is None else min(each, env.per_worker))
+
+
 def waves(env: HostEnvironment, count: int, show_last_reward: bool = False) -> Iterator[tuple[HostTrials, np.ndarray]]:
     """For `count` trials, as many at a time as the workers hold: yields (trials, numbers of the trials: int32 [b]).
 
     The last numbers of the last wave are repeated where its environments are more. Raises ConfigError.
     """
-    workers = min(env.host.workers, count)
-    each = -(-count // workers)
-    size = workers * (each if env.per_worker is None else min(each, env.per_worker))
+    size = wave_size(env, count)
     with env.start(size) as pool:
         trials = HostTrials(env, pool, show_last_reward)
         for start in range(0, count, size):

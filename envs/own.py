@@ -27,16 +27,21 @@ def make(name: str, host: HostConfig | None = None) -> Environment:
     del host
     field = f"env is 'python:{name}'"
     module, _, attribute = name.partition(":")
-    if not (module and attribute.isidentifier()):
+    if not (all(part.isidentifier() for part in module.split(".")) and attribute.isidentifier()):
         raise ConfigError(f"{field}; allowed: python:MODULE:NAME")
     if os.getcwd() not in sys.path:  # a console script's path begins at its own folder
         sys.path.insert(0, os.getcwd())
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"{field}; allowed: a name in a module that can be imported from here ({error})") from None
+    except Exception as error:  # whatever the module does when it is imported
+        reason = str(error) if isinstance(error, (ImportError, AttributeError)) else _place(error)
+        raise ConfigError(f"{field}; allowed: a name in a module that can be imported from here ({reason})") from None
     if not isinstance(found, Environment) and callable(found):
-        found = found()
+        try:
+            found = found()
+        except Exception as error:
+            allowed = f"an envs.base.Environment, or what makes one without arguments ({_place(error)})"
+            raise ConfigError(f"{field}; allowed: {allowed}") from None
     if not isinstance(found, Environment):
         raise ConfigError(f"{field}, a {type(found).__name__}; allowed: an envs.base.Environment, or what makes one")
     try:
@@ -47,6 +52,12 @@ def make(name: str, host: HostConfig | None = None) -> Environment:
             raise
         raise ConfigError(f"{field}, which does not define {method}; allowed: one that does") from None
     return found
+
+
+def _place(error: Exception) -> str:
+    """An error of the user's own code with its type and its line."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{type(error).__name__}: {error}; {frames[-1].filename}, line {frames[-1].lineno}"
 
 
 def check(env: Environment, field: str) -> None:

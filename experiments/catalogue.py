@@ -12,6 +12,7 @@ import tyro
 
 from envs import registry
 from experiments import presets, run
+from experiments.arguments import parse
 from experiments.training import ALIASES
 from relic_jax.config import ConfigError, HostConfig, to_json, validate_host
 from relic_jax.progress import Activity
@@ -41,7 +42,7 @@ class EnvsCommand:
 
 def presets_main(arguments: Sequence[str]) -> None:
     """`relic-jax presets [NAME]`: the list, or one preset's whole config."""
-    command = tyro.cli(PresetsCommand, args=arguments, prog="relic-jax presets")
+    command = parse(PresetsCommand, arguments, "relic-jax presets")
     if command.name is not None:
         print(to_json(presets.get(command.name).config), end="")
         return
@@ -53,7 +54,7 @@ def presets_main(arguments: Sequence[str]) -> None:
 def envs_main(arguments: Sequence[str]) -> None:
     """`relic-jax envs [NAME]`: the list with split hashes, or one environment with its computed lines."""
     arguments = [ALIASES.get(argument, argument) for argument in arguments]
-    command = tyro.cli(EnvsCommand, args=arguments, prog="relic-jax envs")
+    command = parse(EnvsCommand, arguments, "relic-jax envs")
     if command.name is None:
         _check_no_options(command)
         _list(command.json)

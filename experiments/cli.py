@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import io
 import os
 import re
 import sys
@@ -14,16 +15,19 @@ from typing import Annotated, Literal, NoReturn
 import tyro
 
 from experiments import folders, habitat_dataset, import_llamarl, play, presets, run
+from experiments.arguments import check_text, parse
 from experiments.catalogue import envs_main, presets_main
 from experiments.plots import plot_main
 from experiments.training import evaluate, train_main
 from relic_jax.bridge.pool import PoolError
-from relic_jax.config import ConfigError, EvalConfig
+from relic_jax.config import ConfigError, EvalConfig, validate
 from relic_jax.export import Dtype, ExportFormat, VerificationError, export_policy
 from relic_jax.loading import LoadedPolicy
 from relic_jax.plotting import FORMATS, figure_format, is_suffix
 from relic_jax.progress import Activity
 from relic_jax.rl.train import NonFiniteError
+from relic_jax.runtime import one_line
+from relic_jax.validation import LARGEST, require
 
 USAGE = """relic-jax: in-context reinforcement learning in JAX
 
@@ -126,10 +130,13 @@ def main() -> None:
     commands |= {"envs": envs_main, "play": play_main, "export": export_main, "habitat-dataset": habitat_dataset.main}
     commands |= {"import-llamarl": import_llamarl.main}
     arguments = sys.argv[1:]
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be text
+        sys.stdout.reconfigure(errors="backslashreplace")
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)
         sys.exit(0 if arguments else 2)
     try:
+        check_text(arguments)
         if arguments[0] not in commands:
             near = difflib.get_close_matches(arguments[0], commands, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
@@ -161,7 +168,7 @@ def _flush() -> None:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    print("relic-jax: " + " ".join(message.split()), file=sys.stderr, flush=True)
+    print("relic-jax: " + one_line(message), file=sys.stderr, flush=True)
     sys.unraisablehook = lambda _: None  # threads that are still ending add nothing to that line
     if sys.stderr is sys.__stderr__:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
@@ -170,12 +177,13 @@ def _fail(message: str, code: int) -> NoReturn:
 
 def evaluate_main(arguments: Sequence[str]) -> None:
     """`relic-jax evaluate`."""
-    command = tyro.cli(EvaluateCommand, args=arguments, prog="relic-jax evaluate")
+    command = parse(EvaluateCommand, arguments, "relic-jax evaluate")
     policies = [run.in_environment(policy, command.env) for policy in run.load(command.paths, command.pretrained)]
     config = evaluation_config(command, policies[0])
     folder = run.results_folder(policies[0], command.paths[0] if command.paths else None)
     default = folder / _result_name(command, config)
     stem, figure = (default, ".png") if command.out is None else result_stem(command.out)
+    require(bool(stem.name), "out", str(command.out), "the name of a file")
     for file in run.result_files(stem, figure):
         folders.check_writable(file, "out")
     summary, _, _ = evaluate(policies, config, command.tasks)
@@ -199,8 +207,7 @@ def result_stem(out: Path) -> tuple[Path, str]:
 
 def evaluation_config(command: EvaluateCommand, first: LoadedPolicy) -> EvalConfig:
     """The first policy's evaluation settings with what the command line says put over them."""
-    from relic_jax.config import validate
-
+    require(command.limit is None or 0 < command.limit <= LARGEST, "limit", command.limit, "more than 0, below 2^31")
     trained, own = first.config, first.config.eval
     if command.pretrained is not None:
         own = dataclasses.replace(own, episodes=min(own.episodes, QUICK_EPISODES), repeats=1)
@@ -229,7 +236,7 @@ def _result_name(command: EvaluateCommand, config: EvalConfig) -> str:
 
 def play_main(arguments: Sequence[str]) -> None:
     """`relic-jax play`."""
-    command = tyro.cli(PlayCommand, args=arguments, prog="relic-jax play")
+    command = parse(PlayCommand, arguments, "relic-jax play")
     (trained,) = run.load([] if command.path is None else [command.path], command.pretrained)
     trained = run.in_environment(trained, command.env)
     env = run.env_of(trained.config)
@@ -260,7 +267,7 @@ def _check_by_hand(command: PlayCommand) -> None:
 
 def export_main(arguments: Sequence[str]) -> None:
     """`relic-jax export`."""
-    command = tyro.cli(ExportCommand, args=arguments, prog="relic-jax export")
+    command = parse(ExportCommand, arguments, "relic-jax export")
     if command.to is None:
         raise ConfigError("to is missing; allowed: a new folder, --to DIR")
     (trained,) = run.load([] if command.path is None else [command.path], command.pretrained)

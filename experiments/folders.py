@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from relic_jax import checkpoint
-from relic_jax.config import ConfigError, TrainConfig, differences, from_json, to_json
+from relic_jax.config import ConfigError, TrainConfig, differences, from_json, to_json, value_of
 from relic_jax.files import write_atomically
 from relic_jax.provenance import own_commit
 
@@ -48,7 +48,7 @@ def open_folder(folder: Path, wanted: TrainConfig | None) -> TrainConfig:
     if wanted is not None and wanted.devices is None:
         wanted = replace(wanted, devices=config.devices)
     if wanted is not None and (fields := differences(config, wanted)):
-        was, asked = (_get(c, fields[0]) for c in (config, wanted))
+        was, asked = (value_of(c, fields[0]) for c in (config, wanted))
         raise ConfigError(f"{fields[0]} is {asked!r}; allowed: {was!r}, which '{folder}' was started with")
     if not os.access(folder, os.W_OK):
         raise ConfigError(f"resume is '{folder}'; allowed: a folder that can be written")
@@ -57,12 +57,6 @@ def open_folder(folder: Path, wanted: TrainConfig | None) -> TrainConfig:
         if fields := differences(config, checkpoint.load_meta(newest)[0]):
             allowed = f"one of this run ({fields[0]} differs from its config.json)"
             raise ConfigError(f"checkpoint is '{newest}'; allowed: {allowed}")
-    return config
-
-
-def _get(config: Any, path: str) -> Any:
-    for name in path.split("."):
-        config = getattr(config, name)
     return config
 
 

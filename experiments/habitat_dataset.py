@@ -9,14 +9,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-import tyro
-
 from envs.habitat import dataset, lab_dataset
+from experiments.arguments import parse
 from experiments.folders import check_writable
 from relic_jax.bridge.process import call
 from relic_jax.bridge.worker import SetupError
 from relic_jax.config import ConfigError
 from relic_jax.files import write_atomically
+from relic_jax.validation import require
+
+MOST = 100_000
+"""Layouts and episodes of a scene, objects of a layout: a file of them is held in memory."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,10 +59,10 @@ class Command:
 
 def main(arguments: Sequence[str]) -> None:
     """Makes the file and says what is in it. Raises ConfigError."""
-    command = tyro.cli(Command, args=arguments, prog="relic-jax habitat-dataset")
+    command = parse(Command, arguments, "relic-jax habitat-dataset")
     for field in ("layouts", "objects", "episodes"):
-        if getattr(command, field) < 1:
-            raise ConfigError(f"{field} is {getattr(command, field)}; allowed: 1 or more")
+        require(1 <= getattr(command, field) <= MOST, field, getattr(command, field), f"1 … {MOST:,}")
+    require(0 <= command.seed < 2**32, "seed", command.seed, "0 … 2^32−1")
     scenes = {"train": list(command.train), "test": list(command.test)}
     if command.backend == "soft" and not any(scenes.values()):
         scenes = dataset.soft_scenes()

@@ -13,6 +13,7 @@ import numpy as np
 import tyro
 
 from experiments import folders, run
+from experiments.arguments import parse
 from relic_jax import checkpoint
 from relic_jax.config import ConfigError, EvalConfig, PPOConfig, TrainConfig, TrialConfig, validate
 from relic_jax.interop import files
@@ -47,7 +48,7 @@ class Command:
 
 def main(arguments: Sequence[str]) -> None:
     """Converts and says what was converted. Raises ConfigError."""
-    command = tyro.cli(Command, args=arguments, prog="relic-jax import-llamarl")
+    command = parse(Command, arguments, "relic-jax import-llamarl")
     if command.reverse:
         for field in ("env", "config"):
             if getattr(command, field) is not None:
@@ -59,6 +60,8 @@ def main(arguments: Sequence[str]) -> None:
 
 def import_checkpoint(command: Command) -> None:
     """From the original's checkpoint to a folder that `run.load_policy` reads."""
+    if command.to.exists() and (not command.to.is_dir() or any(command.to.iterdir())):
+        raise ConfigError(f"to is '{command.to}'; allowed: a new folder (it is already there)")
     arrays, about = files.read(command.source, "checkpoint")
     given = llamarl.transformer_fields(about if command.config is None else read_json(command.config))
     fields = llamarl.full_config(arrays, given)

@@ -12,6 +12,7 @@ import numpy as np
 import tyro
 
 from experiments import folders
+from experiments.arguments import parse
 from relic_jax.config import ConfigError
 from relic_jax.metrics import read_lines
 from relic_jax.plotting import TrainingCurve, figure_format, plot_curves, plot_training
@@ -35,7 +36,7 @@ class PlotCommand:
 
 def plot_main(arguments: Sequence[str]) -> None:
     """`relic-jax plot`."""
-    command = tyro.cli(PlotCommand, args=arguments, prog="relic-jax plot")
+    command = parse(PlotCommand, arguments, "relic-jax plot")
     paths = command.paths
     if not paths:
         raise ConfigError("paths is empty; allowed: run folders or curve.json files")

@@ -36,6 +36,7 @@ from relic_jax.loading import SHIPPED, LoadedPolicy, is_export, load_policy, pre
 from relic_jax.models.encoders import image_mask
 from relic_jax.plotting import plot_curves
 from relic_jax.spaces import spaces_of, spaces_to_json
+from relic_jax.validation import check_fields
 
 GIF_FRAMES_PER_SECOND = 20.0
 
@@ -64,7 +65,8 @@ def check_host(name: str, host: HostConfig, default: HostConfig) -> None:
 
 
 def env_of(config: TrainConfig) -> Environment:
-    """The environment of a run. Raises as `make_env` does."""
+    """The environment of a run. Raises as `make_env` does, and where the config cannot work in any environment."""
+    check_fields(config)
     return make_env(config.env, config.host, config.trial.action_repeat)
 
 

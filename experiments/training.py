@@ -13,6 +13,7 @@ import tyro
 from envs import registry
 from envs.base import Environment
 from experiments import folders, presets, run
+from experiments.arguments import parse
 from relic_jax.config import ConfigError, EvalConfig, TrainConfig
 from relic_jax.evaluate import Curves
 from relic_jax.loading import LoadedPolicy
@@ -78,9 +79,7 @@ def parse_train(arguments: Sequence[str]) -> tuple[TrainCommand, Path, bool]:
         default = TrainConfig()
     else:
         raise ConfigError(f"preset is missing; allowed: {', '.join(presets.PRESETS)}, or --resume RUN")
-    command = tyro.cli(
-        TrainCommand, args=options, default=TrainCommand(default), prog=f"relic-jax train {preset or ''}"
-    )
+    command = parse(TrainCommand, options, f"relic-jax train {preset or ''}", TrainCommand(default))
     if command.resume is not None:
         own = folders.open_folder(command.resume, command.config)
         return dataclasses.replace(command, config=own), command.resume, True
@@ -89,12 +88,14 @@ def parse_train(arguments: Sequence[str]) -> tuple[TrainCommand, Path, bool]:
 
 
 def _option(arguments: Sequence[str], name: str) -> Path | None:
+    """The value of an option, the last one where it is given more than once."""
+    found = None
     for index, argument in enumerate(arguments):
         if argument == name and index + 1 < len(arguments):
-            return Path(arguments[index + 1])
+            found = Path(arguments[index + 1])
         if argument.startswith(name + "="):
-            return Path(argument.removeprefix(name + "="))
-    return None
+            found = Path(argument.removeprefix(name + "="))
+    return found
 
 
 def make_trackers(command: TrainCommand, folder: Path, env_steps: int) -> Tracker:

@@ -1,4 +1,4 @@
-"""Configuration: frozen dataclasses with every default stated, `validate()`, JSON in and out.
+"""Configuration: frozen dataclasses with every default stated, JSON in and out; `validate()` is in `validation`.
 
 Defaults are the paper's Darkroom numbers (Elawady et al. 2024, arXiv 2410.02751).
 """
@@ -7,19 +7,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import types
 import typing
 from typing import Any, Literal
 
-import numpy as np
-
-from relic_jax.models.flash import MAX_WIDTH
-from relic_jax.models.native import WIDTHS
 from relic_jax.models.policy import PolicyConfig
 from relic_jax.runtime import ConfigError
-
-MAX_FLOAT32 = float(np.finfo(np.float32).max)
+from relic_jax.validation import devices_fit as devices_fit
+from relic_jax.validation import require, shown
+from relic_jax.validation import validate as validate
+from relic_jax.validation import validate_host as validate_host
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,157 +183,6 @@ class TrainConfig:
         return -(-self.total_steps // (self.trial.environments * self.trial.steps))
 
 
-def validate(config: TrainConfig, *, horizon: int, images: bool = False) -> None:
-    """Raises ConfigError at the first field that cannot work. horizon: steps of the environment's longest episode.
-    images: whether there are any in its observations."""
-    trial, ppo, evaluation = config.trial, config.ppo, config.eval
-    _check_finite(config)
-    _validate_memory(config, horizon)
-    _check_positive(config.policy.encoder, "policy.encoder", "features")
-    _check_positive(trial, "trial", "environments", "steps", "updates", "action_repeat")
-    _validate_head(config.policy.head)
-    _check_positive(ppo, "ppo", "lr", "adam_eps", "max_grad_norm", "epochs", "minibatches", "accumulate", "clip")
-    _check_positive(ppo, "ppo", "reward_scale")
-    _check_positive(config, "", "total_steps", "checkpoint_minutes")
-    _check_positive(evaluation, "eval", "episodes", "repeats")
-    validate_host(config.host)
-    _require(0 <= config.seed < 2**32, "seed", config.seed, "0 … 2^32−1")
-    whole = config.trials * trial.environments * trial.steps
-    _require(whole < 2**31, "total_steps", config.total_steps, "less than 2^31 when rounded up to whole trials")
-    name, updates = "trial.steps", trial.updates
-    _require(trial.steps % updates == 0, name, trial.steps, f"a multiple of trial.updates ({updates})")
-    environments = f"a divisor of trial.environments ({trial.environments})"
-    _require(trial.environments % ppo.minibatches == 0, "ppo.minibatches", ppo.minibatches, environments)
-    minibatches = f"a divisor of ppo.minibatches ({ppo.minibatches})"
-    _require(ppo.minibatches % ppo.accumulate == 0, "ppo.accumulate", ppo.accumulate, minibatches)
-    per_minibatch = trial.environments // ppo.minibatches
-    allowed = (
-        f"a divisor of trial.environments / ppo.minibatches ({per_minibatch}) or of ppo.accumulate ({ppo.accumulate}), "
-        "or None"
-    )
-    fits = config.devices is None or (config.devices > 0 and devices_fit(config, config.devices))
-    _require(fits, "devices", config.devices, allowed)
-    for field in ("gamma", "gae_lambda"):
-        _require(0 <= getattr(ppo, field) <= 1, f"ppo.{field}", getattr(ppo, field), "0 … 1")
-    for field in ("lr_final", "warmup_steps", "value_coef", "entropy_coef", "entropy_coef_final"):
-        value = getattr(ppo, field)
-        _require(value is None or value >= 0, f"ppo.{field}", value, "0 or more")
-    _require(ppo.value_clip is None or ppo.value_clip > 0, "ppo.value_clip", ppo.value_clip, "more than 0, or None")
-    _require(
-        not (ppo.credit == "trial" and ppo.shuffle and ppo.last_update == "full"),
-        "ppo.credit",
-        ppo.credit,
-        "'trial' only with ppo.shuffle False or ppo.last_update 'partial' (a full update needs the episodes in order)",
-    )
-    encoder = config.policy.encoder
-    vit = images and encoder.image == "vit-b16"
-    _require(not vit or encoder.freeze, "policy.encoder.freeze", encoder.freeze, "True, with a vit-b16")
-    allowed = "'partial' where an image encoder is trained: images are kept for a segment (or policy.encoder.freeze)"
-    learned_whole = images and not config.policy.encoder.freeze and ppo.last_update == "full" and trial.updates > 1
-    _require(not learned_whole, "ppo.last_update", ppo.last_update, allowed)
-    for field in ("refresh_every", "refresh_segments"):
-        value = getattr(ppo, field)
-        _require(value is None or value > 0, f"ppo.{field}", value, "more than 0, or None")
-    allowed = "None where ppo.shuffle is on (a shuffled context is recomputed whole)"
-    _require(ppo.refresh_segments is None or not ppo.shuffle, "ppo.refresh_segments", ppo.refresh_segments, allowed)
-    allowed = "1 or more where ppo.shuffle is on (a shuffled context has to be recomputed)"
-    _require(ppo.refresh_every is not None or not ppo.shuffle, "ppo.refresh_every", ppo.refresh_every, allowed)
-    for field in ("context_limit", "tasks"):
-        limit = getattr(evaluation, field)
-        _require(limit is None or limit > 0, f"eval.{field}", limit, "more than 0, or None")
-    experts = evaluation.expert_episodes
-    _require(0 <= experts < evaluation.episodes, "eval.expert_episodes", experts, "0 … eval.episodes − 1")
-
-
-def validate_host(host: HostConfig) -> None:
-    """Raises ConfigError at the first field of `host` that cannot work with any environment."""
-    _check_finite(host, "host.")
-    _check_positive(host, "host", "workers", "image_size", "start_timeout", "step_timeout")
-    _require(host.horizon is None or host.horizon > 0, "host.horizon", host.horizon, "more than 0")
-    for field in ("gpus", "max_restarts"):
-        _require(getattr(host, field) >= 0, f"host.{field}", getattr(host, field), "0 or more")
-
-
-def devices_fit(config: TrainConfig, devices: int) -> bool:
-    """Whether `devices` can share each minibatch, or the minibatches of each optimiser step, equally."""
-    per_minibatch = config.trial.environments // config.ppo.minibatches
-    return per_minibatch % devices == 0 or config.ppo.accumulate % devices == 0
-
-
-def _validate_memory(config: TrainConfig, horizon: int) -> None:
-    """Only the memory that is used has to fit."""
-    kind, ppo = config.policy.memory, config.ppo
-    if kind == "transformer":
-        _validate_transformer(config.policy.transformer, horizon)
-        return
-    _check_positive(config.policy.recurrent, "policy.recurrent", "layers", "width")
-    allowed = f"where policy.memory is {kind!r}"
-    _require(not ppo.shuffle, "ppo.shuffle", True, f"False {allowed} (its state depends on the order of the steps)")
-    whole = f"None {allowed} (its state can only be recomputed from the trial's beginning)"
-    _require(ppo.refresh_segments is None, "ppo.refresh_segments", ppo.refresh_segments, whole)
-    limit = config.eval.context_limit
-    _require(limit is None, "eval.context_limit", limit, f"None {allowed} (a state cannot forget single steps)")
-
-
-def _validate_transformer(cfg: Any, horizon: int) -> None:
-    field = "policy.transformer"
-    _check_positive(cfg, field, "layers", "heads", "width", "mlp_width", "max_positions")
-    _require(cfg.width % cfg.heads == 0, f"{field}.heads", cfg.heads, f"a divisor of {field}.width ({cfg.width})")
-    if cfg.episode_rope:
-        allowed = f"an even width per head (it is {cfg.head_width}: rotation works on pairs)"
-        _require(cfg.head_width % 2 == 0, f"{field}.heads", cfg.heads, allowed)
-    if cfg.attention == "flash":
-        _require(cfg.dtype == "bfloat16", f"{field}.dtype", cfg.dtype, f"'bfloat16' with {field}.attention 'flash'")
-        allowed = f"a width per head (it is {cfg.head_width}) that is a multiple of 8, at most {MAX_WIDTH}, with flash"
-        _require(cfg.head_width % 8 == 0 and cfg.head_width <= MAX_WIDTH, f"{field}.heads", cfg.heads, allowed)
-    if cfg.attention == "native":
-        _require(cfg.dtype == "float32", f"{field}.dtype", cfg.dtype, f"'float32' with {field}.attention 'native'")
-        _require(
-            cfg.cache_format == "float32", f"{field}.cache", cfg.cache, f"'float32' with {field}.attention 'native'"
-        )
-        allowed = f"a width per head (it is {cfg.head_width}) of {', '.join(map(str, WIDTHS))} with native"
-        _require(cfg.head_width in WIDTHS, f"{field}.heads", cfg.heads, allowed)
-    _require(0 <= cfg.depth_dropout < 1, f"{field}.depth_dropout", cfg.depth_dropout, "0 or more and less than 1")
-    if cfg.step_embedding:
-        needed = horizon + 1 + cfg.first_index  # the observation after a time limit is valued too
-        allowed = f"at least {needed} (an episode of {horizon} steps, what follows it, the sink)"
-        _require(cfg.max_positions >= needed, f"{field}.max_positions", cfg.max_positions, allowed)
-
-
-def _validate_head(head: Any) -> None:
-    low, high = head.log_std_min, head.log_std_max
-    _require(low < high, "policy.head.log_std_max", high, f"more than policy.head.log_std_min ({low})")
-    allowed = f"more than policy.head.log_std_min ({low}) and less than policy.head.log_std_max ({high})"
-    _require(low < head.log_std < high, "policy.head.log_std", head.log_std, allowed)
-    limit = math.log(2) if head.action == "tanh" else 10.0
-    allowed = f"at most {limit:.4g} with policy.head.action {head.action!r}"
-    _require(high <= limit, "policy.head.log_std_max", high, allowed)
-    _require(low >= -10, "policy.head.log_std_min", low, "-10 or more")
-
-
-def _check_finite(config: Any, path: str = "") -> None:
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if dataclasses.is_dataclass(value):
-            _check_finite(value, f"{path}{field.name}.")
-        elif isinstance(value, float):
-            _require(math.isfinite(value), path + field.name, value, "a finite number")
-            computed = path.startswith(("policy.", "trial.", "ppo."))  # in float32; the others are the host's
-            within = not computed or abs(value) <= MAX_FLOAT32
-            _require(within, path + field.name, value, f"at most {MAX_FLOAT32:.3g}, the largest float32")
-
-
-def _check_positive(config: Any, prefix: str, *fields: str) -> None:
-    for field in fields:
-        value = getattr(config, field)
-        _require(value > 0, f"{prefix}.{field}" if prefix else field, value, "more than 0")
-
-
-def _require(condition: bool, field: str, value: Any, allowed: str) -> None:
-    if not condition:
-        raise ConfigError(f"{field} is {value!r}; allowed: {allowed}")
-
-
 def to_json(config: Any) -> str:
     """The config as readable JSON."""
     return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
@@ -353,12 +199,12 @@ def from_json(text: str) -> TrainConfig:
 
 def _build(cls: Any, data: Any, path: str) -> Any:
     if not isinstance(data, dict):
-        raise ConfigError(f"{path.rstrip('.') or 'config'} is {data!r}; allowed: an object")
+        raise ConfigError(f"{path.rstrip('.') or 'config'} is {shown(data)}; allowed: an object")
     hints = typing.get_type_hints(cls)
     fields = {field.name for field in dataclasses.fields(cls)}
     unknown = sorted(set(data) - fields)
     if unknown:
-        raise ConfigError(f"{path}{unknown[0]} is unknown; allowed: {', '.join(sorted(fields))}")
+        raise ConfigError(f"{path}{shown(unknown[0])[1:-1]} is unknown; allowed: {', '.join(sorted(fields))}")
     values = {}
     for name, value in data.items():
         hint = hints[name]
@@ -373,13 +219,13 @@ def _checked(hint: Any, value: Any, field: str) -> Any:
     """Checks a JSON value against a field's type: scalars, Literal and unions of them."""
     if typing.get_origin(hint) is Literal:
         allowed = typing.get_args(hint)
-        _require(value in allowed, field, value, ", ".join(map(repr, allowed)))
+        require(value in allowed, field, value, ", ".join(map(repr, allowed)))
         return value
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     if float in options and type(value) is int and abs(value) < 2**53:
         return float(value)
     exact = any(type(value) is option for option in options)
-    _require(exact, field, value, " or ".join(option.__name__ for option in options))
+    require(exact, field, value, " or ".join(option.__name__ for option in options))
     return value
 
 
@@ -393,3 +239,16 @@ def differences(a: Any, b: Any, path: str = "") -> list[str]:
         elif left != right:
             found.append(path + field.name)
     return found
+
+
+def value_of(config: Any, field: str) -> Any:
+    """The value of a field by its dotted name."""
+    for name in field.split("."):
+        config = getattr(config, name)
+    return config
+
+
+def changed(config: Any, field: str, value: Any) -> Any:
+    """The config with a field, by its dotted name, set to `value`."""
+    name, _, rest = field.partition(".")
+    return dataclasses.replace(config, **{name: changed(getattr(config, name), rest, value) if rest else value})

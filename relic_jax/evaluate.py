@@ -16,13 +16,14 @@ import numpy as np
 
 from envs.base import Environment, Split, num_tasks, split_hash
 from envs.base import Trajectory as HostTrajectory
-from envs.host import EpisodeCount, HostEnvironment, HostTrials, per_row, waves
+from envs.host import EpisodeCount, HostEnvironment, HostTrials, per_row, wave_size, waves
 from envs.wrappers import Trials, TrialState, select
 from relic_jax.bridge.pool import PoolError
 from relic_jax.config import ConfigError, EvalConfig
 from relic_jax.models.memory import Memory, rows
-from relic_jax.models.policy import Policy
+from relic_jax.models.policy import Policy, PolicyConfig
 from relic_jax.rl.host import Actor, Running
+from relic_jax.rl.memory import check_evaluation
 from relic_jax.rl.rollout import buffer_sizes
 from relic_jax.rl.state import step_input
 from relic_jax.types import Params, PyTree
@@ -90,6 +91,7 @@ def in_context_curves(
     if config.context_limit is not None and policy.is_recurrent:
         allowed = f"None with a recurrent memory ({policy.config.memory!r})"
         raise ConfigError(f"eval.context_limit is {config.context_limit}; allowed: {allowed}")
+    check_evaluated(policy.config, config, env, split, None if task is None else 1)
     tasks = evaluated_tasks(env, split, config) if task is None else one_task(env, split, task)
     repeated = jax.tree.map(lambda x: np.repeat(x, config.repeats, axis=0), tasks)
     key, trials = jax.random.fold_in(jax.random.key(seed), 0x5EED), Trials(env, show_last_reward)
@@ -187,6 +189,16 @@ def _host_steps(policy: Policy, params: Params, hosted: HostTrials, config: Eval
         raise PoolError(f"env {hosted.env.name!r}: too many episodes were lost to evaluate {config.episodes}")
     groups = [jax.tree.map(lambda *x: np.stack(x), *group) for group in steps]
     return _batched(lambda *x: np.concatenate(x, axis=1), *groups)
+
+
+def check_evaluated(
+    policy: PolicyConfig, config: EvalConfig, env: Environment, split: Split, tasks: int | None = None
+) -> None:
+    """Raises ConfigError where an evaluation cannot fit into memory. tasks: how many; None: those of the config."""
+    tasks = num_tasks(evaluated_tasks(env, split, config)) if tasks is None else tasks
+    trials = tasks * config.repeats
+    trials = wave_size(env, trials) if isinstance(env, HostEnvironment) else trials
+    check_evaluation(policy, config, horizon=env.horizon, trials=trials)
 
 
 def evaluated_tasks(env: Environment, split: Split, config: EvalConfig) -> PyTree:

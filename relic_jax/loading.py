@@ -17,6 +17,7 @@ from relic_jax.models.policy import Policy
 from relic_jax.runtime import Full, read_about, read_safetensors
 from relic_jax.spaces import Spaces, named_leaves_of, spaces_from_json, spaces_of
 from relic_jax.types import Params
+from relic_jax.validation import shown
 
 SHIPPED = Path(__file__).resolve().parent / "pretrained"
 
@@ -79,6 +80,9 @@ def start_params(path: str | Path, like: Params) -> Params:
         found = named_leaves_of(load_policy(path).params)
     except ConfigError as error:
         raise ConfigError(f"start_from: {error}") from None
+    except OSError as error:
+        reason = f"a run, checkpoint or exported policy that can be read ({error.strerror})"
+        raise ConfigError(f"start_from is {shown(str(path))}; allowed: {reason}") from None
     for name, leaf in named_leaves_of(like).items():
         given = found[name].shape if name in found else "nothing"
         if given != leaf.shape:

@@ -39,6 +39,19 @@ Arrays = dict[str, Any]
 class ConfigError(ValueError):
     """Bad input. The message is one line that names the field, the value and what is allowed."""
 
+    def __str__(self) -> str:
+        """The message; what would break its line or control a terminal is escaped."""
+        return one_line(super().__str__())
+
+
+def one_line(text: str) -> str:
+    """The text in one line: spaces for line breaks, escapes for other characters that cannot be printed."""
+
+    def shown(c: str) -> str:
+        return c if c.isprintable() else " " if c.isspace() else c.encode("unicode_escape").decode()
+
+    return "".join(map(shown, text.strip()))
+
 
 class Actions:
     """A policy's actions, from the `action` of a config.json: how they are drawn, shown to it, and applied.

@@ -18,6 +18,7 @@ from relic_jax.export.weights import DTYPES, Dtype
 from relic_jax.files import new_folder
 from relic_jax.loading import LoadedPolicy, is_export, load_policy
 from relic_jax.models.policy import Policy
+from relic_jax.rl.memory import check_context
 from relic_jax.runtime import POLICY_FORMAT, Backend, read_about
 from relic_jax.spaces import fingerprint
 from relic_jax.types import Params
@@ -60,6 +61,7 @@ def export_policy(
     """
     context = loaded.default_context if context is None else context
     check_request(to, format, dtype, context, loaded.spaces.horizon)
+    check_context(loaded.policy.config, context)
     if format == "onnx":
         onnx_graph.load_onnx()
         onnx_graph.check(loaded.policy)

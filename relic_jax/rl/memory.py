@@ -7,9 +7,23 @@ from pathlib import Path
 
 import jax
 
-from relic_jax.config import ConfigError
+from relic_jax.config import ConfigError, EvalConfig, PolicyConfig, TrainConfig, changed, value_of
+from relic_jax.models.encoders import image_mask
 from relic_jax.rl.state import Setup, init_state
 from relic_jax.types import PyTree
+from relic_jax.validation import LARGEST, require
+
+SIZES = (
+    *("trial.steps", "trial.environments", "policy.transformer.width", "policy.transformer.mlp_width"),
+    *("policy.transformer.max_positions", "policy.transformer.layers", "policy.recurrent.width"),
+    *("policy.recurrent.layers", "policy.encoder.features"),
+)
+"""Fields that decide how much memory a run needs."""
+UNKNOWN = 2**50
+"""Bytes that are certainly too many where nobody says how many there are."""
+_NUMBER = {"float32": 4, "bfloat16": 2, "int8": 1}
+_STEP = 18
+"""Bytes that a step leaves behind at the least, whatever the policy: action, rewards, value and flags."""
 
 
 def tree_bytes(tree: PyTree) -> int:
@@ -46,6 +60,84 @@ def context_line(setup: Setup) -> str:
     )
 
 
+def step_bytes(policy: PolicyConfig) -> int:
+    """Bytes of keys and values per step and environment, rounded down; 0 of a recurrent state."""
+    if policy.memory != "transformer":
+        return 0
+    return 2 * policy.transformer.layers * policy.transformer.width * _NUMBER[policy.transformer.cache_format]
+
+
+def least_bytes(config: TrainConfig, images: bool = False) -> int:
+    """Bytes that a run needs at the least, from its sizes alone: Python's integers do not overflow.
+
+    images: whether observations contain any. Parameters count three times, with Adam's two moments.
+    """
+    policy, trial = config.policy, config.trial
+    if policy.memory == "transformer":
+        cfg, width = policy.transformer, policy.transformer.width
+        parameters = cfg.layers * width * (4 * width + 3 * cfg.mlp_width)
+        parameters += cfg.max_positions * width if cfg.step_embedding else 0
+    else:
+        width = policy.recurrent.width
+        parameters = 6 * policy.recurrent.layers * width**2
+    features = policy.encoder.features if images else 0
+    step = step_bytes(policy) + _STEP + 4 * features
+    return 12 * (parameters + features * width) + trial.environments * trial.steps * step
+
+
+def largest_size(config: TrainConfig, images: bool = False) -> str:
+    """The field whose default value would save the most memory: the one to name where a run does not fit."""
+
+    def without(field: str) -> int:
+        default: int = value_of(TrainConfig(), field)
+        return least_bytes(changed(config, field, min(value_of(config, field), default)), images)
+
+    return min(SIZES, key=without)
+
+
+def check_sizes(config: TrainConfig, images: bool = False, available: int | None = None) -> None:
+    """Raises ConfigError where a run is too large by its sizes alone, before any shape is made of them.
+
+    images: whether observations contain any. available: bytes; None asks the machine.
+    """
+    available = available_bytes(config.devices or 1) if available is None else available
+    available, needed = available or UNKNOWN, least_bytes(config, images)
+    if needed > available:
+        field = largest_size(config, images)
+        allowed = f"what fits into {_mebibytes(available)} of memory; this takes at least {_mebibytes(needed)}"
+        require(False, field, value_of(config, field), allowed)
+
+
+def check_evaluation(
+    policy: PolicyConfig, config: EvalConfig, *, horizon: int, trials: int, available: int | None = None
+) -> None:
+    """Raises ConfigError where an evaluation is too large by its sizes alone.
+
+    horizon: steps of the longest episode. trials: that are played at a time. available: bytes; None asks the machine.
+    An estimate from below: episodes may be short, and then only the first part of the context is ever made.
+    """
+    longest, steps = LARGEST // horizon, horizon * -(-config.episodes // 4)
+    allowed = f"at most {longest:,} (2^31 − 1 steps in all, of {horizon:,} an episode)"
+    require(config.episodes <= longest, "eval.episodes", config.episodes, allowed)
+    available = available_bytes(1) if available is None else available
+    available, needed = available or UNKNOWN, trials * steps * (step_bytes(policy) + _STEP)
+    field = max(("episodes", "repeats"), key=lambda name: getattr(config, name))
+    allowed = f"what fits into {_mebibytes(available)} of memory; this takes at least {_mebibytes(needed)}"
+    require(needed <= available, f"eval.{field}", getattr(config, field), f"{allowed}, {trials:,} trials at a time")
+
+
+def check_context(policy: PolicyConfig, steps: int, available: int | None = None) -> None:
+    """Raises ConfigError where the context of an exported policy cannot even be tried here. available: bytes, or None.
+
+    steps: that it has room for.
+    """
+    require(steps <= LARGEST, "context", steps, "less than 2^31")
+    available = (available_bytes(1) if available is None else available) or UNKNOWN
+    needed = steps * step_bytes(policy)
+    allowed = f"what fits into {_mebibytes(available)} of memory; this takes at least {_mebibytes(needed)}"
+    require(needed <= available, "context", steps, allowed)
+
+
 def check_memory(setup: Setup, available: int | None = None) -> None:
     """Raises ConfigError, with the arithmetic, where a run cannot fit. available: bytes; None asks the machine.
 
@@ -59,8 +151,9 @@ def check_memory(setup: Setup, available: int | None = None) -> None:
     needed = 2 * context + tree_bytes(acting) + images + rest  # a refresh fills a second context, acting reads a copy
     if available is not None and needed > available:
         kept = f"images of a segment, twice, {_mebibytes(images)}; " if images else ""
+        field = largest_size(setup.config, any(image_mask(setup.policy.spec)))
         raise ConfigError(
-            f"trial.steps is {setup.config.trial.steps}; allowed: what fits into {_mebibytes(available)} of memory; "
+            f"{field} is {value_of(setup.config, field)}; allowed: what fits into {_mebibytes(available)} of memory; "
             f"context {context_line(setup)}, twice during a refresh; acting's copy {_mebibytes(tree_bytes(acting))}; "
             f"{kept}everything else {_mebibytes(rest)}; in all {_mebibytes(needed)}"
         )

@@ -24,6 +24,9 @@ from relic_jax.models.memory import Memory
 from relic_jax.rl.state import AXIS, Setup, TrainState, init_state
 from relic_jax.types import PyTree
 
+MOST_OFFERED = 1024
+"""CPU devices that are made where a config asks for more than there are cores: each takes threads and memory."""
+
 
 def cores() -> int:
     """CPU cores that this process may use."""
@@ -33,7 +36,7 @@ def cores() -> int:
 def offer_cores(at_least: int = 1) -> None:
     """Makes every CPU core a device. To be called before anything touches a device: importing some suites does."""
     with contextlib.suppress(RuntimeError):  # devices are in use already: what there is has to do
-        jax.config.update("jax_num_cpu_devices", max(cores(), at_least))
+        jax.config.update("jax_num_cpu_devices", max(cores(), min(at_least, MOST_OFFERED)))
 
 
 def configure_devices(config: TrainConfig) -> TrainConfig:

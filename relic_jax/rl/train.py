@@ -20,11 +20,12 @@ from envs.host import HostEnvironment
 from relic_jax import checkpoint
 from relic_jax.bridge.pool import PoolError
 from relic_jax.config import ConfigError, TrainConfig, validate
+from relic_jax.evaluate import check_evaluated
 from relic_jax.interop import encoders
 from relic_jax.loading import start_params
 from relic_jax.models.encoders import image_mask
 from relic_jax.rl.host import HostSegments
-from relic_jax.rl.memory import check_memory
+from relic_jax.rl.memory import check_memory, check_sizes
 from relic_jax.rl.parallel import configure_devices, initial_state, parallel, state_shardings
 from relic_jax.rl.state import Setup, TrainState, init_state, make_setup
 from relic_jax.rl.update import SOURCES, segment_step, trial_step
@@ -60,10 +61,14 @@ def prepare(config: TrainConfig, env: Environment, *, resume: bool = False) -> S
     resume: weights to start from are in the run's checkpoint, their file is not asked for. Raises ConfigError before
     anything is compiled; of simulators, one is started for a moment.
     """
-    validate(config, horizon=env.horizon, images=any(image_mask(env.observation_spec)))
+    images = any(image_mask(env.observation_spec))
+    validate(config, horizon=env.horizon, images=images)
+    config = configure_devices(config)
+    check_sizes(config, images)
+    check_evaluated(config.policy, config.eval, env, "test")
     if isinstance(env, HostEnvironment):
         env.check(config.trial.environments)
-    setup = make_setup(configure_devices(config), env)
+    setup = make_setup(config, env)
     encoders.check(setup.policy, weights=not resume)
     if config.start_from is not None and not resume:
         start_params(config.start_from, jax.eval_shape(setup.policy.init, jax.random.key(0)))

@@ -1,0 +1,1 @@
+"""Fault injection: what happens to runs, files and commands when something goes wrong."""
