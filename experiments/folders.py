@@ -30,7 +30,7 @@ def create_folder(folder: Path, config: TrainConfig) -> None:
         write_atomically(folder / "config.json", to_json(config))
     except OSError as error:
         reason = f"allowed: a folder that can be written ({error.strerror})"
-        raise ConfigError(f"runs is '{folder.parent}'; {reason}") from None
+        raise ConfigError(f"runs is '{folder.parent}', name is {folder.name!r}; {reason}") from None
 
 
 def open_folder(folder: Path, wanted: TrainConfig | None) -> TrainConfig:

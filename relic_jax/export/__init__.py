@@ -67,14 +67,17 @@ def export_policy(
         onnx_graph.check(loaded.policy)
     params = weights.rounded(loaded.params, dtype)
     about = describe(loaded, params, format, dtype, context, preset)
-    with new_folder(to) as folder:
-        write_artefact(folder, loaded.policy, params, about, format, dtype)
-        (folder / "config.json").write_text(json.dumps(about, indent=1) + "\n")
-        check = verified(folder, loaded, params, about, format, dtype)
-        (folder / "verification.json").write_text(json.dumps(check, indent=1) + "\n")
-        figure = write_figure(folder, loaded)
-        name = name or loaded.training.get("run") or to.name
-        (folder / "README.md").write_text(card.model_card(name, loaded, about, check, figure, note))
+    try:
+        with new_folder(to) as folder:
+            write_artefact(folder, loaded.policy, params, about, format, dtype)
+            (folder / "config.json").write_text(json.dumps(about, indent=1) + "\n")
+            check = verified(folder, loaded, params, about, format, dtype)
+            (folder / "verification.json").write_text(json.dumps(check, indent=1) + "\n")
+            figure = write_figure(folder, loaded)
+            name = name or loaded.training.get("run") or to.name
+            (folder / "README.md").write_text(card.model_card(name, loaded, about, check, figure, note))
+    except OSError as error:
+        raise ConfigError(f"to is '{to}'; allowed: a folder that can be written ({error.strerror})") from None
     return check
 
 
