@@ -13,7 +13,7 @@ from relic_jax.distributions import Categorical, Gaussian, TanhGaussian
 from relic_jax.models.cache import KVCache
 from relic_jax.models.formats import Format
 from relic_jax.models.policy import Policy
-from relic_jax.runtime import Full
+from relic_jax.runtime import Autoreset, Full
 from relic_jax.spaces import fingerprint
 from relic_jax.types import Params
 
@@ -37,6 +37,8 @@ class Agent(runtime.Agent):
         full: Full = "drop",
         seed: int = 0,
         greedy: bool = False,
+        autoreset: Autoreset | None = None,
+        env: Any = None,
     ) -> None:
         """capacity: None for `LoadedPolicy.default_context`. See `relic_jax.runtime.Agent` for the others."""
         policy, self._params = loaded.policy, loaded.params
@@ -52,7 +54,15 @@ class Agent(runtime.Agent):
         }
         self._key = jax.random.key(seed)
         backend = runtime.Jax(about, functools.partial(_run, policy, greedy, self._params))
-        super().__init__(about, backend, batch=batch, capacity=capacity, full=full, seed=seed, greedy=greedy)
+        options: Any = {
+            "batch": batch,
+            "full": full,
+            "seed": seed,
+            "greedy": greedy,
+            "autoreset": autoreset,
+            "env": env,
+        }
+        super().__init__(about, backend, capacity=capacity, **options)
 
     def step(
         self, observation: Any, reward: Any = 0.0, terminated: Any = False, truncated: Any = False, **extra: Any

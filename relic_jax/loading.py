@@ -14,7 +14,7 @@ import numpy as np
 from relic_jax.agent import Agent
 from relic_jax.config import ConfigError, TrainConfig, from_json
 from relic_jax.models.policy import Policy
-from relic_jax.runtime import Full, read_about, read_safetensors
+from relic_jax.runtime import Autoreset, Full, read_about, read_safetensors
 from relic_jax.spaces import Spaces, named_leaves_of, spaces_from_json, spaces_of
 from relic_jax.types import Params
 from relic_jax.validation import shown
@@ -53,9 +53,12 @@ class LoadedPolicy:
         full: Full = "drop",
         seed: int = 0,
         greedy: bool = False,
+        autoreset: Autoreset | None = None,
+        env: Any = None,
     ) -> Agent:
         """One that acts with this policy; see `Agent`."""
-        return Agent(self, batch=batch, capacity=capacity, full=full, seed=seed, greedy=greedy)
+        options: Any = {"batch": batch, "capacity": capacity, "full": full, "seed": seed, "greedy": greedy}
+        return Agent(self, autoreset=autoreset, env=env, **options)
 
 
 def load_policy(path: str | Path) -> LoadedPolicy:

@@ -16,13 +16,14 @@ around a policy of this library.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 
@@ -30,6 +31,8 @@ POLICY_FORMAT = "relic-jax-policy-1"
 CONTEXT_FORMAT = "relic-jax-context-1"
 Full = Literal["drop", "window", "error"]
 FULL = ("drop", "window", "error")
+Autoreset = Literal["next_step", "same_step", "disabled"]
+AUTORESET = ("next_step", "same_step", "disabled")
 _ROPE_BASE = 10_000.0  # as relic_jax.models.attention.rotate
 _ENDLESS = 2**31 - 1  # steps that a recurrent state has room for, as an int32
 _LARGEST = 1 - 2.0**-20  # of a squashed action, as relic_jax.distributions.TanhGaussian
@@ -115,6 +118,10 @@ class Backend(Protocol):
         """`moved` on all arrays. May consume them."""
         ...
 
+    def held(self, arrays: Arrays, rows: np.ndarray) -> Arrays:
+        """`held` on all arrays. May consume them."""
+        ...
+
 
 def moved(xp: Any, arrays: Arrays, shift: Any, turn: Any) -> Arrays:
     """The first `shift` slots taken away; episodes numbered lower by `turn` (int32 [B]), keys turned back accordingly.
@@ -136,6 +143,19 @@ def moved(xp: Any, arrays: Arrays, shift: Any, turn: Any) -> Arrays:
     return {name: back(x) if name.startswith("rotated_keys") else x for name, x in found.items()}
 
 
+def held(xp: Any, arrays: Arrays, rows: Any) -> Arrays:
+    """The slots of `rows` (bool [B]) moved up by one, so that their contexts end where those of the other rows end.
+
+    xp: numpy or jax.numpy. For rows that did not act in a step: what the step wrote for them leaves their contexts.
+    """
+
+    def up(name: str, x: Any) -> Any:
+        chosen = rows.reshape(-1, *(1,) * (x.ndim - 1))
+        return xp.where(chosen, xp.roll(x, 1, axis=1 if name == "episodes" else 2), x)
+
+    return {name: up(name, x) for name, x in arrays.items()}
+
+
 class Agent:
     """A policy that acts in one environment, or in a batch of them, and learns in context.
 
@@ -147,6 +167,14 @@ class Agent:
       the keys and values that stay were computed when the dropped episodes could still be seen.
     window: every step sees the last `capacity` steps, as `relic-jax evaluate --context-limit` does.
     error: ConfigError.
+
+    What an environment does after the end of an episode, `autoreset`, as in gymnasium's vector environments:
+
+    same_step: the observation that comes with the end is already the next episode's first.
+    disabled: nothing; the caller resets, and passes the next episode's first observation with the end.
+    next_step: the observation that comes with the end is the episode's last. The next action is ignored, and answered
+      with the next episode's first observation. Such a row does not act: its context stays as it is, its last
+      observation does not enter it, and the action returned for it is 0.
 
     Every row of a batch has a context of its own; each drops its own episodes. The state of a recurrent policy has one
     size, however long the trial: it is never full, whatever the capacity, and cannot be limited to a window.
@@ -163,12 +191,22 @@ class Agent:
         seed: int,
         greedy: bool,
         slots: int | None = None,
+        autoreset: Autoreset | None = None,
+        env: Any = None,
     ) -> None:
         """about: the content of a config.json. batch: None for one environment without a leading axis.
 
         capacity: steps. seed: of the sampled actions. greedy: the most likely action instead of a sampled one. slots:
-        how many there are, where that is not ours to decide. Raises ConfigError at the first value that cannot work.
+        how many there are, where that is not ours to decide. autoreset: None for `env`'s own, or same_step without.
+        env: a gymnasium environment that says itself what `batch` and `autoreset` are.
+        Raises ConfigError at the first value that cannot work.
         """
+        if env is not None:
+            batch, autoreset = _of_env(env, batch, autoreset)
+        autoreset = autoreset or "same_step"
+        if autoreset not in AUTORESET:
+            raise ConfigError(f"autoreset is {autoreset!r}; allowed: {', '.join(map(repr, AUTORESET))}")
+        self.autoreset = autoreset
         if full not in FULL:
             raise ConfigError(f"full is {full!r}; allowed: {', '.join(map(repr, FULL))}")
         for name, value in (("batch", batch), ("capacity", capacity)):
@@ -212,32 +250,59 @@ class Agent:
     ) -> Any:
         """The action for `observation`, an array or tree of arrays as the policy was trained on.
 
-        reward, terminated, truncated: of the action before, not read after a `reset` and at the very first step. After
-        the end of an episode `observation` is the one that the environment was reset to (gymnasium's vector
-        environments: AutoresetMode.SAME_STEP). With a batch all have a leading axis [B], else none.
-        Returns an int, or float32 [n], in the environment's units; with a batch int32 [B] or float32 [B, n].
+        reward, terminated, truncated: of the action before, not read after a `reset` and at the very first step. What
+        `observation` is after the end of an episode: see `autoreset`. With a batch all have a leading axis [B], else
+        none. Returns an int, or float32 [n], in the environment's units; with a batch int32 [B] or float32 [B, n].
         Raises ConfigError where a shape, dtype or value cannot be, or the context is full.
         """
         inputs = self._observed(observation)
         rewards = self._numbers("reward", reward)
         ended = _flags("terminated", terminated, self._rows) | _flags("truncated", truncated, self._rows)
         context = self._context
+        idle = ended & ~context.fresh & ~context.waiting & (self.autoreset == "next_step")
+        if idle.all():
+            context.wait(rewards)
+            return self._returned(self._nothing_done())
+        rewards, ended = np.where(context.waiting, context.last_reward, rewards), ended | context.waiting
         first = context.fresh | ended
-        shown = np.where(first & ~(ended & self._spaces["show_last_reward"]) | context.new, 0, rewards)
+        unseen = first & ~(ended & self._spaces["show_last_reward"]) | (context.new & ~context.waiting)
         self._check_position(first)
         self._make_room(first)
         mask = first.reshape(-1, *(1,) * len(self._actions.shape))
         inputs |= {
             "previous_action": np.where(mask, self._actions.nothing, self._previous).astype(self._actions.dtype),
-            "previous_reward": shown.astype(np.float32),
+            "previous_reward": np.where(unseen, 0, rewards).astype(np.float32),
             "first": first,
             **context.counters(first, self.capacity),
             **extra,
         }
-        self.outputs, self._arrays = self._backend.step(self._arrays, inputs)
+        self._advance(inputs, idle)
         action = self._choose(self.outputs)
-        context.advance(first, self.capacity)
+        action = np.where(idle.reshape(mask.shape), self._nothing_done(), action).astype(self._actions.dtype)
+        context.advance(first, self.capacity, idle, rewards)
         self._previous, self._count = self._actions.shown(action), self._count + 1
+        return self._returned(action)
+
+    def _advance(self, inputs: dict[str, np.ndarray], idle: np.ndarray) -> None:
+        """The step on the context's arrays, which stay as they are in the rows `idle` (bool [B])."""
+        if not idle.any():
+            self.outputs, self._arrays = self._backend.step(self._arrays, inputs)
+        elif self._endless:  # a state has no slots
+            before = {name: np.array(x) for name, x in self._backend.taken(self._arrays).items()}
+            self.outputs, arrays = self._backend.step(self._arrays, inputs)
+            for name, x in self._backend.taken(arrays).items():
+                before[name][~idle] = x[~idle]
+            self._arrays = self._backend.placed(before)
+        else:
+            self.outputs, arrays = self._backend.step(self._arrays, inputs)
+            self._arrays = self._backend.held(arrays, idle)
+
+    def _nothing_done(self) -> np.ndarray:
+        """An action for every row, in the policy's units, that no environment reads."""
+        return np.zeros((self._rows, *self._actions.shape), self._actions.dtype)
+
+    def _returned(self, action: np.ndarray) -> Any:
+        """What `step` returns. action: in the policy's units, [B, ...]."""
         applied = self._actions.applied(action)
         if self.batch is not None:
             return applied
@@ -282,7 +347,7 @@ class Agent:
             self._context.length = 0  # nothing is kept in slots
         if self._context.length < self._slots:
             return
-        if self.full == "error":
+        if self.full == "error" and (self._context.kept >= self.capacity).any():
             raise ConfigError(f"the context is full ({self.capacity} steps); allowed: reset(), or another `full`")
         drop = self.full == "drop"
         shift, turn = self._context.without_oldest(first, self.capacity, drop)
@@ -369,10 +434,13 @@ class Rows:
     new: np.ndarray
     position: np.ndarray
     episode: np.ndarray
+    waiting: np.ndarray
+    last_reward: np.ndarray
     length: int
     first_index: int
 
-    _BY_ROW = ("kept", "fresh", "new", "position", "episode")
+    _BY_ROW = ("kept", "fresh", "new", "position", "episode", "waiting", "last_reward")
+    _ADDED = ("waiting", "last_reward")  # not in the first files of `Agent.save`
 
     @classmethod
     def empty(cls, rows: int, slots: int, first_index: int) -> Rows:
@@ -381,6 +449,7 @@ class Rows:
         found.kept, found.position = np.zeros(rows, np.int64), np.full(rows, -1)
         found.episode = np.full(rows, first_index)
         found.fresh, found.new = np.ones(rows, bool), np.ones(rows, bool)
+        found.waiting, found.last_reward = np.zeros(rows, bool), np.zeros(rows, np.float32)
         found.opened = np.zeros((rows, slots), bool)
         found.length, found.first_index = 0, first_index
         return found
@@ -391,7 +460,8 @@ class Rows:
         opened = arrays["opened"]
         found = cls.empty(len(opened), slots, first_index)
         for name in cls._BY_ROW:
-            setattr(found, name, arrays[name].copy())
+            if name in arrays or name not in cls._ADDED:
+                setattr(found, name, arrays[name].copy())
         found.length = opened.shape[1]
         found.opened[:, : found.length] = opened
         return found
@@ -403,6 +473,7 @@ class Rows:
     def reset(self, rows: np.ndarray, new_task: bool) -> None:
         """The next step of `rows` opens an episode, or a whole new context."""
         self.fresh |= rows
+        self.waiting &= ~rows
         if new_task:
             self.new |= rows
             self.kept[rows] = 0
@@ -424,13 +495,21 @@ class Rows:
             "window": np.minimum(self.kept + 1, capacity).astype(np.int32),
         }
 
-    def advance(self, first: np.ndarray, capacity: int) -> None:
-        """Books the step."""
-        self.position, self.episode = np.where(first, 0, self.position + 1), self._episode_after(first)
-        self.kept = np.minimum(self.kept + 1, capacity)
+    def wait(self, rewards: np.ndarray) -> None:
+        """Books an end in all rows. rewards: float32 [B], what came with it."""
+        self.waiting, self.last_reward = np.ones_like(self.waiting), rewards.astype(np.float32)
+
+    def advance(self, first: np.ndarray, capacity: int, idle: np.ndarray | None = None, rewards: Any = 0) -> None:
+        """Books the step. idle: bool [B], rows that ended and did not act. rewards: float32 [B], see `wait`."""
+        idle = np.zeros_like(self.waiting) if idle is None else idle
+        self.position = np.where(idle, self.position, np.where(first, 0, self.position + 1))
+        self.episode = np.where(idle, self.episode, self._episode_after(first))
+        self.kept = np.where(idle, self.kept, np.minimum(self.kept + 1, capacity))
         self.opened[:, self.length] = first
+        self.opened[idle] = np.roll(self.opened[idle], 1, axis=1)  # as `held`
         self.length += 1
-        self.fresh, self.new = np.zeros_like(self.fresh), np.zeros_like(self.new)
+        self.fresh, self.new = np.zeros_like(self.fresh), self.new & idle
+        self.waiting, self.last_reward = idle.copy(), np.where(idle, rewards, 0).astype(np.float32)
 
     def without_oldest(self, first: np.ndarray, capacity: int, drop: bool) -> tuple[int, np.ndarray | None]:
         """Makes room for a step. Returns (slots to take away, by how much episodes are numbered lower, int32 [B]).
@@ -453,6 +532,31 @@ class Rows:
         self.opened = np.roll(self.opened, -shift, axis=1)
         self.length -= shift
         return shift, turn if drop else None
+
+
+def _of_env(env: Any, batch: int | None, autoreset: Autoreset | None) -> tuple[int | None, Autoreset]:
+    """(batch, autoreset) of a gymnasium environment, as `env` and its metadata say. Raises ConfigError.
+
+    batch, autoreset: what the caller says; autoreset is taken where the metadata has none (gymnasium before 1.1).
+    """
+    count = getattr(env, "num_envs", None)
+    if batch is not None and batch != count:
+        raise ConfigError(f"batch is {batch}; allowed: {count}, the environments of env, or None")
+    if count is None:
+        layer, resets = env, False
+        while layer is not None and not resets:
+            resets, layer = type(layer).__name__ == "Autoreset", getattr(layer, "env", None)
+        own = "next_step" if resets else "disabled"
+    else:
+        mode = (getattr(env, "metadata", None) or {}).get("autoreset_mode", autoreset)
+        modes = {name.replace("_", ""): name for name in AUTORESET}
+        own = modes.get(str(getattr(mode, "value", mode)).replace("_", "").lower(), "")
+    if not own:
+        given = f"env.metadata['autoreset_mode'] is {_short(mode)}"
+        raise ConfigError(f"{given}; allowed: an AutoresetMode of gymnasium's, or none and autoreset= in its place")
+    if autoreset not in (None, own):
+        raise ConfigError(f"autoreset is {autoreset!r}; allowed: {own!r}, the mode of env")
+    return count, cast(Autoreset, own)
 
 
 def named_leaves(spec: Mapping[str, Any], tree: Any, name: str = "observation") -> Iterator[tuple[str, Any, Any]]:
@@ -565,6 +669,8 @@ def load(
     full: Full = "drop",
     seed: int = 0,
     greedy: bool = False,
+    autoreset: Autoreset | None = None,
+    env: Any = None,
 ) -> Agent:
     """The agent of a folder that `relic-jax export` wrote with `--format stablehlo` or `--format onnx`; see `Agent`.
 
@@ -581,7 +687,8 @@ def load(
         backend, slots = stable_hlo(folder / "policy.stablehlo", about), int(about["step"]["context"])
     else:
         raise ConfigError(f"export is '{folder}'; allowed: one with a policy.stablehlo or a policy.onnx")
-    return Agent(about, backend, batch=batch, capacity=capacity, full=full, seed=seed, greedy=greedy, slots=slots)
+    options: Any = {"batch": batch, "full": full, "seed": seed, "greedy": greedy, "autoreset": autoreset, "env": env}
+    return Agent(about, backend, capacity=capacity, slots=slots, **options)
 
 
 def in_place(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -620,6 +727,7 @@ class Jax:
 
         self._about, self._function, self._rows = about, function, 0
         self._moved = jax.jit(move, donate_argnums=0)
+        self._held = jax.jit(functools.partial(held, jnp), donate_argnums=0)
         self._own = jnp.array  # a copy: memory that numpy allocated is not ours to donate
 
     def empty(self, batch: int, slots: int) -> Arrays:
@@ -643,6 +751,10 @@ class Jax:
     def moved(self, arrays: Arrays, shift: int, turn: np.ndarray | None) -> Arrays:
         """See `Backend`."""
         return dict(self._moved(arrays, shift, turn))
+
+    def held(self, arrays: Arrays, rows: np.ndarray) -> Arrays:
+        """See `Backend`. Of several rows: one that does not act takes no step."""
+        return dict(self._held(arrays, rows))
 
 
 def stable_hlo(path: Path, about: Mapping[str, Any]) -> Jax:
@@ -719,6 +831,10 @@ class Onnx:
     def moved(self, arrays: Arrays, shift: int, turn: np.ndarray | None) -> Arrays:
         """See `Backend`."""
         return moved(np, arrays, shift, turn)
+
+    def held(self, arrays: Arrays, rows: np.ndarray) -> Arrays:
+        """See `Backend`."""
+        return held(np, arrays, rows)
 
 
 def empty_arrays(about: Mapping[str, Any], batch: int, slots: int) -> dict[str, np.ndarray]:

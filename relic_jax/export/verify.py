@@ -60,6 +60,10 @@ class Beside:
         """See `Backend`."""
         return {"both": tuple(b.moved(own, shift, turn) for b, own in zip(self._both, arrays["both"], strict=True))}
 
+    def held(self, arrays: Arrays, rows: np.ndarray) -> Arrays:
+        """See `Backend`."""
+        return {"both": tuple(b.held(own, rows) for b, own in zip(self._both, arrays["both"], strict=True))}
+
 
 def live(about: Mapping[str, Any], policy: Policy, params: Params) -> runtime.Jax:
     """The policy itself as a backend."""
