@@ -3,39 +3,120 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
+import time
 from typing import Any
 
+import numpy as np
+
 from envs.host import HostEnvironment
-from relic_jax.bridge.pool import Pool, PoolConfig, PoolError
+from relic_jax.bridge.pool import Batch, Pool, PoolConfig, PoolError
 from relic_jax.bridge.protocol import Spec
 from relic_jax.config import ConfigError, HostConfig
 
+log = logging.getLogger("relic_jax.envs")
 ENTRY = "relic_jax.bridge.gym:GymEnvironment"
 SEEDS = {"train": range(80), "test": range(80, 100)}
 """The default tasks: what the environment draws from a seed, again in every episode."""
+CHECKED_TASKS, CHECKED_STEPS, CHECK_SECONDS = 8, 5, 2.0
+"""So many tasks with a seed (in that time; one at least) are played twice for so many steps, to see that the seed
+decides what happens."""
 
 
 def make(id: str, host: HostConfig | None = None) -> HostEnvironment:
-    """The environment with gymnasium's `id`; a worker is started to ask for its spec. Raises ConfigError."""
+    """The environment with gymnasium's `id`; a worker is started to ask for its spec, and whether it keeps to a seed.
+
+    Raises ConfigError.
+    """
     host = host or HostConfig()
     splits = {split: [{"seed": seed} for seed in seeds] for split, seeds in SEEDS.items()}
     if host.dataset is not None:
         splits = read_tasks(host.dataset)
-    options = {"id": id, "horizon": host.horizon}
-    spec = _announced(id, options, host)
-    images = [name for name, array in spec.observation.items() if array.dtype == "uint8" and len(array.shape) == 3]
-    return HostEnvironment(f"gym:{id}", ENTRY, options, spec, splits, image=images[0] if images else None, host=host)
+    options: dict[str, Any] = {"id": id, "horizon": host.horizon}
+    if host.wrappers:
+        options["wrappers"] = [name.strip() for name in host.wrappers.split(",")]
+    if host.text != "omit":
+        options["text"] = host.text
+    spec = _announced(id, options, host, splits)
+    note = ""
+    if spec.left_out:
+        note = f"without the text {', '.join(spec.left_out)} (--host.text words reads it)"
+        log.warning("env 'gym:%s': the observation is read %s", id, note)
+    return HostEnvironment(f"gym:{id}", ENTRY, options, spec, splits, host=host, note=note)
 
 
-def _announced(id: str, options: dict[str, Any], host: HostConfig) -> Spec:
-    python = host.python or sys.executable
-    config = PoolConfig(ENTRY, options, workers=1, groups=1, python=python, start_timeout=host.start_timeout)
+def _announced(id: str, options: dict[str, Any], host: HostConfig, splits: dict[str, list[Any]]) -> Spec:
+    config = PoolConfig(
+        ENTRY,
+        options,
+        workers=1,
+        groups=1,
+        python=host.python or sys.executable,
+        start_timeout=host.start_timeout,
+        step_timeout=host.step_timeout,
+    )
     try:
         with Pool(config) as pool:
+            check_seed(f"gym:{id}", pool, splits)
             return pool.spec
     except PoolError as error:
         raise ConfigError(f"env is 'gym:{id}'; allowed: gym: and an id of gymnasium's; {error}") from None
+
+
+def check_seed(name: str, pool: Pool, splits: dict[str, list[Any]]) -> None:
+    """Raises ConfigError where two episodes of one task with a seed differ: then the seed does not decide the task.
+
+    pool: of a single environment. Observations, rewards and ends of the first steps are compared, under the same
+    actions. Tasks without a seed are not tested. Raises PoolError.
+    """
+    seeded = [task for tasks in splits.values() for task in tasks if "seed" in task]
+    until = time.monotonic() + CHECK_SECONDS
+    for number, task in enumerate(seeded[:CHECKED_TASKS]):
+        if number and time.monotonic() > until:
+            break
+        openings = (_opening(pool, task, trial) for trial in (0, 1))
+        for step, (one, other) in enumerate(zip(*openings, strict=False)):
+            different = [part for part in one if not np.array_equal(one[part], other[part])]
+            if different:
+                when = f"after {step} steps" if step else "at reset"
+                raise ConfigError(
+                    f"env {name!r} was reset twice with seed {task['seed']} and differs {when} in {different[0]}: the "
+                    "seed does not decide the task; allowed: an environment, and wrappers, that pass `seed` on and "
+                    "draw from np_random, or tasks without seeds (host.dataset)"
+                )
+
+
+def _opening(pool: Pool, task: Any, trial: int) -> list[dict[str, np.ndarray]]:
+    """What is seen of the first episode of a trial, step by step, up to its end. trial: its seed.
+
+    Empty where a step was lost, which says nothing about the environment.
+    """
+    batch, random = pool.reset([task], [trial]), np.random.default_rng(0)
+    found = [{f"observation {name!r}": x for name, x in batch.observation.items()}]
+    for _ in range(CHECKED_STEPS):
+        if not batch.valid.all():
+            return []
+        pool.send(_actions(pool.spec, random))
+        batch = pool.receive()
+        found.append(_seen(batch))
+        if (batch.terminated | batch.truncated).any():
+            break
+    return found if batch.valid.all() else []
+
+
+def _actions(spec: Spec, random: np.random.Generator) -> np.ndarray:
+    if spec.actions:
+        return random.integers(spec.actions, size=1)
+    return random.uniform(spec.low, spec.high, (1, *spec.action.shape))
+
+
+def _seen(batch: Batch) -> dict[str, np.ndarray]:
+    """The observation that a step led to, its reward and how it ended, by name."""
+    ended = (batch.terminated | batch.truncated).any()
+    arrays = batch.final if ended and batch.final is not None else batch.observation
+    found = {f"observation {name!r}": x for name, x in arrays.items()}
+    return {**found, "the reward": batch.reward, "its end": np.stack([batch.terminated, batch.truncated])}
 
 
 def read_tasks(path: str) -> dict[str, list[Any]]:
@@ -51,6 +132,9 @@ def read_tasks(path: str) -> dict[str, list[Any]]:
     for task in (task for tasks in splits.values() for task in tasks):
         if not isinstance(task, dict) or set(task) - {"seed", "options", "arguments"}:
             raise ConfigError(f"host.dataset is {path!r} with the task {task!r}; allowed: {allowed}")
+        seed = task.get("seed", 0)
+        if type(seed) is not int or not 0 <= seed < 2**31:
+            raise ConfigError(f"host.dataset is {path!r} with the seed {seed!r}; allowed: integers 0 … 2^31 − 1")
     if not all(splits.values()):
         raise ConfigError(f"host.dataset is {path!r} with an empty split; allowed: {allowed}")
     return splits

@@ -1,7 +1,7 @@
 """Environments that live in worker processes: the learner's view of one, as an `Environment` that only a pool can step.
 
 Its observations are what the policy's encoder knows: a vector (float32 [D]), an image (uint8 [H, W, C]), or both as
-{"image": …, "vector": …}.
+{"image": …, "vector": …}; several images are {"image": {name: …}, "vector": …}.
 `HostTrials` is for them what `envs.wrappers.Trials` is for environments inside jit; its arrays are numpy's.
 """
 
@@ -21,6 +21,7 @@ import numpy as np
 
 from envs.base import ActionSpace, Box, Discrete, Environment, Image, PyTree, Split, TimeStep, first_timestep
 from envs.wrappers import TrialState, TrialStep
+from relic_jax.bridge.observations import assembled, tree
 from relic_jax.bridge.pool import Batch, Pool, PoolConfig, PoolError
 from relic_jax.bridge.protocol import Spec
 from relic_jax.config import ConfigError, HostConfig
@@ -32,9 +33,9 @@ LINE_EPISODES = 100  # simulators are slow: the random and the optimal line are 
 class HostEnvironment(Environment):
     """entry, options: what makes it in a worker (`PoolConfig`). spec: what the workers must announce.
 
-    splits: the tasks by split, JSON values. image: which observation is the image; the others are flattened into the
-    vector, in the order of their names. per_worker: how many of them fit into one process, None: any number. note: what
-    else there is to know, such as the version of what simulates.
+    splits: the tasks by split, JSON values. image: which observation is the image; None: those that the spec says are.
+    The others are flattened into the vector, in the order of their names. per_worker: how many of them fit into one
+    process, None: any number. note: what else there is to know, such as the version of what simulates.
     """
 
     name: str
@@ -60,14 +61,37 @@ class HostEnvironment(Environment):
         return LINE_EPISODES
 
     @property
+    def images(self) -> tuple[str, ...]:
+        """Names of the observations that are images, sorted."""
+        return tuple(sorted(self.spec.images)) if self.image is None else (self.image,)
+
+    @property
+    def vectors(self) -> tuple[str, ...]:
+        """Names of the observations that make the vector, in their order there."""
+        return tuple(name for name in sorted(self.spec.observation) if name not in self.images)
+
+    def _size(self, name: str) -> int:
+        return int(np.prod(self.spec.observation[name].shape))
+
+    @property
     def observation_spec(self) -> PyTree:
-        """A vector, an image, or both."""
-        parts = (spec.shape for name, spec in self.spec.observation.items() if name != self.image)
-        vector = jax.ShapeDtypeStruct((sum(int(np.prod(shape)) for shape in parts),), jnp.float32)
-        if self.image is None:
-            return vector
-        image = Image(self.spec.observation[self.image].shape, jnp.uint8)
-        return {"image": image, "vector": vector} if vector.shape[0] else image
+        """A vector, an image, or both; of several images a dictionary."""
+        images = {name: Image(self.spec.observation[name].shape, jnp.uint8) for name in self.images}
+        return tree(images, jax.ShapeDtypeStruct((sum(map(self._size, self.vectors)),), jnp.float32))
+
+    @property
+    def observation_range(self) -> tuple[PyTree, PyTree] | None:
+        """0 … 1 for what is zeros and ones, −1 … 1 for other numbers, which workers scale where they are bounded."""
+        if not self.spec.bits:
+            return None
+        low = [np.full(self._size(name), 0 if name in self.spec.bits else -1, np.float32) for name in self.vectors]
+        shapes = {name: self.spec.observation[name].shape for name in self.images}
+        ends = [(0, np.concatenate(low)), (255, np.ones(sum(map(len, low)), np.float32))]
+        low_end, high_end = (
+            tree({name: np.full(shape, end, np.uint8) for name, shape in shapes.items()}, vector)
+            for end, vector in ends
+        )
+        return low_end, high_end
 
     @property
     def action_space(self) -> ActionSpace:
@@ -107,12 +131,7 @@ class HostEnvironment(Environment):
 
     def observe(self, arrays: dict[str, np.ndarray]) -> PyTree:
         """A pool's observation arrays (leading axis b) as the policy reads them."""
-        parts = [value.reshape(len(value), -1) for name, value in sorted(arrays.items()) if name != self.image]
-        if self.image is not None and not any(part.size for part in parts):
-            return arrays[self.image]
-        count = len(next(iter(arrays.values())))
-        vector = np.concatenate([np.zeros((count, 0)), *parts], 1, dtype=np.float32, casting="unsafe")
-        return vector if self.image is None else {"image": arrays[self.image], "vector": vector}
+        return assembled(arrays, self.images)
 
     def succeeded(self, batch: Batch) -> np.ndarray:
         """bool [b]; meaningful where an episode ended. The metric of that name, or a reward at the end."""
@@ -162,11 +181,20 @@ class HostEnvironment(Environment):
         self.start(1).close()
 
     def render_trial(self, trajectory: Any) -> np.ndarray | None:
-        """The images that the policy saw, without a fourth channel (depth)."""
-        if self.image is None:
+        """The images that the policy saw, side by side: uint8 [n, H, W, 3]."""
+        if not self.images:
             return None
         seen = trajectory.observation
-        return np.asarray(seen["image"] if isinstance(seen, dict) else seen)[..., :3]
+        images = seen["image"] if isinstance(seen, dict) else seen
+        frames = [_coloured(x) for x in (images.values() if isinstance(images, dict) else [images])]
+        height = max(x.shape[1] for x in frames)
+        return np.concatenate([np.pad(x, ((0, 0), (0, height - x.shape[1]), (0, 0), (0, 0))) for x in frames], axis=2)
+
+
+def _coloured(image: np.ndarray) -> np.ndarray:
+    """[..., C] → [..., 3]: colours without a fourth channel (depth); of other numbers of channels the last, in gray."""
+    x = np.asarray(image)
+    return x[..., :3] if x.shape[-1] in (3, 4) else np.repeat(x[..., -1:], 3, axis=-1)
 
 
 def _fingerprint(task: Any) -> bytes:

@@ -93,7 +93,8 @@ def host_options(name: str) -> tuple[str, ...] | None:
     if name.startswith("python:"):
         return ()
     if name in HOSTED or name.startswith(tuple(PREFIXES)):
-        return tuple(field.name for field in dataclasses.fields(HostConfig))
+        other = () if name.startswith("gym:") else GYM_OPTIONS
+        return tuple(field.name for field in dataclasses.fields(HostConfig) if field.name not in other)
     if name in XLAND or (":" in name and name.partition(":")[0] in SUITES):
         return ("horizon",)
     return () if name in ENTRIES or name.partition(":")[0] in BRAX else None
@@ -146,6 +147,8 @@ PREFIXES = {
 }
 """Environments that others name: module with `make(rest of the name, host)`, description. All but the first live in
 worker processes."""
+GYM_OPTIONS = ("wrappers", "text")
+"""Fields of HostConfig that only gymnasium's environments read."""
 HOSTED = {
     "extobjnav": (
         "envs.habitat.host",

@@ -13,7 +13,7 @@ import tyro
 from envs import registry
 from experiments import presets, run
 from experiments.arguments import parse
-from experiments.training import ALIASES
+from experiments.training import without_aliases
 from relic_jax.config import ConfigError, HostConfig, to_json, validate_host
 from relic_jax.progress import Activity
 
@@ -53,7 +53,7 @@ def presets_main(arguments: Sequence[str]) -> None:
 
 def envs_main(arguments: Sequence[str]) -> None:
     """`relic-jax envs [NAME]`: the list with split hashes, or one environment with its computed lines."""
-    arguments = [ALIASES.get(argument, argument) for argument in arguments]
+    arguments = without_aliases(arguments)
     command = parse(EnvsCommand, arguments, "relic-jax envs")
     if command.name is None:
         _check_no_options(command)

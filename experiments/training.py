@@ -24,8 +24,18 @@ from relic_jax.rl.parallel import offer_cores
 from relic_jax.rl.train import Result, prepare, stop_signals, total_env_steps, train
 from relic_jax.tracking import Console, TensorBoard, Tracker, Trackers, WandB, load_extra
 
-ALIASES = {"--backend": "--host.backend", "--habitat-python": "--host.python"}
-"""Short names of options of `train`."""
+ALIASES = {
+    "--backend": "--host.backend",
+    "--habitat-python": "--host.python",
+    "--env.wrappers": "--host.wrappers",
+}
+"""Other names of options of `train` and `envs`."""
+
+
+def without_aliases(arguments: Sequence[str]) -> list[str]:
+    """The arguments with the options' own names, `--option VALUE` and `--option=VALUE`."""
+    parts = (argument.partition("=") for argument in arguments)
+    return [ALIASES.get(name, name) + equals + value for name, equals, value in parts]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +77,7 @@ def train_main(arguments: Sequence[str]) -> None:
 
 def parse_train(arguments: Sequence[str]) -> tuple[TrainCommand, Path, bool]:
     """Returns (command, run folder, whether it is resumed)."""
-    arguments = [ALIASES.get(argument, argument) for argument in arguments]
+    arguments = without_aliases(arguments)
     named = bool(arguments) and not arguments[0].startswith("-")
     preset, options = (arguments[0], arguments[1:]) if named else (None, arguments)
     resumed = _option(options, "--resume")

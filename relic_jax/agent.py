@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
 from relic_jax import runtime, step
+from relic_jax.bridge import observations
 from relic_jax.distributions import Categorical, Gaussian, TanhGaussian
 from relic_jax.models.cache import KVCache
 from relic_jax.models.formats import Format
 from relic_jax.models.policy import Policy
-from relic_jax.runtime import Autoreset, Full
+from relic_jax.runtime import Autoreset, ConfigError, Full
 from relic_jax.spaces import fingerprint
 from relic_jax.types import Params
 
 if TYPE_CHECKING:
+    from relic_jax.config import TrainConfig
     from relic_jax.loading import LoadedPolicy
 
 
@@ -40,7 +43,10 @@ class Agent(runtime.Agent):
         autoreset: Autoreset | None = None,
         env: Any = None,
     ) -> None:
-        """capacity: None for `LoadedPolicy.default_context`. See `relic_jax.runtime.Agent` for the others."""
+        """capacity: None for `LoadedPolicy.default_context`. See `relic_jax.runtime.Agent` for the others.
+
+        env: of a policy that was trained on `gym:ID`, `step` takes the observations as `env` gives them.
+        """
         policy, self._params = loaded.policy, loaded.params
         # what is dropped turns the keys that stay, which would be rounded each time in a narrower format
         memory = policy.for_acting(policy.initial_memory(1, 1))
@@ -62,7 +68,7 @@ class Agent(runtime.Agent):
             "autoreset": autoreset,
             "env": env,
         }
-        super().__init__(about, backend, capacity=capacity, **options)
+        super().__init__(about, backend, capacity=capacity, read=_reader(loaded.config, env), **options)
 
     def step(
         self, observation: Any, reward: Any = 0.0, terminated: Any = False, truncated: Any = False, **extra: Any
@@ -89,6 +95,16 @@ class Agent(runtime.Agent):
 
     def _fingerprint(self) -> str:
         return self._print
+
+
+def _reader(config: TrainConfig, env: Any) -> Callable[[Any], Any] | None:
+    """What makes observations of the gymnasium environment `env` what workers make of them. Raises ConfigError."""
+    if env is None or not config.env.startswith("gym:"):
+        return None
+    try:
+        return observations.reader(env, config.host.text)
+    except observations.SpaceError as error:
+        raise ConfigError(f"env does not fit the policy: {error}") from None
 
 
 def _step(policy: Policy, greedy: bool, params: Params, arrays: step.Arrays, inputs: step.Arrays) -> Any:

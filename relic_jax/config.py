@@ -129,6 +129,10 @@ class HostConfig:
     """JSON file with the tasks of both splits: an episode dataset (relic-jax habitat-dataset), or for gym:ID
     {"train": [task, …], "test": [task, …]}; None: procedural houses of the software simulator, or seeds. For
     habitat-lab:CONFIG the path of its episodes, with {split} in it; None: the config's."""
+    wrappers: str = ""
+    """gym:ID: wrappers that the workers put around the environment, MODULE:NAME each, separated by commas."""
+    text: Literal["omit", "words"] = "omit"
+    """gym:ID: observations that are texts are left out, or read as the set of their words."""
     scene_dataset: str = "default"
     """Scene dataset configuration of habitat-sim, where the episode dataset is not given."""
     objects: str = ""

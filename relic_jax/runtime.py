@@ -193,12 +193,14 @@ class Agent:
         slots: int | None = None,
         autoreset: Autoreset | None = None,
         env: Any = None,
+        read: Callable[[Any], Any] | None = None,
     ) -> None:
         """about: the content of a config.json. batch: None for one environment without a leading axis.
 
         capacity: steps. seed: of the sampled actions. greedy: the most likely action instead of a sampled one. slots:
         how many there are, where that is not ours to decide. autoreset: None for `env`'s own, or same_step without.
-        env: a gymnasium environment that says itself what `batch` and `autoreset` are.
+        env: a gymnasium environment that says itself what `batch` and `autoreset` are. read: from what `step` is given
+        to observations as the policy was trained on; None: they are these.
         Raises ConfigError at the first value that cannot work.
         """
         if env is not None:
@@ -206,7 +208,7 @@ class Agent:
         autoreset = autoreset or "same_step"
         if autoreset not in AUTORESET:
             raise ConfigError(f"autoreset is {autoreset!r}; allowed: {', '.join(map(repr, AUTORESET))}")
-        self.autoreset = autoreset
+        self.autoreset, self._read = autoreset, read
         if full not in FULL:
             raise ConfigError(f"full is {full!r}; allowed: {', '.join(map(repr, FULL))}")
         for name, value in (("batch", batch), ("capacity", capacity)):
@@ -255,7 +257,7 @@ class Agent:
         none. Returns an int, or float32 [n], in the environment's units; with a batch int32 [B] or float32 [B, n].
         Raises ConfigError where a shape, dtype or value cannot be, or the context is full.
         """
-        inputs = self._observed(observation)
+        inputs = self._observed(observation if self._read is None else self._read(observation))
         rewards = self._numbers("reward", reward)
         ended = _flags("terminated", terminated, self._rows) | _flags("truncated", truncated, self._rows)
         context = self._context

@@ -190,10 +190,31 @@ def test_what_an_environment_says_of_itself(loaded):
         ({"env": envs, "autoreset": "same_step"}, "autoreset is 'same_step'; allowed: 'next_step', the mode")
     )
     refused.append(({"autoreset": "never"}, "autoreset is 'never'; allowed: 'next_step', 'same_step', 'disabled'"))
-    envs.metadata = {}
-    refused.append(({"env": envs}, "env.metadata['autoreset_mode'] is None; allowed: an AutoresetMode"))
+    old = SyncVectorEnv([lambda: Tape(0)] * 2)
+    old.metadata = {}
+    refused.append(({"env": old}, "env.metadata['autoreset_mode'] is None; allowed: an AutoresetMode"))
     for options, said in refused:
         with pytest.raises(ConfigError) as error:
             policy.agent(**options)
         assert said in str(error.value) and "\n" not in str(error.value)
-    assert policy.agent(env=envs, autoreset="same_step").batch == 2
+    assert policy.agent(env=old, autoreset="same_step").batch == 2
+
+
+def test_a_policy_of_a_gymnasium_environment_reads_it_as_it_is(loaded):
+    """One-hot cells in place of FrozenLake's numbers, as its workers encode them."""
+    policy = loaded()
+    spaces = dataclasses.replace(policy.spaces, observation=jax.ShapeDtypeStruct((16,), jnp.float32))
+    spaces = dataclasses.replace(spaces, low=(0.0,) * 16, high=(1.0,) * 16, action_space=Discrete(4))
+    made = spaces.policy(policy.policy.config)
+    params = jax.tree.map(lambda x: jnp.full(x.shape, 0.1, x.dtype), jax.eval_shape(made.init, jax.random.key(0)))
+    config = dataclasses.replace(policy.config, env="gym:FrozenLake-v1")
+    policy = LoadedPolicy(made, params, config, spaces, {}, None, None)
+    envs = gymnasium.make_vec("FrozenLake-v1", num_envs=2)
+    agent = policy.agent(env=envs)
+    backend = agent._backend = Recorder(agent._backend)
+    actions = agent.step(envs.reset(seed=0)[0])
+    observation, *rest, _ = envs.step(actions)
+    agent.step(observation, *rest)
+    np.testing.assert_array_equal(backend.seen[-1]["observation"], np.eye(16)[observation])
+    alone = gymnasium.make("FrozenLake-v1")
+    assert type(policy.agent(env=alone).step(alone.reset()[0])) is int

@@ -51,6 +51,8 @@ class Spec(NamedTuple):
     observation: arrays by name. action: one action; for `actions` > 0 it is int32 [] in 0 … actions − 1, else
     continuous in [low, high]. metrics: names of the float32 numbers that come with every step. horizon: steps of the
     longest episode. restorable: a trial can go on in a new process given its task. expert: there is a scripted expert.
+    images: names of observations that are images, uint8 [H, W, C]. bits: of those that are zeros and ones. left_out:
+    names of what the environment shows and the worker does not pass on.
     """
 
     name: str
@@ -63,12 +65,16 @@ class Spec(NamedTuple):
     horizon: int
     restorable: bool
     expert: bool
+    images: tuple[str, ...] = ()
+    bits: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """JSON-able; inverse of `from_json`."""
         observation = {name: [spec.dtype, list(spec.shape)] for name, spec in self.observation.items()}
         action = [self.action.dtype, list(self.action.shape)]
-        return {**self._asdict(), "observation": observation, "action": action, "metrics": list(self.metrics)}
+        lists = {name: list(getattr(self, name)) for name in _NAMES}
+        return {**self._asdict(), "observation": observation, "action": action, **lists}
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> Spec:
@@ -76,10 +82,13 @@ class Spec(NamedTuple):
         try:
             observation = {name: _array_spec(*value) for name, value in sorted(data["observation"].items())}
             values = {**data, "observation": observation, "action": _array_spec(*data["action"])}
-            values["metrics"] = tuple(map(str, data["metrics"]))
+            values.update({name: tuple(map(str, data[name])) for name in _NAMES if name in data})
             return Spec(**values)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ProtocolError(f"the worker's spec is malformed ({type(error).__name__}: {error})") from None
+
+
+_NAMES = ("metrics", "images", "bits", "left_out")  # fields of a Spec that are tuples of names
 
 
 def _array_spec(dtype: str, shape: list[int]) -> ArraySpec:

@@ -17,6 +17,11 @@ gymnasium = pytest.importorskip("gymnasium")
 ENTRY = "relic_jax.bridge.gym:GymEnvironment"
 
 
+def scaled(observation):
+    """CartPole's position and angle by their bounds; its velocities have none."""
+    return observation / np.array([4.8, 1, 24 * 2 * np.pi / 360, 1])
+
+
 def config(id, **options):
     return PoolConfig(ENTRY, {"id": id, **options}, workers=1, environments=2)
 
@@ -39,7 +44,7 @@ def test_equals_gymnasium(task):
         def begin():
             return env.reset(seed=task.get("seed", episode_seed(5, episode)), options=task.get("options"))[0]
 
-        np.testing.assert_array_equal(found[0], begin())
+        np.testing.assert_allclose(found[0], scaled(begin()), rtol=1e-6)
         for action in actions:
             pool.send(np.array([action, 0]))
             batch = pool.receive()
@@ -47,10 +52,10 @@ def test_equals_gymnasium(task):
             assert batch.reward[0] == np.float32(reward)
             assert (batch.terminated[0], batch.truncated[0]) == (terminated, truncated)
             if terminated:
-                np.testing.assert_array_equal(batch.final["observation"][0], observation)
+                np.testing.assert_allclose(batch.final["observation"][0], scaled(observation), rtol=1e-6)
                 episode, ends = episode + 1, ends + 1
                 observation = begin()
-            np.testing.assert_array_equal(batch.observation["observation"][0], observation)
+            np.testing.assert_allclose(batch.observation["observation"][0], scaled(observation), rtol=1e-6)
         assert ends >= 2
 
 
@@ -87,14 +92,14 @@ def test_dictionaries_and_metrics_of_a_package_of_ones_own(tmp_path):
     options = {"id": "Mine-v0", "package": "my_package", "metrics": ["score", "absent"]}
     with Pool(PoolConfig(ENTRY, options, workers=1, groups=1, paths=(str(tmp_path),))) as pool:
         assert {name: str(spec) for name, spec in pool.spec.observation.items()} == {
-            "goal": "int64[]",
-            "rgb": "uint8[2, 2, 3]",
+            "goal": "uint8[3]",
+            "rgb": "float32[2, 2, 3]",  # too small for an image
         }
         assert pool.versions[0]["my_package"] == "1.2"
         pool.reset([{}], [0])
         pool.send(np.array([1]))
         batch = pool.receive()
-        assert batch.metrics.tolist() == [[1.0, 0.0]] and batch.observation["goal"].tolist() == [2]
+        assert batch.metrics.tolist() == [[1.0, 0.0]] and batch.observation["goal"].tolist() == [[0, 0, 1]]
 
 
 @pytest.mark.parametrize(
@@ -103,7 +108,14 @@ def test_dictionaries_and_metrics_of_a_package_of_ones_own(tmp_path):
         ({"id": "NoSuch-v0"}, "gymnasium cannot make 'NoSuch-v0'"),
         ({"id": "CartPole-v1", "package": "no_such_package"}, "package 'no_such_package' is missing"),
         ({"id": "Blackjack-v1"}, "has no time limit of its own; set horizon"),
-        ({"id": "Blackjack-v1", "horizon": 9}, "is not an array"),
+        ({"id": "CartPole-v1", "wrappers": ["no_such_module:Wrapper"]}, "wrapper is 'no_such_module:Wrapper'"),
+        (
+            {"id": "CartPole-v1", "wrappers": ["gymnasium.wrappers"]},
+            "wrapper is 'gymnasium.wrappers'; allowed: MODULE:",
+        ),
+        ({"id": "CartPole-v1", "wrappers": ["os:sep"]}, "wrapper is 'os:sep', a str"),
+        ({"id": "CartPole-v1", "wrappers": ["builtins:int"]}, "wrapper 'builtins:int' does not take 'CartPole-v1'"),
+        ({"id": "CartPole-v1", "wrappers": ["builtins:str"]}, "wrapper 'builtins:str' returns a str"),
     ],
 )
 def test_what_cannot_be_made_is_one_line(options, words):
