@@ -258,11 +258,3 @@ def test_photos_of_minigrid_are_images(wrapper):
     pytest.importorskip("minigrid")
     env = make("gym:MiniGrid-Empty-5x5-v0", HostConfig(wrappers=f"minigrid.wrappers:{wrapper}"))
     assert isinstance(env.observation_spec["image"], Image)
-
-
-def test_minigrid_trains_by_its_id(cli, tmp_path):
-    pytest.importorskip("minigrid")
-    options = ["--total-steps", "256", "--trial.steps", "32", "--trial.updates", "2", "--eval.episodes", "1"]
-    options += ["--runs", tmp_path, "--name", "run", "--host.horizon", "12", "--eval.tasks", "2"]
-    code, out, err = cli("train", "darkroom-smoke", "--env", "gym:MiniGrid-Empty-5x5-v0", *options)
-    assert code == 0 and (tmp_path / "run" / "curve.png").is_file(), out + err

@@ -52,6 +52,14 @@ def test_gymnasium_from_the_command_to_the_figure(cli, tmp_path, tasks):
     assert code == 2 and "gym:CartPole-v1 lives in worker processes" in err and err.count("\n") == 1
 
 
+def test_minigrid_trains_by_its_id(cli, tmp_path):
+    pytest.importorskip("minigrid")
+    options = ["--total-steps", "256", "--trial.steps", "32", "--trial.updates", "2", "--eval.episodes", "1"]
+    options += ["--runs", tmp_path, "--name", "run", "--host.horizon", "12", "--eval.tasks", "2"]
+    code, out, err = cli("train", "darkroom-smoke", "--env", "gym:MiniGrid-Empty-5x5-v0", *options)
+    assert code == 0 and (tmp_path / "run" / "curve.png").is_file(), out + err
+
+
 def test_gymnasiums_tasks_are_seeds_unless_told_otherwise(tasks):
     pytest.importorskip("gymnasium")
     env = make("gym:CartPole-v1")
