@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,6 +15,7 @@ from envs.base import Environment
 from experiments import folders, presets, run
 from experiments.arguments import parse
 from relic_jax.config import ConfigError, EvalConfig, TrainConfig
+from relic_jax.dashboards import OptionalTracker, TensorBoard, WandB, WandBOptions, load_extra, wandb_run
 from relic_jax.evaluate import Curves
 from relic_jax.loading import LoadedPolicy
 from relic_jax.metrics import JsonLines
@@ -22,7 +23,7 @@ from relic_jax.progress import Activity, duration
 from relic_jax.rl.memory import context_line
 from relic_jax.rl.parallel import offer_cores
 from relic_jax.rl.train import Result, prepare, stop_signals, total_env_steps, train
-from relic_jax.tracking import Console, TensorBoard, Tracker, Trackers, WandB, load_extra
+from relic_jax.tracking import Console, Tracker, Trackers
 
 ALIASES = {
     "--backend": "--host.backend",
@@ -51,6 +52,8 @@ class TrainCommand:
     """Go on with this run from its newest checkpoint; its config is the run's own."""
     track: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Also log to TensorBoard or Weights & Biases (each an extra)."""
+    wandb: WandBOptions = dataclasses.field(default_factory=WandBOptions)
+    """With --track wandb."""
 
 
 def train_main(arguments: Sequence[str]) -> None:
@@ -62,6 +65,8 @@ def train_main(arguments: Sequence[str]) -> None:
     setup = prepare(config, env, resume=resume)
     for extra in command.track:
         load_extra(extra)
+    if "wandb" in command.track:
+        wandb_run(folder, command.wandb)
     if not resume:
         folders.create_folder(folder, setup.config)
     verb, devices = "resuming" if resume else "training", setup.config.devices
@@ -90,11 +95,22 @@ def parse_train(arguments: Sequence[str]) -> tuple[TrainCommand, Path, bool]:
     else:
         raise ConfigError(f"preset is missing; allowed: {', '.join(presets.PRESETS)}, or --resume RUN")
     command = parse(TrainCommand, options, f"relic-jax train {preset or ''}", TrainCommand(default))
+    _check_wandb(command)
     if command.resume is not None:
         own = folders.open_folder(command.resume, command.config)
         return dataclasses.replace(command, config=own), command.resume, True
     run.check_host(command.config.env, command.config.host, default.host)
     return command, command.runs / (command.name or f"{preset}-seed{command.config.seed}"), False
+
+
+def _check_wandb(command: TrainCommand) -> None:
+    """Raises ConfigError where options of W&B are given without it, or are empty."""
+    for field in dataclasses.fields(WandBOptions):
+        value, default = (getattr(options, field.name) for options in (command.wandb, WandBOptions()))
+        if value != default and "wandb" not in command.track:
+            raise ConfigError(f"wandb.{field.name} is {value!r}; allowed: {default!r} without --track wandb")
+        if value == "" or (field.name == "tags" and "" in value):
+            raise ConfigError(f"wandb.{field.name} is {value!r}; allowed: a text that is not empty")
 
 
 def _option(arguments: Sequence[str], name: str) -> Path | None:
@@ -110,11 +126,11 @@ def _option(arguments: Sequence[str], name: str) -> Path | None:
 
 def make_trackers(command: TrainCommand, folder: Path, env_steps: int) -> Tracker:
     """Console and JSON lines always, the others on request."""
-    extra: list[Tracker] = []
-    for name in command.track:
-        extra.append(
-            TensorBoard(folder) if name == "tensorboard" else WandB(folder, dataclasses.asdict(command.config))
-        )
+    makers: dict[str, Callable[[], Tracker]] = {
+        "tensorboard": lambda: TensorBoard(folder, env_steps),
+        "wandb": lambda: WandB(folder, dataclasses.asdict(command.config), command.wandb),
+    }
+    extra = [OptionalTracker(name, makers[name]) for name in dict.fromkeys(command.track)]
     return Trackers([JsonLines(folder, env_steps), Console(total_env_steps(command.config)), *extra])
 
 

@@ -6,6 +6,7 @@ import contextlib
 import sys
 import threading
 import time
+from collections import deque
 from types import TracebackType
 from typing import TextIO
 
@@ -18,17 +19,19 @@ class Activity:
     the text. stream: None for standard output; where that is closed or fails, nothing more is printed.
     """
 
-    def __init__(self, text: str, stream: TextIO | None = None, interval: float = 10.0) -> None:
+    def __init__(self, text: str, stream: TextIO | None = None, interval: float = 10.0, at_once: bool = False) -> None:
         self._text, self._stream = text, stream or sys.stdout
         self._live = is_terminal(self._stream)
         self._interval = min(interval, 1.0) if self._live else interval
         self._lock, self._ended = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="relic-jax-progress", daemon=True)
-        self._start, self._shown = time.monotonic(), False
+        self._start, self._shown, self._at_once = time.monotonic(), False, at_once
 
     def __enter__(self) -> Activity:
         """Starts the thread."""
         self._start = time.monotonic()
+        if self._at_once:
+            self._print()
         self._thread.start()
         return self
 
@@ -58,7 +61,7 @@ class Activity:
 
     def _print(self) -> None:
         seconds = time.monotonic() - self._start
-        line = f"{self._text} · {duration(seconds)}"
+        line = f"{self._text} · {duration(seconds)}" if self._shown or not self._at_once else f"{self._text} …"
         self._shown = True
         self._write(f"\r\x1b[K{line}" if self._live else line + "\n")
 
@@ -66,6 +69,37 @@ class Activity:
         with self._lock, contextlib.suppress(OSError, ValueError, AttributeError):  # closed, full, or no stream at all
             self._stream.write(text)
             self._stream.flush()
+
+
+class Clock:
+    """Seconds, speed and time left of a run. Speed is the recent one, without what the first chunk took to compile.
+
+    seconds: what the run took before, in earlier sessions. total: its environment steps. window: environment
+    steps that the speed is averaged over at least (and over a minute at least), once there are so many.
+    """
+
+    def __init__(self, seconds: float, total: int, window: int = 0) -> None:
+        self._before, self._total, self._window = seconds, total, window
+        self._start = time.monotonic()
+        self._ends: deque[tuple[float, int]] = deque()
+
+    def read(self, env_steps: int) -> dict[str, float]:
+        """At the end of a chunk, after which the run has taken `env_steps`.
+
+        Returns `seconds` of the run so far; after the first chunk `startup_seconds`, after later ones
+        `steps_per_second` and `seconds_left`.
+        """
+        now = time.monotonic()
+        self._ends.append((now, env_steps))
+        while len(self._ends) > 2 and now - self._ends[1][0] >= 60 and env_steps - self._ends[1][1] >= self._window:
+            self._ends.popleft()
+        seconds = self._before + now - self._start
+        since, counted = self._ends[0]
+        if env_steps == counted:
+            return {"seconds": seconds, "startup_seconds": now - self._start}
+        speed = (env_steps - counted) / max(now - since, 1e-9)
+        left = (self._total - env_steps) / max(speed, 1e-9)
+        return {"seconds": seconds, "steps_per_second": speed, "seconds_left": left}
 
 
 def is_terminal(stream: TextIO | None) -> bool:

@@ -1,22 +1,28 @@
-"""The side effects of training: console, JSON lines, TensorBoard, W&B. Fed with plain numbers between jitted calls."""
+"""What training tells: the trackers' interface and the console. Fed with plain numbers between jitted calls.
+
+`metrics.jsonl` is `relic_jax.metrics`, TensorBoard and W&B are `relic_jax.dashboards`.
+"""
 
 from __future__ import annotations
 
-import importlib
+import contextlib
 import math
 import sys
 import time
 from collections.abc import Iterable
-from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Protocol, TextIO
 
-from relic_jax.config import ConfigError
 from relic_jax.metrics import Record
-from relic_jax.progress import duration, is_terminal
+from relic_jax.progress import Activity, duration, is_terminal
 
 
 class Tracker(Protocol):
-    """Receives one record per update. Records are deterministic; what depends on the clock comes separately."""
+    """Receives one record per update. Records are deterministic; what depends on the clock comes separately.
+
+    The clock's numbers: `seconds` of training so far; with the first update or trial of a session `startup_seconds`
+    (compiling included), with all later ones `steps_per_second` and `seconds_left`. A tracker may also define
+    `begin(what)`: called before the first update, which compiles, with what is being done.
+    """
 
     def log(self, record: Record, clock: Record) -> None:
         """Takes one record."""
@@ -34,9 +40,21 @@ class Console:
         self._interval = 0.2 if self._live else interval
         self._printed = -math.inf
         self._since: list[Record] = []
+        self._activity: Activity | None = None
+
+    def begin(self, what: str) -> None:
+        """Says what is done until the first record comes, and for how long."""
+        self._activity = Activity(what, self._stream, at_once=True)
+        self._activity.__enter__()
+
+    def _begun(self) -> None:
+        if self._activity is not None:
+            self._activity.__exit__(None, None, None)
+            self._activity = None
 
     def log(self, record: Record, clock: Record) -> None:
         """Prints a line about what came since the last one, unless that is recent."""
+        self._begun()
         self._since.append(record)
         now = time.monotonic()
         if now - self._printed < self._interval and record["env_steps"] < self._total:
@@ -44,17 +62,18 @@ class Console:
         self._printed = now
         line = self.line(combined(self._since), clock)
         self._since = []
-        self._stream.write(f"\r\x1b[K{line}" if self._live else line + "\n")
-        self._stream.flush()
+        self._write(f"\r\x1b[K{line}" if self._live else line + "\n")
 
     def line(self, record: Record, clock: Record) -> str:
         """One line: progress, speed, time left, return, success, losses."""
         steps = int(record["env_steps"])
         parts = [
             f"{steps:>9,}/{self._total:,} steps ({min(steps / self._total, 1):4.0%})",
-            f"{clock['steps_per_second']:,.0f} steps/s",
-            f"{duration(clock['seconds_left'])} left",
         ]
+        if "steps_per_second" in clock:
+            parts += [f"{clock['steps_per_second']:,.0f} steps/s", f"{duration(clock['seconds_left'])} left"]
+        elif "startup_seconds" in clock:
+            parts += [f"started in {duration(clock['startup_seconds'])}"]
         if "return" in record:
             parts += [f"return {record['return']:.2f}", f"success {record['success']:.0%}"]
         parts += [f"{name} {record[key]:.3g}" for name, key in _LOSSES if key in record]
@@ -62,44 +81,21 @@ class Console:
 
     def close(self) -> None:
         """Ends the live line."""
+        self._begun()
         if self._live:
-            self._stream.write("\n")
+            self._write("\n")
+
+    def _write(self, text: str) -> None:
+        try:
+            self._stream.write(text)
             self._stream.flush()
+        except BrokenPipeError:  # nobody reads any more: the command ends
+            raise
+        except (OSError, ValueError, AttributeError):  # a log on a full disk, a closed stream, none: training goes on
+            pass
 
 
 _LOSSES = (("policy", "policy_loss"), ("value", "value_loss"), ("entropy", "entropy"))
-
-
-class TensorBoard:
-    """Scalars for TensorBoard (extra `tensorboard`)."""
-
-    def __init__(self, folder: Path) -> None:
-        self._writer = load_extra("tensorboard").SummaryWriter(str(folder / "tensorboard"))
-
-    def log(self, record: Record, clock: Record) -> None:
-        """One scalar per number."""
-        for name, value in {**record, **clock}.items():
-            self._writer.add_scalar(name, value, int(record["env_steps"]))
-
-    def close(self) -> None:
-        """Flushes and closes the event file."""
-        self._writer.close()
-
-
-class WandB:
-    """Weights & Biases (extra `wandb`). The mode (online, offline) is the WANDB_MODE of the environment."""
-
-    def __init__(self, folder: Path, config: dict[str, Any]) -> None:
-        wandb = load_extra("wandb")
-        self._run = wandb.init(project="relic-jax", name=folder.name, dir=str(folder), config=config)
-
-    def log(self, record: Record, clock: Record) -> None:
-        """One step."""
-        self._run.log({**record, **clock}, step=int(record["env_steps"]))
-
-    def close(self) -> None:
-        """Ends the W&B run."""
-        self._run.finish()
 
 
 class Trackers:
@@ -108,26 +104,23 @@ class Trackers:
     def __init__(self, trackers: Iterable[Tracker]) -> None:
         self._trackers = list(trackers)
 
+    def begin(self, what: str) -> None:
+        """To those that have it."""
+        for tracker in self._trackers:
+            begin = getattr(tracker, "begin", None)
+            if begin is not None:
+                begin(what)
+
     def log(self, record: Record, clock: Record) -> None:
         """To each in turn."""
         for tracker in self._trackers:
             tracker.log(record, clock)
 
     def close(self) -> None:
-        """Each in turn."""
-        for tracker in self._trackers:
-            tracker.close()
-
-
-_MODULES = {"tensorboard": "tensorboardX", "wandb": "wandb"}
-
-
-def load_extra(extra: str) -> Any:
-    """The module behind an extra. Raises ConfigError where it is not installed."""
-    try:
-        return importlib.import_module(_MODULES[extra])
-    except ImportError:
-        raise ConfigError(f"track is {extra!r}; it needs: pip install 'relic-jax[{extra}]'") from None
+        """Each in turn, also after one that fails."""
+        with contextlib.ExitStack() as closing:
+            for tracker in reversed(self._trackers):
+                closing.callback(tracker.close)
 
 
 def combined(records: list[Record]) -> Record:

@@ -3,14 +3,14 @@
 import io
 import json
 import re
-import sys
+import threading
 
 import pytest
 
-from relic_jax.config import ConfigError
 from relic_jax.files import write_atomically
 from relic_jax.metrics import JsonLines, read_lines
-from relic_jax.tracking import Console, TensorBoard, Trackers, WandB, duration, load_extra
+from relic_jax.progress import duration
+from relic_jax.tracking import Console, Trackers
 
 CLOCK = {"seconds": 2.0, "steps_per_second": 1234.5, "seconds_left": 75.0}
 
@@ -141,6 +141,41 @@ def test_console_averages_over_what_came_since_the_last_line():
     assert stream.getvalue().splitlines()[1].endswith("entropy 0.3")
 
 
+def test_without_a_speed_the_line_says_how_long_the_start_took():
+    line = Console(4000, io.StringIO()).line({"env_steps": 1000}, {"seconds": 75.0, "startup_seconds": 75.0})
+    assert [part.strip() for part in line.split(" · ")] == ["1,000/4,000 steps ( 25%)", "started in 1:15"]
+
+
+def tickers():
+    return [thread for thread in threading.enumerate() if thread.name == "relic-jax-progress"]
+
+
+def test_what_is_compiled_is_said_until_the_first_record_comes():
+    stream = io.StringIO()
+    console = Console(20, stream)
+    console.begin("compiling the first update")
+    assert stream.getvalue() == "compiling the first update …\n"
+    console.log(record(10), CLOCK)
+    assert not tickers() and "10/20" in stream.getvalue().splitlines()[1]
+    console.begin("compiling")
+    assert len(tickers()) == 1
+    console.close()
+    assert not tickers()
+
+
+def test_a_console_that_cannot_be_written_to_ends_nothing():
+    class Full(io.StringIO):
+        def write(self, text):
+            raise OSError(28, "No space left on device")
+
+    for stream in (Full(), None):
+        console = Console(20, stream)
+        console._stream = stream  # None: as sys.stdout is where there is none
+        console.begin("compiling")
+        console.log(record(10), CLOCK)
+        console.close()
+
+
 def test_durations():
     assert [duration(s) for s in (0, 59.6, 75, 3600, 100_000)] == ["0:00", "1:00", "1:15", "1:00:00", "27:46:40"]
 
@@ -161,55 +196,3 @@ def test_several_trackers_all_get_everything(tmp_path):
     trackers.log(record(10), CLOCK)
     trackers.close()
     assert all(spy.seen == [(record(10), CLOCK), "closed"] for spy in spies)
-
-
-def test_tensorboard_holds_readable_scalars(tmp_path):
-    pytest.importorskip("tensorboardX")
-    from tensorboardX.proto import event_pb2
-
-    tracker = TensorBoard(tmp_path)
-    tracker.log({"env_steps": 10, "return": 2.5}, CLOCK)
-    tracker.log({"env_steps": 20, "return": 3.5}, CLOCK)
-    tracker.close()
-    (file,) = (tmp_path / "tensorboard").iterdir()
-    data, found = file.read_bytes(), []
-    while data:  # a record: length (8 bytes), checksum (4), content, checksum (4)
-        length = int.from_bytes(data[:8], "little")
-        event = event_pb2.Event.FromString(data[12 : 12 + length])
-        found += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
-        data = data[12 + length + 4 :]
-    assert [(step, value) for step, tag, value in found if tag == "return"] == [(10, 2.5), (20, 3.5)]
-    assert (20, "steps_per_second", 1234.5) in found
-
-
-@pytest.mark.parametrize(("extra", "module"), [("wandb", "wandb"), ("tensorboard", "tensorboardX")])
-def test_a_missing_extra_is_named(tmp_path, monkeypatch, extra, module):
-    monkeypatch.setitem(sys.modules, module, None)  # what python does where it is not installed
-    makers = {"wandb": lambda: WandB(tmp_path, {}), "tensorboard": lambda: TensorBoard(tmp_path)}
-    for attempt in (makers[extra], lambda: load_extra(extra)):
-        with pytest.raises(ConfigError) as error:
-            attempt()
-        assert str(error.value) == f"track is '{extra}'; it needs: pip install 'relic-jax[{extra}]'"
-
-
-def test_wandb_gets_every_record_at_its_step(tmp_path, monkeypatch):
-    class FakeRun:
-        logged, finished = [], False
-
-        def log(self, values, step):
-            self.logged.append((step, values))
-
-        def finish(self):
-            FakeRun.finished = True
-
-    class FakeWandB:
-        @staticmethod
-        def init(**options):
-            assert options["name"] == tmp_path.name and options["config"] == {"seed": 0}
-            return FakeRun()
-
-    monkeypatch.setitem(sys.modules, "wandb", FakeWandB)
-    tracker = WandB(tmp_path, {"seed": 0})
-    tracker.log(record(10), CLOCK)
-    tracker.close()
-    assert FakeRun.logged == [(10, {**record(10), **CLOCK})] and FakeRun.finished

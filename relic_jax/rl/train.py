@@ -24,13 +24,14 @@ from relic_jax.evaluate import check_evaluated
 from relic_jax.interop import encoders
 from relic_jax.loading import start_params
 from relic_jax.models.encoders import image_mask
+from relic_jax.progress import Clock, duration
 from relic_jax.rl.host import HostSegments
 from relic_jax.rl.memory import check_memory, check_sizes
 from relic_jax.rl.parallel import configure_devices, initial_state, parallel, state_shardings
 from relic_jax.rl.state import Setup, TrainState, init_state, make_setup
 from relic_jax.rl.update import SOURCES, segment_step, trial_step
 from relic_jax.spaces import spaces_of, spaces_to_json
-from relic_jax.tracking import Record, Tracker, duration
+from relic_jax.tracking import Record, Tracker
 
 
 class NonFiniteError(RuntimeError):
@@ -94,8 +95,15 @@ def chunks(setup: Setup) -> Iterator[Chunk]:
         yield compile_chunk(setup)
 
 
-def train(setup: Setup, folder: Path, make_tracker: Callable[[int], Tracker], *, resume: bool) -> Result:
-    """Trains to the end, or until SIGINT or SIGTERM, which save and return.
+def train(
+    setup: Setup,
+    folder: Path,
+    make_tracker: Callable[[int], Tracker],
+    *,
+    resume: bool,
+    stop: threading.Event | None = None,
+) -> Result:
+    """Trains to the end, or until SIGINT or SIGTERM (in the main thread) or `stop`, which save and return.
 
     folder: the run folder; checkpoints go to `folder/checkpoints`. make_tracker: called with the environment steps that
     were taken before. resume: go on from the newest checkpoint (from the start, where there is none yet).
@@ -104,20 +112,25 @@ def train(setup: Setup, folder: Path, make_tracker: Callable[[int], Tracker], *,
     checkpoints = folder / "checkpoints"
     state, progress = restore(setup, checkpoints) if resume else (initial_state(setup), Progress())
     tracker, total = make_tracker(progress.env_steps), total_env_steps(setup.config)
-    saved_at = time.monotonic()
-    clock = _Clock(progress, total)
+    saved_at, clock = time.monotonic(), Clock(progress.seconds, total, window=_window(setup.config))
+    begin = getattr(tracker, "begin", None)  # a user's own tracker need not have it
     try:
-        with stop_signals() as stopping, chunks(setup) as chunk:
+        if begin is not None and progress.env_steps < total:
+            begin(_first_work(setup))
+        with stop_signals(stop) as stopping, chunks(setup) as chunk:
             while progress.env_steps < total and not stopping.is_set():
                 try:
                     state, metrics = chunk(state)
                 except PoolError as error:
                     save(setup, checkpoints, state, progress)
                     raise PoolError(f"{error}; saved, go on with: relic-jax train --resume {folder}") from None
-                for record in records(setup.config, progress.env_steps, jax.device_get(metrics)):
+                done = list(records(setup.config, progress.env_steps, jax.device_get(metrics)))
+                reading = clock.read(int(done[-1]["env_steps"]))
+                progress.seconds = reading["seconds"]
+                for record in done:
                     check_finite(setup, record, checkpoints)
                     progress.env_steps = int(record["env_steps"])
-                    tracker.log(record, clock.read())
+                    tracker.log(record, reading)
                 if time.monotonic() - saved_at > 60 * setup.config.checkpoint_minutes:
                     save(setup, checkpoints, state, progress)
                     saved_at = time.monotonic()
@@ -126,6 +139,21 @@ def train(setup: Setup, folder: Path, make_tracker: Callable[[int], Tracker], *,
     finally:
         tracker.close()
     return Result(state, finished, progress.seconds)
+
+
+def _window(config: TrainConfig) -> int:
+    """Environment steps that the speed is averaged over at least: two trials, whose later segments are slower."""
+    return 2 * config.trial.environments * config.trial.steps
+
+
+def _first_work(setup: Setup) -> str:
+    """What happens before the first update is done, for a person who waits."""
+    config, policy = setup.config, setup.config.policy
+    of = policy.transformer if policy.memory == "transformer" else policy.recurrent
+    what = "trial" if config.chunk == "trial" else "update"
+    text = f"compiling the first {what} ({policy.memory}, {of.layers} layers of width {of.width}"
+    text += f", {config.trial.environments} environments, {config.trial.steps:,} steps of context)"
+    return f"starting workers and {text}" if isinstance(setup.trials.env, HostEnvironment) else text
 
 
 def total_env_steps(config: TrainConfig) -> int:
@@ -193,13 +221,20 @@ def task_text(tasks: Any, index: int) -> str:
 
 
 @contextmanager
-def stop_signals() -> Iterator[threading.Event]:
-    """Sets the yielded event on SIGINT or SIGTERM, so that the loop can end between chunks. A second one is final."""
-    event = threading.Event()
+def stop_signals(event: threading.Event | None = None) -> Iterator[threading.Event]:
+    """Sets an event on SIGINT or SIGTERM, so that a loop can end between chunks. A second signal is final.
+
+    event: one of the caller's, which may be set by other means too; None: a new one. Signals reach the main thread
+    only: elsewhere, as in a thread that a notebook starts, no handler is installed.
+    """
+    event = event or threading.Event()
+    signalled = False
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if event.is_set():
+        nonlocal signalled
+        if signalled:
             raise KeyboardInterrupt
+        signalled = True
         event.set()
 
     if threading.current_thread() is not threading.main_thread():  # only the main thread may install handlers
@@ -210,22 +245,7 @@ def stop_signals() -> Iterator[threading.Event]:
         yield event
     finally:
         for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-class _Clock:
-    """Turns the wall clock into seconds, speed and time left; keeps the run's total in `progress`."""
-
-    def __init__(self, progress: Progress, total: int) -> None:
-        self._progress, self._total = progress, total
-        self._before, self._start = dataclasses.replace(progress), time.monotonic()
-
-    def read(self) -> Record:
-        here = time.monotonic() - self._start
-        self._progress.seconds = self._before.seconds + here
-        speed = (self._progress.env_steps - self._before.env_steps) / max(here, 1e-9)
-        left = (self._total - self._progress.env_steps) / max(speed, 1e-9)
-        return {"seconds": self._progress.seconds, "steps_per_second": speed, "seconds_left": left}
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not installed from Python
 
 
 __all__ = ["ConfigError", "NonFiniteError", "Result", "compile_chunk", "duration", "prepare", "train"]

@@ -475,3 +475,11 @@ def test_envs_takes_the_options_of_hosted_environments(cli, monkeypatch):
     found = json.loads(out)
     assert code == 0 and found["actions"] == 5 and found["lines"]["test"] == {"random": 1.5, "optimal": None}
     assert "lines" not in json.loads(cli("envs", "--json")[1])[0]
+
+
+def test_options_of_wandb_are_read_with_it_alone(refused, tmp_path):
+    arguments = ["train", "darkroom-smoke", "--runs", tmp_path / "runs"]
+    refused([*arguments, "--wandb.project", "mine"], "wandb.project is 'mine'", "without --track wandb")
+    refused([*arguments, "--track", "tensorboard", "--wandb.tags", "a", "b"], "wandb.tags is ('a', 'b')")
+    refused([*arguments, "--track", "wandb", "--wandb.project", ""], "wandb.project is ''", "a text that is not empty")
+    assert not (tmp_path / "runs").exists()
