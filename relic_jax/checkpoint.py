@@ -25,12 +25,16 @@ import jax
 import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
+from relic_jax import prng
 from relic_jax.config import ConfigError, TrainConfig, from_json, to_json
 from relic_jax.files import sync, sync_entries
 from relic_jax.rl.state import TrainState
+from relic_jax.rl.steps import StepCount
 from relic_jax.types import Params, PyTree
 
-FORMAT = "relic-jax-checkpoint-1"
+FORMAT = "relic-jax-checkpoint-2"
+OLD_FORMAT = "relic-jax-checkpoint-1"
+"""Still read: there `env_steps` is one int32, and what made the random numbers is not recorded (`prng.ORIGINAL`)."""
 KEEP = 2  # complete checkpoints kept: the newest, and one before it in case the newest turns out to be bad
 
 
@@ -77,7 +81,8 @@ def _write(
         shutil.rmtree(unfinished, ignore_errors=True)
     temporary.mkdir(parents=True)
     ocp.save_checkpointables(temporary / "arrays", arrays)
-    meta = {"format": FORMAT, "step": step, "counters": counters, "config": json.loads(to_json(config))}
+    meta = {"format": FORMAT, "step": step, "counters": counters, "prng": prng.current()}
+    meta |= {"config": json.loads(to_json(config))}
     meta |= {} if spaces is None else {"spaces": spaces}
     (temporary / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
     sync(temporary)
@@ -127,24 +132,44 @@ def load_meta(path: Path) -> tuple[TrainConfig, dict[str, Any]]:
         found = meta["format"]
     except (OSError, ValueError, KeyError, TypeError):
         raise ConfigError(f"checkpoint is '{path}'; allowed: a folder with a readable meta.json of ours") from None
-    if found != FORMAT:
-        raise ConfigError(f"checkpoint '{path}' has format {found!r}; allowed: {FORMAT!r}")
+    if found not in (FORMAT, OLD_FORMAT):
+        raise ConfigError(f"checkpoint '{path}' has format {found!r}; allowed: {FORMAT!r} or {OLD_FORMAT!r}")
+    if found == FORMAT and not prng.is_known(meta.get("prng")):
+        raise ConfigError(f"checkpoint is '{path}'; its meta.json does not fit: prng is {meta.get('prng')!r}")
     try:
         return from_json(json.dumps(meta["config"])), dict(meta["counters"])
     except (KeyError, TypeError, ValueError) as error:  # ConfigError is a ValueError
         raise ConfigError(f"checkpoint is '{path}'; its meta.json does not fit: {error}") from None
 
 
+def load_prng(path: Path) -> dict[str, Any]:
+    """The settings of `relic_jax.prng` that a run uses. For a folder that `load_meta` has read."""
+    return json.loads((path / "meta.json").read_text()).get("prng", prng.ORIGINAL)
+
+
+def _is_old(path: Path) -> bool:
+    return json.loads((path / "meta.json").read_text())["format"] == OLD_FORMAT
+
+
 def load_state(path: Path, abstract: TrainState, shardings: TrainState) -> TrainState:
-    """The whole state. abstract: from `jax.eval_shape`, decides structure, shapes, dtypes. shardings: where it goes."""
+    """The whole state. abstract: from `jax.eval_shape`, decides structure, shapes, dtypes. shardings: where it goes.
+
+    For a folder that `load_meta` has read, with its `load_prng` in use. States of the old format are converted.
+    """
     if not (path / "arrays" / "rest").is_dir():
         raise ConfigError(
             f"checkpoint '{path}' holds parameters alone (imported, or truncated); allowed: a trained run's"
         )
     plain = jax.eval_shape(_without_typed_keys, abstract)
     placed = jax.tree.map(_placed, plain, shardings)
+    if is_old := _is_old(path):
+        where: Any = shardings.env_steps
+        placed = replace(placed, env_steps=_placed(jax.ShapeDtypeStruct((), jnp.int32), where.low))
     loaded = _load(path, {"params": placed.params, "rest": replace(placed, params={})})
     state = replace(loaded["rest"], params=loaded["params"])
+    if is_old:
+        steps = StepCount.of(int(state.env_steps))
+        state = replace(state, env_steps=jax.device_put(steps, shardings.env_steps))
     return jax.tree.map(_with_typed_key, abstract, state)
 
 

@@ -1,6 +1,7 @@
 """What a configuration may hold. `check_fields` needs nothing but the config, `validate` also knows the environment.
 
-Values that compiled code cannot hold are refused here: sizes and counters are int32 there, real numbers float32.
+Values that compiled code cannot hold are refused here: sizes and counters of a trial are int32 there, real numbers
+float32. Steps of a run are counted in two words (`relic_jax.rl.steps`).
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
 
 LARGEST = 2**31 - 1
 """Largest size or counter in compiled code (int32)."""
-UNSIGNED = frozenset({"seed", "total_steps"})
+MAX_STEPS = 10**15
+"""Of a run, in environment steps: integers that JSON readers keep exactly."""
+UNSIGNED = frozenset({"seed", "total_steps", "ppo.warmup_steps"})
 """Integer fields with limits of their own."""
 TINY, HUGE = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 """Smallest and largest magnitude of a normal float32; anything smaller becomes 0 in compiled code."""
@@ -193,8 +196,8 @@ def _check_sizes(config: TrainConfig) -> None:
     larger, other = sorted(("environments", "steps"), key=lambda name: getattr(trial, name), reverse=True)
     allowed = f"less than 2^31 / trial.{other} ({getattr(trial, other)})"
     require(together <= LARGEST, f"trial.{larger}", getattr(trial, larger), allowed)
-    whole = config.trials * together
-    require(whole <= LARGEST, "total_steps", config.total_steps, "less than 2^31 when rounded up to whole trials")
+    _check_most("total_steps", config.total_steps, MAX_STEPS)
+    _check_most("ppo.warmup_steps", ppo.warmup_steps, MAX_STEPS)
     allowed = f"a multiple of trial.updates ({trial.updates})"
     require(trial.steps % trial.updates == 0, "trial.steps", trial.steps, allowed)
     allowed = f"a divisor of trial.environments ({trial.environments})"

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from relic_jax.config import PPOConfig
+from relic_jax.rl.steps import StepCount
 from relic_jax.types import Params, PyTree
 
 
@@ -29,16 +30,18 @@ def global_norm(tree: PyTree) -> jax.Array:
     return jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)))
 
 
-def learning_rate(ppo: PPOConfig, total_steps: int, env_steps: jax.Array) -> jax.Array:
-    """Linear warm-up from 1e-3 of the peak, then cosine to `lr_final`; env_steps: int32 []. Returns float32 []."""
-    warmup = optax.linear_schedule(1e-3 * ppo.lr, ppo.lr, max(ppo.warmup_steps, 1))
-    decay_steps = max(total_steps - ppo.warmup_steps, 1)
+def learning_rate(ppo: PPOConfig, total_steps: int, env_steps: StepCount) -> jax.Array:
+    """Linear warm-up from 1e-3 of the peak, then cosine to `lr_final`. Returns float32 []."""
+    # floats: optax's schedules would convert larger integers than 2^31 to int32
+    warmup = optax.linear_schedule(1e-3 * ppo.lr, ppo.lr, float(max(ppo.warmup_steps, 1)))
+    decay_steps = float(max(total_steps - ppo.warmup_steps, 1))
     cosine = optax.cosine_decay_schedule(ppo.lr, decay_steps, alpha=ppo.lr_final / ppo.lr)
-    return optax.join_schedules([warmup, cosine], [ppo.warmup_steps])(env_steps)
+    later = env_steps.since(ppo.warmup_steps)
+    return jnp.where(env_steps.is_before(ppo.warmup_steps), warmup(env_steps.as_float()), cosine(later.as_float()))
 
 
-def entropy_coef(ppo: PPOConfig, total_steps: int, env_steps: jax.Array) -> jax.Array:
+def entropy_coef(ppo: PPOConfig, total_steps: int, env_steps: StepCount) -> jax.Array:
     """Weight of the entropy bonus, linear over the run. Returns float32 []."""
     final = ppo.entropy_coef if ppo.entropy_coef_final is None else ppo.entropy_coef_final
-    progress = jnp.minimum(env_steps / total_steps, 1.0)
+    progress = jnp.minimum(env_steps.as_float() / float(total_steps), 1.0)
     return ppo.entropy_coef + (final - ppo.entropy_coef) * progress

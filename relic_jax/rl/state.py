@@ -15,6 +15,7 @@ from relic_jax.config import TrainConfig
 from relic_jax.models.memory import Memory
 from relic_jax.models.policy import Policy, policy_for
 from relic_jax.rl.optimizer import make_optimizer
+from relic_jax.rl.steps import StepCount
 from relic_jax.types import Params, PyTree, StepInput, Trajectory
 
 
@@ -22,7 +23,7 @@ class TrainState(struct.PyTreeNode):
     """Everything that a run needs to go on bit for bit. All of it is checkpointed.
 
     params: pytree. opt_state: pytree, of the parameters that are trained (`Policy.trained`). key: typed PRNG key [].
-    env_steps: int32 [], taken so far by all environments together. segment: int32 [], index in the trial of the segment
+    env_steps: taken so far by all environments together. segment: int32 [], index in the trial of the segment
     to come. trial: the N environments. trajectory: the trial's steps so far ([N, T] buffers). memory: what the
     policy keeps of them.
     """
@@ -30,7 +31,7 @@ class TrainState(struct.PyTreeNode):
     params: Params
     opt_state: PyTree
     key: jax.Array
-    env_steps: jax.Array
+    env_steps: StepCount
     segment: jax.Array
     trial: TrialState
     trajectory: Trajectory
@@ -89,7 +90,7 @@ def init_state(setup: Setup) -> TrainState:
         params=params,
         opt_state=setup.optimizer.init(setup.policy.trained(params)),
         key=key,
-        env_steps=jnp.zeros((), jnp.int32),
+        env_steps=StepCount.of(0),
         segment=jnp.zeros((), jnp.int32),
         trial=trial,
         trajectory=empty_trajectory(setup, trial),

@@ -17,7 +17,7 @@ import numpy as np
 
 from envs.base import Environment
 from envs.host import HostEnvironment
-from relic_jax import checkpoint
+from relic_jax import checkpoint, prng
 from relic_jax.bridge.pool import PoolError
 from relic_jax.config import ConfigError, TrainConfig, validate
 from relic_jax.evaluate import check_evaluated
@@ -110,6 +110,12 @@ def train(
     Raises NonFiniteError, and PoolError where simulators failed too often (after a checkpoint).
     """
     checkpoints = folder / "checkpoints"
+    with prng.using(prng_of(checkpoints) if resume else prng.current()):
+        return _train(setup, folder, make_tracker, resume=resume)
+
+
+def _train(setup: Setup, folder: Path, make_tracker: Callable[[int], Tracker], *, resume: bool) -> Result:
+    checkpoints = folder / "checkpoints"
     state, progress = restore(setup, checkpoints) if resume else (initial_state(setup), Progress())
     tracker, total = make_tracker(progress.env_steps), total_env_steps(setup.config)
     saved_at, clock = time.monotonic(), Clock(progress.seconds, total, window=_window(setup.config))
@@ -175,9 +181,20 @@ def restore(setup: Setup, checkpoints: Path) -> tuple[TrainState, Progress]:
         return initial_state(setup), Progress()
     path = checkpoints / str(steps[-1])
     _, counters = checkpoint.load_meta(path)
-    abstract = jax.eval_shape(lambda: init_state(setup))
-    state = checkpoint.load_state(path, abstract, state_shardings(setup.config, abstract))
+    with prng.using(checkpoint.load_prng(path)):
+        abstract = jax.eval_shape(lambda: init_state(setup))
+        state = checkpoint.load_state(path, abstract, state_shardings(setup.config, abstract))
     return state, Progress(**counters)
+
+
+def prng_of(checkpoints: Path) -> dict[str, Any]:
+    """What makes the random numbers of a run: as in its newest checkpoint, JAX's settings where there is none yet."""
+    steps = checkpoint.complete_steps(checkpoints)
+    if not steps:
+        return prng.current()
+    path = checkpoints / str(steps[-1])
+    checkpoint.load_meta(path)
+    return checkpoint.load_prng(path)
 
 
 def records(config: TrainConfig, env_steps: int, metrics: dict[str, np.ndarray]) -> Iterator[Record]:

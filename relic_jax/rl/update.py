@@ -23,6 +23,7 @@ from relic_jax.rl.gae import advantages
 from relic_jax.rl.optimizer import entropy_coef, global_norm, learning_rate
 from relic_jax.rl.rollout import Collected, collect, with_size
 from relic_jax.rl.state import Setup, TrainState, empty_trajectory, new_trial
+from relic_jax.rl.steps import StepCount
 from relic_jax.types import Params, PyTree, Span, StepInput, Trajectory
 
 Metrics = dict[str, jax.Array]
@@ -220,7 +221,7 @@ def accumulated_gradients(
 
 
 def gradient(
-    setup: Setup, env_steps: jax.Array, params: Params, batch: Batch, window: Window, dropout_key: jax.Array
+    setup: Setup, env_steps: StepCount, params: Params, batch: Batch, window: Window, dropout_key: jax.Array
 ) -> tuple[Params, Metrics]:
     """Gradient of `minibatch_loss`, whose pass through the whole context is given only as much of it as is filled."""
     if window.full or setup.config.ppo.context_gradient == "stopped":
@@ -250,7 +251,7 @@ def gradient(
 
 
 def minibatch_loss(
-    setup: Setup, env_steps: jax.Array, params: Params, batch: Batch, window: Window, dropout_key: jax.Array
+    setup: Setup, env_steps: StepCount, params: Params, batch: Batch, window: Window, dropout_key: jax.Array
 ) -> tuple[jax.Array, Metrics]:
     """The PPO loss averaged over the window only."""
     ppo = setup.config.ppo

@@ -1,0 +1,91 @@
+"""Runs of more steps than 32 bits count: the state, the schedule, the records, the checkpoints and resuming."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from envs.registry import make
+from experiments import folders
+from relic_jax import checkpoint
+from relic_jax.metrics import JsonLines, read_lines
+from relic_jax.rl import train as training
+from relic_jax.rl.steps import StepCount
+from relic_jax.rl.train import Progress, prepare, restore, save, train
+from relic_jax.tracking import Console
+
+PER_UPDATE = 64
+TOTAL = 2**32 + 256
+
+
+class Stopped(BaseException):
+    """Stands for a process that ends."""
+
+
+@pytest.fixture(scope="module")
+def setup(tiny):
+    return prepare(tiny(total_steps=TOTAL), make("darkroom-ad-9-random"))
+
+
+@pytest.fixture(autouse=True)
+def compile_once(setup, monkeypatch):
+    if not hasattr(compile_once, "chunk"):
+        compile_once.chunk = training.compile_chunk(setup)
+    monkeypatch.setattr(training, "compile_chunk", lambda _: compile_once.chunk)
+
+
+def standing_at(setup, folder, steps):
+    """A run folder whose checkpoint is a fresh state that has taken `steps` already."""
+    folders.create_folder(folder, setup.config)
+    state, _ = restore(setup, folder / "checkpoints")
+    state = state.replace(env_steps=StepCount.of(steps))
+    save(setup, folder / "checkpoints", state, Progress(env_steps=steps))
+
+
+def go(setup, folder, stop=None):
+    class Lines(JsonLines):
+        def log(self, record, clock):
+            super().log(record, clock)
+            if record["env_steps"] == stop:
+                raise Stopped
+
+    return train(setup, folder, lambda env_steps: Lines(folder, env_steps), resume=True)
+
+
+def check(setup, lines, start):
+    ppo = setup.config.ppo
+    assert [line["env_steps"] for line in lines] == [start + PER_UPDATE * (i + 1) for i in range(len(lines))]
+    progress = np.array([line["env_steps"] for line in lines]) / TOTAL
+    rates = ppo.lr_final + (ppo.lr - ppo.lr_final) * 0.5 * (1 + np.cos(np.pi * progress))
+    np.testing.assert_allclose([line["lr"] for line in lines], rates, rtol=1e-5)
+    assert all(np.isfinite(value) for line in lines for value in line.values())
+
+
+def test_over_2_to_the_31(setup, tmp_path):
+    start = 2**31 - 2 * PER_UPDATE
+    folder = tmp_path / "run"
+    standing_at(setup, folder, start)
+    with pytest.raises(Stopped):
+        go(setup, folder, stop=start + 4 * PER_UPDATE)
+    assert checkpoint.complete_steps(folder / "checkpoints")[-1] == start + 3 * PER_UPDATE
+    with pytest.raises(Stopped):  # resumed beyond the border: what was logged after the checkpoint comes again
+        go(setup, folder, stop=start + 5 * PER_UPDATE)
+    check(setup, read_lines(folder / "metrics.jsonl"), start)
+
+
+def test_over_2_to_the_32_to_the_end(setup, tmp_path, cli):
+    start = 2**32 - 4 * PER_UPDATE
+    folder = tmp_path / "run"
+    standing_at(setup, folder, start)
+    code, out, error = cli("train", "--resume", folder)
+    assert code == 0, error
+    lines = read_lines(folder / "metrics.jsonl")
+    check(setup, lines, start)
+    assert lines[-1]["env_steps"] == TOTAL and f"trained {TOTAL:,} steps" in out
+    state, progress = restore(setup, folder / "checkpoints")
+    assert int(state.env_steps) == progress.env_steps == TOTAL
+    assert state.env_steps.high == 1 and state.env_steps.low.dtype == jnp.uint32
+    assert json.loads((checkpoint.find(folder) / "meta.json").read_text())["step"] == TOTAL
+    console = Console(TOTAL).line(lines[-1], {"steps_per_second": 1.0, "seconds_left": 0.0})
+    assert f"{TOTAL:,}/{TOTAL:,} steps (100%)" in console
