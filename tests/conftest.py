@@ -18,7 +18,7 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import jax  # noqa: E402
 
-jax.config.update("jax_num_cpu_devices", 2)  # so that what runs on several devices can be tested on any machine
+jax.config.update("jax_num_cpu_devices", 4)  # so that what runs on several devices can be tested on any machine
 
 
 def pytest_addoption(parser):

@@ -30,8 +30,13 @@ def global_norm(tree: PyTree) -> jax.Array:
     return jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)))
 
 
-def learning_rate(ppo: PPOConfig, total_steps: int, env_steps: StepCount) -> jax.Array:
+Steps = StepCount | jax.Array | int
+"""Environment steps taken so far, what `StepCount.of` takes."""
+
+
+def learning_rate(ppo: PPOConfig, total_steps: int, env_steps: Steps) -> jax.Array:
     """Linear warm-up from 1e-3 of the peak, then cosine to `lr_final`. Returns float32 []."""
+    env_steps = StepCount.of(env_steps)
     # floats: optax's schedules would convert larger integers than 2^31 to int32
     warmup = optax.linear_schedule(1e-3 * ppo.lr, ppo.lr, float(max(ppo.warmup_steps, 1)))
     decay_steps = float(max(total_steps - ppo.warmup_steps, 1))
@@ -40,8 +45,8 @@ def learning_rate(ppo: PPOConfig, total_steps: int, env_steps: StepCount) -> jax
     return jnp.where(env_steps.is_before(ppo.warmup_steps), warmup(env_steps.as_float()), cosine(later.as_float()))
 
 
-def entropy_coef(ppo: PPOConfig, total_steps: int, env_steps: StepCount) -> jax.Array:
+def entropy_coef(ppo: PPOConfig, total_steps: int, env_steps: Steps) -> jax.Array:
     """Weight of the entropy bonus, linear over the run. Returns float32 []."""
     final = ppo.entropy_coef if ppo.entropy_coef_final is None else ppo.entropy_coef_final
-    progress = jnp.minimum(env_steps.as_float() / float(total_steps), 1.0)
+    progress = jnp.minimum(StepCount.of(env_steps).as_float() / float(total_steps), 1.0)
     return ppo.entropy_coef + (final - ppo.entropy_coef) * progress

@@ -20,8 +20,12 @@ class StepCount(struct.PyTreeNode):
     low: jax.Array
 
     @classmethod
-    def of(cls, steps: int) -> StepCount:
-        """The counter that stands at `steps`."""
+    def of(cls, steps: StepCount | jax.Array | int) -> StepCount:
+        """The counter that stands at `steps`: a counter, an array int32 [] or uint32 [], or any Python integer."""
+        if isinstance(steps, StepCount):
+            return steps
+        if not isinstance(steps, int):
+            return cls(jnp.zeros_like(steps, jnp.uint32), jnp.asarray(steps, jnp.uint32))
         high, low = divmod(steps, _WORD)
         return cls(jnp.asarray(high, jnp.uint32), jnp.asarray(low, jnp.uint32))
 

@@ -25,11 +25,12 @@ from relic_jax.interop import encoders
 from relic_jax.loading import start_params
 from relic_jax.models.encoders import image_mask
 from relic_jax.progress import Clock, duration
+from relic_jax.rl.finite import SOURCES
 from relic_jax.rl.host import HostSegments
 from relic_jax.rl.memory import check_memory, check_sizes
 from relic_jax.rl.parallel import configure_devices, initial_state, parallel, state_shardings
 from relic_jax.rl.state import Setup, TrainState, init_state, make_setup
-from relic_jax.rl.update import SOURCES, segment_step, trial_step
+from relic_jax.rl.update import segment_step, trial_step
 from relic_jax.spaces import spaces_of, spaces_to_json
 from relic_jax.tracking import Record, Tracker
 

@@ -6,29 +6,26 @@ shuffle and refresh the context. One compiled function serves every segment of a
 
 from __future__ import annotations
 
-import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
 
-from envs.base import num_tasks
 from relic_jax.config import TrainConfig
 from relic_jax.models.memory import Memory, rows
 from relic_jax.models.policy import PolicyOutput
 from relic_jax.rl import context, losses
+from relic_jax.rl.finite import Metrics, culprit, finiteness
 from relic_jax.rl.gae import advantages
+from relic_jax.rl.masked import Counts, count_of, mean_of_valid, normalized, step_counts
 from relic_jax.rl.optimizer import entropy_coef, global_norm, learning_rate
 from relic_jax.rl.rollout import Collected, collect, with_size
 from relic_jax.rl.state import Setup, TrainState, empty_trajectory, new_trial
 from relic_jax.rl.steps import StepCount
 from relic_jax.types import Params, PyTree, Span, StepInput, Trajectory
 
-Metrics = dict[str, jax.Array]
-SOURCES = ("observation", "reward", "log_prob", "value", "loss", "gradient", "params")
-"""Where a number can stop being finite, in causal order."""
 GRADIENT_SIZES = 4  # static lengths of a trial that the gradient through all of it is compiled for
 
 
@@ -97,7 +94,7 @@ def learn(
     params = setup.policy.observed(params, seen.inputs.observation, seen.valid, setup.total)
     counts = setup.total(episode_sums(collected) | finiteness(collected, metrics, params))
     counts |= culprit(setup, collected, start)
-    metrics = setup.mean(metrics | {"reward": collected.results.reward.mean()}) | counts
+    metrics = setup.mean(metrics | {"reward": mean_reward(setup, collected)}) | counts
     state = state.replace(params=params, opt_state=opt_state)
     next_trial, next_segment = (lambda s: start_trial(setup, s, after_key)), (lambda s: go_on(setup, s, after_key))
     return lax.cond(is_last, next_trial, next_segment, state), metrics
@@ -181,39 +178,34 @@ def minibatch_shape(config: TrainConfig, environments: int) -> tuple[int, int, i
     """
     ppo, devices = config.ppo, config.trial.environments // environments
     steps, rows = ppo.minibatches // ppo.accumulate, config.trial.environments // ppo.minibatches
-    if rows % devices == 0:
+    if devices_share_minibatches(config, environments):
         return steps, ppo.accumulate, rows // devices
     return steps, ppo.accumulate // devices, rows
 
 
-def normalized(
-    setup: Setup, advantage: jax.Array, length: jax.Array | int, valid: jax.Array | None = None
-) -> jax.Array:
-    """Advantages float32 [B, T] with mean 0 and deviation 1 over the first `length` steps of all environments.
-
-    valid: bool [B, T], which of them count. None: all.
-
-    Over the trial so far and not over the window: in a late segment everybody may know what to do, and what is left
-    there is noise that must not be blown up to the size of a discovery.
-    """
-    filled = jnp.arange(advantage.shape[1]) < length
-    filled = filled if valid is None else filled & valid
-    mean = setup.mean(jnp.mean(advantage, where=filled))
-    deviation = jnp.sqrt(setup.mean(jnp.mean(jnp.square(advantage - mean), where=filled)))
-    return (advantage - mean) / (deviation + 1e-8)
+def devices_share_minibatches(config: TrainConfig, environments: int) -> bool:
+    """Whether each minibatch is split over the devices, which hold `environments` each, not dealt out whole."""
+    devices, rows = config.trial.environments // environments, config.trial.environments // config.ppo.minibatches
+    return rows % devices == 0
 
 
 def accumulated_gradients(
     setup: Setup, state: TrainState, params: Params, batch: Batch, window: Window, order: jax.Array, keys: jax.Array
 ) -> tuple[Params, Metrics]:
-    """Sum (or mean) of the gradients of several minibatches. order: int32 [accumulate, b]; keys: [accumulate]."""
+    """Sum (or mean) of the gradients of several minibatches. order: int32 [accumulate, b]; keys: [accumulate].
 
-    def add(total: Params, inputs: tuple[jax.Array, jax.Array]) -> tuple[Params, Metrics]:
-        index, dropout_key = inputs
-        part, metrics = gradient(setup, state.env_steps, params, batch.rows(index), window, dropout_key)
+    To be averaged over devices, see `masked`.
+    """
+
+    def add(total: Params, inputs: tuple[jax.Array, jax.Array, Counts | None]) -> tuple[Params, Metrics]:
+        index, dropout_key, counts = inputs
+        part, metrics = gradient(setup, state.env_steps, params, batch.rows(index), window, dropout_key, counts)
         return jax.tree.map(jnp.add, total, part), metrics
 
-    total, metrics = lax.scan(add, jax.tree.map(jnp.zeros_like, params), (order, keys))
+    valid = context.window(batch.trajectory.valid, window.start, window.size)
+    shared = devices_share_minibatches(setup.config, setup.local_environments)
+    inputs = (order, keys, step_counts(setup, valid, order, shared=shared))
+    total, metrics = lax.scan(add, jax.tree.map(jnp.zeros_like, params), inputs)
     ppo = setup.config.ppo
     minibatches = 1 if ppo.gradient_reduction == "mean" else ppo.accumulate  # other devices may hold some of them
     total = jax.tree.map(lambda g: g * (minibatches / order.shape[0]), total)
@@ -221,11 +213,18 @@ def accumulated_gradients(
 
 
 def gradient(
-    setup: Setup, env_steps: StepCount, params: Params, batch: Batch, window: Window, dropout_key: jax.Array
+    setup: Setup,
+    env_steps: StepCount,
+    params: Params,
+    batch: Batch,
+    window: Window,
+    dropout_key: jax.Array,
+    counts: Counts | None = None,
 ) -> tuple[Params, Metrics]:
     """Gradient of `minibatch_loss`, whose pass through the whole context is given only as much of it as is filled."""
     if window.full or setup.config.ppo.context_gradient == "stopped":
-        return jax.grad(minibatch_loss, argnums=2, has_aux=True)(setup, env_steps, params, batch, window, dropout_key)
+        take = jax.grad(minibatch_loss, argnums=2, has_aux=True)
+        return take(setup, env_steps, params, batch, window, dropout_key, counts)
 
     def seen(params: Params) -> list[jax.Array]:
         """Features of the window's images, looked at once, outside of what is compiled for each size."""
@@ -238,7 +237,7 @@ def gradient(
             known = batch.first_steps(size)
             if known.observation is not None:
                 known = known._replace(observation=setup.policy.with_features(known.observation, features))
-            return minibatch_loss(setup, env_steps, params, known, window, dropout_key)
+            return minibatch_loss(setup, env_steps, params, known, window, dropout_key, counts)
 
         return jax.grad(loss, argnums=(0, 1), has_aux=True)(params, features)
 
@@ -251,18 +250,33 @@ def gradient(
 
 
 def minibatch_loss(
-    setup: Setup, env_steps: StepCount, params: Params, batch: Batch, window: Window, dropout_key: jax.Array
+    setup: Setup,
+    env_steps: StepCount,
+    params: Params,
+    batch: Batch,
+    window: Window,
+    dropout_key: jax.Array,
+    counts: Counts | None = None,
 ) -> tuple[jax.Array, Metrics]:
-    """The PPO loss averaged over the window only."""
+    """The PPO loss averaged over the window only. counts: of valid steps, where some may be lost (None: the batch's).
+
+    Its mean over devices is the loss, see `masked`.
+    """
     ppo = setup.config.ppo
     output = window_output(setup, params, batch, window, dropout_key)
     steps, advantage, target = context.window(
         (batch.trajectory, batch.advantage, batch.target), window.start, window.size
     )
+    if counts is None and steps.valid is not None:
+        counts = Counts(*[count_of(setup, steps.valid)] * 2)
+
+    def mean(x: jax.Array) -> jax.Array:
+        return mean_of_valid(x, steps.valid, counts and counts.loss)
+
     log_prob = output.distribution.log_prob(steps.action)
-    entropy = mean_of_valid(output.distribution.entropy(), steps.valid)
-    policy_loss = mean_of_valid(losses.policy_loss(log_prob, steps.log_prob, advantage, ppo.clip), steps.valid)
-    value_loss = mean_of_valid(losses.value_loss(output.value, steps.value, target, ppo.value_clip), steps.valid)
+    entropy = mean(output.distribution.entropy())
+    policy_loss = mean(losses.policy_loss(log_prob, steps.log_prob, advantage, ppo.clip))
+    value_loss = mean(losses.value_loss(output.value, steps.value, target, ppo.value_clip))
     bonus = entropy_coef(ppo, setup.config.total_steps, env_steps) * entropy
     log_ratio = log_prob - steps.log_prob
     metrics = {
@@ -270,17 +284,14 @@ def minibatch_loss(
         "policy_loss": policy_loss,
         "value_loss": value_loss,
         "entropy": entropy,
-        "kl": mean_of_valid(jnp.exp(log_ratio) - 1 - log_ratio, steps.valid),
-        "clip_fraction": mean_of_valid((jnp.abs(jnp.exp(log_ratio) - 1) > ppo.clip) * 1.0, steps.valid),
+        "kl": mean(jnp.exp(log_ratio) - 1 - log_ratio),
+        "clip_fraction": mean((jnp.abs(jnp.exp(log_ratio) - 1) > ppo.clip) * 1.0),
     }
-    return metrics["loss"], metrics
-
-
-def mean_of_valid(x: jax.Array, valid: jax.Array | None) -> jax.Array:
-    """Mean over the valid steps (None: all), 0 where there is none. x: float32 [b, size]; valid: bool [b, size]."""
-    if valid is None:
-        return x.mean()
-    return jnp.where(valid, x, 0.0).sum() / jnp.maximum(valid.sum(), 1)
+    loss = metrics["loss"]
+    if counts is not None:
+        scale = counts.loss / counts.metrics
+        metrics = {name: value * scale for name, value in metrics.items()}
+    return loss, metrics
 
 
 def window_inputs(setup: Setup, params: Params, batch: Batch, window: Window) -> StepInput:
@@ -353,6 +364,14 @@ def start_trial(setup: Setup, state: TrainState, key: jax.Array) -> TrainState:
     )
 
 
+def mean_reward(setup: Setup, collected: Collected) -> jax.Array:
+    """Of the segment's valid steps, float32 []; to be averaged over devices, see `masked`."""
+    valid = collected.steps.valid
+    if valid is None:
+        return collected.results.reward.mean()
+    return mean_of_valid(collected.results.reward, valid.T, count_of(setup, valid))
+
+
 def episode_sums(collected: Collected) -> Metrics:
     """Sums over the segment's finished episodes; the host divides, so that segments without one do no harm.
 
@@ -372,61 +391,3 @@ def episode_sums(collected: Collected) -> Metrics:
         "return_sum": jnp.where(ended, results.episode_return, 0.0).sum(),
         "success_sum": (ended & results.success).sum(dtype=jnp.float32),
     }
-
-
-def finiteness(collected: Collected, metrics: Metrics, params: Params) -> Metrics:
-    """Counts of non-finite numbers in each of `SOURCES`."""
-
-    def bad(tree: Any) -> jax.Array:
-        leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
-        return sum((~jnp.isfinite(x)).sum(dtype=jnp.float32) for x in leaves) + jnp.zeros(())
-
-    steps = collected.steps
-    parts = {
-        "observation": (steps.inputs.observation, collected.trial.observation),
-        "reward": steps.reward,
-        "log_prob": steps.log_prob,
-        "value": steps.value,
-        "loss": metrics["loss"],
-        "gradient": metrics["grad_norm"],
-        "params": params,
-    }
-    return {f"nonfinite/{source}": bad(parts[source]) for source in SOURCES}
-
-
-def culprit(setup: Setup, collected: Collected, start: jax.Array) -> Metrics:
-    """Where the segment's first observation or reward that is not finite came up: environment, step of its trial and
-    index of its task in the training split (−1: it is not in there), int32 []; all −1 where everything is finite.
-    start: the segment's first step.
-
-    An observation counts for the step that is taken on it.
-    """
-    environments, segment = setup.local_environments, setup.config.trial.segment
-
-    def bad(tree: Any, leading: int) -> jax.Array:
-        leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
-        found = jnp.zeros(jax.tree.leaves(tree)[0].shape[:leading], bool)
-        return functools.reduce(jnp.logical_or, ((~jnp.isfinite(x)).any(range(leading, x.ndim)) for x in leaves), found)
-
-    steps = collected.steps
-    acted = bad(steps.inputs.observation, 2) | bad(steps.reward, 2)
-    found = jnp.concatenate([acted, bad(collected.trial.observation, 1)[:, None]], axis=1)  # [B, K + 1]
-    # earliest step first, then environment: one number, so that devices can agree on the smallest
-    device = 0 if setup.axis is None else lax.axis_index(setup.axis)
-    place = jnp.argmax(found.T)  # of the first True
-    step, row = place // environments, place % environments
-    total = setup.config.trial.environments
-    order = jnp.where(found.any(), step * total + device * environments + row, total * (segment + 1))
-    first = order if setup.axis is None else lax.pmin(order, setup.axis)
-
-    def task_index() -> jax.Array:
-        same = jnp.ones((num_tasks(setup.tasks),), bool)
-        for every, own in zip(jax.tree.leaves(setup.tasks), jax.tree.leaves(collected.trial.task), strict=True):
-            same &= (jnp.asarray(every) == own[row]).reshape(len(same), -1).all(1)
-        return jnp.where(same.any(), jnp.argmax(same), -1)
-
-    is_own = found.any() & (order == first)
-    task = setup.total(lax.cond(is_own, task_index, lambda: jnp.zeros((), jnp.int32)))
-    there = first < total * (segment + 1)
-    where = {"environment": first % total, "step": start + first // total, "task": task}
-    return {f"nonfinite/{name}": jnp.where(there, value, -1) for name, value in where.items()}
