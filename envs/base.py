@@ -26,7 +26,8 @@ class TimeStep:
     observation: pytree of arrays, matching `Environment.observation_spec`.
     reward: float32 []; 0 on reset.
     terminated: bool []; the episode reached an end state of the task, nothing follows.
-    truncated: bool []; the episode was cut by the time limit, the state would have had a future.
+    truncated: bool []; the episode was cut by the time limit, the state would have had a future. Where an environment
+      sets both, it terminated (`one_end`).
     """
 
     observation: PyTree
@@ -334,6 +335,11 @@ class VisualEnvironment(Environment):
         state, timestep = self.transition(key, state, action, task)
         state, observation = self.observe(state, task)
         return state, dataclasses.replace(timestep, observation=observation)
+
+
+def one_end(timestep: TimeStep) -> TimeStep:
+    """With `truncated` only where it did not terminate: a state that terminated has no future value."""
+    return dataclasses.replace(timestep, truncated=timestep.truncated & ~timestep.terminated)
 
 
 def num_tasks(tasks: PyTree) -> int:

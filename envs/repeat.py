@@ -7,7 +7,7 @@ import dataclasses
 import jax
 import numpy as np
 
-from envs.base import ActionSpace, Environment, PyTree, Split, TimeStep, Trajectory
+from envs.base import ActionSpace, Environment, PyTree, Split, TimeStep, Trajectory, one_end
 from envs.host import HostEnvironment
 from envs.wrappers import select
 from relic_jax.config import ConfigError
@@ -88,7 +88,8 @@ class ActionRepeat(Environment):
             ended = before.terminated | before.truncated
             return select(ended, carry, (next_state, timestep)), None
 
-        return jax.lax.scan(again, self.env.step(keys[0], state, action, task), keys[1:])[0]
+        state, timestep = jax.lax.scan(again, self.env.step(keys[0], state, action, task), keys[1:])[0]
+        return state, one_end(timestep)
 
     def tasks(self, split: Split) -> PyTree:
         """The environment's."""

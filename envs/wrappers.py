@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from envs.base import Environment, PyTree, TimeStep, VisualEnvironment
+from envs.base import Environment, PyTree, TimeStep, VisualEnvironment, one_end
 
 MIN_BLOCK, MAX_BLOCKS = 8, 8
 """Of environments that are reset at once where resets are dear: at least so many, and all in so many blocks."""
@@ -47,7 +47,7 @@ class TrialState:
 class TrialStep:
     """What one step did, for B environments.
 
-    reward: float32 [B]. terminated, truncated: bool [B]; at most one episode end per step, the next one has begun.
+    reward: float32 [B]. terminated, truncated: bool [B]; at most one of them, and the next episode has begun.
     final_observation: leading axis B; the observation BEFORE any reset (for bootstrapping at truncation). Of a
       `VisualEnvironment` only where `truncated`, elsewhere it is what the trial goes on from.
     episode_return: float32 [B]; return of the episode up to and including this step.
@@ -120,6 +120,7 @@ class Trials:
         if isinstance(self.env, VisualEnvironment):
             return self._advance_visual(self.env, step_keys, reset_keys, state, action)
         end, timestep = jax.vmap(self.env.step)(step_keys, state.env, action, state.task)
+        timestep = one_end(timestep)
         ended = timestep.terminated | timestep.truncated
 
         def reset(key: jax.Array, task: PyTree) -> tuple[PyTree, PyTree]:
@@ -137,6 +138,7 @@ class Trials:
         """The same, looking once, or twice where an episode was truncated."""
         look = jax.vmap(env.observe)
         end, timestep = jax.vmap(env.transition)(step_keys, state.env, action, state.task)
+        timestep = one_end(timestep)
         ended = timestep.terminated | timestep.truncated
         replace = replace_few if env.dear_reset else replace_all
         next_env, observation = look(replace(ended, env.restart, (reset_keys, end, state.task), end), state.task)

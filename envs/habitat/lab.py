@@ -254,9 +254,9 @@ class LabEnvironment:
         """One step. Only an end that is not the time limit's terminates."""
         observation, reward, done, measures = self._env.step(action=int(action))
         inactive = not self._env.habitat_env.task.is_episode_active
-        terminated = inactive or (self._end_on_success and bool(self._env._episode_success()))
+        terminated = bool(done) and (inactive or (self._end_on_success and bool(self._env._episode_success())))
         metrics = {name: _finite(measures[name]) for name in self.spec.metrics}
-        return self._ours(observation), float(reward), bool(done and terminated), bool(done), metrics
+        return self._ours(observation), float(reward), terminated, bool(done) and not terminated, metrics
 
     def _ours(self, observation: dict[str, Any]) -> dict[str, np.ndarray]:
         found = {name: np.asarray(value) for name, value in observation.items() if name != "semantic"}

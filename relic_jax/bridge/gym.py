@@ -110,7 +110,7 @@ class GymEnvironment:
         self._count += 1
         metrics = {name: float(info.get(name, 0.0)) for name in self.spec.metrics}
         over = bool(truncated) or self._count >= self._limit
-        return self._encode(observation), float(reward), bool(terminated), over, metrics
+        return self._encode(observation), float(reward), bool(terminated), over and not terminated, metrics
 
     def _translated(self, action: Any) -> Any:
         """What we announce is one range for all components; here are the environment's own bounds and shape again."""

@@ -108,9 +108,15 @@ class MetaWorld:
         """One step. Success does not end an episode."""
         self._seen, reward, terminated, truncated, info = self._env.step(action)
         self._count += 1
-        over = bool(truncated) or self._count >= self.spec.horizon
+        over = (bool(truncated) or self._count >= self.spec.horizon) and not terminated
         metrics = {"success": float(info["success"])}
-        return {"observation": self._seen.astype(np.float32)}, float(reward), bool(terminated), over, metrics
+        return (
+            {"observation": self._seen.astype(np.float32)},
+            float(reward),
+            bool(terminated),
+            over and not terminated,
+            metrics,
+        )
 
     def expert(self) -> np.ndarray:
         """Meta-World's scripted policy, which is shown the goal."""

@@ -79,7 +79,7 @@ class Batch(NamedTuple):
     """What b environments answered. Fresh arrays of the caller's own, leading axis b.
 
     environments: int32, their numbers. observation: {name: array}, what the policy sees next.
-    reward: float32. terminated, truncated: bool; an ended episode's successor has begun. acted: the action taken.
+    reward: float32. terminated, truncated: bool, at most one; then the next episode has begun. acted: the action taken.
     metrics: float32 [b, len(spec.metrics)], of this step. valid: bool; False: the outcome is unknown, see the module.
     final: {name: array}, the last observation where the episode ended, `observation` elsewhere; None: none ended.
     """
@@ -515,6 +515,7 @@ class Pool:
             lane.state = "idle"
             self._order.remove(lane)
             self._recover(lane.worker)
+        out["truncated"] &= ~out["terminated"]
         plain = {name: out[name] for name in ("reward", "terminated", "truncated", "acted", "metrics")}
         return Batch(numbers, observation, valid=valid, final=final, **plain)
 

@@ -112,7 +112,7 @@ def make_batch(setup: Setup, state: TrainState, before: Memory, last_value: jax.
     length = (state.segment + 1) * setup.config.trial.segment
     if ppo.credit == "trial":
         ended = jnp.zeros_like(ended)
-    reward, final_value = steps.reward * ppo.reward_scale, steps.final_value
+    reward, final_value = steps.reward * ppo.reward_scale, jnp.where(steps.terminated, 0.0, steps.final_value)
     if steps.valid is not None:  # what a lost step led to is unknown: its advantage is 0, what precedes is bootstrapped
         ended = ended | ~steps.valid
         reward = jnp.where(steps.valid, reward, steps.value)
