@@ -112,10 +112,16 @@ def train(
     """
     checkpoints = folder / "checkpoints"
     with prng.using(prng_of(checkpoints) if resume else prng.current()):
-        return _train(setup, folder, make_tracker, resume=resume)
+        return _train(setup, folder, make_tracker, resume, stop)
 
 
-def _train(setup: Setup, folder: Path, make_tracker: Callable[[int], Tracker], *, resume: bool) -> Result:
+def _train(
+    setup: Setup,
+    folder: Path,
+    make_tracker: Callable[[int], Tracker],
+    resume: bool,
+    stop: threading.Event | None,
+) -> Result:
     checkpoints = folder / "checkpoints"
     state, progress = restore(setup, checkpoints) if resume else (initial_state(setup), Progress())
     tracker, total = make_tracker(progress.env_steps), total_env_steps(setup.config)
