@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,8 @@ from envs.host import HostEnvironment
 from relic_jax.bridge.pool import Batch, Pool, PoolConfig, PoolError
 from relic_jax.bridge.protocol import Spec
 from relic_jax.config import ConfigError, HostConfig
+from relic_jax.runtime import read_json
+from relic_jax.validation import shown
 
 log = logging.getLogger("relic_jax.envs")
 ENTRY = "relic_jax.bridge.gym:GymEnvironment"
@@ -123,18 +125,20 @@ def read_tasks(path: str) -> dict[str, list[Any]]:
     """Tasks of both splits from a JSON file, see `relic_jax.bridge.gym`. Raises ConfigError."""
     allowed = 'a JSON file {"train": [task, …], "test": [task, …]}, each task an object of: seed, options, arguments'
     try:
-        with open(path) as file:
-            data = json.load(file)
+        data = read_json(Path(path))
         splits = {split: list(data[split]) for split in ("train", "test")}
     except (OSError, ValueError, LookupError, TypeError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise ConfigError(f"host.dataset is {path!r}; allowed: {allowed} ({reason})") from None
     for task in (task for tasks in splits.values() for task in tasks):
         if not isinstance(task, dict) or set(task) - {"seed", "options", "arguments"}:
-            raise ConfigError(f"host.dataset is {path!r} with the task {task!r}; allowed: {allowed}")
+            raise ConfigError(f"host.dataset is {path!r} with the task {shown(task)}; allowed: {allowed}")
+        for name in ("options", "arguments"):
+            if not isinstance(task.get(name, {}), dict):
+                raise ConfigError(f"host.dataset is {path!r} with {name} {shown(task[name])}; allowed: an object")
         seed = task.get("seed", 0)
         if type(seed) is not int or not 0 <= seed < 2**31:
-            raise ConfigError(f"host.dataset is {path!r} with the seed {seed!r}; allowed: integers 0 … 2^31 − 1")
+            raise ConfigError(f"host.dataset is {path!r} with the seed {shown(seed)}; allowed: integers 0 … 2^31 − 1")
     if not all(splits.values()):
         raise ConfigError(f"host.dataset is {path!r} with an empty split; allowed: {allowed}")
     return splits

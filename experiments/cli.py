@@ -6,28 +6,25 @@ import dataclasses
 import difflib
 import io
 import os
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn
+from typing import Literal, NoReturn
 
 import tyro
 
 from experiments import folders, habitat_dataset, import_llamarl, play, presets, run
 from experiments.arguments import check_text, parse
 from experiments.catalogue import envs_main, presets_main
+from experiments.evaluation import QUICK_EPISODES, evaluate_main
 from experiments.plots import plot_main
-from experiments.training import evaluate, train_main
+from experiments.training import train_main, without_aliases
 from relic_jax.bridge.pool import PoolError
-from relic_jax.config import ConfigError, EvalConfig, validate
+from relic_jax.config import ConfigError, HostConfig
 from relic_jax.export import Dtype, ExportFormat, VerificationError, export_policy
-from relic_jax.loading import LoadedPolicy
-from relic_jax.plotting import FORMATS, figure_format, is_suffix
-from relic_jax.progress import Activity
+from relic_jax.plotting import is_suffix
 from relic_jax.rl.train import NonFiniteError
 from relic_jax.runtime import one_line
-from relic_jax.validation import LARGEST, require
 
 USAGE = """relic-jax: in-context reinforcement learning in JAX
 
@@ -44,38 +41,6 @@ USAGE = """relic-jax: in-context reinforcement learning in JAX
 
 Every command explains its options with --help.
 """
-
-
-QUICK_EPISODES = 10
-"""Of an evaluation or a film of what is shipped, unless more are asked for."""
-
-
-@dataclasses.dataclass(frozen=True)
-class EvaluateCommand:
-    """In-context learning curve of trained policies: return and success per episode, 95% intervals, seeds pooled."""
-
-    paths: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Run folders, checkpoint folders or exported folders."""
-    pretrained: str | None = None
-    """In place of paths: a policy that is shipped, e.g. darkroom-dpt. A quick look: one trial per task of at most 10
-    episodes, unless --repeats and --episodes say more."""
-    env: str | None = None
-    """Another environment than their own, of the same observations and actions, with its own time limit."""
-    tasks: Literal["test", "train"] = "test"
-    """Which split."""
-    episodes: int | None = None
-    """Episodes per task in one context; default: the run's own."""
-    repeats: int | None = None
-    """Trials per task; default: the run's own."""
-    limit: int | None = None
-    """Only that many first tasks of the split; default: the run's own."""
-    expert_episodes: int = 0
-    """First episodes that the scripted expert acts (few-shot imitation)."""
-    context_limit: int | None = None
-    """The policy sees at most that many last steps."""
-    out: Path | None = None
-    """Results go to OUT.json, OUT.csv and OUT.png (or .pdf, .svg: OUT may end in the figure's suffix); default: named
-    after the options, in the first run's folder, or of an export in the current one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +64,11 @@ class PlayCommand:
     current one."""
     human: bool = False
     """Open a window and act by the keys 0, 1, 2 … (needs a display and Python's tkinter)."""
+    trust: bool = False
+    """Run the environment and the workers that the policy's config names, also where another user made it. They can be
+    any program."""
+    host: HostConfig = dataclasses.field(default_factory=HostConfig)
+    """Options of environments in worker processes; default: the run's own."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +92,9 @@ class ExportCommand:
     """Of the model, in its card; default: the run's."""
     note: str = ""
     """Said in the card, after the results."""
+    trust: bool = False
+    """Make the environment that the config of an old checkpoint names, from before spaces were saved. It can be any
+    program."""
 
 
 def main() -> None:
@@ -175,71 +148,12 @@ def _fail(message: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
-def evaluate_main(arguments: Sequence[str]) -> None:
-    """`relic-jax evaluate`."""
-    command = parse(EvaluateCommand, arguments, "relic-jax evaluate")
-    policies = [run.in_environment(policy, command.env) for policy in run.load(command.paths, command.pretrained)]
-    config = evaluation_config(command, policies[0])
-    folder = run.results_folder(policies[0], command.paths[0] if command.paths else None)
-    default = folder / _result_name(command, config)
-    stem, figure = (default, ".png") if command.out is None else result_stem(command.out)
-    require(bool(stem.name), "out", str(command.out), "the name of a file")
-    for file in run.result_files(stem, figure):
-        folders.check_writable(file, "out")
-    summary, _, _ = evaluate(policies, config, command.tasks)
-    with Activity(f"drawing {stem}{figure}"):
-        files = run.write_results(stem, summary, "ReLIC", figure)
-    print("\n".join(run.describe_result(summary)))
-    print("wrote " + ", ".join(map(str, files)))
-
-
-def result_stem(out: Path) -> tuple[Path, str]:
-    """What results are called, and the figure's suffix, from what the user calls them.
-
-    Raises ConfigError where the suffix is none of ours; one that `is_suffix` does not take for one belongs to the name.
-    """
-    suffix = out.suffix.lower()
-    if suffix in (".json", ".csv"):
-        return out.with_suffix(""), ".png"
-    figure_format(out)
-    return (out.with_suffix(""), suffix) if suffix in FORMATS else (out, ".png")
-
-
-def evaluation_config(command: EvaluateCommand, first: LoadedPolicy) -> EvalConfig:
-    """The first policy's evaluation settings with what the command line says put over them."""
-    require(command.limit is None or 0 < command.limit <= LARGEST, "limit", command.limit, "more than 0, below 2^31")
-    trained, own = first.config, first.config.eval
-    if command.pretrained is not None:
-        own = dataclasses.replace(own, episodes=min(own.episodes, QUICK_EPISODES), repeats=1)
-    config = dataclasses.replace(
-        own,
-        episodes=own.episodes if command.episodes is None else command.episodes,
-        repeats=own.repeats if command.repeats is None else command.repeats,
-        tasks=own.tasks if command.limit is None else command.limit,
-        expert_episodes=command.expert_episodes,
-        context_limit=command.context_limit,
-    )
-    validate(dataclasses.replace(trained, eval=config), horizon=run.env_of(trained).horizon)
-    return config
-
-
-def _result_name(command: EvaluateCommand, config: EvalConfig) -> str:
-    whose = f"-{command.pretrained}" if command.pretrained else ""
-    where = "-" + re.sub(r"[^\w.]+", "-", command.env) if command.env else ""
-    name = f"evaluate{whose}{where}-{command.tasks}-{config.episodes}-episodes"
-    name += f"-{config.repeats}-repeats" if config.repeats > 1 else ""
-    name += f"-first-{config.tasks}-tasks" if config.tasks else ""
-    name += f"-{config.expert_episodes}-expert" if config.expert_episodes else ""
-    name += f"-context-{config.context_limit}" if config.context_limit else ""
-    return name + (f"-{len(command.paths)}-runs" if len(command.paths) > 1 else "")
-
-
 def play_main(arguments: Sequence[str]) -> None:
     """`relic-jax play`."""
+    arguments = without_aliases(arguments)
     command = parse(PlayCommand, arguments, "relic-jax play")
-    (trained,) = run.load([] if command.path is None else [command.path], command.pretrained)
-    trained = run.in_environment(trained, command.env)
-    env = run.env_of(trained.config)
+    policies = run.load([] if command.path is None else [command.path], command.pretrained, trust=command.trust)
+    (trained,), env = run.in_environment(policies, command.env, command.host, run.given_fields(arguments))
     if command.human:
         _check_by_hand(command)
         play.play_by_hand(env, command.tasks, command.task)
@@ -270,7 +184,7 @@ def export_main(arguments: Sequence[str]) -> None:
     command = parse(ExportCommand, arguments, "relic-jax export")
     if command.to is None:
         raise ConfigError("to is missing; allowed: a new folder, --to DIR")
-    (trained,) = run.load([] if command.path is None else [command.path], command.pretrained)
+    (trained,) = run.load([] if command.path is None else [command.path], command.pretrained, trust=command.trust)
     check = export_policy(
         trained,
         command.to,

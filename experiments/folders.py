@@ -11,10 +11,11 @@ from typing import Any
 
 import jax
 
-from relic_jax import checkpoint
+from relic_jax import checkpoint, trust
 from relic_jax.config import ConfigError, TrainConfig, differences, from_json, to_json, value_of
 from relic_jax.files import write_atomically
 from relic_jax.provenance import own_commit
+from relic_jax.runtime import read_json
 
 
 def create_folder(folder: Path, config: TrainConfig) -> None:
@@ -26,38 +27,63 @@ def create_folder(folder: Path, config: TrainConfig) -> None:
                 f"or go on with it: relic-jax train --resume {folder}"
             )
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / "origin.json", json.dumps(origin(), indent=2) + "\n")
+        write_atomically(folder / "origin.json", json.dumps(origin() | {"owner": trust.sign(config)}, indent=2) + "\n")
         write_atomically(folder / "config.json", to_json(config))
     except OSError as error:
         reason = f"allowed: a folder that can be written ({error.strerror})"
         raise ConfigError(f"runs is '{folder.parent}', name is {folder.name!r}; {reason}") from None
 
 
-def open_folder(folder: Path, wanted: TrainConfig | None) -> TrainConfig:
-    """The config of an existing run, for resuming. wanted: what the command line asks for, None for the run's own.
+def run_of(path: Path) -> Path:
+    """The run folder that a user means who wants to go on: it itself, or that of one of its checkpoints."""
+    run = path.parent.parent
+    return run if checkpoint.is_checkpoint(path) and (run / "config.json").is_file() else path
 
-    Raises ConfigError where there is no run, or one of another config (it names the first field that differs), or where
-    its newest checkpoint is not its own.
-    """
+
+def read_config(folder: Path) -> TrainConfig:
+    """The config of an existing run. Raises ConfigError where there is none."""
     try:
-        config = from_json((folder / "config.json").read_text())
+        return from_json((folder / "config.json").read_bytes().decode())
     except (OSError, UnicodeDecodeError):
         raise ConfigError(f"resume is '{folder}'; allowed: a run folder (it has no readable config.json)") from None
     except ConfigError as error:
         raise ConfigError(f"resume is '{folder}'; its config.json does not fit: {error}") from None
-    if wanted is not None and wanted.devices is None:
+
+
+def open_folder(path: Path, wanted: TrainConfig) -> TrainConfig:
+    """The config of an existing run, for resuming. path: it, or one of its checkpoints. wanted: what is asked for.
+
+    Raises ConfigError where there is no run, or one of another config (it names the first field that differs), or where
+    the checkpoint to go on from, the newest unless `path` is one, is damaged or not its own.
+    """
+    folder = run_of(path)
+    config = read_config(folder)
+    if wanted.devices is None:
         wanted = replace(wanted, devices=config.devices)
-    if wanted is not None and (fields := differences(config, wanted)):
+    if fields := differences(config, wanted):
         was, asked = (value_of(c, fields[0]) for c in (config, wanted))
         raise ConfigError(f"{fields[0]} is {asked!r}; allowed: {was!r}, which '{folder}' was started with")
     if not os.access(folder, os.W_OK):
         raise ConfigError(f"resume is '{folder}'; allowed: a folder that can be written")
     if checkpoint.complete_steps(folder / "checkpoints"):
-        newest = checkpoint.find(folder)
+        newest = checkpoint.find(path)
+        checkpoint.verify(newest)
         if fields := differences(config, checkpoint.load_meta(newest)[0]):
             allowed = f"one of this run ({fields[0]} differs from its config.json)"
             raise ConfigError(f"checkpoint is '{newest}'; allowed: {allowed}")
     return config
+
+
+def is_own(folder: Path, config: TrainConfig) -> bool:
+    """Whether this user started or went on with the run in `folder`, with this config's environment and workers."""
+    try:
+        origin = read_json(folder / "origin.json")
+    except (OSError, ValueError):
+        origin = None
+    if isinstance(origin, dict) and trust.is_own(config, origin.get("owner")):
+        return True
+    steps = checkpoint.complete_steps(folder / "checkpoints")
+    return bool(steps) and trust.is_own(config, checkpoint.load_owner(folder / "checkpoints" / str(steps[-1])))
 
 
 def origin() -> dict[str, Any]:

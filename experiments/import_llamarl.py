@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,14 @@ from experiments import folders, run
 from experiments.arguments import parse
 from relic_jax import checkpoint
 from relic_jax.config import ConfigError, EvalConfig, PPOConfig, TrainConfig, TrialConfig, validate
+from relic_jax.files import write_checksums
 from relic_jax.interop import files
 from relic_jax.interop import policy as llamarl
 from relic_jax.interop.policy import Foreign
 from relic_jax.loading import load_policy
 from relic_jax.models.encoders import image_mask
 from relic_jax.models.policy import PolicyConfig, policy_for
+from relic_jax.runtime import parse_json, verify_files
 from relic_jax.spaces import spaces_of, spaces_to_json
 
 KEPT = "llamarl.safetensors"
@@ -75,6 +76,7 @@ def import_checkpoint(command: Command) -> None:
     counters, spaces = {"env_steps": steps, "seconds": 0.0}, spaces_to_json(spaces_of(env))
     checkpoint.save_params(command.to / "checkpoints", steps, params, config, counters, spaces)
     files.write(command.to / KEPT, foreign.kept, {"dtypes": foreign.dtypes, "config": foreign.config})
+    write_checksums(command.to, [KEPT])
     print(f"imported {_count(params):,} parameters, acting in {config.env}; tried backwards: every array is equal")
     print(f"wrote {command.to}; next: relic-jax evaluate {command.to}")
 
@@ -93,6 +95,7 @@ def export_run(source: Path, to: Path) -> None:
 
 def read_kept(file: Path) -> Foreign:
     """What an import kept. Raises ConfigError where the file is not one."""
+    verify_files(file.parent, "import", required=False)  # earlier imports kept none
     arrays, about = files.read(file, "kept")
     if not all(isinstance(about.get(name), dict) for name in ("dtypes", "config")):
         raise ConfigError(f"kept is '{file}'; allowed: the file that relic-jax import-llamarl wrote")
@@ -116,8 +119,8 @@ def train_config(policy: PolicyConfig, env: str | None) -> TrainConfig:
 def read_json(file: Path) -> Any:
     """The content of a JSON file. Raises ConfigError where it is none."""
     try:
-        return json.loads(file.read_text())
-    except (OSError, ValueError, RecursionError):
+        return parse_json(file.read_bytes().decode())
+    except (OSError, ValueError):
         raise ConfigError(f"config is '{file}'; allowed: a JSON file with the original's transformer_config") from None
 
 

@@ -22,6 +22,10 @@ PARTS = 100
 """Points of a training curve, at most."""
 
 
+NUMBER = (int, float)
+"""What a number in JSON is read as."""
+
+
 @dataclasses.dataclass(frozen=True)
 class PlotCommand:
     """One figure from several in-context curves, or from the training episodes of runs that have none yet."""
@@ -102,7 +106,7 @@ def _result_file(path: Path) -> Path:
 
 def _summary(file: Path) -> dict[str, Any] | None:
     try:
-        summary = json.loads(file.read_text())
+        summary = json.loads(file.read_bytes()) if file.is_file() else None
     except (OSError, ValueError, RecursionError):
         return None
     return summary if _is_curve(summary) else None
@@ -112,9 +116,11 @@ def _is_curve(summary: Any) -> bool:
     """Whether this is what `summarise` makes, as far as drawing it goes."""
     try:
         for kind in ("return", "success"):
-            if np.asarray([summary[kind][part] for part in ("mean", "low", "high")], float).ndim != 2:
+            curve = [summary[kind][part] for part in ("mean", "low", "high")]
+            if np.asarray(curve, float).ndim != 2 or not all(isinstance(x, NUMBER) for part in curve for x in part):
                 return False
-        [float(value) for value in summary["lines"].values() if value is not None]
+        if not all(isinstance(value, NUMBER) for value in summary["lines"].values() if value is not None):
+            return False
         return {"env", "split", "split_hash", "tasks", "seeds"} <= set(summary)
     except (AttributeError, KeyError, TypeError, ValueError):
         return False

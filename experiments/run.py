@@ -11,11 +11,14 @@ trial.gif      one held-out trial
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from envs import registry
 from envs.base import Environment, Split
@@ -23,13 +26,8 @@ from envs.lines import reference_lines
 from envs.render import write_gif
 from envs.repeat import repeated
 from experiments.folders import origin
-from relic_jax.config import (
-    ConfigError,
-    EvalConfig,
-    HostConfig,
-    TrainConfig,
-    validate,
-)
+from relic_jax import trust
+from relic_jax.config import ConfigError, EvalConfig, HostConfig, TrainConfig, validate
 from relic_jax.evaluate import Curves, in_context_curves, summarise, to_csv
 from relic_jax.files import write_atomically
 from relic_jax.loading import SHIPPED, LoadedPolicy, is_export, load_policy, pretrained
@@ -70,32 +68,76 @@ def env_of(config: TrainConfig) -> Environment:
     return make_env(config.env, config.host, config.trial.action_repeat)
 
 
-def in_environment(trained: LoadedPolicy, name: str | None) -> LoadedPolicy:
-    """The policy, set to act in the environment called `name`, with that one's own time limit; None: in its own.
+def given_fields(arguments: Sequence[str]) -> frozenset[str]:
+    """Names of the config's fields that options set: `env` for --env NAME, `host.python` for --host.python=PATH."""
+    options = (argument.partition("=")[0] for argument in arguments if argument.startswith("--"))
+    return frozenset(option.removeprefix("--").replace("-", "_") for option in options)
 
-    Raises ConfigError where the policy does not fit it.
+
+def in_environment(
+    policies: Sequence[LoadedPolicy], name: str | None, host: HostConfig, given: frozenset[str]
+) -> tuple[list[LoadedPolicy], Environment]:
+    """Policies that can be pooled, set to act in one environment, and that environment.
+
+    name: of the environment, with its own time limit; None: their own. host: whose fields named in `given` take the
+    place of the policies'. Raises ConfigError where a policy is not the user's own and names what would be run, and
+    where one does not fit the environment.
     """
-    if name is None:
-        return trained
-    config = replace(trained.config, env=name, host=replace(trained.config.host, horizon=None))
-    env = env_of(config)
+    changed = [replace(policy, config=_in_environment(policy, name, host, given)) for policy in policies]
+    for policy in changed:
+        trust.check(policy.config, policy.path, own=policy.own, given=given)
+    env = env_of(changed[0].config)
+    for policy in changed:
+        check_fits(policy, env)
+        config = policy.config
+        validate(config, horizon=env.horizon, images=any(image_mask(env.observation_spec)))
+    return changed, env
+
+
+def _in_environment(policy: LoadedPolicy, name: str | None, host: HostConfig, given: frozenset[str]) -> TrainConfig:
+    config = policy.config
+    check_host(name or config.env, host, HostConfig())
+    own = config.host if name is None else replace(config.host, horizon=None)
+    if not policy.own:  # how many processes this machine starts is not for a file to say
+        own = replace(own, workers=min(own.workers, max(os.cpu_count() or 1, HostConfig().workers)))
+    own = replace(own, **{x.name: getattr(host, x.name) for x in fields(HostConfig) if f"host.{x.name}" in given})
+    return replace(config, env=name or config.env, host=own)
+
+
+def check_fits(policy: LoadedPolicy, env: Environment) -> None:
+    """Raises ConfigError where an environment's observations or actions are others than the policy's, or where its
+    observations leave the range that the policy was made for."""
+    spaces, field = spaces_of(env), f"env is {policy.config.env!r}"
     given, allowed = (
-        {part: spaces_to_json(spaces)[part] for part in ("observation", "action")}
-        for spaces in (spaces_of(env), trained.spaces)
+        {part: spaces_to_json(x)[part] for part in ("observation", "action")} for x in (spaces, policy.spaces)
     )
     if given != allowed:
-        raise ConfigError(f"env is {name!r}, whose spaces are {given}; allowed: the policy's, {allowed}")
-    validate(config, horizon=env.horizon, images=any(image_mask(env.observation_spec)))
-    return replace(trained, config=config)
+        raise ConfigError(f"{field}, whose spaces are {given}; allowed: the policy's, {allowed}")
+    own, limit = (np.array([x.low, x.high], float) for x in (spaces, policy.spaces))
+    if own.shape != limit.shape or (own[0] < limit[0]).any() or (own[1] > limit[1]).any():
+        ranges = f"{_numbers(own[0])} … {_numbers(own[1])}"
+        allowed_range = f"{_numbers(limit[0])} … {_numbers(limit[1])}"
+        raise ConfigError(
+            f"{field}, whose observations range over {ranges}; allowed: within the policy's, {allowed_range}"
+        )
 
 
-def load(paths: Sequence[Path], name: str | None) -> list[LoadedPolicy]:
-    """The policies of runs, checkpoints or exports, or the shipped one called `name`. Raises ConfigError otherwise."""
+def _numbers(values: np.ndarray) -> str:
+    text = ", ".join(f"{value:g}" for value in values[:8])
+    return f"[{text}{', …' if len(values) > 8 else ''}]"
+
+
+def load(paths: Sequence[Path], name: str | None, *, trust: bool = False) -> list[LoadedPolicy]:
+    """The policies of runs, checkpoints or exports, or the shipped one called `name`. Raises ConfigError otherwise.
+
+    trust: treat them as the user's own.
+    """
     if name is not None and paths:
         raise ConfigError(f"pretrained is {name!r}; allowed: None where paths are given")
     if name is None and not paths:
         raise ConfigError("paths is empty; allowed: a run, checkpoint or exported folder, or --pretrained NAME")
-    return [pretrained(name)] if name is not None else [load_policy(path) for path in paths]
+    found = [pretrained(name)] if name is not None else [load_policy(path, trust=trust) for path in paths]
+    return [replace(policy, own=policy.own or trust) for policy in found]
 
 
 def results_folder(trained: LoadedPolicy, path: Path | None) -> Path:
@@ -111,20 +153,22 @@ def label(trained: LoadedPolicy) -> str:
 
 
 def evaluate_policies(
-    policies: Sequence[LoadedPolicy], config: EvalConfig | None, split: Split, progress: Callable[[float], None]
+    policies: Sequence[LoadedPolicy],
+    config: EvalConfig | None,
+    split: Split,
+    progress: Callable[[float], None],
+    env: Environment | None = None,
 ) -> tuple[dict[str, Any], list[Curves], Environment]:
-    """Evaluates one or more policies, seeds pooled. config None: each run's own.
+    """Evaluates one or more policies, seeds pooled. config None: the first run's own. env None: the first one's own.
 
-    Returns (the content of curve.json, the curves, the environment). Raises ConfigError where the runs do not belong
-    together.
+    Returns (the content of curve.json, the curves, the environment). Raises ConfigError where the environment is to be
+    made and the policy is not the user's own and names what would be run.
     """
     first = policies[0].config
-    for other in policies[1:]:
-        if other.config.env != first.env:
-            raise ConfigError(
-                f"paths: '{other.path}' is of env {other.config.env!r}; allowed to pool with: {first.env!r}"
-            )
-    env, evaluation = env_of(first), config or first.eval
+    if env is None:
+        trust.check(first, policies[0].path, own=policies[0].own)
+        env = env_of(first)
+    evaluation = config or first.eval
     curves = [
         in_context_curves(
             trained.policy,

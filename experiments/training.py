@@ -14,6 +14,7 @@ from envs import registry
 from envs.base import Environment
 from experiments import folders, presets, run
 from experiments.arguments import parse
+from relic_jax import checkpoint, trust
 from relic_jax.config import ConfigError, EvalConfig, TrainConfig
 from relic_jax.dashboards import OptionalTracker, TensorBoard, WandB, WandBOptions, load_extra, wandb_run
 from relic_jax.evaluate import Curves
@@ -49,7 +50,11 @@ class TrainCommand:
     runs: Path = Path("runs")
     """Folder that holds the runs."""
     resume: Path | None = None
-    """Go on with this run from its newest checkpoint; its config is the run's own."""
+    """Go on with this run from its newest checkpoint, or from this checkpoint (RUN/checkpoints/STEP); the config is the
+    run's own."""
+    trust: bool = False
+    """With --resume: run the environment and the workers that the run's config names, also where another user made it.
+    They can be any program."""
     track: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Also log to TensorBoard or Weights & Biases (each an extra)."""
     wandb: WandBOptions = dataclasses.field(default_factory=WandBOptions)
@@ -67,6 +72,9 @@ def train_main(arguments: Sequence[str]) -> None:
         load_extra(extra)
     if "wandb" in command.track:
         wandb_run(folder, command.wandb)
+    if command.resume is not None and command.resume != folder:
+        for moved in checkpoint.set_newer_aside(command.resume):
+            print(f"set aside: {moved}")
     if not resume:
         folders.create_folder(folder, setup.config)
     verb, devices = "resuming" if resume else "training", setup.config.devices
@@ -89,7 +97,7 @@ def parse_train(arguments: Sequence[str]) -> tuple[TrainCommand, Path, bool]:
     if preset is not None:
         default = presets.get(preset).config
     elif resumed is not None:
-        default = folders.open_folder(resumed, None)
+        default = folders.read_config(folders.run_of(resumed))
     elif {"-h", "--help"} & set(options):
         default = TrainConfig()
     else:
@@ -97,8 +105,11 @@ def parse_train(arguments: Sequence[str]) -> tuple[TrainCommand, Path, bool]:
     command = parse(TrainCommand, options, f"relic-jax train {preset or ''}", TrainCommand(default))
     _check_wandb(command)
     if command.resume is not None:
-        own = folders.open_folder(command.resume, command.config)
-        return dataclasses.replace(command, config=own), command.resume, True
+        own, folder = folders.open_folder(command.resume, command.config), folders.run_of(command.resume)
+        if preset is None:  # with a preset the user named all of it: the configs are equal
+            mine = command.trust or folders.is_own(folder, own)
+            trust.check(own, folder, own=mine, given=run.given_fields(options))
+        return dataclasses.replace(command, config=own), folder, True
     run.check_host(command.config.env, command.config.host, default.host)
     return command, command.runs / (command.name or f"{preset}-seed{command.config.seed}"), False
 
@@ -137,7 +148,7 @@ def make_trackers(command: TrainCommand, folder: Path, env_steps: int) -> Tracke
 def finish(folder: Path, result: Result) -> None:
     """Evaluates a finished run on held-out tasks and says what was reached."""
     summary, curves, env = evaluate(
-        run.load([folder], None), None, "test", resume_hint=f"relic-jax train --resume {folder}"
+        run.load([folder], None, trust=True), None, "test", resume_hint=f"relic-jax train --resume {folder}"
     )
     with Activity(f"drawing {folder / 'curve.png'} and trial.gif"):
         files = run.write_results(folder / "curve", summary, folder.name)
@@ -154,6 +165,7 @@ def evaluate(
     config: EvalConfig | None,
     split: Literal["test", "train"],
     resume_hint: str | None = None,
+    env: Environment | None = None,
 ) -> tuple[dict[str, Any], list[Curves], Environment]:
     """`run.evaluate_policies` with its progress; SIGINT or SIGTERM ends it."""
     with stop_signals() as stopping, Activity(f"evaluating on {split} tasks") as activity:
@@ -166,4 +178,4 @@ def evaluate(
                 activity.say(f"stopped during evaluation, nothing written{hint}")
                 sys.exit(0)
 
-        return run.evaluate_policies(policies, config, split, progress)
+        return run.evaluate_policies(policies, config, split, progress, env)

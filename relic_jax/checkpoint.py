@@ -1,13 +1,14 @@
 """Checkpoints of a run. The only file that imports orbax. Nothing here reads or writes a pickle.
 
-A checkpoint is a folder `<step>/` with `params/` and `rest/` (orbax; the parameters can be read alone) and `meta.json`
-(format, counters, the whole config). It is written beside its final name and renamed into place, so a folder with a
-number for a name is complete, whenever the process was killed.
+A checkpoint is a folder `<step>/` with `arrays/params/` and `arrays/rest/` (orbax; the parameters can be read alone),
+`meta.json` (format, counters, the whole config) and `checksums.json` (SHA-256 of every file). It is written beside its
+final name and renamed into place, so a folder with a number for a name is complete, whenever the process was killed.
 """
 
 from __future__ import annotations
 
 import gc
+import itertools
 import json
 import logging
 import os
@@ -25,16 +26,18 @@ import jax
 import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
-from relic_jax import prng
+from relic_jax import prng, trust
 from relic_jax.config import ConfigError, TrainConfig, from_json, to_json
-from relic_jax.files import sync, sync_entries
+from relic_jax.files import sync, sync_entries, write_checksums
 from relic_jax.rl.state import TrainState
 from relic_jax.rl.steps import StepCount
+from relic_jax.runtime import read_json, verify_files
 from relic_jax.types import Params, PyTree
 
 FORMAT = "relic-jax-checkpoint-2"
 OLD_FORMAT = "relic-jax-checkpoint-1"
-"""Still read: there `env_steps` is one int32, and what made the random numbers is not recorded (`prng.ORIGINAL`)."""
+"""Still read: there `env_steps` is one int32, what made the random numbers is not recorded (`prng.ORIGINAL`), and there
+may be no checksums."""
 KEEP = 2  # complete checkpoints kept: the newest, and one before it in case the newest turns out to be bad
 
 
@@ -83,14 +86,17 @@ def _write(
     ocp.save_checkpointables(temporary / "arrays", arrays)
     meta = {"format": FORMAT, "step": step, "counters": counters, "prng": prng.current()}
     meta |= {"config": json.loads(to_json(config))}
+    meta |= {"owner": trust.sign(config)}
     meta |= {} if spaces is None else {"spaces": spaces}
     (temporary / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
+    write_checksums(temporary)
     sync(temporary)
     shutil.rmtree(final, ignore_errors=True)
     os.replace(temporary, final)
     sync_entries(folder)
     for old in complete_steps(folder)[:-KEEP]:
-        shutil.rmtree(folder / str(old))
+        os.replace(folder / str(old), folder / f"{old}.tmp")  # so that a process killed here leaves no half of one
+        shutil.rmtree(folder / f"{old}.tmp")
     return final
 
 
@@ -100,17 +106,19 @@ def write_params(folder: Path, params: Params) -> None:
 
 
 def complete_steps(folder: Path) -> list[int]:
-    """Steps of the complete checkpoints in a run's checkpoint folder, ascending."""
+    """Steps of the checkpoints in a run's checkpoint folder, ascending: of all folders with a number for a name.
+
+    Whether a checkpoint is undamaged is for `verify` to say.
+    """
     if not folder.is_dir():
         return []
-    return sorted(
-        int(path.name) for path in folder.iterdir() if path.name.isdecimal() and (path / "meta.json").is_file()
-    )
+    names = [path.name for path in folder.iterdir() if path.name.isdecimal() and path.is_dir()]
+    return sorted(int(name) for name in names if str(int(name)) == name)
 
 
 def find(path: Path) -> Path:
     """The checkpoint that a user means: a checkpoint folder itself, or the newest of a run folder."""
-    if (path / "meta.json").is_file():
+    if is_checkpoint(path):
         return path
     steps = complete_steps(path / "checkpoints")
     if not steps:
@@ -119,36 +127,110 @@ def find(path: Path) -> Path:
     return path / "checkpoints" / str(steps[-1])
 
 
+def is_checkpoint(path: Path) -> bool:
+    """Whether a folder is meant to be a checkpoint, also where a part of it is missing."""
+    numbered = path.name.isdecimal() and path.parent.name == "checkpoints"
+    return path.is_dir() and (numbered or (path / "meta.json").exists() or (path / "arrays").is_dir())
+
+
+def verify(path: Path) -> None:
+    """Reads all files of a checkpoint and compares them with their checksums.
+
+    Raises ConfigError, which names the damaged file and, where there is one, the newest good checkpoint of the run.
+    """
+    try:
+        _verify(path)
+    except ConfigError as error:
+        good = _good_before(path)
+        if good is None:
+            raise
+        advice = f"give '{good}' in place of the run, or move '{path}' away"
+        raise ConfigError(f"{error}; the newest good checkpoint is '{good}': {advice}") from None
+
+
+def _verify(path: Path) -> None:
+    meta = _read_meta(path)
+    verify_files(path, "checkpoint", required=meta["format"] == FORMAT)
+
+
+def _good_before(path: Path) -> Path | None:
+    """The newest undamaged checkpoint beside `path` that is older."""
+    steps = complete_steps(path.parent)
+    for step in reversed(steps[: steps.index(int(path.name))] if path.name.isdecimal() else []):
+        try:
+            _verify(path.parent / str(step))
+        except ConfigError:
+            continue
+        return path.parent / str(step)
+    return None
+
+
+def set_newer_aside(path: Path) -> list[Path]:
+    """Renames the checkpoints of a run that are newer than `path`, so that `path` is its newest; returns them."""
+    steps = complete_steps(path.parent)
+    newer = [path.with_name(str(step)) for step in steps if step > int(path.name)]
+    moved = []
+    for old in newer:
+        aside = (old.with_name(f"{old.name}.aside" + (f"-{n}" if n else "")) for n in itertools.count())
+        moved.append(next(path for path in aside if not path.exists()))
+        os.replace(old, moved[-1])
+    sync_entries(path.parent)
+    return moved
+
+
 def load_spaces(path: Path) -> dict[str, Any] | None:
-    """The spaces that were saved; None in checkpoints of before they were. For a folder that `load_meta` has read."""
-    spaces = json.loads((path / "meta.json").read_text()).get("spaces")
-    return spaces if isinstance(spaces, dict) else None
+    """The spaces that were saved, as JSON; None in checkpoints of before they were. Raises ConfigError."""
+    return _read_meta(path).get("spaces")
+
+
+def load_owner(path: Path) -> str | None:
+    """The signature of whoever wrote the checkpoint (`relic_jax.trust`). Raises ConfigError."""
+    owner = _read_meta(path).get("owner")
+    return owner if isinstance(owner, str) else None
 
 
 def load_meta(path: Path) -> tuple[TrainConfig, dict[str, Any]]:
     """Config and counters of a checkpoint. Raises ConfigError where the folder is foreign, newer or truncated."""
+    meta = _read_meta(path)
     try:
-        meta = json.loads((path / "meta.json").read_text())
+        return from_json(json.dumps(meta["config"])), _counters(meta["counters"])
+    except (KeyError, TypeError, ValueError) as error:  # ConfigError is a ValueError
+        reason = f"{error} is missing" if isinstance(error, KeyError) else error
+        raise ConfigError(f"checkpoint is '{path}'; its meta.json does not fit: {reason}") from None
+
+
+def _read_meta(path: Path) -> dict[str, Any]:
+    """The content of meta.json. Raises ConfigError where it is missing, foreign, newer or truncated."""
+    try:
+        meta = read_json(path / "meta.json")
         found = meta["format"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise ConfigError(f"checkpoint is '{path}'; allowed: a folder with a readable meta.json of ours") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = f" ({error})" if isinstance(error, ValueError) else ""
+        allowed = f"a folder with a readable meta.json of ours{reason}"
+        raise ConfigError(f"checkpoint is '{path}'; allowed: {allowed}") from None
     if found not in (FORMAT, OLD_FORMAT):
         raise ConfigError(f"checkpoint '{path}' has format {found!r}; allowed: {FORMAT!r} or {OLD_FORMAT!r}")
-    if found == FORMAT and not prng.is_known(meta.get("prng")):
+    if (found == FORMAT or "prng" in meta) and not prng.is_known(meta.get("prng")):
         raise ConfigError(f"checkpoint is '{path}'; its meta.json does not fit: prng is {meta.get('prng')!r}")
-    try:
-        return from_json(json.dumps(meta["config"])), dict(meta["counters"])
-    except (KeyError, TypeError, ValueError) as error:  # ConfigError is a ValueError
-        raise ConfigError(f"checkpoint is '{path}'; its meta.json does not fit: {error}") from None
+    return dict(meta)
+
+
+def _counters(counters: Any) -> dict[str, Any]:
+    for name, kinds in (("env_steps", (int,)), ("seconds", (int, float))):
+        value = counters[name]
+        if type(value) not in kinds or not 0 <= value < 2**63:
+            raise ConfigError(f"counters.{name} is {value!r}; allowed: a number of 0 or more")
+    return {"env_steps": counters["env_steps"], "seconds": counters["seconds"]}
 
 
 def load_prng(path: Path) -> dict[str, Any]:
     """The settings of `relic_jax.prng` that a run uses. For a folder that `load_meta` has read."""
-    return json.loads((path / "meta.json").read_text()).get("prng", prng.ORIGINAL)
+    found: dict[str, Any] = _read_meta(path).get("prng", prng.ORIGINAL)
+    return found
 
 
 def _is_old(path: Path) -> bool:
-    return json.loads((path / "meta.json").read_text())["format"] == OLD_FORMAT
+    return bool(_read_meta(path)["format"] == OLD_FORMAT)
 
 
 def load_state(path: Path, abstract: TrainState, shardings: TrainState) -> TrainState:

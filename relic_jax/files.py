@@ -1,12 +1,17 @@
-"""Folders that are there whole or not at all."""
+"""Folders that are there whole or not at all, and what says that they stayed so."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+from relic_jax.runtime import CHECKSUMS, checksum, checksums_text
+
+NOT_SUMMED = (CHECKSUMS, "README.md")
+"""Files that no checksum is kept of: a model card may be edited."""
 
 
 def sync(folder: Path) -> None:
@@ -35,6 +40,15 @@ def write_atomically(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def write_checksums(folder: Path, names: Sequence[str] | None = None) -> None:
+    """Writes CHECKSUMS, which `runtime.verify_files` reads, into a folder. names: of which files; None: of all."""
+    if names is None:
+        paths = (path for path in folder.rglob("*") if path.is_file())
+        names = [path.relative_to(folder).as_posix() for path in paths]
+    sums = {name: checksum(folder / name) for name in names if name not in NOT_SUMMED}
+    (folder / CHECKSUMS).write_bytes(checksums_text(sums).encode())
 
 
 @contextmanager

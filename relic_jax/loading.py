@@ -10,15 +10,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.errors import FlaxError
 
+from relic_jax import trust
 from relic_jax.agent import Agent
 from relic_jax.config import ConfigError, TrainConfig, from_json
 from relic_jax.models.policy import Policy
-from relic_jax.runtime import Autoreset, Full, read_about, read_safetensors
+from relic_jax.results import check_evaluation, check_training, is_evaluation
+from relic_jax.rl.memory import available_bytes, tree_bytes
+from relic_jax.runtime import Autoreset, Full, open_export, read_json, read_safetensors
 from relic_jax.spaces import Spaces, named_leaves_of, spaces_from_json, spaces_of
 from relic_jax.types import Params
-from relic_jax.validation import shown
+from relic_jax.validation import check_fields, shown
 
+FLOATS = ("float32", "float16", "bfloat16")
 SHIPPED = Path(__file__).resolve().parent / "pretrained"
 
 
@@ -28,7 +33,8 @@ class LoadedPolicy:
 
     config: of its training. spaces: what it sees and does. training: environment steps, seconds, and where known the
     command, the commit and the versions. evaluation: the content of its curve.json, None where there was none. path: of
-    the checkpoint or the export.
+    the checkpoint or the export. own: whether this user trained it here, see `relic_jax.trust`; the environment and the
+    workers that `config` names can be any program where it is not.
     """
 
     policy: Policy
@@ -38,6 +44,7 @@ class LoadedPolicy:
     training: dict[str, Any]
     evaluation: dict[str, Any] | None
     path: Path
+    own: bool = False
 
     @property
     def default_context(self) -> int:
@@ -61,17 +68,19 @@ class LoadedPolicy:
         return Agent(self, autoreset=autoreset, env=env, **options)
 
 
-def load_policy(path: str | Path) -> LoadedPolicy:
+def load_policy(path: str | Path, *, trust: bool = False) -> LoadedPolicy:
     """The policy in a run folder (its newest checkpoint), a checkpoint folder, or a folder that was exported.
 
-    Raises ConfigError, in one line, where there is none, or where a file is truncated, foreign or of a newer format.
+    Starts no program and imports no module that the folder names, unless `trust` allows it for a checkpoint of before
+    spaces were saved, whose environment has to be made. Raises ConfigError, in one line, where there is no policy, or
+    where a file is truncated, damaged, foreign or of a newer format.
     """
     path = Path(path)
     if is_export(path):
         return _load_export(path)
     from relic_jax import checkpoint  # orbax takes most of a second to import
 
-    return _load_checkpoint(checkpoint.find(path))
+    return _load_checkpoint(checkpoint.find(path), trust)
 
 
 def start_params(path: str | Path, like: Params) -> Params:
@@ -115,21 +124,22 @@ def is_export(path: Path) -> bool:
     if not (path / "config.json").is_file() or (path / "checkpoints").is_dir() or (path / "meta.json").is_file():
         return False
     try:
-        content = json.loads((path / "config.json").read_text())
-    except (ValueError, OSError, RecursionError):
+        content = read_json(path / "config.json")
+    except (ValueError, OSError):
         return True
     return not (isinstance(content, dict) and "total_steps" in content)
 
 
 def _load_export(path: Path) -> LoadedPolicy:
-    about = read_about(path)
+    about = open_export(path)
     try:
         config = from_json(json.dumps({**about["training"]["config"], "policy": about["architecture"]}))
         spaces = spaces_from_json(about["spaces"])
-        policy = spaces.policy(config.policy)
-        abstract = jax.eval_shape(policy.init, jax.random.key(0))
+        policy, abstract = policy_of(config, spaces)
+        check_training(about["training"])
+        check_evaluation(about.get("evaluation"))
     except (KeyError, TypeError, ValueError) as error:  # ConfigError is a ValueError
-        raise ConfigError(f"export is '{path}'; its config.json does not fit: {error}") from None
+        raise ConfigError(f"export is '{path}'; its config.json does not fit: {told(error)}") from None
     if (path / "arrays").is_dir():
         from relic_jax import checkpoint
 
@@ -137,23 +147,59 @@ def _load_export(path: Path) -> LoadedPolicy:
     else:
         params = params_from_arrays(read_safetensors(path / "model.safetensors", "weights")[0], abstract, path)
     training = {name: value for name, value in about["training"].items() if name != "config"}
-    return LoadedPolicy(policy, params, config, spaces, training, about.get("evaluation"), path)
+    own = trust.is_own(config, about.get("owner"))
+    return LoadedPolicy(policy, params, config, spaces, training, about.get("evaluation"), path, own)
 
 
-def _load_checkpoint(path: Path) -> LoadedPolicy:
+def _load_checkpoint(path: Path, trusted: bool) -> LoadedPolicy:
     from relic_jax import checkpoint
 
+    checkpoint.verify(path)
     config, counters = checkpoint.load_meta(path)
     saved = checkpoint.load_spaces(path)
-    spaces = spaces_from_json(saved) if saved else _spaces_of_env(config)
-    policy = spaces.policy(config.policy)
-    params = checkpoint.load_params(path, jax.eval_shape(policy.init, jax.random.key(0)))
+    own = trust.is_own(config, checkpoint.load_owner(path))
+    if saved is None and not (trusted or own):
+        trust.check_buildable(config, path)
+    try:
+        spaces = _spaces_of_env(config) if saved is None else spaces_from_json(saved)
+        policy, abstract = policy_of(config, spaces)
+    except ConfigError as error:
+        raise ConfigError(f"checkpoint is '{path}'; its meta.json does not fit: {error}") from None
+    params = checkpoint.load_params(path, abstract)
     folder = path.parent.parent
-    training = {**counters, **(_read_json(folder / "origin.json") or {}), "run": folder.name}
+    training = {**_origin(folder / "origin.json"), **counters, "run": folder.name}
     evaluation = _read_json(folder / "curve.json") or {}
-    newest = str((evaluation.get("checkpoints") or [""])[-1])
-    of_this = evaluation.get("seeds") == 1 and Path(newest).name == path.name
-    return LoadedPolicy(policy, params, config, spaces, training, evaluation if of_this else None, path)
+    checkpoints = evaluation.get("checkpoints")
+    newest = str(checkpoints[-1]) if isinstance(checkpoints, list) and checkpoints else ""
+    of_this = evaluation.get("seeds") == 1 and Path(newest).name == path.name and is_evaluation(evaluation)
+    return LoadedPolicy(policy, params, config, spaces, training, evaluation if of_this else None, path, own)
+
+
+def policy_of(config: TrainConfig, spaces: Spaces) -> tuple[Policy, Params]:
+    """The policy that a config and spaces describe, and the shapes of its parameters. Raises ConfigError."""
+    check_fields(config)
+    try:
+        policy = spaces.policy(config.policy)
+        abstract = jax.eval_shape(policy.init, jax.random.key(0))
+    except (TypeError, ValueError, ArithmeticError, AssertionError, LookupError, FlaxError) as error:
+        raise ConfigError(f"no policy fits its config and its spaces ({told(error)})") from None
+    needed, available = tree_bytes(abstract), available_bytes(1)
+    if available is not None and needed > available:
+        allowed = f"what fits into {available / 2**20:,.0f} MiB of memory"
+        raise ConfigError(f"policy takes {needed / 2**20:,.0f} MiB by its config; allowed: {allowed}")
+    return policy, abstract
+
+
+def told(error: Exception) -> str:
+    """An error in one line: its text, behind its class where it is none of ours."""
+    line = (str(error).strip().splitlines() or [""])[0][:200]
+    return str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {line}"
+
+
+def _origin(file: Path) -> dict[str, Any]:
+    """The text in a run's origin.json, but for the signature; nothing of what else may stand there."""
+    found = _read_json(file) or {}
+    return {name: x for name, x in found.items() if name != "owner" and (x is None or isinstance(x, str))}
 
 
 def _spaces_of_env(config: TrainConfig) -> Spaces:
@@ -169,14 +215,17 @@ def _spaces_of_env(config: TrainConfig) -> Spaces:
 
 def _read_json(file: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads(file.read_text())
-    except (OSError, ValueError, RecursionError):
+        found = read_json(file)
+    except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None
 
 
 def params_from_arrays(arrays: dict[str, np.ndarray], abstract: Params, path: Path) -> Params:
     """The tree of float32 parameters. abstract: its shapes. path: named in errors."""
+    for name, array in arrays.items():
+        if array.dtype.name not in FLOATS:
+            raise ConfigError(f"weights of '{path}': {name} is {array.dtype.name}; allowed: {', '.join(FLOATS)}")
     expected = named_leaves_of(abstract)
     for name in sorted({*expected, *arrays}):
         given, allowed = (x[name].shape if name in x else "nothing" for x in (arrays, expected))

@@ -17,7 +17,10 @@ around a policy of this library.
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
+import math
+import operator
 import os
 import sys
 import time
@@ -28,7 +31,12 @@ from typing import Any, Literal, Protocol, cast
 import numpy as np
 
 POLICY_FORMAT = "relic-jax-policy-1"
-CONTEXT_FORMAT = "relic-jax-context-1"
+CONTEXT_FORMAT = "relic-jax-context-2"
+CONTEXTS = (CONTEXT_FORMAT, "relic-jax-context-1")
+"""Formats that can be read. Contexts of format 1 have no checksum."""
+CHECKSUMS = "checksums.json"
+"""The file in exports and checkpoints that lists the SHA-256 of every other file, and of itself."""
+CHECKSUMS_FORMAT = "relic-jax-checksums-1"
 Full = Literal["drop", "window", "error"]
 FULL = ("drop", "window", "error")
 Autoreset = Literal["next_step", "same_step", "disabled"]
@@ -227,6 +235,7 @@ class Agent:
         self._about, self._backend, self._spaces = about, backend, about["spaces"]
         self._actions, self._rows = Actions(self._spaces["action"]), batch or 1
         self._slots = slots or (capacity + max(capacity // 4, 64) if full == "window" else capacity)
+        _check_memory(self._rows * self._slots, self._rows, self._slots)
         self._context = Rows.empty(self._rows, self._slots, about["step"]["first_index"])
         self._arrays = backend.empty(self._rows, self._slots)
         self._previous = np.full((self._rows, *self._actions.shape), self._actions.nothing, self._actions.dtype)
@@ -371,6 +380,7 @@ class Agent:
             "batch": self.batch,
         }
         contiguous = {name: np.ascontiguousarray(x) for name, x in arrays.items()}
+        meta["sha256"] = _context_checksum(meta, contiguous)
         _safetensors()
         from safetensors.numpy import save
 
@@ -386,29 +396,37 @@ class Agent:
     def restore(self, path: str | Path) -> None:
         """Goes on with the context of a file that `save` wrote, as if it had been here: seed and all.
 
-        Raises ConfigError, and leaves the agent as it was, where the file is truncated or foreign, of another policy or
-        batch, or holds more steps than there is room for.
+        Raises ConfigError, and leaves the agent as it was, where the file is truncated, damaged or foreign, of another
+        policy or batch, or holds more steps than there is room for.
         """
+        start = f"context '{path}'"
         meta, arrays = read_context(Path(path))
+        for name, most in (("count", 2**62), ("seed", 2**32 - 1)):
+            if not _whole(meta.get(name), 0, most):
+                raise ConfigError(f"{start} has {name} {_short(meta.get(name))}; allowed: a whole number, 0 or more")
         for name, own in (("policy", self._fingerprint()), ("batch", self.batch)):
             if meta.get(name) != own:
                 raise ConfigError(f"context '{path}' is of {name} {_short(meta.get(name))}; allowed: {_short(own)}")
-        length = arrays["rows.opened"].shape[1]
+        opened = arrays.get("rows.opened")
+        if opened is None or opened.dtype != bool or opened.ndim != 2:
+            raise ConfigError(f"{start} does not fit in 'rows.opened'; allowed: one saved by this kind of agent")
+        length = opened.shape[1]
         if length > self.capacity:
             raise ConfigError(f"context '{path}' holds {length} steps; allowed: {self.capacity} (capacity)")
         fresh = empty_arrays(self._about, self._rows, self._slots)
         for name, x in fresh.items():
             found = arrays.get(f"context.{name}")
             allowed = tuple(length if axis == self._axes[name] else size for axis, size in enumerate(x.shape))
-            if found is None or (found.dtype, found.shape) != (x.dtype, allowed):
-                raise ConfigError(
-                    f"context '{path}' does not fit in {name!r}; allowed: one saved by this kind of agent"
-                )
+            _check_array(start, name, found, x.dtype, allowed)
         filled: Arrays = {}
         for name, x in fresh.items():
             filled[name] = x.copy()
             filled[name][self._in(name, slice(length))] = arrays[f"context.{name}"]
         rows = {name.removeprefix("rows."): x for name, x in arrays.items() if name.startswith("rows.")}
+        Rows.check(rows, self._rows, start)
+        _check_array(
+            start, "previous_action", arrays.get("previous_action"), self._previous.dtype, self._previous.shape
+        )
         self._context = Rows.restored(rows, self._slots, self._about["step"]["first_index"])
         self._arrays, self._previous = self._backend.placed(filled), arrays["previous_action"]
         self._count, self.seed = meta["count"], meta["seed"]
@@ -455,6 +473,21 @@ class Rows:
         found.opened = np.zeros((rows, slots), bool)
         found.length, found.first_index = 0, first_index
         return found
+
+    @classmethod
+    def check(cls, arrays: Mapping[str, np.ndarray], rows: int, start: str) -> None:
+        """Whether arrays are those of `rows` rows, in range. start: what errors begin with. Raises ConfigError."""
+        length, blank = arrays["opened"].shape[1], cls.empty(rows, 0, 0)
+        _check_array(start, "rows.opened", arrays["opened"], np.dtype(bool), (rows, length))
+        limits = {"kept": (0, length), "position": (-1, _ENDLESS), "episode": (-_ENDLESS, _ENDLESS)}
+        for name in cls._BY_ROW:
+            if name in cls._ADDED and name not in arrays:
+                continue
+            expected, found = getattr(blank, name), arrays.get(name)
+            _check_array(start, f"rows.{name}", found, expected.dtype, expected.shape)
+            low, high = limits.get(name, (-np.inf, np.inf))
+            if found is not None and ((found < low) | (found > high)).any():
+                raise ConfigError(f"{start} has rows.{name} {_short(found.tolist())}; allowed: {low} … {high}")
 
     @classmethod
     def restored(cls, arrays: Mapping[str, np.ndarray], slots: int, first_index: int) -> Rows:
@@ -613,16 +646,40 @@ def _safetensors() -> Any:
     return safetensors
 
 
+def _whole(value: Any, low: int, high: int) -> bool:
+    return type(value) is int and low <= value <= high
+
+
+def _check_array(start: str, name: str, found: np.ndarray | None, dtype: Any, shape: tuple[int, ...]) -> None:
+    """Raises ConfigError where an array of a context is missing, of another type or shape, or not finite."""
+    if found is None or (found.dtype, found.shape) != (dtype, shape):
+        raise ConfigError(f"{start} does not fit in {name!r}; allowed: one saved by this kind of agent")
+    if found.dtype.kind not in "biu" and not np.isfinite(found.astype(np.float32)).all():
+        raise ConfigError(f"{start} has {name!r} that is not finite; allowed: numbers")
+
+
+def _context_checksum(meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 over all that a context file says. meta: whatever `sha256` it has is left out."""
+    said = {name: value for name, value in meta.items() if name != "sha256"}
+    digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
+    for name in sorted(arrays):
+        digest.update(f"{name} {arrays[name].dtype.name} {arrays[name].shape}".encode())
+        digest.update(arrays[name].tobytes())
+    return digest.hexdigest()
+
+
 def read_context(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """What `Agent.save` wrote: (what it says of itself, arrays by name). Raises ConfigError where it is not that."""
     arrays, header = read_safetensors(path, "context")
     try:
-        meta = json.loads(header.get("relic_jax", "{}"))
+        meta = parse_json(header.get("relic_jax", "{}"))
     except ValueError:
         meta = {}
     found = meta.get("format") if isinstance(meta, dict) else None
-    if found != CONTEXT_FORMAT:
-        raise ConfigError(f"context '{path}' has format {found!r}; allowed: {CONTEXT_FORMAT!r}")
+    if found not in CONTEXTS:
+        raise ConfigError(f"context '{path}' has format {_short(found)}; allowed: {CONTEXT_FORMAT!r}")
+    if found == CONTEXT_FORMAT and meta.get("sha256") != _context_checksum(meta, arrays):
+        raise ConfigError(f"context '{path}' is damaged: its content does not have the checksum that it was saved with")
     return meta, arrays
 
 
@@ -633,29 +690,217 @@ def read_safetensors(path: Path, what: str) -> tuple[dict[str, np.ndarray], dict
     """
     safetensors = _safetensors()
     try:
+        if not path.is_file():  # opening a named pipe would wait for ever
+            raise FileNotFoundError("no such file")
         with safetensors.safe_open(path, framework="np") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
-    except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, safetensors.SafetensorError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
     raise ConfigError(f"{what} is '{path}'; allowed: a whole safetensors file ({reason})")
+
+
+def read_json(path: Path) -> Any:
+    """The value in a JSON file. Raises OSError where it cannot be read, else ValueError, also for what `parse_json`
+    refuses."""
+    if not path.is_file():  # opening a named pipe would wait for ever
+        raise FileNotFoundError(f"'{path}' is not a file")
+    return parse_json(path.read_bytes().decode())
+
+
+def parse_json(text: str) -> Any:
+    """The value of a JSON text. Raises ValueError also for numbers that are not finite (NaN, 1e400), for a key that
+    occurs twice in an object, and for nesting too deep to be parsed."""
+
+    def number(text: str) -> float:
+        value = float(text)
+        if not math.isfinite(value):
+            raise ValueError(f"{_short(text)} is not a finite number")
+        return value
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in found:
+                raise ValueError(f"the key {_short(key)} occurs twice")
+            found[key] = value
+        return found
+
+    try:
+        return json.loads(text, parse_float=number, parse_constant=number, object_pairs_hook=unique)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file's content. Raises OSError."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return "sha256:" + digest.hexdigest()
+
+
+def checksums_text(files: Mapping[str, str]) -> str:
+    """The content of CHECKSUMS. files: checksum by name, relative to the folder."""
+    body = {"format": CHECKSUMS_FORMAT, "files": {name: files[name] for name in sorted(files)}}
+    own = hashlib.sha256(json.dumps(body).encode()).hexdigest()
+    return json.dumps({**body, "self": f"sha256:{own}"}, indent=1) + "\n"
+
+
+def verify_files(folder: Path, what: str, required: bool = True) -> None:
+    """Compares every file that CHECKSUMS of a folder lists with its checksum, and CHECKSUMS with its own.
+
+    what: names the folder in errors. required: whether CHECKSUMS must be there (folders of earlier versions have none).
+    Raises ConfigError, which names the first file that is missing or differs.
+    """
+    path, start = folder / CHECKSUMS, f"{what} '{folder}' is truncated or damaged: "
+    if not required and not os.path.lexists(path):
+        return
+    if not path.is_file():
+        raise ConfigError(f"{start}file {CHECKSUMS} is missing")
+    try:
+        text = path.read_bytes().decode()  # as bytes: reading as text makes one of all kinds of line ends
+        files = parse_json(text)["files"]
+        whole = text == checksums_text(files) and all(_is_inside(name) for name in files)
+    except (OSError, ValueError, LookupError, TypeError):
+        whole = False
+    if not whole:
+        raise ConfigError(f"{start}file {CHECKSUMS} does not have the content that was written")
+    for name, expected in files.items():
+        try:
+            found = checksum(folder / name) if (folder / name).is_file() else ""
+        except OSError as error:
+            raise ConfigError(f"{start}file {name} cannot be read ({error.strerror})") from None
+        if not found:
+            raise ConfigError(f"{start}file {name} is missing")
+        if found != expected:
+            raise ConfigError(f"{start}file {name} has {found[:19]}…, allowed: {_short(expected)[1:20]}…")
+
+
+def _is_inside(name: str) -> bool:
+    path = Path(name)
+    return bool(path.parts) and not path.anchor and ".." not in path.parts
 
 
 def read_about(folder: Path) -> dict[str, Any]:
     """The config.json of an export. Raises ConfigError where it is missing, foreign, newer or truncated."""
     try:
-        about = json.loads((folder / "config.json").read_text())
+        about = read_json(folder / "config.json")
         found = about["format"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        raise ConfigError(f"export is '{folder}'; allowed: a folder with a readable config.json of ours") from None
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        reason = f" ({error})" if isinstance(error, ValueError) else ""
+        allowed = f"a folder with a readable config.json of ours{reason}"
+        raise ConfigError(f"export is '{folder}'; allowed: {allowed}") from None
     if found != POLICY_FORMAT:
-        raise ConfigError(f"export '{folder}' has format {found!r}; allowed: {POLICY_FORMAT!r}")
-    for section, names in _REQUIRED.items():
-        lacking = [name for name in names if name not in about.get(section, {})]
-        if lacking:
-            raise ConfigError(f"export is '{folder}'; its config.json lacks {section}.{lacking[0]}")
+        raise ConfigError(f"export '{folder}' has format {_short(found)}; allowed: {POLICY_FORMAT!r}")
     return dict(about)
 
 
+def open_export(folder: Path) -> dict[str, Any]:
+    """The config.json of an export, all of whose files are undamaged.
+
+    Exports of before checksums were kept are not compared with any. Raises ConfigError also where a file differs from
+    its checksum, and where a section is missing.
+    """
+    about = read_about(folder)
+    verify_files(folder, "export", required="checksums" in about)
+    for section, names in _REQUIRED.items():
+        found = about.get(section)
+        lacking = [name for name in names if not isinstance(found, dict) or name not in found]
+        if lacking:
+            raise ConfigError(f"export is '{folder}'; its config.json lacks {section}.{lacking[0]}")
+    try:
+        check_spaces(about["spaces"])
+        shown = about["spaces"]["show_last_reward"]
+        _require(isinstance(shown, bool), "spaces.show_last_reward", shown, "true or false")
+        _check_step(about["step"])
+        _require(isinstance(about["weights"]["fingerprint"], str), "weights.fingerprint", about["weights"], "text")
+    except ConfigError as error:
+        raise ConfigError(f"export is '{folder}'; its config.json does not fit: {error}") from None
+    return about
+
+
+def _require(condition: bool, name: str, value: Any, allowed: str) -> None:
+    if not condition:
+        raise ConfigError(f"{name} is {_short(value)}; allowed: {allowed}")
+
+
+def _numbers(value: Any) -> bool:
+    """Whether a JSON value is a list of finite numbers."""
+    return isinstance(value, list) and all(type(x) in (int, float) and abs(x) < 1e300 for x in value)
+
+
+def check_spaces(spaces: Any) -> None:
+    """Raises ConfigError where a JSON value does not describe what a policy sees and does."""
+    _require(isinstance(spaces, dict), "spaces", spaces, "an object")
+    for name in ("observation", "low", "high", "action", "horizon"):
+        _require(name in spaces, f"spaces.{name}", None, "a value")
+    check_observation(spaces["observation"])
+    for end in ("low", "high"):
+        _require(_numbers(spaces[end]), f"spaces.{end}", spaces[end], "a list of numbers")
+    low, high = spaces["low"], spaces["high"]
+    ordered = len(low) == len(high) and all(map(operator.le, low, high))
+    _require(ordered, "spaces.high", high, f"as many numbers as spaces.low ({_short(low)}) has, none of them lower")
+    _require(_whole(spaces["horizon"], 1, _ENDLESS), "spaces.horizon", spaces["horizon"], "1 … 2^31 − 1")
+    check_action(spaces["action"])
+
+
+def check_observation(spec: Any, name: str = "observation", depth: int = 0) -> None:
+    """Raises ConfigError where a JSON value does not describe an observation, see `named_leaves`."""
+    whole = isinstance(spec, dict) and depth < 32
+    _require(whole, name, spec, 'an object with "keys", "items", or "shape" and "dtype"')
+    if "keys" in spec:
+        _require(isinstance(spec["keys"], dict), f"{name}.keys", spec["keys"], "an object")
+        for key, item in spec["keys"].items():
+            check_observation(item, f"{name}.{key}", depth + 1)
+    elif "items" in spec:
+        _require(isinstance(spec["items"], list), f"{name}.items", spec["items"], "a list")
+        for index, item in enumerate(spec["items"]):
+            check_observation(item, f"{name}.{index}", depth + 1)
+    else:
+        shape, dtype = spec.get("shape"), spec.get("dtype")
+        sizes = isinstance(shape, list) and all(_whole(size, 0, _ENDLESS) for size in shape)
+        fits = sizes and len(shape) <= 8 and math.prod(shape) <= _ENDLESS
+        _require(fits, f"{name}.shape", shape, "a list of at most 8 whole numbers, whose product is below 2^31")
+        _require(dtype in DTYPES, f"{name}.dtype", dtype, ", ".join(DTYPES))
+
+
+def check_action(action: Any) -> None:
+    """Raises ConfigError where a JSON value does not describe an action space."""
+    _require(isinstance(action, dict), "action", action, "an object")
+    for name in {"discrete": ("n",), "box": ("low", "high")}.get(str(action.get("type")), ()):
+        _require(name in action, f"action.{name}", None, "a value")
+    sizes = action.get("nvec", [action.get("n", 1)])
+    fits = isinstance(sizes, list) and len(sizes) > 0 and all(_whole(size, 1, 2**20) for size in sizes)
+    _require(fits, "action.nvec" if "nvec" in action else "action.n", action.get("nvec", action.get("n")), "1 … 2^20")
+    if action.get("type") == "box":
+        low, high = action["low"], action["high"]
+        fits = _numbers(low) and _numbers(high) and 0 < len(low) == len(high) and all(map(operator.lt, low, high))
+        _require(fits, "action.low", low, f"as many numbers as action.high ({_short(high)}) has, each below its own")
+    Actions(action)
+
+
+def _check_step(step: Mapping[str, Any]) -> None:
+    """Raises ConfigError where the `step` of a config.json cannot be one."""
+    _require(step["first_index"] in (0, 1), "step.first_index", step["first_index"], "0 or 1")
+    for name in ("context", "max_episode_steps"):
+        endless = name == "max_episode_steps" and step[name] is None
+        _require(endless or _whole(step[name], 1, _ENDLESS), f"step.{name}", step[name], "1 … 2^31 − 1")
+    memory = step["memory"]
+    _require(isinstance(memory, list) and 0 < len(memory) < 10_000, "step.memory", memory, "a list of arrays")
+    for array in memory:
+        named = isinstance(array, dict) and isinstance(array.get("name"), str) and array.get("dtype") in DTYPES
+        _require(named, "step.memory", array, "objects with name, shape and dtype")
+        shape = array.get("shape")
+        sizes = isinstance(shape, list) and all(x in ("batch", "context") or _whole(x, 1, 2**24) for x in shape)
+        _require(sizes and 0 < len(shape) <= 8 and shape[0] == "batch", f"{array['name']}.shape", shape, '["batch", …]')
+
+
+DTYPES = (
+    *("bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"),
+    *("float16", "bfloat16", "float32", "float64"),
+)
+"""Of arrays in files."""
 _REQUIRED = {
     "weights": ("dtype", "fingerprint"),
     "spaces": ("observation", "low", "high", "action", "horizon", "show_last_reward"),
@@ -680,7 +925,7 @@ def load(
     runs it is not installed.
     """
     folder = Path(folder)
-    about = read_about(folder)
+    about = open_export(folder)
     capacity = int(about["step"]["context"]) if capacity is None else capacity
     backend: Backend
     if (folder / "policy.onnx").is_file():
@@ -842,10 +1087,31 @@ class Onnx:
 def empty_arrays(about: Mapping[str, Any], batch: int, slots: int) -> dict[str, np.ndarray]:
     """The context's arrays, with nothing in them: `memory` of a config.json, with its two open sizes put in."""
     sizes = {"batch": batch, "context": slots}
-    return {
-        array["name"]: np.zeros([sizes.get(size, size) for size in array["shape"]], array["dtype"])
-        for array in about["step"]["memory"]
-    }
+    shapes = [[sizes.get(size, size) for size in array["shape"]] for array in about["step"]["memory"]]
+    dtypes = [_dtype(array["dtype"]) for array in about["step"]["memory"]]
+    needed = sum(math.prod(shape) * dtype.itemsize for shape, dtype in zip(shapes, dtypes, strict=True))
+    _check_memory(needed, batch, slots)
+    names = [array["name"] for array in about["step"]["memory"]]
+    return {name: np.zeros(shape, dtype) for name, shape, dtype in zip(names, shapes, dtypes, strict=True)}
+
+
+def _dtype(name: str) -> np.dtype:
+    if name == "bfloat16":  # numpy knows it from this package, which jax brings
+        import ml_dtypes
+
+        return np.dtype(ml_dtypes.bfloat16)
+    return np.dtype(name)
+
+
+def _check_memory(needed: int, batch: int, slots: int) -> None:
+    """Raises ConfigError where contexts take more bytes than this machine has memory, as far as it says."""
+    try:
+        most = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):
+        most = 2**50
+    if needed > most:
+        allowed = f"what fits into {most / 2**20:,.0f} MiB of memory; this takes {needed / 2**20:,.0f} MiB"
+        raise ConfigError(f"capacity is {slots}, of {batch} contexts; allowed: {allowed}")
 
 
 def _blank(spec: Mapping[str, Any]) -> Any:

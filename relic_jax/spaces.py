@@ -14,7 +14,7 @@ import numpy as np
 from envs.base import ActionSpace, Box, Discrete, Environment, Image
 from relic_jax.models.encoders import IMAGE_RANK
 from relic_jax.models.policy import Policy, PolicyConfig, policy_for
-from relic_jax.runtime import ConfigError
+from relic_jax.runtime import ConfigError, check_spaces
 from relic_jax.types import Params, PyTree
 
 
@@ -54,8 +54,9 @@ def spaces_to_json(spaces: Spaces) -> dict[str, Any]:
 
 def spaces_from_json(data: dict[str, Any]) -> Spaces:
     """The inverse of `spaces_to_json`. Raises ConfigError where it cannot be one."""
+    check_spaces(data)
     try:
-        return Spaces(
+        spaces = Spaces(
             observation=_tree_from_json(data["observation"]),
             low=tuple(map(float, data["low"])),
             high=tuple(map(float, data["high"])),
@@ -64,6 +65,13 @@ def spaces_from_json(data: dict[str, Any]) -> Spaces:
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:  # ConfigError is a ValueError
         raise ConfigError(f"spaces do not fit: {type(error).__name__} {error}") from None
+    leaves = jax.tree.leaves(spaces.observation)
+    numbers = sum(x.size for x in leaves if not isinstance(x, Image))
+    for name in ("low", "high"):
+        if len(getattr(spaces, name)) != numbers:
+            found = len(getattr(spaces, name))
+            raise ConfigError(f"{name} has {found} numbers; allowed: {numbers}, as the observation's vectors")
+    return spaces
 
 
 def action_to_json(space: ActionSpace) -> dict[str, Any]:

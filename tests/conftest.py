@@ -13,6 +13,10 @@ _OWN_CACHE = "JAX_COMPILATION_CACHE_DIR" not in os.environ
 if _OWN_CACHE:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="relic-jax-test-")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+# The key that marks runs as the user's own, see relic_jax.trust; of the tests, not of who runs them.
+_OWN_CONFIG = "PYTEST_XDIST_WORKER" not in os.environ
+if _OWN_CONFIG:
+    os.environ["XDG_CONFIG_HOME"] = tempfile.mkdtemp(prefix="relic-jax-test-")
 # Compiling is the cost here, not running: machine code need not be fast. XLA_FLAGS="" compiles as users do.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
@@ -33,6 +37,8 @@ def kills(request):
 def pytest_unconfigure():
     if _OWN_CACHE and "PYTEST_XDIST_WORKER" not in os.environ:
         shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+    if _OWN_CONFIG:
+        shutil.rmtree(os.environ["XDG_CONFIG_HOME"], ignore_errors=True)
 
 
 def _tiny(chunk="segment", env="darkroom-ad-9-random", **changes):
@@ -93,6 +99,14 @@ def begun_run(tiny, tmp_path_factory):
     folders.create_folder(folder, setup.config)
     save(setup, folder / "checkpoints", *restore(setup, folder / "checkpoints"))
     return folder
+
+
+@pytest.fixture(scope="session")
+def resealed():
+    """`resealed(folder)`: writes the checksums of an export or a checkpoint anew, of its files as they are now."""
+    from relic_jax.files import write_checksums
+
+    return write_checksums
 
 
 @pytest.fixture

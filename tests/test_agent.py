@@ -262,8 +262,8 @@ def test_contexts_that_do_not_belong_are_refused(loaded, tmp_path):
             policy.agent().restore(file)
     with pytest.raises(ConfigError, match="nowhere"):
         policy.agent().restore(tmp_path / "nowhere")
-    file.write_bytes(whole.replace(b"relic-jax-context-1", b"relic-jax-context-9"))
-    with pytest.raises(ConfigError, match="has format 'relic-jax-context-9'; allowed: 'relic-jax-context-1'"):
+    file.write_bytes(whole.replace(b"relic-jax-context-2", b"relic-jax-context-9"))
+    with pytest.raises(ConfigError, match="has format 'relic-jax-context-9'; allowed: 'relic-jax-context-2'"):
         policy.agent().restore(file)
 
 

@@ -129,9 +129,9 @@ def test_a_crash_before_the_rename_leaves_the_previous_one_and_is_cleaned_up_lat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["192", "64"]
 
 
-def test_what_is_no_complete_checkpoint_is_ignored(tmp_path, setup, state):
+def test_what_is_no_checkpoint_is_ignored(tmp_path, setup, state):
     save(tmp_path, 64, state, setup)
-    for name in ("128", "256.tmp", "notes", "²"):
+    for name in ("0128", "256.tmp", "notes", "²", "٣", "64.aside"):
         (tmp_path / name).mkdir()
     (tmp_path / "256.tmp" / "meta.json").write_text("{}")
     (tmp_path / "300").write_text("a file")

@@ -358,7 +358,7 @@ def test_bad_requests_are_one_line(build, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_files_that_cannot_be_loaded_are_one_line(build, tmp_path):
+def test_files_that_cannot_be_loaded_are_one_line(build, tmp_path, resealed):
     policy = build()
     export_policy(policy, tmp_path / "good")
     config = json.loads((tmp_path / "good" / "config.json").read_text())
@@ -377,33 +377,38 @@ def test_files_that_cannot_be_loaded_are_one_line(build, tmp_path):
         ("unknown", unknown, "telepathy is unknown"),
         ("space", {**config, "spaces": {**config["spaces"], "action": {"type": "text"}}}, "action.type is 'text'"),
     ):
-        _broken(tmp_path / name, json.dumps(broken), weights, said)
-    _broken(tmp_path / "cut", json.dumps(config)[:100], weights, "a folder with a readable config.json of ours")
+        _broken(tmp_path / name, json.dumps(broken), weights, said, resealed)
+    _broken(
+        tmp_path / "cut", json.dumps(config)[:100], weights, "a folder with a readable config.json of ours", resealed
+    )
     for name, content in (("half", weights[: len(weights) // 2]), ("empty", b""), ("text", b"hello, this is no file")):
-        _broken(tmp_path / name, json.dumps(config), content, "a whole safetensors file")
+        _broken(tmp_path / name, json.dumps(config), content, "a whole safetensors file", resealed)
     with pytest.raises(ConfigError, match="no such folder"):
         load_policy(tmp_path / "nowhere")
     with pytest.raises(ConfigError, match="no complete checkpoint in it"):
         load_policy(tmp_path)
 
 
-def _broken(folder, config, weights, said):
+def _broken(folder, config, weights, said, resealed):
     folder.mkdir()
     (folder / "config.json").write_text(config)
     (folder / "model.safetensors").write_bytes(weights)
+    resealed(folder)
     with pytest.raises(ConfigError, match=said) as error:
         load_policy(folder)
     assert "\n" not in str(error.value)
 
 
-def test_truncated_programs_are_one_line(exported, tmp_path):
+def test_truncated_programs_are_one_line(exported, tmp_path, resealed):
     shutil.copytree(exported("stablehlo")[1], tmp_path / "out")
     program = tmp_path / "out" / "policy.stablehlo"
     program.write_bytes(program.read_bytes()[:1000])
+    resealed(tmp_path / "out")
     with pytest.raises(ConfigError, match="a whole file of this or an older jax") as error:
         runtime.load(tmp_path / "out")
     assert "\n" not in str(error.value)
     program.unlink()
+    resealed(tmp_path / "out")
     with pytest.raises(ConfigError, match=r"one with a policy.stablehlo or a policy.onnx"):
         runtime.load(tmp_path / "out")
     with pytest.raises(ConfigError, match="capacity is 100; allowed: 80"):
@@ -434,13 +439,14 @@ def test_runs_and_checkpoints_load_without_their_environment(begun_run, monkeypa
     assert 0 <= action < 5
 
 
-def test_checkpoints_of_before_spaces_were_saved_ask_the_environment(begun_run, tmp_path):
+def test_checkpoints_of_before_spaces_were_saved_ask_the_environment(begun_run, tmp_path, resealed):
     from relic_jax import checkpoint
 
     shutil.copytree(checkpoint.find(begun_run), tmp_path / "0")
     meta = json.loads((tmp_path / "0" / "meta.json").read_text())
     spaces = meta.pop("spaces")
     (tmp_path / "0" / "meta.json").write_text(json.dumps(meta))
+    resealed(tmp_path / "0")
     loaded = load_policy(tmp_path / "0")
     assert spaces_to_json(loaded.spaces) == spaces and same(loaded, load_policy(begun_run))
 

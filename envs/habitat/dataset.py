@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from envs.habitat.receptacles import read as read_receptacles
 from relic_jax.bridge.worker import SetupError
 
 FORMAT = "relic-extobjnav-1"
+SPLITS = ("train", "test")
 CATEGORIES = (
     "cracker_box", "sugar_box", "tomato_soup_can", "mustard_bottle", "tuna_fish_can", "pudding_box", "gelatin_box",
     "potted_meat_can", "banana", "bleach_cleanser", "bowl", "mug", "plate", "apple", "orange", "pitcher", "scissors",
@@ -122,15 +124,27 @@ def soft_scenes(train: int = 37, test: int = 12) -> dict[str, list[str]]:
 
 def check(data: dict[str, Any]) -> dict[str, Any]:
     """Returns the dataset. Raises SetupError where it is malformed, or a category is in no scene."""
-    if data.get("format") != FORMAT:
-        raise SetupError(f"dataset has format {data.get('format')!r}; allowed: {FORMAT!r}")
+    found = data.get("format") if isinstance(data, dict) else None
+    if found != FORMAT:
+        raise SetupError(f"dataset has format {str(found)[:60]!r}; allowed: {FORMAT!r}")
+    for field in ("backend", "scene_dataset"):
+        if not isinstance(data.get(field), str):
+            raise SetupError(f"dataset has {field} {str(data.get(field))[:60]!r}; allowed: text")
     try:
         used = {o["category"] for split in ("train", "test") for task in data[split] for o in task["objects"]}
         scenes = [{task["scene"] for task in data[split]} for split in ("train", "test")]
         categories = list(data["categories"])
         places = [o["position"] for split in ("train", "test") for task in data[split] for o in task["objects"]]
         wrong = [place for place in places if len(place) != 3 or not all(map(_in_float32, place))]
-    except (KeyError, TypeError) as error:
+        things = [o for split in ("train", "test") for task in data[split] for o in task["objects"]]
+        names = [*scenes[0], *scenes[1], *categories, *used, *(o.get("template", "") for o in things)]
+        if not all(isinstance(name, str) and name.isprintable() for name in names):
+            raise TypeError("names of scenes, categories and templates are text")
+        if not all(isinstance(data[split], list) and isinstance(data["categories"], list) for split in SPLITS):
+            raise TypeError("train, test and categories are lists")
+        if len(set(categories)) < len(categories):
+            raise TypeError("categories are different names")
+    except (AttributeError, LookupError, TypeError) as error:
         raise SetupError(f"dataset is malformed: {type(error).__name__} {error}") from None
     if wrong:
         raise SetupError(f"dataset has the position {wrong[0]!r}; allowed: three numbers, finite in float32")
@@ -153,9 +167,11 @@ def _in_float32(value: Any) -> bool:
 def read(path: str) -> dict[str, Any]:
     """A dataset file. Raises SetupError."""
     try:
+        if not os.path.isfile(path):  # opening a named pipe would wait for ever
+            raise FileNotFoundError("it is not a file")
         with open(path) as file:
             data = json.load(file)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise SetupError(f"dataset {path!r} cannot be read: {error}") from None
     if not isinstance(data, dict):
         raise SetupError(f"dataset {path!r} is no JSON object")

@@ -8,6 +8,7 @@ position: the box's middle, scale: HALF its sizes, as in habitat-lab's AABBRecep
 from __future__ import annotations
 
 import json
+import os
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,10 +30,12 @@ class Receptacle(NamedTuple):
 def read(path: str) -> dict[str, list[Receptacle]]:
     """The receptacles of every scene in a file. Raises SetupError."""
     try:
+        if not os.path.isfile(path):  # opening a named pipe would wait for ever
+            raise FileNotFoundError("it is not a file")
         with open(path) as file:
             data = json.load(file)
         return {str(scene): _of_scene(named) for scene, named in data.items()}
-    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, OverflowError, RecursionError) as error:
         allowed = 'a JSON file {scene: {name: {"position": [x, y, z], "scale": [x, y, z]}}}'
         reason = f"{type(error).__name__}: {error}"
         raise SetupError(f"receptacles is {path!r}; allowed: {allowed} ({reason})") from None

@@ -24,6 +24,7 @@ import tyro
 
 from envs.registry import make
 from experiments import catalogue, cli, habitat_dataset, import_llamarl
+from experiments.evaluation import EvaluateCommand
 from experiments.plots import PlotCommand
 from experiments.training import TrainCommand
 from relic_jax.bridge.pool import PoolError
@@ -122,7 +123,7 @@ class Accepted(BaseException):
 
 COMMANDS: dict[str, Any] = {
     "train": TrainCommand,
-    "evaluate": cli.EvaluateCommand,
+    "evaluate": EvaluateCommand,
     "plot": PlotCommand,
     "presets": catalogue.PresetsCommand,
     "envs": catalogue.EnvsCommand,

@@ -11,15 +11,15 @@ from typing import Any, Literal
 
 import jax
 
-from relic_jax import runtime, step
+from relic_jax import runtime, step, trust
 from relic_jax.config import ConfigError
 from relic_jax.export import card, onnx_graph, stablehlo, verify, weights
 from relic_jax.export.weights import DTYPES, Dtype
-from relic_jax.files import new_folder
+from relic_jax.files import new_folder, write_checksums
 from relic_jax.loading import LoadedPolicy, is_export, load_policy
 from relic_jax.models.policy import Policy
 from relic_jax.rl.memory import check_context
-from relic_jax.runtime import POLICY_FORMAT, Backend, read_about
+from relic_jax.runtime import CHECKSUMS, POLICY_FORMAT, Backend, read_about
 from relic_jax.spaces import fingerprint
 from relic_jax.types import Params
 
@@ -71,9 +71,11 @@ def export_policy(
         with new_folder(to) as folder:
             write_artefact(folder, loaded.policy, params, about, format, dtype)
             (folder / "config.json").write_text(json.dumps(about, indent=1) + "\n")
+            write_checksums(folder)
             check = verified(folder, loaded, params, about, format, dtype)
             (folder / "verification.json").write_text(json.dumps(check, indent=1) + "\n")
             figure = write_figure(folder, loaded)
+            write_checksums(folder)  # now of all files
             name = name or loaded.training.get("run") or to.name
             (folder / "README.md").write_text(card.model_card(name, loaded, about, check, figure, note))
     except OSError as error:
@@ -118,6 +120,7 @@ def describe(
         "format": POLICY_FORMAT,
         "library": {"name": "relic-jax", "version": importlib.metadata.version("relic-jax")},
         "artefact": ARTEFACTS[format],
+        "checksums": CHECKSUMS,
         "weights": {
             "dtype": dtype,
             "fingerprint": fingerprint(params),
@@ -127,6 +130,7 @@ def describe(
         "spaces": step.described_spaces(loaded.spaces, policy, trial.show_last_reward, trial.action_repeat),
         "step": step.description(policy, "float32", context),
         "training": {**training, "config": config},
+        "owner": trust.sign(loaded.config) if loaded.own else None,
         "evaluation": summary and {name: summary[name] for name in _EVALUATION if name in summary},
     }
 

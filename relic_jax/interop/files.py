@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from relic_jax.config import ConfigError
+from relic_jax.runtime import parse_json
 
 OURS = "relic_jax."
 """Arrays of this prefix are ours, beside those of the other code."""
@@ -66,9 +67,11 @@ def _read_safetensors(path: Path, field: str) -> ArrayFile:
 
     try:
         with safe_open(path, framework="np") as file:
-            about = json.loads((file.metadata() or {}).get("relic_jax", "{}"))
+            about = parse_json((file.metadata() or {}).get("relic_jax", "{}"))
+            if not isinstance(about, dict):
+                raise TypeError(f"what it says of itself is a {type(about).__name__}")
             return ArrayFile({name: file.get_tensor(name) for name in file.keys()}, about)  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError, TypeError) as error:
+    except (SafetensorError, OSError, ValueError, TypeError, AttributeError, LookupError) as error:
         raise _unreadable(path, field, "a whole safetensors file", error) from None
 
 

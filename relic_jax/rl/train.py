@@ -187,6 +187,7 @@ def restore(setup: Setup, checkpoints: Path) -> tuple[TrainState, Progress]:
     if not steps:
         return initial_state(setup), Progress()
     path = checkpoints / str(steps[-1])
+    checkpoint.verify(path)
     _, counters = checkpoint.load_meta(path)
     with prng.using(checkpoint.load_prng(path)):
         abstract = jax.eval_shape(lambda: init_state(setup))

@@ -1,0 +1,184 @@
+"""`relic-jax evaluate`: in-context curves of trained policies, their seeds pooled, in one group or several."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from envs.base import Environment, split_hash
+from experiments import folders, pooling, run
+from experiments.arguments import parse
+from experiments.import_llamarl import KEPT
+from experiments.training import evaluate, without_aliases
+from relic_jax.config import ConfigError, EvalConfig, HostConfig, validate
+from relic_jax.loading import LoadedPolicy
+from relic_jax.models.encoders import image_mask
+from relic_jax.plotting import FORMATS, figure_format, plot_curves
+from relic_jax.progress import Activity
+from relic_jax.validation import LARGEST, require
+
+QUICK_EPISODES = 10
+"""Of an evaluation or a GIF of what is shipped, unless more are asked for."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateCommand:
+    """In-context learning curve of trained policies: return and success per episode, 95% intervals, seeds pooled."""
+
+    paths: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Run folders, checkpoint folders or exported folders: seeds of one curve, whose configs differ in the seed and in
+    what they ran on alone."""
+    pretrained: str | None = None
+    """In place of paths: a policy that is shipped, e.g. darkroom-dpt. A quick look: one trial per task of at most 10
+    episodes, unless --repeats and --episodes say more."""
+    group: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """In place of paths: NAME=PATTERN, e.g. --group "kv=runs/kv-*" --group "none=runs/none-*"; each group is evaluated
+    as the seeds of one curve, and all curves are drawn in one figure."""
+    env: str | None = None
+    """Another environment than their own, of the same observations and actions, with its own time limit."""
+    tasks: Literal["test", "train"] = "test"
+    """Which split."""
+    episodes: int | None = None
+    """Episodes per task in one context; default: the run's own."""
+    repeats: int | None = None
+    """Trials per task; default: the run's own."""
+    limit: int | None = None
+    """Only that many first tasks of the split; default: the run's own."""
+    expert_episodes: int = 0
+    """First episodes that the scripted expert acts (few-shot imitation)."""
+    context_limit: int | None = None
+    """The policy sees at most that many last steps."""
+    out: Path | None = None
+    """Results go to OUT.json, OUT.csv and OUT.png (or .pdf, .svg: OUT may end in the figure's suffix), of groups to
+    OUT-NAME.json and so on and one OUT.png; default: named after the options, in the first run's folder, or of an
+    export and of groups in the current one."""
+    trust: bool = False
+    """Run the environment and the workers that a policy's config names, also where another user made it. They can be
+    any program."""
+    host: HostConfig = dataclasses.field(default_factory=HostConfig)
+    """Options of environments in worker processes; default: the run's own."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Seeds of one curve, and the environment that they are evaluated in. name: empty where it is the only one."""
+
+    name: str
+    policies: list[LoadedPolicy]
+    env: Environment
+
+
+def evaluate_main(arguments: Sequence[str]) -> None:
+    """`relic-jax evaluate`."""
+    arguments = without_aliases(arguments)
+    command = parse(EvaluateCommand, arguments, "relic-jax evaluate")
+    groups = _groups(command, run.given_fields(arguments))
+    config = evaluation_config(command, groups[0].policies[0])
+    for group in groups:
+        _check(group, config, command.tasks)
+    _check_comparable(groups, command.tasks)
+    stem, figure = _stem(command, config, groups)
+    require(bool(stem.name), "out", str(command.out), "the name of a file")
+    for group in groups:
+        for file in run.result_files(_own_stem(stem, group), figure):
+            folders.check_writable(file, "out")
+    summaries, files = [], []
+    for group in groups:
+        summary, _, _ = evaluate(group.policies, config, command.tasks, env=group.env)
+        with Activity(f"drawing {_own_stem(stem, group)}{figure}"):
+            files += run.write_results(_own_stem(stem, group), summary, group.name or "ReLIC", figure)
+        print("\n".join(f"{group.name}: {line}" if group.name else line for line in run.describe_result(summary)))
+        summaries.append(summary)
+    if len(groups) > 1:
+        files.append(stem.with_name(stem.name + figure))
+        folders.check_writable(files[-1], "out")
+        with Activity(f"drawing {files[-1]}"):
+            plot_curves(summaries, [group.name for group in groups], files[-1])
+    print("wrote " + ", ".join(map(str, files)))
+
+
+def _groups(command: EvaluateCommand, given: frozenset[str]) -> list[Group]:
+    """The policies, in their environments, which are made here. Raises ConfigError."""
+    if command.group and (command.paths or command.pretrained is not None):
+        raise ConfigError(f"group is {command.group[0]!r}; allowed: nothing where paths or --pretrained are given")
+    paths: dict[str, Sequence[Path]] = {**pooling.groups(command.group)} if command.group else {"": command.paths}
+    found = []
+    for name, members in paths.items():
+        policies = run.load(members, command.pretrained, trust=command.trust)
+        pooling.check_pool(policies, [(policy.path.parent.parent / KEPT).is_file() for policy in policies])
+        found.append(Group(name, *run.in_environment(policies, command.env, command.host, given)))
+    return found
+
+
+def _check(group: Group, config: EvalConfig, split: Literal["test", "train"]) -> None:
+    """Raises ConfigError where a policy cannot be evaluated so."""
+    for policy in group.policies:
+        images = any(image_mask(group.env.observation_spec))
+        validate(dataclasses.replace(policy.config, eval=config), horizon=group.env.horizon, images=images)
+
+
+def _check_comparable(groups: Sequence[Group], split: Literal["test", "train"]) -> None:
+    """Raises ConfigError where curves of several groups are not of the same tasks."""
+    tasks = [(group.env.name, split_hash(group.env.tasks(split))) for group in groups]
+    for group, own in zip(groups, tasks, strict=True):
+        if own != tasks[0]:
+            allowed = f"{tasks[0][0]} with the tasks {tasks[0][1]}, as group {groups[0].name!r}"
+            raise ConfigError(f"group {group.name!r} is of env {own[0]} with the tasks {own[1]}; allowed: {allowed}")
+
+
+def evaluation_config(command: EvaluateCommand, first: LoadedPolicy) -> EvalConfig:
+    """The first policy's evaluation settings with what the command line says put over them."""
+    require(command.limit is None or 0 < command.limit <= LARGEST, "limit", command.limit, "more than 0, below 2^31")
+    own = first.config.eval
+    if command.pretrained is not None:
+        own = dataclasses.replace(own, episodes=min(own.episodes, QUICK_EPISODES), repeats=1)
+    return dataclasses.replace(
+        own,
+        episodes=own.episodes if command.episodes is None else command.episodes,
+        repeats=own.repeats if command.repeats is None else command.repeats,
+        tasks=own.tasks if command.limit is None else command.limit,
+        expert_episodes=command.expert_episodes,
+        context_limit=command.context_limit,
+    )
+
+
+def _stem(command: EvaluateCommand, config: EvalConfig, groups: Sequence[Group]) -> tuple[Path, str]:
+    """What the names of all results begin with, and the figure's suffix."""
+    if command.out is not None:
+        return result_stem(command.out)
+    folder = run.results_folder(groups[0].policies[0], command.paths[0] if command.paths else None)
+    return folder / _result_name(command, config, groups), ".png"
+
+
+def result_stem(out: Path) -> tuple[Path, str]:
+    """What results are called, and the figure's suffix, from what the user calls them.
+
+    Raises ConfigError where the suffix is none of ours; one that `is_suffix` does not take for one belongs to the name.
+    """
+    suffix = out.suffix.lower()
+    if suffix in (".json", ".csv"):
+        return out.with_suffix(""), ".png"
+    figure_format(out)
+    return (out.with_suffix(""), suffix) if suffix in FORMATS else (out, ".png")
+
+
+def _own_stem(stem: Path, group: Group) -> Path:
+    return stem.with_name(f"{stem.name}-{group.name}") if group.name else stem
+
+
+def _result_name(command: EvaluateCommand, config: EvalConfig, groups: Sequence[Group]) -> str:
+    whose = f"-{command.pretrained}" if command.pretrained else ""
+    where = "-" + re.sub(r"[^\w.]+", "-", command.env) if command.env else ""
+    name = f"evaluate{whose}{where}-{command.tasks}-{config.episodes}-episodes"
+    name += f"-{config.repeats}-repeats" if config.repeats > 1 else ""
+    name += f"-first-{config.tasks}-tasks" if config.tasks else ""
+    name += f"-{config.expert_episodes}-expert" if config.expert_episodes else ""
+    name += f"-context-{config.context_limit}" if config.context_limit else ""
+    if command.group:
+        return "-".join([name, *(["groups"] if len(groups) > 1 else [])])
+    return name + (f"-{len(command.paths)}-runs" if len(command.paths) > 1 else "")
