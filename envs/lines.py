@@ -13,6 +13,7 @@ import numpy as np
 
 from envs.base import Environment, PyTree, Split, num_tasks
 from envs.host import HostEnvironment, mean_line
+from relic_jax import prng, settings
 
 # (environment, key, state, task) -> action
 ScriptedPolicy = Callable[[Environment, jax.Array, PyTree, PyTree], jax.Array]
@@ -34,6 +35,7 @@ class Lines:
     optimal: Line | None
 
 
+@settings.with_standard
 def reference_lines(
     env: Environment, split: Split, episodes: int | None = None, seed: int = 0, limit: int | None = None
 ) -> Lines:
@@ -51,7 +53,7 @@ def reference_lines(
     if isinstance(env, HostEnvironment):
         line = functools.partial(mean_line, env, tasks, math.ceil(episodes / count), seed=seed)
         return Lines(Line(*line(expert=False)), Line(*line(expert=True)) if env.has_expert else None)
-    keys = jax.random.split(jax.random.key(seed), (count, math.ceil(episodes / count)))
+    keys = jax.random.split(prng.key(seed), (count, math.ceil(episodes / count)))
     optimal = _line(env, _expert, keys, tasks) if env.has_expert else None
     return Lines(random=_line(env, _random, keys, tasks), optimal=optimal)
 

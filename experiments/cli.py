@@ -19,6 +19,7 @@ from experiments.catalogue import envs_main, presets_main
 from experiments.evaluation import QUICK_EPISODES, evaluate_main
 from experiments.plots import plot_main
 from experiments.training import train_main, without_aliases
+from relic_jax import settings
 from relic_jax.bridge.pool import PoolError
 from relic_jax.config import ConfigError, HostConfig
 from relic_jax.export import Dtype, ExportFormat, VerificationError, export_policy
@@ -114,7 +115,8 @@ def main() -> None:
             near = difflib.get_close_matches(arguments[0], commands, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise ConfigError(f"command is {arguments[0]!r}; allowed: {', '.join(commands)}{hint}")
-        commands[arguments[0]](arguments[1:])
+        with settings.standard():
+            commands[arguments[0]](arguments[1:])
     except ConfigError as error:
         _fail(str(error), 2)
     except BrokenPipeError:  # who read our output has seen enough, as `head` does (what breaks to a worker: the pool)
@@ -126,6 +128,8 @@ def main() -> None:
         OSError,
     ) as error:  # OSError: a full disk and the like; its text names the file
         _fail(str(error), 1)
+    except FloatingPointError as error:  # JAX's own search for NaN and infinity
+        _fail(f"{error} (jax_debug_nans or jax_debug_infs is on)", 1)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
     finally:

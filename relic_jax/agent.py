@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from relic_jax import runtime, step
+from relic_jax import prng, runtime, settings, step
 from relic_jax.bridge import observations
 from relic_jax.distributions import Categorical, Gaussian, TanhGaussian
 from relic_jax.models.cache import KVCache
@@ -31,6 +31,7 @@ class Agent(runtime.Agent):
     is given a key of its own (`key=`, a typed PRNG key []).
     """
 
+    @settings.with_standard
     def __init__(
         self,
         loaded: LoadedPolicy,
@@ -58,7 +59,7 @@ class Agent(runtime.Agent):
             "spaces": step.described_spaces(loaded.spaces, policy, trial.show_last_reward, trial.action_repeat),
             "step": step.description(policy, form, capacity),
         }
-        self._key = jax.random.key(seed)
+        self._key = prng.key(seed)
         backend = runtime.Jax(about, functools.partial(_run, policy, greedy, self._params))
         options: Any = {
             "batch": batch,
@@ -70,6 +71,7 @@ class Agent(runtime.Agent):
         }
         super().__init__(about, backend, capacity=capacity, read=_reader(loaded.config, env), **options)
 
+    @settings.with_standard
     def step(
         self, observation: Any, reward: Any = 0.0, terminated: Any = False, truncated: Any = False, **extra: Any
     ) -> Any:
@@ -81,10 +83,11 @@ class Agent(runtime.Agent):
     def _own_key(self) -> dict[str, Any]:
         return {"key": self._key, "count": np.uint32(self._count + 1)}
 
+    @settings.with_standard
     def restore(self, path: Any) -> None:
         """See `relic_jax.runtime.Agent.restore`."""
         super().restore(path)
-        self._key = jax.random.key(self.seed)
+        self._key = prng.key(self.seed)
 
     def _choose(self, outputs: dict[str, np.ndarray]) -> np.ndarray:
         return outputs.pop("action")

@@ -18,6 +18,7 @@ from envs.base import Environment, Split, num_tasks, split_hash
 from envs.base import Trajectory as HostTrajectory
 from envs.host import EpisodeCount, HostEnvironment, HostTrials, per_row, wave_size, waves
 from envs.wrappers import Trials, TrialState, select
+from relic_jax import prng, settings
 from relic_jax.bridge.pool import PoolError
 from relic_jax.config import ConfigError, EvalConfig
 from relic_jax.models.memory import Memory, rows
@@ -68,6 +69,7 @@ class Curves:
     metrics: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
+@settings.with_standard
 def in_context_curves(
     policy: Policy,
     params: Params,
@@ -94,7 +96,7 @@ def in_context_curves(
     check_evaluated(policy.config, config, env, split, None if task is None else 1)
     tasks = evaluated_tasks(env, split, config) if task is None else one_task(env, split, task)
     repeated = jax.tree.map(lambda x: np.repeat(x, config.repeats, axis=0), tasks)
-    key, trials = jax.random.fold_in(jax.random.key(seed), 0x5EED), Trials(env, show_last_reward)
+    key, trials = jax.random.fold_in(prng.key(seed), 0x5EED), Trials(env, show_last_reward)
     play = _play_on_host if isinstance(env, HostEnvironment) else _play
     found = list(play(policy, params, trials, repeated, config, key, progress))
     values = [_per_episode(steps, config.episodes) for steps in found]

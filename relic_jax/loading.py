@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.errors import FlaxError
 
-from relic_jax import trust
+from relic_jax import settings, trust
 from relic_jax.agent import Agent
 from relic_jax.config import ConfigError, TrainConfig, from_json
 from relic_jax.models.policy import Policy
@@ -68,6 +68,7 @@ class LoadedPolicy:
         return Agent(self, autoreset=autoreset, env=env, **options)
 
 
+@settings.with_standard
 def load_policy(path: str | Path, *, trust: bool = False) -> LoadedPolicy:
     """The policy in a run folder (its newest checkpoint), a checkpoint folder, or a folder that was exported.
 

@@ -32,6 +32,11 @@ def is_known(settings: Any) -> bool:
     )
 
 
+def key(seed: Any) -> jax.Array:
+    """The key of a task, an evaluation or an agent: threefry, whatever JAX's default. seed: int or integer array []."""
+    return jax.random.key(seed, impl="threefry2x32")
+
+
 @contextmanager
 def using(settings: dict[str, Any]) -> Iterator[None]:
     """Within it, `jax.random.key` and what is drawn from keys follow `settings` (of `current`)."""

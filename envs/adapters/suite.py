@@ -19,6 +19,7 @@ import numpy as np
 from flax import struct
 
 from envs.base import ActionSpace, Box, Discrete, PyTree, Split, TimeStep, VisualEnvironment
+from relic_jax import prng
 from relic_jax.config import ConfigError
 
 SEEDS = {"train": range(1000), "test": range(1000, 1100)}
@@ -122,7 +123,7 @@ class Suite(VisualEnvironment):
 
     def start(self, key: jax.Array, task: PyTree) -> SuiteState:
         """A trial's first episode."""
-        inner, seen = _settled(self.begin(jax.random.key(task) if self.opens_alike else key, task))
+        inner, seen = _settled(self.begin(prng.key(task) if self.opens_alike else key, task))
         opening = (inner, seen) if self.opens_alike else None
         return SuiteState(self.reseeded(key, inner), seen, opening)
 

@@ -30,6 +30,7 @@ from envs.firstperson.house_plan import (
 )
 from envs.firstperson.renderer import FIRST_SOLID, Lens, render_objects
 from envs.firstperson.scene import BOX, CYLINDER, SPHERE, WHITE, Camera, Scene, Solids, Walls
+from relic_jax import prng
 
 STOP, FORWARD, LEFT, RIGHT, UP, DOWN = range(6)
 STEP = 0.25  # metres
@@ -130,7 +131,7 @@ class HouseNav(VisualEnvironment):
 
     def start(self, key: jax.Array, task: jax.Array) -> HouseState:
         """Builds the house of the task, then starts an episode in it."""
-        return self._episode(key, build_house(jax.random.key(task), self.config))
+        return self._episode(key, build_house(prng.key(task), self.config))
 
     def restart(self, key: jax.Array, state: HouseState, task: jax.Array) -> HouseState:
         """A new episode in the same house."""
@@ -297,7 +298,7 @@ class HouseNav(VisualEnvironment):
 
     def sight(self, record: HouseRecord, task: jax.Array) -> draw.Sight:
         """What there is to draw of a moment."""
-        scene = self.scene(build_house(jax.random.key(task), self.config))
+        scene = self.scene(build_house(prng.key(task), self.config))
         solid = jnp.arange(scene.solids.top.shape[0]) - self.config.furniture
         return draw.Sight(scene, self.camera(record), (solid >= 0) & (solid // self.config.instances == record.target))
 

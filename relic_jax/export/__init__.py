@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import jax
 
-from relic_jax import runtime, step, trust
+from relic_jax import runtime, settings, step, trust
 from relic_jax.config import ConfigError
 from relic_jax.export import card, onnx_graph, stablehlo, verify, weights
 from relic_jax.export.weights import DTYPES, Dtype
@@ -41,6 +41,7 @@ class VerificationError(RuntimeError):
     """What was exported computes something else than the policy. Nothing is left of it."""
 
 
+@settings.with_standard
 def export_policy(
     loaded: LoadedPolicy,
     to: Path,

@@ -17,7 +17,7 @@ import numpy as np
 
 from envs.base import Environment
 from envs.host import HostEnvironment
-from relic_jax import checkpoint, prng
+from relic_jax import checkpoint, prng, settings
 from relic_jax.bridge.pool import PoolError
 from relic_jax.config import ConfigError, TrainConfig, validate
 from relic_jax.evaluate import check_evaluated
@@ -57,6 +57,7 @@ class Progress:
     seconds: float = 0.0
 
 
+@settings.with_standard
 def prepare(config: TrainConfig, env: Environment, *, resume: bool = False) -> Setup:
     """Validates a config against its environment, the devices and their memory, and binds them.
 
@@ -96,6 +97,7 @@ def chunks(setup: Setup) -> Iterator[Chunk]:
         yield compile_chunk(setup)
 
 
+@settings.with_standard
 def train(
     setup: Setup,
     folder: Path,
@@ -174,6 +176,7 @@ def total_env_steps(config: TrainConfig) -> int:
     return config.trials * config.trial.environments * config.trial.steps
 
 
+@settings.with_standard
 def save(setup: Setup, checkpoints: Path, state: TrainState, progress: Progress) -> None:
     """Writes a checkpoint named after the environment steps taken."""
     if progress.env_steps not in checkpoint.complete_steps(checkpoints):
@@ -181,6 +184,7 @@ def save(setup: Setup, checkpoints: Path, state: TrainState, progress: Progress)
         checkpoint.save(checkpoints, progress.env_steps, state, setup.config, dataclasses.asdict(progress), spaces)
 
 
+@settings.with_standard
 def restore(setup: Setup, checkpoints: Path) -> tuple[TrainState, Progress]:
     """The newest checkpoint's state and counters; fresh ones where there is none yet."""
     steps = checkpoint.complete_steps(checkpoints)
