@@ -22,7 +22,8 @@ STANDARD = {
 }
 """What this library computes with, by the name of JAX's setting (`jax_…`, in the environment `JAX_…`)."""
 
-Inputs, Output = ParamSpec("Inputs"), TypeVar("Output")
+Inputs = ParamSpec("Inputs")
+Output = TypeVar("Output")
 
 
 @contextmanager

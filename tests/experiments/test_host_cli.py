@@ -205,7 +205,7 @@ def test_an_episode_dataset_is_made_and_read(cli, tmp_path):
         (["--train", "house-1", "--test", "house-2", "--objects", "1"], "is in no scene of the dataset"),
         (["--habitat-python", "/no/python"], "python is '/no/python'; allowed: a Python interpreter"),
         (["--habitat-python", "/bin/false"], "/bin/false ended with 1"),
-        (["--layouts", "0"], "layouts is 0; allowed: 1 or more"),
+        (["--layouts", "0"], "layouts is 0; allowed: 1 … 100,000"),
     ],
 )
 def test_what_no_dataset_can_be_made_of(cli, tmp_path, options, said):
