@@ -8,12 +8,31 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from typing import Any, ClassVar, Literal, Protocol, TypeVar
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+
+from envs.actions import ActionSpace, Box, Discrete, MultiDiscrete
+
+__all__ = [
+    "ActionSpace",
+    "Box",
+    "Discrete",
+    "Environment",
+    "Image",
+    "MultiDiscrete",
+    "PyTree",
+    "Split",
+    "TimeStep",
+    "Trajectory",
+    "VisualEnvironment",
+    "first_timestep",
+    "num_tasks",
+    "split_hash",
+]
 
 PyTree = Any
 Split = Literal["train", "test"]
@@ -28,12 +47,15 @@ class TimeStep:
     terminated: bool []; the episode reached an end state of the task, nothing follows.
     truncated: bool []; the episode was cut by the time limit, the state would have had a future. Where an environment
       sets both, it terminated (`one_end`).
+    legal: bool [action_space.mask_size], which actions can be taken next, where `Environment.masks_actions`; else None.
+      Not read where the episode ended.
     """
 
     observation: PyTree
     reward: jax.Array
     terminated: jax.Array
     truncated: jax.Array
+    legal: jax.Array | None = None
 
 
 class Image(jax.ShapeDtypeStruct):
@@ -56,160 +78,13 @@ class Image(jax.ShapeDtypeStruct):
         return hash((Image, super().__hash__()))
 
 
-Array = TypeVar("Array", jax.Array, np.ndarray)
-
-
-class ActionSpace(Protocol):
-    """A set of actions, hashable. A policy has units of its own: the environment's (`Discrete`), or [−1, 1] (`Box`).
-
-    `applied`, `shown` and `chosen` work on arrays of numpy and of jax with any leading axes.
-    """
-
-    @property
-    def n(self) -> int:
-        """Number of actions, or of an action's components."""
-        ...
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of one action."""
-        ...
-
-    @property
-    def dtype(self) -> Any:
-        """Of an action."""
-        ...
-
-    @property
-    def nothing(self) -> int:
-        """Fills the place of the previous action at the first step of an episode."""
-        ...
-
-    @property
-    def expert_mark(self) -> float:
-        """Asks an environment in a worker process to let its scripted expert act, in the place of every component."""
-        ...
-
-    def sample(self, key: jax.Array) -> jax.Array:
-        """A uniformly random action in the environment's units. key: typed PRNG key []."""
-        ...
-
-    def draw(self, random: np.random.Generator, count: int) -> np.ndarray:
-        """`count` of them from a numpy generator."""
-        ...
-
-    def applied(self, action: Array) -> Array:
-        """What a policy's action is to the environment."""
-        ...
-
-    def shown(self, action: Array) -> Array:
-        """What the policy reads of its own action at the next step."""
-        ...
-
-    def chosen(self, action: Array) -> Array:
-        """What an action of the environment's is to a policy; the inverse of `applied`."""
-        ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Discrete:
-    """Actions 0 … n−1, as int32 []."""
-
-    n: int
-
-    shape: ClassVar[tuple[int, ...]] = ()
-    dtype: ClassVar[Any] = np.dtype(np.int32)
-    nothing: ClassVar[int] = -1
-    expert_mark: ClassVar[float] = -1
-
-    def __str__(self) -> str:
-        return f"{self.n} actions"
-
-    def sample(self, key: jax.Array) -> jax.Array:
-        """A uniformly random action, int32 []. key: typed PRNG key []."""
-        return jax.random.randint(key, (), 0, self.n, jnp.int32)
-
-    def draw(self, random: np.random.Generator, count: int) -> np.ndarray:
-        """Uniformly random actions, int [count]."""
-        return random.integers(self.n, size=count)
-
-    def applied(self, action: Array) -> Array:
-        """The action itself."""
-        return action
-
-    shown = chosen = applied
-
-
-@dataclasses.dataclass(frozen=True)
-class Box:
-    """Vectors of n numbers, low[i] ≤ a[i] ≤ high[i], as float32 [n]. To a policy they are −1 … 1, whatever the bounds.
-
-    What a policy chooses outside of that is clipped to the bounds, so an environment sees none. Raises ValueError where
-    the bounds are not finite, not of one length or the wrong way round.
-    """
-
-    low: tuple[float, ...]
-    high: tuple[float, ...]
-
-    dtype: ClassVar[Any] = np.dtype(np.float32)
-    nothing: ClassVar[int] = 0
-    expert_mark: ClassVar[float] = float("nan")
-
-    def __post_init__(self) -> None:
-        """Checks the bounds."""
-        with np.errstate(over="ignore", invalid="ignore"):
-            low, high = (np.asarray(end, np.float32) for end in (self.low, self.high))
-            fits = low.shape == high.shape and low.size > 0 and bool((np.isfinite(high - low) & (low < high)).all())
-        if not fits:
-            allowed = "finite, as many, low below high, in float32"
-            raise ValueError(f"a Box is low {self.low}, high {self.high}; allowed: {allowed}")
-
-    def __str__(self) -> str:
-        bounds = sorted(set(zip(self.low, self.high, strict=True)))
-        return f"actions of {self.n} numbers in " + ", ".join(f"[{low:g}, {high:g}]" for low, high in bounds)
-
-    @property
-    def n(self) -> int:
-        """Components of an action."""
-        return len(self.low)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(n,)."""
-        return (len(self.low),)
-
-    def sample(self, key: jax.Array) -> jax.Array:
-        """A uniformly random action, float32 [n]. key: typed PRNG key []."""
-        return jax.random.uniform(key, self.shape, jnp.float32, jnp.asarray(self.low), jnp.asarray(self.high))
-
-    def draw(self, random: np.random.Generator, count: int) -> np.ndarray:
-        """Uniformly random actions, float32 [count, n]."""
-        return random.uniform(self.low, self.high, (count, self.n)).astype(np.float32)
-
-    def applied(self, action: Array) -> Array:
-        """From −1 … 1, clipped, to the bounds, which rounding does not exceed. float32 [..., n]."""
-        low, high = np.asarray(self.low, np.float32), np.asarray(self.high, np.float32)
-        scaled: Any = low + (self.shown(action) + 1) * (0.5 * (high - low))
-        return scaled.clip(low, high)
-
-    def shown(self, action: Array) -> Array:
-        """Clipped to −1 … 1. float32 [..., n]."""
-        return action.clip(-1.0, 1.0)
-
-    def chosen(self, action: Array) -> Array:
-        """From the bounds to −1 … 1, clipped. float32 [..., n]."""
-        low, high = np.asarray(self.low, np.float32), np.asarray(self.high, np.float32)
-        scaled: Any = 2 * ((action - low) / (high - low)) - 1
-        return scaled.clip(-1.0, 1.0)
-
-
 @dataclasses.dataclass(frozen=True)
 class Trajectory:
     """T consecutive steps of ONE trial, as numpy arrays on the host; what a renderer draws.
 
     observation: pytree, leading axis T; what the policy saw before it acted.
-    action: int32 [T] or float32 [T, n]; what it then did, in the environment's units. reward: float32 [T]; what that
-      earned.
+    action: int32 [T] or [T, n], or float32 [T, n]; what it then did, in the environment's units.
+    reward: float32 [T]; what that earned.
     first: bool [T]; `observation` opens an episode.
     task: the trial's task, without a leading axis.
     record: pytree, leading axis T; `Environment.record` of the state that `observation` was made in.
@@ -234,6 +109,7 @@ class Environment:
     name: str
     horizon: int  # the longest episode, in steps; one that has not terminated by then is truncated
     dear_reset = False  # trials reset only those whose episode ended, a block at a time, which a loop and copies cost
+    masks_actions = False  # every TimeStep says which actions are legal (`TimeStep.legal`); the policy takes no other
     may_fail = False  # its steps can get lost (simulators in worker processes): trajectories say which are valid
 
     @property
@@ -256,7 +132,7 @@ class Environment:
 
     @property
     def action_space(self) -> ActionSpace:
-        """The set of actions: `Discrete` or `Box`."""
+        """The set of actions: `Discrete`, `MultiDiscrete` or `Box`."""
         raise NotImplementedError
 
     def reset(self, key: jax.Array, task: PyTree) -> tuple[PyTree, TimeStep]:
@@ -325,16 +201,21 @@ class VisualEnvironment(Environment):
         """Returns (state, observation): what is seen in `state`; the state may keep what the dynamics need of it."""
         raise NotImplementedError
 
+    def legal(self, state: PyTree, task: PyTree) -> jax.Array | None:
+        """`TimeStep.legal` in `state`; to be defined where `masks_actions`."""
+        del state, task
+        return None
+
     def reset(self, key: jax.Array, task: PyTree) -> tuple[PyTree, TimeStep]:
         """Starts a trial's first episode."""
         state, observation = self.observe(self.start(key, task), task)
-        return state, first_timestep(observation)
+        return state, first_timestep(observation, self.legal(state, task))
 
     def step(self, key: jax.Array, state: PyTree, action: jax.Array, task: PyTree) -> tuple[PyTree, TimeStep]:
         """Acts, then looks."""
         state, timestep = self.transition(key, state, action, task)
         state, observation = self.observe(state, task)
-        return state, dataclasses.replace(timestep, observation=observation)
+        return state, dataclasses.replace(timestep, observation=observation, legal=self.legal(state, task))
 
 
 def one_end(timestep: TimeStep) -> TimeStep:
@@ -357,7 +238,7 @@ def split_hash(tasks: PyTree) -> str:
     return digest.hexdigest()[:12]
 
 
-def first_timestep(observation: PyTree) -> TimeStep:
+def first_timestep(observation: PyTree, legal: jax.Array | None = None) -> TimeStep:
     """The TimeStep of a reset: no reward, not ended."""
     false = jnp.zeros((), bool)
-    return TimeStep(observation, jnp.zeros((), jnp.float32), false, false)
+    return TimeStep(observation, jnp.zeros((), jnp.float32), false, false, legal)

@@ -19,7 +19,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from envs.base import ActionSpace, Box, Discrete, Environment, Image, PyTree, Split, TimeStep, first_timestep
+from envs.base import (
+    ActionSpace,
+    Box,
+    Discrete,
+    Environment,
+    Image,
+    MultiDiscrete,
+    PyTree,
+    Split,
+    TimeStep,
+    first_timestep,
+)
 from envs.wrappers import TrialState, TrialStep
 from relic_jax.bridge.observations import assembled, tree
 from relic_jax.bridge.pool import Batch, Pool, PoolConfig, PoolError
@@ -95,16 +106,26 @@ class HostEnvironment(Environment):
 
     @property
     def action_space(self) -> ActionSpace:
-        """Discrete actions, or vectors. Raises ConfigError where these are unbounded or of another shape."""
+        """Discrete actions, one or several at a time, or vectors.
+
+        Raises ConfigError where these are unbounded or of another shape.
+        """
         spec = self.spec
         if spec.actions:
             return Discrete(spec.actions)
+        if spec.nvec:
+            return MultiDiscrete(spec.nvec)
         if len(spec.action.shape) != 1 or not spec.action.dtype.startswith("float"):
             raise ConfigError(f"env {self.name!r} has actions {spec.action}; allowed: integers, or vectors of floats")
         try:
             return Box((spec.low,) * spec.action.shape[0], (spec.high,) * spec.action.shape[0])
         except ValueError as error:
             raise ConfigError(f"env {self.name!r}: {error}") from None
+
+    @property
+    def masks_actions(self) -> bool:  # type: ignore[override]
+        """Whether the workers say which actions are legal."""
+        return self.spec.masks
 
     @property
     def has_expert(self) -> bool:
@@ -127,7 +148,8 @@ class HostEnvironment(Environment):
         """(the seed of a trial, int32 []; a first TimeStep of the right shapes, all zeros, until the pool's reset)."""
         del task
         seed = (jax.random.bits(key) >> 1).astype(jnp.int32)
-        return seed, first_timestep(jax.tree.map(lambda spec: jnp.zeros(spec.shape, spec.dtype), self.observation_spec))
+        observation = jax.tree.map(lambda spec: jnp.zeros(spec.shape, spec.dtype), self.observation_spec)
+        return seed, first_timestep(observation, jnp.ones(self.spec.mask_size, bool) if self.spec.masks else None)
 
     def observe(self, arrays: dict[str, np.ndarray]) -> PyTree:
         """A pool's observation arrays (leading axis b) as the policy reads them."""
@@ -233,7 +255,7 @@ class HostTrials:
         batch = self.pool.reset([self.env.task(row) for row in tasks], seeds.tolist())
         nothing, actions = np.zeros(len(seeds), np.float32), self.env.action_space
         none = np.full((len(seeds), *actions.shape), actions.nothing, actions.dtype)
-        arrays: Any = (none, nothing, np.ones(len(seeds), bool), nothing)
+        arrays: Any = (none, nothing, np.ones(len(seeds), bool), nothing, batch.legal)
         self._split(TrialState(seeds, tasks, self.env.observe(batch.observation), *arrays))
 
     def resume(self, trial: TrialState, episodes: np.ndarray, replay: Sequence[np.ndarray]) -> np.ndarray:
@@ -243,20 +265,21 @@ class HostTrials:
         """
         tasks: list[Any] = [self.env.task(row) for row in np.asarray(trial.task)]
 
-        def reset(episodes: np.ndarray, replay: list[list[Any]]) -> tuple[PyTree, np.ndarray]:
+        def reset(episodes: np.ndarray, replay: list[list[Any]]) -> tuple[tuple[PyTree, Any], np.ndarray]:
             batch = self.pool.reset(tasks, trial.env.tolist(), episodes.tolist(), replay)
-            return self.env.observe(batch.observation), batch.valid
+            return (self.env.observe(batch.observation), batch.legal), batch.valid
 
         actions = [row.tolist() for row in replay]
-        observation, valid = reset(episodes, actions)
-        pairs = zip(jax.tree.leaves(observation), jax.tree.leaves(trial.observation), strict=True)
+        seen, valid = reset(episodes, actions)
+        pairs = zip(jax.tree.leaves(seen), jax.tree.leaves((trial.observation, trial.legal)), strict=True)
         equal = [(a == b).reshape(len(tasks), -1).all(1) for a, b in pairs]
         same = trial.first | np.all([*equal, valid], axis=0)
         if not same.all():
             kept = [row if ok else [] for row, ok in zip(actions, same, strict=True)]
-            observation, _ = reset(episodes + ~same, kept)
+            seen, _ = reset(episodes + ~same, kept)
         changes: dict[str, Any] = {
-            "observation": observation,
+            "observation": seen[0],
+            "legal": seen[1],
             "previous_action": self._previous(~same, np.asarray(trial.previous_action)),
             "previous_reward": np.where(same, trial.previous_reward, 0).astype(np.float32),
             "first": trial.first | ~same,
@@ -301,6 +324,7 @@ class HostTrials:
         episode_return = before.episode_return + batch.reward
         changes: dict[str, Any] = {
             "observation": self.env.observe(batch.observation),
+            "legal": batch.legal,
             "previous_action": self._previous(ended, self.env.action_space.chosen(batch.acted)),
             "previous_reward": np.where(ended & (not self.show_last_reward), 0, batch.reward).astype(np.float32),
             "first": ended,
@@ -368,7 +392,9 @@ def mean_line(env: HostEnvironment, tasks: np.ndarray, episodes: int, expert: bo
 
     def act(group: int, index: int, trial: TrialState) -> np.ndarray:
         count, actions = len(trial.first), env.action_space
-        return np.full((count, *actions.shape), actions.expert_mark) if expert else actions.draw(random, count)
+        if expert:
+            return np.full((count, *actions.shape), actions.expert_mark)
+        return actions.draw(random, count, None if trial.legal is None else np.asarray(trial.legal))
 
     for trials, numbers in waves(env, len(tasks)):
         count = EpisodeCount(trials, episodes)

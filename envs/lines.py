@@ -15,8 +15,8 @@ from envs.base import Environment, PyTree, Split, num_tasks
 from envs.host import HostEnvironment, mean_line
 from relic_jax import prng, settings
 
-# (environment, key, state, task) -> action
-ScriptedPolicy = Callable[[Environment, jax.Array, PyTree, PyTree], jax.Array]
+# (environment, key, state, task, legal actions or None) -> action
+ScriptedPolicy = Callable[[Environment, jax.Array, PyTree, PyTree, jax.Array | None], jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,14 +58,17 @@ def reference_lines(
     return Lines(random=_line(env, _random, keys, tasks), optimal=optimal)
 
 
-def _random(env: Environment, key: jax.Array, state: PyTree, task: PyTree) -> jax.Array:
+def _random(env: Environment, key: jax.Array, state: PyTree, task: PyTree, legal: jax.Array | None) -> jax.Array:
     del state, task
-    return env.action_space.sample(key)
+    return env.action_space.sample(key, legal)
 
 
-def _expert(env: Environment, key: jax.Array, state: PyTree, task: PyTree) -> jax.Array:
-    del key
-    return env.optimal_action(state, task)
+def _expert(env: Environment, key: jax.Array, state: PyTree, task: PyTree, legal: jax.Array | None) -> jax.Array:
+    """The expert's action, or a random one where that is not legal."""
+    action = env.optimal_action(state, task)
+    if legal is None:
+        return action
+    return jnp.where(env.action_space.allows(legal, action), action, env.action_space.sample(key, legal))
 
 
 def _line(env: Environment, policy: ScriptedPolicy, keys: jax.Array, tasks: PyTree) -> Line:
@@ -85,16 +88,16 @@ def _episode(env: Environment, policy: ScriptedPolicy, key: jax.Array, task: PyT
     """Plays one episode. Returns (undiscounted return, success), float32 [] and bool []."""
 
     def step(carry: tuple, key: jax.Array) -> tuple[tuple, None]:
-        state, episode_return, success, running = carry
+        state, legal, episode_return, success, running = carry
         action_key, step_key = jax.random.split(key)
-        state, timestep = env.step(step_key, state, policy(env, action_key, state, task), task)
+        state, timestep = env.step(step_key, state, policy(env, action_key, state, task, legal), task)
         episode_return += jnp.where(running, timestep.reward, 0.0)
         ended = timestep.terminated | timestep.truncated
         success = jnp.where(running & ended, env.success(timestep, episode_return), success)
-        return (state, episode_return, success, running & ~ended), None
+        return (state, timestep.legal, episode_return, success, running & ~ended), None
 
     reset_key, steps_key = jax.random.split(key)
-    state, _ = env.reset(reset_key, task)
-    start = (state, jnp.zeros((), jnp.float32), jnp.zeros((), bool), jnp.ones((), bool))
-    (_, episode_return, success, _), _ = jax.lax.scan(step, start, jax.random.split(steps_key, env.horizon))
+    state, first = env.reset(reset_key, task)
+    start = (state, first.legal, jnp.zeros((), jnp.float32), jnp.zeros((), bool), jnp.ones((), bool))
+    (*_, episode_return, success, _), _ = jax.lax.scan(step, start, jax.random.split(steps_key, env.horizon))
     return episode_return, success

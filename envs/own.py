@@ -82,19 +82,30 @@ def check(env: Environment, field: str) -> None:
         require(one, f"tasks({split!r})", f"of leading axes {sorted(sizes)}", "arrays with one leading axis, of tasks")
     task = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), env.tasks("train"))
     key = jax.eval_shape(lambda: jax.random.key(0))
-    action = jax.ShapeDtypeStruct(env.action_space.shape, env.action_space.dtype)
+    actions = env.action_space
+    action = jax.ShapeDtypeStruct(actions.shape, actions.dtype)
+    masks = env.masks_actions
+    require(isinstance(masks, bool), "masks_actions", repr(masks), "True or False, whether every TimeStep has `legal`")
+    require(
+        actions.mask_size or not masks, "masks_actions", masks, f"False with {actions}, of which none can be masked"
+    )
     _check_specs(env.observation_spec, require)
     state, first = jax.eval_shape(env.reset, key, task)
     after, later = jax.eval_shape(env.step, key, state, action, task)
     require(_types(after) == _types(state), "state after step", _types(after), f"as after reset: {_types(state)}")
     number, flag = (jax.ShapeDtypeStruct((), dtype) for dtype in (jnp.float32, bool))
     expected = {"observation": env.observation_spec, "reward": number, "terminated": flag, "truncated": flag}
+    expected["legal"] = jax.ShapeDtypeStruct((actions.mask_size,), bool) if masks else None
     for method, timestep in (("reset", first), ("step", later)):
         for name, spec in expected.items():
             found, allowed = _types(getattr(timestep, name)), _types(spec)
-            require(found == allowed, f"{name} from {method}", found, allowed)
+            declared = f" (masks_actions is {masks})" if name == "legal" else ""
+            require(found == allowed, f"{name} from {method}", found, allowed + declared)
+    ends, playable, expert = _first_episode(env)
     allowed = f"an end within its horizon of {horizon} steps, by `terminated` or `truncated`"
-    require(_ends(env), "first episode", "longer", allowed)
+    require(ends, "first episode", "longer", allowed)
+    require(playable, "first episode", "one with a step of no legal action", "at least one in every step")
+    require(expert, "optimal_action", "not legal in its first episode", "a legal action in every step")
 
 
 def _check_specs(specs: PyTree, require: Callable[[Any, str, Any, str], None]) -> None:
@@ -109,20 +120,30 @@ def _check_specs(specs: PyTree, require: Callable[[Any, str, Any, str], None]) -
             require(fits, what, f"an Image {list(spec.shape)}", "an Image [height, width, channels], each 1 or more")
 
 
-def _ends(env: Environment) -> bool:
-    """Whether a random episode of the first training task does within the horizon."""
-    task = jax.tree.map(lambda x: jnp.asarray(x[0]), env.tasks("train"))
+def _first_episode(env: Environment) -> tuple[bool, bool, bool]:
+    """A random episode of the first training task: whether it ends within the horizon, and, where actions are masked,
+    whether every step of it has a legal action and the expert's is legal."""
+    task, actions = jax.tree.map(lambda x: jnp.asarray(x[0]), env.tasks("train")), env.action_space
+    true = jnp.ones((), bool)
 
     @jax.jit
-    def episode() -> jax.Array:
-        def step(state: PyTree, key: jax.Array) -> tuple[PyTree, jax.Array]:
-            state, timestep = env.step(key, state, env.action_space.sample(jax.random.fold_in(key, 1)), task)
-            return state, timestep.terminated | timestep.truncated
+    def episode() -> tuple[jax.Array, jax.Array, jax.Array]:
+        def step(carry: tuple[PyTree, Any, Any], key: jax.Array) -> tuple[tuple[PyTree, Any, Any], Any]:
+            state, legal, over = carry
+            playable = true if legal is None else actions.playable(legal)
+            asked = env.has_expert and legal is not None
+            expert = actions.allows(legal, env.optimal_action(state, task)) if asked else true
+            state, timestep = env.step(key, state, actions.sample(jax.random.fold_in(key, 1), legal), task)
+            over_now = over | timestep.terminated | timestep.truncated
+            return (state, timestep.legal, over_now), (over_now, over | playable, over | expert)
 
-        state, _ = env.reset(jax.random.key(0), task)
-        return jax.lax.scan(step, state, jax.random.split(jax.random.key(1), env.horizon))[1].any()
+        state, first = env.reset(jax.random.key(0), task)
+        keys = jax.random.split(jax.random.key(1), env.horizon)
+        _, (ended, playable, expert) = jax.lax.scan(step, (state, first.legal, ~true), keys)
+        return ended.any(), playable.all(), expert.all()
 
-    return bool(episode())
+    ends, playable, expert = map(bool, episode())
+    return ends, playable, expert
 
 
 def _types(tree: PyTree) -> str:

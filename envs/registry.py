@@ -253,6 +253,8 @@ ENTRIES: dict[str, Entry] = {
             "probe-memory": "five steps, rewarded for recalling the first: is there memory within an episode",
             "probe-bandit": "five arms, the best one is the task: is there learning in context",
             "probe-continuous": "one step, rewarded for the action that is seen: can continuous actions be learned",
+            "probe-mask": "four steps, in each of which other actions are legal: are masks kept and respected",
+            "probe-multidiscrete": "one step, two actions at a time, rewarded for matching what is seen",
         },
     ),
     **_presets(

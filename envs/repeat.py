@@ -25,7 +25,8 @@ def repeated(env: Environment, times: int) -> Environment:
 
 @dataclasses.dataclass(frozen=True)
 class ActionRepeat(Environment):
-    """A step is up to `times` steps of `env` with one action: fewer where the episode ends. Rewards are summed.
+    """A step is up to `times` steps of `env` with one action: fewer where the episode ends, or where the action is no
+    longer legal. Rewards are summed.
 
     Observation, terminated and truncated are those of the last step that was taken.
     """
@@ -47,6 +48,11 @@ class ActionRepeat(Environment):
     def dear_reset(self) -> bool:  # type: ignore[override]
         """The environment's."""
         return self.env.dear_reset
+
+    @property
+    def masks_actions(self) -> bool:  # type: ignore[override]
+        """The environment's."""
+        return self.env.masks_actions
 
     @property
     def line_episodes(self) -> int:
@@ -85,8 +91,10 @@ class ActionRepeat(Environment):
             state, before = carry
             next_state, timestep = self.env.step(key, state, action, task)
             timestep = dataclasses.replace(timestep, reward=before.reward + timestep.reward)
-            ended = before.terminated | before.truncated
-            return select(ended, carry, (next_state, timestep)), None
+            over = before.terminated | before.truncated
+            if before.legal is not None:
+                over |= ~self.action_space.allows(before.legal, action)
+            return select(over, carry, (next_state, timestep)), None
 
         state, timestep = jax.lax.scan(again, self.env.step(keys[0], state, action, task), keys[1:])[0]
         return state, one_end(timestep)

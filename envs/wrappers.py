@@ -26,12 +26,13 @@ class TrialState:
     env: the environments' own states, leading axis B.
     task: their tasks, leading axis B.
     observation: what the policy sees next, leading axis B.
-    previous_action: int32 [B], or float32 [B, n] of a `Box`; the action that led here as the policy reads it
+    previous_action: int32 [B] or [B, n], or float32 [B, n] of a `Box`; the action that led here as the policy reads it
       (`ActionSpace.shown`), −1, or zeros, before the first action of an episode.
     previous_reward: float32 [B]; the reward that came with `observation`. After an episode's end this is 0 (as in the
       original: the last reward of an episode is never seen), or that last reward where `show_last_reward` is set.
     first: bool [B]; `observation` opens an episode.
     episode_return: float32 [B]; undiscounted reward of the running episode so far.
+    legal: bool [B, mask_size]; which actions can be taken next, None where the environment does not say so.
     """
 
     env: PyTree
@@ -41,6 +42,7 @@ class TrialState:
     previous_reward: jax.Array
     first: jax.Array
     episode_return: jax.Array
+    legal: jax.Array | None = None
 
 
 @struct.dataclass
@@ -83,6 +85,7 @@ class Trials:
             previous_reward=jnp.zeros((batch,), jnp.float32),
             first=jnp.ones((batch,), bool),
             episode_return=jnp.zeros((batch,), jnp.float32),
+            legal=timestep.legal,
         )
 
     def step(self, key: jax.Array, state: TrialState, action: jax.Array) -> tuple[TrialState, TrialStep]:
@@ -91,7 +94,7 @@ class Trials:
         action: as the policy chose it, int32 [B] or float32 [B, n]; of a `Box` what is outside of −1 … 1 is clipped.
         """
         actions = self.env.action_space
-        end, timestep, next_env, observation = self._advance(key, state, actions.applied(action))
+        end, timestep, next_env, (observation, legal) = self._advance(key, state, actions.applied(action))
         ended = timestep.terminated | timestep.truncated
         episode_return = state.episode_return + timestep.reward
         shown = timestep.reward if self.show_last_reward else jnp.where(ended, 0.0, timestep.reward)
@@ -103,6 +106,7 @@ class Trials:
             previous_reward=shown,
             first=ended,
             episode_return=jnp.where(ended, 0.0, episode_return),
+            legal=legal,
         )
         return next_state, TrialStep(
             reward=timestep.reward,
@@ -115,7 +119,10 @@ class Trials:
         )
 
     def _advance(self, key: jax.Array, state: TrialState, action: jax.Array) -> tuple[PyTree, TimeStep, PyTree, PyTree]:
-        """Steps, and resets where an episode ended: (states before resets, TimeSteps, states, observations)."""
+        """Steps, and resets where an episode ended.
+
+        Returns (states before resets, TimeSteps, states, (observations, legal actions)).
+        """
         step_keys, reset_keys = jax.random.split(key, (2, action.shape[0]))
         if isinstance(self.env, VisualEnvironment):
             return self._advance_visual(self.env, step_keys, reset_keys, state, action)
@@ -125,11 +132,12 @@ class Trials:
 
         def reset(key: jax.Array, task: PyTree) -> tuple[PyTree, PyTree]:
             start, first = self.env.reset(key, task)
-            return start, first.observation
+            return start, (first.observation, first.legal)
 
         replace = replace_few if self.env.dear_reset else replace_all
-        next_env, observation = replace(ended, reset, (reset_keys, state.task), (end, timestep.observation))
-        return end, timestep, next_env, observation
+        old = end, (timestep.observation, timestep.legal)
+        next_env, seen = replace(ended, reset, (reset_keys, state.task), old)
+        return end, timestep, next_env, seen
 
     @staticmethod
     def _advance_visual(
@@ -147,7 +155,8 @@ class Trials:
             return select(timestep.truncated, look(end, state.task)[1], observation)
 
         final = jax.lax.cond(timestep.truncated.any(), last_look, lambda: observation)
-        return end, dataclasses.replace(timestep, observation=final), next_env, observation
+        legal = jax.vmap(env.legal)(next_env, state.task)
+        return end, dataclasses.replace(timestep, observation=final), next_env, (observation, legal)
 
 
 def replace_all(rows: jax.Array, make: Callable[..., PyTree], inputs: tuple[PyTree, ...], old: PyTree) -> PyTree:

@@ -11,7 +11,7 @@ import numpy as np
 
 from relic_jax import prng, runtime, settings, step
 from relic_jax.bridge import observations
-from relic_jax.distributions import Categorical, Gaussian, TanhGaussian
+from relic_jax.models import actions
 from relic_jax.models.cache import KVCache
 from relic_jax.models.formats import Format
 from relic_jax.models.policy import Policy
@@ -73,12 +73,19 @@ class Agent(runtime.Agent):
 
     @settings.with_standard
     def step(
-        self, observation: Any, reward: Any = 0.0, terminated: Any = False, truncated: Any = False, **extra: Any
+        self,
+        observation: Any,
+        reward: Any = 0.0,
+        terminated: Any = False,
+        truncated: Any = False,
+        *,
+        legal: Any = None,
+        **extra: Any,
     ) -> Any:
         """See `relic_jax.runtime.Agent.step`. key: draws the action."""
         key = extra.get("key")
         inputs = {"key": key, "count": np.uint32(0)} if key is not None else self._own_key()
-        return super().step(observation, reward, terminated, truncated, **inputs)
+        return super().step(observation, reward, terminated, truncated, legal=legal, **inputs)
 
     def _own_key(self) -> dict[str, Any]:
         return {"key": self._key, "count": np.uint32(self._count + 1)}
@@ -115,11 +122,7 @@ def _step(policy: Policy, greedy: bool, params: Params, arrays: step.Arrays, inp
     inputs = dict(inputs)
     key, count = inputs.pop("key"), inputs.pop("count")
     outputs, arrays = runtime.in_place(functools.partial(step.step, policy, params))(arrays, inputs)
-    if "logits" in outputs:
-        distribution: Any = Categorical(outputs["logits"])
-    else:
-        kind = TanhGaussian if policy.config.head.action == "tanh" else Gaussian
-        distribution = kind(outputs["mean"], outputs["log_std"])
+    distribution = actions.distribution_of(policy.action_space, policy.config.head, outputs)
     if greedy:
         return {**outputs, "action": distribution.mode()}, arrays
     folded = jax.lax.cond(count > 0, lambda: jax.random.fold_in(key, count), lambda: key)

@@ -53,7 +53,7 @@ def save(
 
     spaces: `spaces_to_json` of the environment's, with which the policy can be built without it.
     """
-    arrays = _without_typed_keys(state)
+    arrays = _without_typed_keys(_compact(state))
     both = {"params": arrays.params, "rest": replace(arrays, params={})}
     return _write(folder, step, both, config, counters, spaces)
 
@@ -242,13 +242,13 @@ def load_state(path: Path, abstract: TrainState, shardings: TrainState) -> Train
         raise ConfigError(
             f"checkpoint '{path}' holds parameters alone (imported, or truncated); allowed: a trained run's"
         )
-    plain = jax.eval_shape(_without_typed_keys, abstract)
-    placed = jax.tree.map(_placed, plain, shardings)
+    plain = jax.eval_shape(_without_typed_keys, _compact(abstract))
+    placed = jax.tree.map(_placed, plain, _compact(shardings))
     if is_old := _is_old(path):
         where: Any = shardings.env_steps
         placed = replace(placed, env_steps=_placed(jax.ShapeDtypeStruct((), jnp.int32), where.low))
     loaded = _load(path, {"params": placed.params, "rest": replace(placed, params={})})
-    state = replace(loaded["rest"], params=loaded["params"])
+    state = _expanded(replace(loaded["rest"], params=loaded["params"]), abstract)
     if is_old:
         steps = StepCount.of(int(state.env_steps))
         state = replace(state, env_steps=jax.device_put(steps, shardings.env_steps))
@@ -307,6 +307,27 @@ def _quiet() -> Iterator[None]:
         os.dup2(stderr, 2)
         os.close(stderr)
         os.close(nowhere)
+
+
+def _compact(state: TrainState) -> TrainState:
+    """The state as it lies in the file, where masks of legal actions are left out when there are none."""
+
+    def fields(record: Any) -> Any:
+        return {name: x for name, x in vars(record).items() if name != "legal"} if record.legal is None else record
+
+    trajectory = replace(state.trajectory, inputs=fields(state.trajectory.inputs))
+    return replace(state, trial=fields(state.trial), trajectory=trajectory)
+
+
+def _expanded(state: TrainState, like: TrainState) -> TrainState:
+    """The inverse of `_compact`."""
+
+    def record(found: Any, kind: type) -> Any:
+        return kind(**found) if isinstance(found, dict) else found
+
+    inputs = record(state.trajectory.inputs, type(like.trajectory.inputs))
+    trial = record(state.trial, type(like.trial))
+    return replace(state, trial=trial, trajectory=replace(state.trajectory, inputs=inputs))
 
 
 def _is_key(x: Any) -> bool:

@@ -31,11 +31,38 @@ class Distribution(Protocol):
         ...
 
 
+MASKED = -1e30  # the logit of what cannot be chosen: finite, and so are sums of such log-probabilities
+# Above it are all legal choices (from MASKED / 2 on), below it the padding of components (2 · MASKED), and below that
+# what stands for −inf (4 · MASKED): exp of every such difference is exactly 0.
+
+
+def masked(logits: jax.Array, legal: jax.Array) -> jax.Array:
+    """Logits of which only the legal choices have a probability above 0. Both [..., n]; legal: bool.
+
+    Where nothing is legal, all choices are equally likely. No gradient goes to what is not legal.
+    """
+    return jnp.where(legal, jnp.maximum(logits, MASKED / 2), MASKED)
+
+
 @struct.dataclass
 class Categorical:
-    """logits: float32 [..., n], not necessarily normalised. Actions are int32 [...]."""
+    """logits: float32 [..., n], not necessarily normalised, −inf for an action of probability 0.
+
+    Actions are int32 [...]. Log-probabilities, entropies and their gradients are finite, also with −inf and with masks.
+    finite: no logit is −inf, as known of a network's; what is compiled is then the plain formula.
+    """
 
     logits: jax.Array
+    finite: bool = struct.field(pytree_node=False, default=False)
+
+    def masked(self, legal: jax.Array) -> Categorical:
+        """The same among the legal actions only. legal: bool [..., n]."""
+        return Categorical(masked(self.logits, legal), finite=True)
+
+    @property
+    def log_p(self) -> jax.Array:
+        """Log-probabilities of all actions: float32 [..., n]."""
+        return jax.nn.log_softmax(self.logits if self.finite else jnp.maximum(self.logits, 4 * MASKED))
 
     def sample(self, key: jax.Array) -> jax.Array:
         """int32 [...]. key: typed PRNG key []."""
@@ -43,16 +70,56 @@ class Categorical:
 
     def log_prob(self, action: jax.Array) -> jax.Array:
         """float32 [...]; action: int32 [...]."""
-        return jnp.take_along_axis(jax.nn.log_softmax(self.logits), action[..., None], axis=-1)[..., 0]
+        return jnp.take_along_axis(self.log_p, action[..., None], axis=-1)[..., 0]
 
     def entropy(self) -> jax.Array:
         """In nats: float32 [...]."""
-        log_p = jax.nn.log_softmax(self.logits)
+        log_p = self.log_p
         return -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
 
     def mode(self) -> jax.Array:
         """The most likely action: int32 [...]."""
         return jnp.argmax(self.logits, axis=-1).astype(jnp.int32)
+
+
+@struct.dataclass
+class MultiCategorical:
+    """Independent categorical components. logits: float32 [..., sum(nvec)], those of one component after the other's.
+
+    Actions are int32 [..., len(nvec)]. Log-probabilities and entropies are the components' sums.
+    """
+
+    logits: jax.Array
+    nvec: tuple[int, ...] = struct.field(pytree_node=False)
+
+    def masked(self, legal: jax.Array) -> MultiCategorical:
+        """The same among the legal choices only. legal: bool [..., sum(nvec)]."""
+        return MultiCategorical(masked(self.logits, legal), self.nvec)
+
+    @property
+    def components(self) -> Categorical:
+        """All of them as one: leading axes [..., len(nvec)], over as many actions as the largest has."""
+        sizes = np.asarray(self.nvec)
+        choice = np.arange(sizes.max())
+        index = (np.cumsum(sizes) - sizes)[:, None] + np.minimum(choice, sizes[:, None] - 1)
+        logits = jnp.maximum(self.logits[..., index], 1.5 * MASKED)
+        return Categorical(jnp.where(choice < sizes[:, None], logits, 2 * MASKED), finite=True)
+
+    def sample(self, key: jax.Array) -> jax.Array:
+        """int32 [..., len(nvec)]. key: typed PRNG key []."""
+        return self.components.sample(key)
+
+    def log_prob(self, action: jax.Array) -> jax.Array:
+        """float32 [...]; action: int32 [..., len(nvec)]."""
+        return self.components.log_prob(action).sum(-1)
+
+    def entropy(self) -> jax.Array:
+        """In nats: float32 [...]."""
+        return self.components.entropy().sum(-1)
+
+    def mode(self) -> jax.Array:
+        """The most likely action: int32 [..., len(nvec)]."""
+        return self.components.mode()
 
 
 @struct.dataclass

@@ -94,6 +94,8 @@ def in_context_curves(
         allowed = f"None with a recurrent memory ({policy.config.memory!r})"
         raise ConfigError(f"eval.context_limit is {config.context_limit}; allowed: {allowed}")
     check_evaluated(policy.config, config, env, split, None if task is None else 1)
+    if policy.masked and not env.masks_actions:
+        raise ConfigError(f"env is {env.name!r}, which masks no actions; allowed: one that does, as in training")
     tasks = evaluated_tasks(env, split, config) if task is None else one_task(env, split, task)
     repeated = jax.tree.map(lambda x: np.repeat(x, config.repeats, axis=0), tasks)
     key, trials = jax.random.fold_in(prng.key(seed), 0x5EED), Trials(env, show_last_reward)
@@ -227,7 +229,10 @@ def _chunk_function(policy: Policy, trials: Trials, config: EvalConfig, length: 
         action = output.distribution.sample(action_key)
         if config.expert_episodes:
             expert = jax.vmap(trials.env.optimal_action)(trial.env, trial.task)
-            action = select(episode < config.expert_episodes, actions.chosen(expert), action)
+            by_expert = episode < config.expert_episodes
+            if trial.legal is not None:
+                by_expert &= actions.allows(trial.legal, expert)
+            action = select(by_expert, actions.chosen(expert), action)
         next_trial, result = trials.step(env_key, trial, action)
         ended = result.terminated | result.truncated
         observation, state = jax.tree.map(lambda x: x[0], (trial.observation, trial.env))

@@ -44,6 +44,7 @@ AUTORESET = ("next_step", "same_step", "disabled")
 _ROPE_BASE = 10_000.0  # as relic_jax.models.attention.rotate
 _ENDLESS = 2**31 - 1  # steps that a recurrent state has room for, as an int32
 _LARGEST = 1 - 2.0**-20  # of a squashed action, as relic_jax.distributions.TanhGaussian
+MASKED = -1e30  # the logit of an action that is not legal, as relic_jax.distributions
 Arrays = dict[str, Any]
 
 
@@ -72,33 +73,69 @@ class Actions:
 
     def __init__(self, action: Mapping[str, Any]) -> None:
         """Raises ConfigError where the type is unknown."""
-        if action.get("type") not in ("discrete", "box"):
-            raise ConfigError(f"action.type is {action.get('type')!r}; allowed: 'discrete', 'box'")
-        self.discrete = action["type"] == "discrete"
+        kinds = ("discrete", "multi_discrete", "box")
+        if action.get("type") not in kinds:
+            raise ConfigError(f"action.type is {action.get('type')!r}; allowed: {', '.join(map(repr, kinds))}")
+        self.continuous = action["type"] == "box"
+        self.masked = bool(action.get("masked", False))
         self.squashed = action.get("distribution") == "tanh"
         self.low, self.high = (np.asarray(action.get(end, ()), np.float32) for end in ("low", "high"))
-        self.shape: tuple[int, ...] = () if self.discrete else self.low.shape
-        self.dtype: Any = np.int32 if self.discrete else np.float32
-        self.nothing = -1 if self.discrete else 0
+        self.sizes: list[int] = [] if self.continuous else action["nvec"] if "nvec" in action else [action["n"]]
+        self.shape: tuple[int, ...] = self.low.shape
+        if not self.continuous:
+            self.shape = (len(self.sizes),) if "nvec" in action else ()
+        self.dtype: Any = np.float32 if self.continuous else np.int32
+        self.nothing = 0 if self.continuous else -1
 
     def draw(self, outputs: Mapping[str, np.ndarray], random: np.random.Generator | None) -> np.ndarray:
         """One action per row from the parameters of their distributions. random: None for the most likely."""
-        if self.discrete:
+        if not self.continuous:
             logits = outputs["logits"]
-            return (logits if random is None else logits + random.gumbel(size=logits.shape)).argmax(-1).astype(np.int32)
+            scores = logits if random is None else logits + random.gumbel(size=logits.shape)
+            choices = [part.argmax(-1) for part in self.parts(scores)]
+            return (np.stack(choices, axis=-1) if self.shape else choices[0]).astype(np.int32)
         action = outputs["mean"]
         if random is not None:
             action = action + np.exp(outputs["log_std"]) * random.normal(size=action.shape)
         action = action.astype(np.float32)
         return np.tanh(action).clip(-_LARGEST, _LARGEST) if self.squashed else action
 
+    def parts(self, choices: np.ndarray) -> list[np.ndarray]:
+        """[..., one for each choice] by component of the action; discrete ones have one."""
+        return np.split(choices, np.cumsum(self.sizes)[:-1], axis=-1)
+
+    def checked_mask(self, legal: Any, rows: int, batch: bool, acting: np.ndarray) -> dict[str, np.ndarray]:
+        """The mask of legal actions as an input of the step, bool [rows, n]. batch: whether `legal` has rows.
+
+        acting: bool [rows], whose masks are read.
+
+        Raises ConfigError where there is none and the policy was trained with masks, or the other way round, where it
+        has another shape or dtype, and where it leaves no action.
+        """
+        if not self.masked and legal is None:
+            return {}
+        size = sum(self.sizes)
+        allowed = f"bool[{rows}, {size}]" if batch else f"bool[{size}]"
+        if not self.masked:
+            raise ConfigError("legal is given; allowed: None, the policy was trained without masks of legal actions")
+        if legal is None:
+            raise ConfigError(f"legal is None; allowed: {allowed}, the policy was trained with masks of legal actions")
+        mask = np.asarray(legal)
+        if mask.dtype != bool or mask.shape != ((rows, size) if batch else (size,)):
+            raise ConfigError(f"legal is {mask.dtype}{list(mask.shape)}; allowed: {allowed}")
+        mask = mask.reshape(rows, size) | ~acting[:, None]
+        if not all(part.any(-1).all() for part in self.parts(mask)):
+            component = " of every component" if self.shape else ""
+            raise ConfigError(f"legal is {_short(legal)}; allowed: one with a legal action{component} in every row")
+        return {"legal": mask}
+
     def shown(self, action: np.ndarray) -> np.ndarray:
         """What the policy reads of its own action at the next step."""
-        return action if self.discrete else action.clip(-1, 1)
+        return action.clip(-1, 1) if self.continuous else action
 
     def applied(self, action: np.ndarray) -> np.ndarray:
         """In the environment's units, within its bounds."""
-        if self.discrete:
+        if not self.continuous:
             return action
         return (self.low + (self.shown(action) + 1) * (0.5 * (self.high - self.low))).clip(self.low, self.high)
 
@@ -257,14 +294,24 @@ class Agent:
         self._context.reset(chosen, new_task)
 
     def step(
-        self, observation: Any, reward: Any = 0.0, terminated: Any = False, truncated: Any = False, **extra: Any
+        self,
+        observation: Any,
+        reward: Any = 0.0,
+        terminated: Any = False,
+        truncated: Any = False,
+        *,
+        legal: Any = None,
+        **extra: Any,
     ) -> Any:
         """The action for `observation`, an array or tree of arrays as the policy was trained on.
 
         reward, terminated, truncated: of the action before, not read after a `reset` and at the very first step. What
         `observation` is after the end of an episode: see `autoreset`. With a batch all have a leading axis [B], else
-        none. Returns an int, or float32 [n], in the environment's units; with a batch int32 [B] or float32 [B, n].
-        Raises ConfigError where a shape, dtype or value cannot be, or the context is full.
+        none.
+        legal: bool [n], which actions can be taken for `observation`, where the policy was trained with masks; of
+        several discrete actions at a time the choices of one after those of the other. No other is taken.
+        Returns an int, or int32 or float32 [n], in the environment's units; with a batch int32 [B] or [B, n] or float32
+        [B, n]. Raises ConfigError where a shape, dtype or value cannot be, or the context is full.
         """
         inputs = self._observed(observation if self._read is None else self._read(observation))
         rewards = self._numbers("reward", reward)
@@ -274,6 +321,7 @@ class Agent:
         if idle.all():
             context.wait(rewards)
             return self._returned(self._nothing_done())
+        inputs |= self._actions.checked_mask(legal, self._rows, self.batch is not None, ~idle)
         rewards, ended = np.where(context.waiting, context.last_reward, rewards), ended | context.waiting
         first = context.fresh | ended
         unseen = first & ~(ended & self._spaces["show_last_reward"]) | (context.new & ~context.waiting)
@@ -317,7 +365,7 @@ class Agent:
         applied = self._actions.applied(action)
         if self.batch is not None:
             return applied
-        return int(applied[0]) if self._actions.discrete else applied[0]
+        return applied[0] if self._actions.shape else int(applied[0])
 
     def _choose(self, outputs: dict[str, np.ndarray]) -> np.ndarray:
         """The action, in the policy's units. What is drawn depends on the seed and the number of steps so far alone."""
@@ -1130,11 +1178,12 @@ def main() -> None:
     except ConfigError as error:
         sys.exit(f"run.py: {error}")
     observation, times = _blank(agent._spaces["observation"]), []
-    agent.step(observation)
+    legal = np.ones(sum(agent._actions.sizes), bool) if agent._actions.masked else None
+    agent.step(observation, legal=legal)
     print(f"loaded, first action after {time.perf_counter() - start:.2f} s")
     for _ in range(99):
         start = time.perf_counter()
-        agent.step(observation)
+        agent.step(observation, legal=legal)
         times.append(time.perf_counter() - start)
     print(f"{1e3 * float(np.median(times)):.2f} ms a step (median), {agent.steps} steps in the context")
 

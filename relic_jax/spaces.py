@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from envs.base import ActionSpace, Box, Discrete, Environment, Image
+from envs.base import ActionSpace, Box, Discrete, Environment, Image, MultiDiscrete
 from relic_jax.models.encoders import IMAGE_RANK
 from relic_jax.models.policy import Policy, PolicyConfig, policy_for
 from relic_jax.runtime import ConfigError, check_spaces
@@ -21,7 +21,8 @@ from relic_jax.types import Params, PyTree
 @dataclasses.dataclass(frozen=True, eq=False)
 class Spaces:
     """observation: jax.ShapeDtypeStructs of one observation, in its tree. low, high: range of each of its vector
-    components, in tree order. action_space: what is chosen from. horizon: steps of the longest episode.
+    components, in tree order. action_space: what is chosen from. horizon: steps of the longest episode. masked: every
+    step comes with a mask of legal actions.
     """
 
     observation: PyTree
@@ -29,16 +30,17 @@ class Spaces:
     high: tuple[float, ...]
     action_space: ActionSpace
     horizon: int
+    masked: bool = False
 
     def policy(self, config: PolicyConfig) -> Policy:
         """The policy that fits."""
-        return Policy(config, self.action_space, self.low, self.high, self.observation)
+        return Policy(config, self.action_space, self.low, self.high, self.observation, self.masked)
 
 
 def spaces_of(env: Environment) -> Spaces:
     """An environment's."""
     policy = policy_for(env, PolicyConfig())
-    return Spaces(env.observation_spec, policy.low, policy.high, env.action_space, env.horizon)
+    return Spaces(env.observation_spec, policy.low, policy.high, env.action_space, env.horizon, env.masks_actions)
 
 
 def spaces_to_json(spaces: Spaces) -> dict[str, Any]:
@@ -47,7 +49,7 @@ def spaces_to_json(spaces: Spaces) -> dict[str, Any]:
         "observation": _tree_to_json(spaces.observation),
         "low": list(spaces.low),
         "high": list(spaces.high),
-        "action": action_to_json(spaces.action_space),
+        "action": {**action_to_json(spaces.action_space), **({"masked": True} if spaces.masked else {})},
         "horizon": spaces.horizon,
     }
 
@@ -62,6 +64,7 @@ def spaces_from_json(data: dict[str, Any]) -> Spaces:
             high=tuple(map(float, data["high"])),
             action_space=action_from_json(data["action"]),
             horizon=int(data["horizon"]),
+            masked=bool(data["action"].get("masked", False)),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:  # ConfigError is a ValueError
         raise ConfigError(f"spaces do not fit: {type(error).__name__} {error}") from None
@@ -78,6 +81,8 @@ def action_to_json(space: ActionSpace) -> dict[str, Any]:
     """An action space as plain values."""
     if isinstance(space, Box):
         return {"type": "box", "low": list(space.low), "high": list(space.high)}
+    if isinstance(space, MultiDiscrete):
+        return {"type": "multi_discrete", "nvec": list(space.nvec)}
     return {"type": "discrete", "n": space.n}
 
 
@@ -87,7 +92,9 @@ def action_from_json(data: dict[str, Any]) -> ActionSpace:
         return Box(tuple(map(float, data["low"])), tuple(map(float, data["high"])))
     if data["type"] == "discrete":
         return Discrete(int(data["n"]))
-    raise ConfigError(f"action.type is {data['type']!r}; allowed: 'discrete', 'box'")
+    if data["type"] == "multi_discrete":
+        return MultiDiscrete(tuple(map(int, data["nvec"])))
+    raise ConfigError(f"action.type is {data['type']!r}; allowed: 'discrete', 'multi_discrete', 'box'")
 
 
 def _tree_to_json(tree: PyTree) -> dict[str, Any]:

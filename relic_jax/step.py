@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from relic_jax.distributions import Categorical
+from relic_jax.models import actions
 from relic_jax.models import cache as kv
 from relic_jax.models.cache import KVCache
 from relic_jax.models.formats import Format, Slots
@@ -22,7 +22,7 @@ from relic_jax.models.memory import Memory
 from relic_jax.models.policy import Policy
 from relic_jax.models.recurrent import Carry
 from relic_jax.runtime import named_leaves
-from relic_jax.spaces import Spaces, action_to_json, spaces_to_json
+from relic_jax.spaces import Spaces, spaces_to_json
 from relic_jax.types import Params, StepInput
 
 Arrays = dict[str, jax.Array]
@@ -33,21 +33,18 @@ def step(policy: Policy, params: Params, arrays: Arrays, inputs: Arrays) -> tupl
     """One step of B environments.
 
     inputs: the observation's arrays [B, ...] by the names of `observation_names`; previous_action, previous_reward
-    and first as in `StepInput`; position, episode (int32 [B]) and length (int32 []) of the memory; window: int32 [B],
-    how many last steps each row sees, this one included; a recurrent state is emptied where that is 1. Returns (`value`
-    and the parameters of the distribution over actions, the arrays after the step).
+    and first as in `StepInput`, and `legal` where the policy was trained with masks; position, episode (int32 [B]) and
+    length (int32 []) of the memory; window: int32 [B], how many last steps each row sees, this one included; a
+    recurrent state is emptied where that is 1. Returns (`value` and the parameters of the distribution over actions,
+    the arrays after the step).
     """
     memory, window = memory_of(arrays, inputs), None if policy.is_recurrent else inputs["window"]
     leaves = [inputs[name] for name in observation_names(policy)]
     observation = jax.tree.unflatten(jax.tree.structure(policy.spec), leaves)
-    seen = StepInput(observation, inputs["previous_action"], inputs["previous_reward"], inputs["first"])
+    before = inputs["previous_action"], inputs["previous_reward"], inputs["first"]
+    seen = StepInput(observation, *before, legal=inputs["legal"] if policy.masked else None)
     output, memory = policy.act(params, memory, seen, window=window)
-    distribution: Any = output.distribution
-    if isinstance(distribution, Categorical):
-        found = {"logits": distribution.logits}
-    else:
-        found = {"mean": distribution.mean, "log_std": distribution.log_std}
-    return {**found, "value": output.value}, arrays_of(policy, memory)
+    return {**actions.parameters(output.distribution), "value": output.value}, arrays_of(policy, memory)
 
 
 def observation_names(policy: Policy) -> list[str]:
@@ -129,11 +126,10 @@ def description(policy: Policy, form: Format, context: int) -> dict[str, Any]:
 
 def described_spaces(spaces: Spaces, policy: Policy, show_last_reward: bool, action_repeat: int) -> dict[str, Any]:
     """The `spaces` of a config.json."""
-    action = action_to_json(spaces.action_space)
-    if action["type"] == "box":
-        action["distribution"] = policy.config.head.action
-    more = {"show_last_reward": show_last_reward, "action_repeat": action_repeat}
-    return {**spaces_to_json(spaces), "action": action, **more}
+    found = spaces_to_json(spaces)
+    if found["action"]["type"] == "box":
+        found["action"]["distribution"] = policy.config.head.action
+    return {**found, "show_last_reward": show_last_reward, "action_repeat": action_repeat}
 
 
 def input_specs(policy: Policy, batch: Any) -> dict[str, jax.ShapeDtypeStruct]:
@@ -144,6 +140,8 @@ def input_specs(policy: Policy, batch: Any) -> dict[str, jax.ShapeDtypeStruct]:
     specs["previous_action"] = jax.ShapeDtypeStruct((batch, *space.shape), space.dtype)
     specs["previous_reward"] = jax.ShapeDtypeStruct((batch,), jnp.float32)
     specs["first"] = jax.ShapeDtypeStruct((batch,), jnp.bool_)
+    if policy.masked:
+        specs["legal"] = jax.ShapeDtypeStruct((batch, space.mask_size), jnp.bool_)
     for name in ("position", "episode", "window"):
         specs[name] = jax.ShapeDtypeStruct((batch,), jnp.int32)
     specs["length"] = jax.ShapeDtypeStruct((), jnp.int32)

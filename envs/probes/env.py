@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from envs.base import ActionSpace, Box, Discrete, Environment, Split, TimeStep, first_timestep
+from envs.base import ActionSpace, Box, Discrete, Environment, MultiDiscrete, Split, TimeStep, first_timestep
 
 
 @struct.dataclass
@@ -221,7 +221,97 @@ class ContinuousProbe(Probe):
         return (0.5 + 3.0 * state.cue)[None]
 
 
+@dataclasses.dataclass(frozen=True)
+class MaskProbe(Probe):
+    """Four steps, five actions, of which other ones are legal at every step: an illegal one costs 4.
+
+    Action a pays a/4. Step t of an episode with cue c forbids action 4 − (t + c) mod 3, and action 0 where t is odd;
+    nothing of that is seen. The best legal action changes with the mask: 4, unless it is forbidden, then 3. Masks that
+    come a step late make a policy fail. Random legal actions earn 2.0 an episode, the best ones 3.625.
+    """
+
+    name: str = "probe-mask"
+    horizon: int = 4
+
+    masks_actions = True
+
+    @property
+    def action_space(self) -> Discrete:
+        """Five actions."""
+        return Discrete(5)
+
+    def observe(self, state: ProbeState) -> jax.Array:
+        """Always 1."""
+        del state
+        return jnp.ones(1, jnp.float32)
+
+    def legal(self, state: ProbeState) -> jax.Array:
+        """All but one of the three that pay most, and but action 0 in odd steps: bool [5]."""
+        forbidden = 4 - (state.step + state.cue) % 3
+        return (jnp.arange(5) != forbidden) & ((jnp.arange(5) > 0) | (state.step % 2 == 0))
+
+    def reward(self, state: ProbeState, action: jax.Array, task: jax.Array) -> jax.Array:
+        """a/4 for a legal action a, −4 for another."""
+        del task
+        return jnp.where(self.legal(state)[action], action / 4, -4.0)
+
+    def reset(self, key: jax.Array, task: jax.Array) -> tuple[ProbeState, TimeStep]:
+        """Draws the cue."""
+        state, timestep = super().reset(key, task)
+        return state, dataclasses.replace(timestep, legal=self.legal(state))
+
+    def step(
+        self, key: jax.Array, state: ProbeState, action: jax.Array, task: jax.Array
+    ) -> tuple[ProbeState, TimeStep]:
+        """Deterministic; terminates after `horizon` steps."""
+        state, timestep = super().step(key, state, action, task)
+        return state, dataclasses.replace(timestep, legal=self.legal(state))
+
+    def optimal_action(self, state: ProbeState, task: jax.Array) -> jax.Array:
+        """The legal action that pays most."""
+        del task
+        return jnp.where(self.legal(state)[4], 4, 3)
+
+
+@dataclasses.dataclass(frozen=True)
+class MultiDiscreteProbe(Probe):
+    """One step, two actions at a time, among two and among three: each pays half where it matches what is seen.
+
+    Fails if the factored head, its log-probabilities or the order of components are wrong. Chance: 5/12.
+    """
+
+    name: str = "probe-multidiscrete"
+    horizon: int = 1
+
+    @property
+    def action_space(self) -> MultiDiscrete:
+        """2 × 3."""
+        return MultiDiscrete((2, 3))
+
+    def observe(self, state: ProbeState) -> jax.Array:
+        """−1 or +1."""
+        return (2.0 * state.cue - 1.0)[None]
+
+    def reward(self, state: ProbeState, action: jax.Array, task: jax.Array) -> jax.Array:
+        """The share of components that are right."""
+        return (action == self.optimal_action(state, task)).mean()
+
+    def optimal_action(self, state: ProbeState, task: jax.Array) -> jax.Array:
+        """(cue, 2 − cue)."""
+        del task
+        return jnp.stack([state.cue, 2 - state.cue])
+
+
 PRESETS: dict[str, Probe] = {
     probe.name: probe
-    for probe in (ValueProbe(), DiscountProbe(), PolicyProbe(), MemoryProbe(), BanditProbe(), ContinuousProbe())
+    for probe in (
+        ValueProbe(),
+        DiscountProbe(),
+        PolicyProbe(),
+        MemoryProbe(),
+        BanditProbe(),
+        ContinuousProbe(),
+        MaskProbe(),
+        MultiDiscreteProbe(),
+    )
 }

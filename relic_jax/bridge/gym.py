@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from relic_jax.bridge import minigrid
+from relic_jax.bridge import gym_actions, minigrid
 from relic_jax.bridge.observations import Observations, SpaceError
 from relic_jax.bridge.protocol import ArraySpec, Spec
 from relic_jax.bridge.worker import SetupError
@@ -65,6 +65,8 @@ class GymEnvironment:
             raise SetupError(f"{id!r} has no time limit of its own; set horizon")
         self._limit, self._count = limit, 0
         self._encode = _observations(self._env, text)
+        action = gym_actions.action_spec(self._env.action_space)
+        self._info: dict[str, Any] = {}
         self.spec = Spec(
             name=id,
             observation=self._encode.specs,
@@ -75,7 +77,8 @@ class GymEnvironment:
             images=self._encode.images,
             bits=self._encode.bits,
             left_out=self._encode.left_out,
-            **action_spec(self._env.action_space),
+            masks=(action["actions"] > 0 or "nvec" in action) and self._gives_masks(),
+            **action,
         )
         self.versions = {"gymnasium": gymnasium.__version__}
         if package:
@@ -100,27 +103,30 @@ class GymEnvironment:
         if arguments != self._arguments:
             self._env.close()
             self._env, self._arguments = self._build(arguments), arguments
-        observation, _ = self._env.reset(seed=int(task.get("seed", seed)), options=task.get("options"))
+        seed = int(task.get("seed", seed))
+        observation, self._info = self._env.reset(seed=seed, options=task.get("options"))
         self._count = 0
         return self._encode(observation)
 
     def step(self, action: Any) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, float]]:
         """One step. An episode that reaches the horizon is truncated."""
-        observation, reward, terminated, truncated, info = self._env.step(self._translated(action))
+        own = gym_actions.translated(self._env.action_space, action)
+        observation, reward, terminated, truncated, self._info = self._env.step(own)
         self._count += 1
-        metrics = {name: float(info.get(name, 0.0)) for name in self.spec.metrics}
+        metrics = {name: float(self._info.get(name, 0.0)) for name in self.spec.metrics}
         over = bool(truncated) or self._count >= self._limit
         return self._encode(observation), float(reward), bool(terminated), over and not terminated, metrics
 
-    def _translated(self, action: Any) -> Any:
-        """What we announce is one range for all components; here are the environment's own bounds and shape again."""
-        space = self._env.action_space
-        if self.spec.actions:
-            return action
-        own = np.reshape(action, space.shape)
-        if not one_range(space):
-            own = np.clip(space.low + (own + 1) * 0.5 * (space.high - space.low), space.low, space.high)
-        return own.astype(space.dtype)
+    def _gives_masks(self) -> bool:
+        """Whether there is a mask of legal actions in what comes with a reset."""
+        try:
+            return self._env.reset(seed=0)[1].get(gym_actions.MASK) is not None
+        except Exception:  # one that cannot be reset without a task's options
+            return False
+
+    def legal(self) -> np.ndarray:
+        """The mask that came with the newest observation; where `spec.masks`."""
+        return gym_actions.legal(self._env.action_space, self._info)
 
     def close(self) -> None:
         """Closes the environment."""
@@ -152,24 +158,6 @@ def load_wrapper(name: str) -> Any:
     if not callable(found):
         raise SetupError(f"wrapper is {name!r}, a {type(found).__name__}; allowed: {allowed}")
     return found
-
-
-def action_spec(space: Any) -> dict[str, Any]:
-    """The part of a `Spec` about actions, for a Discrete space or a Box of finite floats. Raises SetupError.
-
-    A Box is announced as a vector; with bounds that differ between components, as one in [-1, 1].
-    """
-    if hasattr(space, "n") and not getattr(space, "shape", ()) and int(getattr(space, "start", 0)) == 0:
-        return {"action": ArraySpec("int32", ()), "actions": int(space.n), "low": 0.0, "high": 0.0}
-    if hasattr(space, "low") and space.dtype.kind == "f" and np.isfinite([space.low, space.high]).all():
-        low, high = (float(np.min(space.low)), float(np.max(space.high))) if one_range(space) else (-1.0, 1.0)
-        return {"action": ArraySpec("float32", (int(space.low.size),)), "actions": 0, "low": low, "high": high}
-    raise SetupError(f"action space {space} is neither discrete from 0, nor a box of floats with finite bounds")
-
-
-def one_range(box: Any) -> bool:
-    """Whether all components of a Box have the same bounds."""
-    return bool(np.ptp(box.low) == 0 and np.ptp(box.high) == 0)
 
 
 def _import(package: str) -> Any:

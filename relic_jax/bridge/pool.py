@@ -82,6 +82,7 @@ class Batch(NamedTuple):
     reward: float32. terminated, truncated: bool, at most one; then the next episode has begun. acted: the action taken.
     metrics: float32 [b, len(spec.metrics)], of this step. valid: bool; False: the outcome is unknown, see the module.
     final: {name: array}, the last observation where the episode ended, `observation` elsewhere; None: none ended.
+    legal: bool [b, spec.mask_size], which actions can be taken next; None: the environments do not say so.
     """
 
     environments: np.ndarray
@@ -93,6 +94,7 @@ class Batch(NamedTuple):
     metrics: np.ndarray
     valid: np.ndarray
     final: dict[str, np.ndarray] | None
+    legal: np.ndarray | None = None
 
 
 class Fault(NamedTuple):
@@ -251,8 +253,7 @@ class Pool:
         expected = (sum(len(lane.numbers) for lane in lanes), *self.spec.action.shape)
         if actions.shape != expected:
             raise PoolError(f"actions have shape {list(actions.shape)}; allowed: {list(expected)}")
-        asked = actions == protocol.EXPERT if self.spec.actions else np.isnan(actions)
-        if not self.spec.expert and asked.any():
+        if not self.spec.expert and self.spec.asks_expert(actions).any():
             raise PoolError(
                 f"an action is {protocol.EXPERT}, the expert's; allowed: 0 or more, {self.spec.name} has none"
             )
@@ -517,7 +518,7 @@ class Pool:
             self._recover(lane.worker)
         out["truncated"] &= ~out["terminated"]
         plain = {name: out[name] for name in ("reward", "terminated", "truncated", "acted", "metrics")}
-        return Batch(numbers, observation, valid=valid, final=final, **plain)
+        return Batch(numbers, observation, valid=valid, final=final, legal=out.get("legal"), **plain)
 
 
 def _copy(out: dict[str, np.ndarray], lane: Lane, here: slice) -> None:

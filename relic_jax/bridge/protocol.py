@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-PROTOCOL = 1
+PROTOCOL = 2  # 2: several discrete actions at a time (`Spec.nvec`), and masks of legal actions (`Spec.masks`)
 BUFFERS = 2  # the worker writes one while the other, the last good one, is kept
 MAX_MESSAGE = 1 << 22
 EXPERT = -1  # in the place of an action: the environment's scripted expert acts; NaN in that of a continuous one
@@ -48,9 +48,11 @@ class ArraySpec(NamedTuple):
 class Spec(NamedTuple):
     """What an environment is, as the worker announces it.
 
-    observation: arrays by name. action: one action; for `actions` > 0 it is int32 [] in 0 … actions − 1, else
-    continuous in [low, high]. metrics: names of the float32 numbers that come with every step. horizon: steps of the
-    longest episode. restorable: a trial can go on in a new process given its task. expert: there is a scripted expert.
+    observation: arrays by name. action: one action; for `actions` > 0 it is int32 [] in 0 … actions − 1, with `nvec`
+    int32 [n] with 0 … nvec[i] − 1 in component i, else continuous in [low, high]. masks: with every observation comes
+    which actions are legal, bool [mask_size], with `nvec` those of one component after the other's. metrics: names of
+    the float32 numbers that come with every step. horizon: steps of the longest episode. restorable: a trial can
+    go on in a new process given its task. expert: there is a scripted expert.
     images: names of observations that are images, uint8 [H, W, C]. bits: of those that are zeros and ones. left_out:
     names of what the environment shows and the worker does not pass on.
     """
@@ -68,12 +70,35 @@ class Spec(NamedTuple):
     images: tuple[str, ...] = ()
     bits: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
+    nvec: tuple[int, ...] = ()
+    masks: bool = False
+
+    @property
+    def mask_size(self) -> int:
+        """Entries of a mask: one for each choice."""
+        return self.actions or sum(self.nvec)
+
+    def asks_expert(self, action: np.ndarray) -> np.ndarray:
+        """Where an action, or a component of it, is `EXPERT`: bool, shape of `action`."""
+        return np.isnan(action) if self.action.dtype.startswith("float") else action == EXPERT
+
+    def allows(self, legal: np.ndarray, action: Any) -> bool:
+        """Whether an action is legal by a mask, bool [mask_size]."""
+        sizes = np.array(self.nvec or (self.actions,))
+        choices = np.atleast_1d(np.asarray(action))
+        inside = (choices >= 0) & (choices < sizes)
+        return bool(inside.all() and legal[np.cumsum(sizes) - sizes + choices].all())
+
+    def playable(self, legal: np.ndarray) -> bool:
+        """Whether a mask leaves an action."""
+        starts = np.cumsum(self.nvec or (self.actions,))[:-1]
+        return all(part.any() for part in np.split(legal, starts))
 
     def to_json(self) -> dict[str, Any]:
         """JSON-able; inverse of `from_json`."""
         observation = {name: [spec.dtype, list(spec.shape)] for name, spec in self.observation.items()}
         action = [self.action.dtype, list(self.action.shape)]
-        lists = {name: list(getattr(self, name)) for name in _NAMES}
+        lists: dict[str, Any] = {name: list(getattr(self, name)) for name in (*_NAMES, "nvec")}
         return {**self._asdict(), "observation": observation, "action": action, **lists}
 
     @staticmethod
@@ -83,9 +108,15 @@ class Spec(NamedTuple):
             observation = {name: _array_spec(*value) for name, value in sorted(data["observation"].items())}
             values = {**data, "observation": observation, "action": _array_spec(*data["action"])}
             values.update({name: tuple(map(str, data[name])) for name in _NAMES if name in data})
-            return Spec(**values)
+            values["nvec"] = tuple(map(int, data.get("nvec", ())))
+            spec = Spec(**values)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ProtocolError(f"the worker's spec is malformed ({type(error).__name__}: {error})") from None
+        if spec.nvec and (spec.actions or min(spec.nvec) < 1 or spec.action != ArraySpec("int32", (len(spec.nvec),))):
+            raise ProtocolError(f"the worker's spec is malformed (nvec {spec.nvec}: action {spec.action})")
+        if spec.masks and not spec.mask_size:
+            raise ProtocolError("the worker's spec is malformed (masks: its actions are not discrete)")
+        return spec
 
 
 _NAMES = ("metrics", "images", "bits", "left_out")  # fields of a Spec that are tuples of names
@@ -110,7 +141,8 @@ def fields(spec: Spec, environments: int) -> Iterator[tuple[str, np.dtype, tuple
     """(name, dtype, shape) of every array in one buffer of a worker's memory. Shapes begin with `environments`.
 
     action: what the learner writes. acted: what was done (differs for `EXPERT`). observation/…: what the policy sees
-    next; final/…: the last observation of an episode, valid where it ended.
+    next; final/…: the last observation of an episode, valid where it ended. legal: what can be done next, where there
+    are masks.
     """
     m = (environments,)
     yield "action", np.dtype(spec.action.dtype), m + spec.action.shape
@@ -119,6 +151,8 @@ def fields(spec: Spec, environments: int) -> Iterator[tuple[str, np.dtype, tuple
     yield "terminated", np.dtype(np.bool_), m
     yield "truncated", np.dtype(np.bool_), m
     yield "metrics", np.dtype(np.float32), (*m, len(spec.metrics))
+    if spec.masks:
+        yield "legal", np.dtype(np.bool_), (*m, spec.mask_size)
     for prefix in ("observation/", "final/"):
         for name, array in sorted(spec.observation.items()):
             yield prefix + name, np.dtype(array.dtype), m + array.shape

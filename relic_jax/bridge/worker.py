@@ -6,6 +6,7 @@ Runs on Python 3.8 and newer with numpy and the simulator alone. An environment 
     reset(task, seed)         starts an episode of a task (a JSON value); returns {name: array}, the observation
     step(action)              returns (observation, reward, terminated, truncated, {metric: number})
     expert()                  the scripted expert's action, where `spec.expert`
+    legal()                   which actions can be taken next, bool [spec.mask_size], where `spec.masks`
     close()
 
 It is made by the entry `module:function`, called with the config (a JSON object) as keyword arguments, once per
@@ -55,25 +56,31 @@ class Slot:
         self.task: Any = None
         self.seed = 0
         self.episode = 0
+        self.legal = np.ones(0, bool)
 
     def reset(self, buffer: dict[str, np.ndarray], task: Any, seed: int, episode: int, replay: list[Any]) -> None:
         """Starts a trial, or goes on with one at its episode `episode`, after the actions `replay`."""
         self.task, self.seed, self.episode = task, seed, episode
         self._begin(buffer)
         for action in replay:
+            if self.spec.masks and not self.spec.allows(self.legal, action):
+                return  # it was another state that the action was taken in
             buffer["action"][self.index] = action
             self.step(buffer)
 
     def _begin(self, buffer: dict[str, np.ndarray]) -> None:
         observation = self.env.reset(self.task, episode_seed(self.seed, self.episode))
         self._write(buffer, "observation/", observation)
+        self._write_legal(buffer)
 
     def step(self, buffer: dict[str, np.ndarray]) -> None:
         """One step with the action in the buffer; begins the next episode where this one ended."""
         i = self.index
         action = buffer["action"][i]
-        if action == protocol.EXPERT if self.spec.actions else np.isnan(action).any():
+        if self.spec.asks_expert(action).any():
             action = self.env.expert()
+            if self.spec.masks and not self.spec.allows(self.legal, action):
+                raise BadValueError(f"the expert's action {action!r} is not legal")
         buffer["acted"][i] = action
         action = int(action) if self.spec.actions else np.array(action)
         observation, reward, terminated, truncated, metrics = self.env.step(action)
@@ -86,6 +93,19 @@ class Slot:
         if ended:
             self.episode += 1
             self._begin(buffer)
+        else:
+            self._write_legal(buffer)
+
+    def _write_legal(self, buffer: dict[str, np.ndarray]) -> None:
+        if not self.spec.masks:
+            return
+        legal = np.asarray(self.env.legal())
+        if legal.dtype != bool or legal.shape != (self.spec.mask_size,):
+            found = f"{legal.dtype}{list(legal.shape)}"
+            raise BadValueError(f"the mask of legal actions is {found}; allowed: bool[{self.spec.mask_size}]")
+        if not self.spec.playable(legal):
+            raise BadValueError("the mask of legal actions leaves none")
+        buffer["legal"][self.index] = self.legal = legal.copy()
 
     def _write(self, buffer: dict[str, np.ndarray], prefix: str, observation: dict[str, Any]) -> None:
         for name, spec in self.spec.observation.items():

@@ -60,13 +60,21 @@ def model_card(
         _introduction(loaded, about),
         "## Results\n\n" + _results(about["evaluation"], about["weights"]["dtype"], figure),
         *([note] if note else []),
-        "## Use\n\n" + USES[about["artefact"]],
+        "## Use\n\n" + _use(about),
         "## Input and output\n\n" + _spaces(about),
         "## Intended use and limits\n\n" + _limits(loaded, about),
         "## Training\n\n" + _training(about["training"]),
         "## Verification\n\n" + _verification(check),
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _use(about: dict[str, Any]) -> str:
+    text = USES[about["artefact"]]
+    if about["spaces"]["action"].get("masked"):
+        text = text.replace("agent.step(observation)", "agent.step(observation, legal=mask)")
+        text = text.replace("terminated, truncated)", "terminated, truncated, legal=mask)")
+    return text
 
 
 def _front_matter(name: str, about: dict[str, Any]) -> str:
@@ -141,11 +149,15 @@ def _spaces(about: dict[str, Any]) -> str:
 
     describe(spaces["observation"], "observation")
     action = spaces["action"]
-    does = (
-        f"one of {action['n']} actions, an integer"
-        if action["type"] == "discrete"
-        else f"{len(action['low'])} numbers, float32, from {action['low']} to {action['high']}"
-    )
+    if action["type"] == "discrete":
+        does = f"one of {action['n']} actions, an integer"
+    elif action["type"] == "multi_discrete":
+        does = f"{len(action['nvec'])} choices at a time among {action['nvec']}, integers"
+    else:
+        does = f"{len(action['low'])} numbers, float32, from {action['low']} to {action['high']}"
+    if action.get("masked"):
+        size = action.get("n") or sum(action["nvec"])
+        does += f"; only legal ones, by a mask that every step is given (`legal`: bool [{size}])"
     text = f"Sees {', '.join(observed)}, its previous action and reward. Does: {does}."
     text += f" Episodes of at most {spaces['horizon']} steps."
     repeat = spaces["action_repeat"]

@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from envs.base import Box
-from relic_jax import step
+from envs.base import Box, MultiDiscrete
+from relic_jax import distributions, step
 from relic_jax.config import ConfigError
+from relic_jax.models.actions import token_offsets
 from relic_jax.models.attention import MASKED, Sink
 from relic_jax.models.encoders import CONVOLUTIONS, GRIDS, PATCHES, SHORT, image_mask, places
 from relic_jax.models.grids import CELL_WIDTH, GLANCE_HEADS, PATCH_WIDTH
@@ -148,9 +149,9 @@ def _inputs(policy: Policy) -> list[tuple[str, list[Any], Any]]:
 
 def _outputs(policy: Policy, distribution: list[str]) -> list[tuple[str, list[Any], Any]]:
     """(name, shape, dtype) of everything that comes out."""
-    found: list[tuple[str, list[Any], Any]] = [
-        (name, ["batch", policy.action_space.n], np.float32) for name in distribution
-    ]
+    space = policy.action_space
+    size = space.mask_size or space.n
+    found: list[tuple[str, list[Any], Any]] = [(name, ["batch", size], np.float32) for name in distribution]
     found.append(("value", ["batch"], np.float32))
     found += [(name, ["batch"], np.int32) for name in ("position_after", "episode_after")]
     for array in step.description(policy, "float32", 1)["memory"]:
@@ -207,6 +208,9 @@ def _previous_action(graph: Graph, policy: Policy, params: Params) -> str:
     if isinstance(policy.action_space, Box):
         first = graph.op("Unsqueeze", "first", np.array([1]))
         return graph.op("Where", first, params["start"], graph.linear("previous_action", params["linear"]))
+    if isinstance(policy.action_space, MultiDiscrete):
+        rows = graph.op("Add", "previous_action", token_offsets(policy.action_space.nvec))
+        return graph.op("ReduceSum", graph.op("Gather", params["embedding"], rows), np.array([1]), keepdims=0)
     return graph.op("Gather", params["embedding"], graph.op("Add", "previous_action", np.int32(1)))
 
 
@@ -412,7 +416,12 @@ def _dot(graph: Graph, query: str, key: Any) -> str:
 def _head(graph: Graph, policy: Policy, params: Params, hidden: str) -> list[str]:
     """Names of the distribution's parameters, [b, n] each."""
     if not isinstance(policy.action_space, Box):
-        graph.op("Identity", graph.linear(hidden, params), out="logits")
+        logits = graph.linear(hidden, params)
+        if policy.masked:
+            lowest = np.float32(distributions.MASKED / 2)
+            graph.op("Where", "legal", graph.op("Max", logits, lowest), np.float32(distributions.MASKED), out="logits")
+        else:
+            graph.op("Identity", logits, out="logits")
         return ["logits"]
     cfg = policy.config.head
     half, middle = (cfg.log_std_max - cfg.log_std_min) / 2, (cfg.log_std_max + cfg.log_std_min) / 2

@@ -11,7 +11,7 @@ import numpy as np
 
 from relic_jax import runtime, step
 from relic_jax.models.policy import Policy
-from relic_jax.runtime import Arrays, Backend
+from relic_jax.runtime import MASKED, Arrays, Backend
 from relic_jax.spaces import is_image
 from relic_jax.types import Params
 
@@ -49,7 +49,9 @@ class Beside:
         stepped = [b.step(own, dict(inputs)) for b, own in zip(self._both, arrays["both"], strict=True)]
         (expected, _), (found, _) = stepped
         for name, x in expected.items():
-            difference = np.abs(np.asarray(found[name], np.float64) - x)
+            hidden = (x < MASKED / 2) & (found[name] < MASKED / 2)  # logits of what is not legal
+            x = np.where(hidden, 0, x)
+            difference = np.abs(np.where(hidden, 0, np.asarray(found[name], np.float64)) - x)
             if not np.isfinite(difference).all():
                 difference = np.full_like(difference, np.inf)
             self.largest = max(self.largest, float(difference.max()))
@@ -88,11 +90,13 @@ def compare(
     )
     spaces = about["spaces"]
     longest = min(EPISODE, spaces["horizon"], context)
+    actions = runtime.Actions(spaces["action"])
     ended, ends, age = np.zeros(batch, bool), 0, np.zeros(batch, int)
     for _ in range(steps):
         rewards = random.uniform(-1, 1, batch).astype(np.float32)
         truncated = ended & (random.random(batch) < 0.5)
-        agent.step(_observation(spaces, random, batch), rewards, ended & ~truncated, truncated)
+        legal = _legal(actions, random, batch)
+        agent.step(_observation(spaces, random, batch), rewards, ended & ~truncated, truncated, legal=legal)
         ends += int(ended.sum())
         age = np.where(ended, 1, age + 1)
         ended = (random.random(batch) < 1.5 / longest) | (age >= longest)
@@ -103,6 +107,16 @@ def compare(
         "largest_difference": beside.largest,
         "largest_scaled_difference": beside.scaled,
     }
+
+
+def _legal(actions: runtime.Actions, random: np.random.Generator, batch: int) -> np.ndarray | None:
+    """Masks with at least one legal choice for every component: bool [batch, n]. None where there are no masks."""
+    if not actions.masked:
+        return None
+    noise = random.random((batch, sum(actions.sizes)))
+    return np.concatenate(
+        [part >= np.minimum(part.max(-1, keepdims=True), 0.5) for part in actions.parts(noise)], axis=-1
+    )
 
 
 def _observation(spaces: Mapping[str, Any], random: np.random.Generator, batch: int) -> Any:

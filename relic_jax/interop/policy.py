@@ -198,6 +198,7 @@ def check_expressible(policy: Policy) -> None:
         ("policy.transformer.step_embedding", transformer.step_embedding, transformer.step_embedding, "True"),
         ("images", sum(images), sum(images) <= 1, "at most one"),
         ("actions", policy.action_space, isinstance(policy.action_space, Discrete), "discrete ones"),
+        ("masks of legal actions", policy.masked, not policy.masked, "False"),
     )
     for field, value, holds, allowed in rules:
         if not holds:

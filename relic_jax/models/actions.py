@@ -7,20 +7,22 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from envs.base import ActionSpace, Box
-from relic_jax.distributions import Categorical, Gaussian, TanhGaussian
+from envs.base import ActionSpace, Box, MultiDiscrete
+from relic_jax.distributions import Categorical, Distribution, Gaussian, MultiCategorical, TanhGaussian
 from relic_jax.models.transformer import Linear
 
 
 @dataclasses.dataclass(frozen=True)
 class HeadConfig:
-    """What continuous actions are drawn from. Discrete ones are categorical, whatever is set here."""
+    """What continuous actions are drawn from. Discrete ones (one or several) are categorical, whatever is set here."""
 
     action: Literal["tanh", "gaussian"] = "tanh"
     """tanh: a normal squashed into the bounds; gaussian: a normal whose draws are clipped to the bounds."""
@@ -43,6 +45,28 @@ class DiscreteEmbedding(nn.Embed):
         return super().__call__(previous + 1)
 
 
+class MultiDiscreteEmbedding(nn.Module):
+    """The sum over components of a learned vector per choice; each component has a start token of its own."""
+
+    nvec: tuple[int, ...]
+    features: int
+    std: float
+
+    @nn.compact
+    def __call__(self, previous: jax.Array, first: jax.Array) -> jax.Array:
+        """previous: int32 [..., n], −1 for the start tokens. first: not read. Returns float32 [..., features]."""
+        del first
+        init = nn.initializers.normal(self.std / math.sqrt(len(self.nvec)))
+        table = self.param("embedding", init, (sum(self.nvec) + len(self.nvec), self.features))
+        return table[previous + token_offsets(self.nvec)].sum(-2)
+
+
+def token_offsets(nvec: tuple[int, ...]) -> np.ndarray:
+    """Rows of choice 0 of every component in a table with a start token before each component's choices: int32 [n]."""
+    sizes = np.asarray(nvec, np.int32) + 1
+    return np.cumsum(sizes, dtype=np.int32) - sizes + 1
+
+
 class BoxEmbedding(nn.Module):
     """A linear map of the action, and a start token of its own: all of one scale."""
 
@@ -63,7 +87,17 @@ class CategoricalHead(Linear):
 
     def __call__(self, hidden: jax.Array) -> Categorical:  # type: ignore[override]
         """hidden: float32 [..., width]. Over actions, leading axes [...]."""
-        return Categorical(super().__call__(hidden))
+        return Categorical(super().__call__(hidden), finite=True)
+
+
+class MultiCategoricalHead(Linear):
+    """Logits of all components, one after the other."""
+
+    nvec: tuple[int, ...] = ()
+
+    def __call__(self, hidden: jax.Array) -> MultiCategorical:  # type: ignore[override]
+        """hidden: float32 [..., width]. Over actions int32 [..., len(nvec)], leading axes [...]."""
+        return MultiCategorical(super().__call__(hidden), self.nvec)
 
 
 class BoxHead(nn.Module):
@@ -91,15 +125,42 @@ class BoxHead(nn.Module):
         return distribution(mean, middle + half * jnp.tanh(x))
 
 
-def embedding(space: ActionSpace, width: int, std: float) -> DiscreteEmbedding | BoxEmbedding:
+Embedding = DiscreteEmbedding | MultiDiscreteEmbedding | BoxEmbedding
+Head = CategoricalHead | MultiCategoricalHead | BoxHead
+
+
+def embedding(space: ActionSpace, width: int, std: float) -> Embedding:
     """(previous action, first) → vector of `width`. std: its scale at the start."""
     if isinstance(space, Box):
         return BoxEmbedding(width, std)
+    if isinstance(space, MultiDiscrete):
+        return MultiDiscreteEmbedding(space.nvec, width, std)
     return DiscreteEmbedding(space.n + 1, width, embedding_init=nn.initializers.normal(std))
 
 
-def head(space: ActionSpace, config: HeadConfig) -> CategoricalHead | BoxHead:
+def head(space: ActionSpace, config: HeadConfig) -> Head:
     """Hidden vector → distribution over a policy's actions."""
     if isinstance(space, Box):
         return BoxHead(space.n, config)
-    return CategoricalHead(space.n, kernel_init=nn.initializers.orthogonal(0.01))
+    small = nn.initializers.orthogonal(0.01)
+    if isinstance(space, MultiDiscrete):
+        return MultiCategoricalHead(space.mask_size, kernel_init=small, nvec=space.nvec)
+    return CategoricalHead(space.n, kernel_init=small)
+
+
+def parameters(distribution: Distribution) -> dict[str, jax.Array]:
+    """The arrays that describe a distribution, by name: what a policy's step puts out. Inverse of `distribution_of`."""
+    if isinstance(distribution, Categorical | MultiCategorical):
+        return {"logits": distribution.logits}
+    assert isinstance(distribution, Gaussian | TanhGaussian)
+    return {"mean": distribution.mean, "log_std": distribution.log_std}
+
+
+def distribution_of(space: ActionSpace, config: HeadConfig, parameters: Mapping[str, jax.Array]) -> Distribution:
+    """The distribution over a policy's actions that these arrays describe."""
+    if isinstance(space, Box):
+        kind = TanhGaussian if config.action == "tanh" else Gaussian
+        return kind(parameters["mean"], parameters["log_std"])
+    if isinstance(space, MultiDiscrete):
+        return MultiCategorical(parameters["logits"], space.nvec)
+    return Categorical(parameters["logits"])

@@ -18,7 +18,7 @@ import numpy as np
 from flax import struct
 
 from envs.base import ActionSpace, Discrete, Environment
-from relic_jax.distributions import Distribution
+from relic_jax.distributions import Categorical, Distribution, MultiCategorical
 from relic_jax.models import actions
 from relic_jax.models import cache as kv
 from relic_jax.models.actions import HeadConfig
@@ -119,7 +119,11 @@ class PolicyNetwork(nn.Module):
         if self.glances:
             seen = (self.encoder.cells(inputs), self.encoder.goal(inputs))
             hidden = self.glance(hidden, *(seen if wanted is None else jax.tree.map(wanted.of, seen)))
-        return PolicyOutput(self.actor(hidden), self.critic(hidden)[..., 0]), memory
+        distribution = self.actor(hidden)
+        if inputs.legal is not None:
+            assert isinstance(distribution, Categorical | MultiCategorical)
+            distribution = distribution.masked(inputs.legal if wanted is None else wanted.of(inputs.legal))
+        return PolicyOutput(distribution, self.critic(hidden)[..., 0]), memory
 
     def perceive(self, inputs: StepInput) -> StepInput:
         """See `StepEncoder.perceive`."""
@@ -134,6 +138,7 @@ class Policy:
     low, high: range of each vector component of the observation, one after the other in tree order.
     observation: jax.ShapeDtypeStructs (`envs.base.Image` for images) of one observation, in its tree; None: one vector,
       as long as `low`.
+    masked: every step comes with a mask of legal actions (`StepInput.legal`). The parameters do not depend on it.
     """
 
     config: PolicyConfig
@@ -141,6 +146,7 @@ class Policy:
     low: tuple[float, ...]
     high: tuple[float, ...]
     observation: PyTree = None
+    masked: bool = False
 
     @property
     def spec(self) -> PyTree:
@@ -306,7 +312,7 @@ def policy_for(env: Environment, config: PolicyConfig) -> Policy:
     low, high = (_vector_values(end, spec) for end in env.observation_range or unit)
     if config.encoder.observation == "scaled":
         _check_range(env.name, low, high)
-    return Policy(config, env.action_space, low, high, spec)
+    return Policy(config, env.action_space, low, high, spec, env.masks_actions)
 
 
 def _vector_values(values: PyTree, spec: PyTree) -> tuple[float, ...]:

@@ -9,17 +9,17 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from envs.base import num_tasks
+from envs.base import ActionSpace, num_tasks
 from relic_jax.rl.rollout import Collected
 from relic_jax.rl.state import Setup
 from relic_jax.types import Params
 
 Metrics = dict[str, jax.Array]
-SOURCES = ("observation", "reward", "log_prob", "value", "loss", "gradient", "params")
-"""Where a number can stop being finite, in causal order."""
+SOURCES = ("observation", "legal", "reward", "log_prob", "value", "loss", "gradient", "params")
+"""Where a number can stop being finite, in causal order; `legal`: masks that leave no action."""
 
 
-def finiteness(collected: Collected, metrics: Metrics, params: Params) -> Metrics:
+def finiteness(actions: ActionSpace, collected: Collected, metrics: Metrics, params: Params) -> Metrics:
     """Counts of non-finite numbers in each of `SOURCES`."""
 
     def bad(tree: Any) -> jax.Array:
@@ -27,8 +27,10 @@ def finiteness(collected: Collected, metrics: Metrics, params: Params) -> Metric
         return sum((~jnp.isfinite(x)).sum(dtype=jnp.float32) for x in leaves) + jnp.zeros(())
 
     steps = collected.steps
+    masks = [mask for mask in (steps.inputs.legal, collected.trial.legal) if mask is not None]
     parts = {
         "observation": (steps.inputs.observation, collected.trial.observation),
+        "legal": [jnp.where(actions.playable(mask), 0.0, jnp.nan) for mask in masks],
         "reward": steps.reward,
         "log_prob": steps.log_prob,
         "value": steps.value,
@@ -54,8 +56,11 @@ def culprit(setup: Setup, collected: Collected, start: jax.Array) -> Metrics:
         return functools.reduce(jnp.logical_or, ((~jnp.isfinite(x)).any(range(leading, x.ndim)) for x in leaves), found)
 
     steps = collected.steps
-    acted = bad(steps.inputs.observation, 2) | bad(steps.reward, 2)
-    found = jnp.concatenate([acted, bad(collected.trial.observation, 1)[:, None]], axis=1)  # [B, K + 1]
+    acted, next_seen = bad(steps.inputs.observation, 2) | bad(steps.reward, 2), bad(collected.trial.observation, 1)
+    if steps.inputs.legal is not None and collected.trial.legal is not None:
+        acted |= ~setup.policy.action_space.playable(steps.inputs.legal)
+        next_seen |= ~setup.policy.action_space.playable(collected.trial.legal)
+    found = jnp.concatenate([acted, next_seen[:, None]], axis=1)  # [B, K + 1]
     # earliest step first, then environment: one number, so that devices can agree on the smallest
     device = 0 if setup.axis is None else lax.axis_index(setup.axis)
     place = jnp.argmax(found.T)  # of the first True

@@ -107,7 +107,7 @@ def new_trial(setup: Setup, key: jax.Array) -> TrialState:
 
 def step_input(trial: TrialState) -> StepInput:
     """What the policy reads next. Leading axis [N]."""
-    return StepInput(trial.observation, trial.previous_action, trial.previous_reward, trial.first)
+    return StepInput(trial.observation, trial.previous_action, trial.previous_reward, trial.first, trial.legal)
 
 
 def empty_trajectory(setup: Setup, trial: TrialState) -> Trajectory:

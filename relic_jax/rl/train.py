@@ -237,9 +237,11 @@ def check_finite(setup: Setup, record: Record, checkpoints: Path) -> None:
     if environment >= 0:
         where = f"; {setup.trials.env.name}, environment {environment}, step {step} of its trial"
         where += f", training task {task}{task_text(setup.tasks, task)}" if task >= 0 else ""
+    what, count = ("no legal action", "steps") if culprit == "legal" else ("not finite", "numbers")
+    name = "" if culprit == "legal" else f": {culprit}"
     raise NonFiniteError(
-        f"not finite at environment step {int(record['env_steps'])}: {culprit} "
-        f"({int(counts[culprit])} numbers{where}); last good checkpoint: {good}"
+        f"{what} at environment step {int(record['env_steps'])}{name} "
+        f"({int(counts[culprit])} {count}{where}); last good checkpoint: {good}"
     )
 
 

@@ -92,7 +92,7 @@ def learn(
     # only now, so that the update still sees what was acted on; the refresh then sees what comes next
     seen = collected.steps
     params = setup.policy.observed(params, seen.inputs.observation, seen.valid, setup.total)
-    counts = setup.total(episode_sums(collected) | finiteness(collected, metrics, params))
+    counts = setup.total(episode_sums(collected) | finiteness(setup.policy.action_space, collected, metrics, params))
     counts |= culprit(setup, collected, start)
     metrics = setup.mean(metrics | {"reward": mean_reward(setup, collected)}) | counts
     state = state.replace(params=params, opt_state=opt_state)
