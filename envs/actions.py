@@ -146,7 +146,11 @@ class MultiDiscrete:
 
     def __post_init__(self) -> None:
         """Checks the sizes."""
-        if not self.nvec or not all(isinstance(size, int) and size > 0 for size in self.nvec):
+        if (
+            not isinstance(self.nvec, tuple)
+            or not self.nvec
+            or not all(isinstance(size, int) and size > 0 for size in self.nvec)
+        ):
             raise ValueError(f"a MultiDiscrete has nvec {self.nvec!r}; allowed: a tuple of ints, each 1 or more")
 
     def __str__(self) -> str:
