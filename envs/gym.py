@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from envs.host import HostEnvironment
+from envs.host import HostEnvironment, action_space_of
 from relic_jax.bridge.pool import Batch, Pool, PoolConfig, PoolError
 from relic_jax.bridge.protocol import Spec
 from relic_jax.config import ConfigError, HostConfig
@@ -95,11 +95,12 @@ def _opening(pool: Pool, task: Any, trial: int) -> list[dict[str, np.ndarray]]:
     Empty where a step was lost, which says nothing about the environment.
     """
     batch, random = pool.reset([task], [trial]), np.random.default_rng(0)
-    found = [{f"observation {name!r}": x for name, x in batch.observation.items()}]
+    actions = action_space_of(pool.spec, pool.spec.name)
+    found = [{f"observation {name!r}": x for name, x in batch.observation.items()} | _mask(batch)]
     for _ in range(CHECKED_STEPS):
         if not batch.valid.all():
             return []
-        pool.send(_actions(pool.spec, random))
+        pool.send(actions.draw(random, 1, batch.legal))
         batch = pool.receive()
         found.append(_seen(batch))
         if (batch.terminated | batch.truncated).any():
@@ -107,18 +108,17 @@ def _opening(pool: Pool, task: Any, trial: int) -> list[dict[str, np.ndarray]]:
     return found if batch.valid.all() else []
 
 
-def _actions(spec: Spec, random: np.random.Generator) -> np.ndarray:
-    if spec.actions:
-        return random.integers(spec.actions, size=1)
-    return random.uniform(spec.low, spec.high, (1, *spec.action.shape))
-
-
 def _seen(batch: Batch) -> dict[str, np.ndarray]:
     """The observation that a step led to, its reward and how it ended, by name."""
     ended = (batch.terminated | batch.truncated).any()
     arrays = batch.final if ended and batch.final is not None else batch.observation
     found = {f"observation {name!r}": x for name, x in arrays.items()}
-    return {**found, "the reward": batch.reward, "its end": np.stack([batch.terminated, batch.truncated])}
+    ends = np.stack([batch.terminated, batch.truncated])
+    return {**found, "the reward": batch.reward, "its end": ends} | ({} if ended else _mask(batch))
+
+
+def _mask(batch: Batch) -> dict[str, np.ndarray]:
+    return {} if batch.legal is None else {"the mask of legal actions": batch.legal}
 
 
 def read_tasks(path: str) -> dict[str, list[Any]]:

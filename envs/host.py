@@ -110,17 +110,7 @@ class HostEnvironment(Environment):
 
         Raises ConfigError where these are unbounded or of another shape.
         """
-        spec = self.spec
-        if spec.actions:
-            return Discrete(spec.actions)
-        if spec.nvec:
-            return MultiDiscrete(spec.nvec)
-        if len(spec.action.shape) != 1 or not spec.action.dtype.startswith("float"):
-            raise ConfigError(f"env {self.name!r} has actions {spec.action}; allowed: integers, or vectors of floats")
-        try:
-            return Box((spec.low,) * spec.action.shape[0], (spec.high,) * spec.action.shape[0])
-        except ValueError as error:
-            raise ConfigError(f"env {self.name!r}: {error}") from None
+        return action_space_of(self.spec, self.name)
 
     @property
     def masks_actions(self) -> bool:  # type: ignore[override]
@@ -217,6 +207,20 @@ def _coloured(image: np.ndarray) -> np.ndarray:
     """[..., C] → [..., 3]: colours without a fourth channel (depth); of other numbers of channels the last, in gray."""
     x = np.asarray(image)
     return x[..., :3] if x.shape[-1] in (3, 4) else np.repeat(x[..., -1:], 3, axis=-1)
+
+
+def action_space_of(spec: Spec, name: str) -> ActionSpace:
+    """The actions that workers announce. name: of the environment, for errors. Raises ConfigError."""
+    if spec.actions:
+        return Discrete(spec.actions)
+    if spec.nvec:
+        return MultiDiscrete(spec.nvec)
+    if len(spec.action.shape) != 1 or not spec.action.dtype.startswith("float"):
+        raise ConfigError(f"env {name!r} has actions {spec.action}; allowed: integers, or vectors of floats")
+    try:
+        return Box((spec.low,) * spec.action.shape[0], (spec.high,) * spec.action.shape[0])
+    except ValueError as error:
+        raise ConfigError(f"env {name!r}: {error}") from None
 
 
 def _fingerprint(task: Any) -> bytes:

@@ -157,7 +157,7 @@ def env_rate(env: Environment, batch: int, seconds: float, rounds: int) -> float
     def steps(keys: jax.Array, state: Any, length: int) -> Any:
         def step(state: Any, key: jax.Array) -> tuple[Any, jax.Array]:
             action_key, step_key = jax.random.split(key)
-            action = jax.vmap(env.action_space.sample)(jax.random.split(action_key, batch))
+            action = jax.vmap(env.action_space.sample)(jax.random.split(action_key, batch), state.legal)
             state, result = trials.step(step_key, state, action)
             # What is not used is not computed: of every observation something is.
             used = sum(jnp.max(leaf).astype(jnp.float32) for leaf in jax.tree.leaves(state.observation))

@@ -19,7 +19,7 @@ import numpy as np
 
 from relic_jax.bridge import gym_actions, minigrid
 from relic_jax.bridge.observations import Observations, SpaceError
-from relic_jax.bridge.protocol import ArraySpec, Spec
+from relic_jax.bridge.protocol import Spec
 from relic_jax.bridge.worker import SetupError
 
 PACKAGES = {"MiniGrid-": "minigrid", "BabyAI-": "minigrid", "MiniWorld-": "miniworld", "ALE/": "ale_py"}

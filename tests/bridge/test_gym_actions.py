@@ -1,6 +1,7 @@
 """gymnasium's discrete action spaces and action masks through the bridge, against gymnasium in this process."""
 
 import dataclasses
+import os
 import sys
 import textwrap
 
@@ -119,7 +120,7 @@ import gymnasium, numpy as np
 class Masked(gymnasium.Env):
     """Moves by one of five actions from -2; leaving [-3, 3] is illegal, and so is standing still at odd steps.
 
-    An illegal action kills the process's environment, for good."""
+    An illegal action is an error, and leaves a file."""
 
     observation_space = gymnasium.spaces.Box(-3.0, 3.0, (1,), np.float32)
 
@@ -147,7 +148,9 @@ class Masked(gymnasium.Env):
     def step(self, action):
         assert self.action_space.contains(action), action
         move = int(action) + 2 if self.kind == "discrete" else int(action[0])
-        assert self.mask[move] and (self.kind == "discrete" or self.other[action[1]]), f"illegal {action}"
+        if not (self.mask[move] and (self.kind == "discrete" or self.other[action[1]])):
+            open(__file__ + ".illegal", "w").close()
+            raise ValueError(f"illegal {action}")
         self.at, self.count = self.at + move - 2, self.count + 1
         terminated = self.count == 6
         info = {} if terminated else self.info()  # nothing can be done at the end
@@ -162,7 +165,7 @@ gymnasium.register("Masked-v0", Masked, max_episode_steps=20)
 def masked(tmp_path, monkeypatch):
     """Its module's name, for `gym:MODULE:Masked-v0`, in this process and in workers."""
     (tmp_path / "masked_envs.py").write_text(textwrap.dedent(MODULE))
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     return "masked_envs:Masked-v0"
 
@@ -170,7 +173,7 @@ def masked(tmp_path, monkeypatch):
 def pool_of(id, **arguments):
     entry = "relic_jax.bridge.gym:GymEnvironment"
     options = {"id": id, "arguments": arguments}
-    return Pool(PoolConfig(entry, options, workers=1, environments=4, max_restarts=1, backoff=0.0))
+    return Pool(PoolConfig(entry, options, 1, 4, paths=(os.getcwd(),), max_restarts=1, backoff=0.0))
 
 
 @pytest.mark.parametrize("kind", ["discrete", "multi"])
@@ -202,7 +205,8 @@ def test_a_mask_that_is_missing_or_leaves_nothing_is_said(masked, fault, said):
 
 
 def test_a_trial_is_trained_and_evaluated_without_an_illegal_action(masked, tiny, tmp_path):
-    """The environment raises at the first one, which would be a fault and a lost step."""
+    """The environment raises at the first one, which would be a fault and a lost step, and leaves a file, also where
+    the seeds are tested before the training."""
     from relic_jax.rl.host import HostSegments
     from relic_jax.rl.parallel import initial_state
     from relic_jax.rl.train import prepare
@@ -226,3 +230,4 @@ def test_a_trial_is_trained_and_evaluated_without_an_illegal_action(masked, tiny
     curves = in_context_curves(setup.policy, state.params, env, evaluation)
     assert curves.returns.shape == (2, 2)
     assert reference_lines(env, "test", episodes=4).random.mean_return >= 0
+    assert not list(tmp_path.glob("*.illegal"))
