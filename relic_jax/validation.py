@@ -40,7 +40,7 @@ def validate(config: TrainConfig, *, horizon: int, images: bool = False) -> None
     transformer, ppo, encoder = config.policy.transformer, config.ppo, config.policy.encoder
     if config.policy.memory == "transformer" and transformer.step_embedding:
         needed = horizon + 1 + transformer.first_index  # the observation after a time limit is valued too
-        allowed = f"at least {needed} (an episode of {horizon} steps, what follows it, the sink)"
+        allowed = f"at least {needed} (an episode of {horizon} steps in {config.env!r}, what follows it, the sink)"
         name, positions = "policy.transformer.max_positions", transformer.max_positions
         require(positions >= needed, name, positions, allowed)
     vit = images and encoder.image == "vit-b16"

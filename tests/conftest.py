@@ -1,6 +1,5 @@
 """Shared by the tests: one compilation cache, a tiny training run, and the command line in this process."""
 
-import dataclasses
 import os
 import shutil
 import sys
@@ -41,31 +40,12 @@ def pytest_unconfigure():
         shutil.rmtree(os.environ["XDG_CONFIG_HOME"], ignore_errors=True)
 
 
-def _tiny(chunk="segment", env="darkroom-ad-9-random", **changes):
-    from relic_jax.config import EvalConfig, PPOConfig, TrainConfig, TrialConfig
-    from relic_jax.models.policy import PolicyConfig
-    from relic_jax.models.transformer import TransformerConfig
-
-    transformer = TransformerConfig(layers=1, heads=2, width=8, mlp_width=8, max_positions=128, attention="reference")
-    learning = {"lr": 1e-3, "warmup_steps": 0, "epochs": 1, "minibatches": 2, "accumulate": 1}
-    config = TrainConfig(
-        env=env,
-        total_steps=512,
-        chunk=chunk,
-        devices=1,
-        checkpoint_minutes=1e-9,
-        policy=PolicyConfig(transformer),
-        trial=TrialConfig(environments=4, steps=64, updates=4),
-        ppo=PPOConfig(**learning, context_gradient="stopped", last_update="partial"),  # the two that compile fast
-        eval=EvalConfig(episodes=2),
-    )
-    return dataclasses.replace(config, **changes)
-
-
 @pytest.fixture(scope="session")
 def tiny():
     """`tiny(chunk=..., **fields)`: a config of two trials of four updates each, 64 environment steps per update."""
-    return _tiny
+    from experiments.faults.small import small_config
+
+    return small_config
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -30,6 +31,8 @@ class Command:
     """Write the numbers to this JSON file."""
     compare: Path | None = None
     """Print ratios to the numbers in this JSON file."""
+    cases: int | None = None
+    """Only that many first cases of each suite; 0: only the machine is measured."""
 
 
 def main() -> None:
@@ -48,7 +51,8 @@ def main() -> None:
     )
     found: list[dict[str, Any]] = []
     for suite in SUITES if "all" in command.suites else command.suites:
-        for case in importlib.import_module(f"experiments.benchmark.{suite}").cases(machine):
+        cases = importlib.import_module(f"experiments.benchmark.{suite}").cases(machine)
+        for case in itertools.islice(cases, command.cases):
             found.append(case)
             print(line(case, earlier.get(case["name"])), flush=True)
             if command.out:  # after every case: some take minutes

@@ -200,11 +200,8 @@ class Bench:
         place = folder / "a" / "b"
         (place / "folder").mkdir(parents=True)
         (place / "file").write_text("mine")
-        policy = policy_for(make("darkroom-dpt"), PolicyConfig())
-        params = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(policy.init, jax.random.key(0)))
-        config = {"config": {"transformer_config": original_config(policy.config.transformer)}}
         foreign = folder / "foreign.safetensors"
-        files.write(foreign, export_policy(params, policy, Foreign.nothing()), config)
+        write_original(foreign)
         return cls(place, pretrained_path("darkroom-dpt"), foreign, RESULTS / "darkroom-dpt" / "pooled.json")
 
     def _clear(self) -> None:
@@ -283,6 +280,14 @@ def _nothing_begins(accept: Any) -> Iterator[None]:
 
 def _is_annotated(hint: Any) -> bool:
     return typing.get_origin(hint) is typing.Annotated
+
+
+def write_original(file: Path) -> None:
+    """Writes a checkpoint as the original code has them, of a policy whose parameters are zeros."""
+    policy = policy_for(make("darkroom-dpt"), PolicyConfig())
+    params = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(policy.init, jax.random.key(0)))
+    config = {"config": {"transformer_config": original_config(policy.config.transformer)}}
+    files.write(file, export_policy(params, policy, Foreign.nothing()), config)
 
 
 def trace(setup: Any) -> None:

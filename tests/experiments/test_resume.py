@@ -5,8 +5,6 @@ import functools
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -20,13 +18,13 @@ from flax import struct
 from envs.darkroom.env import Darkroom, DarkroomTask
 from envs.registry import make
 from experiments import folders, run
+from experiments.faults import processes
+from experiments.faults.processes import arrays, end, logged, start, wait_until
+from experiments.faults.small import PER_UPDATE
 from relic_jax import checkpoint
 from relic_jax.metrics import JsonLines, read_lines
 from relic_jax.rl import train as training
 from relic_jax.rl.train import NonFiniteError, prepare, restore, train
-
-ROOT = Path(__file__).parents[2]
-PER_UPDATE = 64  # environment steps of one update of the tiny config
 
 
 class Killed(BaseException):
@@ -56,16 +54,6 @@ def kill_at(update):
             raise Killed
 
     return at
-
-
-def arrays(tree):
-    """Every leaf as (path, dtype, shape, bytes): equal lists are equal bit for bit."""
-    found = []
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        typed = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        array = np.asarray(jax.random.key_data(leaf) if typed else leaf)
-        found.append((jax.tree_util.keystr(path), str(leaf.dtype), array.shape, array.tobytes()))
-    return found
 
 
 def outcome(setup, folder):
@@ -403,33 +391,7 @@ def test_poisoned_parameters_stop_the_run_and_leave_the_checkpoint_intact(whole,
 
 # --- real processes ---
 
-OPTIONS = ["--total-steps=32000", "--trial.environments=8", "--trial.steps=250", "--trial.updates=2", "--chunk=segment"]
-OPTIONS += ["--checkpoint-minutes=0.00001", "--eval.episodes=1"]
-
-
-def start(*arguments):
-    command = [sys.executable, "-m", "experiments.cli", "train", *map(str, arguments)]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def wait_until(condition, process, seconds=120):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end, "nothing happened"
-        time.sleep(0.001)
-
-
-def logged(folder):
-    path = folder / "metrics.jsonl"
-    return path.read_bytes().count(b"\n") if path.exists() else 0
-
-
-def end(process, number, code):
-    process.send_signal(number)
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == code, err
-    return out, err
+OPTIONS = ["--total-steps=32000", *processes.OPTIONS]
 
 
 def test_killed_terminated_and_interrupted_processes_end_as_if_nothing_had_been(tmp_path):

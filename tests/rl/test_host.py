@@ -1,11 +1,6 @@
 """Training and evaluation with environments in worker processes, on a noisy corridor that the test can step itself."""
 
 import dataclasses
-import os
-import random
-import signal
-import threading
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,33 +8,22 @@ import numpy as np
 import pytest
 
 from envs.base import num_tasks
-from envs.host import HostEnvironment
 from envs.lines import reference_lines
+from experiments.faults.small import PER_UPDATE
+from experiments.faults.workers import HORIZON, corridor, killed_workers
 from relic_jax import checkpoint
 from relic_jax.bridge.pool import PoolError
 from relic_jax.bridge.probes import Corridor
 from relic_jax.bridge.worker import episode_seed
 from relic_jax.config import ConfigError, EvalConfig, HostConfig, TrialConfig
 from relic_jax.evaluate import in_context_curves
-from relic_jax.metrics import JsonLines, read_lines
+from relic_jax.metrics import JsonLines
 from relic_jax.rl import train as training
 from relic_jax.rl import update
 from relic_jax.rl.host import HostSegments
 from relic_jax.rl.parallel import initial_state
 from relic_jax.rl.state import init_state
 from relic_jax.rl.train import prepare, restore, train
-
-HORIZON = 6
-PER_UPDATE = 64  # environment steps
-TASKS = {"train": [{"goal": goal} for goal in (-3, -2, 2, 3)], "test": [{"goal": goal} for goal in (-4, 4, 1)]}
-
-
-def corridor(host=None, **options):
-    options = {"horizon": HORIZON, **options}
-    spec = Corridor(**options).spec
-    return HostEnvironment(
-        "corridor", "relic_jax.bridge.probes:Corridor", options, spec, TASKS, host=host or HostConfig()
-    )
 
 
 def by_hand(env, task, seed, actions):
@@ -310,44 +294,7 @@ def test_the_policy_is_learned(config):
     assert np.mean(reached[:5]) < 0.6 and np.mean(reached[-10:]) > 0.9
 
 
-def processes_of(parent):
-    found = []
-    for entry in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = entry.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[1]) == parent and fields[0] != "Z":
-            found.append(int(entry.parent.name))
-    return found
-
-
 def test_training_goes_on_through_random_kills(config, tmp_path, kills):
     """One worker per update is killed, at a random moment of it. Nothing is lost but the steps that were under way, and
     nothing is left behind."""
-    total = (kills + 3) * PER_UPDATE
-    config = dataclasses.replace(config, total_steps=total, checkpoint_minutes=60)
-    setup = prepare(config, corridor(HostConfig(workers=4, max_restarts=2 * kills), milliseconds=1.0))
-    memory, before = set(os.listdir("/dev/shm")), set(processes_of(os.getpid()))
-    rng, killed, timers = random.Random(0), [], []
-
-    def kill():
-        alive = sorted(set(processes_of(os.getpid())) - before - set(killed))
-        killed.append(rng.choice(alive))
-        os.kill(killed[-1], signal.SIGKILL)
-
-    def at(env_steps):
-        if len(timers) < kills:
-            timers.append(threading.Timer(rng.uniform(0, 0.03), kill))
-            timers[-1].start()
-
-    result = go(setup, tmp_path / "run", at=at)
-    for timer in timers:
-        timer.join()
-    records = read_lines(tmp_path / "run" / "metrics.jsonl")
-    assert result.finished and int(result.state.env_steps) >= total
-    steps = [record["env_steps"] for record in records]
-    assert steps == list(range(PER_UPDATE, steps[-1] + 1, PER_UPDATE)) and steps[-1] >= total, "every update once"
-    assert 0 < sum(record["lost_steps"] for record in records) <= kills, "one step of a killed worker's environment"
-    assert len(killed) == kills
-    assert set(processes_of(os.getpid())) == before and set(os.listdir("/dev/shm")) == memory
+    assert killed_workers(tmp_path / "run", kills, config) == []

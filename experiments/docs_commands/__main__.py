@@ -1,0 +1,230 @@
+"""`python -m experiments.docs_commands [PAGE ...]`: every command line of the docs, in its short form, with a table.
+
+Commands run in this process and in a folder of their own, so that they share what is compiled; random and optimal lines
+are means of four episodes. Exit code 1 where a command fails, or where a line is of no known kind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+import io
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+import traceback
+from pathlib import Path
+from typing import Annotated
+from unittest import mock
+
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")  # compiling is the cost here, not running
+
+import tyro
+
+from envs.base import Environment, Split
+from envs.lines import Lines, reference_lines
+from experiments.docs_commands import pages, short
+from experiments.docs_commands.short import Step, UnknownCommandError
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = ("README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")), "experiments/README.md")
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """Run every command line of the docs in its short form."""
+
+    pages: Annotated[tuple[str, ...], tyro.conf.Positional] = PAGES
+    """Which pages."""
+    verbose: bool = False
+    """Print what the commands print."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A line of the table. result: ran, checked, as before, left out or FAILED. told: why, or the end of the output."""
+
+    line: pages.Line
+    result: str
+    seconds: float
+    told: str = ""
+
+    def __str__(self) -> str:
+        """One line, and the output of what failed."""
+        text = f"{self.line.page}:{self.line.number}  {self.result}  {self.seconds:.1f} s  {self.line.text}"
+        return text + (f"  ({self.told})" if self.told else "")
+
+
+def main() -> None:
+    """Entry point."""
+    command, rows, unknown = tyro.cli(Command, prog="python -m experiments.docs_commands"), [], []
+    tests = collected_tests()
+    with tempfile.TemporaryDirectory() as name:
+        runner = Runner(Path(name), tests, command.verbose)
+        for page in command.pages:
+            lines, others = pages.commands(ROOT / page, page)
+            unknown += others
+            runner.begin(ROOT / page)
+            for line in lines:
+                rows.append(runner.row(line))
+                print(rows[-1], flush=True)
+    counts = {result: sum(row.result == result for row in rows) for result in dict.fromkeys(row.result for row in rows)}
+    print("\n" + ", ".join(f"{count} {result}" for result, count in counts.items()))
+    for reason in sorted({row.told for row in rows if row.result == "left out"}):
+        print(f"left out for want of {reason}: {sum(row.told == reason for row in rows)}")
+    print("\n".join(unknown))
+    sys.exit(1 if unknown or counts.get("FAILED") else 0)
+
+
+class Runner:
+    """Runs short forms in `folder`. tests: ids of all tests."""
+
+    def __init__(self, folder: Path, tests: list[str], verbose: bool) -> None:
+        self._folder, self._tests, self._verbose = folder, tests, verbose
+        self._done: set[tuple[str, tuple[str, ...]]] = set()
+        shutil.copytree(ROOT / "experiments" / "results", folder / "experiments" / "results")
+        (folder / "relic_jax").symlink_to(ROOT / "relic_jax")
+        self._write_original(folder / short.PLACEHOLDERS["CHECKPOINT"])
+        for name, code in pages.files(ROOT / "docs" / "environments.md").items():
+            (folder / name).write_text(code, encoding="utf-8")
+
+    def begin(self, page: Path) -> None:
+        """Writes the files that a page shows."""
+        for name, code in pages.files(page).items():
+            (self._folder / name).write_text(code, encoding="utf-8")
+
+    def row(self, line: pages.Line) -> Row:
+        """Does what is to be done for a command line."""
+        start = time.monotonic()
+        try:
+            results = [self._do(step, line) for step in short.steps(line.text)]
+        except UnknownCommandError:
+            results = [("FAILED", "a command of no known kind: experiments/docs_commands/short.py")]
+        except Exception:
+            results = [("FAILED", traceback.format_exc())]
+        result, told = next((found for found in results if found[0] == "FAILED"), results[0])
+        return Row(line, result, time.monotonic() - start, told)
+
+    def _do(self, step: Step, line: pages.Line) -> tuple[str, str]:
+        if step.kind == "left":
+            return "left out", step.reason
+        if step.kind == "install":
+            return self._install(step.words)
+        if step.kind == "tests":
+            selected = [test for test in self._tests if selects(step.words[1:], test)]
+            return ("checked", f"{len(selected)} tests") if selected else ("FAILED", "selects no test")
+        if step.kind == "mention":
+            return self._mention(step.words)
+        if (line.folder, step.words) in self._done:
+            return "as before", ""
+        for words in short.needed_runs(step.words, self._folder / line.folder):
+            code, out = self._run(words, line.folder)
+            if code:
+                return "FAILED", f"{' '.join(words)}: {out[-2000:]}"
+        self._make_room(step.words, self._folder / line.folder)
+        code, out = self._run(step.words, line.folder)
+        self._done.add((line.folder, step.words))
+        return ("ran", "") if code == 0 else ("FAILED", f"exit code {code}: {out[-2000:]}")
+
+    def _run(self, words: tuple[str, ...], folder: str) -> tuple[int, str]:
+        """Exit code and output."""
+        module = "experiments.cli" if words[0] == "relic-jax" else words[2]
+        module = f"{module}.__main__" if module == "experiments.benchmark" else module
+        arguments = words[1:] if words[0] == "relic-jax" else words[3:]
+        out = io.StringIO()
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(contextlib.chdir(self._folder / folder))
+            stack.enter_context(mock.patch.object(sys, "argv", [words[0], *arguments]))
+            stack.enter_context(mock.patch("experiments.run.reference_lines", _few_episodes))
+            stack.enter_context(mock.patch.object(sys, "unraisablehook", sys.unraisablehook))
+            stack.enter_context(mock.patch.object(sys, "path", [str(self._folder), *sys.path]))
+            if not self._verbose:
+                stack.enter_context(contextlib.redirect_stdout(out))
+                stack.enter_context(contextlib.redirect_stderr(out))
+            try:
+                importlib.import_module(module).main()
+            except SystemExit as end:
+                return end.code if isinstance(end.code, int) else int(bool(end.code)), out.getvalue()
+        return 0, out.getvalue()
+
+    def _make_room(self, words: tuple[str, ...], folder: Path) -> None:
+        """Removes what a command would write anew: it is run more than once here."""
+        made = [short.value(words, "--to")]
+        if words[1:2] == ("train",) and "--resume" not in words:
+            seed = short.value(words, "--seed") or "0"
+            made.append("runs/" + (short.value(words, "--name") or f"{words[2]}-seed{seed}"))
+        for path in (folder / name for name in made if name):
+            if path.is_dir():
+                shutil.rmtree(path)
+
+    def _mention(self, words: tuple[str, ...]) -> tuple[str, str]:
+        """A command, or its options, without what it would need: both must exist."""
+        code, out = self._run((*words[:2], "--help"), "")
+        absent = [word for word in words[2:] if word not in out]
+        return ("FAILED", f"{absent[0]} is no option") if absent or code else ("checked", "exists")
+
+    def _install(self, words: tuple[str, ...]) -> tuple[str, str]:
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        for word in words:
+            for extra in re.findall(r"(?:relic-jax|^\.)\[([\w,]+)\]", word):
+                if extra not in project["optional-dependencies"]:
+                    return "FAILED", f"{extra} is no extra"
+            if word.endswith(".txt") and not (ROOT / word).is_file():
+                return "FAILED", f"{word} is no file"
+        return "checked", "its extras exist"
+
+    def _write_original(self, file: Path) -> None:
+        """A checkpoint of the original's, of a policy that was not trained."""
+        from experiments.faults.options import write_original
+
+        write_original(file)
+
+
+def _few_episodes(env: Environment, split: Split, limit: int | None = None) -> Lines:
+    """`reference_lines` of four episodes."""
+    return reference_lines(env, split, episodes=4, limit=limit)
+
+
+def collected_tests() -> list[str]:
+    """The ids of all tests."""
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-n", "0", "tests"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return [line for line in done.stdout.splitlines() if "::" in line]
+
+
+def selects(arguments: tuple[str, ...], test: str) -> bool:
+    """Whether pytest with these arguments runs a test: by its paths and by -k."""
+    words = iter(arguments)
+    paths, expression = [], ""
+    for word in words:
+        if word == "-k":
+            expression = next(words)
+        elif word in ("-m", "-n", "--kills"):
+            next(words)
+        elif not word.startswith("-"):
+            paths.append(word)
+    if any(not (ROOT / path.partition("::")[0]).exists() for path in paths):
+        return False
+    if paths and not any(test.startswith(path) for path in paths):
+        return False
+    return not expression or matches(expression, test)
+
+
+def matches(expression: str, test: str) -> bool:
+    """Whether a test's id fits an expression of -k: words with and, or, not."""
+
+    def value(word: str) -> str:
+        return word if word in ("and", "or", "not", "(", ")") else str(word.lower() in test.lower())
+
+    words = re.findall(r"\(|\)|[^\s()]+", expression)
+    return bool(eval(" ".join(map(value, words)), {"__builtins__": {}}))
+
+
+if __name__ == "__main__":
+    main()

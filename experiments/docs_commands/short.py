@@ -1,0 +1,174 @@
+"""The short form of a command line: the same command, with small budgets appended and its placeholders filled in."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import re
+import shlex
+from pathlib import Path
+
+from envs import registry
+from experiments import presets
+
+RUN = "darkroom-smoke-seed0"
+"""The run that RUN stands for."""
+NETWORK = (
+    *("--policy.transformer.layers", "1", "--policy.transformer.heads", "2", "--policy.transformer.width", "16"),
+    *("--policy.transformer.mlp-width", "16", "--policy.recurrent.width", "8"),
+)
+TRAIN = (
+    *("--total-steps", "1", "--devices", "1", "--trial.environments", "2", "--trial.steps", "16"),
+    *("--trial.updates", "1", "--ppo.minibatches", "1", "--ppo.accumulate", "1", "--ppo.epochs", "1"),
+    *("--eval.episodes", "2", "--eval.tasks", "1", "--eval.repeats", "1"),
+)
+EVALUATE = ("--episodes", "2", "--limit", "1", "--repeats", "1")
+DATASET = (
+    *("--train", "house-0", "--test", "house-1", "--layouts", "1", "--episodes", "1"),
+    *("--categories", "mug", "bowl"),
+)
+MODULES = {
+    "experiments.benchmark": ("--cases", "0"),
+    "experiments.pretrain_encoder": ("--pictures", "256"),
+    "experiments.training_curve": (),
+    "experiments.formats": (),
+}
+"""What is appended to `python -m MODULE`."""
+PLACEHOLDERS = {
+    "PRESET": "darkroom-smoke",
+    "RUN": f"runs/{RUN}",
+    "NAME": "darkroom-dpt",
+    "CHECKPOINT": "original.safetensors",
+    "OUT": "out.json",
+    "DIR": "dir",
+    "python:my_module:MY_ENV": "python:corridors:CORRIDOR",
+}
+PACKAGES = {
+    "gym:miniworld": ("miniworld", "miniworld"),
+    "gym:MiniGrid": ("minigrid", "minigrid"),
+    "gym:BabyAI": ("minigrid", "minigrid"),
+    "gym:": ("gymnasium", "gymnasium"),
+    "metaworld": ("metaworld", "metaworld"),
+    "xland": ("xland", "xminigrid"),
+    "navix:": ("navix", "navix"),
+    "gymnax:": ("gymnax", "gymnax"),
+    "craftax:": ("craftax", "craftax"),
+    "playground:": ("playground", "mujoco_playground"),
+    **dict.fromkeys(registry.BRAX, ("brax", "brax")),
+}
+"""Extra and package of environments, by the beginning of their names."""
+ELSEWHERE = (
+    (re.compile(r"\$HABITAT|--backend habitat|^HABITAT=|^conda "), "habitat-sim (conda)"),
+    (re.compile(r"habitat-lab:|lab/bin/|^python3\.9 -m venv lab"), "habitat-lab (an interpreter of its own)"),
+    (re.compile(r"^ray |--host\.ray"), "a Ray cluster (extra ray)"),
+    (re.compile(r"--human"), "a display"),
+    (re.compile(r"--policy\.encoder\.image vit-b16"), "the weights of VC-1"),
+)
+"""What needs more than this package, and what that is."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """What is done for a command line. words: run in its place. kind: run, mention, tests, install or left.
+
+    reason: of what is left out.
+    """
+
+    kind: str
+    words: tuple[str, ...] = ()
+    reason: str = ""
+
+
+class UnknownCommandError(ValueError):
+    """A command line of a kind that is not known here."""
+
+
+def steps(text: str) -> list[Step]:
+    """What is done for a command line, more than one step where it stands for several. Raises UnknownCommandError."""
+    for pattern, reason in ELSEWHERE:
+        if pattern.search(text):
+            return [Step("left", reason=reason)]
+    if text.startswith("pip "):
+        return [Step("install", tuple(shlex.split(text)))]
+    words = [word for word in shlex.split(text) if not re.fullmatch(r"[A-Z_]+=\S*", word)]
+    if words[:1] == ["pytest"]:
+        return [Step("tests", tuple(words))]
+    plain = re.sub(r"\s\[[^\]]*\]", "", " ".join(words))  # what may be left out
+    if alternatives := re.search(r"\{([\w,]+)\}", plain):
+        chosen = alternatives[1].split(",")
+        return [step for one in chosen for step in steps(plain.replace(alternatives[0], one))]
+    words = [PLACEHOLDERS.get(word, word) for word in plain.split() if word != "…"]
+    if words[:1] == ["relic-jax"]:
+        return [_relic_jax(words)]
+    if words[:2] == ["python", "-m"] and words[2] in MODULES:
+        return [Step("run", (*words, *MODULES[words[2]]))]
+    raise UnknownCommandError(text)
+
+
+def _relic_jax(words: list[str]) -> Step:
+    command, given = words[1], words[2:]
+    options = [word for word in given if word.startswith("--")]
+    if options == given and (command in ("train", "evaluate", "habitat-dataset") and "--out" not in options):
+        return Step("mention", tuple(words))  # of a command, or of its options, without a run
+    if given[-1:] == ["--format"]:
+        words = [*words, "safetensors"]
+    if command == "train":
+        return _train(words)
+    if command == "evaluate":
+        return Step("run", (*words, *EVALUATE))
+    if command == "play":
+        return Step("run", (*words, "--episodes", "2"))
+    if command == "habitat-dataset":
+        return Step("run", tuple(PLACEHOLDERS.get(w, "tasks.json" if w == "FILE" else w) for w in (*words, *DATASET)))
+    if command == "import-llamarl":
+        files = {"FILE": PLACEHOLDERS["CHECKPOINT"], "FILE.pth": "back.safetensors"}
+        return Step("run", tuple(files.get(word, word) for word in words))
+    if command == "envs":
+        if given and (missing := missing_extra(given[0])):
+            return Step("left", reason=f"the extra {missing}")
+        lines = () if len(given) != 1 or given == ["darkroom-dpt"] else ("--no-lines",)
+        return Step("run", (*words, *lines))
+    if command in ("plot", "export", "presets"):
+        return Step("run", tuple(words))
+    raise UnknownCommandError(" ".join(words))
+
+
+def _train(words: list[str]) -> Step:
+    if "--resume" in words:
+        return Step("run", tuple(words))
+    named = words[2] in presets.PRESETS
+    env = value(words, "--env") or (presets.PRESETS[words[2]].config.env if named else "")
+    if missing := missing_extra(env):
+        return Step("left", reason=f"the extra {missing}")
+    start = value(words, "--start-from") or ""
+    network = () if start.startswith("relic_jax/") else NETWORK  # one that is shipped has its own sizes
+    name = ("--name", "started") if start == f"runs/{words[2]}-seed0" else ()
+    plain = re.sub(r" --seed 0\b", "", " ".join(words)).split()  # the default: the same command
+    return Step("run", (*plain, *name, *network, *TRAIN))
+
+
+def missing_extra(env: str) -> str:
+    """The extra that an environment needs and that is not installed; "" where there is none."""
+    for start, (extra, package) in PACKAGES.items():
+        if env.startswith(start):
+            return "" if importlib.util.find_spec(package) else extra
+    return ""
+
+
+def value(words: list[str] | tuple[str, ...], option: str) -> str | None:
+    """What follows an option."""
+    return words[words.index(option) + 1] if option in words[:-1] else None
+
+
+def needed_runs(words: tuple[str, ...], folder: Path) -> list[tuple[str, ...]]:
+    """Command lines that make the runs that a command reads and that are not there yet, in `folder`."""
+    found = []
+    to = value(words, "--to")
+    for word in dict.fromkeys(words):
+        if not re.fullmatch(r"runs/[\w.-]+", word) or word == to or (folder / word / "config.json").exists():
+            continue
+        name = word.removeprefix("runs/")
+        preset, _, seed = name.rpartition("-seed")
+        line = ["relic-jax", "train", *((preset, "--seed", seed) if preset in presets.PRESETS else ("darkroom-smoke",))]
+        found.append((*line, "--name", name, *NETWORK, *TRAIN))
+    return found
