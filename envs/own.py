@@ -6,13 +6,15 @@ import importlib
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 
 from envs.base import Environment, Image, PyTree
+from relic_jax import process
 from relic_jax.config import ConfigError
 
 if TYPE_CHECKING:
@@ -29,10 +31,9 @@ def make(name: str, host: HostConfig | None = None) -> Environment:
     module, _, attribute = name.partition(":")
     if not (all(part.isidentifier() for part in module.split(".")) and attribute.isidentifier()):
         raise ConfigError(f"{field}; allowed: python:MODULE:NAME")
-    if os.getcwd() not in sys.path:  # a console script's path begins at its own folder
-        sys.path.insert(0, os.getcwd())
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        with _current_folder_first():
+            found = getattr(importlib.import_module(module), attribute)
     except Exception as error:  # whatever the module does when it is imported
         reason = str(error) if isinstance(error, (ImportError, AttributeError)) else _place(error)
         raise ConfigError(f"{field}; allowed: a name in a module that can be imported from here ({reason})") from None
@@ -58,6 +59,24 @@ def _place(error: Exception) -> str:
     """An error of the user's own code with its type and its line."""
     frames = traceback.extract_tb(error.__traceback__)
     return f"{type(error).__name__}: {error}; {frames[-1].filename}, line {frames[-1].lineno}"
+
+
+@contextmanager
+def _current_folder_first() -> Iterator[None]:
+    """Python searches the current folder too; a console script's path begins at its own.
+
+    The command line's own process keeps it, for what the module imports later. Any other keeps its own path.
+    """
+    here = os.getcwd()
+    if here in sys.path or "" in sys.path:
+        yield
+        return
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        if not process.is_own() and here in sys.path:
+            sys.path.remove(here)
 
 
 def check(env: Environment, field: str) -> None:

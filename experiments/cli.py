@@ -24,6 +24,7 @@ from relic_jax.bridge.pool import PoolError
 from relic_jax.config import ConfigError, HostConfig
 from relic_jax.export import Dtype, ExportFormat, VerificationError, export_policy
 from relic_jax.plotting import is_suffix
+from relic_jax.process import own_process
 from relic_jax.rl.train import NonFiniteError
 from relic_jax.runtime import one_line
 
@@ -115,7 +116,7 @@ def main() -> None:
             near = difflib.get_close_matches(arguments[0], commands, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise ConfigError(f"command is {arguments[0]!r}; allowed: {', '.join(commands)}{hint}")
-        with settings.standard():
+        with own_process(), settings.standard():
             commands[arguments[0]](arguments[1:])
     except ConfigError as error:
         _fail(str(error), 2)

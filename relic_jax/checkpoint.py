@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
-from relic_jax import prng, trust
+from relic_jax import prng, process, trust
 from relic_jax.config import ConfigError, TrainConfig, from_json, to_json
 from relic_jax.files import sync, sync_entries, write_checksums
 from relic_jax.rl.state import TrainState
@@ -287,7 +287,13 @@ def _load(path: Path, wanted: dict[str, PyTree]) -> dict[str, Any]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences orbax's reading: it prints pages of tracebacks from its threads, and from what it leaves unfinished."""
+    """Silences orbax's reading: it prints pages of tracebacks from its threads, and from what it leaves unfinished.
+
+    In the command line's own process only: the streams and hooks of another program are not touched.
+    """
+    if not process.is_own():
+        yield
+        return
     logger, hook = logging.getLogger("absl"), sys.unraisablehook
     level = logger.level
     sys.stderr.flush()

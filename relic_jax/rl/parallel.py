@@ -40,12 +40,13 @@ def offer_cores(at_least: int = 1) -> None:
 
 
 def configure_devices(config: TrainConfig) -> TrainConfig:
-    """Fills in `devices`, and offers CPU cores as such if it still can (see `offer_cores`).
+    """Fills in `devices`. Raises ConfigError where more are asked for than there are.
 
-    Where `devices` is None: as many as there are (accelerators, else CPU cores) and as fit. Raises ConfigError where
-    more are asked for than there are.
+    Where `devices` is None: as many as jax has and as fit. JAX's own setting is touched only where more than one is
+    asked for; else the caller decides (the command line offers all CPU cores before, see `offer_cores`).
     """
-    offer_cores(config.devices or 1)
+    if (config.devices or 1) > 1:
+        offer_cores(config.devices or 1)
     available = len(jax.devices())
     if config.devices is not None:
         if config.devices > available:
