@@ -88,7 +88,10 @@ class Agent(runtime.Agent):
         return super().step(observation, reward, terminated, truncated, legal=legal, **inputs)
 
     def _own_key(self) -> dict[str, Any]:
-        return {"key": self._key, "count": np.uint32(self._count + 1)}
+        key, (high, low) = self._key, divmod(self._count + 1, 2**32)
+        if high:  # beyond 32 bits; 2^32 − 1 is folded in first, so that no key comes twice
+            key = jax.random.fold_in(jax.random.fold_in(key, 2**32 - 1), high)
+        return {"key": key, "count": np.uint32(low)}
 
     @settings.with_standard
     def restore(self, path: Any) -> None:

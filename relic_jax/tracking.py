@@ -124,13 +124,14 @@ class Trackers:
 
 
 def combined(records: list[Record]) -> Record:
-    """Several records as one: means, of `return` and `success` over their episodes; the newest `env_steps`.
+    """Several records as one: means, of what is measured per episode over the episodes; the newest `env_steps`.
 
     One record alone says little about a trial: its first segments explore and its last ones know.
     """
     values: Record = {}
     for name in {name: None for record in records for name in record}:
-        weights = [record.get("episodes", 0.0) if name in ("return", "success") else 1.0 for record in records]
+        of_episodes = name in ("return", "success") or name.startswith("episode/")
+        weights = [record.get("episodes", 0.0) if of_episodes else 1.0 for record in records]
         having = [(record[name], weight) for record, weight in zip(records, weights, strict=True) if name in record]
         total = sum(weight for _, weight in having)
         values[name] = sum(value * weight for value, weight in having) / total if total else having[-1][0]

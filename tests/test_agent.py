@@ -390,3 +390,16 @@ def test_actions_are_the_action_spaces():
 def test_an_agent_is_reachable_in_one_line(loaded):
     assert relic_jax.Agent is Agent and isinstance(loaded().agent(), relic_jax.Agent)
     assert verify.STEPS == 200
+
+
+def test_steps_beyond_32_bits_go_on_and_draw_from_other_keys(loaded):
+    agent = loaded().agent(capacity=16)
+    keys = set()
+    for count in (0, 1, 2**31, 2**32 - 2, 2**32 - 1, 2**32, 2**33 - 1, 2**33):
+        agent._count = count
+        inputs = agent._own_key()
+        key = jax.random.fold_in(inputs["key"], inputs["count"]) if inputs["count"] else inputs["key"]
+        keys.add(tuple(np.asarray(jax.random.key_data(key)).tolist()))
+        agent.step(np.zeros(2, np.float32))
+        assert agent._count == count + 1
+    assert len(keys) == 8

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -33,10 +34,22 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def forced_devices() -> int | None:
+    """How many CPU devices JAX_NUM_CPU_DEVICES or XLA_FLAGS ask for; None: neither does."""
+    config: Any = jax.config
+    if config.jax_num_cpu_devices > 0:
+        return int(config.jax_num_cpu_devices)
+    found = re.findall(r"xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))
+    return int(found[-1]) if found else None
+
+
 def offer_cores(at_least: int = 1) -> None:
-    """Makes every CPU core a device. To be called before anything touches a device: importing some suites does."""
+    """Makes every CPU core a device, or as many devices as JAX's settings ask for.
+
+    To be called before anything touches a device: importing some suites does.
+    """
     with contextlib.suppress(RuntimeError):  # devices are in use already: what there is has to do
-        jax.config.update("jax_num_cpu_devices", max(cores(), min(at_least, MOST_OFFERED)))
+        jax.config.update("jax_num_cpu_devices", max(forced_devices() or cores(), min(at_least, MOST_OFFERED)))
 
 
 def configure_devices(config: TrainConfig) -> TrainConfig:

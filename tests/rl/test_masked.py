@@ -1,6 +1,9 @@
 """Means over valid steps are sums of sums over sums of counts, on however many devices."""
 
 import dataclasses
+import os
+import subprocess
+import sys
 
 import chex
 import jax
@@ -197,3 +200,11 @@ def test_failing_workers_do_not_change_what_devices_compute(config, tmp_path):
         for line, other in zip(lines, other_lines, strict=True):
             assert line.keys() == other.keys()
             np.testing.assert_allclose(list(other.values()), list(line.values()), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("setting", ["JAX_NUM_CPU_DEVICES=4", "XLA_FLAGS=--xla_force_host_platform_device_count=4"])
+def test_devices_that_are_asked_for_are_there(setting):
+    name, _, value = setting.partition("=")
+    code = "import jax; from relic_jax.rl.parallel import offer_cores; offer_cores(); print(len(jax.devices()))"
+    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, name: value}, capture_output=True, text=True)
+    assert done.stdout.split() == ["4"], done.stderr
