@@ -114,7 +114,7 @@ def one_line(action):
 
 
 FUZZ = settings(
-    deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True
+    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True
 )
 
 
@@ -187,6 +187,8 @@ KINDS = [
 def test_edited_configs_of_exports_name_their_field(exported, way, field):
     folder, about = exported
     for new in ("x", -1, 2**63, [[]], {"x": 1}, True):
+        if field == "spaces.high" and new == 2**63:
+            continue  # a range may be that wide
         if (field in ("env", "evaluation.lines") and isinstance(new, str | dict)) or new is ...:
             continue
         (folder / "config.json").write_text(json.dumps(changed(about, way, new)))
