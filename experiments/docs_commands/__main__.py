@@ -135,7 +135,7 @@ class Runner:
     def _run(self, words: tuple[str, ...], folder: str) -> tuple[int, str]:
         """Exit code and output."""
         module = "experiments.cli" if words[0] == "relic-jax" else words[2]
-        module = f"{module}.__main__" if module == "experiments.benchmark" else module
+        module = f"{module}.__main__" if module in ("experiments.benchmark", "experiments.faults") else module
         arguments = words[1:] if words[0] == "relic-jax" else words[3:]
         out = io.StringIO()
         with contextlib.ExitStack() as stack:

@@ -32,6 +32,7 @@ MODULES = {
     "experiments.pretrain_encoder": ("--pictures", "256"),
     "experiments.training_curve": (),
     "experiments.formats": (),
+    "experiments.faults": ("options", "--options", "5"),
 }
 """What is appended to `python -m MODULE`."""
 PLACEHOLDERS = {
@@ -62,6 +63,8 @@ ELSEWHERE = (
     (re.compile(r"habitat-lab:|lab/bin/|^python3\.9 -m venv lab"), "habitat-lab (an interpreter of its own)"),
     (re.compile(r"^ray |--host\.ray"), "a Ray cluster (extra ray)"),
     (re.compile(r"--human"), "a display"),
+    (re.compile(r"^tensorboard "), "a browser"),
+    (re.compile(r"experiments\.docs_commands"), "an end: it is this command"),
     (re.compile(r"--policy\.encoder\.image vit-b16"), "the weights of VC-1"),
 )
 """What needs more than this package, and what that is."""
@@ -101,11 +104,14 @@ def steps(text: str) -> list[Step]:
     if words[:1] == ["relic-jax"]:
         return [_relic_jax(words)]
     if words[:2] == ["python", "-m"] and words[2] in MODULES:
-        return [Step("run", (*words, *MODULES[words[2]]))]
+        few = [word for word in words if word != "--quick"]  # it is of larger counts than ours
+        return [Step("run", (*few, *MODULES[words[2]]))]
     raise UnknownCommandError(text)
 
 
 def _relic_jax(words: list[str]) -> Step:
+    if len(words) == 1:
+        return Step("mention", ("relic-jax",))
     command, given = words[1], words[2:]
     options = [word for word in given if word.startswith("--")]
     if options == given and (command in ("train", "evaluate", "habitat-dataset") and "--out" not in options):
