@@ -163,7 +163,7 @@ def _env_name(folder: Path) -> str | None:
     """The run's environment, where it is known."""
     for file in (folder / "config.json", *sorted(folder.glob("checkpoints/*/meta.json"))):
         try:
-            found = json.loads(file.read_text())
+            found = json.loads(file.read_text(encoding="utf-8"))
             name = found.get("env") or found["config"]["env"]
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue

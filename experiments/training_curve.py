@@ -40,7 +40,7 @@ def main() -> None:
 
 def curve(path: Path, parts: int) -> Iterator[str]:
     """One row for each part in which an episode ended: means over its episodes. env_steps: of the run at its end."""
-    updates = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    updates = [json.loads(line) for line in (path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     bounds = [round(len(updates) * part / parts) for part in range(parts + 1)]
     for start, stop in itertools.pairwise(bounds):
         ended = [update for update in updates[start:stop] if update["episodes"]]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,22 +22,32 @@ def sync(folder: Path) -> None:
         if path.is_dir():
             sync_entries(path)
         else:
-            with path.open("rb") as file:
+            with path.open("r+b" if sys.platform == "win32" else "rb") as file:  # Windows flushes what can be written
                 os.fsync(file.fileno())
     sync_entries(folder)
 
 
 def sync_entries(folder: Path) -> None:
-    """Flushes what is listed in a folder."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)
+    """Flushes what is listed in a folder, where the system can: Windows cannot open folders."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:
+        if sys.platform == "win32":
+            return
+        raise
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems: folders are never flushed
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def write_atomically(path: Path, text: str) -> None:
     """Writes a file so that at any moment either the old or the new content is there, whole."""
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w") as file:
+    with temporary.open("w", encoding="utf-8", newline="\n") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

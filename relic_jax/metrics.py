@@ -25,7 +25,7 @@ class JsonLines:
     def _open(path: Path, env_steps: int) -> TextIO:
         kept = [line for line in read_lines(path) if line["env_steps"] <= env_steps] if path.exists() else []
         write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
-        return path.open("a", buffering=1)
+        return path.open("a", buffering=1, encoding="utf-8", newline="\n")
 
     def log(self, record: Record, clock: Record) -> None:
         """One line to each file."""
@@ -41,7 +41,7 @@ class JsonLines:
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The records of a JSON-lines file. A last line that a kill cut short is left out."""
     lines = []
-    for text in path.read_text().splitlines():
+    for text in path.read_text(encoding="utf-8").splitlines():
         try:
             lines.append(json.loads(text))
         except json.JSONDecodeError:

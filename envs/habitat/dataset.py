@@ -169,7 +169,7 @@ def read(path: str) -> dict[str, Any]:
     try:
         if not os.path.isfile(path):  # opening a named pipe would wait for ever
             raise FileNotFoundError("it is not a file")
-        with open(path) as file:
+        with open(path, encoding="utf-8") as file:
             data = json.load(file)
     except (OSError, ValueError, RecursionError) as error:
         raise SetupError(f"dataset {path!r} cannot be read: {error}") from None

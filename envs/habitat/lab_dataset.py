@@ -79,7 +79,7 @@ def write(folder: str, data: dict[str, Any], episodes: int = 20, seed: int = 0) 
             _write_json(os.path.join(folder, kind, split, split + ".json.gz"), content)
     for kind, base in BASES.items():
         path = os.path.join(folder, kind, "{split}", "{split}.json.gz")
-        with open(os.path.join(folder, kind + ".yaml"), "w") as file:
+        with open(os.path.join(folder, kind + ".yaml"), "w", encoding="utf-8") as file:
             paths = {"data": json.dumps(path), "scenes": json.dumps(scenes)}
             actions = LOOKING if kind == "objectnav" else ""
             file.write(CONFIG.format(task=kind, base=base, actions=actions, simulator=SOFT, **paths))

@@ -32,7 +32,7 @@ def read(path: str) -> dict[str, list[Receptacle]]:
     try:
         if not os.path.isfile(path):  # opening a named pipe would wait for ever
             raise FileNotFoundError("it is not a file")
-        with open(path) as file:
+        with open(path, encoding="utf-8") as file:
             data = json.load(file)
         return {str(scene): _of_scene(named) for scene, named in data.items()}
     except (OSError, ValueError, AttributeError, KeyError, TypeError, OverflowError, RecursionError) as error:

@@ -418,7 +418,7 @@ def load_scene(scene_id: str) -> House:
         return make_house(int(seed))
     if not os.path.isfile(scene_id):
         raise FileNotFoundError(f"scene {scene_id!r} is neither house-SEED nor a file")
-    with open(scene_id) as file:
+    with open(scene_id, encoding="utf-8") as file:
         data = json.load(file)
     rows = np.array(data["boxes"], np.float64).reshape(-1, 9)
     boxes = Boxes(rows[:, :3], rows[:, 3:6], rows[:, 6:].astype(np.uint8))

@@ -103,7 +103,7 @@ def document(origin: dict[str, str | None], machine: Machine, cases: list[dict[s
 
 def read(path: Path) -> dict[str, dict[str, Any]]:
     """The cases of an earlier document, by name."""
-    return {case["name"]: case for case in json.loads(path.read_text())["cases"]}
+    return {case["name"]: case for case in json.loads(path.read_text(encoding="utf-8"))["cases"]}
 
 
 if __name__ == "__main__":

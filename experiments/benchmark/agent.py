@@ -45,7 +45,7 @@ def cases(machine: Machine) -> Iterator[dict[str, Any]]:
             loaded, to = random_policy(model), Path(folder)
             about = export.describe(loaded, loaded.params, "safetensors", "float32", 8192, None)
             export.write_artefact(to, loaded.policy, loaded.params, about, "safetensors", "float32")
-            (to / "config.json").write_text(json.dumps(about))
+            (to / "config.json").write_text(json.dumps(about), encoding="utf-8", newline="\n")
             for found in in_own_process("experiments.benchmark.agent", folder):
                 yield {"name": f"agent/{name}/first-action/context8192", **found}
 
@@ -93,8 +93,10 @@ def main() -> None:
 
 def _process_start() -> float:
     """When this process began, by the clock of `time.time`."""
-    ticks = int(Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[19])
-    boot = next(line for line in Path("/proc/stat").read_text().splitlines() if line.startswith("btime"))
+    ticks = int(Path("/proc/self/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[19])
+    boot = next(
+        line for line in Path("/proc/stat").read_text(encoding="utf-8").splitlines() if line.startswith("btime")
+    )
     return float(boot.split()[1]) + ticks / os.sysconf("SC_CLK_TCK")
 
 

@@ -90,7 +90,7 @@ print(steps / (time.perf_counter() - start))
 def bare_rate(seconds: float, milliseconds: float, processes: int) -> float:
     """Steps per second of `processes` simulators side by side that nobody waits for."""
     command = [sys.executable, "-c", BARE, str(seconds), str(milliseconds)]
-    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(processes)]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, encoding="utf-8") for _ in range(processes)]
     return sum(float(process.communicate()[0]) for process in running)
 
 

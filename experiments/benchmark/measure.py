@@ -77,7 +77,7 @@ def timed(function: Callable[[], Any], *, repeats: int = 5) -> Timing:
 def in_own_process(module: str, *arguments: str) -> Iterator[dict[str, Any]]:
     """What `python -m module arguments` prints: one JSON object per line. Raises RuntimeError where it fails."""
     command = [sys.executable, "-m", module, *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, encoding="utf-8") as process:
         assert process.stdout is not None
         yield from (json.loads(line) for line in process.stdout)
     if process.returncode:

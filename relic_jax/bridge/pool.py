@@ -26,7 +26,7 @@ import numpy as np
 
 from relic_jax.bridge import protocol
 from relic_jax.bridge.cluster import RemoteProcess
-from relic_jax.bridge.process import Process
+from relic_jax.bridge.process import UNSUPPORTED, Process, supported
 from relic_jax.bridge.protocol import ProtocolError, Spec
 
 log = logging.getLogger("relic_jax.bridge")
@@ -170,6 +170,8 @@ class Pool:
     def __init__(self, config: PoolConfig, expected: Spec | None = None) -> None:
         """Starts the workers and waits for all. expected: what the environments must be. Raises PoolError."""
         _check(config)
+        if not supported():
+            raise PoolError(UNSUPPORTED)
         self.config = config
         self._expected = expected
         self.faults: list[Fault] = []

@@ -122,7 +122,7 @@ class Corridor:
         """Whether `once` does not prevent it; of several workers that come at the same time, one makes the file."""
         with contextlib.suppress(FileExistsError):
             if self.once:
-                open(self.once, "x").close()
+                open(self.once, "xb").close()
             return True
         return False
 

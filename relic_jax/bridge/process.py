@@ -29,6 +29,14 @@ SCRUBBED = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "CONDA_PREFIX", "LD_LIBRA
 LOG_LIMIT = 1 << 24  # bytes of a worker's output that are kept; native code may print without end
 
 
+UNSUPPORTED = f"environments in worker processes need Linux or macOS; this is {platform.system() or sys.platform}"
+
+
+def supported() -> bool:
+    """Whether workers can run here: they inherit descriptors, share memory by them, and end as a process group."""
+    return sys.platform in ("linux", "darwin")
+
+
 def worker_environment(index: int, paths: Sequence[str], extra: Mapping[str, str]) -> dict[str, str]:
     """The environment variables of worker `index`. paths: folders with modules of the user's own."""
     kept = {name: value for name, value in os.environ.items() if name not in SCRUBBED}
@@ -106,7 +114,7 @@ class Process:
         """How the process ended (it is given a moment to do so) and the last line that it printed."""
         if self._popen is None:
             return "not running"
-        ended = _ending(self._popen.pid, time.monotonic() + 0.5)
+        ended = _ending(self._popen, time.monotonic() + 0.5)
         end = self._log.seek(0, os.SEEK_END)
         self._log.seek(max(end - 4096, 0))
         lines = [line.strip() for line in self._log.read().decode(errors="replace").splitlines() if line.strip()]
@@ -127,7 +135,7 @@ class Process:
         """Ends the process and what it started, after `grace` seconds to do so itself. Does nothing twice."""
         if self._popen is not None:
             if grace > 0:
-                _ending(self._popen.pid, time.monotonic() + grace)
+                _ending(self._popen, time.monotonic() + grace)
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._popen.pid, signal.SIGKILL)  # not reaped yet, so the number is still its own
             self._popen.wait()
@@ -158,14 +166,16 @@ def hello(entry: str, config: Mapping[str, Any], environments: int, lanes: int) 
 
 def call(python: str, entry: str, arguments: Mapping[str, Any]) -> Any:
     """What `module:function(**arguments)` returns in another interpreter; both are JSON. Raises SetupError."""
-    with tempfile.TemporaryFile("w+") as file:
+    if not supported():
+        raise SetupError(UNSUPPORTED)
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as file:
         message = {"entry": entry, "arguments": dict(arguments), "answer": file.fileno()}
         command = [python, "-m", "relic_jax_worker", json.dumps(message)]
         environment = worker_environment(0, (), {})
         try:
             done = subprocess.run(
-                command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, env=environment,
-                pass_fds=(file.fileno(),),
+                command, stdin=subprocess.DEVNULL, capture_output=True, check=False, env=environment, encoding="utf-8",
+                errors="replace", pass_fds=(file.fileno(),),
             )  # fmt: skip
         except OSError as error:
             raise SetupError(f"python is '{python}'; allowed: a Python interpreter ({error.strerror})") from None
@@ -180,18 +190,26 @@ def call(python: str, entry: str, arguments: Mapping[str, Any]) -> Any:
     return reply["result"]
 
 
-def _ending(pid: int, deadline: float) -> str:
-    """How a child ended, "" where it has not by `deadline`. It is not reaped: its group can still be signalled."""
-    while True:
-        found = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        if found is None and time.monotonic() < deadline:
-            time.sleep(0.01)
-            continue
-        if found is None:
+def _ending(process: subprocess.Popen[bytes], deadline: float) -> str:
+    """How a child ended, "" where it has not by `deadline`."""
+    while (status := _status(process)) is None:
+        if time.monotonic() >= deadline:
             return ""
-        if found.si_code == os.CLD_EXITED:
-            return f"exit status {found.si_status}"
-        return f"killed by signal {found.si_status} ({signal.strsignal(found.si_status)})"
+        time.sleep(0.01)
+    return f"exit status {status}" if status >= 0 else f"killed by signal {-status} ({signal.strsignal(-status)})"
+
+
+def _status(process: subprocess.Popen[bytes]) -> int | None:
+    """As `Popen.poll`, but the child is not reaped where the system can tell without (macOS: from Python 3.13 on).
+
+    Until it is reaped its number is not given to another process, so its group can still be signalled.
+    """
+    if not hasattr(os, "waitid") or process.returncode is not None:
+        return process.poll()
+    found = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    if found is None:
+        return None
+    return found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
 
 
 def _anonymous_memory() -> int:

@@ -16,7 +16,6 @@ seed and the episode's index, so what happens in a trial depends on (task, seed,
 
 from __future__ import annotations
 
-import fcntl
 import importlib
 import json
 import mmap
@@ -231,6 +230,8 @@ def die_with(lifeline: int) -> None:
     then sends SIGIO to our process group, whose default action is to end it; a thread does the same elsewhere.
     """
     if sys.platform == "linux":
+        import fcntl
+
         signal.signal(signal.SIGIO, signal.SIG_DFL)
         fcntl.fcntl(lifeline, fcntl.F_SETOWN, -os.getpgrp())
         fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
@@ -248,7 +249,7 @@ def answer(call: dict[str, Any]) -> int:
         reply = {"result": load_entry(call["entry"])(**call["arguments"])}
     except SetupError as error:
         reply = {"error": " ".join(str(error).split())}
-    with os.fdopen(call["answer"], "w") as file:
+    with os.fdopen(call["answer"], "w", encoding="utf-8") as file:
         json.dump(reply, file)
     return 0
 

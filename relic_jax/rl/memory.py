@@ -166,7 +166,7 @@ def available_bytes(devices: int) -> int | None:
         known = [s["bytes_limit"] for s in stats if s and "bytes_limit" in s]
         return sum(known) if len(known) == devices else None
     try:  # free memory alone would leave out what the system only keeps for files
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
         return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
     except (OSError, StopIteration):
         pass
