@@ -23,15 +23,17 @@ from relic_jax import settings
 from relic_jax.bridge.pool import PoolError
 from relic_jax.config import ConfigError, HostConfig
 from relic_jax.export import Dtype, ExportFormat, VerificationError, export_policy
+from relic_jax.files import storage_failure
 from relic_jax.plotting import is_suffix
 from relic_jax.process import own_process
 from relic_jax.rl.train import NonFiniteError
 from relic_jax.runtime import one_line
+from relic_jax.stopping import Terminated, interruptible
 
 USAGE = """relic-jax: in-context reinforcement learning in JAX
 
   relic-jax train PRESET [options]       train, evaluate on held-out tasks, plot (e.g. relic-jax train darkroom-dpt)
-  relic-jax train --resume RUN           go on with an interrupted run
+  relic-jax train --resume RUN           go on with an interrupted run; --extend-to N: to more steps
   relic-jax evaluate RUN [RUN ...]       in-context learning curve of trained policies, seeds pooled
   relic-jax plot RUN|FILE [...]          one figure from several curves
   relic-jax play RUN                     a film of a trained policy in one task; --human: act yourself
@@ -116,23 +118,25 @@ def main() -> None:
             near = difflib.get_close_matches(arguments[0], commands, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise ConfigError(f"command is {arguments[0]!r}; allowed: {', '.join(commands)}{hint}")
-        with own_process(), settings.standard():
+        with interruptible(), own_process(), settings.standard():
             commands[arguments[0]](arguments[1:])
     except ConfigError as error:
         _fail(str(error), 2)
     except BrokenPipeError:  # who read our output has seen enough, as `head` does (what breaks to a worker: the pool)
         sys.exit(1)
-    except (
-        NonFiniteError,
-        PoolError,
-        VerificationError,
-        OSError,
-    ) as error:  # OSError: a full disk and the like; its text names the file
+    except (NonFiniteError, PoolError, VerificationError) as error:
         _fail(str(error), 1)
     except FloatingPointError as error:  # JAX's own search for NaN and infinity
         _fail(f"{error} (jax_debug_nans or jax_debug_infs is on)", 1)
-    except KeyboardInterrupt:
-        _fail("interrupted", 130)
+    except Terminated as error:
+        _fail(" · ".join(["terminated", *map(str, error.args)]), 143)
+    except KeyboardInterrupt as error:
+        _fail(" · ".join(["interrupted", *map(str, error.args)]), 130)
+    except Exception as error:  # libraries wrap what the system says of a full disk in errors of their own
+        line = str(error) if isinstance(error, OSError) else storage_failure(error)
+        if line is None:
+            raise
+        _fail(line, 2)
     finally:
         _flush()
 

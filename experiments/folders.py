@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,24 +16,89 @@ import jax
 from relic_jax import checkpoint, trust
 from relic_jax.config import ConfigError, TrainConfig, differences, from_json, to_json, value_of
 from relic_jax.files import write_atomically
+from relic_jax.locks import is_lock_file, run_lock
 from relic_jax.provenance import own_commit
 from relic_jax.runtime import read_json
 
+MAX_NAME_BYTES = 200
+"""File systems take 255; temporary names are longer than the run's."""
+
+_RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in range(1, 10))}
+
+
+def check_name(name: str) -> None:
+    """Raises ConfigError where a run's name is no plain name of a folder that every file system takes."""
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:
+        size = MAX_NAME_BYTES + 1
+    reason = ""
+    if not name or name in (".", "..") or set(name) & set("/\\"):
+        reason = "it would leave the folder --runs"
+    elif not name.isprintable() or name != name.strip():
+        reason = "control characters, and blanks at its ends"
+    elif size > MAX_NAME_BYTES:
+        reason = f"longer than {MAX_NAME_BYTES} bytes of UTF-8"
+    elif sys.platform == "win32" and (
+        set(name) & set('<>:"|?*') or name.endswith(".") or name.split(".")[0].lower() in _RESERVED
+    ):
+        reason = "Windows reserves it"
+    if reason:
+        raise ConfigError(f"name is {name[:MAX_NAME_BYTES]!r}; allowed: the name of a folder ({reason})")
+
+
+@contextmanager
+def new_folder(folder: Path, config: TrainConfig) -> Iterator[None]:
+    """Makes a new run folder and holds its lock.
+
+    Raises ConfigError where one of that name exists, where another process is making it, or where nothing can be
+    written.
+    """
+    with ExitStack() as stack:
+        try:
+            _refuse_existing(folder)
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(run_lock(folder, "name"))
+            _refuse_existing(folder)
+            _write_new(folder, config)
+        except OSError as error:
+            reason = f"allowed: a folder that can be written ({error.strerror})"
+            raise ConfigError(f"runs is '{folder.parent}', name is {folder.name!r}; {reason}") from None
+        yield
+
+
+@contextmanager
+def resumed_folder(folder: Path) -> Iterator[None]:
+    """Holds the lock of a run folder to go on with. Raises ConfigError where another process works on it."""
+    with run_lock(folder, "resume"):
+        yield
+
 
 def create_folder(folder: Path, config: TrainConfig) -> None:
-    """Makes a new run folder. Raises ConfigError where one of that name exists or where nothing can be written."""
+    """Makes a new run folder. Raises as `new_folder` does."""
+    with new_folder(folder, config):
+        pass
+
+
+def _refuse_existing(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(not is_lock_file(path.name) for path in folder.iterdir())):
+        raise ConfigError(
+            f"name is {folder.name!r}: '{folder}' is already there; allowed: another --name, "
+            f"or go on with it: relic-jax train --resume {folder}"
+        )
+
+
+def _write_new(folder: Path, config: TrainConfig) -> None:
+    start = origin() | {"owner": trust.sign(config)}
+    files = {"origin.json": json.dumps(start, indent=2) + "\n", "config.json": to_json(config)}
     try:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise ConfigError(
-                f"name is {folder.name!r}: '{folder}' is already there; allowed: another --name, "
-                f"or go on with it: relic-jax train --resume {folder}"
-            )
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / "origin.json", json.dumps(origin() | {"owner": trust.sign(config)}, indent=2) + "\n")
-        write_atomically(folder / "config.json", to_json(config))
-    except OSError as error:
-        reason = f"allowed: a folder that can be written ({error.strerror})"
-        raise ConfigError(f"runs is '{folder.parent}', name is {folder.name!r}; {reason}") from None
+        for name, content in files.items():
+            write_atomically(folder / name, content)
+    except OSError:
+        for name in files:  # so that the name is free again
+            with suppress(OSError):
+                (folder / name).unlink()
+        raise
 
 
 def run_of(path: Path) -> Path:
@@ -68,7 +135,10 @@ def open_folder(path: Path, wanted: TrainConfig) -> TrainConfig:
     if checkpoint.complete_steps(folder / "checkpoints"):
         newest = checkpoint.find(path)
         checkpoint.verify(newest)
-        if fields := differences(config, checkpoint.load_meta(newest)[0]):
+        saved = checkpoint.load_meta(newest)[0]
+        if _extended(folder, saved.total_steps):
+            saved = replace(saved, total_steps=config.total_steps)
+        if fields := differences(config, saved):
             allowed = f"one of this run ({fields[0]} differs from its config.json)"
             raise ConfigError(f"checkpoint is '{newest}'; allowed: {allowed}")
     return config
@@ -76,14 +146,26 @@ def open_folder(path: Path, wanted: TrainConfig) -> TrainConfig:
 
 def is_own(folder: Path, config: TrainConfig) -> bool:
     """Whether this user started or went on with the run in `folder`, with this config's environment and workers."""
-    try:
-        origin = read_json(folder / "origin.json")
-    except (OSError, ValueError):
-        origin = None
-    if isinstance(origin, dict) and trust.is_own(config, origin.get("owner")):
+    if trust.is_own(config, read_origin(folder).get("owner")):
         return True
     steps = checkpoint.complete_steps(folder / "checkpoints")
     return bool(steps) and trust.is_own(config, checkpoint.load_owner(folder / "checkpoints" / str(steps[-1])))
+
+
+def _extended(folder: Path, total_steps: int) -> bool:
+    """Whether the run was extended from this total of steps, so that checkpoints from before have it."""
+    extensions = read_origin(folder).get("extensions")
+    found = extensions if isinstance(extensions, list) else []
+    return any(isinstance(entry, dict) and entry.get("from") == total_steps for entry in found)
+
+
+def read_origin(folder: Path) -> dict[str, Any]:
+    """What `origin.json` holds; {} where it cannot be read."""
+    try:
+        found = read_json(folder / "origin.json")
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def origin() -> dict[str, Any]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,16 +15,20 @@ from envs import registry
 from envs.base import Environment
 from experiments import folders, presets, run
 from experiments.arguments import parse
+from experiments.extending import extended, record_extension
 from relic_jax import checkpoint, trust
 from relic_jax.config import ConfigError, EvalConfig, TrainConfig
 from relic_jax.dashboards import OptionalTracker, TensorBoard, WandB, WandBOptions, load_extra, wandb_run
 from relic_jax.evaluate import Curves
+from relic_jax.files import storage_errors
 from relic_jax.loading import LoadedPolicy
 from relic_jax.metrics import JsonLines
 from relic_jax.progress import Activity, duration
 from relic_jax.rl.memory import context_line
 from relic_jax.rl.parallel import offer_cores
-from relic_jax.rl.train import Result, prepare, stop_signals, total_env_steps, train
+from relic_jax.rl.state import Setup
+from relic_jax.rl.train import Result, prepare, total_env_steps, train
+from relic_jax.stopping import stop_signals
 from relic_jax.tracking import Console, Tracker, Trackers
 
 ALIASES = {
@@ -52,6 +57,9 @@ class TrainCommand:
     resume: Path | None = None
     """Go on with this run from its newest checkpoint, or from this checkpoint (RUN/checkpoints/STEP); the config is the
     run's own."""
+    extend_to: int | None = None
+    """With --resume: go on to that many steps in all, also where the run has finished. The schedules of the learning
+    rate and of the entropy bonus are those of a run of that many steps."""
     trust: bool = False
     """With --resume: run the environment and the workers that the run's config names, also where another user made it.
     They can be any program."""
@@ -72,11 +80,19 @@ def train_main(arguments: Sequence[str]) -> None:
         load_extra(extra)
     if "wandb" in command.track:
         wandb_run(folder, command.wandb)
-    if command.resume is not None and command.resume != folder:
-        for moved in checkpoint.set_newer_aside(command.resume):
-            print(f"set aside: {moved}")
-    if not resume:
-        folders.create_folder(folder, setup.config)
+    with folders.resumed_folder(folder) if resume else folders.new_folder(folder, setup.config):
+        if command.resume is not None and command.resume != folder:
+            for moved in checkpoint.set_newer_aside(command.resume):
+                print(f"set aside: {moved}")
+        if command.extend_to is not None:
+            record_extension(folder, folders.read_config(folder), setup.config)
+        with resumable(folder):
+            _run(command, folder, setup, resume)
+
+
+def _run(command: TrainCommand, folder: Path, setup: Setup, resume: bool) -> None:
+    """Trains and evaluates in a folder whose lock this process holds."""
+    config, env = command.config, setup.trials.env
     verb, devices = "resuming" if resume else "training", setup.config.devices
     print(f"{verb} {folder} · env {config.env} · {config.total_steps:,} steps · {devices} device(s)", flush=True)
     print(registry.describe(config.env, env), flush=True)
@@ -84,7 +100,7 @@ def train_main(arguments: Sequence[str]) -> None:
     result = train(setup, folder, lambda env_steps: make_trackers(command, folder, env_steps), resume=resume)
     if not result.finished:
         print(f"stopped at {int(result.state.env_steps):,} steps, saved; go on with: relic-jax train --resume {folder}")
-        return
+        sys.exit(result.exit_code)
     finish(folder, result)
 
 
@@ -109,9 +125,14 @@ def parse_train(arguments: Sequence[str]) -> tuple[TrainCommand, Path, bool]:
         if preset is None:  # with a preset the user named all of it: the configs are equal
             mine = command.trust or folders.is_own(folder, own)
             trust.check(own, folder, own=mine, given=run.given_fields(options))
-        return dataclasses.replace(command, config=own), folder, True
+        config = extended(command.resume, own, command.extend_to)
+        return dataclasses.replace(command, config=config), folder, True
+    if command.extend_to is not None:
+        raise ConfigError(f"extend-to is {command.extend_to}; allowed: with --resume RUN")
     run.check_host(command.config.env, command.config.host, default.host)
-    return command, command.runs / (command.name or f"{preset}-seed{command.config.seed}"), False
+    name = f"{preset}-seed{command.config.seed}" if command.name is None else command.name
+    folders.check_name(name)
+    return command, command.runs / name, False
 
 
 def _check_wandb(command: TrainCommand) -> None:
@@ -145,6 +166,17 @@ def make_trackers(command: TrainCommand, folder: Path, env_steps: int) -> Tracke
     return Trackers([JsonLines(folder, env_steps), Console(total_env_steps(command.config)), *extra])
 
 
+@contextmanager
+def resumable(folder: Path) -> Iterator[None]:
+    """Says how to go on with a run that was interrupted at once, or that could not be written."""
+    hint = f"go on with: relic-jax train --resume {folder}"
+    with storage_errors(hint):
+        try:
+            yield
+        except KeyboardInterrupt as error:
+            raise type(error)(hint) from None
+
+
 def finish(folder: Path, result: Result) -> None:
     """Evaluates a finished run on held-out tasks and says what was reached."""
     summary, curves, env = evaluate(
@@ -176,6 +208,6 @@ def evaluate(
             if stopping.is_set():
                 hint = f"; go on with: {resume_hint}" if resume_hint else ""
                 activity.say(f"stopped during evaluation, nothing written{hint}")
-                sys.exit(0)
+                sys.exit(stopping.exit_code)
 
         return run.evaluate_policies(policies, config, split, progress, env)

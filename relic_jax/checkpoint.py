@@ -55,7 +55,8 @@ def save(
     """
     arrays = _without_typed_keys(_compact(state))
     both = {"params": arrays.params, "rest": replace(arrays, params={})}
-    return _write(folder, step, both, config, counters, spaces)
+    with _all_or_nothing(folder / f"{step}.tmp"):
+        return _write(folder, step, both, config, counters, spaces)
 
 
 def save_params(
@@ -67,7 +68,24 @@ def save_params(
     spaces: dict[str, Any] | None = None,
 ) -> Path:
     """As `save`, of a policy that was not trained here: it can be evaluated and played, training cannot go on."""
-    return _write(folder, step, {"params": params}, config, counters, spaces)
+    with _all_or_nothing(folder / f"{step}.tmp"):
+        return _write(folder, step, {"params": params}, config, counters, spaces)
+
+
+@contextmanager
+def _all_or_nothing(temporary: Path) -> Iterator[None]:
+    """Where writing fails, removes what is there of it, which frees the disk; what orbax prints then is not shown."""
+    failure: Exception | None = None
+    with _quiet():
+        try:
+            yield
+        except Exception as error:
+            failure = error
+            for _ in range(3):  # orbax's threads are still ending: they write, and print
+                shutil.rmtree(temporary, ignore_errors=True)
+                time.sleep(0.2)
+    if failure is not None:
+        raise failure
 
 
 def _write(

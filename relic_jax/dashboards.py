@@ -126,7 +126,7 @@ def wandb_run(folder: Path, options: WandBOptions) -> tuple[str, WandBOptions]:
     """
     file, default = folder / "wandb.json", WandBOptions()
     try:
-        kept = json.loads(file.read_text())
+        kept = json.loads(file.read_text(encoding="utf-8"))
         identifier, old = str(kept.pop("id")), WandBOptions(**{**kept, "tags": tuple(kept["tags"])})
     except FileNotFoundError:
         return uuid.uuid4().hex[:8], options

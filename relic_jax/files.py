@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import errno
+import glob
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from relic_jax.runtime import CHECKSUMS, checksum, checksums_text
 
@@ -44,14 +47,108 @@ def sync_entries(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a file so that at any moment either the old or the new content is there, whole."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
+STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO, errno.ESTALE, errno.EACCES, errno.EPERM}
+_SAID = re.compile(  # by what wraps an error of the system: tensorstore, safetensors, Pillow
+    r"No space left on device|[Dd]isk quota exceeded|Read-only file system|File too large|Input/output error"
+    r"|Stale file handle|Permission denied|Operation not permitted|ENOSPC|EDQUOT|EROFS|EFBIG|ESTALE|EACCES"
+)
+
+
+class StorageError(OSError):
+    """Nothing can be written: the disk is full or read-only, a quota is reached, permission is gone. One line."""
+
+
+@contextmanager
+def storage_errors(hint: str) -> Iterator[None]:
+    """Raises StorageError in place of what libraries raise where nothing can be written. hint: ends its line."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except Exception as error:
+        line = storage_failure(error)
+        if line is None:
+            raise
+        raise StorageError(f"{line}; {hint}") from None
+
+
+def storage_failure(error: BaseException) -> str | None:
+    """What the system said, in a line, where an error comes of storage, however it was wrapped; else None."""
+    for inner in _chain(error):
+        if isinstance(inner, OSError) and inner.errno in STORAGE:
+            return " ".join(str(inner).split())
+    for inner in _chain(error):
+        if isinstance(inner, Exception) and (found := _SAID.search(str(inner))):
+            where = re.search(r"(?:file|path|for|to|writing|creating|open(?:ing)?)[ :]+\W?(/[^\s\"':,\]]+)", str(inner))
+            return f"{found[0]}: '{where[1]}'" if where else found[0]
+    return None
+
+
+def _chain(error: BaseException | None, depth: int = 20) -> Iterator[BaseException]:
+    """An error with all that it was raised from or that it groups."""
+    if error is None or depth == 0:
+        return
+    yield error
+    for inner in getattr(error, "exceptions", ()):
+        yield from _chain(inner, depth - 1)
+    yield from _chain(error.__cause__, depth - 1)
+    if not error.__suppress_context__ and error.__context__ is not error.__cause__:
+        yield from _chain(error.__context__, depth - 1)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Errors of a file's descriptor name no file: this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = str(path)
+        raise
+
+
+def append(file: BinaryIO, data: bytes) -> None:
+    """Writes all of data at the end of an unbuffered file, or nothing. Raises OSError."""
+    before, rest = os.fstat(file.fileno()).st_size, memoryview(data)
+    with _named(Path(file.name)):
+        try:
+            while rest:
+                rest = rest[file.write(rest) :]
+        except OSError:
+            with suppress(OSError):
+                os.truncate(file.fileno(), before)
+            raise
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Writes a file so that at any moment either the old or the new content is there, whole.
+
+    Raises OSError; the old content is there then.
+    """
+    data = content if isinstance(content, bytes) else content.encode()
+    with _named(path), replacing(path) as temporary, temporary.open("wb", buffering=0) as file:
+        append(file, data)
         os.fsync(file.fileno())
-    os.replace(temporary, path)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A new file's temporary name, which takes the name and the place of `path` when all went well."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # of this process: two may write one file
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def remove_leftovers(path: Path) -> None:
+    """Removes what killed processes left of writing this file. Only where no other process can be writing it."""
+    for temporary in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def write_checksums(folder: Path, names: Sequence[str] | None = None) -> None:
@@ -75,7 +172,12 @@ def new_folder(final: Path) -> Iterator[Path]:
         sync(temporary)
         if final.exists():
             os.replace(final, old)
-        os.replace(temporary, final)
+        try:
+            os.replace(temporary, final)
+        except BaseException:
+            if old.exists():
+                os.replace(old, final)
+            raise
         sync_entries(final.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -3,34 +3,47 @@
 from __future__ import annotations
 
 import json
+import math
+import os
+import shutil
+import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, NamedTuple
 
-from relic_jax.files import write_atomically
+from relic_jax.files import append, remove_leftovers, write_atomically
 
 Record = dict[str, float]
+
+
+class Damage(NamedTuple):
+    """The first line of a file that is not a record. line: counted from 1."""
+
+    line: int
+    reason: str
 
 
 class JsonLines:
     """`metrics.jsonl`: the deterministic numbers, one line per update. `timing.jsonl`: seconds and steps per second.
 
     An interrupted run is resumed from its last checkpoint, so on opening, what was logged after `env_steps` (the
-    checkpoint's count) is dropped: the finished file equals that of an uninterrupted run.
+    checkpoint's count) is dropped: the finished file equals that of an uninterrupted run. A file with a damaged line is
+    kept under another name, and its records before that line go on. tell: receives a line about what is missing.
     """
 
-    def __init__(self, folder: Path, env_steps: int) -> None:
-        self._files = [self._open(folder / name, env_steps) for name in ("metrics.jsonl", "timing.jsonl")]
-
-    @staticmethod
-    def _open(path: Path, env_steps: int) -> TextIO:
-        kept = [line for line in read_lines(path) if line["env_steps"] <= env_steps] if path.exists() else []
-        write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
-        return path.open("a", buffering=1, encoding="utf-8", newline="\n")
+    def __init__(self, folder: Path, env_steps: int, tell: Callable[[str], None] | None = None) -> None:
+        """Raises OSError where the files cannot be read or written."""
+        tell = tell or _to_stderr
+        self._files: list[BinaryIO] = []
+        for name in ("metrics.jsonl", "timing.jsonl"):
+            for line in _reopen(folder / name, env_steps):
+                tell(line)
+            self._files.append((folder / name).open("ab", buffering=0))
 
     def log(self, record: Record, clock: Record) -> None:
-        """One line to each file."""
+        """One line to each file. Raises OSError; the lines before are whole then."""
         for file, line in zip(self._files, (record, {"env_steps": record["env_steps"], **clock}), strict=True):
-            file.write(json.dumps(line) + "\n")
+            append(file, (json.dumps(line) + "\n").encode())
 
     def close(self) -> None:
         """Closes both files."""
@@ -38,12 +51,85 @@ class JsonLines:
             file.close()
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a JSON-lines file. A last line that a kill cut short is left out."""
-    lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
+def _to_stderr(line: str) -> None:
+    print(f"relic-jax: {line}", file=sys.stderr, flush=True)
+
+
+def _reopen(path: Path, env_steps: int) -> list[str]:
+    """Drops what comes after `env_steps`; returns what the user should know."""
+    remove_leftovers(path)
+    existed = path.exists()
+    data = path.read_bytes() if existed else b""
+    lines, records, damage = _parse(data)
+    kept = [(line, record) for line, record in zip(lines, records, strict=True) if record["env_steps"] <= env_steps]
+    content = b"".join(line + b"\n" for line, _ in kept)
+    reached = int(kept[-1][1]["env_steps"]) if kept else 0
+    told = []
+    if damage is not None:
+        aside = _keep_aside(path)
+        told.append(
+            f"{path}: line {damage.line} cannot be read ({damage.reason}); the file is kept as {aside.name}, "
+            f"its records up to step {reached:,} go on"
+        )
+    if reached < env_steps and path.name == "metrics.jsonl":
+        what = "ends at step " + f"{reached:,}" if existed and kept else "has no records" if existed else "is missing"
+        told.append(f"{path}: {what}; the checkpoint is of step {env_steps:,}, records between them are lost")
+    if content != data:
+        write_atomically(path, content)
+    return told
+
+
+def _keep_aside(path: Path) -> Path:
+    """A second name for a file, `NAME.damaged-1` or the next number; its contents are not copied where links work."""
+    number = 1
+    while True:
+        aside = path.with_name(f"{path.name}.damaged-{number}")
         try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
-    return lines
+            os.link(path, aside)
+            return aside
+        except FileExistsError:
+            number += 1
+        except OSError:  # a file system without links
+            if aside.exists():
+                number += 1
+                continue
+            shutil.copyfile(path, aside)
+            return aside
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The records of a JSON-lines file up to the first line that is none. A kill may have cut the last line short."""
+    return _parse(path.read_bytes())[1]
+
+
+def _parse(data: bytes) -> tuple[list[bytes], list[dict[str, Any]], Damage | None]:
+    """(lines, their records, the first line that is none); blank lines, and a last line cut short, are left out."""
+    lines: list[bytes] = []
+    records: list[dict[str, Any]] = []
+    *whole, last = data.split(b"\n")
+    for number, line in enumerate([*whole, last], 1):
+        if not line.strip(b" \t\r"):
+            continue
+        found = _record(line, records[-1]["env_steps"] if records else 0)
+        if isinstance(found, str):
+            cut = number == len(whole) + 1 and line.startswith(b"{") and line.isascii() and line.decode().isprintable()
+            return lines, records, None if cut else Damage(number, found)
+        lines.append(line)
+        records.append(found)
+    return lines, records, None
+
+
+def _record(line: bytes, after: float) -> dict[str, Any] | str:
+    """The record in a line, or why it is none. after: steps of the record before."""
+    try:
+        found = json.loads(line.decode())
+    except UnicodeDecodeError:
+        return "not UTF-8"
+    except (ValueError, RecursionError):
+        return "zeros" if not line.strip(b"\0") else "not JSON"
+    steps = found.get("env_steps") if isinstance(found, dict) else None
+    if isinstance(steps, bool) or not isinstance(steps, int | float) or not math.isfinite(steps):
+        return "not a record with env_steps"
+    if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in found.values()):
+        return "not a record of numbers"
+    return found if steps > after else f"env_steps {steps:,} after {after:,}"

@@ -70,7 +70,7 @@ def test_worker_processes_are_refused_in_a_line():
 
 
 def test_text_files_are_utf8_and_any_locale_will_do(tmp_path):
-    """Python warns of every file that is opened in the locale's encoding; what a terminal lacks is printed as an escape."""
+    """Python warns of every file that is opened in the locale's encoding; what a terminal lacks is escaped."""
     command = [sys.executable, "-X", "warn_default_encoding"]
     command += ["-m", "experiments.cli", "evaluate", "--pretrained=darkroom-dpt", "--limit=1", "--episodes=2"]
     locale = {"PYTHONPATH": str(ROOT), "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii", "LC_ALL": "C"}

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import jax
@@ -21,8 +19,10 @@ from relic_jax import checkpoint, prng, settings
 from relic_jax.bridge.pool import PoolError
 from relic_jax.config import ConfigError, TrainConfig, validate
 from relic_jax.evaluate import check_evaluated
+from relic_jax.files import storage_errors
 from relic_jax.interop import encoders
 from relic_jax.loading import start_params
+from relic_jax.locks import run_lock
 from relic_jax.models.encoders import image_mask
 from relic_jax.progress import Clock, duration
 from relic_jax.rl.finite import SOURCES
@@ -32,6 +32,7 @@ from relic_jax.rl.parallel import configure_devices, initial_state, parallel, st
 from relic_jax.rl.state import Setup, TrainState, init_state, make_setup
 from relic_jax.rl.update import segment_step, trial_step
 from relic_jax.spaces import spaces_of, spaces_to_json
+from relic_jax.stopping import stop_signals
 from relic_jax.tracking import Record, Tracker
 
 
@@ -42,11 +43,12 @@ class NonFiniteError(RuntimeError):
 @dataclasses.dataclass
 class Result:
     """How a run ended. state: the last one. finished: False where it was interrupted. seconds: of training, over all
-    resumptions."""
+    resumptions. exit_code: for a process that a signal stopped, else 0."""
 
     state: TrainState
     finished: bool
     seconds: float
+    exit_code: int = 0
 
 
 @dataclasses.dataclass
@@ -110,10 +112,13 @@ def train(
 
     folder: the run folder; checkpoints go to `folder/checkpoints`. make_tracker: called with the environment steps that
     were taken before. resume: go on from the newest checkpoint (from the start, where there is none yet).
-    Raises NonFiniteError, and PoolError where simulators failed too often (after a checkpoint).
+    Raises NonFiniteError, PoolError where simulators failed too often (after a checkpoint), LockedError where another
+    process works on the folder, and StorageError where nothing can be written any more.
     """
+    folder.mkdir(parents=True, exist_ok=True)
+    hint = f"what was saved before is whole, go on with: relic-jax train --resume {folder}"
     checkpoints = folder / "checkpoints"
-    with prng.using(prng_of(checkpoints) if resume else prng.current()):
+    with run_lock(folder), storage_errors(hint), prng.using(prng_of(checkpoints) if resume else prng.current()):
         return _train(setup, folder, make_tracker, resume, stop)
 
 
@@ -153,7 +158,7 @@ def _train(
             finished = progress.env_steps >= total and not stopping.is_set()
     finally:
         tracker.close()
-    return Result(state, finished, progress.seconds)
+    return Result(state, finished, progress.seconds, stopping.exit_code)
 
 
 def _window(config: TrainConfig) -> int:
@@ -249,34 +254,6 @@ def task_text(tasks: Any, index: int) -> str:
     """What a task is, in brackets, where that is one number such as a seed; else nothing."""
     leaves = jax.tree.leaves(tasks)
     return f" ({leaves[0][index]})" if len(leaves) == 1 and np.ndim(leaves[0]) == 1 else ""
-
-
-@contextmanager
-def stop_signals(event: threading.Event | None = None) -> Iterator[threading.Event]:
-    """Sets an event on SIGINT or SIGTERM, so that a loop can end between chunks. A second signal is final.
-
-    event: one of the caller's, which may be set by other means too; None: a new one. Signals reach the main thread
-    only: elsewhere, as in a thread that a notebook starts, no handler is installed.
-    """
-    event = event or threading.Event()
-    signalled = False
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        nonlocal signalled
-        if signalled:
-            raise KeyboardInterrupt
-        signalled = True
-        event.set()
-
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may install handlers
-        yield event
-        return
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield event
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not installed from Python
 
 
 __all__ = ["ConfigError", "NonFiniteError", "Result", "compile_chunk", "duration", "prepare", "train"]

@@ -361,7 +361,8 @@ def test_a_full_disk_is_one_line(cli, tmp_path, monkeypatch):
 
     monkeypatch.setattr("experiments.training.train", full)
     code, _, err = cli("train", "darkroom-smoke", "--runs", tmp_path)
-    assert (code, err) == (1, "relic-jax: [Errno 28] No space left on device: 'metrics.jsonl'\n")
+    hint = f"go on with: relic-jax train --resume {tmp_path / 'darkroom-smoke-seed0'}"
+    assert (code, err) == (2, f"relic-jax: [Errno 28] No space left on device: 'metrics.jsonl'; {hint}\n")
 
 
 # --- in a process of its own ---

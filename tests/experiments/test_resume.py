@@ -233,7 +233,7 @@ def test_stopping_the_evaluation_says_how_to_go_on(tmp_path, finished, cli, monk
 
     monkeypatch.setattr(run, "evaluate_policies", evaluate)
     code, out, err = cli("train", "--resume", finished)
-    assert (code, err) == (0, "")
+    assert (code, err) == (143, "")
     assert f"stopped during evaluation, nothing written; go on with: relic-jax train --resume {finished}" in out
 
 
@@ -422,7 +422,7 @@ def test_killed_terminated_and_interrupted_processes_end_as_if_nothing_had_been(
     for number in (signal.SIGTERM, signal.SIGINT):
         process, here = start("--resume", cut), logged(cut)
         wait_until(lambda here=here: logged(cut) > here, process)
-        out, err = end(process, number, 0)
+        out, err = end(process, number, 128 + number)
         assert err == "" and out.splitlines()[-1].startswith("stopped at ")
         assert out.splitlines()[-1].endswith(f"saved; go on with: relic-jax train --resume {cut}")
         assert logged(cut) < total
