@@ -227,7 +227,7 @@ def test_resuming_a_finished_run_evaluates_and_nothing_else(finished, cli):
 
 
 def test_stopping_the_evaluation_says_how_to_go_on(tmp_path, finished, cli, monkeypatch):
-    def evaluate(policies, config, split, progress):
+    def evaluate(policies, config, split, progress, *_):
         signal.raise_signal(signal.SIGTERM)
         progress(0.5)
 
