@@ -135,6 +135,16 @@ class Environment:
         """The set of actions: `Discrete`, `MultiDiscrete` or `Box`."""
         raise NotImplementedError
 
+    @property
+    def action_names(self) -> tuple[str, ...] | None:
+        """What the actions, or an action's components, are called, in their order. None (default): no names."""
+        return None
+
+    @property
+    def observation_names(self) -> tuple[str, ...] | None:
+        """What the components of the observation are called, where it is one vector. None (default): no names."""
+        return None
+
     def reset(self, key: jax.Array, task: PyTree) -> tuple[PyTree, TimeStep]:
         """Starts an episode of `task`. key: typed PRNG key []. Returns (state, first TimeStep)."""
         raise NotImplementedError

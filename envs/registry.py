@@ -50,6 +50,8 @@ class Description:
     test_tasks: int
     train_hash: str
     test_hash: str
+    action_names: tuple[str, ...] | None = None
+    observation_names: tuple[str, ...] | None = None
 
     def __str__(self) -> str:
         """One line."""
@@ -86,6 +88,11 @@ def make(name: str, host: HostConfig | None = None) -> Environment:
     return ENTRIES[name][0]()
 
 
+def numbered(names: tuple[str, ...] | None, n: int) -> str:
+    """'0 left, 1 right'; nothing where there are no names, or not as many as actions or components (n)."""
+    return ", ".join(f"{index} {name}" for index, name in enumerate(names)) if names and len(names) == n else ""
+
+
 def host_options(name: str) -> tuple[str, ...] | None:
     """The fields of HostConfig that the environment called `name` reads; None: no such name. None is made."""
     from relic_jax.config import HostConfig
@@ -115,6 +122,8 @@ def describe(name: str, env: Environment | None = None) -> Description:
         test_tasks=num_tasks(test),
         train_hash=split_hash(train),
         test_hash=split_hash(test),
+        action_names=env.action_names,
+        observation_names=env.observation_names,
     )
 
 

@@ -75,6 +75,16 @@ class ActionRepeat(Environment):
         return self.env.action_space
 
     @property
+    def action_names(self) -> tuple[str, ...] | None:
+        """The environment's."""
+        return self.env.action_names
+
+    @property
+    def observation_names(self) -> tuple[str, ...] | None:
+        """The environment's."""
+        return self.env.observation_names
+
+    @property
     def has_expert(self) -> bool:
         """The environment's."""
         return self.env.has_expert

@@ -69,6 +69,10 @@ def envs_main(arguments: Sequence[str]) -> None:
         print(json.dumps({**dataclasses.asdict(description), "lines": found}, indent=2))
         return
     print(description)
+    if text := registry.numbered(description.action_names, description.actions):
+        print(f"actions: {text}")
+    if description.observation_names:
+        print(f"observation: {', '.join(description.observation_names)}")
     for split, line in found.items():
         optimal = "no expert" if line["optimal"] is None else f"optimal {line['optimal']:.4g}"
         print(f"{split}: {optimal}, random {line['random']:.3g} (mean return per episode)")

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from envs import registry
 from envs.base import Discrete, Environment, Split, Trajectory
 from envs.darkroom.render import BLUE, GRID_LINE, ORANGE, WHITE, running_returns
 from envs.host import HostEnvironment
-from envs.render import write_gif
+from envs.render import enlarged, write_gif
 from envs.wrappers import Trials
 from experiments import run
 from relic_jax.config import ConfigError, EvalConfig
@@ -51,7 +52,7 @@ def film(
     frames = env.render_trial(curves.trial)
     if frames is None:
         raise _cannot_be_drawn(env)
-    write_gif(out, beside(frames, curves.trial, config.episodes), run.GIF_FRAMES_PER_SECOND)
+    write_gif(out, beside(frames, curves.trial, config.episodes, _names(env)), run.GIF_FRAMES_PER_SECOND)
     return curves.returns[0]
 
 
@@ -59,15 +60,23 @@ def _cannot_be_drawn(env: Environment) -> ConfigError:
     return ConfigError(f"path is a policy of env {env.name}; allowed: an environment that can be drawn")
 
 
-def beside(frames: np.ndarray, trial: Trajectory, episodes: int) -> np.ndarray:
+def _names(env: Environment) -> tuple[str, ...] | None:
+    """The names of discrete actions, where there is one for each."""
+    names, space = env.action_names, env.action_space
+    return names if isinstance(space, Discrete) and names is not None and len(names) == space.n else None
+
+
+def beside(frames: np.ndarray, trial: Trajectory, episodes: int, names: tuple[str, ...] | None = None) -> np.ndarray:
     """The frames of a trial with the in-context curve as of each of them to their right: uint8 [n, H, W + CURVE, 3].
 
-    frames: uint8 [n, H, W, 3], of n evenly spaced steps of the trial, as every environment draws them.
+    frames: uint8 [n, H, W, 3], of n evenly spaced steps of the trial, as every environment draws them; small ones are
+    enlarged. names: of discrete actions, which the panel tells; None: it does not.
     """
+    frames = np.stack([enlarged(frame) for frame in frames])
     index = np.cumsum(trial.first) - 1
     running = running_returns(trial.reward, index)
     steps = np.linspace(0, len(index) - 1, len(frames)).round().astype(int)
-    panel = _Curve(frames.shape[1], episodes, running)
+    panel = _Curve(frames.shape[1], episodes, running, None if names is None else [names[a] for a in trial.action])
     return np.stack(
         [np.concatenate([frame, panel.draw(index, step)], 1) for frame, step in zip(frames, steps, strict=True)]
     )
@@ -78,8 +87,10 @@ class _Curve:
 
     _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 12, 30, 38  # pixels around the plot
 
-    def __init__(self, height: int, episodes: int, running: np.ndarray) -> None:
-        """height: pixels. running: return of the episode up to and including each step, float [T]."""
+    def __init__(self, height: int, episodes: int, running: np.ndarray, actions: list[str] | None = None) -> None:
+        """height: pixels. running: return of the episode up to and including each step, float [T]. actions: what is
+        done in each step, [T]; None: not told."""
+        self._actions = actions
         self._size, self._episodes, self._running = (CURVE, height), episodes, running
         self._low, self._high = min(float(running.min()), 0.0), max(float(running.max()), 1e-9)
         self._font = ImageFont.load_default(11)
@@ -97,6 +108,7 @@ class _Curve:
             radius, colour = (4, ORANGE) if episode == current else (2, BLUE)
             pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
         text = f"episode {current + 1}: return {self._running[step]:.1f}"
+        text += f" · {self._actions[step]}" if self._actions else ""
         pen.text((self._LEFT, 8), text, fill=ORANGE, font=self._font)
         return np.asarray(image)
 
@@ -168,8 +180,13 @@ class Game:
         """Where the game stands and which keys there are."""
         return (
             f"episode {self.episode}   step {self.steps}   reward {self.reward:.2f}   return {self.earned:.2f}   "
-            f"keys 0–{self.env.action_space.n - 1}: actions, q: end"
+            f"keys {_keys(self.env)}, q: end"
         )
+
+
+def _keys(env: Environment) -> str:
+    """The keys of the actions, with names where there are any."""
+    return registry.numbered(env.action_names, env.action_space.n) or f"0–{env.action_space.n - 1}: actions"
 
 
 def play_by_hand(env: Environment, split: Split, task: int) -> None:

@@ -17,12 +17,15 @@ from relic_jax.models.policy import Policy, PolicyConfig, policy_for
 from relic_jax.runtime import ConfigError, check_spaces
 from relic_jax.types import Params, PyTree
 
+NAMES = ("action_names", "observation_names")
+"""Fields of `Spaces` that describe and decide nothing."""
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Spaces:
     """observation: jax.ShapeDtypeStructs of one observation, in its tree. low, high: range of each of its vector
     components, in tree order. action_space: what is chosen from. horizon: steps of the longest episode. masked: every
-    step comes with a mask of legal actions.
+    step comes with a mask of legal actions. action_names, observation_names: the environment's, None where it has none.
     """
 
     observation: PyTree
@@ -31,6 +34,8 @@ class Spaces:
     action_space: ActionSpace
     horizon: int
     masked: bool = False
+    action_names: tuple[str, ...] | None = None
+    observation_names: tuple[str, ...] | None = None
 
     def policy(self, config: PolicyConfig) -> Policy:
         """The policy that fits."""
@@ -40,7 +45,16 @@ class Spaces:
 def spaces_of(env: Environment) -> Spaces:
     """An environment's."""
     policy = policy_for(env, PolicyConfig())
-    return Spaces(env.observation_spec, policy.low, policy.high, env.action_space, env.horizon, env.masks_actions)
+    return Spaces(
+        observation=env.observation_spec,
+        low=policy.low,
+        high=policy.high,
+        action_space=env.action_space,
+        horizon=env.horizon,
+        masked=env.masks_actions,
+        action_names=env.action_names,
+        observation_names=env.observation_names,
+    )
 
 
 def spaces_to_json(spaces: Spaces) -> dict[str, Any]:
@@ -51,6 +65,7 @@ def spaces_to_json(spaces: Spaces) -> dict[str, Any]:
         "high": list(spaces.high),
         "action": {**action_to_json(spaces.action_space), **({"masked": True} if spaces.masked else {})},
         "horizon": spaces.horizon,
+        **{name: list(found) for name in NAMES if (found := getattr(spaces, name))},
     }
 
 
@@ -65,6 +80,7 @@ def spaces_from_json(data: dict[str, Any]) -> Spaces:
             action_space=action_from_json(data["action"]),
             horizon=int(data["horizon"]),
             masked=bool(data["action"].get("masked", False)),
+            **{name: _names_from_json(data[name], name) for name in NAMES if name in data},
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:  # ConfigError is a ValueError
         raise ConfigError(f"spaces do not fit: {type(error).__name__} {error}") from None
@@ -75,6 +91,12 @@ def spaces_from_json(data: dict[str, Any]) -> Spaces:
             found = len(getattr(spaces, name))
             raise ConfigError(f"{name} has {found} numbers; allowed: {numbers}, as the observation's vectors")
     return spaces
+
+
+def _names_from_json(names: Any, field: str) -> tuple[str, ...]:
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"{field} is {names!r}; allowed: a list of names")
+    return tuple(names)
 
 
 def action_to_json(space: ActionSpace) -> dict[str, Any]:

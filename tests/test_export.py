@@ -519,3 +519,18 @@ def test_a_weight_that_a_narrow_format_cannot_hold_is_refused():
     assert weights.rounded(params, "bfloat16")["head"]["kernel"][1] > 9e4
     with pytest.raises(ConfigError, match=r"dtype is 'float16'; allowed: .*head/kernel is not finite"):
         weights.rounded(params, "float16")
+
+
+def test_names_of_actions_and_observations_are_in_the_card_and_come_back():
+    from envs.registry import make
+    from relic_jax.export.card import _spaces
+
+    about = spaces_to_json(spaces_of(make("darkroom-dpt")))
+    back = spaces_from_json(json.loads(json.dumps(about)))
+    assert back.action_names == ("right", "left", "up", "down", "stay") and back.observation_names == ("x", "y")
+    text = _spaces({"spaces": about | {"action_repeat": 1, "show_last_reward": False}})
+    assert "(0 right, 1 left, 2 up, 3 down, 4 stay)" in text and "float32 [2] (0 x, 1 y)" in text
+    with pytest.raises(ConfigError, match="action_names is 3; allowed: a list of names"):
+        spaces_from_json(about | {"action_names": 3})
+    nameless = spaces_to_json(spaces_of(make("probe-bandit")))
+    assert "action_names" not in nameless and spaces_from_json(nameless).action_names is None

@@ -101,6 +101,11 @@ class XLand(Suite):
         return {**spec, "view": Image(spec["view"].shape, spec["view"].dtype)}
 
     @property
+    def action_names(self) -> tuple[str, ...]:
+        """As in `action_space`."""
+        return ("forward", "turn right", "turn left", "pick up", "put down", "toggle")
+
+    @property
     def action_space(self) -> Discrete:
         """Forward, turn right, turn left, pick up, put down, toggle."""
         env, params = _made(self.id)

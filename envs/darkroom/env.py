@@ -44,6 +44,16 @@ class Grid(Environment):
         return np.zeros(2, np.float32), np.array([self.width - 1, self.height - 1], np.float32)
 
     @property
+    def observation_names(self) -> tuple[str, ...]:
+        """The agent's cell."""
+        return ("x", "y")
+
+    @property
+    def action_names(self) -> tuple[str, ...] | None:
+        """As in `action_space`."""
+        return ("right", "left", "up", "down", "stay")
+
+    @property
     def action_space(self) -> Discrete:
         """0 x+1, 1 x−1, 2 y+1, 3 y−1, 4 stay."""
         return Discrete(len(MOVES))
@@ -90,6 +100,11 @@ class Darkroom(Grid):
     end_on_goal: bool = False
     permuted: bool = False
     train_fraction: float = 0.8
+
+    @property
+    def action_names(self) -> tuple[str, ...] | None:
+        """None where what they do depends on the task."""
+        return None if self.permuted else super().action_names
 
     def __post_init__(self) -> None:
         """Rejects an unknown start."""

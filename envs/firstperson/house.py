@@ -125,6 +125,11 @@ class HouseNav(VisualEnvironment):
         return 256
 
     @property
+    def action_names(self) -> tuple[str, ...]:
+        """As in `action_space`."""
+        return ("stop", "forward", "turn left", "turn right", "look up", "look down")
+
+    @property
     def action_space(self) -> Discrete:
         """0 stop, 1 forward, 2 left, 3 right, 4 up, 5 down."""
         return Discrete(6)

@@ -119,6 +119,11 @@ class Level(VisualEnvironment):
         return 512
 
     @property
+    def action_names(self) -> tuple[str, ...]:
+        """As in `action_space`."""
+        return ("turn left", "turn right", "forward")
+
+    @property
     def action_space(self) -> Discrete:
         """0 left, 1 right, 2 forward."""
         return Discrete(3)

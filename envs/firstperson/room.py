@@ -137,6 +137,11 @@ class Room(VisualEnvironment):
         )
 
     @property
+    def action_names(self) -> tuple[str, ...]:
+        """As in `action_space`."""
+        return ("turn left", "turn right", "forward", "nothing")
+
+    @property
     def action_space(self) -> Discrete:
         """0 left, 1 right, 2 forward, 3 nothing."""
         return Discrete(4)

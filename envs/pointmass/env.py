@@ -56,6 +56,11 @@ class Pointmass(Environment):
         return np.full(2, -self.wall, np.float32), np.full(2, self.wall, np.float32)
 
     @property
+    def action_names(self) -> tuple[str, ...]:
+        """As in `action_space`."""
+        return ("Δx", "Δy")
+
+    @property
     def action_space(self) -> Box:
         """(Δx, Δy)."""
         return Box((-self.speed,) * 2, (self.speed,) * 2)

@@ -158,12 +158,21 @@ def _spaces(about: dict[str, Any]) -> str:
     if action.get("masked"):
         size = action.get("n") or sum(action["nvec"])
         does += f"; only legal ones, by a mask that every step is given (`legal`: bool [{size}])"
+    if spaces.get("action_names"):
+        does += f" ({_named(spaces['action_names'])})"
+    if spaces.get("observation_names"):
+        observed[-1] += f" ({_named(spaces['observation_names'])})"
     text = f"Sees {', '.join(observed)}, its previous action and reward. Does: {does}."
     text += f" Episodes of at most {spaces['horizon']} steps."
     repeat = spaces["action_repeat"]
     text += f" Each action lasts {repeat} steps of the environment, whose rewards are summed." if repeat > 1 else ""
     last = "is shown with the first observation of the next" if spaces["show_last_reward"] else "is not shown"
     return f"{text} An episode's last reward {last} (the agent sees to that)."
+
+
+def _named(names: list[str]) -> str:
+    """'0 left, 1 right'."""
+    return ", ".join(f"{index} {name}" for index, name in enumerate(names))
 
 
 def _limits(loaded: LoadedPolicy, about: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from envs.base import Environment, VisualEnvironment
@@ -113,3 +114,30 @@ def test_what_the_interface_leaves_open_is_defined(name):
         abstract[Probe] = ["observe", "reward"]
     missing = [m for base, methods in abstract.items() for m in methods if getattr(type(env), m) is getattr(base, m)]
     assert missing == (["step"] if isinstance(env, HostEnvironment) else [])
+
+
+NAMED = {
+    "darkroom-dpt": ("right", "left", "up", "down", "stay"),
+    "key-to-door-9": ("right", "left", "up", "down", "stay"),
+    "miniworld-open": ("turn left", "turn right", "forward", "nothing"),
+    "miniworld-tmaze": ("turn left", "turn right", "forward"),
+    "house-objnav-small": ("stop", "forward", "turn left", "turn right", "look up", "look down"),
+    "pointmass-goal": ("Δx", "Δy"),
+    "darkroom-permuted": None,
+    "probe-bandit": None,
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_names_of_actions(name):
+    from envs.repeat import repeated
+
+    env = make(name)
+    assert env.action_names == NAMED[name] == repeated(env, 2).action_names
+    assert NAMED[name] is None or len(NAMED[name]) == env.action_space.n
+
+
+def test_the_names_of_darkrooms_actions_are_what_they_do():
+    env, effects = make("darkroom-dpt"), {"right": (1, 0), "left": (-1, 0), "up": (0, 1), "down": (0, -1)}
+    moves = [tuple(int(x) for x in env.move(np.array([5, 5]), action) - 5) for action in range(5)]
+    assert moves == [effects.get(name, (0, 0)) for name in env.action_names]

@@ -10,7 +10,7 @@ from envs.darkroom.key_to_door import PRESETS as KEY_PRESETS
 from envs.darkroom.key_to_door import KeyToDoorTask
 from envs.darkroom.render import BLUE, GOLD, GREEN, ORANGE, STRIP_HEIGHT, VISITED, WHITE, Mark, trial_frames
 from envs.registry import make
-from envs.render import write_gif
+from envs.render import enlarged, write_gif
 
 CELL = 32  # pixels, of a 10×10 grid
 
@@ -119,3 +119,29 @@ def test_failed_gif_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch):
         write_gif(path, frames())
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((3, 3), (201, 201)),
+        ((64, 64), (256, 256)),
+        ((60, 80), (240, 320)),
+        ((5, 400), (10, 800)),
+        ((1, 2000), (1, 2000)),
+    ],
+)
+def test_small_pictures_are_enlarged_without_blur(tmp_path, size, expected):
+    frame = np.random.default_rng(0).integers(2, size=(*size, 3), dtype=np.uint8) * 255
+    large = enlarged(frame)
+    assert large.shape == (*expected, 3)
+    times = expected[0] // size[0]
+    assert (large[::times, ::times] == frame).all() and (large[times - 1 :: times, times - 1 :: times] == frame).all()
+    write_gif(tmp_path / "trial.gif", np.stack([frame, 255 - frame]))
+    with Image.open(tmp_path / "trial.gif") as image:
+        assert image.size == expected[::-1]
+
+
+def test_large_pictures_stay_as_they_are():
+    frame = np.zeros((392, 320, 3), np.uint8)
+    assert enlarged(frame) is frame

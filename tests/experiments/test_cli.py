@@ -488,3 +488,10 @@ def test_options_of_wandb_are_read_with_it_alone(refused, tmp_path):
     refused([*arguments, "--track", "tensorboard", "--wandb.tags", "a", "b"], "wandb.tags is ('a', 'b')")
     refused([*arguments, "--track", "wandb", "--wandb.project", ""], "wandb.project is ''", "a text that is not empty")
     assert not (tmp_path / "runs").exists()
+
+
+def test_envs_shows_the_names_of_actions_and_observations(cli):
+    code, out, _ = cli("envs", "darkroom-dpt", "--no-lines")
+    assert code == 0 and "actions: 0 right, 1 left, 2 up, 3 down, 4 stay\nobservation: x, y\n" in out
+    assert "actions: " not in cli("envs", "probe-bandit", "--no-lines")[1]
+    assert json.loads(cli("envs", "darkroom-dpt", "--json", "--no-lines")[1])["action_names"][0] == "right"

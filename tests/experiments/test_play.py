@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from envs.base import Trajectory
 from envs.firstperson.renderer import Lens
 from envs.firstperson.room import Room
 from envs.registry import make
@@ -83,3 +84,20 @@ def test_a_policy_in_another_environment_of_the_same_spaces(cli, begun_run, tmp_
     assert code == 2 and err.count("\n") == 1 and "env is 'miniworld-open', whose spaces are" in err
     code, _, err = cli("play", begun_run, "--env", "darkrom", "--out", out)
     assert code == 2 and err.count("\n") == 1 and "did you mean" in err
+
+
+def test_the_film_names_the_action_of_each_step():
+    """Two trials that differ in their actions alone look different beside the curve only where actions have names."""
+    env = make("darkroom-ad-9")
+    frames = np.zeros((3, 20, 20, 3), np.uint8)
+
+    def panels(action, names):
+        trial = Trajectory(None, np.full(3, action), np.zeros(3, np.float32), np.array([True, False, False]), None)
+        return play.beside(frames, trial, 1, names)
+
+    assert play._names(env) == ("right", "left", "up", "down", "stay")
+    assert (panels(0, play._names(env)) != panels(3, play._names(env))).any()
+    assert (panels(0, None) == panels(3, None)).all()
+    assert panels(0, None).shape == (3, 200, 200 + play.CURVE, 3)  # the tiny frames are enlarged
+    assert play._names(make("pointmass-goal")) is None and play._names(make("probe-bandit")) is None
+    assert "keys 0 right, 1 left, 2 up, 3 down, 4 stay, q: end" in play.Game(env, "test", 0).caption()
