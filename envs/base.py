@@ -111,6 +111,14 @@ class Environment:
     dear_reset = False  # trials reset only those whose episode ended, a block at a time, which a loop and copies cost
     masks_actions = False  # every TimeStep says which actions are legal (`TimeStep.legal`); the policy takes no other
     may_fail = False  # its steps can get lost (simulators in worker processes): trajectories say which are valid
+    ends_in_time = False  # no episode outlasts `horizon`; where this is False, trials count steps and truncate it there
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """A subclass with dynamics of its own does not inherit the promise that its episodes end in time."""
+        super().__init_subclass__(**options)
+        own = vars(cls)
+        if own.keys() & {"step", "transition", "advance"} and "ends_in_time" not in own:
+            cls.ends_in_time = False
 
     @property
     def line_episodes(self) -> int:
@@ -152,6 +160,16 @@ class Environment:
     def step(self, key: jax.Array, state: PyTree, action: jax.Array, task: PyTree) -> tuple[PyTree, TimeStep]:
         """One transition. action: one of `action_space`. Returns (next state, TimeStep)."""
         raise NotImplementedError
+
+    def step_within(
+        self, key: jax.Array, state: PyTree, action: jax.Array, task: PyTree, taken: jax.Array
+    ) -> tuple[PyTree, TimeStep, jax.Array]:
+        """`step`, truncated at the horizon. taken: int32 [], steps of the episode so far.
+
+        Returns (next state, TimeStep, whether the environment itself would have gone on beyond the horizon: bool []).
+        """
+        state, timestep = self.step(key, state, action, task)
+        return state, *cut_at(one_end(timestep), taken + 1 >= self.horizon)
 
     def tasks(self, split: Split) -> PyTree:
         """The task set of a split: a pytree of numpy arrays with a common leading axis."""
@@ -231,6 +249,12 @@ class VisualEnvironment(Environment):
 def one_end(timestep: TimeStep) -> TimeStep:
     """With `truncated` only where it did not terminate: a state that terminated has no future value."""
     return dataclasses.replace(timestep, truncated=timestep.truncated & ~timestep.terminated)
+
+
+def cut_at(timestep: TimeStep, last: jax.Array) -> tuple[TimeStep, jax.Array]:
+    """Truncates an episode that did not end where `last` (bool, any shape) holds. Returns (TimeStep, where it did)."""
+    cut = last & ~(timestep.terminated | timestep.truncated)
+    return dataclasses.replace(timestep, truncated=timestep.truncated | cut), cut
 
 
 def num_tasks(tasks: PyTree) -> int:

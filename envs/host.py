@@ -60,6 +60,7 @@ class HostEnvironment(Environment):
     note: str = ""
 
     may_fail = True
+    ends_in_time = True  # workers truncate at the horizon
 
     @property
     def horizon(self) -> int:  # type: ignore[override]

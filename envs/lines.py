@@ -87,10 +87,15 @@ def _play(env: Environment, policy: ScriptedPolicy, keys: jax.Array, tasks: PyTr
 def _episode(env: Environment, policy: ScriptedPolicy, key: jax.Array, task: PyTree) -> tuple[jax.Array, jax.Array]:
     """Plays one episode. Returns (undiscounted return, success), float32 [] and bool []."""
 
-    def step(carry: tuple, key: jax.Array) -> tuple[tuple, None]:
+    def step(carry: tuple, inputs: tuple[jax.Array, jax.Array]) -> tuple[tuple, None]:
         state, legal, episode_return, success, running = carry
+        key, taken = inputs
         action_key, step_key = jax.random.split(key)
-        state, timestep = env.step(step_key, state, policy(env, action_key, state, task, legal), task)
+        action = policy(env, action_key, state, task, legal)
+        if env.ends_in_time:
+            state, timestep = env.step(step_key, state, action, task)
+        else:
+            state, timestep, _ = env.step_within(step_key, state, action, task, taken)
         episode_return += jnp.where(running, timestep.reward, 0.0)
         ended = timestep.terminated | timestep.truncated
         success = jnp.where(running & ended, env.success(timestep, episode_return), success)
@@ -99,5 +104,6 @@ def _episode(env: Environment, policy: ScriptedPolicy, key: jax.Array, task: PyT
     reset_key, steps_key = jax.random.split(key)
     state, first = env.reset(reset_key, task)
     start = (state, first.legal, jnp.zeros((), jnp.float32), jnp.zeros((), bool), jnp.ones((), bool))
-    (*_, episode_return, success, _), _ = jax.lax.scan(step, start, jax.random.split(steps_key, env.horizon))
+    steps = (jax.random.split(steps_key, env.horizon), jnp.arange(env.horizon))
+    (*_, episode_return, success, _), _ = jax.lax.scan(step, start, steps)
     return episode_return, success

@@ -80,7 +80,9 @@ def _current_folder_first() -> Iterator[None]:
 
 
 def check(env: Environment, field: str) -> None:
-    """Whether an environment keeps to the interface: shapes, dtypes and trees; and whether an episode ends in time.
+    """Whether an environment keeps to the interface: shapes, dtypes and trees.
+
+    Where actions are masked, a random episode is played. Episodes need not end by the horizon: trials truncate them.
 
     field: what errors begin with. Raises ConfigError at the first thing that does not fit.
     """
@@ -120,11 +122,10 @@ def check(env: Environment, field: str) -> None:
             found, allowed = _types(getattr(timestep, name)), _types(spec)
             declared = f" (masks_actions is {masks})" if name == "legal" else ""
             require(found == allowed, f"{name} from {method}", found, allowed + declared)
-    ends, playable, expert = _first_episode(env)
-    allowed = f"an end within its horizon of {horizon} steps, by `terminated` or `truncated`"
-    require(ends, "first episode", "longer", allowed)
-    require(playable, "first episode", "one with a step of no legal action", "at least one in every step")
-    require(expert, "optimal_action", "not legal in its first episode", "a legal action in every step")
+    if masks:
+        playable, expert = _first_episode(env)
+        require(playable, "first episode", "one with a step of no legal action", "at least one in every step")
+        require(expert, "optimal_action", "not legal in its first episode", "a legal action in every step")
 
 
 def _check_specs(specs: PyTree, require: Callable[[Any, str, Any, str], None]) -> None:
@@ -139,30 +140,32 @@ def _check_specs(specs: PyTree, require: Callable[[Any, str, Any, str], None]) -
             require(fits, what, f"an Image {list(spec.shape)}", "an Image [height, width, channels], each 1 or more")
 
 
-def _first_episode(env: Environment) -> tuple[bool, bool, bool]:
-    """A random episode of the first training task: whether it ends within the horizon, and, where actions are masked,
-    whether every step of it has a legal action and the expert's is legal."""
+def _first_episode(env: Environment) -> tuple[bool, bool]:
+    """Whether every step of a random episode of the first training task has a legal action, and the expert's is legal.
+
+    For environments that mask actions.
+    """
     task, actions = jax.tree.map(lambda x: jnp.asarray(x[0]), env.tasks("train")), env.action_space
-    true = jnp.ones((), bool)
 
     @jax.jit
-    def episode() -> tuple[jax.Array, jax.Array, jax.Array]:
+    def episode() -> tuple[jax.Array, jax.Array]:
         def step(carry: tuple[PyTree, Any, Any], key: jax.Array) -> tuple[tuple[PyTree, Any, Any], Any]:
             state, legal, over = carry
-            playable = true if legal is None else actions.playable(legal)
-            asked = env.has_expert and legal is not None
-            expert = actions.allows(legal, env.optimal_action(state, task)) if asked else true
+            playable = actions.playable(legal)
+            expert = playable
+            if env.has_expert:
+                expert = actions.allows(legal, env.optimal_action(state, task))
             state, timestep = env.step(key, state, actions.sample(jax.random.fold_in(key, 1), legal), task)
             over_now = over | timestep.terminated | timestep.truncated
-            return (state, timestep.legal, over_now), (over_now, over | playable, over | expert)
+            return (state, timestep.legal, over_now), (over | playable, over | expert)
 
         state, first = env.reset(jax.random.key(0), task)
         keys = jax.random.split(jax.random.key(1), env.horizon)
-        _, (ended, playable, expert) = jax.lax.scan(step, (state, first.legal, ~true), keys)
-        return ended.any(), playable.all(), expert.all()
+        _, (playable, expert) = jax.lax.scan(step, (state, first.legal, jnp.zeros((), bool)), keys)
+        return playable.all(), expert.all()
 
-    ends, playable, expert = map(bool, episode())
-    return ends, playable, expert
+    playable, expert = map(bool, episode())
+    return playable, expert
 
 
 def _types(tree: PyTree) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from envs.base import ActionSpace, Environment, PyTree, Split, TimeStep, Trajectory, one_end
@@ -89,6 +91,11 @@ class ActionRepeat(Environment):
         """The environment's."""
         return self.env.has_expert
 
+    @property
+    def ends_in_time(self) -> bool:  # type: ignore[override]
+        """The environment's."""
+        return self.env.ends_in_time
+
     def reset(self, key: jax.Array, task: PyTree) -> tuple[PyTree, TimeStep]:
         """The environment's."""
         return self.env.reset(key, task)
@@ -108,6 +115,22 @@ class ActionRepeat(Environment):
 
         state, timestep = jax.lax.scan(again, self.env.step(keys[0], state, action, task), keys[1:])[0]
         return state, one_end(timestep)
+
+    def step_within(
+        self, key: jax.Array, state: PyTree, action: jax.Array, task: PyTree, taken: jax.Array
+    ) -> tuple[PyTree, TimeStep, jax.Array]:
+        """Up to `times` steps, as far as the environment's horizon. taken: int32 [], steps of the policy so far."""
+        keys, before = jax.random.split(key, self.times), taken * self.times
+
+        def again(carry: tuple[PyTree, TimeStep, jax.Array], inputs: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
+            _, seen, _ = carry
+            key, index = inputs
+            next_state, timestep, cut = self.env.step_within(key, carry[0], action, task, before + index)
+            timestep = dataclasses.replace(timestep, reward=seen.reward + timestep.reward)
+            return select(seen.terminated | seen.truncated, carry, (next_state, timestep, cut)), None
+
+        first = self.env.step_within(keys[0], state, action, task, before)
+        return jax.lax.scan(again, first, (keys[1:], jnp.arange(1, self.times)))[0]
 
     def tasks(self, split: Split) -> PyTree:
         """The environment's."""

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from envs.base import Environment, PyTree, TimeStep, VisualEnvironment, one_end
+from envs.base import Environment, PyTree, TimeStep, VisualEnvironment, cut_at, one_end
 
 MIN_BLOCK, MAX_BLOCKS = 8, 8
 """Of environments that are reset at once where resets are dear: at least so many, and all in so many blocks."""
@@ -33,6 +33,8 @@ class TrialState:
     first: bool [B]; `observation` opens an episode.
     episode_return: float32 [B]; undiscounted reward of the running episode so far.
     legal: bool [B, mask_size]; which actions can be taken next, None where the environment does not say so.
+    episode_steps: int32 [B]; steps of the running episode so far. None where nothing is to be truncated: the
+      environment's episodes end in time, or the state is one that is stored (`Trials.counting` puts it back).
     """
 
     env: PyTree
@@ -43,6 +45,7 @@ class TrialState:
     first: jax.Array
     episode_return: jax.Array
     legal: jax.Array | None = None
+    episode_steps: jax.Array | None = None
 
 
 @struct.dataclass
@@ -55,6 +58,7 @@ class TrialStep:
     episode_return: float32 [B]; return of the episode up to and including this step.
     success: bool [B]; meaningful where the episode ended.
     metrics: float32 [B] by name, `Environment.metrics`; meaningful where the episode ended.
+    cut: bool [B]; truncated here, at the horizon, which the environment did not do itself. None where nothing is cut.
     """
 
     reward: jax.Array
@@ -64,14 +68,29 @@ class TrialStep:
     episode_return: jax.Array
     success: jax.Array
     metrics: dict[str, jax.Array]
+    cut: jax.Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Trials:
-    """Runs B copies of `env` in trials. Pure; every method takes explicit keys and consumes them."""
+    """Runs B copies of `env` in trials. Pure; every method takes explicit keys and consumes them.
+
+    Episodes of an environment that may outlast its horizon (`Environment.ends_in_time`) are truncated there.
+    """
 
     env: Environment
     show_last_reward: bool = False
+
+    def counting(self, state: TrialState, ended: jax.Array, filled: jax.Array | int) -> TrialState:
+        """A stored state with its `episode_steps`, where they are needed, from the trial's steps so far.
+
+        ended: bool [B, T], an episode ended there; only the `filled` first steps have been taken.
+        """
+        if self.env.ends_in_time:
+            return state
+        number = jnp.arange(1, ended.shape[1] + 1)
+        begun = jnp.where(ended & (number <= filled), number, 0).max(1)
+        return dataclasses.replace(state, episode_steps=(filled - begun).astype(jnp.int32))
 
     def reset(self, key: jax.Array, tasks: PyTree) -> TrialState:
         """Starts trials. key: typed PRNG key []. tasks: pytree with leading axis B."""
@@ -86,6 +105,7 @@ class Trials:
             first=jnp.ones((batch,), bool),
             episode_return=jnp.zeros((batch,), jnp.float32),
             legal=timestep.legal,
+            episode_steps=None if self.env.ends_in_time else jnp.zeros((batch,), jnp.int32),
         )
 
     def step(self, key: jax.Array, state: TrialState, action: jax.Array) -> tuple[TrialState, TrialStep]:
@@ -94,8 +114,9 @@ class Trials:
         action: as the policy chose it, int32 [B] or float32 [B, n]; of a `Box` what is outside of −1 … 1 is clipped.
         """
         actions = self.env.action_space
-        end, timestep, next_env, (observation, legal) = self._advance(key, state, actions.applied(action))
+        end, timestep, cut, next_env, (observation, legal) = self._advance(key, state, actions.applied(action))
         ended = timestep.terminated | timestep.truncated
+        steps = None if state.episode_steps is None else jnp.where(ended, 0, state.episode_steps + 1)
         episode_return = state.episode_return + timestep.reward
         shown = timestep.reward if self.show_last_reward else jnp.where(ended, 0.0, timestep.reward)
         next_state = TrialState(
@@ -107,6 +128,7 @@ class Trials:
             first=ended,
             episode_return=jnp.where(ended, 0.0, episode_return),
             legal=legal,
+            episode_steps=steps,
         )
         return next_state, TrialStep(
             reward=timestep.reward,
@@ -116,17 +138,25 @@ class Trials:
             episode_return=episode_return,
             success=jax.vmap(self.env.success)(timestep, episode_return),
             metrics=jax.vmap(self.env.metrics)(end),
+            cut=cut,
         )
 
-    def _advance(self, key: jax.Array, state: TrialState, action: jax.Array) -> tuple[PyTree, TimeStep, PyTree, PyTree]:
+    def _advance(
+        self, key: jax.Array, state: TrialState, action: jax.Array
+    ) -> tuple[PyTree, TimeStep, jax.Array | None, PyTree, PyTree]:
         """Steps, and resets where an episode ended.
 
-        Returns (states before resets, TimeSteps, states, (observations, legal actions)).
+        Returns (states before resets, TimeSteps, cut, states, (observations, legal actions)).
         """
         step_keys, reset_keys = jax.random.split(key, (2, action.shape[0]))
         if isinstance(self.env, VisualEnvironment):
             return self._advance_visual(self.env, step_keys, reset_keys, state, action)
-        end, timestep = jax.vmap(self.env.step)(step_keys, state.env, action, state.task)
+        inputs = (step_keys, state.env, action, state.task)
+        cut = None
+        if state.episode_steps is None:
+            end, timestep = jax.vmap(self.env.step)(*inputs)
+        else:
+            end, timestep, cut = jax.vmap(self.env.step_within)(*inputs, state.episode_steps)
         timestep = one_end(timestep)
         ended = timestep.terminated | timestep.truncated
 
@@ -137,16 +167,18 @@ class Trials:
         replace = replace_few if self.env.dear_reset else replace_all
         old = end, (timestep.observation, timestep.legal)
         next_env, seen = replace(ended, reset, (reset_keys, state.task), old)
-        return end, timestep, next_env, seen
+        return end, timestep, cut, next_env, seen
 
     @staticmethod
     def _advance_visual(
         env: VisualEnvironment, step_keys: jax.Array, reset_keys: jax.Array, state: TrialState, action: jax.Array
-    ) -> tuple[PyTree, TimeStep, PyTree, PyTree]:
+    ) -> tuple[PyTree, TimeStep, jax.Array | None, PyTree, PyTree]:
         """The same, looking once, or twice where an episode was truncated."""
-        look = jax.vmap(env.observe)
+        look, cut = jax.vmap(env.observe), None
         end, timestep = jax.vmap(env.transition)(step_keys, state.env, action, state.task)
         timestep = one_end(timestep)
+        if state.episode_steps is not None:
+            timestep, cut = cut_at(timestep, state.episode_steps + 1 >= env.horizon)
         ended = timestep.terminated | timestep.truncated
         replace = replace_few if env.dear_reset else replace_all
         next_env, observation = look(replace(ended, env.restart, (reset_keys, end, state.task), end), state.task)
@@ -156,7 +188,7 @@ class Trials:
 
         final = jax.lax.cond(timestep.truncated.any(), last_look, lambda: observation)
         legal = jax.vmap(env.legal)(next_env, state.task)
-        return end, dataclasses.replace(timestep, observation=final), next_env, (observation, legal)
+        return end, dataclasses.replace(timestep, observation=final), cut, next_env, (observation, legal)
 
 
 def replace_all(rows: jax.Array, make: Callable[..., PyTree], inputs: tuple[PyTree, ...], old: PyTree) -> PyTree:

@@ -21,6 +21,7 @@ from envs.wrappers import Trials, TrialState, select
 from relic_jax import prng, settings
 from relic_jax.bridge.pool import PoolError
 from relic_jax.config import ConfigError, EvalConfig
+from relic_jax.horizon import tell_of_cut
 from relic_jax.models.memory import Memory, rows
 from relic_jax.models.policy import Policy, PolicyConfig
 from relic_jax.rl.host import Actor, Running
@@ -33,13 +34,12 @@ SIZES = 4  # of the context's buffer in the course of an evaluation; each costs 
 MANY = 256  # trials, at which it pays to go on with the unfinished ones alone: one more compilation, half the work
 SPARE = 4  # more episodes than asked for that there is room for, where simulators fail and episodes are lost
 
-
 Array = jax.Array | np.ndarray
 
 
 class _Steps(NamedTuple):
     """What acting leaves behind per step, [T, B]; `observation` and `record` of one environment only, [T, ...], which
-    is the first one's at least until its trial is finished."""
+    is the first one's at least until its trial is finished. cut: [T, B], see `TrialStep`."""
 
     action: Array
     reward: Array
@@ -50,6 +50,7 @@ class _Steps(NamedTuple):
     metrics: Mapping[str, Array]
     observation: PyTree
     record: PyTree
+    cut: Array | None = None
 
 
 _BATCHED = ("action", "reward", "first", "ended", "episode_return", "success", "metrics")
@@ -133,7 +134,8 @@ def _play(
         if size > memory.capacity:  # acting reads the whole buffer, so it grows with what is in it
             memory = memory.grown(size)
         trial, memory, episode, steps = chunk(params, trial, memory, episode, jax.random.fold_in(key, index))
-        parts.append(_spread(jax.device_get(steps), playing, batch))
+        tell_of_cut(trials.env.name, horizon, steps.cut)
+        parts.append(_spread(jax.device_get(steps._replace(cut=None)), playing, batch))
         done = int(episode.min())
         progress(min(done / config.episodes, 1.0))
         if done >= config.episodes:
@@ -246,6 +248,7 @@ def _chunk_function(policy: Policy, trials: Trials, config: EvalConfig, length: 
             metrics=result.metrics,
             observation=observation,
             record=trials.env.record(state),
+            cut=result.cut,
         )
         return next_trial, memory, episode + ended, steps
 

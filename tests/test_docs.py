@@ -73,9 +73,6 @@ class Empty(Fine):
 class Unhashable(Fine):
     goals: list = field(default_factory=list)
 
-class Endless(Fine):
-    def step(self, key, state, action, task): return state + 1, first_timestep(jnp.zeros(2))
-
 NONE = Fine(horizon=0)
 
 class Flat(Fine):
@@ -109,7 +106,6 @@ NUMBER = 3
         ),
         ("small:Empty", r"tasks\('test'\) is of leading axes \[\(0,\)\]"),
         ("small:Unhashable", r"allowed: a frozen dataclass of hashable fields"),
-        ("small:Endless", r"first episode is longer; allowed: an end within its horizon of 5 steps"),
         ("small:Flat", r"observation_spec is an Image \[2, 2\]; allowed: an Image \[height, width, channels\]"),
         ("small:Complex", r"observation_spec\['z'\] is complex64; allowed: floats, integers and booleans"),
         ("small:Tuples", r"observation_spec\['size'\] is int; allowed: a jax\.ShapeDtypeStruct"),

@@ -41,6 +41,8 @@ class Craftax(Suite):
     Observation: float32 vector in 0 … 1.
     """
 
+    ends_in_time = True
+
     @property
     def line_episodes(self) -> int:
         """Few: worlds are large and episodes long."""

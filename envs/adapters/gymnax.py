@@ -50,6 +50,8 @@ def _made(id: str) -> tuple[Any, Any]:
 class Gymnax(Suite):
     """An environment of gymnax. Tasks are seeds."""
 
+    ends_in_time = True
+
     @property
     def params(self) -> Any:
         """gymnax's parameters, with our time limit."""

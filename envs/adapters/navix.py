@@ -43,6 +43,8 @@ class Navix(Suite):
     uint8 [1029].
     """
 
+    ends_in_time = True
+
     @property
     def navix(self) -> Any:
         """navix's environment."""

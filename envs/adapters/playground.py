@@ -40,6 +40,8 @@ class Playground(Suite):
     Observation: its own; of those with a privileged one, what is not privileged.
     """
 
+    ends_in_time = True
+
     @property
     def own(self) -> Any:
         """The suite's environment."""

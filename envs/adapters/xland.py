@@ -89,6 +89,8 @@ class XLand(Suite):
     XLand's limit and the last look.
     """
 
+    ends_in_time = True
+
     benchmark: str = "trivial"
 
     dear_reset = True  # as dear as a step

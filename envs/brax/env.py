@@ -59,6 +59,8 @@ class Locomotion(Environment):
     Episodes are cut after `horizon` steps; where the body's environment ends them they terminate.
     """
 
+    ends_in_time = True
+
     dear_reset = True
 
     name: str
@@ -112,7 +114,7 @@ class Locomotion(Environment):
         moved = self.brax.step(state.brax.replace(metrics=metrics), action)
         before, after = (s.pipeline_state.x.pos[0] for s in (state.brax, moved))
         next_state = BraxState(moved, state.step + 1)
-        terminated = moved.done > 0
+        terminated = jnp.asarray(moved.done > 0)  # a Python float in environments that never terminate
         return next_state, TimeStep(
             observation=moved.obs,
             reward=self.earned(after, (after - before) / self.brax.dt, action, task),

@@ -96,6 +96,8 @@ class Darkroom(Grid):
     train_fraction: share of the tasks that is for training, rounded down to whole tasks.
     """
 
+    ends_in_time = True
+
     start: Start = "(0,0)"
     end_on_goal: bool = False
     permuted: bool = False

@@ -39,6 +39,8 @@ class KeyToDoor(Grid):
     The agent sees its own cell only, not whether it holds the key. Every episode of a task has the same start.
     """
 
+    ends_in_time = True
+
     train_fraction: float = 0.95
 
     def reset(self, key: jax.Array, task: KeyToDoorTask) -> tuple[KeyToDoorState, TimeStep]:

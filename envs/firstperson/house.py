@@ -95,6 +95,8 @@ class HouseNav(VisualEnvironment):
     config: of the houses. lens: the picture. textured: floor tiles and wall boards instead of flat colours.
     """
 
+    ends_in_time = True
+
     name: str
     config: HouseConfig = dataclasses.field(default_factory=HouseConfig)
     horizon: int = 500

@@ -76,6 +76,8 @@ class Level(VisualEnvironment):
     open_sky: no ceiling. train_tasks, test_tasks: sizes of the splits. textured: tiles and boards, not flat colours.
     """
 
+    ends_in_time = True
+
     dear_reset = True  # each place that is tried is held against every wall
 
     name: str

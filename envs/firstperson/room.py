@@ -93,6 +93,8 @@ class Room(VisualEnvironment):
     textured: floor tiles and wall boards instead of flat colours.
     """
 
+    ends_in_time = True
+
     name: str
     layout: Layout
     horizon: int = 50

@@ -37,6 +37,8 @@ class Pointmass(Environment):
     so a new goal must be searched for, and what was found pays in every later episode. It never terminates.
     """
 
+    ends_in_time = True
+
     name: str = "pointmass-goal"
     horizon: int = 40
     speed: float = 0.1

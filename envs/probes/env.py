@@ -27,6 +27,8 @@ class ProbeState:
 class Probe(Environment):
     """What probes share; a probe says what is seen (`observe`) and what is rewarded (`reward`)."""
 
+    ends_in_time = True
+
     @property
     def observation_spec(self) -> jax.ShapeDtypeStruct:
         """float32 [1] unless the probe says otherwise."""

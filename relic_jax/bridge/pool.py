@@ -28,6 +28,7 @@ from relic_jax.bridge import protocol
 from relic_jax.bridge.cluster import RemoteProcess
 from relic_jax.bridge.process import UNSUPPORTED, Process, supported
 from relic_jax.bridge.protocol import ProtocolError, Spec
+from relic_jax.horizon import tell_of_cut
 
 log = logging.getLogger("relic_jax.bridge")
 GIVE_UP = 3  # failures in a row after which an environment cannot be put back into its task
@@ -419,6 +420,7 @@ class Pool:
             member.phase = "up"
             self._recover(member)
         elif message["op"] == "done" and member.phase == "up":
+            tell_of_cut(self.spec.name, self.spec.horizon, message.get("cut"))
             self._done(member, member.lanes[message["lane"]], message["buffer"])
         else:
             raise ProtocolError(f"message {message['op']!r} came out of turn")

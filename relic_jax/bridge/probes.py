@@ -23,10 +23,13 @@ def spec(name: str, observation: dict[str, ArraySpec], **changes: Any) -> Spec:
 
 
 class Frames:
-    """Does nothing but hand out frames. milliseconds: how long a step takes (it waits, as for a renderer)."""
+    """Does nothing but hand out frames, and never ends an episode itself.
 
-    def __init__(self, size: int = 128, milliseconds: float = 0.0) -> None:
-        self.spec = spec("frames", {"rgb": ArraySpec("uint8", (size, size, 3))})
+    milliseconds: how long a step takes (it waits, as for a renderer).
+    """
+
+    def __init__(self, size: int = 128, milliseconds: float = 0.0, horizon: int = 2**31 - 1) -> None:
+        self.spec = spec("frames", {"rgb": ArraySpec("uint8", (size, size, 3))}, horizon=horizon)
         self._frames = [np.full((size, size, 3), value, np.uint8) for value in range(2)]
         self._seconds, self._count = milliseconds / 1000, 0
 

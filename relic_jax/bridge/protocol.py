@@ -10,6 +10,7 @@ line over a stream socket:
                                                        ← mapped
     reset: lane, buffer, tasks, seeds, episodes, replay →
     step: lane, buffer →                               ← done: lane, buffer
+                                                       ("cut": an episode was truncated at the horizon)
                                                        ← error: kind, message (then the worker ends)
     close →
 

@@ -4,7 +4,8 @@ Runs on Python 3.8 and newer with numpy and the simulator alone. An environment 
 
     spec                      a `protocol.Spec`
     reset(task, seed)         starts an episode of a task (a JSON value); returns {name: array}, the observation
-    step(action)              returns (observation, reward, terminated, truncated, {metric: number})
+    step(action)              returns (observation, reward, terminated, truncated, {metric: number}); an episode that
+                              reaches `spec.horizon` is truncated here where the environment does not do it
     expert()                  the scripted expert's action, where `spec.expert`
     legal()                   which actions can be taken next, bool [spec.mask_size], where `spec.masks`
     close()
@@ -48,7 +49,10 @@ def episode_seed(seed: int, episode: int) -> int:
 
 
 class Slot:
-    """One environment with its place in the shared memory."""
+    """One environment with its place in the shared memory.
+
+    count: steps of the running episode. cut: an episode was truncated at the horizon, which the environment did not do.
+    """
 
     def __init__(self, env: Any, index: int) -> None:
         self.env, self.spec, self.index = env, env.spec, index
@@ -56,6 +60,8 @@ class Slot:
         self.seed = 0
         self.episode = 0
         self.legal = np.ones(0, bool)
+        self.count = 0
+        self.cut = False
 
     def reset(self, buffer: dict[str, np.ndarray], task: Any, seed: int, episode: int, replay: list[Any]) -> None:
         """Starts a trial, or goes on with one at its episode `episode`, after the actions `replay`."""
@@ -68,6 +74,7 @@ class Slot:
             self.step(buffer)
 
     def _begin(self, buffer: dict[str, np.ndarray]) -> None:
+        self.count = 0
         observation = self.env.reset(self.task, episode_seed(self.seed, self.episode))
         self._write(buffer, "observation/", observation)
         self._write_legal(buffer)
@@ -83,6 +90,9 @@ class Slot:
         buffer["acted"][i] = action
         action = int(action) if self.spec.actions else np.array(action)
         observation, reward, terminated, truncated, metrics = self.env.step(action)
+        self.count += 1
+        if self.count >= self.spec.horizon and not (terminated or truncated):
+            truncated = self.cut = True
         buffer["reward"][i] = checked("reward", reward, np.dtype(np.float32))
         buffer["terminated"][i], buffer["truncated"][i] = terminated, truncated and not terminated
         numbers = [checked(f"metric {name!r}", metrics[name], np.dtype(np.float32)) for name in self.spec.metrics]
@@ -203,14 +213,20 @@ class Worker:
         trials = zip(*(message[name] for name in ("tasks", "seeds", "episodes", "replay")))  # noqa: B905 (Python 3.8)
         for slot, trial in zip(self.lanes[message["lane"]], trials):  # noqa: B905
             slot.reset(buffer, *trial)
-        self.channel.send({"op": "done", "lane": message["lane"], "buffer": message["buffer"]})
+        self._done(message)
 
     def on_step(self, message: dict[str, Any]) -> None:
         """Steps a lane's environments with the actions in the buffer."""
         buffer = self.buffers[message["buffer"]]
         for slot in self.lanes[message["lane"]]:
             slot.step(buffer)
-        self.channel.send({"op": "done", "lane": message["lane"], "buffer": message["buffer"]})
+        self._done(message)
+
+    def _done(self, message: dict[str, Any]) -> None:
+        answer = {"op": "done", "lane": message["lane"], "buffer": message["buffer"]}
+        if any(slot.cut for slot in self.slots):
+            answer["cut"] = True
+        self.channel.send(answer)
 
 
 def load_entry(entry: str) -> Any:

@@ -102,7 +102,8 @@ def new_trial(setup: Setup, key: jax.Array) -> TrialState:
     """All environments at the start of a trial, each in a task drawn uniformly from the training split."""
     task_key, reset_key = jax.random.split(key)
     chosen = jax.random.randint(task_key, (setup.local_environments,), 0, num_tasks(setup.tasks))
-    return setup.trials.reset(reset_key, jax.tree.map(lambda x: jnp.asarray(x)[chosen], setup.tasks))
+    trial = setup.trials.reset(reset_key, jax.tree.map(lambda x: jnp.asarray(x)[chosen], setup.tasks))
+    return dataclasses.replace(trial, episode_steps=None)  # they follow from the trajectory, see `Trials.counting`
 
 
 def step_input(trial: TrialState) -> StepInput:

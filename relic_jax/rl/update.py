@@ -6,6 +6,7 @@ shuffle and refresh the context. One compiled function serves every segment of a
 
 from __future__ import annotations
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -66,8 +67,11 @@ def segment_step(setup: Setup, state: TrainState) -> tuple[TrainState, Metrics]:
     """One segment: acts, updates, and readies the context for the next one (or a new trial). Metrics are float32 []."""
     key, own_key = jax.random.split(state.key)
     act_key, update_key, after_key = jax.random.split(setup.own_key(own_key), 3)
-    before = state.memory
-    collected = collect(setup, state.params, state.trial, before, act_key)
+    before, steps = state.memory, state.trajectory
+    trial = setup.trials.counting(
+        state.trial, steps.terminated | steps.truncated, state.segment * setup.config.trial.segment
+    )
+    collected = collect(setup, state.params, trial, before, act_key)
     return learn(setup, state.replace(key=key), before, collected, update_key, after_key)
 
 
@@ -82,7 +86,7 @@ def learn(
     start = state.segment * cfg.trial.segment
     state = state.replace(
         env_steps=state.env_steps + cfg.trial.environments * cfg.trial.segment,
-        trial=collected.trial,
+        trial=dataclasses.replace(collected.trial, episode_steps=None),
         memory=collected.memory,
         trajectory=context.write_window(state.trajectory, collected.steps, start),
     )
@@ -375,7 +379,8 @@ def mean_reward(setup: Setup, collected: Collected) -> jax.Array:
 def episode_sums(collected: Collected) -> Metrics:
     """Sums over the segment's finished episodes; the host divides, so that segments without one do no harm.
 
-    Lost steps are counted too, where there can be any; an episode that ended with one does not count.
+    Lost steps are counted too, where there can be any; an episode that ended with one does not count. So are episodes
+    that were truncated only because the environment did not end them by its horizon.
     """
     results, valid = collected.results, collected.steps.valid
     ended = results.terminated | results.truncated
@@ -383,6 +388,8 @@ def episode_sums(collected: Collected) -> Metrics:
     if valid is not None:
         ended = ended & valid.T
         lost = {"lost_steps": (~valid).sum(dtype=jnp.float32)}
+    if results.cut is not None:
+        lost["cut_episodes"] = results.cut.sum(dtype=jnp.float32)
     others = {f"episode/{name}": jnp.where(ended, value, 0.0).sum() for name, value in results.metrics.items()}
     return {
         **lost,

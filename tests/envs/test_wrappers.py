@@ -143,6 +143,7 @@ class Plain(Environment):
     action_space = Discrete(2)
 
     def __init__(self, env):
+        self.horizon = env.horizon
         self.reset, self.step, self.success, self.metrics = env.reset, env.step, env.success, env.metrics
 
 
