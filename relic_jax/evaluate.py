@@ -33,7 +33,6 @@ from relic_jax.types import Params, PyTree
 SIZES = 4  # of the context's buffer in the course of an evaluation; each costs a compilation
 MANY = 256  # trials, at which it pays to go on with the unfinished ones alone: one more compilation, half the work
 SPARE = 4  # more episodes than asked for that there is room for, where simulators fail and episodes are lost
-
 Array = jax.Array | np.ndarray
 
 

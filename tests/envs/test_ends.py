@@ -21,6 +21,7 @@ from relic_jax.rl.rollout import collect
 from relic_jax.rl.state import init_state, make_setup
 
 STEPS = 12
+HORIZON = STEPS + 1  # of environments that end by their flags alone: what reaches the horizon is truncated there
 NOTHING, TERMINATED, TRUNCATED, BOTH = range(4)
 
 
@@ -29,7 +30,7 @@ class Looking(VisualEnvironment):
     """Every step's end flags are in the task: int32 [STEPS]. One action, so that all trials act alike."""
 
     name: str = "flags"
-    horizon: int = STEPS
+    horizon: int = HORIZON
     action_space = Discrete(1)
     observation_spec = jax.ShapeDtypeStruct((2,), jnp.float32)
 
@@ -57,7 +58,7 @@ class Plain(Environment):
 
     inner: Looking = Looking()
     name: str = "flags"
-    horizon: int = STEPS
+    horizon: int = HORIZON
     action_space = Discrete(1)
     observation_spec = Looking.observation_spec
 
@@ -174,7 +175,7 @@ class Flags:
         low=0.0,
         high=0.0,
         metrics=(),
-        horizon=STEPS,
+        horizon=HORIZON,
         restorable=True,
         expert=False,
     )
