@@ -93,8 +93,8 @@ class ActionRepeat(Environment):
 
     @property
     def ends_in_time(self) -> bool:  # type: ignore[override]
-        """The environment's."""
-        return self.env.ends_in_time
+        """The environment's; not where masks cut repeats short: an episode may then take more steps of the policy."""
+        return self.env.ends_in_time and not self.env.masks_actions
 
     def reset(self, key: jax.Array, task: PyTree) -> tuple[PyTree, TimeStep]:
         """The environment's."""
@@ -119,7 +119,12 @@ class ActionRepeat(Environment):
     def step_within(
         self, key: jax.Array, state: PyTree, action: jax.Array, task: PyTree, taken: jax.Array
     ) -> tuple[PyTree, TimeStep, jax.Array]:
-        """Up to `times` steps, as far as the environment's horizon. taken: int32 [], steps of the policy so far."""
+        """Up to `times` steps, as far as the environment's horizon. taken: int32 [], steps of the policy so far.
+
+        Where masks cut repeats short, steps of the environment cannot be counted so: the policy's are.
+        """
+        if self.env.masks_actions:
+            return super().step_within(key, state, action, task, taken)
         keys, before = jax.random.split(key, self.times), taken * self.times
 
         def again(carry: tuple[PyTree, TimeStep, jax.Array], inputs: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:

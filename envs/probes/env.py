@@ -234,6 +234,7 @@ class MaskProbe(Probe):
 
     name: str = "probe-mask"
     horizon: int = 4
+    ends_in_time = True
 
     masks_actions = True
 
