@@ -141,7 +141,10 @@ def training_curve(path: Path) -> TrainingCurve:
     Raises ConfigError where the folder has no metrics.jsonl, or where no episode has ended in it.
     """
     try:
-        updates = read_lines(path / "metrics.jsonl")
+        file = path / "metrics.jsonl"
+        updates = read_lines(file)
+        if not updates and file.stat().st_size:
+            raise ValueError("its first line is no record")
         ended = [update for update in updates if update.get("episodes")]
         steps, returns, successes = [], [], []
         for part in np.array_split(np.arange(len(ended)), min(PARTS, max(len(ended), 1))):

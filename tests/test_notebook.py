@@ -16,7 +16,8 @@ import pytest
 from envs.registry import make
 from relic_jax import checkpoint, load_policy
 from relic_jax.process import is_own, own_process
-from relic_jax.rl.train import prepare, stop_signals, train
+from relic_jax.rl.train import prepare, train
+from relic_jax.stopping import stop_signals
 from relic_jax.tracking import Console
 
 ROOT = Path(__file__).parents[1]
@@ -104,7 +105,7 @@ def test_an_event_that_was_set_does_not_make_the_first_signal_final():
     with stop_signals(event) as stopping:
         event.set()
         signal.raise_signal(signal.SIGTERM)
-        assert stopping is event
+        assert stopping.is_set() and stopping.number == signal.SIGTERM
 
 
 def test_loading_touches_no_stream_nor_hook_of_another_program(setup, tmp_path, monkeypatch):
@@ -141,14 +142,14 @@ import logging, os, signal, sys, warnings
 import jax, orbax.checkpoint, matplotlib, tyro  # what these do is theirs
 sys.path.insert(0, "tests")
 from test_notebook import process_state
-from conftest import _tiny
+from experiments.faults.small import small_config
 jax.config.update("jax_num_cpu_devices", 3)
 before = process_state()
 import experiments.cli, experiments.play, relic_jax.agent, relic_jax.export, relic_jax.plotting
 from dataclasses import replace
 from envs.registry import make
 from relic_jax.rl.train import prepare
-prepare(replace(_tiny(), devices=None), make("darkroom-ad-9-random"))
+prepare(replace(small_config(), devices=None), make("darkroom-ad-9-random"))
 after = process_state()
 assert after == before, {name: (before[name], after[name]) for name in before if before[name] != after[name]}
 """
