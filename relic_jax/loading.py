@@ -21,7 +21,7 @@ from relic_jax.rl.memory import available_bytes, tree_bytes
 from relic_jax.runtime import Autoreset, Full, open_export, read_json, read_safetensors
 from relic_jax.spaces import Spaces, named_leaves_of, spaces_from_json, spaces_of
 from relic_jax.types import Params
-from relic_jax.validation import check_fields, shown
+from relic_jax.validation import check_acting_fields, shown
 
 FLOATS = ("float32", "float16", "bfloat16")
 SHIPPED = Path(__file__).resolve().parent / "pretrained"
@@ -178,7 +178,7 @@ def _load_checkpoint(path: Path, trusted: bool) -> LoadedPolicy:
 
 def policy_of(config: TrainConfig, spaces: Spaces) -> tuple[Policy, Params]:
     """The policy that a config and spaces describe, and the shapes of its parameters. Raises ConfigError."""
-    check_fields(config)
+    check_acting_fields(config)
     try:
         policy = spaces.policy(config.policy)
         abstract = jax.eval_shape(policy.init, jax.random.key(0))

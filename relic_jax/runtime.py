@@ -80,10 +80,12 @@ class Actions:
         self.masked = bool(action.get("masked", False))
         self.squashed = action.get("distribution") == "tanh"
         self.low, self.high = (np.asarray(action.get(end, ()), np.float32) for end in ("low", "high"))
-        self.sizes: list[int] = [] if self.continuous else action["nvec"] if "nvec" in action else [action["n"]]
+        self.sizes: list[int] = []
         self.shape: tuple[int, ...] = self.low.shape
-        if not self.continuous:
-            self.shape = (len(self.sizes),) if "nvec" in action else ()
+        if action["type"] == "discrete":
+            self.sizes, self.shape = [action["n"]], ()
+        elif action["type"] == "multi_discrete":
+            self.sizes, self.shape = action["nvec"], (len(action["nvec"]),)
         self.dtype: Any = np.float32 if self.continuous else np.int32
         self.nothing = 0 if self.continuous else -1
 
@@ -916,12 +918,18 @@ def check_observation(spec: Any, name: str = "observation", depth: int = 0) -> N
 def check_action(action: Any) -> None:
     """Raises ConfigError where a JSON value does not describe an action space."""
     _require(isinstance(action, dict), "action", action, "an object")
-    for name in {"discrete": ("n",), "box": ("low", "high")}.get(str(action.get("type")), ()):
+    fields = {"discrete": ("n",), "multi_discrete": ("nvec",), "box": ("low", "high")}
+    kind = action.get("type")
+    _require(isinstance(kind, str) and kind in fields, "action.type", kind, ", ".join(map(repr, fields)))
+    for name in fields[kind]:
         _require(name in action, f"action.{name}", None, "a value")
-    sizes = action.get("nvec", [action.get("n", 1)])
-    fits = isinstance(sizes, list) and len(sizes) > 0 and all(_whole(size, 1, 2**20) for size in sizes)
-    _require(fits, "action.nvec" if "nvec" in action else "action.n", action.get("nvec", action.get("n")), "1 … 2^20")
-    if action.get("type") == "box":
+    if kind == "discrete":
+        _require(_whole(action["n"], 1, 2**20), "action.n", action["n"], "1 … 2^20")
+    if kind == "multi_discrete":
+        sizes = action["nvec"]
+        fits = isinstance(sizes, list) and len(sizes) > 0 and all(_whole(size, 1, 2**20) for size in sizes)
+        _require(fits, "action.nvec", sizes, "a list of numbers, each 1 … 2^20")
+    if kind == "box":
         low, high = action["low"], action["high"]
         fits = _numbers(low) and _numbers(high) and 0 < len(low) == len(high) and all(map(operator.lt, low, high))
         _require(fits, "action.low", low, f"as many numbers as action.high ({_short(high)}) has, each below its own")

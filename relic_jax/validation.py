@@ -1,4 +1,4 @@
-"""What a configuration may hold. `check_fields` needs nothing but the config, `validate` also knows the environment.
+"""What a configuration may hold. `check_fields` needs only the config, `validate` also knows the environment.
 
 Values that compiled code cannot hold are refused here: sizes and counters of a trial are int32 there, real numbers
 float32. Steps of a run are counted in two words (`relic_jax.rl.steps`).
@@ -55,18 +55,25 @@ def validate(config: TrainConfig, *, horizon: int, images: bool = False) -> None
 
 def check_fields(config: TrainConfig) -> None:
     """Raises ConfigError at the first field that cannot work in any environment."""
-    _check_representable(config)
+    check_acting_fields(config)
     _check_positive(config, "", "total_steps", "checkpoint_minutes")
+    if config.policy.memory != "transformer":
+        _check_recurrent_training(config)
+    _check_ppo(config.ppo)
+    _check_sizes(config)
+    _check_context(config.ppo)
+
+
+def check_acting_fields(config: TrainConfig) -> None:
+    """As `check_fields`, only what acting and evaluating read: a trained policy needs no more."""
+    _check_representable(config)
     require(0 <= config.seed < 2**32, "seed", config.seed, "0 … 2^32−1")
     _check_positive(config.trial, "trial", "environments", "steps", "updates", "action_repeat")
     _check_positive(config.policy.encoder, "policy.encoder", "features")
-    _check_memory(config)
+    _check_memory(config.policy)
     _check_head(config.policy.head)
-    _check_ppo(config.ppo)
     _check_eval(config.eval)
     validate_host(config.host)
-    _check_sizes(config)
-    _check_context(config.ppo)
 
 
 def validate_host(host: Any) -> None:
@@ -115,16 +122,18 @@ def _check_representable(config: Any, path: str = "") -> None:
             require("\0" not in value, name, value, "text without NUL")
 
 
-def _check_memory(config: TrainConfig) -> None:
+def _check_memory(policy: Any) -> None:
     """Only the memory that is used has to fit."""
-    kind, ppo = config.policy.memory, config.ppo
-    if kind == "transformer":
-        _check_transformer(config.policy.transformer)
+    if policy.memory == "transformer":
+        _check_transformer(policy.transformer)
         return
-    cfg = config.policy.recurrent
-    _check_positive(cfg, "policy.recurrent", "layers", "width")
-    _check_most("policy.recurrent.layers", cfg.layers, MAX_LAYERS)
-    allowed = f"where policy.memory is {kind!r}"
+    _check_positive(policy.recurrent, "policy.recurrent", "layers", "width")
+    _check_most("policy.recurrent.layers", policy.recurrent.layers, MAX_LAYERS)
+
+
+def _check_recurrent_training(config: TrainConfig) -> None:
+    """What a recurrent memory cannot be trained or evaluated with."""
+    ppo, allowed = config.ppo, f"where policy.memory is {config.policy.memory!r}"
     require(not ppo.shuffle, "ppo.shuffle", True, f"False {allowed} (its state depends on the order of the steps)")
     whole = f"None {allowed} (its state can only be recomputed from the trial's beginning)"
     require(ppo.refresh_segments is None, "ppo.refresh_segments", ppo.refresh_segments, whole)
