@@ -193,7 +193,7 @@ def _few_episodes(env: Environment, split: Split, limit: int | None = None) -> L
 
 def collected_tests() -> list[str]:
     """The ids of all tests."""
-    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-n", "0", "tests"]
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-n", "0", "tests"]  # -q is in addopts
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     return [line for line in done.stdout.splitlines() if "::" in line]
 

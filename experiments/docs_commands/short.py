@@ -149,6 +149,8 @@ def _train(words: list[str]) -> Step:
     start = value(words, "--start-from") or ""
     network = () if start.startswith("relic_jax/") else NETWORK  # one that is shipped has its own sizes
     name = ("--name", "started") if start == f"runs/{words[2]}-seed0" else ()
+    if "--env" in words and "--name" not in words:  # not in the place of the preset's own run
+        name = ("--name", re.sub(r"\W+", "-", env).strip("-"))
     plain = re.sub(r" --seed 0\b", "", " ".join(words)).split()  # the default: the same command
     return Step("run", (*plain, *name, *network, *TRAIN))
 
