@@ -78,7 +78,7 @@ def test_no_repository_no_commit(tmp_path):
 
 SCRIPTS = {
     "refuses": "echo 'fatal: detected dubious ownership' >&2; exit 128",
-    "hangs": "sleep 60",
+    "hangs": "sleep 600",
     "prints garbage": "printf '\\377\\376'",
     "is no program": None,
 }
@@ -101,7 +101,7 @@ def test_git_is_optional(case, tmp_path, monkeypatch, tiny):
     monkeypatch.setattr(provenance, "TIMEOUT", 0.2)
     begun = time.monotonic()
     assert own_commit(package) is None
-    assert time.monotonic() - begun < 20
+    assert time.monotonic() - begun < 240
     monkeypatch.setattr(folders, "own_commit", lambda: own_commit(package))
     folders.create_folder(tmp_path / "run", tiny())
     assert '"commit": null' in (tmp_path / "run" / "origin.json").read_text()

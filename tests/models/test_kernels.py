@@ -217,7 +217,7 @@ def test_a_folder_without_execution(cache, source, monkeypatch, where):
 
 
 COMPILERS = {
-    "hangs": "sleep 60",
+    "hangs": "sleep 600",
     "fails in Latin-1": r"printf 'g\374ltig: \344\366\n' >&2; exit 1",
     "writes nothing": "true",
     "writes garbage": 'for x; do last=$x; done; echo garbage > "$last"',
@@ -238,7 +238,7 @@ def test_compilers_that_are_of_no_use(case, cache, source, tmp_path, monkeypatch
     begun = time.monotonic()
     with pytest.raises((KernelError, OSError, AttributeError)):
         load(source)
-    assert time.monotonic() - begun < 20
+    assert time.monotonic() - begun < 240
     assert not cache.exists() or not list(cache.iterdir())
 
 
