@@ -334,10 +334,10 @@ def _quiet() -> Iterator[None]:
 
 
 def _compact(state: TrainState) -> TrainState:
-    """The state as it lies in the file, where masks of legal actions are left out when there are none."""
+    """The state as it lies in the file: without the fields of an environment or a policy input that are None."""
 
     def fields(record: Any) -> Any:
-        return {name: x for name, x in vars(record).items() if name != "legal"} if record.legal is None else record
+        return {name: x for name, x in vars(record).items() if x is not None}
 
     trajectory = replace(state.trajectory, inputs=fields(state.trajectory.inputs))
     return replace(state, trial=fields(state.trial), trajectory=trajectory)
@@ -347,7 +347,7 @@ def _expanded(state: TrainState, like: TrainState) -> TrainState:
     """The inverse of `_compact`."""
 
     def record(found: Any, kind: type) -> Any:
-        return kind(**found) if isinstance(found, dict) else found
+        return kind(**found)
 
     inputs = record(state.trajectory.inputs, type(like.trajectory.inputs))
     trial = record(state.trial, type(like.trial))

@@ -473,7 +473,7 @@ class Agent:
             filled[name] = x.copy()
             filled[name][self._in(name, slice(length))] = arrays[f"context.{name}"]
         rows = {name.removeprefix("rows."): x for name, x in arrays.items() if name.startswith("rows.")}
-        Rows.check(rows, self._rows, start)
+        Rows.check(rows, self._rows, start, self.capacity if self._endless else length)
         _check_array(
             start, "previous_action", arrays.get("previous_action"), self._previous.dtype, self._previous.shape
         )
@@ -525,11 +525,14 @@ class Rows:
         return found
 
     @classmethod
-    def check(cls, arrays: Mapping[str, np.ndarray], rows: int, start: str) -> None:
-        """Whether arrays are those of `rows` rows, in range. start: what errors begin with. Raises ConfigError."""
+    def check(cls, arrays: Mapping[str, np.ndarray], rows: int, start: str, most: int) -> None:
+        """Raises ConfigError where arrays are not those of `rows` rows with at most `most` steps each.
+
+        start: what errors begin with.
+        """
         length, blank = arrays["opened"].shape[1], cls.empty(rows, 0, 0)
         _check_array(start, "rows.opened", arrays["opened"], np.dtype(bool), (rows, length))
-        limits = {"kept": (0, length), "position": (-1, _ENDLESS), "episode": (-_ENDLESS, _ENDLESS)}
+        limits = {"kept": (0, most), "position": (-1, _ENDLESS), "episode": (-_ENDLESS, _ENDLESS)}
         for name in cls._BY_ROW:
             if name in cls._ADDED and name not in arrays:
                 continue

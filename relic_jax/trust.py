@@ -54,7 +54,7 @@ def read_key() -> bytes | None:
         return None
     try:
         about = os.fstat(descriptor)
-        private = os.name != "posix" or (about.st_uid == os.getuid() and not stat.S_IMODE(about.st_mode) & 0o077)
+        private = not hasattr(os, "getuid") or (about.st_uid == os.getuid() and not stat.S_IMODE(about.st_mode) & 0o077)
         key = os.read(descriptor, KEY_BYTES + 1) if stat.S_ISREG(about.st_mode) and private else b""
     except OSError:
         return None

@@ -166,7 +166,7 @@ def _check_transformer(cfg: Any) -> None:
 def _check_head(head: Any) -> None:
     low, high, start = head.log_std_min, head.log_std_max, head.log_std
     lowest, first, highest = (float(np.float32(x)) for x in (low, start, high))
-    require(lowest < highest, "policy.head.log_std_max", high, f"more than log_std_min ({low})")
+    require(lowest < highest, "policy.head.log_std_max", high, f"more than policy.head.log_std_min ({low})")
     allowed = f"more than policy.head.log_std_min ({low}) and less than policy.head.log_std_max ({high})"
     require(lowest < first < highest, "policy.head.log_std", start, allowed)
     limit = math.log(2) if head.action == "tanh" else 10.0

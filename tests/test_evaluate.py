@@ -212,6 +212,8 @@ class NoMemory:
 class Scripted:
     """Moves on, but stays after a step that was rewarded as far as it can see."""
 
+    config, masked = PolicyConfig(), False
+
     def initial_memory(self, batch, capacity):
         return NoMemory()
 
