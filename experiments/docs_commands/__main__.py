@@ -128,7 +128,7 @@ class Runner:
             if code:
                 return "FAILED", f"{' '.join(words)}: {out[-2000:]}"
         self._make_room(step.words, self._folder / line.folder)
-        code, out = self._run(step.words, line.folder)
+        code, out = self._run(short.with_newest_checkpoint(step.words, self._folder / line.folder), line.folder)
         self._done.add((line.folder, step.words))
         return ("ran", "") if code == 0 else ("FAILED", f"exit code {code}: {out[-2000:]}")
 

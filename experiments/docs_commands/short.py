@@ -38,6 +38,7 @@ MODULES = {
 PLACEHOLDERS = {
     "PRESET": "darkroom-smoke",
     "RUN": f"runs/{RUN}",
+    "RUN/checkpoints/STEP": f"runs/{RUN}/checkpoints/STEP",
     "NAME": "darkroom-dpt",
     "CHECKPOINT": "original.safetensors",
     "OUT": "out.json",
@@ -114,7 +115,7 @@ def _relic_jax(words: list[str]) -> Step:
         return Step("mention", ("relic-jax",))
     command, given = words[1], words[2:]
     options = [word for word in given if word.startswith("--")]
-    if options == given and (command in ("train", "evaluate", "habitat-dataset") and "--out" not in options):
+    if options == given and command in ("train", "evaluate", "export", "habitat-dataset") and "--out" not in options:
         return Step("mention", tuple(words))  # of a command, or of its options, without a run
     if given[-1:] == ["--format"]:
         words = [*words, "safetensors"]
@@ -173,10 +174,26 @@ def needed_runs(words: tuple[str, ...], folder: Path) -> list[tuple[str, ...]]:
     found = []
     to = value(words, "--to")
     for word in dict.fromkeys(words):
-        if not re.fullmatch(r"runs/[\w.-]+", word) or word == to or (folder / word / "config.json").exists():
+        match = re.fullmatch(r"runs/([\w.-]+)(/checkpoints/STEP)?", word)
+        if not match or word == to or (folder / "runs" / match[1] / "config.json").exists():
             continue
-        name = word.removeprefix("runs/")
+        name = match[1]
         preset, _, seed = name.rpartition("-seed")
         line = ["relic-jax", "train", *((preset, "--seed", seed) if preset in presets.PRESETS else ("darkroom-smoke",))]
-        found.append((*line, "--name", name, *NETWORK, *TRAIN))
+        steps = () if preset in presets.PRESETS else ("--trial.steps", "104")  # an episode of Darkroom, and more
+        found.append((*line, "--name", name, *NETWORK, *TRAIN, *steps))
     return found
+
+
+def with_newest_checkpoint(words: tuple[str, ...], folder: Path) -> tuple[str, ...]:
+    """The words with the number of a run's newest checkpoint in the place of STEP."""
+
+    def filled(word: str) -> str:
+        if not word.endswith("/checkpoints/STEP"):
+            return word
+        checkpoints = folder / word.removesuffix("/STEP")
+        return (
+            f"{checkpoints.relative_to(folder)}/{max(int(x.name) for x in checkpoints.iterdir() if x.name.isdigit())}"
+        )
+
+    return tuple(map(filled, words))
