@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib
+import importlib.util
 import io
 import os
 import re
@@ -118,6 +119,8 @@ class Runner:
             return self._install(step.words)
         if step.kind == "tests":
             selected = [test for test in self._tests if selects(step.words[1:], test)]
+            if not selected and (package := missing_package(step.words)):
+                return "left out", f"the package {package}"
             return ("checked", f"{len(selected)} tests") if selected else ("FAILED", "selects no test")
         if step.kind == "mention":
             return self._mention(step.words)
@@ -214,6 +217,14 @@ def selects(arguments: tuple[str, ...], test: str) -> bool:
     if paths and not any(test.startswith(path) for path in paths):
         return False
     return not expression or matches(expression, test)
+
+
+def missing_package(words: tuple[str, ...]) -> str:
+    """A package that a file of tests skips itself without, and that is not installed; "" where there is none."""
+    files = [ROOT / word for word in words if word.endswith(".py") and (ROOT / word).is_file()]
+    pattern = re.compile(r'^\w+ = pytest\.importorskip\("(\w+)', re.M)
+    packages = [package for file in files for package in pattern.findall(file.read_text(encoding="utf-8"))]
+    return next((package for package in packages if importlib.util.find_spec(package) is None), "")
 
 
 def matches(expression: str, test: str) -> bool:
