@@ -22,7 +22,7 @@ from relic_jax.progress import Activity
 class PresetsCommand:
     """What can be trained, what it costs, what to expect. `relic-jax presets NAME` prints that preset's config."""
 
-    name: tyro.conf.Positional[str | None] = None
+    preset: tyro.conf.Positional[str | None] = None
     """A preset, whose whole config is printed as JSON."""
 
 
@@ -43,8 +43,8 @@ class EnvsCommand:
 def presets_main(arguments: Sequence[str]) -> None:
     """`relic-jax presets [NAME]`: the list, or one preset's whole config."""
     command = parse(PresetsCommand, arguments, "relic-jax presets")
-    if command.name is not None:
-        print(to_json(presets.get(command.name).config), end="")
+    if command.preset is not None:
+        print(to_json(presets.get(command.preset).config), end="")
         return
     print("relic-jax train NAME; relic-jax presets NAME prints its config\n")
     for name, preset in presets.PRESETS.items():
