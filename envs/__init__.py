@@ -1,1 +1,1 @@
-"""JAX-native environments and adapters; the interface is `envs.base`, names are resolved by `envs.registry`."""
+"""Environments. The interface is `relic_jax.environment`; `relic_jax.envs.registry` resolves names."""

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from envs.host import HostEnvironment, action_space_of
 from relic_jax.bridge.pool import Batch, Pool, PoolConfig, PoolError
 from relic_jax.bridge.protocol import Spec
 from relic_jax.config import ConfigError, HostConfig
+from relic_jax.environment.host import HostEnvironment, action_space_of
 from relic_jax.runtime import read_json
 from relic_jax.validation import shown
 

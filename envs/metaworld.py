@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 
-from envs.host import HostEnvironment
 from relic_jax.bridge.pool import Pool, PoolConfig, PoolError
 from relic_jax.bridge.process import call
 from relic_jax.bridge.worker import SetupError
 from relic_jax.config import ConfigError, HostConfig
+from relic_jax.environment.host import HostEnvironment
 
 ENTRY = "relic_jax.bridge.metaworld:make"
 

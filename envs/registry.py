@@ -1,9 +1,9 @@
 """Environments by name. Modules are imported only when one of their environments is made.
 
-`python:MODULE:NAME` is an environment of one's own (`envs.own`). `gym:ID` is gymnasium's environment ID,
-`habitat-lab:CONFIG` the task of a config of habitat-lab's, `metaworld:ml10` one of Meta-World's benchmarks; these and
-those in HOSTED live in worker processes (`envs.host`). Names in BRAX may end in a physics backend: `ant-dir:mjx`. Names
-that begin with one of SUITES and a colon are another suite's environments: `gymnax:CartPole-v1`.
+`python:MODULE:NAME` is a custom environment (`relic_jax.envs.custom`). `gym:ID` is gymnasium's environment ID,
+`habitat-lab:CONFIG` the task of a habitat-lab config, `metaworld:ml10` a Meta-World benchmark; these and those in
+HOSTED run in worker processes (`relic_jax.environment.host`). Names in BRAX may end in a physics backend:
+`ant-dir:mjx`. A name that begins with one of SUITES and a colon is an environment of that suite: `gymnax:CartPole-v1`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import jax
 
-from envs.base import Environment, Image, num_tasks, split_hash
+from relic_jax.environment.base import Environment, Image, num_tasks, split_hash
 
 if TYPE_CHECKING:
     from relic_jax.config import HostConfig
@@ -29,7 +29,7 @@ class UnknownEnvironmentError(ValueError):
         """Names the value and the nearest names."""
         near = difflib.get_close_matches(str(name), names(), n=3, cutoff=0.5)
         hint = f"; did you mean {' or '.join(near)}?" if near else ";"
-        super().__init__(f"unknown environment {name!r}{hint} envs.registry.names() lists all")
+        super().__init__(f"unknown environment {name!r}{hint} relic_jax.envs.registry.names() lists all")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +80,7 @@ def make(name: str, host: HostConfig | None = None) -> Environment:
     if prefix in SUITES and (name in XLAND or ":" in name):
         return importlib.import_module(SUITES[prefix][0]).make(name, host and host.horizon)
     if name.partition(":")[0] in BRAX:
-        return importlib.import_module("envs.brax.env").make(name)
+        return importlib.import_module("relic_jax.envs.brax.env").make(name)
     if name in HOSTED:
         return importlib.import_module(HOSTED[name][0]).make(host)
     if name not in ENTRIES:
@@ -149,10 +149,10 @@ def _observation(env: Environment) -> str:
 
 
 PREFIXES = {
-    "python:": ("envs.own", "one's own"),
-    "gym:": ("envs.gym", "gymnasium's environment"),
-    "habitat-lab:": ("envs.habitat.lab_host", "a task of habitat-lab's, by its config"),
-    "metaworld:": ("envs.metaworld", "a robot arm's tasks, where the goal is not seen"),
+    "python:": ("relic_jax.envs.custom", "one's own"),
+    "gym:": ("relic_jax.envs.gym", "gymnasium's environment"),
+    "habitat-lab:": ("relic_jax.envs.habitat.lab_host", "a task of habitat-lab's, by its config"),
+    "metaworld:": ("relic_jax.envs.metaworld", "a robot arm's tasks, where the goal is not seen"),
 }
 """Environments that others name: module with `make(rest of the name, host)`, description. All but the first live in
 worker processes."""
@@ -160,7 +160,7 @@ GYM_OPTIONS = ("wrappers", "text")
 """Fields of HostConfig that only gymnasium's environments read."""
 HOSTED = {
     "extobjnav": (
-        "envs.habitat.host",
+        "relic_jax.envs.habitat.host",
         "find objects of named categories in a house, on habitat-sim or on a software simulator",
     ),
 }
@@ -175,25 +175,28 @@ BRAX = {
 """Tasks on brax's environments (an extra); `NAME:BACKEND` chooses its physics. One-line descriptions."""
 
 SUITES = {
-    "gymnax": ("envs.adapters.gymnax", "gymnax"),
-    "xland": ("envs.adapters.xland", "XLand-MiniGrid"),
-    "navix": ("envs.adapters.navix", "navix"),
-    "craftax": ("envs.adapters.craftax", "Craftax"),
-    "playground": ("envs.adapters.playground", "MuJoCo Playground"),
+    "gymnax": ("relic_jax.envs.adapters.gymnax", "gymnax"),
+    "xland": ("relic_jax.envs.adapters.xland", "XLand-MiniGrid"),
+    "navix": ("relic_jax.envs.adapters.navix", "navix"),
+    "craftax": ("relic_jax.envs.adapters.craftax", "Craftax"),
+    "playground": ("relic_jax.envs.adapters.playground", "MuJoCo Playground"),
 }
 """Other suites (each an extra), by the prefix of their names: module with `make(name, horizon)`, the suite's name."""
 
 XLAND = {
     "xland-anyside": (
-        "envs.adapters.xland",
+        "relic_jax.envs.adapters.xland",
         "XLand-MiniGrid: the goals of xland-trivial that have no direction, one room",
     ),
     "xland-trivial": (
-        "envs.adapters.xland",
+        "relic_jax.envs.adapters.xland",
         "XLand-MiniGrid: what to do with which of five objects, one room",
     ),
-    "xland-small": ("envs.adapters.xland", "XLand-MiniGrid: the same with a rule that makes what is needed, one room"),
-    "xland-medium": ("envs.adapters.xland", "XLand-MiniGrid: chains of two rules, four rooms"),
+    "xland-small": (
+        "relic_jax.envs.adapters.xland",
+        "XLand-MiniGrid: the same with a rule that makes what is needed, one room",
+    ),
+    "xland-medium": ("relic_jax.envs.adapters.xland", "XLand-MiniGrid: chains of two rules, four rooms"),
 }
 """Presets of XLand-MiniGrid. One-line descriptions, behind their module."""
 
@@ -211,7 +214,7 @@ def _presets(module: str, summaries: dict[str, str]) -> dict[str, Entry]:
 
 ENTRIES: dict[str, Entry] = {
     **_presets(
-        "envs.darkroom.env",
+        "relic_jax.envs.darkroom.env",
         {
             "darkroom-dpt": "find a hidden goal on a blind 10×10 grid, rewarded for every step spent on it",
             "darkroom-ad-9": "darkroom-dpt on a 9×9 grid, from its centre",
@@ -223,11 +226,11 @@ ENTRIES: dict[str, Entry] = {
         },
     ),
     **_presets(
-        "envs.darkroom.key_to_door",
+        "relic_jax.envs.darkroom.key_to_door",
         {"key-to-door-9": "find a hidden key, then a hidden door, on a blind 9×9 grid"},
     ),
     **_presets(
-        "envs.firstperson.room",
+        "relic_jax.envs.firstperson.room",
         {
             "miniworld-dpt4": "DPT's Miniworld: which of four boxes is rewarded; only four distinct tasks, and the "
             "published test tasks are training tasks",
@@ -235,7 +238,7 @@ ENTRIES: dict[str, Entry] = {
         },
     ),
     **_presets(
-        "envs.firstperson.levels",
+        "relic_jax.envs.firstperson.levels",
         {
             "miniworld-oneroom": "find the red box in a room of 10×10 m",
             "miniworld-hallway": "find the red box at the end of a hallway",
@@ -246,7 +249,7 @@ ENTRIES: dict[str, Entry] = {
         },
     ),
     **_presets(
-        "envs.firstperson.house",
+        "relic_jax.envs.firstperson.house",
         {
             "house-objnav-small": "find the named object in a house of up to 4 rooms, 6 kinds of objects",
             "house-objnav-medium": "find the named object in a house of up to 8 rooms, 12 kinds of objects",
@@ -254,7 +257,7 @@ ENTRIES: dict[str, Entry] = {
         },
     ),
     **_presets(
-        "envs.probes.env",
+        "relic_jax.envs.probes.env",
         {
             "probe-value": "one step, always rewarded: can the value be learned",
             "probe-discount": "two steps, the second rewarded: is the return discounted and bootstrapped",
@@ -267,7 +270,7 @@ ENTRIES: dict[str, Entry] = {
         },
     ),
     **_presets(
-        "envs.pointmass.env",
+        "relic_jax.envs.pointmass.env",
         {
             "pointmass-goal": "find a hidden goal on a half circle and stay there, rewarded near to it",
         },

@@ -10,11 +10,11 @@ from typing import Any
 
 import tyro
 
-from envs import registry
-from experiments import presets, run
-from experiments.arguments import parse
-from experiments.training import without_aliases
 from relic_jax.config import ConfigError, HostConfig, to_json, validate_host
+from relic_jax.envs import registry
+from relic_jax.experiments import presets, run
+from relic_jax.experiments.arguments import parse
+from relic_jax.experiments.training import without_aliases
 from relic_jax.progress import Activity
 
 

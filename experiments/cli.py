@@ -13,15 +13,15 @@ from typing import Literal, NoReturn
 
 import tyro
 
-from experiments import folders, habitat_dataset, import_llamarl, play, presets, run
-from experiments.arguments import check_text, parse
-from experiments.catalogue import envs_main, presets_main
-from experiments.evaluation import QUICK_EPISODES, evaluate_main
-from experiments.plots import plot_main
-from experiments.training import train_main, without_aliases
 from relic_jax import settings
 from relic_jax.bridge.pool import PoolError
 from relic_jax.config import ConfigError, HostConfig
+from relic_jax.experiments import folders, habitat_dataset, import_llamarl, play, presets, run
+from relic_jax.experiments.arguments import check_text, parse
+from relic_jax.experiments.catalogue import envs_main, presets_main
+from relic_jax.experiments.evaluation import QUICK_EPISODES, evaluate_main
+from relic_jax.experiments.plots import plot_main
+from relic_jax.experiments.training import train_main, without_aliases
 from relic_jax.export import Dtype, ExportFormat, VerificationError, export_policy
 from relic_jax.files import storage_failure
 from relic_jax.plotting import is_suffix

@@ -10,12 +10,12 @@ from typing import Annotated, Literal
 
 import tyro
 
-from envs.base import Environment, split_hash
-from experiments import folders, pooling, run
-from experiments.arguments import parse
-from experiments.import_llamarl import KEPT
-from experiments.training import evaluate, without_aliases
 from relic_jax.config import ConfigError, EvalConfig, HostConfig, validate
+from relic_jax.environment.base import Environment, split_hash
+from relic_jax.experiments import folders, pooling, run
+from relic_jax.experiments.arguments import parse
+from relic_jax.experiments.import_llamarl import KEPT
+from relic_jax.experiments.training import evaluate, without_aliases
 from relic_jax.loading import LoadedPolicy
 from relic_jax.models.encoders import image_mask
 from relic_jax.plotting import FORMATS, figure_format, plot_curves

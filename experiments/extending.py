@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from experiments.folders import origin, read_origin
 from relic_jax import checkpoint
 from relic_jax.config import ConfigError, TrainConfig, to_json
+from relic_jax.experiments.folders import origin, read_origin
 from relic_jax.files import write_atomically
 
 

@@ -17,12 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from envs.base import Discrete, Trajectory
-from experiments.folders import origin
-from experiments.run import env_of
 from relic_jax import checkpoint
 from relic_jax.config import TrainConfig
+from relic_jax.environment.base import Discrete, Trajectory
 from relic_jax.evaluate import Curves, in_context_curves
+from relic_jax.experiments.folders import origin
+from relic_jax.experiments.run import env_of
 from relic_jax.files import write_atomically
 from relic_jax.models.formats import Format
 from relic_jax.models.policy import Policy, policy_for

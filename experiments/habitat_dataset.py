@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from envs.habitat import dataset, lab_dataset
-from experiments.arguments import parse
-from experiments.folders import check_writable
 from relic_jax.bridge.process import call
 from relic_jax.bridge.worker import SetupError
 from relic_jax.config import ConfigError
+from relic_jax.envs.habitat import dataset, lab_dataset
+from relic_jax.experiments.arguments import parse
+from relic_jax.experiments.folders import check_writable
 from relic_jax.files import write_atomically
 from relic_jax.validation import require
 
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str]) -> None:
     try:
         data = call(
             command.habitat_python,
-            "envs.habitat.dataset:make",
+            "relic_jax.envs.habitat.dataset:make",
             {
                 "backend": command.backend,
                 "scene_dataset": command.scene_dataset,

@@ -11,10 +11,10 @@ import jax
 import numpy as np
 import tyro
 
-from experiments import folders, run
-from experiments.arguments import parse
 from relic_jax import checkpoint
 from relic_jax.config import ConfigError, EvalConfig, PPOConfig, TrainConfig, TrialConfig, validate
+from relic_jax.experiments import folders, run
+from relic_jax.experiments.arguments import parse
 from relic_jax.files import write_checksums
 from relic_jax.interop import files
 from relic_jax.interop import policy as llamarl

@@ -10,15 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from envs import registry
-from envs.base import Discrete, Environment, Split, Trajectory
-from envs.darkroom.render import BLUE, GRID_LINE, ORANGE, WHITE, running_returns
-from envs.host import HostEnvironment
-from envs.render import enlarged, write_gif
-from envs.wrappers import Trials
-from experiments import run
 from relic_jax.config import ConfigError, EvalConfig
+from relic_jax.environment.base import Discrete, Environment, Split, Trajectory
+from relic_jax.environment.host import HostEnvironment
+from relic_jax.environment.trials import Trials
+from relic_jax.envs import registry
+from relic_jax.envs.darkroom.render import BLUE, GRID_LINE, ORANGE, WHITE, running_returns
+from relic_jax.envs.render import enlarged, write_gif
 from relic_jax.evaluate import in_context_curves, one_task
+from relic_jax.experiments import run
 from relic_jax.loading import LoadedPolicy
 from relic_jax.models.encoders import image_mask
 

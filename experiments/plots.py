@@ -11,9 +11,9 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 
-from experiments import folders
-from experiments.arguments import parse
 from relic_jax.config import ConfigError
+from relic_jax.experiments import folders
+from relic_jax.experiments.arguments import parse
 from relic_jax.metrics import read_lines
 from relic_jax.plotting import TrainingCurve, figure_format, plot_curves, plot_training
 from relic_jax.progress import Activity

@@ -25,11 +25,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from envs import registry
-from envs.firstperson.house import HouseNav, HouseState
-from envs.firstperson.house_plan import CATEGORIES
-from envs.firstperson.renderer import render_depth, render_objects
-from experiments.folders import origin
+from relic_jax.envs import registry
+from relic_jax.envs.firstperson.house import HouseNav, HouseState
+from relic_jax.envs.firstperson.house_plan import CATEGORIES
+from relic_jax.envs.firstperson.renderer import render_depth, render_objects
+from relic_jax.experiments.folders import origin
 from relic_jax.files import write_atomically
 from relic_jax.interop.encoders import save_encoder
 from relic_jax.models.encoders import EncoderConfig, encode_image, image_encoder

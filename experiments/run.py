@@ -20,15 +20,15 @@ from typing import Any
 
 import numpy as np
 
-from envs import registry
-from envs.base import Environment, Split
-from envs.lines import reference_lines
-from envs.render import write_gif
-from envs.repeat import repeated
-from experiments.folders import origin
 from relic_jax import trust
 from relic_jax.config import ConfigError, EvalConfig, HostConfig, TrainConfig, validate
+from relic_jax.environment.base import Environment, Split
+from relic_jax.environment.reference_returns import reference_lines
+from relic_jax.environment.repeat import repeated
+from relic_jax.envs import registry
+from relic_jax.envs.render import write_gif
 from relic_jax.evaluate import Curves, in_context_curves, summarise, to_csv
+from relic_jax.experiments.folders import origin
 from relic_jax.files import write_atomically
 from relic_jax.loading import SHIPPED, LoadedPolicy, is_export, load_policy, pretrained
 from relic_jax.models.encoders import image_mask

@@ -11,20 +11,20 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from envs import registry
-from envs.base import Environment
-from experiments import folders, presets, run
-from experiments.arguments import parse
-from experiments.extending import extended, record_extension
 from relic_jax import checkpoint, trust
 from relic_jax.config import ConfigError, EvalConfig, TrainConfig
 from relic_jax.dashboards import OptionalTracker, TensorBoard, WandB, WandBOptions, load_extra, wandb_run
+from relic_jax.environment.base import Environment
+from relic_jax.envs import registry
 from relic_jax.evaluate import Curves
+from relic_jax.experiments import folders, presets, run
+from relic_jax.experiments.arguments import parse
+from relic_jax.experiments.extending import extended, record_extension
 from relic_jax.files import storage_errors
 from relic_jax.loading import LoadedPolicy
 from relic_jax.metrics import JsonLines
 from relic_jax.progress import Activity, duration
-from relic_jax.rl.memory import context_line
+from relic_jax.rl.memory_budget import context_line
 from relic_jax.rl.parallel import offer_cores
 from relic_jax.rl.state import Setup
 from relic_jax.rl.train import Result, prepare, total_env_steps, train

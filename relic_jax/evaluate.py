@@ -14,18 +14,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from envs.base import Environment, Split, num_tasks, split_hash
-from envs.base import Trajectory as HostTrajectory
-from envs.host import EpisodeCount, HostEnvironment, HostTrials, per_row, wave_size, waves
-from envs.wrappers import Trials, TrialState, select
 from relic_jax import prng, settings
 from relic_jax.bridge.pool import PoolError
 from relic_jax.config import ConfigError, EvalConfig
+from relic_jax.environment.base import Environment, Split, num_tasks, split_hash
+from relic_jax.environment.base import Trajectory as HostTrajectory
+from relic_jax.environment.host import EpisodeCount, HostEnvironment, HostTrials, per_row, wave_size, waves
+from relic_jax.environment.trials import Trials, TrialState, select
 from relic_jax.horizon import tell_of_cut
 from relic_jax.models.memory import Memory, rows
 from relic_jax.models.policy import Policy, PolicyConfig
 from relic_jax.rl.host import Actor, Running
-from relic_jax.rl.memory import check_evaluation
+from relic_jax.rl.memory_budget import check_evaluation
 from relic_jax.rl.rollout import buffer_sizes
 from relic_jax.rl.state import step_input
 from relic_jax.types import Params, PyTree
@@ -181,7 +181,7 @@ def _host_steps(policy: Policy, params: Params, hosted: HostTrials, config: Eval
         if index == memory.capacity:
             memory = memory.grown(next(size for size in sizes if size > index))
         running[group], action = actor(params, Running(memory, None), trial, key, rows.start, index)
-        applied = actions.applied(np.asarray(action))
+        applied = actions.to_env(np.asarray(action))
         return per_row(count.ended[rows] < config.expert_episodes, np.full_like(applied, actions.expert_mark), applied)
 
     steps: list[list[_Steps]] = [[] for _ in running]
@@ -233,12 +233,12 @@ def _chunk_function(policy: Policy, trials: Trials, config: EvalConfig, length: 
             by_expert = episode < config.expert_episodes
             if trial.legal is not None:
                 by_expert &= actions.allows(trial.legal, expert)
-            action = select(by_expert, actions.chosen(expert), action)
+            action = select(by_expert, actions.from_env(expert), action)
         next_trial, result = trials.step(env_key, trial, action)
         ended = result.terminated | result.truncated
         observation, state = jax.tree.map(lambda x: x[0], (trial.observation, trial.env))
         steps = _Steps(
-            action=actions.applied(action),
+            action=actions.to_env(action),
             reward=result.reward,
             first=trial.first,
             ended=ended,

@@ -17,7 +17,7 @@ from relic_jax.agent import Agent
 from relic_jax.config import ConfigError, TrainConfig, from_json
 from relic_jax.models.policy import Policy
 from relic_jax.results import check_evaluation, check_training, is_evaluation
-from relic_jax.rl.memory import available_bytes, tree_bytes
+from relic_jax.rl.memory_budget import available_bytes, tree_bytes
 from relic_jax.runtime import Autoreset, Full, open_export, read_json, read_safetensors
 from relic_jax.spaces import Spaces, named_leaves_of, spaces_from_json, spaces_of
 from relic_jax.types import Params
@@ -205,8 +205,8 @@ def _origin(file: Path) -> dict[str, Any]:
 
 def _spaces_of_env(config: TrainConfig) -> Spaces:
     """Of a checkpoint from before spaces were saved in it: those of its environment, by name."""
-    from envs.registry import UnknownEnvironmentError, make
-    from envs.repeat import repeated
+    from relic_jax.environment.repeat import repeated
+    from relic_jax.envs.registry import UnknownEnvironmentError, make
 
     try:
         return spaces_of(repeated(make(config.env, config.host), config.trial.action_repeat))

@@ -87,7 +87,7 @@ class Actions:
         elif action["type"] == "multi_discrete":
             self.sizes, self.shape = action["nvec"], (len(action["nvec"]),)
         self.dtype: Any = np.float32 if self.continuous else np.int32
-        self.nothing = 0 if self.continuous else -1
+        self.null_action = 0 if self.continuous else -1
 
     def draw(self, outputs: Mapping[str, np.ndarray], random: np.random.Generator | None) -> np.ndarray:
         """One action per row from the parameters of their distributions. random: None for the most likely."""
@@ -131,15 +131,15 @@ class Actions:
             raise ConfigError(f"legal is {_short(legal)}; allowed: one with a legal action{component} in every row")
         return {"legal": mask}
 
-    def shown(self, action: np.ndarray) -> np.ndarray:
+    def to_policy(self, action: np.ndarray) -> np.ndarray:
         """What the policy reads of its own action at the next step."""
         return action.clip(-1, 1) if self.continuous else action
 
-    def applied(self, action: np.ndarray) -> np.ndarray:
+    def to_env(self, action: np.ndarray) -> np.ndarray:
         """In the environment's units, within its bounds."""
         if not self.continuous:
             return action
-        return (self.low + (self.shown(action) + 1) * (0.5 * (self.high - self.low))).clip(self.low, self.high)
+        return (self.low + (self.to_policy(action) + 1) * (0.5 * (self.high - self.low))).clip(self.low, self.high)
 
 
 class Backend(Protocol):
@@ -153,16 +153,16 @@ class Backend(Protocol):
         """Returns what is computed of the step, by name, and the arrays with the step in them. May consume `arrays`."""
         ...
 
-    def placed(self, arrays: dict[str, np.ndarray]) -> Arrays:
+    def to_device(self, arrays: dict[str, np.ndarray]) -> Arrays:
         """Arrays with other content in place of `empty` ones. Keeps them."""
         ...
 
-    def taken(self, arrays: Arrays) -> dict[str, np.ndarray]:
-        """The inverse of `placed`."""
+    def to_host(self, arrays: Arrays) -> dict[str, np.ndarray]:
+        """The inverse of `to_device`."""
         ...
 
-    def moved(self, arrays: Arrays, shift: int, turn: np.ndarray | None) -> Arrays:
-        """`moved` on all arrays. May consume them."""
+    def shift(self, arrays: Arrays, slots: int, turn: np.ndarray | None) -> Arrays:
+        """`shifted` on all arrays. May consume them."""
         ...
 
     def held(self, arrays: Arrays, rows: np.ndarray) -> Arrays:
@@ -170,7 +170,7 @@ class Backend(Protocol):
         ...
 
 
-def moved(xp: Any, arrays: Arrays, shift: Any, turn: Any) -> Arrays:
+def shifted(xp: Any, arrays: Arrays, shift: Any, turn: Any) -> Arrays:
     """The first `shift` slots taken away; episodes numbered lower by `turn` (int32 [B]), keys turned back accordingly.
 
     xp: numpy or jax.numpy. Of keys rotated by the index of their episode, those of a smaller index are a rotation away.
@@ -277,7 +277,7 @@ class Agent:
         _check_memory(self._rows * self._slots, self._rows, self._slots)
         self._context = Rows.empty(self._rows, self._slots, about["step"]["first_index"])
         self._arrays = backend.empty(self._rows, self._slots)
-        self._previous = np.full((self._rows, *self._actions.shape), self._actions.nothing, self._actions.dtype)
+        self._previous = np.full((self._rows, *self._actions.shape), self._actions.null_action, self._actions.dtype)
         self._count = 0
         self.outputs: dict[str, np.ndarray] = {}
         """What the policy made of the last step: `value` and the parameters of the distribution, [B, ...]."""
@@ -331,7 +331,7 @@ class Agent:
         self._make_room(first)
         mask = first.reshape(-1, *(1,) * len(self._actions.shape))
         inputs |= {
-            "previous_action": np.where(mask, self._actions.nothing, self._previous).astype(self._actions.dtype),
+            "previous_action": np.where(mask, self._actions.null_action, self._previous).astype(self._actions.dtype),
             "previous_reward": np.where(unseen, 0, rewards).astype(np.float32),
             "first": first,
             **context.counters(first, self.capacity),
@@ -341,7 +341,7 @@ class Agent:
         action = self._choose(self.outputs)
         action = np.where(idle.reshape(mask.shape), self._nothing_done(), action).astype(self._actions.dtype)
         context.advance(first, self.capacity, idle, rewards)
-        self._previous, self._count = self._actions.shown(action), self._count + 1
+        self._previous, self._count = self._actions.to_policy(action), self._count + 1
         return self._returned(action)
 
     def _advance(self, inputs: dict[str, np.ndarray], idle: np.ndarray) -> None:
@@ -349,11 +349,11 @@ class Agent:
         if not idle.any():
             self.outputs, self._arrays = self._backend.step(self._arrays, inputs)
         elif self._endless:  # a state has no slots
-            before = {name: np.array(x) for name, x in self._backend.taken(self._arrays).items()}
+            before = {name: np.array(x) for name, x in self._backend.to_host(self._arrays).items()}
             self.outputs, arrays = self._backend.step(self._arrays, inputs)
-            for name, x in self._backend.taken(arrays).items():
+            for name, x in self._backend.to_host(arrays).items():
                 before[name][~idle] = x[~idle]
-            self._arrays = self._backend.placed(before)
+            self._arrays = self._backend.to_device(before)
         else:
             self.outputs, arrays = self._backend.step(self._arrays, inputs)
             self._arrays = self._backend.held(arrays, idle)
@@ -364,7 +364,7 @@ class Agent:
 
     def _returned(self, action: np.ndarray) -> Any:
         """What `step` returns. action: in the policy's units, [B, ...]."""
-        applied = self._actions.applied(action)
+        applied = self._actions.to_env(action)
         if self.batch is not None:
             return applied
         return applied[0] if self._actions.shape else int(applied[0])
@@ -412,13 +412,13 @@ class Agent:
             raise ConfigError(f"the context is full ({self.capacity} steps); allowed: reset(), or another `full`")
         drop = self.full == "drop"
         shift, turn = self._context.without_oldest(first, self.capacity, drop)
-        self._arrays = self._backend.moved(self._arrays, shift, turn)
+        self._arrays = self._backend.shift(self._arrays, shift, turn)
 
     def save(self, path: str | Path) -> None:
         """Writes the context to a safetensors file, whole or not at all (needs the package safetensors)."""
         context, start = self._context, max(self._context.length - int(self._context.kept.max()), 0)
         filled = slice(start, context.length)
-        own = self._backend.taken(self._arrays)
+        own = self._backend.to_host(self._arrays)
         arrays = {f"context.{name}": x[self._in(name, filled)] for name, x in own.items()}
         arrays |= {f"rows.{name}": np.asarray(x) for name, x in context.arrays(filled).items()}
         arrays["previous_action"] = self._previous
@@ -478,7 +478,7 @@ class Agent:
             start, "previous_action", arrays.get("previous_action"), self._previous.dtype, self._previous.shape
         )
         self._context = Rows.restored(rows, self._slots, self._about["step"]["first_index"])
-        self._arrays, self._previous = self._backend.placed(filled), arrays["previous_action"]
+        self._arrays, self._previous = self._backend.to_device(filled), arrays["previous_action"]
         self._count, self.seed = meta["count"], meta["seed"]
 
     def _in(self, name: str, slots: slice) -> tuple[slice, ...]:
@@ -1029,23 +1029,23 @@ class Jax:
         import jax.numpy as jnp
 
         def move(arrays: Arrays, shift: int, turn: Any) -> Arrays:
-            return _without_row(moved(jnp, _with_rows(arrays, self._rows), shift, turn), self._rows)
+            return _without_row(shifted(jnp, _with_rows(arrays, self._rows), shift, turn), self._rows)
 
         self._about, self._function, self._rows = about, function, 0
-        self._moved = jax.jit(move, donate_argnums=0)
+        self._shifted = jax.jit(move, donate_argnums=0)
         self._held = jax.jit(functools.partial(held, jnp), donate_argnums=0)
         self._own = jnp.array  # a copy: memory that numpy allocated is not ours to donate
 
     def empty(self, batch: int, slots: int) -> Arrays:
         """See `Backend`."""
-        return self.placed(empty_arrays(self._about, batch, slots))
+        return self.to_device(empty_arrays(self._about, batch, slots))
 
-    def placed(self, arrays: dict[str, np.ndarray]) -> Arrays:
+    def to_device(self, arrays: dict[str, np.ndarray]) -> Arrays:
         """See `Backend`."""
         self._rows = len(next(iter(arrays.values())))
         return {name: self._own(x) for name, x in _without_row(arrays, self._rows).items()}
 
-    def taken(self, arrays: Arrays) -> dict[str, np.ndarray]:
+    def to_host(self, arrays: Arrays) -> dict[str, np.ndarray]:
         """See `Backend`."""
         return {name: np.asarray(x) for name, x in _with_rows(arrays, self._rows).items()}
 
@@ -1054,9 +1054,9 @@ class Jax:
         outputs, arrays = self._function(arrays, inputs)
         return {name: np.asarray(x) for name, x in outputs.items()}, arrays
 
-    def moved(self, arrays: Arrays, shift: int, turn: np.ndarray | None) -> Arrays:
+    def shift(self, arrays: Arrays, slots: int, turn: np.ndarray | None) -> Arrays:
         """See `Backend`."""
-        return dict(self._moved(arrays, shift, turn))
+        return dict(self._shifted(arrays, slots, turn))
 
     def held(self, arrays: Arrays, rows: np.ndarray) -> Arrays:
         """See `Backend`. Of several rows: one that does not act takes no step."""
@@ -1114,11 +1114,11 @@ class Onnx:
         """See `Backend`."""
         return empty_arrays(self._about, batch, slots)
 
-    def placed(self, arrays: dict[str, np.ndarray]) -> Arrays:
+    def to_device(self, arrays: dict[str, np.ndarray]) -> Arrays:
         """See `Backend`."""
         return arrays
 
-    def taken(self, arrays: Arrays) -> dict[str, np.ndarray]:
+    def to_host(self, arrays: Arrays) -> dict[str, np.ndarray]:
         """See `Backend`."""
         return arrays
 
@@ -1134,9 +1134,9 @@ class Onnx:
                 x[:, :, slot] = found[f"new_{name}"][:, :, 0]
         return {name: x for name, x in found.items() if not name.startswith("new_")}, arrays
 
-    def moved(self, arrays: Arrays, shift: int, turn: np.ndarray | None) -> Arrays:
+    def shift(self, arrays: Arrays, slots: int, turn: np.ndarray | None) -> Arrays:
         """See `Backend`."""
-        return moved(np, arrays, shift, turn)
+        return shifted(np, arrays, slots, turn)
 
     def held(self, arrays: Arrays, rows: np.ndarray) -> Arrays:
         """See `Backend`."""

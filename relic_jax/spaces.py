@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from envs.base import ActionSpace, Box, Discrete, Environment, Image, MultiDiscrete
+from relic_jax.environment.base import ActionSpace, Box, Discrete, Environment, Image, MultiDiscrete
 from relic_jax.models.encoders import IMAGE_RANK
 from relic_jax.models.policy import Policy, PolicyConfig, policy_for
 from relic_jax.runtime import ConfigError, check_spaces

@@ -44,9 +44,9 @@ class StepInput(struct.PyTreeNode):
 class Trajectory(struct.PyTreeNode):
     """The steps of a trial so far, batch-major, preallocated for T steps. All leaves [B, T, ...].
 
-    inputs: what the policy read, with features in place of images (`Policy.perceive`). action: what was sampled, int32
-    [B, T] or [B, T, n], or for a Box float32 [B, T, n] before it is clipped. log_prob: float32, of the acting policy.
-    value: float32, the newest prediction. reward: float32. terminated, truncated: bool.
+    inputs: what the policy read, with features in place of images (`Policy.encode_images`). action: the sample,
+    int32 [B, T] or [B, T, n], or for a Box float32 [B, T, n] before it is clipped. log_prob: float32, of the acting
+    policy. value: float32, the newest prediction. reward: float32. terminated, truncated: bool.
     final_value: float32, where truncated the value of the observation that the episode would have gone on from, else 0.
     valid: bool; False: what the step led to is unknown, it does not count in the loss. None: all are valid.
     """

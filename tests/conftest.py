@@ -43,7 +43,7 @@ def pytest_unconfigure():
 @pytest.fixture(scope="session")
 def tiny():
     """`tiny(chunk=..., **fields)`: a config of two trials of four updates each, 64 environment steps per update."""
-    from experiments.faults.small import small_config
+    from relic_jax.experiments.faults.small import small_config
 
     return small_config
 
@@ -70,8 +70,8 @@ def drawn():
 @pytest.fixture(scope="module")
 def begun_run(tiny, tmp_path_factory):
     """A run folder whose one checkpoint is that of a run that has just begun."""
-    from envs.registry import make
-    from experiments import folders
+    from relic_jax.envs.registry import make
+    from relic_jax.experiments import folders
     from relic_jax.rl.train import prepare, restore, save
 
     folder = tmp_path_factory.mktemp("runs") / "begun"
@@ -92,7 +92,7 @@ def resealed():
 @pytest.fixture
 def cli(capsys, monkeypatch):
     """`cli(*arguments)` runs the console script's main here; returns (exit code, stdout, stderr)."""
-    from experiments.cli import main
+    from relic_jax.experiments.cli import main
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["relic-jax", *map(str, arguments)])

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import relic_jax
-from envs.registry import make
-from envs.wrappers import Trials
 from relic_jax import step as steps
 from relic_jax.agent import Agent, _run
 from relic_jax.config import ConfigError, EvalConfig
+from relic_jax.environment.trials import Trials
+from relic_jax.envs.registry import make
 from relic_jax.evaluate import in_context_curves
 from relic_jax.export import verify
 from relic_jax.loading import LoadedPolicy
@@ -105,7 +105,7 @@ def test_an_agent_does_what_the_rollout_does_with_the_same_keys(loaded, env, sho
         action_key, env_key = jax.random.split(key)
         action = agent.step(np.asarray(observation), reward, terminated, truncated, key=action_key)
         close(agent.outputs["value"], values[index])
-        close(action, environment.action_space.applied(np.asarray(actions[index])))
+        close(action, environment.action_space.to_env(np.asarray(actions[index])))
         trial, result = advance(env_key, trial, actions[index])
         observation = trial.observation
         reward, terminated, truncated = (np.asarray(x) for x in (result.reward, result.terminated, result.truncated))
@@ -379,9 +379,9 @@ def test_actions_are_the_action_spaces():
         drawn = (
             np.asarray([0, 3], np.int32) if space.shape == () else random.normal(size=(4, space.n)).astype(np.float32)
         )
-        np.testing.assert_array_equal(actions.shown(drawn), space.shown(drawn))
-        np.testing.assert_allclose(actions.applied(drawn), space.applied(drawn), rtol=1e-6)
-        assert (actions.shape, actions.nothing) == (space.shape, space.nothing)
+        np.testing.assert_array_equal(actions.to_policy(drawn), space.to_policy(drawn))
+        np.testing.assert_allclose(actions.to_env(drawn), space.to_env(drawn), rtol=1e-6)
+        assert (actions.shape, actions.null_action) == (space.shape, space.null_action)
     logits = np.log([[0.1, 0.6, 0.3]]).repeat(20_000, 0)
     counts = np.bincount(Actions({"type": "discrete", "n": 3}).draw({"logits": logits}, random))
     np.testing.assert_allclose(counts / 20_000, [0.1, 0.6, 0.3], atol=0.015)

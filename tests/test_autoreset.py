@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from envs.base import Discrete
 from relic_jax import runtime
 from relic_jax.config import ConfigError
+from relic_jax.environment.base import Discrete
 from relic_jax.loading import LoadedPolicy
 from relic_jax.models.policy import PolicyConfig
 from relic_jax.models.transformer import TransformerConfig

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from envs.registry import make
 from relic_jax import checkpoint
 from relic_jax.config import ConfigError
+from relic_jax.envs.registry import make
 from relic_jax.rl.train import prepare, restore
 
 ROOT = Path(__file__).parents[1]

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from envs.registry import make
-from experiments import folders, import_llamarl
 from relic_jax import checkpoint, export, runtime
 from relic_jax.config import ConfigError
+from relic_jax.envs.registry import make
+from relic_jax.experiments import folders, import_llamarl
 from relic_jax.export import export_policy, verify
 from relic_jax.files import write_checksums
 from relic_jax.loading import load_policy, pretrained_path
@@ -266,7 +266,7 @@ def resumed_from(cli, monkeypatch, path):
         steps.append(restore(setup, folder / "checkpoints")[1].env_steps)
         raise ConfigError("stop here")
 
-    monkeypatch.setattr("experiments.training.train", train)
+    monkeypatch.setattr("relic_jax.experiments.training.train", train)
     code, out, err = cli("train", "--resume", path)
     assert code == 2 and "stop here" in err, err
     return out, steps[0]

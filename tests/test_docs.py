@@ -40,7 +40,7 @@ def test_the_page_about_environments_runs(tmp_path, monkeypatch, cli):
 SMALL = """
 from dataclasses import dataclass, field
 import jax, jax.numpy as jnp, numpy as np
-from envs.base import Discrete, Environment, Image, TimeStep, first_timestep
+from relic_jax.environment.base import Discrete, Environment, Image, TimeStep, first_timestep
 
 @dataclass(frozen=True)
 class Fine(Environment):
@@ -111,7 +111,7 @@ NUMBER = 3
         ("small:Tuples", r"observation_spec\['size'\] is int; allowed: a jax\.ShapeDtypeStruct"),
         ("small:NONE", r"horizon is 0; allowed: an int above 0"),
         ("small:Half", r"which does not define action_space; allowed: one that does"),
-        ("small:NUMBER", r"a int; allowed: an envs\.base\.Environment"),
+        ("small:NUMBER", r"a int; allowed: a relic_jax\.environment\.base\.Environment"),
         ("small:NOTHING", r"allowed: a name in a module that can be imported from here"),
         ("nowhere:NOTHING", r"No module named 'nowhere'"),
         ("small", r"allowed: python:MODULE:NAME"),
@@ -128,7 +128,7 @@ def test_what_is_no_environment_is_one_line(tmp_path, monkeypatch, cli, name, me
 
 
 def test_one_s_own_is_made_without_arguments_or_given(tmp_path, monkeypatch):
-    from envs import registry
+    from relic_jax.envs import registry
 
     (tmp_path / "small2.py").write_text(SMALL + "\nFINE = Fine()\n")
     monkeypatch.syspath_prepend(tmp_path)
@@ -136,7 +136,7 @@ def test_one_s_own_is_made_without_arguments_or_given(tmp_path, monkeypatch):
 
 
 def test_an_error_of_a_library_s_is_not_taken_for_a_missing_method(tmp_path, monkeypatch):
-    from envs import registry
+    from relic_jax.envs import registry
 
     source = SMALL.replace("def tasks(self, split): return np.arange(3)", "def tasks(self, split): return library()")
     (tmp_path / "small3.py").write_text("def library(): raise NotImplementedError('there')\n" + source)

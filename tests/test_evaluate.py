@@ -14,13 +14,12 @@ import numpy as np
 import pytest
 from flax import struct
 
-from envs.base import num_tasks, split_hash
-from envs.darkroom.env import Darkroom, DarkroomTask
-from envs.registry import make
-from experiments.run import as_json
 from relic_jax import evaluate
 from relic_jax.config import ConfigError, EvalConfig
 from relic_jax.distributions import Categorical
+from relic_jax.environment.base import num_tasks, split_hash
+from relic_jax.envs.darkroom.env import Darkroom, DarkroomTask
+from relic_jax.envs.registry import make
 from relic_jax.evaluate import (
     Curves,
     bootstrap_interval,
@@ -30,6 +29,7 @@ from relic_jax.evaluate import (
     summarise,
     to_csv,
 )
+from relic_jax.experiments.run import as_json
 from relic_jax.models.policy import Policy, PolicyConfig, PolicyOutput, policy_for
 from relic_jax.models.transformer import TransformerConfig
 

@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 
 import relic_jax
-from envs.base import Box, Discrete, Image
-from envs.registry import make
 from relic_jax import export, runtime
 from relic_jax.config import ConfigError
+from relic_jax.environment.base import Box, Discrete, Image
+from relic_jax.envs.registry import make
 from relic_jax.export import VerificationError, export_policy, onnx_graph, verify, weights
 from relic_jax.loading import LoadedPolicy, load_policy, pretrained, pretrained_names, pretrained_path
 from relic_jax.models.actions import HeadConfig
@@ -428,8 +428,8 @@ def test_truncated_programs_are_one_line(exported, tmp_path, resealed):
 
 
 def test_runs_and_checkpoints_load_without_their_environment(begun_run, monkeypatch):
-    from envs import registry
     from relic_jax import checkpoint
+    from relic_jax.envs import registry
 
     monkeypatch.setattr(registry, "make", lambda *_: pytest.fail("the environment was asked for"))
     newest = checkpoint.find(begun_run)
@@ -522,7 +522,7 @@ def test_a_weight_that_a_narrow_format_cannot_hold_is_refused():
 
 
 def test_names_of_actions_and_observations_are_in_the_card_and_come_back():
-    from envs.registry import make
+    from relic_jax.envs.registry import make
     from relic_jax.export.card import _spaces
 
     about = spaces_to_json(spaces_of(make("darkroom-dpt")))

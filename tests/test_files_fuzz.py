@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import save
 
-from envs import gym
-from envs.habitat import dataset, receptacles
-from experiments import folders, import_llamarl
-from experiments.plots import read_summary
 from relic_jax import checkpoint, runtime
 from relic_jax.bridge.worker import SetupError
 from relic_jax.config import ConfigError
+from relic_jax.envs import gym
+from relic_jax.envs.habitat import dataset, receptacles
+from relic_jax.experiments import folders, import_llamarl
+from relic_jax.experiments.plots import read_summary
 from relic_jax.export import export_policy
 from relic_jax.interop import files
 from relic_jax.loading import is_export, load_policy
@@ -517,8 +517,8 @@ def test_episodes_of_object_navigation(tmp_path):
     file = tmp_path / "episodes.json"
 
     def make():
-        from envs.habitat.host import make
         from relic_jax.config import HostConfig
+        from relic_jax.envs.habitat.host import make
 
         env = make(HostConfig(dataset=str(file)))
         jax.tree.map(np.shape, (env.tasks("train"), env.tasks("test"), env.observation_spec))

@@ -10,15 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from envs import own
-from envs.base import Box, Discrete, MultiDiscrete, TimeStep
-from envs.lines import reference_lines
-from envs.probes.env import PRESETS, MaskProbe, MultiDiscreteProbe
-from envs.repeat import repeated
-from envs.wrappers import Trials
 from relic_jax import runtime
 from relic_jax.config import ConfigError, EvalConfig, TrainConfig, TrialConfig
 from relic_jax.distributions import MASKED, Categorical, MultiCategorical
+from relic_jax.environment.base import Box, Discrete, MultiDiscrete, TimeStep
+from relic_jax.environment.reference_returns import reference_lines
+from relic_jax.environment.repeat import repeated
+from relic_jax.environment.trials import Trials
+from relic_jax.envs import custom
+from relic_jax.envs.probes.env import PRESETS, MaskProbe, MultiDiscreteProbe
 from relic_jax.evaluate import in_context_curves
 from relic_jax.loading import LoadedPolicy
 from relic_jax.models.policy import PolicyConfig, policy_for
@@ -296,7 +296,7 @@ def test_a_step_without_a_legal_action_stops_the_training(trained_both, tmp_path
         collected = collect(setup, state.params, state.trial.replace(legal=legal), state.memory, jax.random.key(1))
         found = {name: x for name, x in metrics[0].items() if name in ("loss", "grad_norm")}
         counts = update.finiteness(setup.policy.action_space, collected, found, state.params)
-        return {**found, **counts, **update.culprit(setup, collected, jnp.int32(0))}
+        return {**found, **counts, **update.first_nonfinite(setup, collected, jnp.int32(0))}
 
     found = {**metrics[0], **jax.device_get(jax.jit(poisoned)(states[0]))}
     assert found["nonfinite/legal"] == 1
@@ -375,12 +375,12 @@ class Wrong(MaskProbe):
 )
 def test_what_does_not_keep_to_the_interface_is_refused(change, said):
     with pytest.raises(ConfigError, match=said):
-        own.check(Wrong(change=change), "env is 'wrong'")
+        custom.check(Wrong(change=change), "env is 'wrong'")
 
 
 def test_what_does_is_not():
     for env in ENVS.values():
-        own.check(env, "env is 'right'")
+        custom.check(env, "env is 'right'")
     assert TimeStep(None, None, None, None).legal is None
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import jax
 import pytest
 
-from envs.registry import make
 from relic_jax import checkpoint, load_policy
+from relic_jax.envs.registry import make
 from relic_jax.process import is_own, own_process
 from relic_jax.rl.train import prepare, train
 from relic_jax.stopping import stop_signals
@@ -125,7 +125,9 @@ def test_loading_touches_no_stream_nor_hook_of_another_program(setup, tmp_path, 
 
 
 def test_an_environment_of_ones_own_leaves_the_search_path(tmp_path, monkeypatch):
-    (tmp_path / "mine_here.py").write_text("from envs.darkroom.env import PRESETS\nENV = PRESETS['darkroom-ad-9']\n")
+    (tmp_path / "mine_here.py").write_text(
+        "from relic_jax.envs.darkroom.env import PRESETS\nENV = PRESETS['darkroom-ad-9']\n"
+    )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in ("", str(tmp_path))])
     before = list(sys.path)
@@ -142,12 +144,12 @@ import logging, os, signal, sys, warnings
 import jax, orbax.checkpoint, matplotlib, tyro  # what these do is theirs
 sys.path.insert(0, "tests")
 from test_notebook import process_state
-from experiments.faults.small import small_config
+from relic_jax.experiments.faults.small import small_config
 jax.config.update("jax_num_cpu_devices", 3)
 before = process_state()
-import experiments.cli, experiments.play, relic_jax.agent, relic_jax.export, relic_jax.plotting
+import relic_jax.experiments.cli, experiments.play, relic_jax.agent, relic_jax.export, relic_jax.plotting
 from dataclasses import replace
-from envs.registry import make
+from relic_jax.envs.registry import make
 from relic_jax.rl.train import prepare
 prepare(replace(small_config(), devices=None), make("darkroom-ad-9-random"))
 after = process_state()

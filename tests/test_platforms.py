@@ -33,7 +33,7 @@ def open_file(path, *arguments, **options):
     return real_open(path, *arguments, **options)
 os.open = open_file
 sys.platform = "win32"
-from experiments.cli import main
+from relic_jax.experiments.cli import main
 sys.argv = ["relic-jax", *sys.argv[1:]]
 main()
 """
@@ -72,7 +72,7 @@ def test_worker_processes_are_refused_in_a_line():
 def test_text_files_are_utf8_and_any_locale_will_do(tmp_path):
     """Python warns of every file that is opened in the locale's encoding; what a terminal lacks is escaped."""
     command = [sys.executable, "-X", "warn_default_encoding"]
-    command += ["-m", "experiments.cli", "evaluate", "--pretrained=darkroom-dpt", "--limit=1", "--episodes=2"]
+    command += ["-m", "relic_jax.experiments.cli", "evaluate", "--pretrained=darkroom-dpt", "--limit=1", "--episodes=2"]
     locale = {"PYTHONPATH": str(ROOT), "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
     options = {"cwd": tmp_path, "env": {**os.environ, **locale}, "capture_output": True, "timeout": 300}
     done = subprocess.run(command, **options, encoding="ascii", check=False)

@@ -80,7 +80,7 @@ sys.path.insert(0, "tests")
 from pathlib import Path
 from test_plotting import TRAINED, summary
 from relic_jax.plotting import plot_curves, plot_training
-import experiments.run, experiments.play
+import relic_jax.experiments.run, experiments.play
 for suffix in ("png", "pdf", "svg"):
     plot_curves([summary()], ["ours"], Path(sys.argv[1]) / f"figure.{suffix}")
     plot_training([TRAINED], ["ours"], Path(sys.argv[1]) / f"training.{suffix}")
@@ -93,7 +93,7 @@ assert dict(matplotlib.rcParams) == before
 
 
 def test_pyplot_is_not_even_imported():
-    code = "import sys, relic_jax.plotting, experiments.run; assert 'matplotlib.pyplot' not in sys.modules"
+    code = "import sys, relic_jax.plotting, relic_jax.experiments.run; assert 'matplotlib.pyplot' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from experiments import folders
 from relic_jax import provenance
+from relic_jax.experiments import folders
 from relic_jax.provenance import own_commit
 
 needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="needs git")

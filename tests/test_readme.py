@@ -7,8 +7,8 @@ README = (Path(__file__).parents[1] / "README.md").read_text()
 
 
 def test_every_command_in_the_readme_exists():
-    from experiments.cli import USAGE
-    from experiments.presets import PRESETS
+    from relic_jax.experiments.cli import USAGE
+    from relic_jax.experiments.presets import PRESETS
 
     for command in set(re.findall(r"relic-jax ([a-z]+)", README)):
         assert f"relic-jax {command}" in USAGE

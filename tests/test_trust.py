@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from envs import registry
-from experiments import run
 from relic_jax import checkpoint, trust
 from relic_jax.bridge.pool import Pool
 from relic_jax.config import ConfigError, HostConfig, TrainConfig
+from relic_jax.envs import registry
+from relic_jax.experiments import run
 from relic_jax.export import export_policy
 from relic_jax.loading import load_policy
 from relic_jax.rl import train as training
@@ -149,10 +149,10 @@ def started(monkeypatch):
             tried.append(("pool", config.python))
             raise AssertionError("a worker was started")
 
-    monkeypatch.setattr("envs.gym.Pool", NoPool)
-    monkeypatch.setattr("envs.habitat.lab_host.call", lambda *a: tried.append(("call", *a)))
+    monkeypatch.setattr("relic_jax.envs.gym.Pool", NoPool)
+    monkeypatch.setattr("relic_jax.envs.habitat.lab_host.call", lambda *a: tried.append(("call", *a)))
     monkeypatch.setattr(
-        "envs.own.make", lambda *a: tried.append(("import", *a)) or pytest.fail("a module was imported")
+        "relic_jax.envs.custom.make", lambda *a: tried.append(("import", *a)) or pytest.fail("a module was imported")
     )
     return tried
 
@@ -272,7 +272,7 @@ def test_trust_or_the_same_option_lets_it_start(cli, export, foreign_run, monkey
 
 
 def test_a_preset_says_all_of_a_resumed_config(cli, foreign_run, monkeypatch):
-    from experiments import presets
+    from relic_jax.experiments import presets
 
     monkeypatch.setattr(registry, "make", not_made)
     folder = foreign_run(EVIL["gym"])
@@ -284,8 +284,8 @@ def test_a_preset_says_all_of_a_resumed_config(cli, foreign_run, monkeypatch):
 
 def own_run(tiny, folder, **host):
     """A run of this user's in an environment whose worker would be started. Nothing is started to make it."""
-    from envs.registry import make
-    from experiments import folders
+    from relic_jax.envs.registry import make
+    from relic_jax.experiments import folders
     from relic_jax.rl.train import prepare, restore, save
 
     setup = prepare(tiny(env="darkroom-ad-9"), make("darkroom-ad-9"))
@@ -353,7 +353,7 @@ def test_how_many_workers_a_file_asks_for_is_not_followed(export, monkeypatch):
 
 def test_a_finished_run_evaluates_itself_where_no_key_can_be_kept(monkeypatch, tmp_path, begun_run):
     """Its config was the user's own when it was started."""
-    from experiments import training as command
+    from relic_jax.experiments import training as command
 
     seen = []
     monkeypatch.setattr(run, "evaluate_policies", lambda policies, *_: seen.extend(policies) or 1 / 0)

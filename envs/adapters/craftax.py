@@ -11,8 +11,8 @@ from typing import Any
 
 import jax
 
-from envs.adapters.suite import Reply, Suite, action_space, check_known, load
-from envs.base import ActionSpace, PyTree, TimeStep
+from relic_jax.environment.base import ActionSpace, PyTree, TimeStep
+from relic_jax.envs.adapters.suite import Reply, Suite, action_space, check_known, load
 
 PREFIX = "craftax"
 IDS = ("Craftax-Symbolic-v1", "Craftax-Classic-Symbolic-v1")

@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from envs.adapters.suite import Reply, Suite, action_space, check_known, finite_range, load
-from envs.base import ActionSpace, Image, PyTree
 from relic_jax.config import ConfigError
+from relic_jax.environment.base import ActionSpace, Image, PyTree
+from relic_jax.envs.adapters.suite import Reply, Suite, action_space, check_known, finite_range, load
 
 PREFIX = "gymnax"
 IMAGES = (

@@ -12,8 +12,8 @@ from typing import Any
 
 import jax
 
-from envs.adapters.suite import Reply, Suite, action_space, check_known, load, one_hots
-from envs.base import ActionSpace, PyTree
+from relic_jax.environment.base import ActionSpace, PyTree
+from relic_jax.envs.adapters.suite import Reply, Suite, action_space, check_known, load, one_hots
 
 PREFIX = "navix"
 LIMIT = 100

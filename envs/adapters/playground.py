@@ -12,8 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from envs.adapters.suite import Reply, Suite, check_known, load
-from envs.base import Box, PyTree
+from relic_jax.environment.base import Box, PyTree
+from relic_jax.envs.adapters.suite import Reply, Suite, check_known, load
 
 PREFIX = "playground"
 

@@ -18,9 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from envs.base import ActionSpace, Box, Discrete, PyTree, Split, TimeStep, VisualEnvironment
 from relic_jax import prng
 from relic_jax.config import ConfigError
+from relic_jax.environment.base import ActionSpace, Box, Discrete, PyTree, Split, TimeStep, VisualEnvironment
 
 SEEDS = {"train": range(1000), "test": range(1000, 1100)}
 """The tasks of suites that have none: what the suite draws from a seed at reset, again in every episode."""
@@ -118,7 +118,7 @@ class Suite(VisualEnvironment):
 
     @property
     def observation_spec(self) -> PyTree:
-        """Shapes and dtypes of `encode`; no images, unless a subclass declares them (`envs.base.Image`)."""
+        """Shapes and dtypes of `encode`; no images unless a subclass declares `Image`s."""
         return _observation_spec(self)
 
     def start(self, key: jax.Array, task: PyTree) -> SuiteState:

@@ -20,12 +20,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from envs.adapters import rulesets
-from envs.adapters.rulesets import RECIPES, Rulesets
-from envs.adapters.suite import Reply, Suite, check_known, load
-from envs.base import Discrete, Image, PyTree, Split, TimeStep, num_tasks
-from envs.wrappers import select
 from relic_jax.config import ConfigError
+from relic_jax.environment.base import Discrete, Image, PyTree, Split, TimeStep, num_tasks
+from relic_jax.environment.trials import select
+from relic_jax.envs.adapters import rulesets
+from relic_jax.envs.adapters.rulesets import RECIPES, Rulesets
+from relic_jax.envs.adapters.suite import Reply, Suite, check_known, load
 
 PREFIX = "xland"
 FAMILY = "XLand-MiniGrid-"
@@ -93,7 +93,7 @@ class XLand(Suite):
 
     benchmark: str = "trivial"
 
-    dear_reset = True  # as dear as a step
+    expensive_reset = True  # as dear as a step
     opens_alike: ClassVar[bool] = False
 
     @property

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from envs.base import Box, Environment, Split, TimeStep, first_timestep
 from relic_jax.config import ConfigError
+from relic_jax.environment.base import Box, Environment, Split, TimeStep, first_timestep
 
 Backend = Literal["spring", "generalized", "positional", "mjx"]
 """brax's physics. spring, the default, is the fastest on a CPU and to compile."""
@@ -61,7 +61,7 @@ class Locomotion(Environment):
 
     ends_in_time = True
 
-    dear_reset = True
+    expensive_reset = True
 
     name: str
     backend: Backend = "spring"

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from envs.base import Discrete, Environment, Split, TimeStep, Trajectory, first_timestep
-from envs.darkroom import render
+from relic_jax.environment.base import Discrete, Environment, Split, TimeStep, Trajectory, first_timestep
+from relic_jax.envs.darkroom import render
 
 Start = Literal["(0,0)", "centre", "random"]
 

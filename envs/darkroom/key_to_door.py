@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from envs.base import Split, TimeStep, Trajectory, first_timestep
-from envs.darkroom import render
-from envs.darkroom.env import Grid, cells, shuffled_split, towards
+from relic_jax.environment.base import Split, TimeStep, Trajectory, first_timestep
+from relic_jax.envs.darkroom import render
+from relic_jax.envs.darkroom.env import Grid, cells, shuffled_split, towards
 
 
 @struct.dataclass

@@ -10,9 +10,9 @@ import jax
 import numpy as np
 from PIL import Image, ImageDraw
 
-from envs.base import PyTree, Trajectory
-from envs.firstperson.renderer import Lens, render
-from envs.firstperson.scene import BOX, Camera, Scene, Solids
+from relic_jax.environment.base import PyTree, Trajectory
+from relic_jax.envs.firstperson.renderer import Lens, render
+from relic_jax.envs.firstperson.scene import BOX, Camera, Scene, Solids
 
 VIEW_HEIGHT = 320  # pixels, of the view
 MAP_SIDE = 320  # pixels, of the map's longer side

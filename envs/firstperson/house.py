@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from envs.base import Discrete, Image, Split, TimeStep, Trajectory, VisualEnvironment
-from envs.firstperson import draw
-from envs.firstperson.geodesic import distance_at
-from envs.firstperson.house_plan import (
+from relic_jax import prng
+from relic_jax.environment.base import Discrete, Image, Split, TimeStep, Trajectory, VisualEnvironment
+from relic_jax.envs.firstperson import draw
+from relic_jax.envs.firstperson.geodesic import distance_at
+from relic_jax.envs.firstperson.house_plan import (
     CATEGORIES,
     CATEGORY_COLOUR,
     CATEGORY_SHAPE,
@@ -28,9 +29,8 @@ from envs.firstperson.house_plan import (
     HouseConfig,
     build_house,
 )
-from envs.firstperson.renderer import FIRST_SOLID, Lens, render_objects
-from envs.firstperson.scene import BOX, CYLINDER, SPHERE, WHITE, Camera, Scene, Solids, Walls
-from relic_jax import prng
+from relic_jax.envs.firstperson.renderer import FIRST_SOLID, Lens, render_objects
+from relic_jax.envs.firstperson.scene import BOX, CYLINDER, SPHERE, WHITE, Camera, Scene, Solids, Walls
 
 STOP, FORWARD, LEFT, RIGHT, UP, DOWN = range(6)
 STEP = 0.25  # metres

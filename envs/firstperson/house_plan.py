@@ -14,8 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from envs.firstperson.geodesic import distances
-from envs.firstperson.scene import BOX, CYLINDER, SPHERE, RoomTooSmallError, TooManyObjectsError, rectangle_walls
+from relic_jax.envs.firstperson.geodesic import distances
+from relic_jax.envs.firstperson.scene import (
+    BOX,
+    CYLINDER,
+    SPHERE,
+    RoomTooSmallError,
+    TooManyObjectsError,
+    rectangle_walls,
+)
 
 CELL = 0.25  # metres
 LEAST_ROOM = 8  # cells, of a room's sides

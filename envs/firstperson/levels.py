@@ -16,11 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from envs.base import Discrete, Image, Split, TimeStep, Trajectory, VisualEnvironment
-from envs.firstperson import draw
-from envs.firstperson.plan import Door, Plan, Rectangle, touches_walls
-from envs.firstperson.renderer import Lens, render
-from envs.firstperson.scene import (
+from relic_jax.environment.base import Discrete, Image, Split, TimeStep, Trajectory, VisualEnvironment
+from relic_jax.envs.firstperson import draw
+from relic_jax.envs.firstperson.plan import Door, Plan, Rectangle, touches_walls
+from relic_jax.envs.firstperson.renderer import Lens, render
+from relic_jax.envs.firstperson.scene import (
     BOX,
     COLOURS,
     SKY,
@@ -78,7 +78,7 @@ class Level(VisualEnvironment):
 
     ends_in_time = True
 
-    dear_reset = True  # each place that is tried is held against every wall
+    expensive_reset = True  # each place that is tried is held against every wall
 
     name: str
     plan: Plan

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from envs.firstperson.scene import BOX, WALL_HEIGHT, WHITE, Array, Solids
+from relic_jax.envs.firstperson.scene import BOX, WALL_HEIGHT, WHITE, Array, Solids
 
 Rectangle = tuple[float, float, float, float]  # x0, x1, z0, z1 in metres, x0 < x1, z0 < z1
 

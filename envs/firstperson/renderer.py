@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from envs.firstperson.scene import (
+from relic_jax.envs.firstperson.scene import (
     BOX,
     CYLINDER,
     SHADE_DOWN,

@@ -15,11 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from envs.base import Discrete, Image, Split, TimeStep, Trajectory, VisualEnvironment
-from envs.firstperson import draw
-from envs.firstperson.renderer import Lens, render
-from envs.firstperson.resize import resize
-from envs.firstperson.scene import (
+from relic_jax.environment.base import Discrete, Image, Split, TimeStep, Trajectory, VisualEnvironment
+from relic_jax.envs.firstperson import draw
+from relic_jax.envs.firstperson.renderer import Lens, render
+from relic_jax.envs.firstperson.resize import resize
+from relic_jax.envs.firstperson.scene import (
     BOX,
     COLOURS,
     CYLINDER,

@@ -53,7 +53,7 @@ class Observation(NamedTuple):
 def load_backend(backend: str) -> Any:
     """The module that simulates. Raises SetupError: one line that says how to get it."""
     if backend == "soft":
-        return importlib.import_module("envs.habitat.soft")
+        return importlib.import_module("relic_jax.envs.habitat.soft")
     if backend != "habitat":
         raise SetupError(f"backend is {backend!r}; allowed: soft, habitat")
     try:

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from envs.habitat.api import Settings, Simulation
-from envs.habitat.receptacles import Receptacle
-from envs.habitat.receptacles import places as places_on
-from envs.habitat.receptacles import read as read_receptacles
 from relic_jax.bridge.worker import SetupError
+from relic_jax.envs.habitat.api import Settings, Simulation
+from relic_jax.envs.habitat.receptacles import Receptacle
+from relic_jax.envs.habitat.receptacles import places as places_on
+from relic_jax.envs.habitat.receptacles import read as read_receptacles
 
 FORMAT = "relic-extobjnav-1"
 SPLITS = ("train", "test")

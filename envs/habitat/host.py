@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from envs.habitat import dataset
-from envs.habitat.api import Settings
-from envs.habitat.task import ExtObjNav
-from envs.host import HostEnvironment
 from relic_jax.bridge.protocol import Spec
 from relic_jax.bridge.worker import SetupError
 from relic_jax.config import ConfigError, HostConfig
+from relic_jax.environment.host import HostEnvironment
+from relic_jax.envs.habitat import dataset
+from relic_jax.envs.habitat.api import Settings
+from relic_jax.envs.habitat.task import ExtObjNav
 
 SOFT_CATEGORIES = dataset.CATEGORIES[:6]
 HORIZON = 500
@@ -51,7 +51,7 @@ def make(host: HostConfig | None = None) -> HostEnvironment:
     }
     return HostEnvironment(
         name="extobjnav",
-        entry="envs.habitat.task:make",
+        entry="relic_jax.envs.habitat.task:make",
         options=options,
         spec=spec(host.image_size, host.horizon or HORIZON, len(data["categories"])),
         splits={"train": data["train"], "test": data["test"]},
@@ -70,5 +70,5 @@ def _require_habitat(host: HostConfig) -> None:
     """Raises ConfigError where the workers' interpreter has no habitat_sim."""
     options = {"backend": "habitat", "size": host.image_size, "horizon": host.horizon or HORIZON}
     expected = spec(host.image_size, host.horizon or HORIZON, len(dataset.CATEGORIES))
-    probe = HostEnvironment("extobjnav", "envs.habitat.task:make", options, expected, {}, host=host)
+    probe = HostEnvironment("extobjnav", "relic_jax.envs.habitat.task:make", options, expected, {}, host=host)
     probe.start(1).close()

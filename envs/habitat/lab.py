@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from envs.habitat.api import HOW
 from relic_jax.bridge.protocol import ArraySpec, Spec
 from relic_jax.bridge.worker import SetupError
+from relic_jax.envs.habitat.api import HOW
 
 SOFT = "RelicSoft-v0"
 SPLITS = {"train": "train", "test": "val"}
@@ -94,7 +94,7 @@ def import_habitat() -> bool:
     native = not any(isinstance(finder, AbsentPackages) for finder in sys.meta_path)
     try:
         importlib.import_module("habitat")
-        importlib.import_module("envs.habitat.lab_soft")
+        importlib.import_module("relic_jax.envs.habitat.lab_soft")
     except ImportError as error:
         who = f"{sys.executable} (Python {platform.python_version()})"
         how = "pip install habitat-lab for it, or give another interpreter with --habitat-python PATH"
@@ -178,7 +178,7 @@ def survey(**options: Any) -> dict[str, Any]:
 
 
 def _check_scenes(scenes: list[str]) -> None:
-    from envs.habitat import soft
+    from relic_jax.envs.habitat import soft
 
     for scene in scenes:
         try:

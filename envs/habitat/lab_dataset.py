@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from envs.habitat import soft
-from envs.habitat.api import Settings, Simulation
-from envs.habitat.lab import SOFT, SPLITS
 from relic_jax.bridge.worker import SetupError
+from relic_jax.envs.habitat import soft
+from relic_jax.envs.habitat.api import Settings, Simulation
+from relic_jax.envs.habitat.lab import SOFT, SPLITS
 
 CONFIG = """# @package _global_
 defaults:

@@ -15,8 +15,8 @@ from habitat.core.embodied_task import SimulatorTaskAction
 from habitat.core.registry import registry
 from habitat.core.simulator import AgentState, DepthSensor, RGBSensor, SemanticSensor, SensorSuite, Simulator
 
-from envs.habitat import soft
-from envs.habitat.api import ACTIONS, heading_of
+from relic_jax.envs.habitat import soft
+from relic_jax.envs.habitat.api import ACTIONS, heading_of
 
 NAME = "RelicSoft-v0"
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Tuple  # noqa: UP035 (Python 3.8)
 
 import numpy as np
 
-from envs.habitat.house import WALL_HEIGHT, Boxes, FreeSpace, House, make_house
+from relic_jax.envs.habitat.house import WALL_HEIGHT, Boxes, FreeSpace, House, make_house
 
 __version__ = "soft-1"
 OBJECT_SIZE = 0.3

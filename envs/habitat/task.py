@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from envs.habitat.api import ACTIONS, Settings, Simulation
-from envs.habitat.dataset import CATEGORIES
 from relic_jax.bridge.protocol import ArraySpec, Spec
 from relic_jax.bridge.worker import SetupError
+from relic_jax.envs.habitat.api import ACTIONS, Settings, Simulation
+from relic_jax.envs.habitat.dataset import CATEGORIES
 
 STOP, FORWARD, LEFT, RIGHT, UP, DOWN = range(len(ACTIONS))
 METRICS = ("success", "spl", "soft_spl", "distance", "collided")

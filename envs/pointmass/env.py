@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from envs.base import Box, Environment, Split, TimeStep, Trajectory, first_timestep
-from envs.pointmass import render
+from relic_jax.environment.base import Box, Environment, Split, TimeStep, Trajectory, first_timestep
+from relic_jax.envs.pointmass import render
 
 SPLIT_SEEDS = {"train": 0, "test": 1}
 """Of numpy's RandomState (a stream that it keeps unchanged), from which a split's goals are drawn."""

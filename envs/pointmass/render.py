@@ -10,7 +10,7 @@ import itertools
 
 import numpy as np
 
-from envs.darkroom.render import BLUE, GREEN, GRID_LINE, ORANGE, VISITED, WHITE, return_bars, running_returns
+from relic_jax.envs.darkroom.render import BLUE, GREEN, GRID_LINE, ORANGE, VISITED, WHITE, return_bars, running_returns
 
 SIDE = 320  # pixels, of the plane
 POINT = 0.05  # radius of the point and of the goal, in units of the plane

@@ -13,7 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from envs.base import ActionSpace, Box, Discrete, Environment, MultiDiscrete, Split, TimeStep, first_timestep
+from relic_jax.environment.base import (
+    ActionSpace,
+    Box,
+    Discrete,
+    Environment,
+    MultiDiscrete,
+    Split,
+    TimeStep,
+    first_timestep,
+)
 
 
 @struct.dataclass

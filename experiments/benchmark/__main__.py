@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from experiments.benchmark.measure import Machine, measure_machine
+from relic_jax.experiments.benchmark.measure import Machine, measure_machine
 from relic_jax.files import write_atomically
 from relic_jax.provenance import own_commit
 from relic_jax.rl.parallel import offer_cores
@@ -51,7 +51,7 @@ def main() -> None:
     )
     found: list[dict[str, Any]] = []
     for suite in SUITES if "all" in command.suites else command.suites:
-        cases = importlib.import_module(f"experiments.benchmark.{suite}").cases(machine)
+        cases = importlib.import_module(f"relic_jax.experiments.benchmark.{suite}").cases(machine)
         for case in itertools.islice(cases, command.cases):
             found.append(case)
             print(line(case, earlier.get(case["name"])), flush=True)

@@ -10,8 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments.benchmark.measure import Machine, program, timed
-from experiments.benchmark.models import MODEL, act_bytes, benchmark_setup, state_with_context
+from relic_jax.experiments.benchmark.measure import Machine, program, timed
+from relic_jax.experiments.benchmark.models import MODEL, act_bytes, benchmark_setup, state_with_context
 from relic_jax.models.memory import Memory
 from relic_jax.models.transformer import TransformerConfig
 from relic_jax.rl.state import Setup, step_input

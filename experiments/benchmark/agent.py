@@ -19,12 +19,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from envs.registry import make
-from experiments.benchmark.measure import Machine, in_own_process
-from experiments.benchmark.models import act_bytes
-from experiments.presets import SMALL, TINY
 from relic_jax import export
 from relic_jax.config import TrainConfig
+from relic_jax.envs.registry import make
+from relic_jax.experiments.benchmark.measure import Machine, in_own_process
+from relic_jax.experiments.benchmark.models import act_bytes
+from relic_jax.experiments.presets import SMALL, TINY
 from relic_jax.loading import LoadedPolicy, load_policy
 from relic_jax.models.policy import PolicyConfig
 from relic_jax.models.transformer import TransformerConfig
@@ -46,7 +46,7 @@ def cases(machine: Machine) -> Iterator[dict[str, Any]]:
             about = export.describe(loaded, loaded.params, "safetensors", "float32", 8192, None)
             export.write_artefact(to, loaded.policy, loaded.params, about, "safetensors", "float32")
             (to / "config.json").write_text(json.dumps(about), encoding="utf-8", newline="\n")
-            for found in in_own_process("experiments.benchmark.agent", folder):
+            for found in in_own_process("relic_jax.experiments.benchmark.agent", folder):
                 yield {"name": f"agent/{name}/first-action/context8192", **found}
 
 

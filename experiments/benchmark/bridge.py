@@ -30,7 +30,7 @@ import numpy as np
 from relic_jax.bridge.pool import Pool, PoolConfig
 
 if TYPE_CHECKING:
-    from experiments.benchmark.measure import Machine
+    from relic_jax.experiments.benchmark.measure import Machine
 
 ENVIRONMENTS, SIZE = 8, 128
 FRAMES = "relic_jax.bridge.probes:Frames"
@@ -38,10 +38,10 @@ FRAMES = "relic_jax.bridge.probes:Frames"
 
 def cases(machine: Machine, seconds: float = 2.0) -> Iterator[dict[str, Any]]:
     """Measures in a process of its own, which gymnasium's forks do no harm to; see `measured`."""
-    from experiments.benchmark.measure import in_own_process
+    from relic_jax.experiments.benchmark.measure import in_own_process
 
     del machine
-    return in_own_process("experiments.benchmark.bridge", str(seconds))
+    return in_own_process("relic_jax.experiments.benchmark.bridge", str(seconds))
 
 
 def measured(seconds: float, rounds: int = 5) -> Iterator[dict[str, Any]]:

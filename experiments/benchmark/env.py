@@ -23,11 +23,11 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from envs import registry
-from envs.base import Environment
-from envs.firstperson.renderer import Lens, render
-from envs.wrappers import Trials
-from experiments.benchmark.measure import Machine
+from relic_jax.environment.base import Environment
+from relic_jax.environment.trials import Trials
+from relic_jax.envs import registry
+from relic_jax.envs.firstperson.renderer import Lens, render
+from relic_jax.experiments.benchmark.measure import Machine
 
 # Operations of the innermost loops, counted in the renderer's formulas: per column and wall, per column and solid (by
 # shape, then for finding the nearest), per pixel and layer.

@@ -22,9 +22,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from experiments import presets
-from experiments.benchmark import train
-from experiments.benchmark.measure import Machine, in_own_process
+from relic_jax.experiments import presets
+from relic_jax.experiments.benchmark import train
+from relic_jax.experiments.benchmark.measure import Machine, in_own_process
 
 
 def cases(machine: Machine) -> Iterator[dict[str, Any]]:
@@ -33,7 +33,7 @@ def cases(machine: Machine) -> Iterator[dict[str, Any]]:
     if importlib.util.find_spec("torch") is None or machine.platform != "cpu":
         print('original: left out, it needs a CPU and PyTorch (pip install -e ".[torch]")', file=sys.stderr)
         return
-    peers = list(in_own_process("experiments.benchmark.original_torch"))
+    peers = list(in_own_process("relic_jax.experiments.benchmark.original_torch"))
     yield from peers
     paper = presets.get("darkroom-relic-paper").config
     for gradient in ("full", "stopped"):

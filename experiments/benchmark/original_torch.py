@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from experiments import presets
-from experiments.benchmark.measure import timed
+from relic_jax.experiments import presets
+from relic_jax.experiments.benchmark.measure import timed
 
 Past = tuple[torch.Tensor, torch.Tensor]
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import jax
 
-from experiments.benchmark.measure import Machine, program, timed
-from experiments.benchmark.models import benchmark_setup, state_with_context
-from experiments.presets import TINY
+from relic_jax.experiments.benchmark.measure import Machine, program, timed
+from relic_jax.experiments.benchmark.models import benchmark_setup, state_with_context
+from relic_jax.experiments.presets import TINY
 from relic_jax.rl.rollout import Collected, collect
 from relic_jax.rl.state import Setup, TrainState
 
@@ -52,6 +52,6 @@ def step(setup: Setup, state: TrainState) -> Any:
         action_key, env_key = jax.random.split(key)
         space = setup.policy.action_space
         actions = jax.vmap(space.sample)(jax.random.split(action_key, len(trial.first)))
-        return setup.trials.step(env_key, trial, space.chosen(actions))
+        return setup.trials.step(env_key, trial, space.from_env(actions))
 
     return jax.lax.scan(one, state.trial, jax.random.split(jax.random.key(0), SEGMENT))

@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from envs import registry
-from envs.base import ActionSpace, Box
-from envs.wrappers import Trials
-from experiments.benchmark.measure import Machine
+from relic_jax.environment.base import ActionSpace, Box
+from relic_jax.environment.trials import Trials
+from relic_jax.envs import registry
+from relic_jax.experiments.benchmark.measure import Machine
 
 MARK = 0.9
 """Of the suite's own steps per second that the wrapped environment is to reach."""

@@ -10,10 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from envs.registry import make
-from experiments import presets
-from experiments.benchmark.measure import Machine, Timing, program, timed
 from relic_jax.config import TrainConfig
+from relic_jax.envs.registry import make
+from relic_jax.experiments import presets
+from relic_jax.experiments.benchmark.measure import Machine, Timing, program, timed
 from relic_jax.rl import update
 from relic_jax.rl.parallel import initial_state, parallel
 from relic_jax.rl.rollout import collect
@@ -78,7 +78,7 @@ def shares(setup: Setup) -> dict[str, float]:
         return state.replace(params=params, opt_state=opt_state), setup.mean(metrics)
 
     def refreshed(setup: Setup, state: TrainState) -> Any:
-        state = update.go_on(setup, state, state.key)
+        state = update.continue_trial(setup, state, state.key)
         return state.replace(segment=state.segment - 1), {"value": state.trajectory.value.mean()}
 
     times = {

@@ -28,10 +28,10 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")  # comp
 
 import tyro
 
-from envs.base import Environment, Split
-from envs.lines import Lines, reference_lines
-from experiments.docs_commands import pages, short
-from experiments.docs_commands.short import Step, UnknownCommandError
+from relic_jax.environment.base import Environment, Split
+from relic_jax.environment.reference_returns import Lines, reference_lines
+from relic_jax.experiments.docs_commands import pages, short
+from relic_jax.experiments.docs_commands.short import Step, UnknownCommandError
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ("README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")), "experiments/README.md")
@@ -137,14 +137,18 @@ class Runner:
 
     def _run(self, words: tuple[str, ...], folder: str) -> tuple[int, str]:
         """Exit code and output."""
-        module = "experiments.cli" if words[0] == "relic-jax" else words[2]
-        module = f"{module}.__main__" if module in ("experiments.benchmark", "experiments.faults") else module
+        module = "relic_jax.experiments.cli" if words[0] == "relic-jax" else words[2]
+        module = (
+            f"{module}.__main__"
+            if module in ("relic_jax.experiments.benchmark", "relic_jax.experiments.faults")
+            else module
+        )
         arguments = words[1:] if words[0] == "relic-jax" else words[3:]
         out = io.StringIO()
         with contextlib.ExitStack() as stack:
             stack.enter_context(contextlib.chdir(self._folder / folder))
             stack.enter_context(mock.patch.object(sys, "argv", [words[0], *arguments]))
-            stack.enter_context(mock.patch("experiments.run.reference_lines", _few_episodes))
+            stack.enter_context(mock.patch("relic_jax.experiments.run.reference_lines", _few_episodes))
             stack.enter_context(mock.patch.object(sys, "unraisablehook", sys.unraisablehook))
             stack.enter_context(mock.patch.object(sys, "path", [str(self._folder), *sys.path]))
             if not self._verbose:
@@ -184,7 +188,7 @@ class Runner:
 
     def _write_original(self, file: Path) -> None:
         """A checkpoint of the original's, of a policy that was not trained."""
-        from experiments.faults.options import write_original
+        from relic_jax.experiments.faults.options import write_original
 
         write_original(file)
 

@@ -8,8 +8,8 @@ import re
 import shlex
 from pathlib import Path
 
-from envs import registry
-from experiments import presets
+from relic_jax.envs import registry
+from relic_jax.experiments import presets
 
 RUN = "darkroom-smoke-seed0"
 """The run that RUN stands for."""
@@ -28,11 +28,11 @@ DATASET = (
     *("--categories", "mug", "bowl"),
 )
 MODULES = {
-    "experiments.benchmark": ("--cases", "0"),
-    "experiments.pretrain_encoder": ("--pictures", "256"),
-    "experiments.training_curve": (),
-    "experiments.formats": (),
-    "experiments.faults": ("options", "--options", "5"),
+    "relic_jax.experiments.benchmark": ("--cases", "0"),
+    "relic_jax.experiments.pretrain_encoder": ("--pictures", "256"),
+    "relic_jax.experiments.training_curve": (),
+    "relic_jax.experiments.formats": (),
+    "relic_jax.experiments.faults": ("options", "--options", "5"),
 }
 """What is appended to `python -m MODULE`."""
 PLACEHOLDERS = {

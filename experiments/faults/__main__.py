@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from experiments.faults import damage, options, processes, workers
+from relic_jax.experiments.faults import damage, options, processes, workers
 from relic_jax.rl.parallel import offer_cores
 
 Part = Literal["options", "damage", "workers", "kills", "disks", "two"]

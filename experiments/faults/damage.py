@@ -8,11 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from envs.registry import make
-from experiments import folders
-from experiments.faults.small import small_config
 from relic_jax import checkpoint, export, runtime
 from relic_jax.config import ConfigError
+from relic_jax.envs.registry import make
+from relic_jax.experiments import folders
+from relic_jax.experiments.faults.small import small_config
 from relic_jax.loading import load_policy
 from relic_jax.rl.train import prepare, restore, save
 

@@ -22,13 +22,13 @@ import jax
 import jax.numpy as jnp
 import tyro
 
-from envs.registry import make
-from experiments import catalogue, cli, habitat_dataset, import_llamarl
-from experiments.evaluation import EvaluateCommand
-from experiments.plots import PlotCommand
-from experiments.training import TrainCommand
 from relic_jax.bridge.pool import PoolError
 from relic_jax.bridge.worker import SetupError
+from relic_jax.envs.registry import make
+from relic_jax.experiments import catalogue, cli, habitat_dataset, import_llamarl
+from relic_jax.experiments.evaluation import EvaluateCommand
+from relic_jax.experiments.plots import PlotCommand
+from relic_jax.experiments.training import TrainCommand
 from relic_jax.interop import files
 from relic_jax.interop.policy import Foreign, export_policy, original_config
 from relic_jax.loading import pretrained_path
@@ -176,9 +176,13 @@ def arguments_for(option: Option, value: str) -> list[str]:
 
 
 WORK = (
-    *("experiments.training.train", "relic_jax.evaluate._play", "relic_jax.evaluate._play_on_host"),
-    *("experiments.plots.plot_curves", "experiments.run.lines", "relic_jax.export.write_artefact"),
-    *("experiments.habitat_dataset.call", "relic_jax.interop.files.write", "relic_jax.checkpoint.save_params"),
+    *("relic_jax.experiments.training.train", "relic_jax.evaluate._play", "relic_jax.evaluate._play_on_host"),
+    *("relic_jax.experiments.plots.plot_curves", "relic_jax.experiments.run.lines", "relic_jax.export.write_artefact"),
+    *(
+        "relic_jax.experiments.habitat_dataset.call",
+        "relic_jax.interop.files.write",
+        "relic_jax.checkpoint.save_params",
+    ),
 )
 """Where commands begin to work, once they have accepted their options."""
 
@@ -273,7 +277,7 @@ def _nothing_begins(accept: Any) -> Iterator[None]:
             stack.enter_context(mock.patch(name, accept))
         stack.enter_context(mock.patch("relic_jax.bridge.pool.Pool.__init__", refuse(PoolError)))
         stack.enter_context(mock.patch("relic_jax.bridge.process.call", refuse(SetupError)))
-        stack.enter_context(mock.patch("envs.metaworld.call", refuse(SetupError)))
+        stack.enter_context(mock.patch("relic_jax.envs.metaworld.call", refuse(SetupError)))
         stack.enter_context(mock.patch.object(sys, "unraisablehook", sys.unraisablehook))
         yield
 

@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from envs.registry import make
 from relic_jax import checkpoint
+from relic_jax.envs.registry import make
 from relic_jax.rl.train import prepare, restore
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,7 +31,7 @@ Process = subprocess.Popen[str]
 _LIMITED = """
 import resource
 resource.setrlimit(resource.RLIMIT_FSIZE, ({0}, {0}))
-from experiments.cli import main
+from relic_jax.experiments.cli import main
 main()
 """
 
@@ -40,7 +40,7 @@ def start(*arguments: Any, largest_file: int | None = None) -> Process:
     """`relic-jax train arguments`. largest_file: bytes that a file may have; writing beyond them fails, as on a full
     disk."""
 
-    module = ["-m", "experiments.cli"] if largest_file is None else ["-c", _LIMITED.format(largest_file)]
+    module = ["-m", "relic_jax.experiments.cli"] if largest_file is None else ["-c", _LIMITED.format(largest_file)]
     command = [sys.executable, *module, "train", *map(str, arguments)]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 

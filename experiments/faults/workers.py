@@ -11,10 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from envs.host import HostEnvironment
-from experiments.faults.small import PER_UPDATE, small_config
 from relic_jax.bridge.probes import Corridor
 from relic_jax.config import HostConfig, TrainConfig, TrialConfig
+from relic_jax.environment.host import HostEnvironment
+from relic_jax.experiments.faults.small import PER_UPDATE, small_config
 from relic_jax.metrics import JsonLines, read_lines
 from relic_jax.rl.train import Result, prepare, train
 

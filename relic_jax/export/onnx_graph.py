@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from envs.base import Box, MultiDiscrete
 from relic_jax import distributions, step
 from relic_jax.config import ConfigError
+from relic_jax.environment.base import Box, MultiDiscrete
 from relic_jax.models.actions import token_offsets
 from relic_jax.models.attention import MASKED, Sink
 from relic_jax.models.encoders import CONVOLUTIONS, GRIDS, PATCHES, SHORT, image_mask, places
@@ -250,7 +250,7 @@ def _image(graph: Graph, policy: Policy, params: Params, name: str, spec: Any) -
 
 
 def _glance(graph: Graph, params: Params, hidden: str, views: list[str], goal: list[str]) -> str:
-    """`Glance`: [b, d] → [b, d]. views: [b, cells·w] each. goal: [b, n] each."""
+    """`SpatialAttention`: [b, d] → [b, d]. views: [b, cells·w] each. goal: [b, n] each."""
     width = params["places"].shape[-1]
     cells = graph.shaped(_joined(graph, views), 0, -1, width)
     query = {name: x.reshape(*x.shape[:-2], -1) for name, x in params["query"].items()}

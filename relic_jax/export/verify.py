@@ -36,13 +36,13 @@ class Beside:
         """See `Backend`."""
         return {"both": tuple(backend.empty(batch, slots) for backend in self._both)}
 
-    def placed(self, arrays: dict[str, np.ndarray]) -> Arrays:
+    def to_device(self, arrays: dict[str, np.ndarray]) -> Arrays:
         """See `Backend`."""
-        return {"both": tuple(backend.placed(arrays) for backend in self._both)}
+        return {"both": tuple(backend.to_device(arrays) for backend in self._both)}
 
-    def taken(self, arrays: Arrays) -> dict[str, np.ndarray]:
+    def to_host(self, arrays: Arrays) -> dict[str, np.ndarray]:
         """See `Backend`."""
-        return self._both[0].taken(arrays["both"][0])
+        return self._both[0].to_host(arrays["both"][0])
 
     def step(self, arrays: Arrays, inputs: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], Arrays]:
         """See `Backend`."""
@@ -58,9 +58,9 @@ class Beside:
             self.scaled = max(self.scaled, float(difference.max() / max(np.abs(x).max(), 1)))
         return expected, {"both": tuple(after for _, after in stepped)}
 
-    def moved(self, arrays: Arrays, shift: int, turn: np.ndarray | None) -> Arrays:
+    def shift(self, arrays: Arrays, slots: int, turn: np.ndarray | None) -> Arrays:
         """See `Backend`."""
-        return {"both": tuple(b.moved(own, shift, turn) for b, own in zip(self._both, arrays["both"], strict=True))}
+        return {"both": tuple(b.shift(own, slots, turn) for b, own in zip(self._both, arrays["both"], strict=True))}
 
     def held(self, arrays: Arrays, rows: np.ndarray) -> Arrays:
         """See `Backend`."""

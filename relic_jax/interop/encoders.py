@@ -102,17 +102,17 @@ def load(policy: Policy, params: Params) -> Params:
     if policy.config.encoder.weights is None:
         return params
     encoders, names = read_weights(policy, params)
-    loaded = {name: jax.tree.map(placed, params["encoder"][name], new) for name, new in encoders.items()}
+    loaded = {name: jax.tree.map(placed_like, params["encoder"][name], new) for name, new in encoders.items()}
     params = {**params, "encoder": {**params["encoder"], **loaded}}
     if names is None:
         return params
     drawn = params["glance"]["names"]
     queries = np.asarray(drawn).copy()
     queries[:, :NAMED_HEADS] = names[:, None]
-    return {**params, "glance": {**params["glance"], "names": placed(drawn, queries)}}
+    return {**params, "glance": {**params["glance"], "names": placed_like(drawn, queries)}}
 
 
-def placed(old: jax.Array, new: jax.typing.ArrayLike) -> jax.Array:
+def placed_like(old: jax.Array, new: jax.typing.ArrayLike) -> jax.Array:
     """`new`, laid out over the devices as `old` is. A copy: on CPU it may lie in memory that is not ours to donate."""
     return jnp.copy(jax.device_put(new, old.sharding))
 

@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from envs.base import Discrete
 from relic_jax.config import ConfigError
+from relic_jax.environment.base import Discrete
 from relic_jax.interop import layout, llamarl
 from relic_jax.interop.encoders import vit_entries
 from relic_jax.interop.files import OURS

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from envs.base import ActionSpace, Box, MultiDiscrete
 from relic_jax.distributions import Categorical, Distribution, Gaussian, MultiCategorical, TanhGaussian
+from relic_jax.environment.base import ActionSpace, Box, MultiDiscrete
 from relic_jax.models.transformer import Linear
 
 

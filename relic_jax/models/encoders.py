@@ -1,7 +1,7 @@
 """Encoders: from what the policy reads at a step to one vector.
 
-Images become features first (`perceive`), everything else is done on features. So an image needs to be looked at once,
-when acting; whoever keeps the features keeps what the image meant to the policy.
+Images become features first (`encode_images`); everything else reads features. Each image is encoded once, when the
+policy acts; later passes reuse its features.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from envs.base import ActionSpace, Image
+from relic_jax.environment.base import ActionSpace, Image
 from relic_jax.models import actions, vision
 from relic_jax.models.grids import CELL_WIDTH, PATCH_WIDTH, CellEmbedding, shrunk, split_cells
 from relic_jax.models.statistics import normalized, nothing_seen
 from relic_jax.types import PyTree, StepInput
 
 IMAGE_RANK = 3
-"""Of an image, [height, width, channels] (`envs.base.Image`)."""
+"""Of an image, [height, width, channels] (`relic_jax.environment.base.Image`)."""
 
 IMAGE_ENCODER = "image_"
 """Parameters of the n-th image's encoder are called this and n."""
@@ -202,7 +202,7 @@ class StepEncoder(nn.Module):
             self.visual = [nn.Dense(self.width) for _ in range(sum(self.images))]
             self.vector = [VectorEmbedding(self.width) for _ in range(len(self.images) - sum(self.images))]
 
-    def perceive(self, inputs: StepInput) -> StepInput:
+    def encode_images(self, inputs: StepInput) -> StepInput:
         """The same inputs with float32 [..., features] in place of every image; what is features already stays."""
         leaves, tree = jax.tree.flatten(inputs.observation)
         encoders = iter(self.image)
@@ -214,7 +214,7 @@ class StepEncoder(nn.Module):
         return inputs.replace(observation=jax.tree.unflatten(tree, leaves))
 
     def cells(self, inputs: StepInput) -> jax.Array:
-        """Of all images of cells: float32 [..., n, w], w of GRIDS. inputs: perceived."""
+        """Of all images of cells: float32 [..., n, w], w of GRIDS. inputs: encoded."""
         leaves, width = jax.tree.leaves(inputs.observation), GRIDS[self.config.image]
         views = [split_cells(x, width) for x, is_image in zip(leaves, self.images, strict=True) if is_image]
         return jnp.concatenate(views, axis=-2)
@@ -231,7 +231,7 @@ class StepEncoder(nn.Module):
 
     def __call__(self, inputs: StepInput) -> jax.Array:
         """inputs: leading axes [...], with images or their features. Returns float32 [..., width of all]."""
-        leaves = jax.tree.leaves(self.perceive(inputs).observation)
+        leaves = jax.tree.leaves(self.encode_images(inputs).observation)
         shape = inputs.first.shape
         flat = [x.reshape(*shape, -1).astype(jnp.float32) for x in leaves]
         features = [x for x, is_image in zip(flat, self.images, strict=True) if is_image]

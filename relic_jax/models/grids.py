@@ -41,7 +41,7 @@ def shrunk(features: jax.Array, width: int) -> jax.Array:
     return features * 2 / (features.shape[-1] // width) ** 0.5
 
 
-class Glance(nn.Module):
+class SpatialAttention(nn.Module):
     """Attention over the cells of the views with a query from the memory's output, a hidden layer, and a residual."""
 
     @nn.compact

@@ -2,7 +2,7 @@
 
 `init(key)`, `initial_memory(batch, capacity)`, `act` for one step and `unroll` for a block. Memory is an explicit
 argument and result. The two ways agree to rounding: acting K times equals unrolling K steps. Both take observations
-with images, or what `perceive` has made of them.
+with images, or what `encode_images` has made of them.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from envs.base import ActionSpace, Discrete, Environment
 from relic_jax.distributions import Categorical, Distribution, MultiCategorical
+from relic_jax.environment.base import ActionSpace, Discrete, Environment
 from relic_jax.models import actions
 from relic_jax.models import cache as kv
 from relic_jax.models.actions import HeadConfig
 from relic_jax.models.cache import KVCache
 from relic_jax.models.encoders import GRIDS, IMAGE_ENCODER, EncoderConfig, StepEncoder, image_mask, vector_part
-from relic_jax.models.grids import Glance
+from relic_jax.models.grids import SpatialAttention
 from relic_jax.models.memory import Memory
 from relic_jax.models.recurrent import Recurrent, RecurrentConfig, empty_carry
 from relic_jax.models.statistics import merged
@@ -83,7 +83,7 @@ class PolicyNetwork(nn.Module):
         else:
             self.recurrent = Recurrent(self.config.recurrent, self.config.memory)
         if self.glances:
-            self.glance = Glance()
+            self.glance = SpatialAttention()
         self.actor = actions.head(self.action_space, self.config.head)
         self.critic = Linear(1, kernel_init=nn.initializers.orthogonal(1.0))
 
@@ -101,33 +101,38 @@ class PolicyNetwork(nn.Module):
         valid: jax.Array | None = None,
         window: jax.Array | None = None,
         dropout_key: jax.Array | None = None,
-        wanted: Span | None = None,
+        query_span: Span | None = None,
     ) -> tuple[PolicyOutput, Memory]:
         """A block of steps, leading axes [B, Q]; see `Transformer.__call__`. A recurrent network has no such options:
         one step is a block of one."""
-        inputs = self.encoder.perceive(inputs)
+        inputs = self.encoder.encode_images(inputs)
         x = self.proj_in(self.encoder(inputs))
         if self.config.memory == "transformer":
-            options: dict[str, Any] = {"valid": valid, "window": window, "dropout_key": dropout_key, "wanted": wanted}
+            options: dict[str, Any] = {
+                "valid": valid,
+                "window": window,
+                "dropout_key": dropout_key,
+                "query_span": query_span,
+            }
             hidden, memory = self.transformer(x, inputs.first, memory, decode=decode, **options)
         elif window is not None:
             raise ValueError("window: a recurrent memory cannot be limited to the last steps")
         else:
             hidden, memory = self.recurrent(x, inputs.first, memory)
-            hidden = hidden if wanted is None else wanted.of(hidden)
+            hidden = hidden if query_span is None else query_span.of(hidden)
         hidden = self.proj_out(hidden.astype(jnp.float32))
         if self.glances:
             seen = (self.encoder.cells(inputs), self.encoder.goal(inputs))
-            hidden = self.glance(hidden, *(seen if wanted is None else jax.tree.map(wanted.of, seen)))
+            hidden = self.glance(hidden, *(seen if query_span is None else jax.tree.map(query_span.of, seen)))
         distribution = self.actor(hidden)
         if inputs.legal is not None:
             assert isinstance(distribution, Categorical | MultiCategorical)
-            distribution = distribution.masked(inputs.legal if wanted is None else wanted.of(inputs.legal))
+            distribution = distribution.masked(inputs.legal if query_span is None else query_span.of(inputs.legal))
         return PolicyOutput(distribution, self.critic(hidden)[..., 0]), memory
 
-    def perceive(self, inputs: StepInput) -> StepInput:
-        """See `StepEncoder.perceive`."""
-        return self.encoder.perceive(inputs)
+    def encode_images(self, inputs: StepInput) -> StepInput:
+        """See `StepEncoder.encode_images`."""
+        return self.encoder.encode_images(inputs)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -136,8 +141,8 @@ class Policy:
 
     actions: the space of them, or a number: so many discrete ones.
     low, high: range of each vector component of the observation, one after the other in tree order.
-    observation: jax.ShapeDtypeStructs (`envs.base.Image` for images) of one observation, in its tree; None: one vector,
-      as long as `low`.
+    observation: jax.ShapeDtypeStructs (`Image` for images) of one observation, in its tree; None: one vector, as long
+      as `low`.
     masked: every step comes with a mask of legal actions (`StepInput.legal`). The parameters do not depend on it.
     """
 
@@ -230,15 +235,15 @@ class Policy:
         form = self.config.transformer.cache_format
         return memory if not isinstance(memory, KVCache) or memory.form == form else kv.in_format(memory, form)
 
-    def perceive(self, params: Params, inputs: StepInput) -> StepInput:
+    def encode_images(self, params: Params, inputs: StepInput) -> StepInput:
         """The inputs with features in place of images, any leading axes; without images as they are."""
         if not any(image_mask(self.spec)):
             return inputs
-        perceived: Any = self.network.apply({"params": params}, inputs, method="perceive")
-        return perceived
+        encoded: Any = self.network.apply({"params": params}, inputs, method="encode_images")
+        return encoded
 
     def features(self, observation: PyTree) -> list[jax.Array]:
-        """Those arrays of an observation that are images, or the features that `perceive` made of them."""
+        """Those arrays of an observation that are images, or the features that `encode_images` made of them."""
         leaves = jax.tree.leaves(observation)
         return [x for x, is_image in zip(leaves, image_mask(self.spec), strict=True) if is_image]
 
@@ -267,16 +272,16 @@ class Policy:
         *,
         valid: jax.Array | None = None,
         dropout_key: jax.Array | None = None,
-        wanted: Span | None = None,
+        query_span: Span | None = None,
     ) -> tuple[PolicyOutput, Memory]:
         """A block of Q steps. inputs: leading axes [B, Q]. Gradients go through the block, never into `memory`.
 
         valid: int32 [], only that many first steps matter (the rest of the block is not computed and comes out as
-        garbage). dropout_key: given in training passes only. wanted: only these steps are put out, which costs less;
-        None: all. A memory of capacity 0 may be given for a pass over a whole trial whose keys and values nobody will
+        garbage). dropout_key: given in training passes only. query_span: only these steps are returned, which costs
+        less; None: all. A memory of capacity 0 may be given for a pass over a whole trial whose keys and values are not
         read again.
         """
-        return self._apply(params, inputs, memory, valid=valid, dropout_key=dropout_key, wanted=wanted)
+        return self._apply(params, inputs, memory, valid=valid, dropout_key=dropout_key, query_span=query_span)
 
     def _apply(self, params: Params, inputs: StepInput, memory: Memory, **options: Any) -> tuple[PolicyOutput, Memory]:
         result: Any = self.network.apply({"params": params}, inputs, memory, **options)

@@ -208,20 +208,20 @@ class Block(nn.Module):
         decode: bool,
         valid: jax.Array | None,
         window: jax.Array | None,
-        wanted: Span | None,
+        query_span: Span | None,
     ) -> tuple[jax.Array, Any, Any]:
-        """x: [B, Q, d] → (x [B, Q, d], or [B, q, d] of the q steps that are wanted, keys, values).
+        """x: [B, Q, d] → (x [B, Q, d], or [B, q, d] of the q steps that are query_span, keys, values).
 
         decode: the slots [B, H, S, D] with the new step in them; otherwise the block's own, [B, H, Q, D].
         """
         cfg = self.config
         y = self.attention_norm(x)
         key, value = (self.split_heads(p(y)) for p in (self.k_proj, self.v_proj))
-        if wanted is not None:
-            x, y = wanted.of(x), wanted.of(y)
+        if query_span is not None:
+            x, y = query_span.of(x), query_span.of(y)
         query = self.split_heads(self.q_proj(y))
         if cfg.episode_rope:
-            query = rotate(query, episodes if wanted is None else wanted.of(episodes))
+            query = rotate(query, episodes if query_span is None else query_span.of(episodes))
             key = rotate(key, episodes)
         key, value = (formats.rounded(x, cfg.cache_format) for x in (key, value))
         if decode:
@@ -234,7 +234,7 @@ class Block(nn.Module):
             return self.residual(x, attended, keep), keys, values
         attend = block_attention(cfg)
         within = not cfg.inter_episode
-        start = 0 if wanted is None else wanted.start
+        start = 0 if query_span is None else query_span.start
         attended = attend(query, key, value, episodes, context, sink, within_episode=within, valid=valid, start=start)
         return self.residual(x, attended, keep), key, value  # written by the caller, where there is room
 
@@ -283,16 +283,16 @@ class Transformer(nn.Module):
         valid: jax.Array | None = None,
         window: jax.Array | None = None,
         dropout_key: jax.Array | None = None,
-        wanted: Span | None = None,
+        query_span: Span | None = None,
     ) -> tuple[jax.Array, KVCache]:
         """Q steps after what `cache` holds.
 
         x: [B, Q, d] embedded steps; first: bool [B, Q]. decode: Q = 1, attends by reading the whole cache. valid: int32
         [], only that many first steps of the block matter. window: int32 [] or [B], decode attends to that many last
         steps.
-        dropout_key: draws the depth-dropout coins of a training pass. wanted: the steps whose hidden states are
+        dropout_key: draws the depth-dropout coins of a training pass. query_span: the steps whose hidden states are
         returned, None for all; of the others the last block computes only keys and values. Returns (hidden [B, Q or
-        wanted.size, d], cache); the new steps are in the returned cache if it has any capacity (one of capacity 0
+        query_span.size, d], cache); the new steps are in the returned cache if it has any capacity (one of capacity 0
         serves a pass over a whole trial).
         """
         cfg = self.config
@@ -315,7 +315,7 @@ class Transformer(nn.Module):
                 decode,
                 valid,
                 window,
-                wanted if layer == cfg.layers - 1 else None,
+                query_span if layer == cfg.layers - 1 else None,
             )
             keys.append(key)
             values.append(value)

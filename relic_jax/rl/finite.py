@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from envs.base import ActionSpace, num_tasks
+from relic_jax.environment.base import ActionSpace, num_tasks
 from relic_jax.rl.rollout import Collected
 from relic_jax.rl.state import Setup
 from relic_jax.types import Params
@@ -41,7 +41,7 @@ def finiteness(actions: ActionSpace, collected: Collected, metrics: Metrics, par
     return {f"nonfinite/{source}": bad(parts[source]) for source in SOURCES}
 
 
-def culprit(setup: Setup, collected: Collected, start: jax.Array) -> Metrics:
+def first_nonfinite(setup: Setup, collected: Collected, start: jax.Array) -> Metrics:
     """Where the segment's first observation or reward that is not finite came up: environment, step of its trial and
     index of its task in the training split (−1: it is not in there), int32 []; all −1 where everything is finite.
     start: the segment's first step.

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from envs.host import Happened, HostEnvironment, HostTrials
-from envs.wrappers import TrialState, TrialStep
+from relic_jax.environment.host import GroupStep, HostEnvironment, HostTrials
+from relic_jax.environment.trials import TrialState, TrialStep
 from relic_jax.models.memory import Memory, joined, rows
 from relic_jax.models.policy import Policy
 from relic_jax.rl import context
@@ -80,7 +80,7 @@ def _act(
     start: jax.Array,
     index: jax.Array,
 ) -> tuple[Running, jax.Array]:
-    inputs = policy.perceive(params, seen)
+    inputs = policy.encode_images(params, seen)
     output, memory = policy.act(params, running.memory, inputs, window=window)
     rows = start + jnp.arange(inputs.first.shape[0])
     keys = jax.random.split(jax.random.fold_in(key, index), environments)[rows]
@@ -139,7 +139,7 @@ class HostSegments:
         steps = jax.device_get(state.trajectory.replace(inputs=None))
         ended = (steps.terminated | steps.truncated)[:, :filled]
         begun = [int(row.nonzero()[0][-1]) + 1 if row.any() else 0 for row in ended]
-        applied = self._env.action_space.applied(steps.action)
+        applied = self._env.action_space.to_env(steps.action)
         replay = [row[start:filled] for row, start in zip(applied, begun, strict=True)]
         same = self._trials.resume(jax.device_get(state.trial), ended.sum(1), replay)
         truncated, valid = np.array(steps.truncated), np.array(steps.valid)
@@ -158,9 +158,9 @@ class HostSegments:
         def act(group: int, index: int, trial: TrialState) -> np.ndarray:
             start = trials.rows[group].start
             running[group], action = self._actor(params, running[group], trial, key, start, index)
-            return self._env.action_space.applied(np.asarray(action))
+            return self._env.action_space.to_env(np.asarray(action))
 
-        happened: list[list[Happened]] = [[] for _ in running]
+        happened: list[list[GroupStep]] = [[] for _ in running]
         finals: list[list[np.ndarray]] = [[] for _ in running]
         for found in trials.run(act, steps):
             happened[found.group].append(found)
@@ -180,13 +180,13 @@ class HostSegments:
             observation=acted.observation,
         )
 
-    def _final_value(self, params: Params, memory: Memory, found: Happened) -> np.ndarray:
+    def _final_value(self, params: Params, memory: Memory, found: GroupStep) -> np.ndarray:
         """Value of the observation that a time limit cut off, 0 elsewhere: float32 [b]."""
         batch = found.batch
         cut = batch.truncated & batch.valid
         if self._setup.config.ppo.time_limit == "terminal" or batch.final is None or not cut.any():
             return np.zeros(len(cut), np.float32)
-        acted = self._env.action_space.chosen(batch.acted)
+        acted = self._env.action_space.from_env(batch.acted)
         fields: Any = (self._env.observe(batch.final), acted, batch.reward, np.zeros_like(cut))
         inputs = StepInput(*fields)
         return np.where(cut, np.asarray(self._actor.peek(params, memory, inputs)), 0).astype(np.float32)

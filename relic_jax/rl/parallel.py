@@ -137,5 +137,5 @@ def initial_state(setup: Setup) -> TrainState:
     state = jax.jit(lambda: init_state(setup), out_shardings=shardings)()
     params = state.params
     if setup.config.start_from is not None:
-        params = jax.tree.map(encoders.placed, params, start_params(setup.config.start_from, params))
+        params = jax.tree.map(encoders.placed_like, params, start_params(setup.config.start_from, params))
     return state.replace(params=encoders.load(setup.policy, params))

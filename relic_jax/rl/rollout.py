@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from envs.wrappers import TrialState, TrialStep
+from relic_jax.environment.trials import TrialState, TrialStep
 from relic_jax.models.memory import Memory
 from relic_jax.models.policy import Policy
 from relic_jax.rl.state import Setup, step_input
@@ -79,7 +79,7 @@ def collect_within(setup: Setup, params: Params, trial: TrialState, memory: Memo
         trial, memory = carry
         action_key, env_key = jax.random.split(key)
         seen = step_input(trial)
-        inputs = policy.perceive(params, seen)
+        inputs = policy.encode_images(params, seen)
         output, memory = policy.act(params, memory, inputs)
         action = output.distribution.sample(action_key)
         trial, result = setup.trials.step(env_key, trial, action)
@@ -108,7 +108,7 @@ def final_value(setup: Setup, params: Params, memory: Memory, action: jax.Array,
         return zeros
 
     def peek() -> jax.Array:
-        shown = setup.policy.action_space.shown(action)
+        shown = setup.policy.action_space.to_policy(action)
         inputs = StepInput(result.final_observation, shown, result.reward, jnp.zeros_like(result.truncated))
         return jnp.where(result.truncated, setup.policy.peek(params, memory, inputs), 0.0)
 

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from envs.base import Environment, num_tasks
-from envs.wrappers import Trials, TrialState
 from relic_jax.config import TrainConfig
+from relic_jax.environment.base import Environment, num_tasks
+from relic_jax.environment.trials import Trials, TrialState
 from relic_jax.models.memory import Memory
 from relic_jax.models.policy import Policy, policy_for
 from relic_jax.rl.optimizer import make_optimizer
@@ -114,8 +114,8 @@ def step_input(trial: TrialState) -> StepInput:
 def empty_trajectory(setup: Setup, trial: TrialState) -> Trajectory:
     """Zero buffers [N, T, ...] for the trial's steps. Of images there are features only."""
     policy, steps = setup.policy, setup.config.trial.steps
-    perceived = jax.eval_shape(lambda: policy.perceive(policy.init(jax.random.key(0)), step_input(trial)))
-    inputs = jax.tree.map(lambda x: jnp.zeros((x.shape[0], steps, *x.shape[1:]), x.dtype), perceived)
+    encoded = jax.eval_shape(lambda: policy.encode_images(policy.init(jax.random.key(0)), step_input(trial)))
+    inputs = jax.tree.map(lambda x: jnp.zeros((x.shape[0], steps, *x.shape[1:]), x.dtype), encoded)
     shape = (trial.first.shape[0], steps)
     real, flag = jnp.zeros(shape, jnp.float32), jnp.zeros(shape, bool)
     return Trajectory(

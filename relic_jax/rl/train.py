@@ -13,11 +13,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from envs.base import Environment
-from envs.host import HostEnvironment
 from relic_jax import checkpoint, prng, settings
 from relic_jax.bridge.pool import PoolError
 from relic_jax.config import ConfigError, TrainConfig, validate
+from relic_jax.environment.base import Environment
+from relic_jax.environment.host import HostEnvironment
 from relic_jax.evaluate import check_evaluated
 from relic_jax.files import storage_errors
 from relic_jax.horizon import tell_of_cut
@@ -28,7 +28,7 @@ from relic_jax.models.encoders import image_mask
 from relic_jax.progress import Clock, duration
 from relic_jax.rl.finite import SOURCES
 from relic_jax.rl.host import HostSegments
-from relic_jax.rl.memory import check_memory, check_sizes
+from relic_jax.rl.memory_budget import check_memory, check_sizes
 from relic_jax.rl.parallel import configure_devices, initial_state, parallel, state_shardings
 from relic_jax.rl.state import Setup, TrainState, init_state, make_setup
 from relic_jax.rl.update import segment_step, trial_step
@@ -38,7 +38,7 @@ from relic_jax.tracking import Record, Tracker
 
 
 class NonFiniteError(RuntimeError):
-    """A NaN or infinity appeared. The message names the step, the culprit and the last good checkpoint."""
+    """A NaN or infinity appeared. The message names the step, the first_nonfinite and the last good checkpoint."""
 
 
 @dataclasses.dataclass
@@ -235,8 +235,8 @@ def check_finite(setup: Setup, record: Record, checkpoints: Path) -> None:
     """Raises NonFiniteError where a record counts non-finite numbers; takes the counts out of it otherwise."""
     counts = {source: record.pop(f"nonfinite/{source}") for source in SOURCES}
     environment, step, task = (int(record.pop(f"nonfinite/{name}")) for name in ("environment", "step", "task"))
-    culprit = next((source for source in SOURCES if counts[source]), None)
-    if culprit is None:
+    first_nonfinite = next((source for source in SOURCES if counts[source]), None)
+    if first_nonfinite is None:
         return
     steps = checkpoint.complete_steps(checkpoints)
     good = f"{checkpoints / str(steps[-1])}" if steps else "none yet"
@@ -244,11 +244,11 @@ def check_finite(setup: Setup, record: Record, checkpoints: Path) -> None:
     if environment >= 0:
         where = f"; {setup.trials.env.name}, environment {environment}, step {step} of its trial"
         where += f", training task {task}{task_text(setup.tasks, task)}" if task >= 0 else ""
-    what, count = ("no legal action", "steps") if culprit == "legal" else ("not finite", "numbers")
-    name = "" if culprit == "legal" else f": {culprit}"
+    what, count = ("no legal action", "steps") if first_nonfinite == "legal" else ("not finite", "numbers")
+    name = "" if first_nonfinite == "legal" else f": {first_nonfinite}"
     raise NonFiniteError(
         f"{what} at environment step {int(record['env_steps'])}{name} "
-        f"({int(counts[culprit])} {count}{where}); last good checkpoint: {good}"
+        f"({int(counts[first_nonfinite])} {count}{where}); last good checkpoint: {good}"
     )
 
 

@@ -18,7 +18,7 @@ from relic_jax.config import TrainConfig
 from relic_jax.models.memory import Memory, rows
 from relic_jax.models.policy import PolicyOutput
 from relic_jax.rl import context, losses
-from relic_jax.rl.finite import Metrics, culprit, finiteness
+from relic_jax.rl.finite import Metrics, finiteness, first_nonfinite
 from relic_jax.rl.gae import advantages
 from relic_jax.rl.masked import Counts, count_of, mean_of_valid, normalized, step_counts
 from relic_jax.rl.optimizer import entropy_coef, global_norm, learning_rate
@@ -97,10 +97,13 @@ def learn(
     seen = collected.steps
     params = setup.policy.observed(params, seen.inputs.observation, seen.valid, setup.total)
     counts = setup.total(episode_sums(collected) | finiteness(setup.policy.action_space, collected, metrics, params))
-    counts |= culprit(setup, collected, start)
+    counts |= first_nonfinite(setup, collected, start)
     metrics = setup.mean(metrics | {"reward": mean_reward(setup, collected)}) | counts
     state = state.replace(params=params, opt_state=opt_state)
-    next_trial, next_segment = (lambda s: start_trial(setup, s, after_key)), (lambda s: go_on(setup, s, after_key))
+    next_trial, next_segment = (
+        (lambda s: start_trial(setup, s, after_key)),
+        (lambda s: continue_trial(setup, s, after_key)),
+    )
     return lax.cond(is_last, next_trial, next_segment, state), metrics
 
 
@@ -303,7 +306,7 @@ def window_inputs(setup: Setup, params: Params, batch: Batch, window: Window) ->
     block = context.window(batch.trajectory.inputs, window.start, window.size)
     if batch.observation is None:
         return block
-    return setup.policy.perceive(params, block.replace(observation=batch.observation))
+    return setup.policy.encode_images(params, block.replace(observation=batch.observation))
 
 
 def window_output(setup: Setup, params: Params, batch: Batch, window: Window, dropout_key: jax.Array) -> PolicyOutput:
@@ -318,11 +321,11 @@ def window_output(setup: Setup, params: Params, batch: Batch, window: Window, dr
         inputs = context.write_window(inputs, block, window.start)
     nothing = setup.policy.initial_memory(batch.advantage.shape[0], 0)
     valid = jnp.asarray(window.start + window.size, jnp.int32)
-    wanted = None if window.full else Span(window.start, window.size)
-    return setup.policy.unroll(params, nothing, inputs, valid=valid, dropout_key=dropout_key, wanted=wanted)[0]
+    query_span = None if window.full else Span(window.start, window.size)
+    return setup.policy.unroll(params, nothing, inputs, valid=valid, dropout_key=dropout_key, query_span=query_span)[0]
 
 
-def go_on(setup: Setup, state: TrainState, key: jax.Array) -> TrainState:
+def continue_trial(setup: Setup, state: TrainState, key: jax.Array) -> TrainState:
     """After a partial update: shuffles complete episodes and recomputes keys, values and value predictions.
 
     The stored log-probabilities stay those of the acting policy.

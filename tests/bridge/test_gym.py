@@ -7,11 +7,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from envs.registry import make
 from relic_jax.bridge.pool import Pool, PoolConfig, PoolError
 from relic_jax.bridge.protocol import EXPERT
 from relic_jax.bridge.worker import episode_seed
 from relic_jax.config import HostConfig
+from relic_jax.envs.registry import make
 
 gymnasium = pytest.importorskip("gymnasium")
 ENTRY = "relic_jax.bridge.gym:GymEnvironment"

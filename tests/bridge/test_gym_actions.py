@@ -8,14 +8,14 @@ import textwrap
 import numpy as np
 import pytest
 
-from envs.base import Discrete, MultiDiscrete
-from envs.lines import reference_lines
-from envs.registry import make
 from relic_jax.bridge import gym_actions, protocol
 from relic_jax.bridge.pool import Pool, PoolConfig, PoolError
 from relic_jax.bridge.protocol import ArraySpec, ProtocolError, Spec
 from relic_jax.bridge.worker import SetupError
 from relic_jax.config import HostConfig, TrialConfig
+from relic_jax.environment.base import Discrete, MultiDiscrete
+from relic_jax.environment.reference_returns import reference_lines
+from relic_jax.envs.registry import make
 from relic_jax.evaluate import in_context_curves
 
 gymnasium = pytest.importorskip("gymnasium")

@@ -6,10 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from envs.base import Image
-from envs.registry import make
 from relic_jax.bridge.observations import BUCKETS, Observations, SpaceError
 from relic_jax.config import ConfigError, HostConfig
+from relic_jax.environment.base import Image
+from relic_jax.envs.registry import make
 
 gymnasium = pytest.importorskip("gymnasium")
 S = gymnasium.spaces

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from envs import registry
-from envs.base import num_tasks
 from relic_jax.config import ConfigError
+from relic_jax.environment.base import num_tasks
+from relic_jax.envs import registry
 
 present = importlib.util.find_spec("brax") is not None
 needs_brax = pytest.mark.skipif(not present, reason="brax is not installed")
@@ -100,6 +100,6 @@ def test_equals_brax_step_for_step():
 @needs_brax
 @pytest.mark.parametrize("name", sorted(registry.BRAX))
 def test_every_task_says_what_is_earned(name):
-    from envs.brax.env import Locomotion
+    from relic_jax.envs.brax.env import Locomotion
 
     assert type(registry.make(name)).earned is not Locomotion.earned

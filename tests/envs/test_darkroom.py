@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from envs.base import num_tasks, split_hash
-from envs.darkroom.env import PRESETS, Darkroom, DarkroomTask
-from envs.darkroom.key_to_door import PRESETS as KEY_PRESETS
-from envs.darkroom.key_to_door import KeyToDoorTask
+from relic_jax.environment.base import num_tasks, split_hash
+from relic_jax.envs.darkroom.env import PRESETS, Darkroom, DarkroomTask
+from relic_jax.envs.darkroom.key_to_door import PRESETS as KEY_PRESETS
+from relic_jax.envs.darkroom.key_to_door import KeyToDoorTask
 
 DPT = PRESETS["darkroom-dpt"]
 KEY_TO_DOOR = KEY_PRESETS["key-to-door-9"]

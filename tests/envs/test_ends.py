@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from envs import registry
-from envs.base import Discrete, Environment, TimeStep, VisualEnvironment, num_tasks
-from envs.repeat import repeated
 from relic_jax.bridge.protocol import ArraySpec, Spec
 from relic_jax.bridge.worker import Slot
+from relic_jax.environment.base import Discrete, Environment, TimeStep, VisualEnvironment, num_tasks
+from relic_jax.environment.repeat import repeated
+from relic_jax.envs import registry
 from relic_jax.rl import update
 from relic_jax.rl.rollout import collect
 from relic_jax.rl.state import init_state, make_setup

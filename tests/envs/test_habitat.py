@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from envs.habitat import api, dataset, glb, house, receptacles, soft, task
-from envs.habitat.api import Settings, Simulation
-from envs.habitat.task import DOWN, FORWARD, LEFT, RIGHT, STOP, UP, ExtObjNav
 from relic_jax.bridge.pool import Pool, PoolConfig, PoolError
 from relic_jax.bridge.worker import SetupError
+from relic_jax.envs.habitat import api, dataset, glb, house, receptacles, soft, task
+from relic_jax.envs.habitat.api import Settings, Simulation
+from relic_jax.envs.habitat.task import DOWN, FORWARD, LEFT, RIGHT, STOP, UP, ExtObjNav
 
 
 def room(path, *boxes, size=(10.0, 10.0), tables=()):
@@ -422,7 +422,7 @@ def test_datasets_are_reproducible_held_out_and_read_back(tmp_path, soft_data):
 def test_through_the_bridge_equals_in_process(soft_data):
     options = {"size": 32, "border": 1, "horizon": 20, "categories": soft_data["categories"]}
     tasks, seeds = soft_data["train"][:2], [3, 4]
-    with Pool(PoolConfig("envs.habitat.task:make", options, workers=2, environments=1)) as pool:
+    with Pool(PoolConfig("relic_jax.envs.habitat.task:make", options, workers=2, environments=1)) as pool:
         batch = pool.reset(tasks, seeds)
         from relic_jax.bridge.worker import episode_seed
 
@@ -463,7 +463,7 @@ def test_bad_input_is_one_line(tmp_path, soft_data):
 
 def test_without_habitat_sim_one_line_says_how_to_get_it(tmp_path):
     (tmp_path / "habitat_sim.py").write_text("raise ImportError('not here')")
-    config = PoolConfig("envs.habitat.task:make", {"backend": "habitat"}, 1, 1, 1, paths=(str(tmp_path),))
+    config = PoolConfig("relic_jax.envs.habitat.task:make", {"backend": "habitat"}, 1, 1, 1, paths=(str(tmp_path),))
     one_line(lambda: Pool(config), "has no habitat_sim", PoolError)
     one_line(lambda: Pool(config), "conda create", PoolError)
 

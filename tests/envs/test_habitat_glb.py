@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from envs.habitat import glb, house
-from envs.habitat.house import Boxes
+from relic_jax.envs.habitat import glb, house
+from relic_jax.envs.habitat.house import Boxes
 
 FLOATS, SHORTS = 5126, 5123
 

@@ -17,13 +17,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from envs.habitat import dataset, lab_dataset, soft
-from envs.habitat.api import Settings, Simulation
-from envs.registry import describe, make
 from relic_jax.bridge import process
 from relic_jax.bridge.pool import Pool, PoolConfig
 from relic_jax.bridge.worker import episode_seed
 from relic_jax.config import ConfigError, HostConfig
+from relic_jax.envs.habitat import dataset, lab_dataset, soft
+from relic_jax.envs.habitat.api import Settings, Simulation
+from relic_jax.envs.registry import describe, make
 
 CATEGORIES = ("mug", "apple", "bowl")
 EPISODES = 6
@@ -105,7 +105,7 @@ DIRECT = """
     sys.path.insert(0, sys.argv[1])
     import relic_jax_worker
     sys.meta_path.insert(0, relic_jax_worker.OwnPackages)
-    from envs.habitat import lab
+    from relic_jax.envs.habitat import lab
     lab.import_habitat()
     import habitat, numpy as np
     config = lab.load_config(sys.argv[2], "train", None, "default", 16, 30, -1)

@@ -9,15 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from envs import registry
-from envs.base import Discrete, Environment, TimeStep, VisualEnvironment, first_timestep
-from envs.darkroom.env import Darkroom
-from envs.lines import reference_lines
-from envs.repeat import repeated
-from envs.wrappers import Trials
 from relic_jax import horizon as told
 from relic_jax.bridge.pool import Pool, PoolConfig
 from relic_jax.config import EvalConfig
+from relic_jax.environment.base import Discrete, Environment, TimeStep, VisualEnvironment, first_timestep
+from relic_jax.environment.reference_returns import reference_lines
+from relic_jax.environment.repeat import repeated
+from relic_jax.environment.trials import Trials
+from relic_jax.envs import registry
+from relic_jax.envs.darkroom.env import Darkroom
 from relic_jax.evaluate import in_context_curves
 from relic_jax.rl.train import prepare, train
 

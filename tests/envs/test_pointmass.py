@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from envs.base import Trajectory, split_hash
-from envs.darkroom.render import GREEN, ORANGE, STRIP_HEIGHT
-from envs.lines import reference_lines
-from envs.pointmass.render import SIDE
-from envs.registry import make
+from relic_jax.environment.base import Trajectory, split_hash
+from relic_jax.environment.reference_returns import reference_lines
+from relic_jax.envs.darkroom.render import GREEN, ORANGE, STRIP_HEIGHT
+from relic_jax.envs.pointmass.render import SIDE
+from relic_jax.envs.registry import make
 
 ENV = make("pointmass-goal")
 

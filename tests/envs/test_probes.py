@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from envs.probes.env import PRESETS
+from relic_jax.envs.probes.env import PRESETS
 
 
 def episodes(env, actions, task=0, count=64):

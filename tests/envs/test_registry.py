@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from envs.base import Environment, VisualEnvironment
-from envs.host import HostEnvironment
-from envs.probes.env import Probe
-from envs.registry import ENTRIES, UnknownEnvironmentError, describe, make, names
+from relic_jax.environment.base import Environment, VisualEnvironment
+from relic_jax.environment.host import HostEnvironment
+from relic_jax.envs.probes.env import Probe
+from relic_jax.envs.registry import ENTRIES, UnknownEnvironmentError, describe, make, names
 
 EXPECTED = {
     "darkroom-dpt",
@@ -91,14 +91,15 @@ def test_unknown_name_is_answered_with_the_nearest(function):
 def test_hopeless_name_gets_no_guess():
     with pytest.raises(UnknownEnvironmentError) as error:
         make("xyzzy")
-    assert str(error.value) == "unknown environment 'xyzzy'; envs.registry.names() lists all"
+    assert str(error.value) == "unknown environment 'xyzzy'; relic_jax.envs.registry.names() lists all"
 
 
 def test_environments_are_imported_only_when_made():
     code = (
-        "import sys, envs.registry as r; r.names(); "
-        "assert not [m for m in sys.modules if m.startswith(('envs.darkroom', 'envs.probes', 'envs.firstperson'))]; "
-        "r.make('probe-value'); assert 'envs.darkroom.env' not in sys.modules"
+        "import sys, relic_jax.envs.registry as r; r.names(); "
+        "worlds = tuple('relic_jax.envs.' + x for x in ('darkroom', 'probes', 'firstperson')); "
+        "assert not [m for m in sys.modules if m.startswith(worlds)]; "
+        "r.make('probe-value'); assert 'relic_jax.envs.darkroom.env' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2], timeout=60)
 
@@ -130,7 +131,7 @@ NAMED = {
 
 @pytest.mark.parametrize("name", NAMED)
 def test_names_of_actions(name):
-    from envs.repeat import repeated
+    from relic_jax.environment.repeat import repeated
 
     env = make(name)
     assert env.action_names == NAMED[name] == repeated(env, 2).action_names

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from envs.base import Trajectory
-from envs.darkroom.env import PRESETS, DarkroomTask
-from envs.darkroom.key_to_door import PRESETS as KEY_PRESETS
-from envs.darkroom.key_to_door import KeyToDoorTask
-from envs.darkroom.render import BLUE, GOLD, GREEN, ORANGE, STRIP_HEIGHT, VISITED, WHITE, Mark, trial_frames
-from envs.registry import make
-from envs.render import enlarged, write_gif
+from relic_jax.environment.base import Trajectory
+from relic_jax.envs.darkroom.env import PRESETS, DarkroomTask
+from relic_jax.envs.darkroom.key_to_door import PRESETS as KEY_PRESETS
+from relic_jax.envs.darkroom.key_to_door import KeyToDoorTask
+from relic_jax.envs.darkroom.render import BLUE, GOLD, GREEN, ORANGE, STRIP_HEIGHT, VISITED, WHITE, Mark, trial_frames
+from relic_jax.envs.registry import make
+from relic_jax.envs.render import enlarged, write_gif
 
 CELL = 32  # pixels, of a 10×10 grid
 

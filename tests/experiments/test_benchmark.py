@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from experiments.benchmark import __main__ as benchmark
-from experiments.benchmark.measure import Machine
+from relic_jax.experiments.benchmark import __main__ as benchmark
+from relic_jax.experiments.benchmark.measure import Machine
 
 MACHINE = Machine("cpu", "cpu", 2, "0", "3", native=True, copy_bandwidth=1e9, matrix_rate=1e9)
 

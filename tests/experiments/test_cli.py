@@ -11,10 +11,10 @@ from pathlib import Path
 import jax
 import pytest
 
-from envs.registry import make
-from experiments import folders, presets, run
 from relic_jax import evaluate
 from relic_jax.config import ConfigError
+from relic_jax.envs.registry import make
+from relic_jax.experiments import folders, presets, run
 from relic_jax.rl import train as training
 from relic_jax.rl.train import prepare, restore
 
@@ -359,7 +359,7 @@ def test_a_full_disk_is_one_line(cli, tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device", "metrics.jsonl")
 
-    monkeypatch.setattr("experiments.training.train", full)
+    monkeypatch.setattr("relic_jax.experiments.training.train", full)
     code, _, err = cli("train", "darkroom-smoke", "--runs", tmp_path)
     hint = f"go on with: relic-jax train --resume {tmp_path / 'darkroom-smoke-seed0'}"
     assert (code, err) == (2, f"relic-jax: [Errno 28] No space left on device: 'metrics.jsonl'; {hint}\n")
@@ -369,7 +369,7 @@ def test_a_full_disk_is_one_line(cli, tmp_path, monkeypatch):
 
 
 def process(*arguments):
-    command = [sys.executable, "-m", "experiments.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "relic_jax.experiments.cli", *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
@@ -389,7 +389,7 @@ def test_nothing_else_is_said_in_a_real_process(tmp_path, broken):
 def test_a_reader_who_has_seen_enough_is_no_error(arguments):
     read, write = os.pipe()
     os.close(read)
-    command = [sys.executable, "-m", "experiments.cli", *arguments]
+    command = [sys.executable, "-m", "relic_jax.experiments.cli", *arguments]
     done = subprocess.run(command, cwd=ROOT, stdout=write, stderr=subprocess.PIPE, text=True, timeout=120)
     os.close(write)
     assert done.stderr == ""
@@ -400,7 +400,7 @@ def test_a_valid_config_is_not_refused(tiny):
 
 
 def test_curves_of_the_same_file_name_are_called_by_their_folders(tmp_path):
-    from experiments.plots import labels
+    from relic_jax.experiments.plots import labels
 
     (tmp_path / "run").mkdir()
     paths = [tmp_path / "a" / "pooled.json", tmp_path / "b" / "pooled.json", tmp_path / "c.json", tmp_path / "run"]
@@ -415,8 +415,8 @@ def test_cores_are_offered_as_devices_before_an_environment_can_touch_one(cli, m
         assert offered == [2]
         raise ConfigError("here it ends")
 
-    monkeypatch.setattr("experiments.training.offer_cores", offered.append)
-    monkeypatch.setattr("experiments.run.env_of", env_of)
+    monkeypatch.setattr("relic_jax.experiments.training.offer_cores", offered.append)
+    monkeypatch.setattr("relic_jax.experiments.run.env_of", env_of)
     code, _, err = cli("train", "darkroom-smoke", "--devices", "2")
     assert code == 2
     assert "here it ends" in err

@@ -4,8 +4,8 @@ import shutil
 
 import pytest
 
-from experiments.faults import processes
-from experiments.faults.__main__ import PARTS, QUICK, ROWS, Command
+from relic_jax.experiments.faults import processes
+from relic_jax.experiments.faults.__main__ import PARTS, QUICK, ROWS, Command
 from relic_jax.metrics import read_lines
 
 

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from envs.base import Trajectory
-from envs.registry import make
-from experiments import formats
+from relic_jax.environment.base import Trajectory
+from relic_jax.envs.registry import make
+from relic_jax.experiments import formats
 from relic_jax.rl import train as training
 from relic_jax.rl.train import prepare, restore
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.faults.options import COMMANDS, Bench, options_of, trace, values
 from relic_jax.config import ConfigError, TrainConfig, changed, validate
-from relic_jax.rl.memory import check_sizes
+from relic_jax.experiments.faults.options import COMMANDS, Bench, options_of, trace, values
+from relic_jax.rl.memory_budget import check_sizes
 
 COMMAND_OPTIONS = {name: options_of(command) for name, command in COMMANDS.items()}
 
@@ -92,7 +92,7 @@ REFUSED = [
     (["--env", "python:.a:B"], "env is 'python:.a:B'; allowed: python:MODULE:NAME"),
     (
         ["--env", "python:json:loads"],
-        "env is 'python:json:loads'; allowed: an envs.base.Environment",
+        "env is 'python:json:loads'; allowed: an relic_jax.environment.base.Environment",
     ),
     (["--start-from", "a" * 5000], "start_from is 'aaa"),
     (["--start-from", "a\0b"], "start-from is 'a\\x00b'; allowed: text without NUL"),

@@ -9,13 +9,13 @@ import jax
 import numpy as np
 import pytest
 
-from envs.habitat import dataset
-from envs.habitat import host as habitat
-from envs.host import HostEnvironment
-from envs.registry import describe, make
-from experiments import run
 from relic_jax.bridge import process, protocol
 from relic_jax.config import ConfigError, HostConfig, TrialConfig
+from relic_jax.environment.host import HostEnvironment
+from relic_jax.envs.habitat import dataset
+from relic_jax.envs.habitat import host as habitat
+from relic_jax.envs.registry import describe, make
+from relic_jax.experiments import run
 from relic_jax.metrics import read_lines
 from relic_jax.rl.host import HostSegments
 from relic_jax.rl.parallel import initial_state

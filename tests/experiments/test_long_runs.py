@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from envs.registry import make
-from experiments import folders
 from relic_jax import checkpoint
+from relic_jax.envs.registry import make
+from relic_jax.experiments import folders
 from relic_jax.metrics import JsonLines, read_lines
 from relic_jax.rl import train as training
 from relic_jax.rl.steps import StepCount

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from orbax.checkpoint import v1 as ocp
 
-from envs.registry import make
 from relic_jax import checkpoint, prng
+from relic_jax.envs.registry import make
 from relic_jax.loading import load_policy
 from relic_jax.metrics import read_lines
 from relic_jax.rl.train import prepare, restore

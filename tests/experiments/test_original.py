@@ -13,7 +13,7 @@ GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "sink_kv.npz"
 @pytest.fixture(scope="module")
 def reference():
     """(the model with the reference's weights in float64, its arrays)."""
-    from experiments.benchmark.original_torch import LlamaRL
+    from relic_jax.experiments.benchmark.original_torch import LlamaRL
 
     arrays = dict(np.load(GOLDEN))
     config = json.loads(arrays["config"].tobytes())

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from envs.base import Trajectory
-from envs.firstperson.renderer import Lens
-from envs.firstperson.room import Room
-from envs.registry import make
-from experiments import play
 from relic_jax.config import ConfigError
+from relic_jax.environment.base import Trajectory
+from relic_jax.envs.firstperson.renderer import Lens
+from relic_jax.envs.firstperson.room import Room
+from relic_jax.envs.registry import make
+from relic_jax.experiments import play
 
 
 def test_a_film_of_the_task_that_was_asked_for(cli, begun_run, tmp_path):

@@ -8,10 +8,10 @@ from pathlib import Path
 import jax
 import pytest
 
-from envs.registry import make
-from experiments import folders, pooling
 from relic_jax import checkpoint, evaluate
 from relic_jax.config import ConfigError, HostConfig
+from relic_jax.envs.registry import make
+from relic_jax.experiments import folders, pooling
 from relic_jax.export import export_policy
 from relic_jax.loading import load_policy
 from relic_jax.models.transformer import TransformerConfig

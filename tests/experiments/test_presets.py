@@ -7,14 +7,14 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from envs import registry
-from envs.host import HostEnvironment
-from envs.repeat import repeated
-from envs.wrappers import TrialStep
-from experiments import presets
 from relic_jax.bridge.protocol import ArraySpec, Spec
 from relic_jax.config import validate
+from relic_jax.environment.host import HostEnvironment
+from relic_jax.environment.repeat import repeated
+from relic_jax.environment.trials import TrialStep
+from relic_jax.envs import registry
 from relic_jax.evaluate import _chunk_function
+from relic_jax.experiments import presets
 from relic_jax.models.encoders import image_mask
 from relic_jax.rl import rollout, update
 from relic_jax.rl.host import Actor, Running, _closed, _collected_specs, _learn, _opened, _trajectory

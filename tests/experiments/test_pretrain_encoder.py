@@ -5,10 +5,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from envs import registry
-from envs.firstperson.renderer import render_objects
-from experiments import pretrain_encoder
-from experiments.pretrain_encoder import CONFIG, FIRST, FURNITURE, KINDS, PLACE, WALL, by_place, pictures, pretrain
+from relic_jax.envs import registry
+from relic_jax.envs.firstperson.renderer import render_objects
+from relic_jax.experiments import pretrain_encoder
+from relic_jax.experiments.pretrain_encoder import (
+    CONFIG,
+    FIRST,
+    FURNITURE,
+    KINDS,
+    PLACE,
+    WALL,
+    by_place,
+    pictures,
+    pretrain,
+)
 from relic_jax.interop import files
 from relic_jax.interop.encoders import NAMES, SHIPPED, read_encoder, save_encoder
 from relic_jax.models.encoders import encode_image, image_encoder

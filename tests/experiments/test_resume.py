@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 from flax import struct
 
-from envs.darkroom.env import Darkroom, DarkroomTask
-from envs.registry import make
-from experiments import folders, run
-from experiments.faults import processes
-from experiments.faults.processes import arrays, end, logged, start, wait_until
-from experiments.faults.small import PER_UPDATE
 from relic_jax import checkpoint
+from relic_jax.envs.darkroom.env import Darkroom, DarkroomTask
+from relic_jax.envs.registry import make
+from relic_jax.experiments import folders, run
+from relic_jax.experiments.faults import processes
+from relic_jax.experiments.faults.processes import arrays, end, logged, start, wait_until
+from relic_jax.experiments.faults.small import PER_UPDATE
 from relic_jax.metrics import JsonLines, read_lines
 from relic_jax.rl import train as training
 from relic_jax.rl.train import NonFiniteError, prepare, restore, train
@@ -301,7 +301,7 @@ def assert_all_checkpoints_finite(setup, folder):
 
 
 @pytest.mark.parametrize(
-    ("what", "when", "culprit"),
+    ("what", "when", "first_nonfinite"),
     [
         ("reward_at", 40, "reward"),
         ("reward_at", 48, "reward"),  # the segment's last step
@@ -310,7 +310,7 @@ def assert_all_checkpoints_finite(setup, folder):
     ],
 )
 def test_nan_from_the_environment_stops_the_run_and_names_step_culprit_and_checkpoint(
-    poisoned, poison, tmp_path, what, when, culprit
+    poisoned, poison, tmp_path, what, when, first_nonfinite
 ):
     setup = poisoned("segment")
     poison(**{what: when})
@@ -320,7 +320,7 @@ def test_nan_from_the_environment_stops_the_run_and_names_step_culprit_and_check
     assert "\n" not in message and f"environment step {3 * PER_UPDATE}: " in message
     step = when if what == "observation_at" else when - 1  # an observation counts for the step that is taken on it
     assert f"; darkroom-ad-9-random, environment 0, step {step} of its trial); " in message
-    assert f": {culprit} (" in message
+    assert f": {first_nonfinite} (" in message
     assert message.endswith(f"last good checkpoint: {tmp_path / 'checkpoints' / str(2 * PER_UPDATE)}")
     assert checkpoint.complete_steps(tmp_path / "checkpoints")[-1] == 2 * PER_UPDATE
     assert [line["env_steps"] for line in read_lines(tmp_path / "metrics.jsonl")] == [PER_UPDATE, 2 * PER_UPDATE]

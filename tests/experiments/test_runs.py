@@ -15,9 +15,9 @@ import jax
 import numpy as np
 import pytest
 
-from envs.registry import make
-from experiments import folders, training
 from relic_jax import checkpoint
+from relic_jax.envs.registry import make
+from relic_jax.experiments import folders, training
 from relic_jax.locks import run_lock
 from relic_jax.metrics import JsonLines, read_lines
 from relic_jax.rl.optimizer import learning_rate
@@ -30,7 +30,7 @@ SMALL += ["--checkpoint-minutes=0.00001"]
 
 
 def start(*arguments):
-    command = [sys.executable, "-m", "experiments.cli", "train", *map(str, arguments)]
+    command = [sys.executable, "-m", "relic_jax.experiments.cli", "train", *map(str, arguments)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, cwd=ROOT, **pipes)
 
@@ -137,7 +137,7 @@ import resource, runpy, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
 sys.argv[:2] = ["relic-jax"]
-runpy.run_module("experiments.cli", run_name="__main__")
+runpy.run_module("relic_jax.experiments.cli", run_name="__main__")
 """
 """Files cannot grow beyond so many bytes, as on a full disk."""
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 import relic_jax
-from envs.registry import make
 from relic_jax import checkpoint, prng, settings
 from relic_jax.config import EvalConfig
+from relic_jax.envs.registry import make
 from relic_jax.evaluate import in_context_curves
 from relic_jax.metrics import JsonLines, read_lines
 from relic_jax.rl import train as training
@@ -35,7 +35,7 @@ def test_a_run_is_resumed_evaluated_and_exported_under_every_setting(tmp_path):
     """It began with threefry and 32 bits: what follows are the numbers that it would have written without them."""
     run = shutil.copytree(DATA, tmp_path / "run")
     code = (
-        "import sys\nfrom experiments.cli import main\n"
+        "import sys\nfrom relic_jax.experiments.cli import main\n"
         "for line in ('train --resume run', 'export run --to exported'):\n"
         "    sys.argv = ['relic-jax', *line.split()]\n    main()\n"
     )
@@ -123,6 +123,6 @@ def test_a_number_that_jax_finds_is_one_line(begun_run, cli, monkeypatch):
     def found(_):
         raise FloatingPointError("invalid value (nan) encountered in jit(step)")
 
-    monkeypatch.setattr("experiments.cli.evaluate_main", found)
+    monkeypatch.setattr("relic_jax.experiments.cli.evaluate_main", found)
     code, _, error = cli("evaluate", begun_run)
     assert code == 1 and error.startswith("relic-jax: invalid value (nan)") and error.count("\n") == 1

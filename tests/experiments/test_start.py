@@ -7,9 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from envs.registry import make
 from relic_jax import checkpoint
 from relic_jax.config import ConfigError
+from relic_jax.envs.registry import make
 from relic_jax.export import export_policy
 from relic_jax.loading import load_policy
 from relic_jax.metrics import JsonLines

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from experiments.training_curve import curve
+from relic_jax.experiments.training_curve import curve
 
 
 def test_means_are_over_episodes_and_parts_without_any_are_left_out(tmp_path):

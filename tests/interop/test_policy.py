@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays as some_array
 
-from envs import registry
-from envs.base import Image
 from relic_jax.config import ConfigError
+from relic_jax.environment.base import Image
+from relic_jax.envs import registry
 from relic_jax.interop import files, layout
 from relic_jax.interop import policy as interop
 from relic_jax.interop.encoders import vit_entries

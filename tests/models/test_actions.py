@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from envs.base import Box, Discrete
 from relic_jax.distributions import Categorical, Gaussian, TanhGaussian
+from relic_jax.environment.base import Box, Discrete
 from relic_jax.models import actions
 from relic_jax.models.actions import HeadConfig
 from relic_jax.models.encoders import EncoderConfig

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from jax import lax
 
-from envs.base import Image
 from relic_jax.config import ConfigError
+from relic_jax.environment.base import Image
 from relic_jax.interop import files, layout
 from relic_jax.interop.encoders import check, load, save_encoder, vit_entries
 from relic_jax.models import vision
@@ -57,8 +57,8 @@ def encode(policy, params, inputs):
     return jax.jit(run)({"params": params}, inputs)
 
 
-def perceive(policy, params, inputs):
-    return jax.jit(policy.perceive)(params, inputs)
+def encode_images(policy, params, inputs):
+    return jax.jit(policy.encode_images)(params, inputs)
 
 
 @pytest.mark.parametrize(
@@ -81,23 +81,23 @@ def test_images_are_arrays_of_rank_three():
 def test_the_vector_is_features_then_vectors_then_reward_and_action(observation):
     policy, inputs = policy_with(observation=observation), random_steps()
     params = fresh(policy)
-    perceived = perceive(policy, params, inputs)
-    assert perceived.observation["image"].shape == (2, 6, 5) and perceived.observation["image"].dtype == jnp.float32
+    encoded = encode_images(policy, params, inputs)
+    assert encoded.observation["image"].shape == (2, 6, 5) and encoded.observation["image"].dtype == jnp.float32
     gps, target = inputs.observation["gps"], inputs.observation["target"]
     if observation == "scaled":
         gps, target = gps / 2, 2 * target - 1
     action = params["encoder"]["action"]["embedding"][inputs.previous_action + 1]
     reward = inputs.previous_reward[..., None]
-    expected = jnp.concatenate([perceived.observation["image"], gps, target, reward, action], axis=-1)
+    expected = jnp.concatenate([encoded.observation["image"], gps, target, reward, action], axis=-1)
     np.testing.assert_allclose(encode(policy, params, inputs), expected, atol=1e-6)
 
 
 def test_perceiving_twice_is_perceiving_once():
     policy, inputs = policy_with(), random_steps()
     params = fresh(policy)
-    perceived = perceive(policy, params, inputs)
-    jax.tree.map(np.testing.assert_array_equal, perceive(policy, params, perceived), perceived)
-    np.testing.assert_array_equal(encode(policy, params, perceived), encode(policy, params, inputs))
+    encoded = encode_images(policy, params, inputs)
+    jax.tree.map(np.testing.assert_array_equal, encode_images(policy, params, encoded), encoded)
+    np.testing.assert_array_equal(encode(policy, params, encoded), encode(policy, params, inputs))
 
 
 def test_an_image_alone_and_two_images():
@@ -108,9 +108,9 @@ def test_an_image_alone_and_two_images():
     assert encode(alone, params, random_steps(spec=image)).shape == (2, 6, 5 + 1 + 8)
     two = policy_with({"left": image, "right": image}, (), ())
     params, inputs = fresh(two), random_steps(spec=two.spec)
-    features = perceive(two, params, inputs).observation
+    features = encode_images(two, params, inputs).observation
     swapped = inputs.replace(observation={"left": inputs.observation["right"], "right": inputs.observation["left"]})
-    assert (perceive(two, params, swapped).observation["left"] != features["right"]).any()
+    assert (encode_images(two, params, swapped).observation["left"] != features["right"]).any()
 
 
 def test_bytes_and_unit_floats_are_the_same_picture():
@@ -118,8 +118,8 @@ def test_bytes_and_unit_floats_are_the_same_picture():
     params = fresh(policy)
     image = inputs.observation["image"].astype(jnp.float32) / 127.5 - 1
     as_float = inputs.replace(observation={**inputs.observation, "image": image})
-    found = perceive(policy, params, as_float).observation["image"]
-    np.testing.assert_allclose(found, perceive(policy, params, inputs).observation["image"], atol=1e-6)
+    found = encode_images(policy, params, as_float).observation["image"]
+    np.testing.assert_allclose(found, encode_images(policy, params, inputs).observation["image"], atol=1e-6)
     assert (found > 0).mean() > 0.2  # not all of it behind the last ReLU
 
 
@@ -137,7 +137,8 @@ def test_acting_equals_unrolling_with_images():
         by_step = jax.tree.map(lambda x: x.swapaxes(0, 1), inputs)
         _, acted = lax.scan(step, policy.initial_memory(2, 6), by_step)
         blocks = [
-            policy.unroll(params, policy.initial_memory(2, 0), x)[0] for x in (inputs, perceive(policy, params, inputs))
+            policy.unroll(params, policy.initial_memory(2, 0), x)[0]
+            for x in (inputs, encode_images(policy, params, inputs))
         ]
         return jax.tree.map(lambda x: x.swapaxes(0, 1), acted), [(o.distribution.logits, o.value) for o in blocks]
 
@@ -173,7 +174,7 @@ def test_embedded_vectors_each_have_a_layer(observation):
     low, high = (-2.0, -2.0, *(0.0,) * 5), (2.0, 2.0, *(1.0,) * 5)
     policy = policy_with(spec, low, high, vectors="embedded", observation=observation, reward=False)
     params, inputs = fresh(policy), random_steps(spec=spec)
-    p, seen = params["encoder"], perceive(policy, params, inputs).observation
+    p, seen = params["encoder"], encode_images(policy, params, inputs).observation
     gps, target = inputs.observation["gps"], inputs.observation["target"]
     if observation == "scaled":
         gps, target = gps / 2, 2 * target - 1
@@ -192,7 +193,7 @@ def test_cells_are_looked_at_alone():
     params = random_params(policy, 0)
     layer, image = params["encoder"]["image_0"]["linear"], inputs.observation["image"].astype(jnp.float32) / 255
     expected = (image @ layer["kernel"] + layer["bias"]).reshape(2, 3, -1)
-    found = perceive(policy, params, inputs).observation["image"]
+    found = encode_images(policy, params, inputs).observation["image"]
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
     cells = expected.shape[-1] // CELL_WIDTH
     assert cells == 9 * 7
@@ -213,7 +214,7 @@ def test_patches_are_the_convolutions_place_by_place():
     layer = params["encoder"]["image_0"][f"Dense_{len(PATCHES)}"]
     expected = (x @ layer["kernel"] + layer["bias"]).reshape(2, 3, -1)
     assert expected.shape[-1] == places("patches", 9, 7) * PATCH_WIDTH == 2 * 1 * PATCH_WIDTH
-    found = perceive(policy, params, inputs).observation["image"]
+    found = encode_images(policy, params, inputs).observation["image"]
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
     seen = encode(policy, params, inputs)[..., : expected.shape[-1]]
     np.testing.assert_allclose(seen, 2 * expected / 2**0.5, rtol=1e-4, atol=1e-5)
@@ -223,7 +224,7 @@ def test_patches_are_the_convolutions_place_by_place():
 def test_larger_encoders_give_features_of_bytes(image, monkeypatch):
     monkeypatch.setattr(vision, "VIT_B16", TINY_VIT)
     policy, inputs = policy_with(image=image, freeze=image == "vit-b16"), random_steps(shape=(2, 3))
-    found = perceive(policy, random_params(policy, 0), inputs).observation["image"]
+    found = encode_images(policy, random_params(policy, 0), inputs).observation["image"]
     assert found.shape == (2, 3, 12 if image == "vit-b16" else 5) and found.dtype == jnp.float32
     assert np.ptp(found, axis=(0, 1)).max() > 1e-4
 

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from envs.base import Image
+from relic_jax.environment.base import Image
 from relic_jax.models.encoders import EncoderConfig
-from relic_jax.models.grids import CELL_WIDTH, GLANCE_HEADS, GLANCE_WIDTH, PATCH_WIDTH, Glance
+from relic_jax.models.grids import CELL_WIDTH, GLANCE_HEADS, GLANCE_WIDTH, PATCH_WIDTH, SpatialAttention
 from relic_jax.models.policy import Policy, PolicyConfig
 from relic_jax.models.recurrent import RecurrentConfig
 from relic_jax.models.transformer import TransformerConfig
@@ -25,7 +25,7 @@ def random_like(shapes, seed, scale=0.5):
 
 def glance_params(seed, goal=None):
     sizes = (WIDTH,), (CELLS, CELL_WIDTH), *([] if goal is None else [(goal,)])
-    like = jax.eval_shape(Glance().init, jax.random.key(0), *(jnp.zeros((1, *size)) for size in sizes))
+    like = jax.eval_shape(SpatialAttention().init, jax.random.key(0), *(jnp.zeros((1, *size)) for size in sizes))
     return random_like(like, seed)["params"]
 
 
@@ -35,7 +35,7 @@ def test_a_glance_equals_a_rewriting_by_hand(goal):
     rng = np.random.default_rng(1)
     hidden, cells = rng.normal(size=(2, 3, WIDTH)), rng.normal(size=(2, 3, CELLS, CELL_WIDTH))
     goals = [] if goal is None else [rng.normal(size=(2, 3, goal))]
-    found = jax.jit(Glance().apply)({"params": p}, *(jnp.float32(x) for x in (hidden, cells, *goals)))
+    found = jax.jit(SpatialAttention().apply)({"params": p}, *(jnp.float32(x) for x in (hidden, cells, *goals)))
     for index in np.ndindex(2, 3):
         h, seen = hidden[index], cells[index]
         parts, matches = [], []
@@ -64,7 +64,7 @@ def test_a_glance_tells_where_what_was_asked_for_is(place):
     p["mix"]["kernel"] = p["mix"]["kernel"].at[WIDTH : WIDTH + CELLS, :CELLS].set(jnp.eye(CELLS))
     p["out"]["kernel"] = p["out"]["kernel"].at[:CELLS, 1 : 1 + CELLS].set(jnp.eye(CELLS))
     cells = jnp.tile(other, (CELLS, 1)).at[place].set(thing)
-    found = Glance().apply({"params": p}, jnp.eye(WIDTH)[0], cells)
+    found = SpatialAttention().apply({"params": p}, jnp.eye(WIDTH)[0], cells)
     np.testing.assert_allclose(found[1 : 1 + CELLS], jnp.eye(CELLS)[place], atol=1e-6)
 
 
@@ -107,10 +107,10 @@ def test_acting_equals_unrolling_from_images_and_from_features(memory, image):
         return outputs(policy.unroll(params, policy.initial_memory(2, 0), inputs, **options)[0])
 
     expected = unrolled(inputs)
-    perceived = jax.jit(policy.perceive)(params, inputs)
-    assert perceived.observation["right"].shape == (2, steps, 9 * CELL_WIDTH if image == "cells" else PATCH_WIDTH)
-    np.testing.assert_allclose(unrolled(perceived), expected, atol=1e-5)
-    np.testing.assert_allclose(unrolled(perceived, wanted=Span(3, 4)), expected[:, 3:7], atol=1e-5)
+    encoded = jax.jit(policy.encode_images)(params, inputs)
+    assert encoded.observation["right"].shape == (2, steps, 9 * CELL_WIDTH if image == "cells" else PATCH_WIDTH)
+    np.testing.assert_allclose(unrolled(encoded), expected, atol=1e-5)
+    np.testing.assert_allclose(unrolled(encoded, query_span=Span(3, 4)), expected[:, 3:7], atol=1e-5)
     act, carry = jax.jit(policy.act), policy.initial_memory(2, steps)
     for step in range(steps):
         output, carry = act(params, carry, jax.tree.map(lambda x, step=step: x[:, step], inputs))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from envs.pointmass.env import PRESETS
+from relic_jax.envs.pointmass.env import PRESETS
 from relic_jax.models import attention
 from relic_jax.models.encoders import EncoderConfig
 from relic_jax.models.policy import Policy, PolicyConfig, policy_for
@@ -253,7 +253,7 @@ def test_unroll_gives_only_the_wanted_steps(attention, remat):
     params, inputs = random_params(policy, 15), random_steps(16)
     expected = jax.jit(functools.partial(whole, policy))(params, inputs)
     for size, starts in ((1, (0, STEPS - 1)), (5, (0, 3, STEPS - 5))):
-        run = jax.jit(lambda start, size=size: whole(policy, params, inputs, wanted=Span(start, size)))
+        run = jax.jit(lambda start, size=size: whole(policy, params, inputs, query_span=Span(start, size)))
         for start in starts:
             np.testing.assert_allclose(run(jnp.int32(start)), expected[:, start : start + size], atol=1e-5)
 

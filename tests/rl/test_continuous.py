@@ -8,15 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from envs.host import HostEnvironment
-from envs.lines import reference_lines
-from envs.registry import make
-from experiments.run import env_of
 from relic_jax import checkpoint
 from relic_jax.bridge.probes import Reach
 from relic_jax.bridge.worker import episode_seed
 from relic_jax.config import ConfigError, EvalConfig, HostConfig, PPOConfig, TrainConfig, TrialConfig, validate
+from relic_jax.environment.host import HostEnvironment
+from relic_jax.environment.reference_returns import reference_lines
+from relic_jax.envs.registry import make
 from relic_jax.evaluate import in_context_curves
+from relic_jax.experiments.run import env_of
 from relic_jax.metrics import JsonLines
 from relic_jax.models.actions import HeadConfig
 from relic_jax.models.encoders import EncoderConfig
@@ -195,7 +195,7 @@ def test_a_segment_of_a_simulator_is_what_happened(hosted):
         for index, action in enumerate(steps.action[row]):
             np.testing.assert_array_equal(steps.inputs.observation[row, index], seen)
             np.testing.assert_allclose(steps.inputs.previous_action[row, index], previous, atol=1e-6)
-            applied = env.action_space.applied(action)
+            applied = env.action_space.to_env(action)
             np.testing.assert_allclose(applied, np.clip(2 * action, -2, 2), atol=1e-6)
             observation, reward, _, ended, _ = simulator.step(applied)
             assert steps.reward[row, index] == np.float32(reward)

@@ -7,16 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from envs.base import num_tasks
-from envs.lines import reference_lines
-from experiments.faults.small import PER_UPDATE
-from experiments.faults.workers import HORIZON, corridor, killed_workers
 from relic_jax import checkpoint
 from relic_jax.bridge.pool import PoolError
 from relic_jax.bridge.probes import Corridor
 from relic_jax.bridge.worker import episode_seed
 from relic_jax.config import ConfigError, EvalConfig, HostConfig, TrialConfig
+from relic_jax.environment.base import num_tasks
+from relic_jax.environment.reference_returns import reference_lines
 from relic_jax.evaluate import in_context_curves
+from relic_jax.experiments.faults.small import PER_UPDATE
+from relic_jax.experiments.faults.workers import HORIZON, corridor, killed_workers
 from relic_jax.metrics import JsonLines
 from relic_jax.rl import train as training
 from relic_jax.rl import update

@@ -10,16 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from envs.base import Image
-from envs.probes.env import PolicyProbe
 from relic_jax.config import ConfigError, PPOConfig, TrainConfig, TrialConfig
+from relic_jax.environment.base import Image
+from relic_jax.envs.probes.env import PolicyProbe
 from relic_jax.interop.encoders import save_encoder
 from relic_jax.models import encoders
 from relic_jax.models.encoders import EncoderConfig
 from relic_jax.models.policy import PolicyConfig
 from relic_jax.models.transformer import TransformerConfig
 from relic_jax.rl import update as up
-from relic_jax.rl.memory import check_memory, segment_image_bytes
+from relic_jax.rl.memory_budget import check_memory, segment_image_bytes
 from relic_jax.rl.parallel import initial_state
 from relic_jax.rl.rollout import collect
 from relic_jax.rl.state import init_state, make_setup, step_input
@@ -109,7 +109,7 @@ def test_what_is_stored_is_what_the_images_mean_at_the_same_weights():
     assert batch.observation["image"].dtype == jnp.uint8 and batch.observation["image"].shape == (4, 8, 6, 6, 1)
     stored = found.steps.inputs
     assert stored.observation["image"].shape == (4, 8, 6)
-    again = setup.policy.perceive(state.params, stored.replace(observation=batch.observation))
+    again = setup.policy.encode_images(state.params, stored.replace(observation=batch.observation))
     chex.assert_trees_all_close(again, stored, atol=1e-6)
     assert np.ptp(stored.observation["image"], axis=(0, 1)).max() > 0.1  # the two pictures are told apart
 
@@ -182,7 +182,7 @@ def test_a_refresh_reads_features_and_looks_at_nothing():
     setup, state, _, _ = gathered()
     broken = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), state.params["encoder"]["image_0"])
     blind = {**state.params, "encoder": {**state.params["encoder"], "image_0": broken}}
-    run = jax.jit(lambda s: up.go_on(setup, s, jax.random.key(1)))
+    run = jax.jit(lambda s: up.continue_trial(setup, s, jax.random.key(1)))
     chex.assert_trees_all_equal(run(state.replace(params=blind)).memory, run(state).memory)
 
 

@@ -5,8 +5,8 @@ import dataclasses
 import jax
 import numpy as np
 
-from envs.registry import make
 from relic_jax.config import PPOConfig, TrainConfig, TrialConfig
+from relic_jax.envs.registry import make
 from relic_jax.models.encoders import EncoderConfig
 from relic_jax.models.policy import PolicyConfig
 from relic_jax.models.transformer import TransformerConfig

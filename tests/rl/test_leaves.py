@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from envs.base import Image
-from envs.probes.env import PolicyProbe
 from relic_jax.config import EvalConfig, PPOConfig, TrainConfig, TrialConfig
+from relic_jax.environment.base import Image
+from relic_jax.envs.probes.env import PolicyProbe
 from relic_jax.evaluate import _chunk_function
 from relic_jax.models.encoders import EncoderConfig, image_mask
 from relic_jax.models.policy import PolicyConfig

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from envs.host import HostEnvironment
 from relic_jax.bridge.probes import Corridor
 from relic_jax.config import HostConfig, PPOConfig, TrialConfig
+from relic_jax.environment.host import HostEnvironment
 from relic_jax.metrics import JsonLines, read_lines
 from relic_jax.rl import update as up
 from relic_jax.rl.masked import mean_of_valid, normalized, step_counts

@@ -8,16 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from envs.registry import make
-from experiments.presets import DARKROOM, PRESETS, rl2
 from relic_jax.config import ConfigError, EvalConfig, PPOConfig, TrainConfig, TrialConfig, validate
+from relic_jax.envs.registry import make
 from relic_jax.evaluate import in_context_curves
+from relic_jax.experiments.presets import DARKROOM, PRESETS, rl2
 from relic_jax.models.encoders import EncoderConfig
 from relic_jax.models.policy import PolicyConfig
 from relic_jax.models.recurrent import RecurrentConfig
 from relic_jax.rl import train as training
 from relic_jax.rl import update as up
-from relic_jax.rl.memory import context_line
+from relic_jax.rl.memory_budget import context_line
 from relic_jax.rl.parallel import initial_state
 from relic_jax.rl.rollout import collect
 from relic_jax.rl.state import init_state, make_setup
@@ -115,7 +115,7 @@ def test_after_an_update_the_state_is_kept_or_recomputed_from_the_trials_beginni
     setup = make_setup(config(refresh_every=every), make("probe-bandit"))
     state, _ = in_the_middle(setup)
     state = state.replace(params=jax.tree.map(lambda x: 1.2 * x, state.params))  # an update
-    after = jax.jit(lambda s: up.go_on(setup, s, jax.random.key(0)))(state)
+    after = jax.jit(lambda s: up.continue_trial(setup, s, jax.random.key(0)))(state)
     inputs = jax.tree.map(lambda x: x[:, :24], state.trajectory.inputs)
     output, expected = jax.jit(setup.policy.unroll)(state.params, setup.policy.initial_memory(4, 36), inputs)
     assert np.abs(expected.state - state.memory.state).max() > 0.01

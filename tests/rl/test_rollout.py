@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from envs.registry import make
 from relic_jax.config import TrainConfig, TrialConfig
+from relic_jax.envs.registry import make
 from relic_jax.models.policy import PolicyConfig
 from relic_jax.models.transformer import TransformerConfig
 from relic_jax.rl.rollout import buffer_sizes, collect, collect_within, with_size

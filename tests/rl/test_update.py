@@ -9,9 +9,9 @@ import numpy as np
 import optax
 import pytest
 
-from envs.darkroom.env import Darkroom
-from envs.registry import make
 from relic_jax.config import PPOConfig, TrainConfig, TrialConfig
+from relic_jax.envs.darkroom.env import Darkroom
+from relic_jax.envs.registry import make
 from relic_jax.models.policy import PolicyConfig
 from relic_jax.models.transformer import TransformerConfig
 from relic_jax.rl import update as up
@@ -172,7 +172,7 @@ def test_after_an_update_the_context_is_shuffled_and_recomputed_with_the_new_wei
     setup = make_setup(config(), make("probe-bandit"))
     state, _ = gathered(setup, 1)
     state = state.replace(params=randomised(state.params, seed=9))
-    after = jax.jit(lambda s: up.go_on(setup, s, jax.random.key(1)))(state)
+    after = jax.jit(lambda s: up.continue_trial(setup, s, jax.random.key(1)))(state)
     filled = 2 * setup.config.trial.segment
     inputs = jax.tree.map(lambda x: x[:, :filled], after.trajectory.inputs)
     fresh = setup.policy.initial_memory(4, setup.config.trial.steps)
@@ -260,14 +260,14 @@ def test_a_refresh_every_second_update_keeps_the_context_in_between():
     setup = make_setup(config(refresh_every=2), make("probe-bandit"))
     state, _ = gathered(setup, 0)
     state = state.replace(params=randomised(state.params, seed=9))
-    run = jax.jit(lambda s: up.go_on(setup, s, jax.random.key(1)))
+    run = jax.jit(lambda s: up.continue_trial(setup, s, jax.random.key(1)))
     kept = run(state)
     chex.assert_trees_all_equal((kept.memory, kept.trajectory), (state.memory, state.trajectory))
     state, _ = gathered(setup, 1)
     renewed = run(state.replace(params=randomised(state.params, seed=9)))
     assert (renewed.trajectory.value != state.trajectory.value).any()
     never = make_setup(config(refresh_every=None, shuffle=False), make("probe-bandit"))
-    kept = jax.jit(lambda s: up.go_on(never, s, jax.random.key(1)))(state)
+    kept = jax.jit(lambda s: up.continue_trial(never, s, jax.random.key(1)))(state)
     chex.assert_trees_all_equal((kept.memory, kept.trajectory), (state.memory, state.trajectory))
     assert int(kept.segment) == int(state.segment) + 1
 

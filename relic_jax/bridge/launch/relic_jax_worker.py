@@ -1,7 +1,8 @@
-"""What `python -m relic_jax_worker` runs: finds our packages, and nothing else of the learner's, and starts the worker.
+"""What `python -m relic_jax_worker` runs: finds this library, and nothing else of the learner's, and starts a worker.
 
-The learner's packages may lie in a site-packages folder next to compiled libraries of another Python, so that folder
-must not get onto the worker's path. This folder, which holds only this file, does.
+The library may lie in a site-packages folder beside compiled packages of another Python, so that folder must not be on
+the worker's path. This folder, which holds only this file, is. In a checkout, the folders `envs` and `experiments` lie
+beside `relic_jax`; an installed library has them inside.
 """
 
 from __future__ import annotations
@@ -10,26 +11,29 @@ import importlib.util
 import os
 import sys
 
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
-PACKAGES = ("relic_jax", "envs")
+LIBRARY = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+PACKAGES = {"relic_jax": LIBRARY}
+for _name in ("envs", "experiments"):
+    _inside, _beside = os.path.join(LIBRARY, _name), os.path.join(os.path.dirname(LIBRARY), _name)
+    PACKAGES["relic_jax." + _name] = _inside if os.path.isdir(_inside) else _beside
 
 
-class OwnPackages:
-    """A finder for `PACKAGES`, next to each other in `ROOT`; what is inside them is found as usual."""
+class LibraryFinder:
+    """A finder for `PACKAGES`; the modules inside them are found as usual."""
 
     @staticmethod
     def find_spec(name, path=None, target=None):
-        """The spec of one of ours, else None."""
-        if name not in PACKAGES:
+        """The spec of one of `PACKAGES`, else None."""
+        folder = PACKAGES.get(name)
+        if folder is None:
             return None
-        folder = os.path.join(ROOT, name)
         return importlib.util.spec_from_file_location(
             name, os.path.join(folder, "__init__.py"), submodule_search_locations=[folder]
         )
 
 
 if __name__ == "__main__":
-    sys.meta_path.insert(0, OwnPackages)
+    sys.meta_path.insert(0, LibraryFinder)
     from relic_jax.bridge.worker import main
 
     sys.exit(main(sys.argv[1:]))

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from envs import registry
-from envs.adapters import rulesets, suite
-from envs.base import Box, Discrete, Environment, Image, num_tasks, split_hash
-from envs.wrappers import Trials
 from relic_jax.config import ConfigError, HostConfig
+from relic_jax.environment.base import Box, Discrete, Environment, Image, num_tasks, split_hash
+from relic_jax.environment.trials import Trials
+from relic_jax.envs import registry
+from relic_jax.envs.adapters import rulesets, suite
 
 PACKAGES = {
     "gymnax": "gymnax",
@@ -118,7 +118,7 @@ def test_gymnax_observations_and_actions():
 
 def test_gymnax_that_needs_a_download_is_one_line(monkeypatch):
     pytest.importorskip("gymnax")
-    from envs.adapters import gymnax as adapter
+    from relic_jax.envs.adapters import gymnax as adapter
 
     def offline(id):
         raise OSError("no network")
@@ -462,8 +462,8 @@ def test_the_only_reward_of_an_episode_is_shown_where_it_was_earned(show_last_re
 @pytest.mark.parametrize("name", ["xland-trivial", "xland-trivial-rl2", "xland-small", "xland-medium"])
 def test_presets_fit_their_environment(name):
     pytest.importorskip("xminigrid")
-    from experiments import presets
     from relic_jax.config import validate
+    from relic_jax.experiments import presets
 
     config = presets.get(name).config
     validate(config, horizon=make(config.env).horizon)

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from envs.firstperson.renderer import Lens, render
-from envs.firstperson.room import CORNER_COLOURS, RoomTask
-from envs.firstperson.scene import Camera, Scene, cubes, plain_walls, rectangle_walls
-from envs.registry import make
+from relic_jax.envs.firstperson.renderer import Lens, render
+from relic_jax.envs.firstperson.room import CORNER_COLOURS, RoomTask
+from relic_jax.envs.firstperson.scene import Camera, Scene, cubes, plain_walls, rectangle_walls
+from relic_jax.envs.registry import make
 
 GOLDEN = pathlib.Path(__file__).parents[2] / "golden"
 SIDES = {"one10": 10.0, "four6": 6.0}

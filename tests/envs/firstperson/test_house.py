@@ -13,16 +13,16 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from envs.base import num_tasks
-from envs.firstperson import house
-from envs.firstperson.geodesic import distance_at, distances
-from envs.firstperson.house import DOWN, FORWARD, LEFT, PRESETS, RIGHT, STOP, UP, HouseNav, slide
-from envs.firstperson.house_plan import CATEGORIES, CELL, HouseConfig, build_house
-from envs.firstperson.plan import touches_walls
-from envs.firstperson.renderer import FIRST_SOLID, Lens, render_objects
-from envs.firstperson.scene import RoomTooSmallError, TooManyObjectsError
-from envs.registry import make
-from envs.wrappers import Trials
+from relic_jax.environment.base import num_tasks
+from relic_jax.environment.trials import Trials
+from relic_jax.envs.firstperson import house
+from relic_jax.envs.firstperson.geodesic import distance_at, distances
+from relic_jax.envs.firstperson.house import DOWN, FORWARD, LEFT, PRESETS, RIGHT, STOP, UP, HouseNav, slide
+from relic_jax.envs.firstperson.house_plan import CATEGORIES, CELL, HouseConfig, build_house
+from relic_jax.envs.firstperson.plan import touches_walls
+from relic_jax.envs.firstperson.renderer import FIRST_SOLID, Lens, render_objects
+from relic_jax.envs.firstperson.scene import RoomTooSmallError, TooManyObjectsError
+from relic_jax.envs.registry import make
 
 TINY = HouseNav("tiny", HouseConfig(24, 2, furniture=3, categories=4, instances=2), lens=Lens(32, 32, 90.0, layers=6))
 COUNT = 24

@@ -12,9 +12,9 @@ gymnasium = pytest.importorskip("gymnasium")
 miniworld = pytest.importorskip("miniworld.miniworld", exc_type=ImportError)
 opengl = pytest.importorskip("miniworld.opengl")
 
-from envs.firstperson.levels import LevelState, LevelTask  # noqa: E402
-from envs.firstperson.renderer import Lens, render  # noqa: E402
-from envs.registry import make  # noqa: E402
+from relic_jax.envs.firstperson.levels import LevelState, LevelTask  # noqa: E402
+from relic_jax.envs.firstperson.renderer import Lens, render  # noqa: E402
+from relic_jax.envs.registry import make  # noqa: E402
 
 LEVELS = {
     "miniworld-oneroom": "OneRoom",

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from envs.firstperson.renderer import (
+from relic_jax.envs.firstperson.renderer import (
     FIRST_SOLID,
     MAX_SOLIDS,
     NOTHING,
@@ -20,8 +20,8 @@ from envs.firstperson.renderer import (
     render_depth,
     render_objects,
 )
-from envs.firstperson.resize import resize, resize_matrix
-from envs.firstperson.scene import (
+from relic_jax.envs.firstperson.resize import resize, resize_matrix
+from relic_jax.envs.firstperson.scene import (
     BOX,
     CYLINDER,
     EYE_HEIGHT,

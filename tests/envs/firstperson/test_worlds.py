@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from envs.base import Trajectory, num_tasks, split_hash
-from envs.firstperson import levels, room
-from envs.firstperson.levels import Level, LevelState, LevelTask, Maze, maze_plan
-from envs.firstperson.plan import Door, Plan, touches_walls
-from envs.firstperson.room import OBJECT_RADIUS, Room, RoomState
-from envs.firstperson.scene import RoomTooSmallError, UnreachableTargetError
-from envs.registry import make
+from relic_jax.environment.base import Trajectory, num_tasks, split_hash
+from relic_jax.envs.firstperson import levels, room
+from relic_jax.envs.firstperson.levels import Level, LevelState, LevelTask, Maze, maze_plan
+from relic_jax.envs.firstperson.plan import Door, Plan, touches_walls
+from relic_jax.envs.firstperson.room import OBJECT_RADIUS, Room, RoomState
+from relic_jax.envs.firstperson.scene import RoomTooSmallError, UnreachableTargetError
+from relic_jax.envs.registry import make
 
 DPT, OPEN = room.PRESETS["miniworld-dpt4"], room.PRESETS["miniworld-open"]
 KEY = jax.random.key(0)

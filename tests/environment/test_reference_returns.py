@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from envs.base import Discrete
-from envs.lines import Line, reference_lines
-from envs.registry import make
+from relic_jax.environment.base import Discrete
+from relic_jax.environment.reference_returns import Line, reference_lines
+from relic_jax.envs.registry import make
 
 
 def test_sampled_actions_are_uniform():

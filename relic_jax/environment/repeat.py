@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from envs.base import ActionSpace, Environment, PyTree, Split, TimeStep, Trajectory, one_end
-from envs.host import HostEnvironment
-from envs.wrappers import select
 from relic_jax.config import ConfigError
+from relic_jax.environment.base import ActionSpace, Environment, PyTree, Split, TimeStep, Trajectory, one_end
+from relic_jax.environment.host import HostEnvironment
+from relic_jax.environment.trials import select
 
 
 def repeated(env: Environment, times: int) -> Environment:
@@ -47,9 +47,9 @@ class ActionRepeat(Environment):
         return -(-self.env.horizon // self.times)
 
     @property
-    def dear_reset(self) -> bool:  # type: ignore[override]
+    def expensive_reset(self) -> bool:  # type: ignore[override]
         """The environment's."""
-        return self.env.dear_reset
+        return self.env.expensive_reset
 
     @property
     def masks_actions(self) -> bool:  # type: ignore[override]

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from envs.base import Environment, PyTree, Split, num_tasks
-from envs.host import HostEnvironment, mean_line
 from relic_jax import prng, settings
+from relic_jax.environment.base import Environment, PyTree, Split, num_tasks
+from relic_jax.environment.host import HostEnvironment, mean_line
 
 # (environment, key, state, task, legal actions or None) -> action
 ScriptedPolicy = Callable[[Environment, jax.Array, PyTree, PyTree, jax.Array | None], jax.Array]

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from envs.base import Environment, PyTree, TimeStep, VisualEnvironment, cut_at, one_end
+from relic_jax.environment.base import Environment, PyTree, TimeStep, VisualEnvironment, cut_at, one_end
 
 MIN_BLOCK, MAX_BLOCKS = 8, 8
 """Of environments that are reset at once where resets are dear: at least so many, and all in so many blocks."""
@@ -27,7 +27,7 @@ class TrialState:
     task: their tasks, leading axis B.
     observation: what the policy sees next, leading axis B.
     previous_action: int32 [B] or [B, n], or float32 [B, n] of a `Box`; the action that led here as the policy reads it
-      (`ActionSpace.shown`), −1, or zeros, before the first action of an episode.
+      (`ActionSpace.to_policy`), −1, or zeros, before the first action of an episode.
     previous_reward: float32 [B]; the reward that came with `observation`. After an episode's end this is 0 (as in the
       original: the last reward of an episode is never seen), or that last reward where `show_last_reward` is set.
     first: bool [B]; `observation` opens an episode.
@@ -100,7 +100,7 @@ class Trials:
             env=env_state,
             task=tasks,
             observation=timestep.observation,
-            previous_action=jnp.full((batch, *actions.shape), actions.nothing, actions.dtype),
+            previous_action=jnp.full((batch, *actions.shape), actions.null_action, actions.dtype),
             previous_reward=jnp.zeros((batch,), jnp.float32),
             first=jnp.ones((batch,), bool),
             episode_return=jnp.zeros((batch,), jnp.float32),
@@ -114,7 +114,7 @@ class Trials:
         action: as the policy chose it, int32 [B] or float32 [B, n]; of a `Box` what is outside of −1 … 1 is clipped.
         """
         actions = self.env.action_space
-        end, timestep, cut, next_env, (observation, legal) = self._advance(key, state, actions.applied(action))
+        end, timestep, cut, next_env, (observation, legal) = self._advance(key, state, actions.to_env(action))
         ended = timestep.terminated | timestep.truncated
         steps = None if state.episode_steps is None else jnp.where(ended, 0, state.episode_steps + 1)
         episode_return = state.episode_return + timestep.reward
@@ -123,7 +123,7 @@ class Trials:
             env=next_env,
             task=state.task,
             observation=observation,
-            previous_action=select(ended, jnp.full_like(action, actions.nothing), actions.shown(action)),
+            previous_action=select(ended, jnp.full_like(action, actions.null_action), actions.to_policy(action)),
             previous_reward=shown,
             first=ended,
             episode_return=jnp.where(ended, 0.0, episode_return),
@@ -164,7 +164,7 @@ class Trials:
             start, first = self.env.reset(key, task)
             return start, (first.observation, first.legal)
 
-        replace = replace_few if self.env.dear_reset else replace_all
+        replace = replace_few if self.env.expensive_reset else replace_all
         old = end, (timestep.observation, timestep.legal)
         next_env, seen = replace(ended, reset, (reset_keys, state.task), old)
         return end, timestep, cut, next_env, seen
@@ -180,7 +180,7 @@ class Trials:
         if state.episode_steps is not None:
             timestep, cut = cut_at(timestep, state.episode_steps + 1 >= env.horizon)
         ended = timestep.terminated | timestep.truncated
-        replace = replace_few if env.dear_reset else replace_all
+        replace = replace_few if env.expensive_reset else replace_all
         next_env, observation = look(replace(ended, env.restart, (reset_keys, end, state.task), end), state.task)
 
         def last_look() -> PyTree:

@@ -17,7 +17,7 @@ Array = TypeVar("Array", jax.Array, np.ndarray)
 class ActionSpace(Protocol):
     """A set of actions, hashable. A policy has units of its own: the environment's, or [−1, 1] (`Box`).
 
-    `applied`, `shown` and `chosen` work on arrays of numpy and of jax with any leading axes.
+    `to_env`, `to_policy` and `from_env` work on arrays of numpy and of jax with any leading axes.
     """
 
     @property
@@ -41,7 +41,7 @@ class ActionSpace(Protocol):
         ...
 
     @property
-    def nothing(self) -> int:
+    def null_action(self) -> int:
         """Fills the place of the previous action at the first step of an episode."""
         ...
 
@@ -69,16 +69,16 @@ class ActionSpace(Protocol):
         """Whether masks leave an action at all: bool [...]. legal: bool [..., mask_size]."""
         ...
 
-    def applied(self, action: Array) -> Array:
+    def to_env(self, action: Array) -> Array:
         """What a policy's action is to the environment."""
         ...
 
-    def shown(self, action: Array) -> Array:
+    def to_policy(self, action: Array) -> Array:
         """What the policy reads of its own action at the next step."""
         ...
 
-    def chosen(self, action: Array) -> Array:
-        """What an action of the environment's is to a policy; the inverse of `applied`."""
+    def from_env(self, action: Array) -> Array:
+        """What an action of the environment's is to a policy; the inverse of `to_env`."""
         ...
 
 
@@ -90,7 +90,7 @@ class Discrete:
 
     shape: ClassVar[tuple[int, ...]] = ()
     dtype: ClassVar[Any] = np.dtype(np.int32)
-    nothing: ClassVar[int] = -1
+    null_action: ClassVar[int] = -1
     expert_mark: ClassVar[float] = -1
 
     def __str__(self) -> str:
@@ -123,11 +123,11 @@ class Discrete:
         found: Any = legal.any(-1)
         return found
 
-    def applied(self, action: Array) -> Array:
+    def to_env(self, action: Array) -> Array:
         """The action itself."""
         return action
 
-    shown = chosen = applied
+    to_policy = from_env = to_env
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +141,7 @@ class MultiDiscrete:
     nvec: tuple[int, ...]
 
     dtype: ClassVar[Any] = np.dtype(np.int32)
-    nothing: ClassVar[int] = -1
+    null_action: ClassVar[int] = -1
     expert_mark: ClassVar[float] = -1
 
     def __post_init__(self) -> None:
@@ -198,11 +198,11 @@ class MultiDiscrete:
         ends = np.cumsum(self.nvec)
         return [choices[..., end - size : end] for end, size in zip(ends.tolist(), self.nvec, strict=True)]
 
-    def applied(self, action: Array) -> Array:
+    def to_env(self, action: Array) -> Array:
         """The action itself."""
         return action
 
-    shown = chosen = applied
+    to_policy = from_env = to_env
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,7 +218,7 @@ class Box:
 
     dtype: ClassVar[Any] = np.dtype(np.float32)
     mask_size: ClassVar[int] = 0
-    nothing: ClassVar[int] = 0
+    null_action: ClassVar[int] = 0
     expert_mark: ClassVar[float] = float("nan")
 
     def __post_init__(self) -> None:
@@ -262,17 +262,17 @@ class Box:
         """There is nothing to mask."""
         raise NotImplementedError
 
-    def applied(self, action: Array) -> Array:
+    def to_env(self, action: Array) -> Array:
         """From −1 … 1, clipped, to the bounds, which rounding does not exceed. float32 [..., n]."""
         low, high = np.asarray(self.low, np.float32), np.asarray(self.high, np.float32)
-        scaled: Any = low + (self.shown(action) + 1) * (0.5 * (high - low))
+        scaled: Any = low + (self.to_policy(action) + 1) * (0.5 * (high - low))
         return scaled.clip(low, high)
 
-    def shown(self, action: Array) -> Array:
+    def to_policy(self, action: Array) -> Array:
         """Clipped to −1 … 1. float32 [..., n]."""
         return action.clip(-1.0, 1.0)
 
-    def chosen(self, action: Array) -> Array:
+    def from_env(self, action: Array) -> Array:
         """From the bounds to −1 … 1, clipped. float32 [..., n]."""
         low, high = np.asarray(self.low, np.float32), np.asarray(self.high, np.float32)
         scaled: Any = 2 * ((action - low) / (high - low)) - 1

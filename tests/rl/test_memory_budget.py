@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from envs.registry import make
 from relic_jax.config import ConfigError, PPOConfig, TrainConfig, TrialConfig
+from relic_jax.envs.registry import make
 from relic_jax.models.policy import PolicyConfig
 from relic_jax.models.transformer import TransformerConfig
-from relic_jax.rl.memory import available_bytes, check_memory, context_bytes, context_line, tree_bytes
+from relic_jax.rl.memory_budget import available_bytes, check_memory, context_bytes, context_line, tree_bytes
 from relic_jax.rl.state import init_state, make_setup
 
 SMALL = TransformerConfig(layers=4, heads=8, width=256, mlp_width=1024, max_positions=128)
@@ -51,7 +51,7 @@ def test_what_this_machine_can_give_is_known():
 @pytest.mark.parametrize("form", ["float32", "int8"])
 def test_an_update_against_64k_steps_needs_little_beside_the_context(form):
     """Compiled, not run. What the compiler adds to the arguments stays below 256 MiB."""
-    from experiments.benchmark import update as benchmark
+    from relic_jax.experiments.benchmark import update as benchmark
 
     setup = setup_with(65_536 + 256, 257, cache=form)
     state = jax.eval_shape(lambda: init_state(setup))
@@ -63,7 +63,7 @@ def test_an_update_against_64k_steps_needs_little_beside_the_context(form):
 
 def test_a_refresh_writes_the_context_in_place():
     """Compiled, not run: what the compiler adds is far less than one copy of keys and values."""
-    from experiments.benchmark import refresh as benchmark
+    from relic_jax.experiments.benchmark import refresh as benchmark
 
     setup = setup_with(8192, 32, environments=2)
     state = jax.eval_shape(lambda: init_state(setup))

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from envs.base import Box, Discrete, Environment, TimeStep, first_timestep
-from envs.darkroom.env import Darkroom
-from envs.repeat import ActionRepeat, repeated
-from envs.wrappers import Trials
 from relic_jax.config import ConfigError
+from relic_jax.environment.base import Box, Discrete, Environment, TimeStep, first_timestep
+from relic_jax.environment.repeat import ActionRepeat, repeated
+from relic_jax.environment.trials import Trials
+from relic_jax.envs.darkroom.env import Darkroom
 
 SPACE = Box((-0.1, 0.0, -7.0), (0.3, 4.0, -3.0))
 
@@ -43,24 +43,24 @@ def test_a_box_is_hashable_and_says_what_it_is():
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.tuples(st.floats(-1e3, 1e3), st.floats(0.01, 1e6)), min_size=1, max_size=4), st.data())
-def test_bounds_are_never_exceeded_and_chosen_inverts_applied(bounds, data):
+def test_bounds_are_never_exceeded_and_from_env_inverts_to_env(bounds, data):
     """bounds: (low, width) of each component."""
     space = Box(tuple(low for low, _ in bounds), tuple(low + width for low, width in bounds))
     action = np.array(data.draw(st.lists(st.floats(-3, 3, width=32), min_size=space.n, max_size=space.n)), np.float32)
-    applied = space.applied(action)
+    applied = space.to_env(action)
     assert applied.dtype == np.float32
     assert (applied >= np.float32(space.low)).all() and (applied <= np.float32(space.high)).all()
     low, high = np.float64(space.low), np.float64(space.high)
     expected = low + (np.clip(action, -1, 1).astype(np.float64) + 1) / 2 * (high - low)
     rounding = 1e-6 * np.maximum(np.abs(low), np.abs(high))
     np.testing.assert_array_less(np.abs(applied - expected), rounding)
-    error = np.abs(space.chosen(applied) - np.clip(action, -1, 1))
+    error = np.abs(space.from_env(applied) - np.clip(action, -1, 1))
     np.testing.assert_array_less(error, 4 * rounding / (high - low) + 1e-6)
 
 
 def test_both_kinds_of_arrays_get_the_same_numbers():
     action = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
-    for name in ("applied", "shown", "chosen"):
+    for name in ("to_env", "to_policy", "from_env"):
         mine, theirs = getattr(SPACE, name)(action), getattr(SPACE, name)(jnp.asarray(action))
         assert isinstance(theirs, jax.Array) and isinstance(mine, np.ndarray)
         np.testing.assert_allclose(mine, theirs, rtol=1e-6, atol=1e-6)
@@ -77,8 +77,8 @@ def test_uniform_samples_fill_the_bounds():
 
 
 def test_the_expert_is_asked_for_by_what_survives_scaling():
-    assert np.isnan(SPACE.applied(np.full(3, SPACE.expert_mark, np.float32))).all()
-    assert Discrete(3).applied(np.int32(Discrete.expert_mark)) == -1
+    assert np.isnan(SPACE.to_env(np.full(3, SPACE.expert_mark, np.float32))).all()
+    assert Discrete(3).to_env(np.int32(Discrete.expert_mark)) == -1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,9 +144,9 @@ def test_repeat_of_one_is_the_environment_and_of_none_an_error():
 
 def test_repeat_keeps_what_is_said_of_resets():
     class Dear(Add):
-        dear_reset = True
+        expensive_reset = True
 
-    assert repeated(Dear(), 2).dear_reset and not repeated(Add(), 2).dear_reset
+    assert repeated(Dear(), 2).expensive_reset and not repeated(Add(), 2).expensive_reset
 
 
 def test_repeat_passes_the_expert_and_the_drawing_on():

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from flax import struct
 
-from envs.base import Discrete, Environment, TimeStep, VisualEnvironment
-from envs.darkroom.env import Darkroom, DarkroomTask
-from envs.wrappers import Trials, replace_few, select
+from relic_jax.environment.base import Discrete, Environment, TimeStep, VisualEnvironment
+from relic_jax.environment.trials import Trials, replace_few, select
+from relic_jax.envs.darkroom.env import Darkroom, DarkroomTask
 
 # The agent needs two steps to the goal of task 0 and three to that of task 1; an episode has three.
 GOALS = DarkroomTask(np.array([[2, 0], [3, 0]], np.int32))
@@ -166,10 +166,10 @@ def test_looking_apart_changes_nothing_but_the_number_of_looks():
 @pytest.mark.parametrize("batch", [3, 40, 200])  # one block, blocks of the least size, blocks of more
 def test_resetting_a_block_at_a_time_changes_nothing(looks_apart, batch):
     class DearWalk(Walk):
-        dear_reset = True
+        expensive_reset = True
 
     class DearPlain(Plain):
-        dear_reset = True
+        expensive_reset = True
 
     walk = Walk(horizon=8)
     dear, cheap = (DearWalk(horizon=8), walk) if looks_apart else (DearPlain(walk), Plain(walk))

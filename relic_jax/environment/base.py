@@ -1,7 +1,8 @@
 """The environment interface: explicit keys, structured results, and the task passed in from outside.
 
 An environment is a frozen dataclass (hashable, so jit may close over it) whose methods are pure functions of ONE
-environment; callers vmap. It never resets itself: episodes, trials, batching and metrics are `envs.wrappers`.
+environment; callers vmap. It never resets itself: `relic_jax.environment.trials` handles episodes,
+trials, batching and metrics.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from envs.actions import ActionSpace, Box, Discrete, MultiDiscrete
+from relic_jax.environment.actions import ActionSpace, Box, Discrete, MultiDiscrete
 
 __all__ = [
     "ActionSpace",
@@ -103,12 +104,14 @@ class Environment:
 
     `state` and `task` are pytrees of arrays of the subclass's own making. `task` has no leading axis in `reset`/`step`;
     `tasks(split)` stacks the tasks of a split along a leading axis. Subclasses define what raises NotImplementedError:
-    `optimal_action` only where there is an expert, `step` not in `envs.host.HostEnvironment` (worker processes do it).
+    `optimal_action` only where there is an expert, `step` not in `HostEnvironment` (worker processes do it).
     """
 
     name: str
     horizon: int  # the longest episode, in steps; one that has not terminated by then is truncated
-    dear_reset = False  # trials reset only those whose episode ended, a block at a time, which a loop and copies cost
+    expensive_reset = (
+        False  # trials reset only those whose episode ended, a block at a time, which a loop and copies cost
+    )
     masks_actions = False  # every TimeStep says which actions are legal (`TimeStep.legal`); the policy takes no other
     may_fail = False  # its steps can get lost (simulators in worker processes): trajectories say which are valid
     ends_in_time = False  # no episode outlasts `horizon`; where this is False, trials count steps and truncate it there
@@ -208,7 +211,7 @@ class Environment:
 class VisualEnvironment(Environment):
     """An environment whose observations are too dear to be made for nothing: dynamics and looking are apart.
 
-    Subclasses define `start`, `transition` and `observe`; `reset` and `step` are made from them. `envs.wrappers.Trials`
+    Subclasses define `start`, `transition` and `observe`; `reset` and `step` are made from them. `Trials`
     looks once per step, after a reset where there was one, and a second time only in steps that truncate an episode.
     """
 

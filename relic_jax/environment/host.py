@@ -2,7 +2,7 @@
 
 Its observations are what the policy's encoder knows: a vector (float32 [D]), an image (uint8 [H, W, C]), or both as
 {"image": …, "vector": …}; several images are {"image": {name: …}, "vector": …}.
-`HostTrials` is for them what `envs.wrappers.Trials` is for environments inside jit; its arrays are numpy's.
+`HostTrials` is for them what `Trials` is for environments inside jit; its arrays are numpy's.
 """
 
 from __future__ import annotations
@@ -19,7 +19,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from envs.base import (
+from relic_jax.bridge.observations import assembled, tree
+from relic_jax.bridge.pool import Batch, Pool, PoolConfig, PoolError
+from relic_jax.bridge.protocol import Spec
+from relic_jax.config import ConfigError, HostConfig
+from relic_jax.environment.base import (
     ActionSpace,
     Box,
     Discrete,
@@ -31,11 +35,7 @@ from envs.base import (
     TimeStep,
     first_timestep,
 )
-from envs.wrappers import TrialState, TrialStep
-from relic_jax.bridge.observations import assembled, tree
-from relic_jax.bridge.pool import Batch, Pool, PoolConfig, PoolError
-from relic_jax.bridge.protocol import Spec
-from relic_jax.config import ConfigError, HostConfig
+from relic_jax.environment.trials import TrialState, TrialStep
 
 LINE_EPISODES = 100  # simulators are slow: the random and the optimal line are estimated from that many episodes
 
@@ -228,7 +228,7 @@ def _fingerprint(task: Any) -> bytes:
     return hashlib.sha256(json.dumps(task, sort_keys=True).encode()).digest()[:16]
 
 
-class Happened(NamedTuple):
+class GroupStep(NamedTuple):
     """A step of one group (b environments). before: the trials that the policy acted in. step: what it led to; a lost
     step (not `batch.valid`) ends the episode, and what it earned is unknown."""
 
@@ -259,7 +259,7 @@ class HostTrials:
         """Starts trials. tasks: fingerprints, uint8 [B, 16]. seeds: int32 [B]. Raises PoolError."""
         batch = self.pool.reset([self.env.task(row) for row in tasks], seeds.tolist())
         nothing, actions = np.zeros(len(seeds), np.float32), self.env.action_space
-        none = np.full((len(seeds), *actions.shape), actions.nothing, actions.dtype)
+        none = np.full((len(seeds), *actions.shape), actions.null_action, actions.dtype)
         arrays: Any = (none, nothing, np.ones(len(seeds), bool), nothing, batch.legal)
         self._split(TrialState(seeds, tasks, self.env.observe(batch.observation), *arrays))
 
@@ -301,7 +301,7 @@ class HostTrials:
         act: Callable[[int, int, TrialState], np.ndarray],
         steps: int | None = None,
         enough: Callable[[], bool] = lambda: False,
-    ) -> Iterator[Happened]:
+    ) -> Iterator[GroupStep]:
         """Steps all groups by turns, each while the others are simulated: `steps` times, or until `enough`.
 
         act(group, index of the step, trials) gives actions in the environment's units, [b, ...];
@@ -320,17 +320,17 @@ class HostTrials:
     def _previous(self, first: np.ndarray, action: np.ndarray) -> np.ndarray:
         """The previous action as the policy reads it. first: bool [b], where there is none."""
         actions = self.env.action_space
-        return per_row(first, np.full_like(action, actions.nothing), action).astype(actions.dtype)
+        return per_row(first, np.full_like(action, actions.null_action), action).astype(actions.dtype)
 
-    def _receive(self, group: int) -> Happened:
-        """`envs.wrappers.Trials.step`, with what the pool answered."""
+    def _receive(self, group: int) -> GroupStep:
+        """`relic_jax.environment.trials.Trials.step`, with what the pool answered."""
         before, batch = self.trials[group], self.pool.receive(group)
         ended = batch.terminated | batch.truncated
         episode_return = before.episode_return + batch.reward
         changes: dict[str, Any] = {
             "observation": self.env.observe(batch.observation),
             "legal": batch.legal,
-            "previous_action": self._previous(ended, self.env.action_space.chosen(batch.acted)),
+            "previous_action": self._previous(ended, self.env.action_space.from_env(batch.acted)),
             "previous_reward": np.where(ended & (not self.show_last_reward), 0, batch.reward).astype(np.float32),
             "first": ended,
             "episode_return": np.where(ended, 0, episode_return).astype(np.float32),
@@ -338,7 +338,7 @@ class HostTrials:
         self.trials[group] = dataclasses.replace(before, **changes)
         arrays: Any = (batch.reward, batch.terminated, batch.truncated)
         more: Any = (None, episode_return, self.env.succeeded(batch), self.env.others(batch))
-        return Happened(group, before, batch, TrialStep(*arrays, *more))
+        return GroupStep(group, before, batch, TrialStep(*arrays, *more))
 
 
 def wave_size(env: HostEnvironment, count: int) -> int:
@@ -372,7 +372,7 @@ class EpisodeCount:
         self._trials, self._episodes = trials, episodes
         self.ended = np.zeros(trials.pool.config.total, int)
 
-    def add(self, happened: Happened) -> np.ndarray:
+    def add(self, happened: GroupStep) -> np.ndarray:
         """Returns bool [b]: where an episode ended now. Raises PoolError where a trial cannot be played to its end."""
         if self._trials.pool.dropped:
             raise PoolError(f"env {self._trials.env.name!r}: a trial was lost, its task cannot be set up again")

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from envs.base import Environment, Image, PyTree
 from relic_jax import process
 from relic_jax.config import ConfigError
+from relic_jax.environment.base import Environment, Image, PyTree
 
 if TYPE_CHECKING:
     from relic_jax.config import HostConfig
@@ -41,10 +41,14 @@ def make(name: str, host: HostConfig | None = None) -> Environment:
         try:
             found = found()
         except Exception as error:
-            allowed = f"an envs.base.Environment, or what makes one without arguments ({_place(error)})"
+            allowed = (
+                f"a relic_jax.environment.base.Environment, or what makes one without arguments ({_place(error)})"
+            )
             raise ConfigError(f"{field}; allowed: {allowed}") from None
     if not isinstance(found, Environment):
-        raise ConfigError(f"{field}, a {type(found).__name__}; allowed: an envs.base.Environment, or what makes one")
+        raise ConfigError(
+            f"{field}, a {type(found).__name__}; allowed: a relic_jax.environment.base.Environment, or what makes one"
+        )
     try:
         check(found, field)
     except NotImplementedError as error:

@@ -1,0 +1,1 @@
+"""The environment interface: spaces, trials, wrappers, and environments in worker processes."""
