@@ -41,9 +41,7 @@ def make(name: str, host: HostConfig | None = None) -> Environment:
         try:
             found = found()
         except Exception as error:
-            allowed = (
-                f"a relic_jax.environment.base.Environment, or what makes one without arguments ({_place(error)})"
-            )
+            allowed = f"a relic_jax.environment.base.Environment, or what makes one without arguments ({_place(error)})"
             raise ConfigError(f"{field}; allowed: {allowed}") from None
     if not isinstance(found, Environment):
         raise ConfigError(

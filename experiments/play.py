@@ -89,7 +89,8 @@ class _Curve:
 
     def __init__(self, height: int, episodes: int, running: np.ndarray, actions: list[str] | None = None) -> None:
         """height: pixels. running: return of the episode up to and including each step, float [T]. actions: what is
-        done in each step, [T]; None: not told."""
+        done in each step, [T]; None: not told.
+        """
         self._actions = actions
         self._size, self._episodes, self._running = (CURVE, height), episodes, running
         self._low, self._high = min(float(running.min()), 0.0), max(float(running.max()), 1e-9)

@@ -242,7 +242,8 @@ REAL_MINIWORLD = replace(
 def on_gpu(config: TrainConfig) -> TrainConfig:
     """The paper's object-navigation run in place of the numbers for two cores: 20 environments, trials of 4096 steps in
     16 updates, the small transformer with Sink-KV0, its optimiser. Three things are ours: 100M steps, the encoder
-    (convolutions that are trained, or what is frozen in `config`), and a trial's last update that is partial."""
+    (convolutions that are trained, or what is frozen in `config`), and a trial's last update that is partial.
+    """
     encoder = config.policy.encoder
     return replace(
         config,

@@ -89,7 +89,8 @@ def pictures(env: HouseNav, key: jax.Array, tasks: jax.Array) -> tuple[jax.Array
 def loss(params: Any, image: jax.Array, labels: Labels) -> tuple[jax.Array, jax.Array]:
     """Per place, from the numbers that the encoder gives it: which kinds are there, how far away it is, and its
     colour. Lengths are kept short, for the softmax of a glance. Also, of places that a category fills to FILLED, how
-    many were found under its name, how many there are, and how many were claimed: int32 [3]."""
+    many were found under its name, how many there are, and how many were claimed: int32 [3].
+    """
     encoder = image_encoder(CONFIG).bind({"params": params["encoder"]})
     cells = split_cells(encode_image(CONFIG, encoder, image), PATCH_WIDTH)
     kinds = cells @ params["names"].T + params["bias"]

@@ -106,7 +106,8 @@ def _in_environment(policy: LoadedPolicy, name: str | None, host: HostConfig, gi
 
 def check_fits(policy: LoadedPolicy, env: Environment) -> None:
     """Raises ConfigError where an environment's observations or actions are others than the policy's, or where its
-    observations leave the range that the policy was made for."""
+    observations leave the range that the policy was made for.
+    """
     spaces, field = spaces_of(env), f"env is {policy.config.env!r}"
     given, allowed = (
         {part: spaces_to_json(x)[part] for part in ("observation", "action")} for x in (spaces, policy.spaces)

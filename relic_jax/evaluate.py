@@ -38,7 +38,8 @@ Array = jax.Array | np.ndarray
 
 class _Steps(NamedTuple):
     """What acting leaves behind per step, [T, B]; `observation` and `record` of one environment only, [T, ...], which
-    is the first one's at least until its trial is finished. cut: [T, B], see `TrialStep`."""
+    is the first one's at least until its trial is finished. cut: [T, B], see `TrialStep`.
+    """
 
     action: Array
     reward: Array

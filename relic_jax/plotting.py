@@ -48,7 +48,8 @@ def figure_format(path: Path, field: str = "out") -> str:
 
 def is_suffix(text: str) -> bool:
     """Whether what follows a name's last dot names a file format, like .jpg and .mp4; the .v2 and the .5 of names do
-    not."""
+    not.
+    """
     return re.fullmatch(r"\.[A-Za-z]{2,}\d?", text) is not None
 
 

@@ -574,7 +574,8 @@ class Rows:
 
     def counters(self, first: np.ndarray, capacity: int) -> dict[str, np.ndarray]:
         """What the step to come reads. `episode` is the index before it: it is one higher where `first`, but for the
-        very first step of all."""
+        very first step of all.
+        """
         before = self._episode_after(first) - (first if self.length else 0)
         return {
             "position": self.position.astype(np.int32),
@@ -754,7 +755,8 @@ def read_safetensors(path: Path, what: str) -> tuple[dict[str, np.ndarray], dict
 
 def read_json(path: Path) -> Any:
     """The value in a JSON file. Raises OSError where it cannot be read, else ValueError, also for what `parse_json`
-    refuses."""
+    refuses.
+    """
     if not path.is_file():  # opening a named pipe would wait for ever
         raise FileNotFoundError(f"'{path}' is not a file")
     return parse_json(path.read_bytes().decode())
@@ -762,7 +764,8 @@ def read_json(path: Path) -> Any:
 
 def parse_json(text: str) -> Any:
     """The value of a JSON text. Raises ValueError also for numbers that are not finite (NaN, 1e400), for a key that
-    occurs twice in an object, and for nesting too deep to be parsed."""
+    occurs twice in an object, and for nesting too deep to be parsed.
+    """
 
     def number(text: str) -> float:
         value = float(text)

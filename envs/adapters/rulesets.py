@@ -39,7 +39,8 @@ GOAL_LENGTH, RULE_LENGTH = 5, 7  # of an encoding, filled up with zeros
 @struct.dataclass
 class Rulesets:
     """N rulesets, or one without the leading axis. goal: uint8 [N, 5]. rules: uint8 [N, R, 7]. init_tiles: uint8
-    [N, K, 2]; rules and tiles of zeros are none."""
+    [N, K, 2]; rules and tiles of zeros are none.
+    """
 
     goal: Any
     rules: Any
@@ -50,7 +51,8 @@ class Rulesets:
 class Recipe:
     """depth: levels of rules before the goal. prune: probability that an object lies around instead of having to be
     made. distractor_rules: at most so many that lead nowhere. distractor_objects: so many more objects. count: of
-    rulesets."""
+    rulesets.
+    """
 
     depth: int
     prune: float
@@ -155,7 +157,8 @@ def generate(name: str, seed: int = 42) -> Rulesets:
 
 def anyside(some: Rulesets, seed: int = 42) -> Rulesets:
     """Of the rulesets of "trivial" those whose goal has no direction: to hold an object, to stand at any side of one,
-    or to put one at any side of another; each ANYSIDE_DRAWS times, with other objects around."""
+    or to put one at any side of another; each ANYSIDE_DRAWS times, with other objects around.
+    """
     random = np.random.RandomState(seed)
     drawn = []
     for goal in some.goal.tolist():

@@ -76,7 +76,8 @@ class Reply(NamedTuple):
 @struct.dataclass
 class SuiteState:
     """inner: the suite's state. seen: its observation there. opening: both as the trial's first episode opened, kept
-    where every episode opens alike (None elsewhere)."""
+    where every episode opens alike (None elsewhere).
+    """
 
     inner: PyTree
     seen: PyTree

@@ -147,7 +147,8 @@ class XLand(Suite):
 
     def advance(self, key: jax.Array, inner: PyTree, action: jax.Array, task: Rulesets) -> Reply:
         """XLand's step. The goal takes the discount to 0, a time limit does not. The last look goes on as well, unseen:
-        a reset follows, which takes nothing from that state, and to keep all of it where it was would be dear."""
+        a reset follows, which takes nothing from that state, and to keep all of it where it was would be dear.
+        """
         del key
         over = inner.last()
         timestep = _made(self.id)[0].step(self._params(task), inner, action)
@@ -172,7 +173,8 @@ class XLand(Suite):
 
     def tasks(self, split: Split) -> Rulesets:
         """Rulesets that the other split has not. Of "trivial" ones that is: goals that the other split has not; and
-        those that "trivial" holds out, "anyside" does as well."""
+        those that "trivial" holds out, "anyside" does as well.
+        """
         return _split(self, split)
 
 

@@ -106,7 +106,8 @@ class HouseNav(VisualEnvironment):
     @property
     def observation_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
         """gps: float32 [2]; metres (forward, right) from the episode's start, in its heading. image: uint8 [H, W, 3].
-        target: float32 [20]; one-hot."""
+        target: float32 [20]; one-hot.
+        """
         return {
             "gps": jax.ShapeDtypeStruct((2,), jnp.float32),
             "image": Image((self.lens.height, self.lens.width, 3), jnp.uint8),
@@ -204,7 +205,8 @@ class HouseNav(VisualEnvironment):
 
     def metrics(self, state: HouseState) -> dict[str, jax.Array]:
         """distance: metres that were left. spl: success weighted by shortest over gone way (Anderson et al. 2018).
-        soft_spl: the same with the share of the way that was covered in place of success (Datta et al. 2020)."""
+        soft_spl: the same with the share of the way that was covered in place of success (Datta et al. 2020).
+        """
         share = state.start_distance / jnp.maximum(jnp.maximum(state.start_distance, state.path), 1e-6)
         covered = jnp.maximum(0.0, 1.0 - state.distance / jnp.maximum(state.start_distance, 1e-6))
         return {
@@ -262,7 +264,8 @@ class HouseNav(VisualEnvironment):
 
     def optimal_action(self, state: HouseState, task: jax.Array) -> jax.Array:
         """Goes down the distances, over the best of the twelve headings within reach; near an object it turns and looks
-        at it, and stops when it may."""
+        at it, and stops when it may.
+        """
         del task
         house = state.house
         ways = jnp.arange(12) - 5

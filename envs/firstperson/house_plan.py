@@ -170,7 +170,8 @@ def build_house(key: jax.Array, config: HouseConfig) -> House:
 
 def _partition(key: jax.Array, config: HouseConfig) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Halves rooms again and again: walls int32 [W, 4] (x0, x1, z0, z1 in cells, one cell thick), bool [W]: there is
-    one, bool [W]: it is a wall of constant x, so one goes through it along x."""
+    one, bool [W]: it is a wall of constant x, so one goes through it along x.
+    """
     rooms = jnp.array([[0, config.cells, 0, config.cells]], jnp.int32)
     walls, is_split, along_x = [], [], []
     for level in range(config.splits):

@@ -56,7 +56,8 @@ class LevelTask:
 @struct.dataclass
 class LevelState:
     """position: float32 [2]; (x, z). heading: float32 []; radians, at the start. turns, step: int32 []; 15° to the left
-    each, and steps taken."""
+    each, and steps taken.
+    """
 
     position: jax.Array
     heading: jax.Array

@@ -403,7 +403,8 @@ def _identity(solids: Solids) -> jax.Array:
 
 def _box_columns(solids: Solids, camera: Camera, u: jax.Array, paint: Paint) -> Columns:
     """Boxes. A ray enters a convex outline through an edge that runs from its left to its right, and leaves by one that
-    runs from right to left."""
+    runs from right to left.
+    """
     cos, sin = jnp.cos(solids.yaw), jnp.sin(solids.yaw)
     ahead, aside = jnp.stack([cos, -sin], -1), jnp.stack([sin, cos], -1)  # the box's own x and z in the world, [N, 2]
     reach, breadth = ahead * solids.half[:, :1], aside * solids.half[:, 1:]
@@ -425,7 +426,8 @@ def _box_columns(solids: Solids, camera: Camera, u: jax.Array, paint: Paint) -> 
 
 def _circle(solids: Solids, camera: Camera, u: jax.Array) -> tuple[jax.Array, ...]:
     """(forward, right, q [N, 1], along, root [N, W]) of the circles in plan: the ray u meets them at the inverse
-    distances (along ± root) / q; root is NaN-free and 0 where it misses."""
+    distances (along ± root) / q; root is NaN-free and 0 where it misses.
+    """
     forward, right = (x[:, None] for x in _in_view(solids.centre, camera))
     q = forward**2 + right**2 - solids.half[:, :1] ** 2
     along = forward + u * right

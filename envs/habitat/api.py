@@ -115,7 +115,8 @@ class Simulation:
 
     def check(self, scenes: Sequence[str]) -> None:
         """Raises SetupError where one of the scenes is missing. The first is loaded, as are all of `soft`, whose
-        navmeshes are so looked at too; habitat-sim takes seconds for each, so of the others only the files are."""
+        navmeshes are so looked at too; habitat-sim takes seconds for each, so of the others only the files are.
+        """
         for scene in scenes[:1] if self.settings.backend != "soft" else scenes:
             self.load(scene)
         for scene in scenes:
@@ -245,7 +246,8 @@ class Simulation:
 
     def surfaces(self, random: np.random.RandomState, count: int) -> list[np.ndarray]:
         """Places for `count` objects: on tables in `soft`, on the floor of habitat's scenes (their receptacles are
-        described differently in every dataset; datasets with listed poses do without this)."""
+        described differently in every dataset; datasets with listed poses do without this).
+        """
         if self.settings.backend == "soft":
             return self._table_tops(random, count)
         points = [self.random_point() for _ in range(count)]

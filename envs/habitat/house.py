@@ -145,7 +145,8 @@ class FreeSpace:
 
     def _crossings(self, start: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Where the segments to `ends` [n, 2] are inside each of the m boxes: fractions enter, leave [n, m] (enter >
-        leave: never), and the axis of the side they come in by, int [n, m]."""
+        leave: never), and the axis of the side they come in by, int [n, m].
+        """
         step = ends[:, None] - start
         with np.errstate(divide="ignore", invalid="ignore"):
             a, b = (self.low + MARGIN - start) / step, (self.high - MARGIN - start) / step

@@ -71,7 +71,8 @@ class _AbsentModule(types.ModuleType):
 
 class AbsentPackages(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Finds the packages `NATIVE` as shells: habitat-lab 0.3 names them wherever it defines a class, but its
-    navigation tasks do not call them."""
+    navigation tasks do not call them.
+    """
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
         """A shell's spec for the names in question."""

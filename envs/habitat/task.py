@@ -170,7 +170,8 @@ class ExtObjNav:
 
     def _metrics(self, success: bool) -> dict[str, float]:
         """SPL: success · l / max(p, l), Anderson et al. 2018 (arXiv 1807.06757), l geodesic, p travelled; soft-SPL puts
-        the share of the way that was made in the place of success."""
+        the share of the way that was made in the place of success.
+        """
         longest = max(self.travelled, self.first_distance, 1e-6)
         efficiency = self.first_distance / longest if self.first_distance > 1e-6 else 1.0
         made = 1.0 - self.distance / self.first_distance if self.first_distance > 1e-6 else 1.0

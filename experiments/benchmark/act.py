@@ -21,7 +21,8 @@ STEPS = 32  # per call, so that what a call costs by itself does not count
 
 def cases(machine: Machine) -> Iterator[dict[str, Any]]:
     """On CPU contexts of 1k to 8k steps in float32 and int8, batch 20 as published. On accelerators in bfloat16, batch
-    256 and 64k steps too, by the fused kernel and in XLA."""
+    256 and 64k steps too, by the fused kernel and in XLA.
+    """
     if machine.platform == "cpu":
         for model in (MODEL, replace(MODEL, cache="int8")):
             for context in (1024, 2048, 4096, 8192):

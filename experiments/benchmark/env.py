@@ -37,7 +37,8 @@ WALL, BOX_SOLID, ANY_SOLID, PICK, LAYER = 10, 40, 75, 13, 6
 @dataclasses.dataclass(frozen=True)
 class Case:
     """What to measure. changes: fields of the environment. peer: the real package's level. mark: least peer ratio, or
-    least rate where there is no peer."""
+    least rate where there is no peer.
+    """
 
     env: str
     lens: dict[str, Any]
@@ -125,7 +126,8 @@ def building(name: str, rounds: int, batch: int = 512) -> dict[str, Any]:
 
 def full_picture(name: str, frames: int = 512) -> dict[str, Any]:
     """What the environment's limits on solids in view (`Lens.solids`, `Lens.layers`) leave out: shares of pixels and of
-    frames that differ from the picture without limits, at the start of an episode in each of `frames` houses."""
+    frames that differ from the picture without limits, at the start of an episode in each of `frames` houses.
+    """
     env: Any = registry.make(name)
     wide = dataclasses.replace(env.lens, solids=64, layers=env.config.furniture + env.config.objects)
 

@@ -56,7 +56,8 @@ def program(function: Any, *arguments: Any) -> Program:
 
 def on_every_device(function: Callable[..., Any], *arguments: Any) -> Program:
     """`function` compiled for these arguments so that every device does all of its work, as in data-parallel training
-    every device has its own environments (on CPU: every core)."""
+    every device has its own environments (on CPU: every core).
+    """
     mesh = Mesh(np.asarray(jax.devices()), ("device",))
     mapped = jax.shard_map(function, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False)
     return program(jax.jit(mapped), *arguments)

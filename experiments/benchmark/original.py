@@ -29,7 +29,8 @@ from relic_jax.experiments.benchmark.measure import Machine, in_own_process
 
 def cases(machine: Machine) -> Iterator[dict[str, Any]]:
     """The original's operations in a process of its own, on CPU; then our whole loop, with both gradients, as multiples
-    of them. Nothing where PyTorch is not installed."""
+    of them. Nothing where PyTorch is not installed.
+    """
     if importlib.util.find_spec("torch") is None or machine.platform != "cpu":
         print('original: left out, it needs a CPU and PyTorch (pip install -e ".[torch]")', file=sys.stderr)
         return

@@ -42,7 +42,8 @@ def each(start: Callable[[jax.Array], Any], step: Step) -> Loop:
 
 class Case(NamedTuple):
     """name: of the environment. package: that has to be there. batch: environments. own: the suite's loop, made of our
-    environment."""
+    environment.
+    """
 
     name: str
     package: str
@@ -153,7 +154,8 @@ CASES = (
 
 def cases(machine: Machine, seconds: float = 2.0, rounds: int = 5) -> Iterator[dict[str, Any]]:
     """Yields JSON-able dicts: name; rate, unit of the wrapped environment; peer_rate: the suite's own; of_peer; mark,
-    reached. seconds: of one round; rounds alternate between the two, the best of each counts."""
+    reached. seconds: of one round; rounds alternate between the two, the best of each counts.
+    """
     del machine
     for case in CASES:
         if importlib.util.find_spec(case.package) is not None:

@@ -23,7 +23,8 @@ SEGMENT = 256
 
 def cases(machine: Machine) -> Iterator[dict[str, Any]]:
     """On CPU contexts of 4k and 8k steps, by the compiled kernel and by XLA, and what 64k needs in temporary memory,
-    which is compiled and not run. On an accelerator 8k in bfloat16, by the platform's attention and by ours."""
+    which is compiled and not run. On an accelerator 8k in bfloat16, by the platform's attention and by ours.
+    """
     if machine.platform != "cpu":
         half = replace(MODEL, dtype="bfloat16")
         for model in (half, replace(half, attention="blocked")):

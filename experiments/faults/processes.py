@@ -38,8 +38,8 @@ main()
 
 def start(*arguments: Any, largest_file: int | None = None) -> Process:
     """`relic-jax train arguments`. largest_file: bytes that a file may have; writing beyond them fails, as on a full
-    disk."""
-
+    disk.
+    """
     module = ["-m", "relic_jax.experiments.cli"] if largest_file is None else ["-c", _LIMITED.format(largest_file)]
     command = [sys.executable, *module, "train", *map(str, arguments)]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

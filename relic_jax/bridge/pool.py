@@ -108,7 +108,8 @@ class Fault(NamedTuple):
 
 class Outcome(NamedTuple):
     """What a ready lane has. kind: step and reset, as asked for; lost, dropped: the module says what that means.
-    before: the buffer with what the policy acted on. truncated: a lost or dropped lane's episode ends with this."""
+    before: the buffer with what the policy acted on. truncated: a lost or dropped lane's episode ends with this.
+    """
 
     kind: Literal["step", "reset", "lost", "dropped"]
     before: int
@@ -571,7 +572,8 @@ def _check(config: PoolConfig) -> None:
 
 def _split(config: PoolConfig, members: list[Member]) -> list[list[Lane]]:
     """Groups of lanes. Inside every worker where its environments can be split, so that no worker idles between
-    groups; else every group gets workers of its own. Environments are numbered group by group."""
+    groups; else every group gets workers of its own. Environments are numbered group by group.
+    """
     groups: list[list[Lane]] = [[] for _ in range(config.groups)]
     inside = config.environments % config.groups == 0
     if not inside and config.workers % config.groups:

@@ -230,7 +230,8 @@ def _fingerprint(task: Any) -> bytes:
 
 class GroupStep(NamedTuple):
     """A step of one group (b environments). before: the trials that the policy acted in. step: what it led to; a lost
-    step (not `batch.valid`) ends the episode, and what it earned is unknown."""
+    step (not `batch.valid`) ends the episode, and what it earned is unknown.
+    """
 
     group: int
     before: TrialState

@@ -98,7 +98,8 @@ def check(policy: Policy, *, weights: bool) -> None:
 
 def load(policy: Policy, params: Params) -> Params:
     """The parameters with those from `policy.encoder.weights`, placed as they were; all images share them at the start.
-    Raises ConfigError where the file does not fit."""
+    Raises ConfigError where the file does not fit.
+    """
     if policy.config.encoder.weights is None:
         return params
     encoders, names = read_weights(policy, params)
@@ -163,6 +164,7 @@ def read_encoder(kind: str, arrays: dict[str, np.ndarray], like: Params, field: 
 
 def save_encoder(path: Path, kind: str, params: Params, names: np.ndarray | None = None) -> None:
     """Writes one encoder's parameters to a file that `policy.encoder.weights` can name. kind: `EncoderConfig.image`.
-    names: see `NAMES`; of patches only."""
+    names: see `NAMES`; of patches only.
+    """
     arrays = layout.write(encoder_entries(kind, params), params)
     files.write(path, arrays if names is None else {**arrays, NAMES: names}, {"encoder": kind})

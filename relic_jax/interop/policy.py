@@ -48,7 +48,8 @@ POLICY_FIELDS = {
 
 class Foreign(NamedTuple):
     """What the original's arrays say that our parameters do not. kept: arrays. dtypes: of those that are not float32.
-    config: of the transformer, in the original's names."""
+    config: of the transformer, in the original's names.
+    """
 
     kept: dict[str, np.ndarray]
     dtypes: dict[str, str]

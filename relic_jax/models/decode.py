@@ -50,7 +50,8 @@ def attend_step_fused(
     query: jax.Array, context: Context, sink: Sink | None, *, episode: jax.Array | None, window: jax.Array | None = None
 ) -> jax.Array:
     """`flash_decode` on CUDA devices, for head widths that are powers of two from 16 on, as long as jax has Pallas' way
-    through Triton; else `attend_step`."""
+    through Triton; else `attend_step`.
+    """
     step = functools.partial(attend_step, context=context, sink=sink, episode=episode, window=window)
     width = query.shape[-1]
     if triton is None or width < 16 or width & (width - 1):
@@ -126,7 +127,8 @@ def _part_kernel(
     first_ref: Any, length_ref: Any, query_ref: Any, *refs: Any, size: int, int8: bool, within: bool
 ) -> None:
     """One part of one head's context, in tiles of `size` slots. refs: keys, values (each with its scales where int8),
-    [episodes, the running episode,] and the results top [], total [], out [D]."""
+    [episodes, the running episode,] and the results top [], total [], out [D].
+    """
     per_slot, (top_ref, total_ref, out_ref) = refs[:-3], refs[-3:]
     key, value = (per_slot[:2], per_slot[2:4]) if int8 else ((per_slot[0], None), (per_slot[1], None))
     episodes_ref, episode_ref = per_slot[-2:] if within else (None, None)
@@ -155,7 +157,8 @@ def _part_kernel(
 
 def _relative(tops: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The top of some online softmaxes, and by what each one's total and out are to be multiplied for it: 0 where one
-    has seen nothing."""
+    has seen nothing.
+    """
     top = jnp.max(tops)
     return top, jnp.exp(tops - jnp.maximum(top, MASKED / 2))
 

@@ -221,7 +221,8 @@ class StepEncoder(nn.Module):
 
     def goal(self, inputs: StepInput) -> jax.Array | None:
         """What the step says is wanted: its vectors of more than SHORT numbers, flattened, float32 [..., g]. None where
-        there are none, and with `cells`, whose goals are in the view or have to be found out."""
+        there are none, and with `cells`, whose goals are in the view or have to be found out.
+        """
         shape, leaves = inputs.first.shape, jax.tree.leaves(inputs.observation)
         flat = [x.reshape(*shape, -1) for x, is_image in zip(leaves, self.images, strict=True) if not is_image]
         vectors = [x for x in flat if x.shape[-1] > SHORT]

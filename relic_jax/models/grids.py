@@ -47,7 +47,8 @@ class SpatialAttention(nn.Module):
     @nn.compact
     def __call__(self, hidden: jax.Array, cells: jax.Array, goal: jax.Array | None = None) -> jax.Array:
         """hidden: float32 [..., d]; cells: float32 [..., n, w], of all views; goal: float32 [..., g], whose
-        queries are added; how well the best cells match is then told too. Returns float32 [..., d]."""
+        queries are added; how well the best cells match is then told too. Returns float32 [..., d].
+        """
         width = cells.shape[-1]
         query = nn.DenseGeneral((GLANCE_HEADS, width), name="query")(hidden)
         if goal is not None:

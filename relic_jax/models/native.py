@@ -106,7 +106,8 @@ def _like(x: jax.Array, axes: int | None = None) -> jax.ShapeDtypeStruct:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _attend(has_sink: bool, within_episode: bool, q, k, v, sink: Sink, episodes, context: Context, bounds) -> jax.Array:
     """q: [B, H, Q, D], scaled; k, v: [B, H, K, D]; sink: [H, D] each; episodes: int32 [B, K]; bounds: int32 [3], slots
-    of the context that are filled, the step of the first query, queries that matter. The others' outputs are 0."""
+    of the context that are filled, the step of the first query, queries that matter. The others' outputs are 0.
+    """
     return _attend_fwd(has_sink, within_episode, q, k, v, sink, episodes, context, bounds)[0]
 
 

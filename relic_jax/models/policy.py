@@ -104,7 +104,8 @@ class PolicyNetwork(nn.Module):
         query_span: Span | None = None,
     ) -> tuple[PolicyOutput, Memory]:
         """A block of steps, leading axes [B, Q]; see `Transformer.__call__`. A recurrent network has no such options:
-        one step is a block of one."""
+        one step is a block of one.
+        """
         inputs = self.encoder.encode_images(inputs)
         x = self.proj_in(self.encoder(inputs))
         if self.config.memory == "transformer":

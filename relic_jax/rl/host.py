@@ -30,7 +30,8 @@ from relic_jax.types import Params, PyTree, StepInput, Trajectory
 
 class Acted(NamedTuple):
     """What acting stores, [b, K, ...]: what the policy read, with features in place of images; its action, that one's
-    log-probability, its value; the observation itself where the update looks at images again, else None."""
+    log-probability, its value; the observation itself where the update looks at images again, else None.
+    """
 
     inputs: StepInput
     action: jax.Array

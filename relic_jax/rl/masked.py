@@ -16,7 +16,8 @@ from relic_jax.rl.state import Setup
 
 class Counts(NamedTuple):
     """What sums over a minibatch's valid steps are divided by, float32 [] or [minibatches]. loss: for its gradient.
-    metrics: for what is reported."""
+    metrics: for what is reported.
+    """
 
     loss: jax.Array
     metrics: jax.Array

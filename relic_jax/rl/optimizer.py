@@ -13,7 +13,8 @@ from relic_jax.types import Params, PyTree
 
 def make_optimizer(ppo: PPOConfig) -> optax.GradientTransformation:
     """Norm clip over everything but the critic head, then Adam's direction; the learning rate is applied outside,
-    because it follows environment steps and not optimiser steps."""
+    because it follows environment steps and not optimiser steps.
+    """
     return optax.chain(
         optax.masked(optax.clip_by_global_norm(ppo.max_grad_norm), clipped_mask),
         optax.scale_by_adam(eps=ppo.adam_eps),

@@ -44,7 +44,8 @@ class NonFiniteError(RuntimeError):
 @dataclasses.dataclass
 class Result:
     """How a run ended. state: the last one. finished: False where it was interrupted. seconds: of training, over all
-    resumptions. exit_code: for a process that a signal stopped, else 0."""
+    resumptions. exit_code: for a process that a signal stopped, else 0.
+    """
 
     state: TrainState
     finished: bool

@@ -33,7 +33,8 @@ GRADIENT_SIZES = 4  # static lengths of a trial that the gradient through all of
 class Batch(NamedTuple):
     """What an update learns from, leading axis B (environments). trajectory: [B, T]. memory: the context as it was when
     the segment began. advantage, target: float32 [B, T]. observation: of the newest segment, [B, K, ...], with its
-    images (`Collected.observation`)."""
+    images (`Collected.observation`).
+    """
 
     trajectory: Trajectory
     memory: Memory
