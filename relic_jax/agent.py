@@ -13,7 +13,7 @@ from relic_jax import prng, runtime, settings, step
 from relic_jax.bridge import observations
 from relic_jax.models import actions
 from relic_jax.models.cache import KVCache
-from relic_jax.models.formats import Format
+from relic_jax.models.kv_formats import KVFormat
 from relic_jax.models.policy import Policy
 from relic_jax.runtime import Autoreset, ConfigError, Full
 from relic_jax.spaces import fingerprint
@@ -51,8 +51,8 @@ class Agent(runtime.Agent):
         policy, self._params = loaded.policy, loaded.params
         # what is dropped turns the keys that stay, which would be rounded each time in a narrower format
         memory = policy.for_acting(policy.initial_memory(1, 1))
-        own = memory.form if isinstance(memory, KVCache) else "float32"
-        form: Format = "float32" if full == "drop" and policy.config.transformer.episode_rope else own
+        own = memory.kv_format if isinstance(memory, KVCache) else "float32"
+        form: KVFormat = "float32" if full == "drop" and policy.config.transformer.episode_rope else own
         capacity = loaded.default_context if capacity is None else capacity
         trial = loaded.config.trial
         about = {

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from relic_jax.models import actions
 from relic_jax.models import cache as kv
 from relic_jax.models.cache import KVCache
-from relic_jax.models.formats import Format, Slots
+from relic_jax.models.kv_formats import KVFormat, Slots
 from relic_jax.models.memory import Memory
 from relic_jax.models.policy import Policy
 from relic_jax.models.recurrent import Carry
@@ -96,13 +96,13 @@ def _layer(name: str) -> int:
     return int(name.split(".")[1])
 
 
-def empty(policy: Policy, batch: int, context: int, form: Format) -> Memory:
+def empty(policy: Policy, batch: int, context: int, form: KVFormat) -> Memory:
     """An empty memory. form: of keys and values, whatever the policy's own."""
     memory = policy.initial_memory(batch, context)
-    return kv.in_format(memory, form) if isinstance(memory, KVCache) else memory
+    return kv.in_kv_format(memory, form) if isinstance(memory, KVCache) else memory
 
 
-def description(policy: Policy, form: Format, context: int) -> dict[str, Any]:
+def description(policy: Policy, form: KVFormat, context: int) -> dict[str, Any]:
     """The `step` of a config.json: what the step needs to know, and its arrays. form: of keys and values.
 
     context: steps that the context is meant for. `max_episode_steps`: None without step embeddings.

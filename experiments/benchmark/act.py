@@ -52,7 +52,7 @@ def case(machine: Machine, cfg: TransformerConfig, *, batch: int, context: int) 
 
     timing = timed(call)
     seconds = timing.wall / STEPS
-    needed = act_bytes(replace(cfg, cache=memory.form), batch, context)
+    needed = act_bytes(replace(cfg, cache=memory.kv_format), batch, context)
     return {
         "name": f"act/{cfg.cache_format}/batch{batch}/context{context}" + "/xla" * (cfg.decode == "xla"),
         "rate": batch / seconds,

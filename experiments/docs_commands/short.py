@@ -31,7 +31,7 @@ MODULES = {
     "relic_jax.experiments.benchmark": ("--cases", "0"),
     "relic_jax.experiments.pretrain_encoder": ("--pictures", "256"),
     "relic_jax.experiments.training_curve": (),
-    "relic_jax.experiments.formats": (),
+    "relic_jax.experiments.kv_formats": (),
     "relic_jax.experiments.faults": ("options", "--options", "5"),
 }
 """What is appended to `python -m MODULE`."""

@@ -356,7 +356,7 @@ def _rotated(graph: Graph, x: str, angle: tuple[str, str], head_width: int) -> s
 
 
 def _stored(graph: Graph, x: str, form: str) -> str:
-    """`formats.rounded`: x [b, H, D] as it comes back out of storage."""
+    """`kv_formats.rounded`: x [b, H, D] as it comes back out of storage."""
     if form == "bfloat16":
         bfloat16 = int(load_onnx().TensorProto.BFLOAT16)
         return graph.cast(graph.op("Cast", x, to=bfloat16), np.float32)

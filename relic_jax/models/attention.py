@@ -26,8 +26,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from relic_jax.models import formats
-from relic_jax.models.formats import Slots
+from relic_jax.models import kv_formats
+from relic_jax.models.kv_formats import Slots
 
 MASKED = -1e30  # finite, so that differences of masked scores stay finite
 TILE, CONTEXT_TILE = 128, 256  # steps of the block and slots of the context per tile of scores on CPU
@@ -233,7 +233,7 @@ def _context_tile(spec: _Spec, context: Context, j: jax.Array, dtype: jnp.dtype)
     """Keys and values [B, H, k, D] of the j-th tile of the context. The last is moved back to stay in the buffer."""
     size = min(spec.context_tile, context.capacity)
     start = jnp.minimum(j * size, context.capacity - size)
-    keys, values = (formats.tile(slots, start, size) for slots in (context.keys, context.values))
+    keys, values = (kv_formats.tile(slots, start, size) for slots in (context.keys, context.values))
     return keys.decoded(dtype), values.decoded(dtype)
 
 

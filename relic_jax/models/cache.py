@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from flax import struct
 from jax import lax
 
-from relic_jax.models import formats
+from relic_jax.models import kv_formats
 from relic_jax.models.attention import Context
-from relic_jax.models.formats import Format, Slots
+from relic_jax.models.kv_formats import KVFormat, Slots
 
 
 class KVCache(struct.PyTreeNode):
@@ -35,9 +35,9 @@ class KVCache(struct.PyTreeNode):
         return self.episodes.shape[1]
 
     @property
-    def form(self) -> Format:
+    def kv_format(self) -> KVFormat:
         """The format of the keys and values."""
-        return self.keys[0].form
+        return self.keys[0].kv_format
 
     def context(self, layer: int) -> Context:
         """What attention in `layer` reads."""
@@ -54,7 +54,7 @@ class KVCache(struct.PyTreeNode):
     def _slots(self, start: jax.Array | int, size: int) -> KVCache:
         """Slots start … start+size, the counters as they are."""
         keys, values = jax.tree.map(
-            lambda slots: formats.tile(slots, start, size),
+            lambda slots: kv_formats.tile(slots, start, size),
             (self.keys, self.values),
             is_leaf=lambda x: isinstance(x, Slots),
         )
@@ -102,12 +102,12 @@ class KVCache(struct.PyTreeNode):
 
 
 def empty_cache(
-    batch: int, capacity: int, *, layers: int, heads: int, head_width: int, first_episode: int, form: Format
+    batch: int, capacity: int, *, layers: int, heads: int, head_width: int, first_episode: int, form: KVFormat
 ) -> KVCache:
     """A cache of `capacity` slots with nothing in it. first_episode: index that the first episode will have."""
 
     def empty() -> tuple[Slots, ...]:
-        return tuple(formats.empty(batch, heads, capacity, head_width, form) for _ in range(layers))
+        return tuple(kv_formats.empty(batch, heads, capacity, head_width, form) for _ in range(layers))
 
     return KVCache(
         keys=empty(),
@@ -153,10 +153,10 @@ def once_read(start: jax.Array, x: jax.Array) -> jax.Array:
     return start + jnp.minimum(bits, 0)  # the sign bit is clear: this is 0
 
 
-def in_format(cache: KVCache, form: Format) -> KVCache:
+def in_kv_format(cache: KVCache, form: KVFormat) -> KVCache:
     """A copy whose keys and values are stored in another format."""
 
     def convert(layers: tuple[Slots, ...]) -> tuple[Slots, ...]:
-        return tuple(formats.encode(slots.decoded(jnp.dtype(jnp.float32)), form) for slots in layers)
+        return tuple(kv_formats.encode(slots.decoded(jnp.dtype(jnp.float32)), form) for slots in layers)
 
     return cache.replace(keys=convert(cache.keys), values=convert(cache.values))

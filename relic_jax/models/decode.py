@@ -20,7 +20,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from relic_jax.models.attention import MASKED, Context, Sink, attend_step
-from relic_jax.models.formats import Slots
+from relic_jax.models.kv_formats import Slots
 
 try:
     from jax.experimental.pallas import triton

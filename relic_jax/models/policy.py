@@ -215,7 +215,7 @@ class Policy:
         if not isinstance(memory, KVCache):
             return memory
         form = self.config.transformer.cache_format
-        return kv.in_format(memory, "float32") if form != "float32" and jax.default_backend() == "cpu" else memory
+        return kv.in_kv_format(memory, "float32") if form != "float32" and jax.default_backend() == "cpu" else memory
 
     def for_steps(self, params: Params) -> Params:
         """The parameters with the blocks' weights in the dtype that they are multiplied in: same numbers come out.
@@ -234,7 +234,7 @@ class Policy:
     def stored(self, memory: Memory) -> Memory:
         """A memory in the configured format."""
         form = self.config.transformer.cache_format
-        return memory if not isinstance(memory, KVCache) or memory.form == form else kv.in_format(memory, form)
+        return memory if not isinstance(memory, KVCache) or memory.kv_format == form else kv.in_kv_format(memory, form)
 
     def encode_images(self, params: Params, inputs: StepInput) -> StepInput:
         """The inputs with features in place of images, any leading axes; without images as they are."""

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from relic_jax.models import cache as kv
-from relic_jax.models import formats
+from relic_jax.models import kv_formats
 from relic_jax.models.attention import (
     Context,
     Sink,
@@ -28,7 +28,7 @@ from relic_jax.models.attention import (
 from relic_jax.models.cache import KVCache
 from relic_jax.models.decode import attend_step_fused
 from relic_jax.models.flash import MAX_WIDTH, flash_block, on_ampere
-from relic_jax.models.formats import Format
+from relic_jax.models.kv_formats import KVFormat
 from relic_jax.models.native import native_block
 from relic_jax.types import Span
 
@@ -95,7 +95,7 @@ class TransformerConfig:
         return 0 if self.sink == "none" else 1
 
     @property
-    def cache_format(self) -> Format:
+    def cache_format(self) -> KVFormat:
         """How keys and values are stored."""
         return self.dtype if self.cache == "auto" else self.cache
 
@@ -107,7 +107,7 @@ class TransformerConfig:
     @property
     def cache_bytes_per_step(self) -> int:
         """Bytes of keys and values per context step and environment."""
-        return round(2 * self.layers * self.width * formats.bytes_per_number(self.cache_format, self.head_width))
+        return round(2 * self.layers * self.width * kv_formats.bytes_per_number(self.cache_format, self.head_width))
 
 
 def block_attention(cfg: TransformerConfig) -> Callable[..., jax.Array]:
@@ -223,10 +223,10 @@ class Block(nn.Module):
         if cfg.episode_rope:
             query = rotate(query, episodes if query_span is None else query_span.of(episodes))
             key = rotate(key, episodes)
-        key, value = (formats.rounded(x, cfg.cache_format) for x in (key, value))
+        key, value = (kv_formats.rounded(x, cfg.cache_format) for x in (key, value))
         if decode:
-            keys = formats.write(context.keys, key, context.length)
-            values = formats.write(context.values, value, context.length)
+            keys = kv_formats.write(context.keys, key, context.length)
+            values = kv_formats.write(context.values, value, context.length)
             filled = context._replace(keys=keys, values=values, length=context.length + 1)
             episode = None if cfg.inter_episode else episodes[:, 0]
             step = attend_step_fused if cfg.decode == "fused" else attend_step
@@ -321,8 +321,8 @@ class Transformer(nn.Module):
             values.append(value)
         if cache.capacity and not decode:
             start = kv.once_read(cache.length, x)
-            keys = [formats.write(slots, new, start) for slots, new in zip(cache.keys, keys, strict=True)]
-            values = [formats.write(slots, new, start) for slots, new in zip(cache.values, values, strict=True)]
+            keys = [kv_formats.write(slots, new, start) for slots, new in zip(cache.keys, keys, strict=True)]
+            values = [kv_formats.write(slots, new, start) for slots, new in zip(cache.values, values, strict=True)]
         if cache.capacity:
             cache = kv.advance(cache.replace(keys=tuple(keys), values=tuple(values)), position, episode)
         return self.norm(x), cache

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from relic_jax.models import attention, flash
 from relic_jax.models.attention import Context, Sink, attend_block, attend_reference, attend_step, rotate
 from relic_jax.models.flash import flash_block
-from relic_jax.models.formats import Slots
+from relic_jax.models.kv_formats import Slots
 from relic_jax.models.native import native_block
 from relic_jax.models.transformer import TransformerConfig, block_attention
 

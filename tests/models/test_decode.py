@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relic_jax.models import decode, formats
+from relic_jax.models import decode, kv_formats
 from relic_jax.models.attention import Context, Sink, attend_step
 from relic_jax.models.decode import attend_step_fused, flash_decode
 from relic_jax.models.policy import Policy, PolicyConfig
@@ -28,7 +28,7 @@ def random_inputs(form="float32", dtype=jnp.float32, width=WIDTH):
     def normal(*shape):
         return jnp.asarray(1.5 * rng.normal(size=shape), dtype)
 
-    keys, values = (formats.encode(normal(BATCH, HEADS, SLOTS, width), form) for _ in range(2))
+    keys, values = (kv_formats.encode(normal(BATCH, HEADS, SLOTS, width), form) for _ in range(2))
     episodes = np.cumsum(rng.random((BATCH, SLOTS)) < 0.01, axis=1).astype(np.int32)
     sink = Sink(normal(HEADS, width), normal(HEADS, width))
     return normal(BATCH, HEADS, width), Context(keys, values, jnp.asarray(episodes), jnp.int32(SLOTS)), sink
@@ -68,7 +68,7 @@ def test_sums_are_float32_whatever_is_stored():
     """A bfloat16 policy: beside the same numbers in float32, only the result is rounded."""
     query, context, sink = random_inputs("bfloat16", jnp.bfloat16)
     found = jax.jit(functools.partial(flash_decode, episode=None, interpret=True))(query, context, sink)
-    exact = Context(*(formats.Slots(x.data.astype(jnp.float32)) for x in context[:2]), *context[2:])
+    exact = Context(*(kv_formats.Slots(x.data.astype(jnp.float32)) for x in context[:2]), *context[2:])
     wide = Sink(*(x.astype(jnp.float32) for x in sink))
     expected = attend_step(query.astype(jnp.float32), exact, wide, episode=None)
     assert found.dtype == jnp.bfloat16
@@ -79,8 +79,8 @@ def test_what_is_not_filled_is_not_read():
     query, context, sink = random_inputs()
     filled = np.arange(SLOTS)[:, None] < 700
     poisoned = context._replace(
-        keys=formats.Slots(jnp.where(filled, context.keys.data, jnp.nan)),
-        values=formats.Slots(jnp.where(filled, context.values.data, jnp.nan)),
+        keys=kv_formats.Slots(jnp.where(filled, context.keys.data, jnp.nan)),
+        values=kv_formats.Slots(jnp.where(filled, context.values.data, jnp.nan)),
         length=jnp.int32(700),
     )
     run = jax.jit(functools.partial(flash_decode, episode=None, interpret=True))

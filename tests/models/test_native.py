@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from relic_jax.models import native
 from relic_jax.models.attention import Context, Sink, attend_block, attend_reference
-from relic_jax.models.formats import Slots, encode
+from relic_jax.models.kv_formats import Slots, encode
 from relic_jax.models.native import WIDTHS, native_block, native_fits
 from relic_jax.models.transformer import TransformerConfig, block_attention
 

@@ -1,6 +1,6 @@
 """What storing keys and values in fewer bits does to a trained policy: to its outputs along a trial, and to its curve.
 
-    python -m experiments.formats runs/darkroom-dpt-seed0 --out experiments/results/formats.json
+    python -m experiments.kv_formats runs/darkroom-dpt-seed0 --out experiments/results/kv_formats.json
 
 Outputs are compared in one trial on the first held-out task, as the float32 policy played it; curves are played anew.
 """
@@ -24,7 +24,7 @@ from relic_jax.evaluate import Curves, in_context_curves
 from relic_jax.experiments.folders import origin
 from relic_jax.experiments.run import env_of
 from relic_jax.files import write_atomically
-from relic_jax.models.formats import Format
+from relic_jax.models.kv_formats import KVFormat
 from relic_jax.models.policy import Policy, policy_for
 from relic_jax.types import Params, StepInput
 
@@ -41,7 +41,7 @@ class Command:
 
 def main() -> None:
     """Entry point."""
-    command = tyro.cli(Command, prog="python -m experiments.formats")
+    command = tyro.cli(Command, prog="python -m experiments.kv_formats")
     found = [row for path in command.paths for row in compare(checkpoint.find(path))]
     write_atomically(command.out, json.dumps({**origin(), "rows": found}, indent=1) + "\n")
 
@@ -52,7 +52,7 @@ def compare(path: Path) -> list[dict[str, Any]]:
     env = env_of(config)
     if not isinstance(env.action_space, Discrete):
         raise SystemExit(f"paths: '{path}' is of env {config.env!r}; allowed: one of discrete actions")
-    policies = {form: policy_for(env, with_format(config, form).policy) for form in get_args(Format)}
+    policies = {form: policy_for(env, with_format(config, form).policy) for form in get_args(KVFormat)}
     params = checkpoint.load_params(path, jax.eval_shape(policies["float32"].init, jax.random.key(0)))
     curves = {form: in_context_curves(policy, params, env, config.eval) for form, policy in policies.items()}
     inputs = inputs_of(curves["float32"].trial, config)

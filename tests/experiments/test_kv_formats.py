@@ -3,7 +3,7 @@ import pytest
 
 from relic_jax.environment.base import Trajectory
 from relic_jax.envs.registry import make
-from relic_jax.experiments import formats
+from relic_jax.experiments import kv_formats
 from relic_jax.rl import train as training
 from relic_jax.rl.train import prepare, restore
 
@@ -16,7 +16,7 @@ def test_what_the_policy_read_is_rebuilt_from_a_trial(tiny):
         first=np.array([True, False, True, False]),
         task=(),
     )
-    inputs = formats.inputs_of(trial, tiny())
+    inputs = kv_formats.inputs_of(trial, tiny())
     assert inputs.previous_action.tolist() == [[-1, 3, -1, 2]]
     assert inputs.previous_reward.tolist() == [[0.0, 0.0, 0.0, 0.5]]
     assert inputs.first.tolist() == [[True, False, True, False]]
@@ -25,7 +25,7 @@ def test_what_the_policy_read_is_rebuilt_from_a_trial(tiny):
 
 def test_measures_by_hand():
     exact, found = np.log([[0.5, 0.5], [0.9, 0.1]]), np.log([[0.25, 0.75], [0.9, 0.1]])
-    measured = formats.measures(exact, found)
+    measured = kv_formats.measures(exact, found)
     assert measured["log_prob_difference"] == pytest.approx(np.log(2))
     assert measured["divergence"] == pytest.approx(0.5 * (0.5 * np.log(2) + 0.5 * np.log(2 / 3)))
     assert measured["same_favourite"] == 0.5
@@ -35,7 +35,7 @@ def test_every_format_of_a_checkpoint_is_compared(tiny, tmp_path):
     config = tiny()
     setup = prepare(config, make(config.env))
     training.save(setup, tmp_path / "checkpoints", *restore(setup, tmp_path / "checkpoints"))
-    rows = {row["format"]: row for row in formats.compare(tmp_path / "checkpoints" / "0")}
+    rows = {row["format"]: row for row in kv_formats.compare(tmp_path / "checkpoints" / "0")}
     assert set(rows) == {"float32", "bfloat16", "int8"}
     assert rows["float32"]["log_prob_difference"] == rows["float32"]["divergence"] == 0.0
     for form in ("bfloat16", "int8"):

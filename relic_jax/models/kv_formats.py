@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-Format = Literal["float32", "bfloat16", "int8"]
+KVFormat = Literal["float32", "bfloat16", "int8"]
 _INT8_MAX = 127.0
 
 
@@ -24,9 +24,9 @@ class Slots(NamedTuple):
     scale: jax.Array | None = None
 
     @property
-    def form(self) -> Format:
+    def kv_format(self) -> KVFormat:
         """The format, from the dtype."""
-        return cast(Format, self.data.dtype.name)
+        return cast(KVFormat, self.data.dtype.name)
 
     def decoded(self, dtype: jnp.dtype) -> jax.Array:
         """The numbers that are stored: `dtype` [B, H, S, D]."""
@@ -35,7 +35,7 @@ class Slots(NamedTuple):
         return (self.data.astype(jnp.float32) * self.scale[..., None]).astype(dtype)
 
 
-def encode(x: jax.Array, form: Format) -> Slots:
+def encode(x: jax.Array, form: KVFormat) -> Slots:
     """x [B, H, S, D], stored. int8: each step's largest number in a head becomes ±127."""
     if form != "int8":
         return Slots(x.astype(form))
@@ -45,14 +45,14 @@ def encode(x: jax.Array, form: Format) -> Slots:
     return Slots(jnp.round(x / scale[..., None]).astype(jnp.int8), scale)
 
 
-def rounded(x: jax.Array, form: Format) -> jax.Array:
+def rounded(x: jax.Array, form: KVFormat) -> jax.Array:
     """x as it comes back out of storage, in its own dtype; the gradient is that of x."""
     if x.dtype == form:
         return x
     return x + lax.stop_gradient(encode(x, form).decoded(x.dtype) - x)
 
 
-def empty(batch: int, heads: int, slots: int, width: int, form: Format) -> Slots:
+def empty(batch: int, heads: int, slots: int, width: int, form: KVFormat) -> Slots:
     """Zeros."""
     data = jnp.zeros((batch, heads, slots, width), form)
     return Slots(data, jnp.ones((batch, heads, slots), jnp.float32) if form == "int8" else None)
@@ -60,7 +60,7 @@ def empty(batch: int, heads: int, slots: int, width: int, form: Format) -> Slots
 
 def write(slots: Slots, new: jax.Array, start: jax.Array) -> Slots:
     """Stores new [B, H, Q, D] in slots start … start+Q."""
-    stored = encode(new, slots.form)
+    stored = encode(new, slots.kv_format)
     return jax.tree.map(lambda x, y: lax.dynamic_update_slice_in_dim(x, y, start, axis=2), slots, stored)
 
 
@@ -69,6 +69,6 @@ def tile(slots: Slots, start: jax.Array | int, size: int) -> Slots:
     return jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, start, size, axis=2), slots)
 
 
-def bytes_per_number(form: Format, head_width: int) -> float:
+def bytes_per_number(form: KVFormat, head_width: int) -> float:
     """Bytes that one stored number costs, its share of the scale included."""
     return 1 + 4 / head_width if form == "int8" else float(jnp.dtype(form).itemsize)
