@@ -11,6 +11,7 @@ from typing import Any
 import tyro
 
 from relic_jax.config import ConfigError, HostConfig, to_json, validate_host
+from relic_jax.environment.base import Split
 from relic_jax.envs import registry
 from relic_jax.experiments import presets, run
 from relic_jax.experiments.arguments import parse
@@ -28,12 +29,12 @@ class PresetsCommand:
 
 @dataclasses.dataclass(frozen=True)
 class EnvsCommand:
-    """Environments with their splits. `relic-jax envs NAME` computes that one's random and optimal lines."""
+    """Environments with their splits. `relic-jax envs NAME` computes the returns of random actions and of the expert."""
 
     name: tyro.conf.Positional[str | None] = None
     """An environment, as in `relic-jax train --env`."""
-    lines: bool = True
-    """Compute the random and the optimal line (with NAME)."""
+    reference_returns: bool = True
+    """Compute the mean returns of random actions and of the scripted expert (with NAME)."""
     json: bool = False
     """Print JSON: an object with NAME, else a list of them."""
     host: HostConfig = dataclasses.field(default_factory=HostConfig)
@@ -52,7 +53,7 @@ def presets_main(arguments: Sequence[str]) -> None:
 
 
 def envs_main(arguments: Sequence[str]) -> None:
-    """`relic-jax envs [NAME]`: the list with split hashes, or one environment with its computed lines."""
+    """`relic-jax envs [NAME]`: the list with split hashes, or one environment with its computed reference returns."""
     arguments = without_aliases(arguments)
     command = parse(EnvsCommand, arguments, "relic-jax envs")
     if command.name is None:
@@ -63,10 +64,11 @@ def envs_main(arguments: Sequence[str]) -> None:
     validate_host(command.host)
     env = run.make_env(command.name, command.host)
     description = registry.describe(command.name, env)
-    with Activity(f"computing the lines of {command.name}", sys.stderr if command.json else None):
-        found = {split: run.lines(env, split) for split in ("train", "test")} if command.lines else {}
+    with Activity(f"computing the reference returns of {command.name}", sys.stderr if command.json else None):
+        splits: tuple[Split, ...] = ("train", "test") if command.reference_returns else ()
+        found = {split: run.reference_means(env, split) for split in splits}
     if command.json:
-        print(json.dumps({**dataclasses.asdict(description), "lines": found}, indent=2))
+        print(json.dumps({**dataclasses.asdict(description), "reference_returns": found}, indent=2))
         return
     print(description)
     if text := registry.numbered(description.action_names, description.actions):
@@ -79,15 +81,16 @@ def envs_main(arguments: Sequence[str]) -> None:
 
 
 def _check_no_options(command: EnvsCommand) -> None:
-    if command.host != HostConfig() or not command.lines:
-        raise ConfigError("name is missing; allowed: an environment, where --host options or --no-lines are given")
+    if command.host != HostConfig() or not command.reference_returns:
+        allowed = "an environment, if --host options or --no-reference-returns are given"
+        raise ConfigError(f"name is missing; allowed: {allowed}")
 
 
 def _list(as_json: bool) -> None:
     """Every environment that has a name of its own, then the prefixes of other suites'."""
     descriptions: list[dict[str, Any]] = []
     if not as_json:
-        print("relic-jax envs NAME computes an environment's random and optimal lines\n")
+        print("relic-jax envs NAME computes the returns of random actions and of the scripted expert\n")
     for name in registry.names():
         try:
             description = registry.describe(name)

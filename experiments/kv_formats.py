@@ -19,7 +19,7 @@ import tyro
 
 from relic_jax import checkpoint
 from relic_jax.config import TrainConfig
-from relic_jax.environment.base import Discrete, Trajectory
+from relic_jax.environment.base import Discrete, TrialRecord
 from relic_jax.evaluate import Curves, in_context_curves
 from relic_jax.experiments.folders import origin
 from relic_jax.experiments.run import env_of
@@ -72,7 +72,7 @@ def with_format(config: TrainConfig, form: str) -> TrainConfig:
     return dataclasses.replace(config, policy=dataclasses.replace(config.policy, transformer=transformer))
 
 
-def inputs_of(trial: Trajectory, config: TrainConfig) -> StepInput:
+def inputs_of(trial: TrialRecord, config: TrainConfig) -> StepInput:
     """What the policy read in a trial, [1, T, ...]."""
     first = jnp.asarray(trial.first)
     hidden = jnp.arange(len(first)) == 0 if config.trial.show_last_reward else first

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from relic_jax.config import ConfigError, EvalConfig
-from relic_jax.environment.base import Discrete, Environment, Split, Trajectory
+from relic_jax.environment.base import Discrete, Environment, Split, TrialRecord
 from relic_jax.environment.host import HostEnvironment
 from relic_jax.environment.trials import Trials
 from relic_jax.envs import registry
@@ -66,7 +66,7 @@ def _names(env: Environment) -> tuple[str, ...] | None:
     return names if isinstance(space, Discrete) and names is not None and len(names) == space.n else None
 
 
-def beside(frames: np.ndarray, trial: Trajectory, episodes: int, names: tuple[str, ...] | None = None) -> np.ndarray:
+def beside(frames: np.ndarray, trial: TrialRecord, episodes: int, names: tuple[str, ...] | None = None) -> np.ndarray:
     """The frames of a trial with the in-context curve as of each of them to their right: uint8 [n, H, W + CURVE, 3].
 
     frames: uint8 [n, H, W, 3], of n evenly spaced steps of the trial, as every environment draws them; small ones are
@@ -171,7 +171,7 @@ class Game:
         seen, record = jax.tree.map(lambda x: np.asarray(x)[None], (observation, self.env.record(state)))
         nothing = np.zeros(1, np.int32)
         frames = self.env.render_trial(
-            Trajectory(seen, nothing, nothing.astype(np.float32), np.ones(1, bool), task, record)
+            TrialRecord(seen, nothing, nothing.astype(np.float32), np.ones(1, bool), task, record)
         )
         if frames is None:
             raise ConfigError(f"human is True; allowed: an environment that can be drawn ({self.env.name} cannot)")

@@ -23,7 +23,7 @@ import numpy as np
 from relic_jax import trust
 from relic_jax.config import ConfigError, EvalConfig, HostConfig, TrainConfig, validate
 from relic_jax.environment.base import Environment, Split
-from relic_jax.environment.reference_returns import reference_lines
+from relic_jax.environment.reference_returns import reference_returns
 from relic_jax.environment.repeat import repeated
 from relic_jax.envs import registry
 from relic_jax.envs.render import write_gif
@@ -189,16 +189,17 @@ def evaluate_policies(
         "training": [trained.training for trained in policies],
         **origin(),
     }
-    return summarise(env, split, evaluation, curves, lines(env, split, evaluation.tasks), provenance), curves, env
+    references = reference_means(env, split, evaluation.tasks)
+    return summarise(env, split, evaluation, curves, references, provenance), curves, env
 
 
 def _share(progress: Callable[[float], None], index: int, count: int) -> Callable[[float], None]:
     return lambda fraction: progress((index + fraction) / count)
 
 
-def lines(env: Environment, split: Split, limit: int | None = None) -> dict[str, float | None]:
-    """Mean returns of the random policy and of the expert on a split, or its `limit` first tasks, computed."""
-    found = reference_lines(env, split, limit=limit)
+def reference_means(env: Environment, split: Split, limit: int | None = None) -> dict[str, float | None]:
+    """Compute the mean returns of random actions and of the expert on a split, or on its `limit` first tasks."""
+    found = reference_returns(env, split, limit=limit)
     optimal = None if found.optimal is None else found.optimal.mean_return
     return {"random": found.random.mean_return, "optimal": optimal}
 

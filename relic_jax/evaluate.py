@@ -17,8 +17,7 @@ import numpy as np
 from relic_jax import prng, settings
 from relic_jax.bridge.pool import PoolError
 from relic_jax.config import ConfigError, EvalConfig
-from relic_jax.environment.base import Environment, Split, num_tasks, split_hash
-from relic_jax.environment.base import Trajectory as HostTrajectory
+from relic_jax.environment.base import Environment, Split, TrialRecord, num_tasks, split_hash
 from relic_jax.environment.host import EpisodeCount, HostEnvironment, HostTrials, per_row, wave_size, waves
 from relic_jax.environment.trials import Trials, TrialState, select
 from relic_jax.horizon import tell_of_cut
@@ -66,7 +65,7 @@ class Curves:
 
     returns: np.ndarray
     successes: np.ndarray
-    trial: HostTrajectory
+    trial: TrialRecord
     metrics: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
@@ -289,9 +288,9 @@ def _per_episode(steps: _Steps, episodes: int) -> tuple[np.ndarray, np.ndarray, 
     return jax.tree.map(lambda x: np.asarray(x)[index, row], (steps.episode_return, steps.success, steps.metrics))
 
 
-def _first_trial(steps: _Steps, tasks: PyTree, episodes: int) -> HostTrajectory:
+def _first_trial(steps: _Steps, tasks: PyTree, episodes: int) -> TrialRecord:
     end = np.flatnonzero(steps.ended[:, 0])[episodes - 1] + 1
-    return HostTrajectory(
+    return TrialRecord(
         observation=jax.tree.map(lambda x: x[:end], steps.observation),
         action=np.asarray(steps.action)[:end, 0],
         reward=np.asarray(steps.reward)[:end, 0],

@@ -14,7 +14,7 @@ from relic_jax import runtime
 from relic_jax.config import ConfigError, EvalConfig, TrainConfig, TrialConfig
 from relic_jax.distributions import MASKED, Categorical, MultiCategorical
 from relic_jax.environment.base import Box, Discrete, MultiDiscrete, TimeStep
-from relic_jax.environment.reference_returns import reference_lines
+from relic_jax.environment.reference_returns import reference_returns
 from relic_jax.environment.repeat import repeated
 from relic_jax.environment.trials import Trials
 from relic_jax.envs import custom
@@ -308,7 +308,7 @@ def test_a_step_without_a_legal_action_stops_the_training(trained_both, tmp_path
 def test_evaluation_and_reference_lines_respect_masks():
     """Every illegal action costs 4, of 3.5 to 3.75 that an episode can earn."""
     for env in (MaskProbe(), Both()):
-        lines = reference_lines(env, "test", episodes=64)
+        lines = reference_returns(env, "test", episodes=64)
         assert lines.random.mean_return > 1 and 3.5 <= lines.optimal.mean_return <= 3.75
         policy = policy_for(env, config_of(env).policy)
         curves = in_context_curves(

@@ -44,7 +44,7 @@ class Craftax(Suite):
     ends_in_time = True
 
     @property
-    def line_episodes(self) -> int:
+    def reference_episodes(self) -> int:
         """Few: worlds are large and episodes long."""
         return 16
 

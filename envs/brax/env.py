@@ -82,7 +82,7 @@ class Locomotion(Environment):
         require_brax(self.name)
 
     @property
-    def line_episodes(self) -> int:
+    def reference_episodes(self) -> int:
         """Few: physics is slow."""
         return 256
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from relic_jax.environment.base import Discrete, Environment, Split, TimeStep, Trajectory, first_timestep
+from relic_jax.environment.base import Discrete, Environment, Split, TimeStep, TrialRecord, first_timestep
 from relic_jax.envs.darkroom import render
 
 Start = Literal["(0,0)", "centre", "random"]
@@ -158,13 +158,13 @@ class Darkroom(Grid):
         goal = np.tile(np.array([self.width - 1, self.height - 1], np.int32), (len(action_map), 1))
         return DarkroomTask(goal, action_map)
 
-    def render_trial(self, trajectory: Trajectory) -> np.ndarray:
+    def render_trial(self, trial: TrialRecord) -> np.ndarray:
         """Frames of a trial, uint8 [n, H, W, 3], with the goal in green."""
         return render.trial_frames(
-            positions=trajectory.observation,
-            marks=[render.Mark(trajectory.task.goal, render.GREEN)],
-            episodes=np.cumsum(trajectory.first) - 1,
-            rewards=trajectory.reward,
+            positions=trial.observation,
+            marks=[render.Mark(trial.task.goal, render.GREEN)],
+            episodes=np.cumsum(trial.first) - 1,
+            rewards=trial.reward,
             size=(self.width, self.height),
         )
 

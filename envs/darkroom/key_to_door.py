@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from relic_jax.environment.base import Split, TimeStep, Trajectory, first_timestep
+from relic_jax.environment.base import Split, TimeStep, TrialRecord, first_timestep
 from relic_jax.envs.darkroom import render
 from relic_jax.envs.darkroom.env import Grid, cells, shuffled_split, towards
 
@@ -88,14 +88,14 @@ class KeyToDoor(Grid):
         rows = shuffled_split(np.stack([start, key, door], 1), self.train_fraction, split)
         return KeyToDoorTask(*(grid[column] for column in rows.T))
 
-    def render_trial(self, trajectory: Trajectory) -> np.ndarray:
+    def render_trial(self, trial: TrialRecord) -> np.ndarray:
         """Frames of a trial, uint8 [n, H, W, 3], with the key in gold and the door in green."""
-        task = trajectory.task
+        task = trial.task
         return render.trial_frames(
-            positions=trajectory.observation,
+            positions=trial.observation,
             marks=[render.Mark(task.key, render.GOLD), render.Mark(task.door, render.GREEN)],
-            episodes=np.cumsum(trajectory.first) - 1,
-            rewards=trajectory.reward,
+            episodes=np.cumsum(trial.first) - 1,
+            rewards=trial.reward,
             size=(self.width, self.height),
         )
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from PIL import Image, ImageDraw
 
-from relic_jax.environment.base import PyTree, Trajectory
+from relic_jax.environment.base import PyTree, TrialRecord
 from relic_jax.envs.firstperson.renderer import Lens, render
 from relic_jax.envs.firstperson.scene import BOX, Camera, Scene, Solids
 
@@ -31,28 +31,28 @@ class Sight(NamedTuple):
 
 
 def trial_frames(
-    sight: Callable[[PyTree, PyTree], Sight], trajectory: Trajectory, lens: Lens, max_frames: int = 240
+    sight: Callable[[PyTree, PyTree], Sight], trial: TrialRecord, lens: Lens, max_frames: int = 240
 ) -> np.ndarray:
     """Frames, uint8 [n, H, W, 3], n = min(T, max_frames) evenly spaced steps.
 
     sight: (record, task) → Sight, of one moment. lens: the agent's, whose field of view is drawn in more pixels.
     """
-    count = len(trajectory.reward)
+    count = len(trial.reward)
     steps = np.linspace(0, count - 1, min(count, max_frames)).round().astype(int)
     view = dataclasses.replace(
         lens, width=round(VIEW_HEIGHT * lens.width / lens.height), height=VIEW_HEIGHT, samples=4, layers=16
     )
-    records = jax.tree.map(lambda x: x[steps], trajectory.record)
-    sights, pictures = _look(sight, records, trajectory.task, view)
-    everywhere = _positions(sight, trajectory)
-    episodes = np.cumsum(trajectory.first) - 1
+    records = jax.tree.map(lambda x: x[steps], trial.record)
+    sights, pictures = _look(sight, records, trial.task, view)
+    everywhere = _positions(sight, trial)
+    episodes = np.cumsum(trial.first) - 1
     on_map = _MapView.of(jax.tree.map(lambda x: x[0], sights.scene))
     frames = []
     for index, step in enumerate(steps):
         opened = int(np.searchsorted(episodes, episodes[step]))
         now = jax.tree.map(lambda x, i=index: x[i], sights)
         plan = on_map.draw(now, everywhere[opened : step + 1])
-        earned = float(trajectory.reward[opened:step].sum())
+        earned = float(trial.reward[opened:step].sum())
         text = f"episode {episodes[step] + 1}   step {step - opened}   return {earned:.2f}"
         frames.append(_page(pictures[index], plan, text))
     return np.stack(frames)
@@ -76,10 +76,10 @@ def _look(
     return jax.tree.map(lambda *x: np.concatenate(x)[:count], *parts)
 
 
-def _positions(sight: Callable[[PyTree, PyTree], Sight], trajectory: Trajectory) -> np.ndarray:
+def _positions(sight: Callable[[PyTree, PyTree], Sight], trial: TrialRecord) -> np.ndarray:
     """Where the agent was at every step, float32 [T, 2]."""
-    where = jax.jit(jax.vmap(lambda record: sight(record, trajectory.task).camera.position))
-    return np.asarray(where(trajectory.record))
+    where = jax.jit(jax.vmap(lambda record: sight(record, trial.task).camera.position))
+    return np.asarray(where(trial.record))
 
 
 class _MapView(NamedTuple):

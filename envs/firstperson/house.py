@@ -15,7 +15,7 @@ import numpy as np
 from flax import struct
 
 from relic_jax import prng
-from relic_jax.environment.base import Discrete, Image, Split, TimeStep, Trajectory, VisualEnvironment
+from relic_jax.environment.base import Discrete, Image, Split, TimeStep, TrialRecord, VisualEnvironment
 from relic_jax.envs.firstperson import draw
 from relic_jax.envs.firstperson.geodesic import distance_at
 from relic_jax.envs.firstperson.house_plan import (
@@ -123,7 +123,7 @@ class HouseNav(VisualEnvironment):
         return low, {name: np.full(spec[name].shape, end[1], spec[name].dtype) for name, end in ends.items()}
 
     @property
-    def line_episodes(self) -> int:
+    def reference_episodes(self) -> int:
         """256: episodes are long and every stop needs a picture."""
         return 256
 
@@ -312,9 +312,9 @@ class HouseNav(VisualEnvironment):
         solid = jnp.arange(scene.solids.top.shape[0]) - self.config.furniture
         return draw.Sight(scene, self.camera(record), (solid >= 0) & (solid // self.config.instances == record.target))
 
-    def render_trial(self, trajectory: Trajectory) -> np.ndarray:
+    def render_trial(self, trial: TrialRecord) -> np.ndarray:
         """Frames of a trial, uint8 [n, H, W, 3]: the view, and a map with the path and rings around the targets."""
-        return draw.trial_frames(self.sight, trajectory, self.lens)
+        return draw.trial_frames(self.sight, trial, self.lens)
 
 
 def facing(state: HouseState) -> jax.Array:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from relic_jax.environment.base import Discrete, Image, Split, TimeStep, Trajectory, VisualEnvironment
+from relic_jax.environment.base import Discrete, Image, Split, TimeStep, TrialRecord, VisualEnvironment
 from relic_jax.envs.firstperson import draw
 from relic_jax.envs.firstperson.plan import Door, Plan, Rectangle, touches_walls
 from relic_jax.envs.firstperson.renderer import Lens, render
@@ -117,7 +117,7 @@ class Level(VisualEnvironment):
         return np.zeros(shape, np.uint8), np.full(shape, 255, np.uint8)
 
     @property
-    def line_episodes(self) -> int:
+    def reference_episodes(self) -> int:
         """512: episodes are long."""
         return 512
 
@@ -241,9 +241,9 @@ class Level(VisualEnvironment):
         scene = self.scene(task)
         return draw.Sight(scene, self.camera(state), jnp.arange(scene.solids.top.shape[0]) == 0)
 
-    def render_trial(self, trajectory: Trajectory) -> np.ndarray:
+    def render_trial(self, trial: TrialRecord) -> np.ndarray:
         """Frames of a trial, uint8 [n, H, W, 3]: the view, and a map with the path and a ring around the box."""
-        return draw.trial_frames(self.sight, trajectory, self.lens)
+        return draw.trial_frames(self.sight, trial, self.lens)
 
 
 @dataclasses.dataclass(frozen=True)

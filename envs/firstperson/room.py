@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from relic_jax.environment.base import Discrete, Image, Split, TimeStep, Trajectory, VisualEnvironment
+from relic_jax.environment.base import Discrete, Image, Split, TimeStep, TrialRecord, VisualEnvironment
 from relic_jax.envs.firstperson import draw
 from relic_jax.envs.firstperson.renderer import Lens, render
 from relic_jax.envs.firstperson.resize import resize
@@ -231,9 +231,9 @@ class Room(VisualEnvironment):
         camera = Camera(state.position, jnp.stack(direction(state.turns)))
         return draw.Sight(self.scene(task), camera, jnp.arange(OBJECTS) == task.target)
 
-    def render_trial(self, trajectory: Trajectory) -> np.ndarray:
+    def render_trial(self, trial: TrialRecord) -> np.ndarray:
         """Frames of a trial, uint8 [n, H, W, 3]: the view, and a map with the path and a ring around the target."""
-        return draw.trial_frames(self.sight, trajectory, self.lens)
+        return draw.trial_frames(self.sight, trial, self.lens)
 
 
 def direction(turns: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from relic_jax.environment.base import Box, Environment, Split, TimeStep, Trajectory, first_timestep
+from relic_jax.environment.base import Box, Environment, Split, TimeStep, TrialRecord, first_timestep
 from relic_jax.envs.pointmass import render
 
 SPLIT_SEEDS = {"train": 0, "test": 1}
@@ -102,13 +102,13 @@ class Pointmass(Environment):
         angle = np.random.RandomState(SPLIT_SEEDS[split]).uniform(0, np.pi, count)
         return np.stack([np.cos(angle), np.sin(angle)], axis=-1).astype(np.float32)
 
-    def render_trial(self, trajectory: Trajectory) -> np.ndarray:
+    def render_trial(self, trial: TrialRecord) -> np.ndarray:
         """Frames of a trial, uint8 [n, H, W, 3]."""
         return render.trial_frames(
-            positions=np.asarray(trajectory.observation),
-            goal=np.asarray(trajectory.task),
-            episodes=np.cumsum(trajectory.first) - 1,
-            rewards=trajectory.reward,
+            positions=np.asarray(trial.observation),
+            goal=np.asarray(trial.task),
+            episodes=np.cumsum(trial.first) - 1,
+            rewards=trial.reward,
             wall=self.wall,
             reach=self.reach,
         )

@@ -29,7 +29,7 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")  # comp
 import tyro
 
 from relic_jax.environment.base import Environment, Split
-from relic_jax.environment.reference_returns import Lines, reference_lines
+from relic_jax.environment.reference_returns import ReferenceReturns, reference_returns
 from relic_jax.experiments.docs_commands import pages, short
 from relic_jax.experiments.docs_commands.short import Step, UnknownCommandError
 
@@ -148,7 +148,7 @@ class Runner:
         with contextlib.ExitStack() as stack:
             stack.enter_context(contextlib.chdir(self._folder / folder))
             stack.enter_context(mock.patch.object(sys, "argv", [words[0], *arguments]))
-            stack.enter_context(mock.patch("relic_jax.experiments.run.reference_lines", _few_episodes))
+            stack.enter_context(mock.patch("relic_jax.experiments.run.reference_returns", _few_episodes))
             stack.enter_context(mock.patch.object(sys, "unraisablehook", sys.unraisablehook))
             stack.enter_context(mock.patch.object(sys, "path", [str(self._folder), *sys.path]))
             if not self._verbose:
@@ -193,9 +193,9 @@ class Runner:
         write_original(file)
 
 
-def _few_episodes(env: Environment, split: Split, limit: int | None = None) -> Lines:
-    """`reference_lines` of four episodes."""
-    return reference_lines(env, split, episodes=4, limit=limit)
+def _few_episodes(env: Environment, split: Split, limit: int | None = None) -> ReferenceReturns:
+    """`reference_returns` of four episodes."""
+    return reference_returns(env, split, episodes=4, limit=limit)
 
 
 def collected_tests() -> list[str]:

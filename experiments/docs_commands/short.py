@@ -133,7 +133,7 @@ def _relic_jax(words: list[str]) -> Step:
     if command == "envs":
         if given and (missing := missing_extra(given[0])):
             return Step("left", reason=f"the extra {missing}")
-        lines = () if len(given) != 1 or given == ["darkroom-dpt"] else ("--no-lines",)
+        lines = () if len(given) != 1 or given == ["darkroom-dpt"] else ("--no-reference-returns",)
         return Step("run", (*words, *lines))
     if command in ("plot", "export", "presets"):
         return Step("run", tuple(words))

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from relic_jax.environment.actions import ActionSpace, Box, Discrete, MultiDiscrete
+from relic_jax.environment.spaces import ActionSpace, Box, Discrete, MultiDiscrete
 
 __all__ = [
     "ActionSpace",
@@ -28,7 +28,7 @@ __all__ = [
     "PyTree",
     "Split",
     "TimeStep",
-    "Trajectory",
+    "TrialRecord",
     "VisualEnvironment",
     "first_timestep",
     "num_tasks",
@@ -80,7 +80,7 @@ class Image(jax.ShapeDtypeStruct):
 
 
 @dataclasses.dataclass(frozen=True)
-class Trajectory:
+class TrialRecord:
     """T consecutive steps of ONE trial, as numpy arrays on the host; what a renderer draws.
 
     observation: pytree, leading axis T; what the policy saw before it acted.
@@ -124,7 +124,7 @@ class Environment:
             cls.ends_in_time = False
 
     @property
-    def line_episodes(self) -> int:
+    def reference_episodes(self) -> int:
         """How many episodes the random and the optimal line are estimated from, unless asked otherwise."""
         return 8192
 
@@ -187,9 +187,9 @@ class Environment:
         """The scripted expert's action, one of `action_space`, where there is an expert (`has_expert`)."""
         raise NotImplementedError
 
-    def render_trial(self, trajectory: Trajectory) -> np.ndarray | None:
+    def render_trial(self, trial: TrialRecord) -> np.ndarray | None:
         """Frames of a trial, uint8 [n, H, W, 3], or None where the environment cannot be drawn (default)."""
-        del trajectory
+        del trial
         return None
 
     def record(self, state: PyTree) -> PyTree:

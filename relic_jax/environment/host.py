@@ -37,7 +37,7 @@ from relic_jax.environment.base import (
 )
 from relic_jax.environment.trials import TrialState, TrialStep
 
-LINE_EPISODES = 100  # simulators are slow: the random and the optimal line are estimated from that many episodes
+REFERENCE_EPISODES = 100  # simulators are slow: the random and the optimal line are estimated from that many episodes
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -68,9 +68,9 @@ class HostEnvironment(Environment):
         return self.spec.horizon
 
     @property
-    def line_episodes(self) -> int:
-        """Few, see `LINE_EPISODES`."""
-        return LINE_EPISODES
+    def reference_episodes(self) -> int:
+        """Few, see `REFERENCE_EPISODES`."""
+        return REFERENCE_EPISODES
 
     @property
     def images(self) -> tuple[str, ...]:
@@ -193,11 +193,11 @@ class HostEnvironment(Environment):
         self.pool_config(environments)
         self.start(1).close()
 
-    def render_trial(self, trajectory: Any) -> np.ndarray | None:
+    def render_trial(self, trial: Any) -> np.ndarray | None:
         """The images that the policy saw, side by side: uint8 [n, H, W, 3]."""
         if not self.images:
             return None
-        seen = trajectory.observation
+        seen = trial.observation
         images = seen["image"] if isinstance(seen, dict) else seen
         frames = [_coloured(x) for x in (images.values() if isinstance(images, dict) else [images])]
         height = max(x.shape[1] for x in frames)

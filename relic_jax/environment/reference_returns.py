@@ -20,7 +20,7 @@ ScriptedPolicy = Callable[[Environment, jax.Array, PyTree, PyTree, jax.Array | N
 
 
 @dataclasses.dataclass(frozen=True)
-class Line:
+class ReferenceReturn:
     """mean_return: undiscounted, per episode. success_rate: share of episodes, 0 to 1. Tasks weigh equally."""
 
     mean_return: float
@@ -28,34 +28,36 @@ class Line:
 
 
 @dataclasses.dataclass(frozen=True)
-class Lines:
+class ReferenceReturns:
     """random: the uniform policy's line. optimal: the scripted expert's, None where there is no expert."""
 
-    random: Line
-    optimal: Line | None
+    random: ReferenceReturn
+    optimal: ReferenceReturn | None
 
 
 @settings.with_standard
-def reference_lines(
+def reference_returns(
     env: Environment, split: Split, episodes: int | None = None, seed: int = 0, limit: int | None = None
-) -> Lines:
+) -> ReferenceReturns:
     """Plays `episodes` episodes with each policy, the same number in every task of the split (rounded up).
 
-    episodes: None: the environment's `line_episodes`. Of more tasks than that, evenly spaced ones are used. limit: only
+    episodes: None: the environment's `reference_episodes`. Of more tasks than that, evenly spaced ones are used. limit: only
     that many first tasks of the split; None: all.
     """
     tasks = jax.tree.map(lambda x: x[:limit], env.tasks(split))
-    episodes = env.line_episodes if episodes is None else episodes
+    episodes = env.reference_episodes if episodes is None else episodes
     count = min(num_tasks(tasks), episodes)
     if count < num_tasks(tasks):
         chosen = np.linspace(0, num_tasks(tasks) - 1, count).round().astype(int)
         tasks = jax.tree.map(lambda x: x[chosen], tasks)
     if isinstance(env, HostEnvironment):
         line = functools.partial(mean_line, env, tasks, math.ceil(episodes / count), seed=seed)
-        return Lines(Line(*line(expert=False)), Line(*line(expert=True)) if env.has_expert else None)
+        return ReferenceReturns(
+            ReferenceReturn(*line(expert=False)), ReferenceReturn(*line(expert=True)) if env.has_expert else None
+        )
     keys = jax.random.split(prng.key(seed), (count, math.ceil(episodes / count)))
     optimal = _line(env, _expert, keys, tasks) if env.has_expert else None
-    return Lines(random=_line(env, _random, keys, tasks), optimal=optimal)
+    return ReferenceReturns(random=_line(env, _random, keys, tasks), optimal=optimal)
 
 
 def _random(env: Environment, key: jax.Array, state: PyTree, task: PyTree, legal: jax.Array | None) -> jax.Array:
@@ -71,10 +73,10 @@ def _expert(env: Environment, key: jax.Array, state: PyTree, task: PyTree, legal
     return jnp.where(env.action_space.allows(legal, action), action, env.action_space.sample(key, legal))
 
 
-def _line(env: Environment, policy: ScriptedPolicy, keys: jax.Array, tasks: PyTree) -> Line:
+def _line(env: Environment, policy: ScriptedPolicy, keys: jax.Array, tasks: PyTree) -> ReferenceReturn:
     returns, successes = map(np.asarray, _play(env, policy, keys, tasks))
     # In double precision, so that the expert's mean over a split is exact.
-    return Line(float(returns.mean(dtype=np.float64)), float(successes.mean(dtype=np.float64)))
+    return ReferenceReturn(float(returns.mean(dtype=np.float64)), float(successes.mean(dtype=np.float64)))
 
 
 @functools.partial(jax.jit, static_argnames=("env", "policy"))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from relic_jax.config import ConfigError
-from relic_jax.environment.base import ActionSpace, Environment, PyTree, Split, TimeStep, Trajectory, one_end
+from relic_jax.environment.base import ActionSpace, Environment, PyTree, Split, TimeStep, TrialRecord, one_end
 from relic_jax.environment.host import HostEnvironment
 from relic_jax.environment.trials import select
 
@@ -57,9 +57,9 @@ class ActionRepeat(Environment):
         return self.env.masks_actions
 
     @property
-    def line_episodes(self) -> int:
+    def reference_episodes(self) -> int:
         """The environment's."""
-        return self.env.line_episodes
+        return self.env.reference_episodes
 
     @property
     def observation_spec(self) -> PyTree:
@@ -149,9 +149,9 @@ class ActionRepeat(Environment):
         """The environment's, held for all of an action's steps: no longer optimal."""
         return self.env.optimal_action(state, task)
 
-    def render_trial(self, trajectory: Trajectory) -> np.ndarray | None:
+    def render_trial(self, trial: TrialRecord) -> np.ndarray | None:
         """The environment's."""
-        return self.env.render_trial(trajectory)
+        return self.env.render_trial(trial)
 
     def record(self, state: PyTree) -> PyTree:
         """The environment's."""

@@ -14,7 +14,7 @@ from relic_jax.bridge.protocol import ArraySpec, ProtocolError, Spec
 from relic_jax.bridge.worker import SetupError
 from relic_jax.config import HostConfig, TrialConfig
 from relic_jax.environment.base import Discrete, MultiDiscrete
-from relic_jax.environment.reference_returns import reference_lines
+from relic_jax.environment.reference_returns import reference_returns
 from relic_jax.envs.registry import make
 from relic_jax.evaluate import in_context_curves
 
@@ -229,5 +229,5 @@ def test_a_trial_is_trained_and_evaluated_without_an_illegal_action(masked, tiny
     evaluation = dataclasses.replace(config.eval, tasks=2, episodes=2)
     curves = in_context_curves(setup.policy, state.params, env, evaluation)
     assert curves.returns.shape == (2, 2)
-    assert reference_lines(env, "test", episodes=4).random.mean_return >= 0
+    assert reference_returns(env, "test", episodes=4).random.mean_return >= 0
     assert not list(tmp_path.glob("*.illegal"))

@@ -215,7 +215,7 @@ def test_all_images_of_an_observation_are_kept(package, caplog):
 
 
 def test_wrappers_come_from_the_command_line(package, cli):
-    options = ("--no-lines", "--env.wrappers=parts_package:Small")
+    options = ("--no-reference-returns", "--env.wrappers=parts_package:Small")
     code, out, err = cli("envs", package + "Parts-v0", *options)
     assert code == 0 and "observation float32 [3]" in out, err
     code, _, err = cli("train", "darkroom-smoke", "--env", "darkroom-dpt", "--env.wrappers", "parts_package:Small")

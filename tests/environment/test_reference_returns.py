@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from relic_jax.environment.base import Discrete
-from relic_jax.environment.reference_returns import Line, reference_lines
+from relic_jax.environment.reference_returns import ReferenceReturn, reference_returns
 from relic_jax.envs.registry import make
 
 
@@ -20,13 +20,13 @@ def test_sampled_actions_are_uniform():
 
 @functools.cache
 def lines(name, split, episodes=8000):
-    return reference_lines(make(name), split, episodes=episodes)
+    return reference_returns(make(name), split, episodes=episodes)
 
 
 def test_dpt_optimal_lines():
     # Mean of 101 − (x + y), 100 at the origin: 91.99 over all goals, so (9199 − 20·90.9) / 80 over the train goals.
-    assert lines("darkroom-dpt", "test").optimal == Line(pytest.approx(90.9), 1.0)
-    assert lines("darkroom-dpt", "train").optimal == Line(pytest.approx(92.2625), 1.0)
+    assert lines("darkroom-dpt", "test").optimal == ReferenceReturn(pytest.approx(90.9), 1.0)
+    assert lines("darkroom-dpt", "train").optimal == ReferenceReturn(pytest.approx(92.2625), 1.0)
 
 
 def test_dpt_random_lines():
@@ -54,22 +54,22 @@ def test_optimum_counts_only_goals_within_reach_and_stops_at_the_end_of_the_epis
 
 
 def test_permuted_and_key_to_door_optima():
-    assert lines("darkroom-permuted", "test").optimal == Line(83.0, 1.0)
-    assert lines("key-to-door-9", "test").optimal == Line(2.0, 1.0)
+    assert lines("darkroom-permuted", "test").optimal == ReferenceReturn(83.0, 1.0)
+    assert lines("key-to-door-9", "test").optimal == ReferenceReturn(2.0, 1.0)
 
 
 def test_probe_lines():
     bandit = lines("probe-bandit", "test")
     assert bandit.random.mean_return == pytest.approx(0.8, abs=0.08)
     assert bandit.random.success_rate == pytest.approx(0.2, abs=0.04)
-    assert bandit.optimal == Line(4.0, 1.0)
+    assert bandit.optimal == ReferenceReturn(4.0, 1.0)
     assert lines("probe-value", "train").optimal is None
-    assert lines("probe-value", "train").random == Line(1.0, 1.0)
+    assert lines("probe-value", "train").random == ReferenceReturn(1.0, 1.0)
 
 
 def test_seed_decides():
     env = make("darkroom-dpt")
-    once, again, other = (reference_lines(env, "test", episodes=500, seed=seed).random for seed in (0, 0, 1))
+    once, again, other = (reference_returns(env, "test", episodes=500, seed=seed).random for seed in (0, 0, 1))
     assert once == again and once != other
 
 
@@ -78,8 +78,8 @@ def test_a_limit_leaves_the_first_tasks_of_the_split():
     env = make("darkroom-dpt")
     away = np.asarray(env.tasks("test").goal).sum(axis=-1)
     for limit in (3, 10, None):
-        optimal = reference_lines(env, "test", episodes=20, limit=limit).optimal
-        assert optimal == Line(pytest.approx(np.mean(101 - away[:limit])), 1.0)
+        optimal = reference_returns(env, "test", episodes=20, limit=limit).optimal
+        assert optimal == ReferenceReturn(pytest.approx(np.mean(101 - away[:limit])), 1.0)
 
 
 def test_of_more_tasks_than_episodes_evenly_spaced_ones_are_played():
@@ -93,5 +93,7 @@ def test_of_more_tasks_than_episodes_evenly_spaced_ones_are_played():
             return jnp.minimum(task, 4)
 
     env = Listed()
-    assert reference_lines(env, "test", episodes=3).optimal == Line(pytest.approx(4 * 2 / 3), pytest.approx(2 / 3))
-    assert make("house-objnav-small").line_episodes < make("probe-bandit").line_episodes == 8192
+    assert reference_returns(env, "test", episodes=3).optimal == ReferenceReturn(
+        pytest.approx(4 * 2 / 3), pytest.approx(2 / 3)
+    )
+    assert make("house-objnav-small").reference_episodes < make("probe-bandit").reference_episodes == 8192

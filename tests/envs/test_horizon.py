@@ -13,7 +13,7 @@ from relic_jax import horizon as told
 from relic_jax.bridge.pool import Pool, PoolConfig
 from relic_jax.config import EvalConfig
 from relic_jax.environment.base import Discrete, Environment, TimeStep, VisualEnvironment, first_timestep
-from relic_jax.environment.reference_returns import reference_lines
+from relic_jax.environment.reference_returns import reference_returns
 from relic_jax.environment.repeat import repeated
 from relic_jax.environment.trials import Trials
 from relic_jax.envs import registry
@@ -110,7 +110,7 @@ def test_the_count_follows_from_the_stored_steps():
 
 
 def test_lines_are_those_of_truncated_episodes():
-    line = reference_lines(Endless(), "train", episodes=2).random
+    line = reference_returns(Endless(), "train", episodes=2).random
     assert (line.mean_return, line.success_rate) == (7, 0.5)
 
 

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from relic_jax.environment.base import Trajectory, split_hash
-from relic_jax.environment.reference_returns import reference_lines
+from relic_jax.environment.base import TrialRecord, split_hash
+from relic_jax.environment.reference_returns import reference_returns
 from relic_jax.envs.darkroom.render import GREEN, ORANGE, STRIP_HEIGHT
 from relic_jax.envs.pointmass.render import SIDE
 from relic_jax.envs.registry import make
@@ -51,7 +51,7 @@ def test_splits_are_held_out_and_do_not_change():
 
 def test_lines():
     """The expert's return in each test task by the closed form: after k steps each axis has 0.1·k less to go."""
-    lines = reference_lines(ENV, "test", episodes=400)
+    lines = reference_returns(ENV, "test", episodes=400)
     goals = np.abs(ENV.tasks("test")).astype(float)[:, None]
     left = np.maximum(goals - 0.1 * np.arange(1, 41)[:, None], 0)
     expected = np.maximum(1 - np.hypot(left[..., 0], left[..., 1]) / 0.7, 0).sum(1).mean()
@@ -61,7 +61,7 @@ def test_lines():
 
 def test_picture():
     positions = np.linspace([0, 0], [0, 1], 8).astype(np.float32)
-    trial = Trajectory(
+    trial = TrialRecord(
         observation=positions,
         action=np.zeros((8, 2), np.float32),
         reward=np.ones(8, np.float32),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from relic_jax.environment.base import Trajectory
+from relic_jax.environment.base import TrialRecord
 from relic_jax.envs.darkroom.env import PRESETS, DarkroomTask
 from relic_jax.envs.darkroom.key_to_door import PRESETS as KEY_PRESETS
 from relic_jax.envs.darkroom.key_to_door import KeyToDoorTask
@@ -78,12 +78,12 @@ def test_subsampling_keeps_both_ends():
 
 
 def test_environments_draw_their_trials():
-    trajectory = Trajectory(POSITIONS, np.zeros(6, np.int32), REWARDS, FIRST, DarkroomTask(GOAL))
-    np.testing.assert_array_equal(PRESETS["darkroom-dpt"].render_trial(trajectory), frames())
+    trial = TrialRecord(POSITIONS, np.zeros(6, np.int32), REWARDS, FIRST, DarkroomTask(GOAL))
+    np.testing.assert_array_equal(PRESETS["darkroom-dpt"].render_trial(trial), frames())
     task = KeyToDoorTask(start=np.array([0, 0]), key=np.array([1, 1]), door=np.array([8, 8]))
-    pictures = KEY_PRESETS["key-to-door-9"].render_trial(Trajectory(POSITIONS, FIRST, REWARDS, FIRST, task))
+    pictures = KEY_PRESETS["key-to-door-9"].render_trial(TrialRecord(POSITIONS, FIRST, REWARDS, FIRST, task))
     assert has(pictures[0], GOLD) and has(pictures[0], GREEN)
-    assert make("probe-value").render_trial(trajectory) is None
+    assert make("probe-value").render_trial(trial) is None
 
 
 @pytest.mark.parametrize("name", [*PRESETS, "key-to-door-9"])
@@ -91,7 +91,7 @@ def test_pictures_are_large_enough_to_see(name):
     env = make(name)
     task = {leaf: cell for leaf, cell in vars(env.tasks("test")).items() if cell is not None}
     task = type(env.tasks("test"))(**{leaf: cell[0] for leaf, cell in task.items()})
-    pictures = env.render_trial(Trajectory(np.zeros((1, 2)), np.zeros(1), np.zeros(1), np.ones(1, bool), task))
+    pictures = env.render_trial(TrialRecord(np.zeros((1, 2)), np.zeros(1), np.zeros(1), np.ones(1, bool), task))
     assert min(pictures.shape[1:3]) >= 240
 
 

@@ -34,7 +34,7 @@ def refused(cli, monkeypatch):
 
     def check(arguments, *said):
         with monkeypatch.context() as patch:
-            for module, name in ((training, "compile_chunk"), (evaluate, "_chunk_function"), (run, "lines")):
+            for module, name in ((training, "compile_chunk"), (evaluate, "_chunk_function"), (run, "reference_means")):
                 patch.setattr(module, name, compiled)
             code, out, err = cli(*arguments)
         assert code == 2, err
@@ -442,7 +442,7 @@ STRICT = [
 
 @pytest.mark.parametrize("arguments", STRICT, ids=" ".join)
 def test_what_is_not_an_option_is_refused(cli, monkeypatch, arguments):
-    monkeypatch.setattr(run, "lines", None)  # computing would be an error
+    monkeypatch.setattr(run, "reference_means", None)  # computing would be an error
     code, out, err = cli(*arguments)
     assert code == 2 and out == "" and arguments[-1] in err and "Traceback" not in err
 
@@ -457,7 +457,7 @@ def test_options_that_an_environment_does_not_read_are_refused(refused, tmp_path
     refused(["envs", "gymnax:CartPole-v1", "--host.workers", "5"], "host.workers is 5", "reads host.horizon only")
     refused(["envs", "gym:CartPole-v1", "--host.workers", "0"], "host.workers is 0", "more than 0")
     refused(["envs", "--host.workers", "3"], "name is missing")
-    refused(["envs", "--no-lines"], "name is missing")
+    refused(["envs", "--no-reference-returns"], "name is missing")
     refused(["envs", "darkrom-dpt", "--host.horizon", "5"], "did you mean darkroom-dpt")
     arguments = ["train", "darkroom-smoke", "--runs", tmp_path / "runs", "--host.horizon", "5"]
     refused(arguments, "host.horizon is 5", "env 'darkroom-dpt' reads none")
@@ -471,15 +471,17 @@ def test_envs_takes_the_options_of_hosted_environments(cli, monkeypatch):
         return make("darkroom-ad-9")
 
     monkeypatch.setattr(run, "make_env", make_env)
-    monkeypatch.setattr(run, "lines", lambda env, split: {"random": 1.5, "optimal": None})
+    monkeypatch.setattr(run, "reference_means", lambda env, split: {"random": 1.5, "optimal": None})
     options = ["--host.horizon", 7, "--habitat-python", "python3.9", "--backend", "habitat"]
     code, out, err = cli("envs", "gym:CartPole-v1", *options)
     assert (code, err, made) == (0, "", [("gym:CartPole-v1", 7, "python3.9", "habitat")])
     assert "test: no expert, random 1.5" in out
     code, out, _ = cli("envs", "darkroom-ad-9", "--json")
     found = json.loads(out)
-    assert code == 0 and found["actions"] == 5 and found["lines"]["test"] == {"random": 1.5, "optimal": None}
-    assert "lines" not in json.loads(cli("envs", "--json")[1])[0]
+    assert (
+        code == 0 and found["actions"] == 5 and found["reference_returns"]["test"] == {"random": 1.5, "optimal": None}
+    )
+    assert "reference_returns" not in json.loads(cli("envs", "--json")[1])[0]
 
 
 def test_options_of_wandb_are_read_with_it_alone(refused, tmp_path):
@@ -491,7 +493,7 @@ def test_options_of_wandb_are_read_with_it_alone(refused, tmp_path):
 
 
 def test_envs_shows_the_names_of_actions_and_observations(cli):
-    code, out, _ = cli("envs", "darkroom-dpt", "--no-lines")
+    code, out, _ = cli("envs", "darkroom-dpt", "--no-reference-returns")
     assert code == 0 and "actions: 0 right, 1 left, 2 up, 3 down, 4 stay\nobservation: x, y\n" in out
-    assert "actions: " not in cli("envs", "probe-bandit", "--no-lines")[1]
-    assert json.loads(cli("envs", "darkroom-dpt", "--json", "--no-lines")[1])["action_names"][0] == "right"
+    assert "actions: " not in cli("envs", "probe-bandit", "--no-reference-returns")[1]
+    assert json.loads(cli("envs", "darkroom-dpt", "--json", "--no-reference-returns")[1])["action_names"][0] == "right"

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from relic_jax.environment.base import Trajectory
+from relic_jax.environment.base import TrialRecord
 from relic_jax.envs.registry import make
 from relic_jax.experiments import kv_formats
 from relic_jax.rl import train as training
@@ -9,7 +9,7 @@ from relic_jax.rl.train import prepare, restore
 
 
 def test_what_the_policy_read_is_rebuilt_from_a_trial(tiny):
-    trial = Trajectory(
+    trial = TrialRecord(
         observation=np.arange(8.0).reshape(4, 2),
         action=np.array([3, 1, 2, 0], np.int32),
         reward=np.array([0.0, 1.0, 0.5, 0.0], np.float32),

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from relic_jax.config import ConfigError
-from relic_jax.environment.base import Trajectory
+from relic_jax.environment.base import TrialRecord
 from relic_jax.envs.firstperson.renderer import Lens
 from relic_jax.envs.firstperson.room import Room
 from relic_jax.envs.registry import make
@@ -92,7 +92,7 @@ def test_the_film_names_the_action_of_each_step():
     frames = np.zeros((3, 20, 20, 3), np.uint8)
 
     def panels(action, names):
-        trial = Trajectory(None, np.full(3, action), np.zeros(3, np.float32), np.array([True, False, False]), None)
+        trial = TrialRecord(None, np.full(3, action), np.zeros(3, np.float32), np.array([True, False, False]), None)
         return play.beside(frames, trial, 1, names)
 
     assert play._names(env) == ("right", "left", "up", "down", "stay")

@@ -13,7 +13,7 @@ from relic_jax.bridge.probes import Reach
 from relic_jax.bridge.worker import episode_seed
 from relic_jax.config import ConfigError, EvalConfig, HostConfig, PPOConfig, TrainConfig, TrialConfig, validate
 from relic_jax.environment.host import HostEnvironment
-from relic_jax.environment.reference_returns import reference_lines
+from relic_jax.environment.reference_returns import reference_returns
 from relic_jax.envs.registry import make
 from relic_jax.evaluate import in_context_curves
 from relic_jax.experiments.run import env_of
@@ -121,7 +121,7 @@ def test_the_expert_acts_first_in_evaluation_of_repeated_actions(config):
     setup = prepare(config, env)
     params, evaluation = setup.policy.init(jax.random.key(0)), EvalConfig(episodes=3, expert_episodes=2, tasks=5)
     curves = in_context_curves(setup.policy, params, env, evaluation)
-    expert = reference_lines(env, "test", episodes=40).optimal.mean_return
+    expert = reference_returns(env, "test", episodes=40).optimal.mean_return
     assert env.horizon == 20
     assert expert == pytest.approx(curves.returns[:, :2].mean(), rel=0.1) and curves.returns[:, 2].max() < 0.5 * expert
     bound = 0.1 + 1e-6
@@ -221,7 +221,7 @@ def test_the_expert_of_a_simulator_acts_when_asked(hosted):
     curves = in_context_curves(setup.policy, params, setup.trials.env, EvalConfig(episodes=3, expert_episodes=2))
     # at most 2 an axis: the distances left are 2 then 0, and 2.5 then 0.5 then 0... summed over both axes
     np.testing.assert_allclose(curves.returns[:, :2], [[-2.0] * 2, [-2.0] * 2], atol=1e-5)
-    lines = reference_lines(setup.trials.env, "test", episodes=4)
+    lines = reference_returns(setup.trials.env, "test", episodes=4)
     assert lines.optimal.mean_return == pytest.approx(-2.0) and lines.random.mean_return < -10
 
 

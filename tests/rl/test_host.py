@@ -13,7 +13,7 @@ from relic_jax.bridge.probes import Corridor
 from relic_jax.bridge.worker import episode_seed
 from relic_jax.config import ConfigError, EvalConfig, HostConfig, TrialConfig
 from relic_jax.environment.base import num_tasks
-from relic_jax.environment.reference_returns import reference_lines
+from relic_jax.environment.reference_returns import reference_returns
 from relic_jax.evaluate import in_context_curves
 from relic_jax.experiments.faults.small import PER_UPDATE
 from relic_jax.experiments.faults.workers import HORIZON, corridor, killed_workers
@@ -266,7 +266,7 @@ def test_evaluation_plays_every_task_and_lets_the_expert_begin(config, per_worke
     first = curves.trial  # of the goal −4: the expert needs two steps
     assert first.action[:4].tolist() == [0, 0, 0, 0] and first.first[:5].tolist() == [True, False] * 2 + [True]
     assert first.observation[:2, 48].tolist() == [0, -2]
-    lines = reference_lines(env, "test", episodes=60)
+    lines = reference_returns(env, "test", episodes=60)
     assert lines.optimal.success_rate == 1 and 0 < lines.random.success_rate < 0.9
 
 

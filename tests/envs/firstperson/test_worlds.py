@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relic_jax.environment.base import Trajectory, num_tasks, split_hash
+from relic_jax.environment.base import TrialRecord, num_tasks, split_hash
 from relic_jax.envs.firstperson import levels, room
 from relic_jax.envs.firstperson.levels import Level, LevelState, LevelTask, Maze, maze_plan
 from relic_jax.envs.firstperson.plan import Door, Plan, touches_walls
@@ -125,7 +125,7 @@ def test_trials_are_drawn_from_their_records():
     state = env.start(KEY, task)
     records = jax.tree.map(lambda x: np.stack([x] * 3), state).replace(turns=np.array([0, 6, 12], np.int32))
     first = np.array([True, False, False])
-    frames = env.render_trial(Trajectory(None, np.zeros(3, np.int32), np.ones(3, np.float32), first, task, records))
+    frames = env.render_trial(TrialRecord(None, np.zeros(3, np.int32), np.ones(3, np.float32), first, task, records))
     assert frames.dtype == np.uint8 and frames.shape[0] == 3 and min(frames.shape[1:3]) >= 320
     view, plan = frames[:, :320, :320], frames[:, :320, 320:]
     assert (view[0] != view[1]).any() and (plan[0] != plan[1]).any()  # it turned, and the map shows it
