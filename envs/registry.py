@@ -151,8 +151,8 @@ def _observation(env: Environment) -> str:
 PREFIXES = {
     "python:": ("relic_jax.envs.custom", "one's own"),
     "gym:": ("relic_jax.envs.gym", "gymnasium's environment"),
-    "habitat-lab:": ("relic_jax.envs.habitat.lab_host", "a task of habitat-lab's, by its config"),
-    "metaworld:": ("relic_jax.envs.metaworld", "a robot arm's tasks, where the goal is not seen"),
+    "habitat-lab:": ("relic_jax.envs.habitat.lab.env", "a task of habitat-lab's, by its config"),
+    "metaworld:": ("relic_jax.envs.metaworld.env", "a robot arm's tasks, where the goal is not seen"),
 }
 """Environments that others name: module with `make(rest of the name, host)`, description. All but the first live in
 worker processes."""
@@ -160,7 +160,7 @@ GYM_OPTIONS = ("wrappers", "text")
 """Fields of HostConfig that only gymnasium's environments read."""
 HOSTED = {
     "extobjnav": (
-        "relic_jax.envs.habitat.host",
+        "relic_jax.envs.habitat.env",
         "find objects of named categories in a house, on habitat-sim or on a software simulator",
     ),
 }

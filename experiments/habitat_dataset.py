@@ -12,7 +12,8 @@ from typing import Literal
 from relic_jax.bridge.process import call
 from relic_jax.bridge.worker import SetupError
 from relic_jax.config import ConfigError
-from relic_jax.envs.habitat import dataset, lab_dataset
+from relic_jax.envs.habitat import dataset
+from relic_jax.envs.habitat.lab import dataset as lab_dataset
 from relic_jax.experiments.arguments import parse
 from relic_jax.experiments.folders import check_writable
 from relic_jax.files import write_atomically

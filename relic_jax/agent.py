@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from relic_jax import prng, runtime, settings, step
-from relic_jax.bridge import observations
+from relic_jax.bridge.gym import observations
 from relic_jax.models import actions
 from relic_jax.models.cache import KVCache
 from relic_jax.models.kv_formats import KVFormat

@@ -518,7 +518,7 @@ def test_episodes_of_object_navigation(tmp_path):
 
     def make():
         from relic_jax.config import HostConfig
-        from relic_jax.envs.habitat.host import make
+        from relic_jax.envs.habitat.env import make
 
         env = make(HostConfig(dataset=str(file)))
         jax.tree.map(np.shape, (env.tasks("train"), env.tasks("test"), env.observation_spec))

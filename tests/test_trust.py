@@ -150,7 +150,7 @@ def started(monkeypatch):
             raise AssertionError("a worker was started")
 
     monkeypatch.setattr("relic_jax.envs.gym.Pool", NoPool)
-    monkeypatch.setattr("relic_jax.envs.habitat.lab_host.call", lambda *a: tried.append(("call", *a)))
+    monkeypatch.setattr("relic_jax.envs.habitat.lab.env.call", lambda *a: tried.append(("call", *a)))
     monkeypatch.setattr(
         "relic_jax.envs.custom.make", lambda *a: tried.append(("import", *a)) or pytest.fail("a module was imported")
     )

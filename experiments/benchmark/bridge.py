@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from relic_jax.experiments.benchmark.measure import Machine
 
 ENVIRONMENTS, SIZE = 8, 128
-FRAMES = "relic_jax.bridge.probes:Frames"
+FRAMES = "relic_jax.experiments.benchmark.frames:Frames"
 
 
 def cases(machine: Machine, seconds: float = 2.0) -> Iterator[dict[str, Any]]:
@@ -77,7 +77,7 @@ def _case(name: str, pairs: list[tuple[float, float]], peer: str) -> dict[str, A
 
 BARE = """
 import sys, time
-from relic_jax.bridge.probes import Frames
+from relic_jax.experiments.benchmark.frames import Frames
 env, steps = Frames(128, float(sys.argv[2])), 0
 start = time.perf_counter()
 while time.perf_counter() - start < float(sys.argv[1]):
@@ -122,7 +122,7 @@ def _peer_rate() -> Callable[[float], float]:
     import gymnasium
 
     class Frames(gymnasium.Env):
-        """Frames, as `probes.Frames`."""
+        """The same frames as `frames.Frames`."""
 
         observation_space = gymnasium.spaces.Box(0, 255, (SIZE, SIZE, 3), np.uint8)
         action_space = gymnasium.spaces.Discrete(5)

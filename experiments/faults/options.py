@@ -279,7 +279,7 @@ def _nothing_begins(accept: Any) -> Iterator[None]:
             stack.enter_context(mock.patch(name, accept))
         stack.enter_context(mock.patch("relic_jax.bridge.pool.Pool.__init__", refuse(PoolError)))
         stack.enter_context(mock.patch("relic_jax.bridge.process.call", refuse(SetupError)))
-        stack.enter_context(mock.patch("relic_jax.envs.metaworld.call", refuse(SetupError)))
+        stack.enter_context(mock.patch("relic_jax.envs.metaworld.env.call", refuse(SetupError)))
         stack.enter_context(mock.patch.object(sys, "unraisablehook", sys.unraisablehook))
         yield
 

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from relic_jax.bridge.probes import Corridor
 from relic_jax.config import HostConfig, TrainConfig, TrialConfig
 from relic_jax.environment.host import HostEnvironment
+from relic_jax.experiments.faults.corridor import Corridor
 from relic_jax.experiments.faults.small import PER_UPDATE, small_config
 from relic_jax.metrics import JsonLines, read_lines
 from relic_jax.rl.train import Result, prepare, train
@@ -26,7 +26,7 @@ def corridor(host: HostConfig | None = None, **options: Any) -> HostEnvironment:
     """A noisy corridor in worker processes."""
     options = {"horizon": HORIZON, **options}
     spec = Corridor(**options).spec
-    entry = "relic_jax.bridge.probes:Corridor"
+    entry = "relic_jax.experiments.faults.corridor:Corridor"
     return HostEnvironment("corridor", entry, options, spec, TASKS, host=host or HostConfig())
 
 

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from relic_jax.bridge.observations import assembled, tree
+from relic_jax.bridge.gym.observations import assembled, tree
 from relic_jax.bridge.pool import Batch, Pool, PoolConfig, PoolError
 from relic_jax.bridge.protocol import Spec
 from relic_jax.config import ConfigError, HostConfig

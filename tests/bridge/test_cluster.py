@@ -11,10 +11,10 @@ import pytest
 
 from relic_jax.bridge import protocol
 from relic_jax.bridge.pool import Pool, PoolConfig, PoolError
-from relic_jax.bridge.probes import Corridor
 from relic_jax.bridge.worker import episode_seed
+from relic_jax.experiments.faults.corridor import Corridor
 
-CORRIDOR = "relic_jax.bridge.probes:Corridor"
+CORRIDOR = "relic_jax.experiments.faults.corridor:Corridor"
 TASKS, SEEDS = [{"goal": 2 + number} for number in range(4)], [10, 11, 12, 13]
 
 

@@ -8,7 +8,8 @@ import textwrap
 import numpy as np
 import pytest
 
-from relic_jax.bridge import gym_actions, protocol
+from relic_jax.bridge import protocol
+from relic_jax.bridge.gym import actions as gym_actions
 from relic_jax.bridge.pool import Pool, PoolConfig, PoolError
 from relic_jax.bridge.protocol import ArraySpec, ProtocolError, Spec
 from relic_jax.bridge.worker import SetupError

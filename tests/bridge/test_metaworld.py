@@ -5,10 +5,10 @@ import sys
 import numpy as np
 import pytest
 
-from relic_jax.bridge import metaworld as worker
 from relic_jax.bridge.worker import SetupError, episode_seed
 from relic_jax.config import ConfigError, HostConfig
 from relic_jax.environment.host import HostEnvironment
+from relic_jax.envs.metaworld import worker
 from relic_jax.envs.registry import describe, make
 from relic_jax.experiments import presets
 

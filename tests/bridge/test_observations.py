@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from relic_jax.bridge.observations import BUCKETS, Observations, SpaceError
+from relic_jax.bridge.gym.observations import BUCKETS, Observations, SpaceError
 from relic_jax.config import ConfigError, HostConfig
 from relic_jax.environment.base import Image
 from relic_jax.envs.registry import make

@@ -19,12 +19,16 @@ import pytest
 import relic_jax
 from relic_jax.bridge import process, protocol
 from relic_jax.bridge.pool import GIVE_UP, Pool, PoolConfig, PoolError
-from relic_jax.bridge.probes import Corridor
 from relic_jax.bridge.worker import episode_seed
+from relic_jax.experiments.faults.corridor import Corridor
 
 ROOT = Path(relic_jax.__file__).parent
-WORKER_SIDE = ["__init__.py", *(f"bridge/{name}.py" for name in ("__init__", "protocol", "worker", "probes", "gym"))]
-CORRIDOR = "relic_jax.bridge.probes:Corridor"
+WORKER_SIDE = [
+    "__init__.py",
+    *(f"bridge/{name}.py" for name in ("__init__", "protocol", "worker")),
+    *(f"bridge/gym/{name}.py" for name in ("__init__", "environment", "actions", "observations", "minigrid")),
+]
+CORRIDOR = "relic_jax.experiments.faults.corridor:Corridor"
 
 
 def config(workers=2, environments=2, **options) -> PoolConfig:
@@ -303,7 +307,8 @@ LEARNER = """
     from relic_jax.bridge.pool import Pool, PoolConfig
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin with Ctrl-C ignored
     fault = sys.argv[1]
-    with Pool(PoolConfig("relic_jax.bridge.probes:Corridor", {"fault": fault, "at": 1}, 3, 1, groups=1)) as pool:
+    entry = "relic_jax.experiments.faults.corridor:Corridor"
+    with Pool(PoolConfig(entry, {"fault": fault, "at": 1}, 3, 1, groups=1)) as pool:
         pool.reset([{"goal": 3}] * 3, [0] * 3)
         if fault:
             pool.send(np.zeros(3))
@@ -356,7 +361,7 @@ def test_the_worker_side_is_python_3_8(name):
 
 
 def test_the_worker_side_imports_neither_jax_nor_a_new_library():
-    code = "import sys, relic_jax.bridge.worker, relic_jax.bridge.probes; print(*sorted(sys.modules))"
+    code = "import sys, relic_jax.bridge.worker, relic_jax.experiments.faults.corridor; print(*sorted(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"jax", "flax", "optax", "chex", "relic_jax.config"} & set(loaded)
 

@@ -12,14 +12,17 @@ import math
 import sys
 from pathlib import Path
 
+import glb
 import numpy as np
 import pytest
 
 from relic_jax.bridge.pool import Pool, PoolConfig, PoolError
 from relic_jax.bridge.worker import SetupError
-from relic_jax.envs.habitat import api, dataset, glb, house, receptacles, soft, task
+from relic_jax.envs.habitat import api, dataset, receptacles, soft, worker
 from relic_jax.envs.habitat.api import Settings, Simulation
-from relic_jax.envs.habitat.task import DOWN, FORWARD, LEFT, RIGHT, STOP, UP, ExtObjNav
+from relic_jax.envs.habitat.soft import camera as soft_camera
+from relic_jax.envs.habitat.soft import house
+from relic_jax.envs.habitat.worker import DOWN, FORWARD, LEFT, RIGHT, STOP, UP, ExtObjNav
 
 
 def room(path, *boxes, size=(10.0, 10.0), tables=()):
@@ -44,7 +47,7 @@ class World:
         path = room(self.folder / f"{name}.json", *boxes)
         if self.backend == "soft":
             return path
-        self._houses[name] = soft.load_scene(path)
+        self._houses[name] = house.load_scene(path)
         self._set = glb.write_set(str(self.folder / "set"), self._houses, dataset.CATEGORIES)
         return name
 
@@ -260,7 +263,7 @@ def test_depth_by_hand(tmp_path):
 
 
 def every_ray(low, high, rays, depth):
-    """`soft._first_hits` without any culling: each ray against each box, one at a time."""
+    """`camera._first_hits` without any culling: each ray against each box, one at a time."""
     found, best = np.full(depth.shape, -1), depth.copy()
     for row, column in np.ndindex(depth.shape):
         ray = rays[:, row, column].astype(np.float64)
@@ -282,15 +285,15 @@ def test_rays_that_are_left_out_hit_nothing(seed):
     agent.position, agent.heading, agent.pitch = sim.random_point(), rng.uniform(-3, 3), rng.choice([-1.0, 0.0, 0.5])
     spec = soft.CameraSensorSpec()
     spec.resolution = [16, 20]
-    camera, boxes = soft._Camera(spec), sim._simulator._boxes().boxes
-    turn = soft._about_x(agent.pitch).T @ soft._about_y(agent.heading).T
+    camera, boxes = soft_camera.Camera(spec), sim._simulator._visible_boxes().boxes
+    turn = soft_camera._about_x(agent.pitch).T @ soft_camera._about_y(agent.heading).T
     rays = (camera.rays @ turn).T.astype(np.float32).reshape(3, 16, 20)
     eye = agent.position + np.array([0, 1.5, 0])
     low, high = boxes.low - eye, boxes.high - eye
     depth = np.full((16, 20), 9.0, np.float32)
     expected, distance = every_ray(low, high, rays, depth)
-    windows = soft._windows(camera, low, high, turn)
-    found, _ = soft._first_hits(low, high, windows, rays, depth)
+    windows = soft_camera._windows(camera, low, high, turn)
+    found, _ = soft_camera._first_hits(low, high, windows, rays, depth)
     np.testing.assert_array_equal(found, expected)
     np.testing.assert_allclose(depth, distance, rtol=1e-4)
     tried = sum(depth[rows, columns].size for _, rows, columns in windows)
@@ -422,7 +425,7 @@ def test_datasets_are_reproducible_held_out_and_read_back(tmp_path, soft_data):
 def test_through_the_bridge_equals_in_process(soft_data):
     options = {"size": 32, "border": 1, "horizon": 20, "categories": soft_data["categories"]}
     tasks, seeds = soft_data["train"][:2], [3, 4]
-    with Pool(PoolConfig("relic_jax.envs.habitat.task:make", options, workers=2, environments=1)) as pool:
+    with Pool(PoolConfig("relic_jax.envs.habitat.worker:make", options, workers=2, environments=1)) as pool:
         batch = pool.reset(tasks, seeds)
         from relic_jax.bridge.worker import episode_seed
 
@@ -463,12 +466,12 @@ def test_bad_input_is_one_line(tmp_path, soft_data):
 
 def test_without_habitat_sim_one_line_says_how_to_get_it(tmp_path):
     (tmp_path / "habitat_sim.py").write_text("raise ImportError('not here')")
-    config = PoolConfig("relic_jax.envs.habitat.task:make", {"backend": "habitat"}, 1, 1, 1, paths=(str(tmp_path),))
+    config = PoolConfig("relic_jax.envs.habitat.worker:make", {"backend": "habitat"}, 1, 1, 1, paths=(str(tmp_path),))
     one_line(lambda: Pool(config), "has no habitat_sim", PoolError)
     one_line(lambda: Pool(config), "conda create", PoolError)
 
 
-@pytest.mark.parametrize("module", [api, dataset, glb, house, receptacles, soft, task])
+@pytest.mark.parametrize("module", [api, dataset, house, receptacles, soft, soft_camera, worker])
 def test_the_worker_side_is_python_3_8_and_knows_no_jax(module):
     source = Path(module.__file__).read_text()
     ast.parse(source, feature_version=(3, 8))

@@ -4,12 +4,13 @@ import io
 import json
 import struct
 
+import glb
 import numpy as np
 import pytest
 from PIL import Image
 
-from relic_jax.envs.habitat import glb, house
-from relic_jax.envs.habitat.house import Boxes
+from relic_jax.envs.habitat.soft import house
+from relic_jax.envs.habitat.soft.house import Boxes
 
 FLOATS, SHORTS = 5126, 5123
 

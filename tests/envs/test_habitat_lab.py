@@ -21,8 +21,11 @@ from relic_jax.bridge import process
 from relic_jax.bridge.pool import Pool, PoolConfig
 from relic_jax.bridge.worker import episode_seed
 from relic_jax.config import ConfigError, HostConfig
-from relic_jax.envs.habitat import dataset, lab_dataset, soft
+from relic_jax.envs.habitat import dataset
 from relic_jax.envs.habitat.api import Settings, Simulation
+from relic_jax.envs.habitat.lab import dataset as lab_dataset
+from relic_jax.envs.habitat.soft.house import load_scene
+from relic_jax.envs.habitat.soft.objects import OBJECT_SIZE, object_color
 from relic_jax.envs.registry import describe, make
 
 CATEGORIES = ("mug", "apple", "bowl")
@@ -85,13 +88,13 @@ def test_what_is_written_fits_the_houses(source, folder, ours, split):
 def test_a_furnished_house_shows_its_objects(source):
     task = source["train"][0]
     rows = lab_dataset.furnished(task)["boxes"]
-    bare = soft.load_scene(task["scene"]).boxes
+    bare = load_scene(task["scene"]).boxes
     assert len(rows) == len(bare.low) + len(task["objects"])
     for row, thing in zip(rows[len(bare.low) :], task["objects"], strict=True):
         low, high = np.array(row[:3]), np.array(row[3:6])
         np.testing.assert_allclose((low + high)[[0, 2]] / 2, np.array(thing["position"])[[0, 2]], atol=1e-6)
-        np.testing.assert_allclose(high - low, soft.OBJECT_SIZE, atol=1e-6)
-        assert low[1] == pytest.approx(thing["position"][1]) and tuple(row[6:]) == soft.object_color(thing["category"])
+        np.testing.assert_allclose(high - low, OBJECT_SIZE, atol=1e-6)
+        assert low[1] == pytest.approx(thing["position"][1]) and tuple(row[6:]) == object_color(thing["category"])
 
 
 def environment(python, folder, kind, **host):
@@ -104,8 +107,8 @@ DIRECT = """
     import json, sys
     sys.path.insert(0, sys.argv[1])
     import relic_jax_worker
-    sys.meta_path.insert(0, relic_jax_worker.OwnPackages)
-    from relic_jax.envs.habitat import lab
+    sys.meta_path.insert(0, relic_jax_worker.LibraryFinder)
+    from relic_jax.envs.habitat.lab import worker as lab
     lab.import_habitat()
     import habitat, numpy as np
     config = lab.load_config(sys.argv[2], "train", None, "default", 16, 30, -1)
@@ -247,7 +250,7 @@ def test_a_folder_for_habitat_lab_is_made(cli, tmp_path):
     assert code == 2 and "format is 'habitat-lab'; allowed with --backend habitat" in err
 
 
-@pytest.mark.parametrize("name", ["lab", "lab_soft", "lab_dataset"])
+@pytest.mark.parametrize("name", ["worker", "simulator", "dataset"])
 def test_the_worker_side_is_python_3_8_and_knows_no_jax(name):
     text = (Path(lab_dataset.__file__).parent / f"{name}.py").read_text()
     ast.parse(text, feature_version=(3, 8))

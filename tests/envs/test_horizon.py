@@ -142,8 +142,11 @@ def test_training_and_evaluation_go_on_and_say_it_once(tiny, tmp_path, caplog):
 
 def test_workers_truncate_at_the_horizon_and_say_it_once(caplog):
     told.tell.cache_clear()
-    options = {"size": 4, "horizon": 3}
-    with caplog.at_level(logging.WARNING), Pool(PoolConfig("relic_jax.bridge.probes:Frames", options, 1, 2)) as pool:
+    entry, options = "relic_jax.experiments.benchmark.frames:Frames", {"size": 4, "horizon": 3}
+    with (
+        caplog.at_level(logging.WARNING),
+        Pool(PoolConfig(entry, options, 1, 2)) as pool,
+    ):
         pool.reset([{}] * 2, [0, 1])
         ends = []
         for _ in range(7):

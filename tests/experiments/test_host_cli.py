@@ -13,7 +13,7 @@ from relic_jax.bridge import process, protocol
 from relic_jax.config import ConfigError, HostConfig, TrialConfig
 from relic_jax.environment.host import HostEnvironment
 from relic_jax.envs.habitat import dataset
-from relic_jax.envs.habitat import host as habitat
+from relic_jax.envs.habitat import env as habitat
 from relic_jax.envs.registry import describe, make
 from relic_jax.experiments import run
 from relic_jax.metrics import read_lines

@@ -2,14 +2,16 @@
 
 import dataclasses
 import functools
+import inspect
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from reach import Reach
 
 from relic_jax import checkpoint
-from relic_jax.bridge.probes import Reach
 from relic_jax.bridge.worker import episode_seed
 from relic_jax.config import ConfigError, EvalConfig, HostConfig, PPOConfig, TrainConfig, TrialConfig, validate
 from relic_jax.environment.host import HostEnvironment
@@ -171,11 +173,12 @@ TASKS = {"train": [{"goal": [3.0, -1.0]}, {"goal": [-2.0, 2.5]}], "test": [{"goa
 
 def reach(workers=1):
     spec = Reach().spec
-    return HostEnvironment("reach", "relic_jax.bridge.probes:Reach", {}, spec, TASKS, host=HostConfig(workers=workers))
+    return HostEnvironment("reach", "reach:Reach", {}, spec, TASKS, host=HostConfig(workers=workers))
 
 
 @pytest.fixture
-def hosted(tiny):
+def hosted(tiny, monkeypatch):
+    monkeypatch.chdir(Path(inspect.getfile(Reach)).parent)  # workers search the current folder
     trial = TrialConfig(environments=4, steps=32, updates=2)
     config = with_policy(tiny(env="reach", trial=trial, total_steps=4 * 64), head=HeadConfig("gaussian", log_std=0.0))
     return with_policy(config, encoder=EncoderConfig("normalized"))

@@ -9,12 +9,12 @@ import pytest
 
 from relic_jax import checkpoint
 from relic_jax.bridge.pool import PoolError
-from relic_jax.bridge.probes import Corridor
 from relic_jax.bridge.worker import episode_seed
 from relic_jax.config import ConfigError, EvalConfig, HostConfig, TrialConfig
 from relic_jax.environment.base import num_tasks
 from relic_jax.environment.reference_returns import reference_returns
 from relic_jax.evaluate import in_context_curves
+from relic_jax.experiments.faults.corridor import Corridor
 from relic_jax.experiments.faults.small import PER_UPDATE
 from relic_jax.experiments.faults.workers import HORIZON, corridor, killed_workers
 from relic_jax.metrics import JsonLines

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from relic_jax.bridge.probes import Corridor
 from relic_jax.config import HostConfig, PPOConfig, TrialConfig
 from relic_jax.environment.host import HostEnvironment
+from relic_jax.experiments.faults.corridor import Corridor
 from relic_jax.metrics import JsonLines, read_lines
 from relic_jax.rl import update as up
 from relic_jax.rl.masked import mean_of_valid, normalized, step_counts
@@ -29,7 +29,9 @@ def corridor(**options):
     options = {"horizon": 6, **options}
     spec = Corridor(**options).spec
     host = HostConfig(workers=4)
-    return HostEnvironment("corridor", "relic_jax.bridge.probes:Corridor", options, spec, TASKS, host=host)
+    return HostEnvironment(
+        "corridor", "relic_jax.experiments.faults.corridor:Corridor", options, spec, TASKS, host=host
+    )
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from relic_jax.envs.habitat.house import WALL_HEIGHT, Boxes, House
-from relic_jax.envs.habitat.soft import FLOOR, OBJECT_SIZE, SKY, object_color
+from relic_jax.envs.habitat.soft.camera import FLOOR, SKY
+from relic_jax.envs.habitat.soft.house import WALL_HEIGHT, Boxes, House
+from relic_jax.envs.habitat.soft.objects import OBJECT_SIZE, object_color
 
 FACES = np.array(
     [[0, 1, 3, 2], [4, 6, 7, 5], [0, 4, 5, 1], [2, 3, 7, 6], [0, 2, 6, 4], [1, 5, 7, 3]]

@@ -1,22 +1,26 @@
-"""Houses of axis-aligned boxes: layout, collision, and exact shortest paths. Worker side: Python 3.8 and numpy.
+"""Houses of axis-aligned boxes: layout, collision and exact shortest paths.
 
-The floor is the plane y = 0, x and z lie in it (habitat's axes: y up, −z ahead at heading 0). The free space of an
-agent is the house's rectangle less every box inflated by the agent's radius, with square corners. Shortest paths in it
-bend only at corners of inflated boxes, so a visibility graph over these gives them exactly.
+The floor is the plane y = 0 (habitat's axes: y is up, −z is forward at heading 0). The free space of an agent is the
+rectangle of the house without the boxes, each inflated by the agent's radius with square corners. Shortest paths bend
+only at corners of inflated boxes, so a visibility graph over these corners gives exact shortest paths.
+
+Runs in a worker process: Python 3.8 and numpy.
 """
 
 from __future__ import annotations
 
+import json
+import os
 from typing import NamedTuple
 
 import numpy as np
 
 WALL_HEIGHT, WALL, DOOR = 2.5, 0.1, 1.1
-MARGIN = 1e-4  # metres that count as touching: agents' positions are rounded to float32
+MARGIN = 1e-4  # meters; overlaps below it count as touching, since positions of agents are rounded to float32
 
 
 class Boxes(NamedTuple):
-    """n boxes. low, high: float64 [n, 3]. color: uint8 [n, 3]."""
+    """n boxes with corners `low` and `high`, float64 [n, 3], and `color`, uint8 [n, 3]."""
 
     low: np.ndarray
     high: np.ndarray
@@ -24,7 +28,13 @@ class Boxes(NamedTuple):
 
 
 class House(NamedTuple):
-    """size: (x, z) extents in metres, from 0. boxes: walls and furniture. tables: those that carry things."""
+    """A house.
+
+    Attributes:
+        size: (x, z) extents in meters, from 0.
+        boxes: Walls and furniture.
+        tables: Indices of the boxes that carry objects.
+    """
 
     size: tuple[float, float]
     boxes: Boxes
@@ -32,7 +42,7 @@ class House(NamedTuple):
 
 
 def make_house(seed: int) -> House:
-    """A house of 2×2 or 2×3 rooms with walls, doors and tables; equal seeds give equal houses."""
+    """Return a house of 2×2 or 2×3 rooms with walls, doors and tables. Equal seeds give equal houses."""
     rng = np.random.RandomState(seed)
     columns, rows = int(rng.randint(2, 4)), 2
     xs = np.concatenate([[0.0], np.cumsum(rng.uniform(3.0, 4.2, columns))])
@@ -64,7 +74,7 @@ def _outer_walls(x: float, z: float) -> list[list[float]]:
 
 
 def _doors(rng: np.random.RandomState, columns: int, rows: int) -> set[tuple[tuple[int, int], tuple[int, int]]]:
-    """Pairs of neighbouring rooms that are joined: a random spanning tree and now and then one more."""
+    """Return the pairs of rooms joined by a door: a random spanning tree, and further doors with probability 0.3."""
     pairs = [((i, j), (i + 1, j)) for i in range(columns - 1) for j in range(rows)]
     pairs += [((i, j), (i, j + 1)) for i in range(columns) for j in range(rows - 1)]
     part = {(i, j): (i, j) for i in range(columns) for j in range(rows)}
@@ -83,7 +93,7 @@ def _doors(rng: np.random.RandomState, columns: int, rows: int) -> set[tuple[tup
 def _wall(
     rng: np.random.RandomState, at: float, start: float, stop: float, door: bool, vertical: bool
 ) -> list[list[float]]:
-    """A wall along z at x = `at` (vertical) or along x at z = `at`, in two parts where it has a door."""
+    """Return a wall along z at x = `at` (vertical) or along x at z = `at`; two parts if it has a door."""
     middle = rng.uniform(start + 0.9, stop - 0.9)
     parts = [(start, middle - DOOR / 2), (middle + DOOR / 2, stop)] if door else [(start, stop)]
     found = []
@@ -95,15 +105,35 @@ def _wall(
 
 
 def _table(rng: np.random.RandomState, x0: float, z0: float, x1: float, z1: float) -> list[float]:
-    """A table in the inner part of a room, so that one can walk around it."""
+    """Return a table in the inner part of a room, which leaves a way around it."""
     half = rng.uniform(0.25, 0.4, 2)
     x = rng.uniform(x0 + 1.2, x1 - 1.2) if x1 - x0 > 2.4 else (x0 + x1) / 2
     z = rng.uniform(z0 + 1.2, z1 - 1.2) if z1 - z0 > 2.4 else (z0 + z1) / 2
     return [x - half[0], 0.0, z - half[1], x + half[0], rng.uniform(0.4, 0.8), z + half[1]]
 
 
+def load_scene(scene_id: str) -> House:
+    """Return the house `house-SEED`, or the one in a JSON file.
+
+    The file holds {"size": [x, z], "boxes": [[x0, y0, z0, x1, y1, z1, r, g, b], …], "tables": [i, …]}.
+
+    Raises:
+        FileNotFoundError: `scene_id` is neither `house-SEED` nor a file.
+    """
+    kind, _, seed = scene_id.partition("-")
+    if kind == "house" and seed.isdigit():
+        return make_house(int(seed))
+    if not os.path.isfile(scene_id):
+        raise FileNotFoundError(f"scene {scene_id!r} is neither house-SEED nor a file")
+    with open(scene_id, encoding="utf-8") as file:
+        data = json.load(file)
+    rows = np.array(data["boxes"], np.float64).reshape(-1, 9)
+    boxes = Boxes(rows[:, :3], rows[:, 3:6], rows[:, 6:].astype(np.uint8))
+    return House((data["size"][0], data["size"][1]), boxes, tuple(data.get("tables", ())))
+
+
 class FreeSpace:
-    """Where an agent of a given radius can be, and the exact shortest ways there. Points are float64 [2]: x, z."""
+    """The free space of an agent of a given radius, and exact shortest paths in it. Points are (x, z), float64 [2]."""
 
     def __init__(self, house: House, radius: float) -> None:
         below = house.boxes.low[:, 1] < 1.0
@@ -116,7 +146,7 @@ class FreeSpace:
         self.distances = self._all_pairs()
 
     def is_free(self, points: np.ndarray) -> np.ndarray:
-        """bool [n] for points [n, 2]. The boundary is free."""
+        """Return whether points [n, 2] are free, bool [n]. The boundary is free."""
         inside = (points[:, None] > self.low + MARGIN) & (points[:, None] < self.high - MARGIN)
         within = (points >= 0).all(-1) & (points <= self.size).all(-1)
         return np.asarray(within & ~inside.all(-1).any(-1))
@@ -128,7 +158,7 @@ class FreeSpace:
         return corners[self.is_free(corners)]
 
     def _all_pairs(self) -> np.ndarray:
-        """Shortest ways between corners: float64 [V, V]."""
+        """Return the lengths of shortest paths between corners, float64 [V, V]."""
         count = len(self.corners)
         distance = (
             np.stack([self._direct(corner, self.corners) for corner in self.corners]) if count else np.zeros((0, 0))
@@ -138,14 +168,17 @@ class FreeSpace:
         return distance
 
     def _direct(self, start: np.ndarray, ends: np.ndarray) -> np.ndarray:
-        """Length of the straight way from one point to many [n, 2], inf where it is blocked."""
+        """Return the lengths of straight segments from one point to many, [n, 2]; infinite for blocked segments."""
         enter, leave, _ = self._crossings(start, ends)
         blocked = (np.maximum(enter, 0.0) < np.minimum(leave, 1.0)).any(-1)
         return np.where(blocked, np.inf, np.linalg.norm(ends - start, axis=-1))
 
     def _crossings(self, start: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Where the segments to `ends` [n, 2] are inside each of the m boxes: fractions enter, leave [n, m] (enter >
-        leave: never), and the axis of the side they come in by, int [n, m].
+        """Intersect the segments from `start` to `ends`, [n, 2], with the m boxes.
+
+        Returns:
+            Fractions (enter, leave) of the segment inside each box, [n, m] (enter > leave: no intersection), and the
+            axis of the side where it enters, int [n, m].
         """
         step = ends[:, None] - start
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -156,20 +189,20 @@ class FreeSpace:
         far = np.where(parallel, np.where(inside, np.inf, -np.inf), np.maximum(a, b))
         return near.max(-1), far.min(-1), near.argmax(-1)
 
-    def ways_to(self, end: np.ndarray) -> np.ndarray:
-        """Shortest ways from every corner to a point: float64 [V]."""
+    def paths_to(self, end: np.ndarray) -> np.ndarray:
+        """Return the lengths of shortest paths from every corner to a point, float64 [V]."""
         if not len(self.corners):
             return np.zeros(0)
         return (self.distances + self._direct(end, self.corners)).min(-1)
 
     def distance(self, start: np.ndarray, end: np.ndarray, to_end: np.ndarray) -> float:
-        """Length of the shortest way, inf where there is none. to_end: `ways_to(end)`."""
+        """Return the length of the shortest path, infinite if there is none. to_end: `paths_to(end)`."""
         through = self._direct(start, self.corners) + to_end
         return float(min(self._direct(start, end[None])[0], through.min() if len(through) else np.inf))
 
-    def way(self, start: np.ndarray, end: np.ndarray) -> list[np.ndarray]:
-        """The points of the shortest way, both ends included; empty where there is none."""
-        to_end = self.ways_to(end)
+    def path(self, start: np.ndarray, end: np.ndarray) -> list[np.ndarray]:
+        """Return the points of the shortest path with both ends; an empty list if there is none."""
+        to_end = self.paths_to(end)
         total = self.distance(start, end, to_end)
         if not np.isfinite(total):
             return []
@@ -184,7 +217,7 @@ class FreeSpace:
         return [*points, end]
 
     def move(self, start: np.ndarray, end: np.ndarray, slide: bool = True) -> np.ndarray:
-        """Where a step from a free point towards `end` arrives: at the first box, or along its side where it slides."""
+        """Return the end of a step from a free point towards `end`, which stops at boxes or slides along them."""
         for _ in range(3):
             enter, leave, axis = (value[0] for value in self._crossings(start, end[None]))
             hits = np.maximum(enter, 0.0) < np.minimum(leave, 1.0)
@@ -201,11 +234,11 @@ class FreeSpace:
         return start
 
     def snap(self, point: np.ndarray) -> np.ndarray:
-        """The nearest free point, NaN where there is none."""
+        """Return the nearest free point, or NaN if there is none."""
         if self.is_free(point[None])[0]:
             return point
         sides = [self.corners]
-        for axis in range(2):  # the point pushed out through each side of each box
+        for axis in range(2):  # push the point out through each side of each box
             for side in (self.low, self.high):
                 pushed = np.repeat(point[None], len(side), 0)
                 pushed[:, axis] = side[:, axis]

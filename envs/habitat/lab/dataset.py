@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 
 from relic_jax.bridge.worker import SetupError
-from relic_jax.envs.habitat import soft
 from relic_jax.envs.habitat.api import Settings, Simulation
-from relic_jax.envs.habitat.lab import SOFT, SPLITS
+from relic_jax.envs.habitat.lab.worker import SOFT, SPLITS
+from relic_jax.envs.habitat.soft.house import load_scene
+from relic_jax.envs.habitat.soft.objects import OBJECT_SIZE, object_color
 
 CONFIG = """# @package _global_
 defaults:
@@ -87,12 +88,12 @@ def write(folder: str, data: dict[str, Any], episodes: int = 20, seed: int = 0) 
 
 def furnished(task: dict[str, Any]) -> dict[str, Any]:
     """A task's house as a scene file of `soft`, its objects as boxes."""
-    house, half = soft.load_scene(task["scene"]), soft.OBJECT_SIZE / 2
+    house, half = load_scene(task["scene"]), OBJECT_SIZE / 2
     rows = [[*low, *high, *color] for low, high, color in zip(*(part.tolist() for part in house.boxes))]  # noqa: B905
     for thing in task["objects"]:
         x, y, z = thing["position"]
-        box = [x - half, y, z - half, x + half, y + soft.OBJECT_SIZE, z + half]
-        rows.append([*box, *soft.object_color(thing.get("template", thing["category"]))])
+        box = [x - half, y, z - half, x + half, y + OBJECT_SIZE, z + half]
+        rows.append([*box, *object_color(thing.get("template", thing["category"]))])
     return {"size": list(house.size), "boxes": rows, "tables": list(house.tables)}
 
 

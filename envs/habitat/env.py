@@ -11,7 +11,7 @@ from relic_jax.config import ConfigError, HostConfig
 from relic_jax.environment.host import HostEnvironment
 from relic_jax.envs.habitat import dataset
 from relic_jax.envs.habitat.api import Settings
-from relic_jax.envs.habitat.task import ExtObjNav
+from relic_jax.envs.habitat.worker import ExtObjNav
 
 SOFT_CATEGORIES = dataset.CATEGORIES[:6]
 HORIZON = 500
@@ -51,7 +51,7 @@ def make(host: HostConfig | None = None) -> HostEnvironment:
     }
     return HostEnvironment(
         name="extobjnav",
-        entry="relic_jax.envs.habitat.task:make",
+        entry="relic_jax.envs.habitat.worker:make",
         options=options,
         spec=spec(host.image_size, host.horizon or HORIZON, len(data["categories"])),
         splits={"train": data["train"], "test": data["test"]},
@@ -70,5 +70,5 @@ def _require_habitat(host: HostConfig) -> None:
     """Raises ConfigError where the workers' interpreter has no habitat_sim."""
     options = {"backend": "habitat", "size": host.image_size, "horizon": host.horizon or HORIZON}
     expected = spec(host.image_size, host.horizon or HORIZON, len(dataset.CATEGORIES))
-    probe = HostEnvironment("extobjnav", "relic_jax.envs.habitat.task:make", options, expected, {}, host=host)
+    probe = HostEnvironment("extobjnav", "relic_jax.envs.habitat.worker:make", options, expected, {}, host=host)
     probe.start(1).close()

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from relic_jax.bridge import minigrid
+from relic_jax.bridge.gym import minigrid
 from relic_jax.bridge.protocol import ArraySpec
 
 UNBOUNDED = 1e6

@@ -95,7 +95,7 @@ def import_habitat() -> bool:
     native = not any(isinstance(finder, AbsentPackages) for finder in sys.meta_path)
     try:
         importlib.import_module("habitat")
-        importlib.import_module("relic_jax.envs.habitat.lab_soft")
+        importlib.import_module("relic_jax.envs.habitat.lab.simulator")
     except ImportError as error:
         who = f"{sys.executable} (Python {platform.python_version()})"
         how = "pip install habitat-lab for it, or give another interpreter with --habitat-python PATH"
@@ -179,11 +179,11 @@ def survey(**options: Any) -> dict[str, Any]:
 
 
 def _check_scenes(scenes: list[str]) -> None:
-    from relic_jax.envs.habitat import soft
+    from relic_jax.envs.habitat.soft.house import load_scene
 
     for scene in scenes:
         try:
-            soft.load_scene(scene)
+            load_scene(scene)
         except (OSError, ValueError, LookupError) as error:
             raise SetupError(f"scene {scene!r} cannot be loaded: {error}") from None
 

@@ -10,9 +10,9 @@ from relic_jax.bridge.process import call
 from relic_jax.bridge.worker import SetupError
 from relic_jax.config import ConfigError, HostConfig
 from relic_jax.environment.host import HostEnvironment
-from relic_jax.envs.habitat.lab import SOFT
+from relic_jax.envs.habitat.lab.worker import SOFT
 
-ENTRY = "relic_jax.envs.habitat.lab:make"
+ENTRY = "relic_jax.envs.habitat.lab.worker:make"
 
 
 def make(config: str, host: HostConfig | None = None) -> HostEnvironment:
@@ -31,7 +31,7 @@ def make(config: str, host: HostConfig | None = None) -> HostEnvironment:
     }
     python = host.python or sys.executable
     try:
-        found: dict[str, Any] = call(python, "relic_jax.envs.habitat.lab:survey", options)
+        found: dict[str, Any] = call(python, "relic_jax.envs.habitat.lab.worker:survey", options)
         with Pool(PoolConfig(ENTRY, options, 1, 1, 1, python=python, start_timeout=host.start_timeout)) as pool:
             spec = pool.spec
     except (SetupError, PoolError) as error:

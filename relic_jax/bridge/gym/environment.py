@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from relic_jax.bridge import gym_actions, minigrid
-from relic_jax.bridge.observations import Observations, SpaceError
+from relic_jax.bridge.gym import actions, minigrid
+from relic_jax.bridge.gym.observations import Observations, SpaceError
 from relic_jax.bridge.protocol import Spec
 from relic_jax.bridge.worker import SetupError
 
@@ -65,7 +65,7 @@ class GymEnvironment:
             raise SetupError(f"{id!r} has no time limit of its own; set horizon")
         self._limit, self._count = limit, 0
         self._encode = _observations(self._env, text)
-        action = gym_actions.action_spec(self._env.action_space)
+        action = actions.action_spec(self._env.action_space)
         self._info: dict[str, Any] = {}
         self.spec = Spec(
             name=id,
@@ -110,7 +110,7 @@ class GymEnvironment:
 
     def step(self, action: Any) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, float]]:
         """One step. An episode that reaches the horizon is truncated."""
-        own = gym_actions.translated(self._env.action_space, action)
+        own = actions.translated(self._env.action_space, action)
         observation, reward, terminated, truncated, self._info = self._env.step(own)
         self._count += 1
         metrics = {name: float(self._info.get(name, 0.0)) for name in self.spec.metrics}
@@ -120,13 +120,13 @@ class GymEnvironment:
     def _gives_masks(self) -> bool:
         """Whether there is a mask of legal actions in what comes with a reset."""
         try:
-            return self._env.reset(seed=0)[1].get(gym_actions.MASK) is not None
+            return self._env.reset(seed=0)[1].get(actions.MASK) is not None
         except Exception:  # one that cannot be reset without a task's options
             return False
 
     def legal(self) -> np.ndarray:
         """The mask that came with the newest observation; where `spec.masks`."""
-        return gym_actions.legal(self._env.action_space, self._info)
+        return actions.legal(self._env.action_space, self._info)
 
     def close(self) -> None:
         """Closes the environment."""

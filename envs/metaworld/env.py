@@ -10,7 +10,7 @@ from relic_jax.bridge.worker import SetupError
 from relic_jax.config import ConfigError, HostConfig
 from relic_jax.environment.host import HostEnvironment
 
-ENTRY = "relic_jax.bridge.metaworld:make"
+ENTRY = "relic_jax.envs.metaworld.worker:make"
 
 
 def make(id: str, host: HostConfig | None = None) -> HostEnvironment:
@@ -18,7 +18,7 @@ def make(id: str, host: HostConfig | None = None) -> HostEnvironment:
     host = host or HostConfig()
     python, options = host.python or sys.executable, {"id": id, "horizon": host.horizon}
     try:
-        splits = call(python, "relic_jax.bridge.metaworld:survey", {"id": id})
+        splits = call(python, "relic_jax.envs.metaworld.worker:survey", {"id": id})
         with Pool(PoolConfig(ENTRY, options, 1, 1, 1, python=python, start_timeout=host.start_timeout)) as pool:
             spec, versions = pool.spec, pool.versions[0]
     except (SetupError, PoolError) as error:

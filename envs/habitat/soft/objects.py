@@ -1,0 +1,74 @@
+"""Rigid objects: boxes of one size, whose colors follow from their names.
+
+Runs in a worker process: Python 3.8 and numpy.
+"""
+
+from __future__ import annotations
+
+import colorsys
+from typing import Any
+
+import numpy as np
+
+from relic_jax.envs.habitat.soft.config import MotionType
+
+OBJECT_SIZE = 0.3  # meters
+
+
+class RigidObject:
+    """A cube with sides of `OBJECT_SIZE` that stands on `translation`."""
+
+    def __init__(self, object_id: int, handle: str) -> None:
+        self.object_id, self.handle, self.creation_attributes = object_id, f"{handle}_:{object_id:04d}", None
+        self.template = handle
+        self.translation = np.zeros(3, np.float32)
+        self.rotation: Any = None
+        self.motion_type, self.semantic_id = MotionType.DYNAMIC, 0
+
+
+class RigidObjectManager:
+    """The objects of a scene."""
+
+    def __init__(self) -> None:
+        self.objects: dict[int, RigidObject] = {}
+        self._next = 0
+
+    def add_object_by_template_handle(self, object_lib_handle: str) -> RigidObject:
+        """Create an object. The caller sets its position."""
+        item = RigidObject(self._next, object_lib_handle)
+        self.objects[self._next] = item
+        self._next += 1
+        return item
+
+    def remove_object_by_id(
+        self, object_id: int, delete_object_node: bool = True, delete_visual_node: bool = True
+    ) -> None:
+        """Remove one object."""
+        del self.objects[object_id]
+
+    def remove_all_objects(self) -> None:
+        """Remove all objects."""
+        self.objects.clear()
+
+    def get_num_objects(self) -> int:
+        """Return the number of objects."""
+        return len(self.objects)
+
+
+class ObjectTemplateManager:
+    """Templates of objects. Every name is one: a cube whose color follows from the name."""
+
+    def get_template_handles(self, search_str: str = "", contains: bool = True) -> list[str]:
+        """Return the matching template names: the name itself."""
+        return [search_str] if search_str else []
+
+    def load_configs(self, path: str, save_as_defaults: bool = False) -> list[int]:
+        """Do nothing: templates need no files."""
+        return []
+
+
+def object_color(name: str) -> tuple[int, int, int]:
+    """Return a bright RGB color derived from a name."""
+    code = sum((index + 1) * 131 * byte for index, byte in enumerate(name.encode())) % 997
+    r, g, b = colorsys.hsv_to_rgb((code * 0.61803) % 1.0, 1.0, 1.0)
+    return int(255 * r), int(255 * g), int(255 * b)
