@@ -179,9 +179,10 @@ class Runner:
     def _install(self, words: tuple[str, ...]) -> tuple[str, str]:
         project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
         for word in words:
-            for extra in re.findall(r"(?:relic-jax|^\.)\[([\w,]+)\]", word):
-                if extra not in project["optional-dependencies"]:
-                    return "FAILED", f"{extra} is no extra"
+            for extras in re.findall(r"(?:relic-jax|^\.)\[([\w,]+)\]", word):
+                for extra in extras.split(","):
+                    if extra not in project["optional-dependencies"]:
+                        return "FAILED", f"{extra} is no extra"
             if word.endswith(".txt") and not (ROOT / word).is_file():
                 return "FAILED", f"{word} is no file"
         return "checked", "its extras exist"

@@ -104,9 +104,9 @@ def steps(text: str) -> list[Step]:
     words = [PLACEHOLDERS.get(word, word) for word in plain.split() if word != "…"]
     if words[:1] == ["relic-jax"]:
         return [_relic_jax(words)]
-    if words[:2] == ["python", "-m"] and words[2] in MODULES:
-        few = [word for word in words if word != "--quick"]  # it is of larger counts than ours
-        return [Step("run", (*few, *MODULES[words[2]]))]
+    if words[:2] == ["python", "-m"] and (module := f"relic_jax.{words[2].removeprefix('relic_jax.')}") in MODULES:
+        options = [word for word in words[3:] if word != "--quick"]  # its counts are larger than these
+        return [Step("run", ("python", "-m", module, *options, *MODULES[module]))]
     raise UnknownCommandError(text)
 
 
