@@ -29,7 +29,7 @@ class PresetsCommand:
 
 @dataclasses.dataclass(frozen=True)
 class EnvsCommand:
-    """Environments with their splits. `relic-jax envs NAME` computes the returns of random actions and of the expert."""
+    """List environments. `relic-jax envs NAME` computes the returns of random actions and of the expert."""
 
     name: tyro.conf.Positional[str | None] = None
     """An environment, as in `relic-jax train --env`."""

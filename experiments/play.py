@@ -12,7 +12,6 @@ from PIL import Image, ImageDraw, ImageFont
 
 from relic_jax.config import ConfigError, EvalConfig
 from relic_jax.environment.base import Discrete, Environment, Split, TrialRecord
-from relic_jax.environment.host import HostEnvironment
 from relic_jax.environment.trials import Trials
 from relic_jax.envs import registry
 from relic_jax.envs.darkroom.render import BLUE, GRID_LINE, ORANGE, WHITE, running_returns
@@ -196,7 +195,7 @@ def play_by_hand(env: Environment, split: Split, task: int) -> None:
     Raises ConfigError where there is no display, where Python was built without Tk, where there is no such task, and
     where the environment lives in worker processes.
     """
-    if isinstance(env, HostEnvironment):
+    if env.on_host:
         raise ConfigError(f"human is True; allowed: False, {env.name} lives in worker processes")
     if not isinstance(env.action_space, Discrete):
         raise ConfigError(f"human is True; allowed: False, {env.name} has {env.action_space}")

@@ -199,9 +199,7 @@ def _share(progress: Callable[[float], None], index: int, count: int) -> Callabl
 
 def reference_means(env: Environment, split: Split, limit: int | None = None) -> dict[str, float | None]:
     """Compute the mean returns of random actions and of the expert on a split, or on its `limit` first tasks."""
-    found = reference_returns(env, split, limit=limit)
-    optimal = None if found.optimal is None else found.optimal.mean_return
-    return {"random": found.random.mean_return, "optimal": optimal}
+    return reference_returns(env, split, limit=limit).means()
 
 
 def result_files(stem: Path, figure: str = ".png") -> list[Path]:

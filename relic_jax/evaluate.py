@@ -18,7 +18,8 @@ from relic_jax import prng, settings
 from relic_jax.bridge.pool import PoolError
 from relic_jax.config import ConfigError, EvalConfig
 from relic_jax.environment.base import Environment, Split, TrialRecord, num_tasks, split_hash
-from relic_jax.environment.host import EpisodeCount, HostEnvironment, HostTrials, per_row, wave_size, waves
+from relic_jax.environment.host import HostEnvironment
+from relic_jax.environment.host_trials import EpisodeCount, HostTrials, per_row, waves
 from relic_jax.environment.trials import Trials, TrialState, select
 from relic_jax.horizon import tell_of_cut
 from relic_jax.models.memory import Memory, rows
@@ -99,7 +100,7 @@ def in_context_curves(
     tasks = evaluated_tasks(env, split, config) if task is None else one_task(env, split, task)
     repeated = jax.tree.map(lambda x: np.repeat(x, config.repeats, axis=0), tasks)
     key, trials = jax.random.fold_in(prng.key(seed), 0x5EED), Trials(env, show_last_reward)
-    play = _play_on_host if isinstance(env, HostEnvironment) else _play
+    play = _play_on_host if env.on_host else _play
     found = list(play(policy, params, trials, repeated, config, key, progress))
     values = [_per_episode(steps, config.episodes) for steps in found]
     returns, successes, metrics = jax.tree.map(lambda *x: np.concatenate(x), *values)
@@ -160,7 +161,7 @@ def _play_on_host(
     assert isinstance(env, HostEnvironment)
     seeds = np.asarray(jax.random.randint(key, (len(tasks),), 0, 2**31 - 1))
     for hosted, numbers in waves(env, len(tasks), trials.show_last_reward):
-        hosted.begin(tasks[numbers], seeds[numbers])
+        hosted.reset(tasks[numbers], seeds[numbers])
         wave_key = jax.random.fold_in(key, int(numbers[0]))
         steps = _host_steps(policy, params, hosted, config, wave_key)
         real = len(np.unique(numbers))
@@ -201,8 +202,7 @@ def check_evaluated(
 ) -> None:
     """Raises ConfigError where an evaluation cannot fit into memory. tasks: how many; None: those of the config."""
     tasks = num_tasks(evaluated_tasks(env, split, config)) if tasks is None else tasks
-    trials = tasks * config.repeats
-    trials = wave_size(env, trials) if isinstance(env, HostEnvironment) else trials
+    trials = env.concurrent_trials(tasks * config.repeats)
     check_evaluation(policy, config, horizon=env.horizon, trials=trials)
 
 

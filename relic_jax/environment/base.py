@@ -1,8 +1,29 @@
-"""The environment interface: explicit keys, structured results, and the task passed in from outside.
+"""The environment interface.
 
-An environment is a frozen dataclass (hashable, so jit may close over it) whose methods are pure functions of ONE
-environment; callers vmap. It never resets itself: `relic_jax.environment.trials` handles episodes,
-trials, batching and metrics.
+An environment is a frozen dataclass whose methods are pure functions of ONE environment: random keys, states and tasks
+are explicit arguments. Callers `vmap` them. An environment is hashable, so `jax.jit` can close over it. It never resets
+itself: `relic_jax.environment.Trials` handles episodes, batching and metrics.
+
+A complete environment, a guessing game whose task is the number to guess:
+
+    @dataclasses.dataclass(frozen=True)
+    class Guess(Environment):
+        name: str = "guess"
+        horizon: int = 10
+
+        observation_spec = jax.ShapeDtypeStruct((1,), jnp.float32)
+        action_space = Discrete(5)
+
+        def reset(self, key, task):
+            return jnp.zeros((), jnp.int32), first_timestep(jnp.zeros(1))
+
+        def step(self, key, state, action, task):
+            hit = (action == task).astype(jnp.float32)
+            timestep = TimeStep(hit[None], hit, terminated=state + 1 >= self.horizon, truncated=jnp.zeros((), bool))
+            return state + 1, timestep
+
+        def tasks(self, split):
+            return np.array([0, 1, 2] if split == "train" else [3, 4], np.int32)
 """
 
 from __future__ import annotations
@@ -41,15 +62,16 @@ Split = Literal["train", "test"]
 
 @struct.dataclass
 class TimeStep:
-    """What the environment answers to `reset` and `step`. All fields are unbatched.
+    """The result of `reset` and `step`. All fields are unbatched.
 
-    observation: pytree of arrays, matching `Environment.observation_spec`.
-    reward: float32 []; 0 on reset.
-    terminated: bool []; the episode reached an end state of the task, nothing follows.
-    truncated: bool []; the episode was cut by the time limit, the state would have had a future. Where an environment
-      sets both, it terminated (`one_end`).
-    legal: bool [action_space.mask_size], which actions can be taken next, where `Environment.masks_actions`; else None.
-      Not read where the episode ended.
+    Attributes:
+        observation: Pytree of arrays that matches `Environment.observation_spec`.
+        reward: float32 []. 0 on reset.
+        terminated: bool []. The episode reached an end state of the task.
+        truncated: bool []. A time limit cut the episode; the state has a future value. If an environment sets both
+            flags, the episode terminated (`one_end`).
+        legal: bool [action_space.mask_size]. The actions that can be taken next, if `Environment.masks_actions`, else
+            None. Ignored at the end of an episode.
     """
 
     observation: PyTree
@@ -60,35 +82,36 @@ class TimeStep:
 
 
 class Image(jax.ShapeDtypeStruct):
-    """The spec of an observation array that is an image: shape [height, width, channels].
+    """The spec of an observation array that is an image, of shape [height, width, channels].
 
-    Only arrays whose spec is an `Image` go through the image encoder; every other array, of any rank, is a vector.
-    dtype: uint8 for pixels 0 … 255, which the encoder reads as −1 … 1 (for the encoder `cells`: one-hot cells of 0 and
-    255). Floats, which should be of about unit scale, and other integers and booleans are read as they are.
+    The image encoder reads only arrays whose spec is an `Image`. Every other array, of any rank, is read as a vector.
+    The dtype is usually uint8: pixels 0 … 255 are scaled to [−1, 1] (for the encoder `cells`: one-hot cells of 0 and
+    255). Floats, other integers and booleans are read without scaling; floats should be of about unit scale.
 
-    `jax.tree` treats it as a leaf. `jax.eval_shape` takes it like any other `jax.ShapeDtypeStruct`, but returns plain
-    ones. An `Image` equals no spec that is not one.
+    `jax.tree` treats an `Image` as a leaf. `jax.eval_shape` accepts it, but returns plain `jax.ShapeDtypeStruct`s. An
+    `Image` never equals a spec that is not an `Image`.
     """
 
     def __eq__(self, other: object) -> bool:
-        """Whether `other` is an image of the same shape and dtype."""
+        """Return whether `other` is an image of the same shape and dtype."""
         return isinstance(other, Image) and super().__eq__(other)
 
     def __hash__(self) -> int:
-        """Of what makes two equal."""
+        """Return a hash that is consistent with equality."""
         return hash((Image, super().__hash__()))
 
 
 @dataclasses.dataclass(frozen=True)
 class TrialRecord:
-    """T consecutive steps of ONE trial, as numpy arrays on the host; what a renderer draws.
+    """T consecutive steps of one trial as numpy arrays on the host, for rendering.
 
-    observation: pytree, leading axis T; what the policy saw before it acted.
-    action: int32 [T] or [T, n], or float32 [T, n]; what it then did, in the environment's units.
-    reward: float32 [T]; what that earned.
-    first: bool [T]; `observation` opens an episode.
-    task: the trial's task, without a leading axis.
-    record: pytree, leading axis T; `Environment.record` of the state that `observation` was made in.
+    Attributes:
+        observation: Pytree with leading axis T. The policy's input before each action.
+        action: int32 [T] or [T, n], or float32 [T, n], in the environment's units.
+        reward: float32 [T]. The reward of each action.
+        first: bool [T]. Whether `observation` is the first of an episode.
+        task: The task of the trial, without a leading axis.
+        record: Pytree with leading axis T. `Environment.record` of the state of each observation.
     """
 
     observation: PyTree
@@ -100,182 +123,253 @@ class TrialRecord:
 
 
 class Environment:
-    """Base class. Subclasses are frozen dataclasses.
+    """Base class of environments. Subclasses are frozen dataclasses.
 
-    `state` and `task` are pytrees of arrays of the subclass's own making. `task` has no leading axis in `reset`/`step`;
-    `tasks(split)` stacks the tasks of a split along a leading axis. Subclasses define what raises NotImplementedError:
-    `optimal_action` only where there is an expert, `step` not in `HostEnvironment` (worker processes do it).
+    States and tasks are pytrees of arrays that the subclass defines. Subclasses must define `observation_spec`,
+    `action_space`, `reset`, `step` and `tasks`. Everything else has a default.
     """
 
     name: str
-    horizon: int  # the longest episode, in steps; one that has not terminated by then is truncated
-    expensive_reset = (
-        False  # trials reset only those whose episode ended, a block at a time, which a loop and copies cost
-    )
-    masks_actions = False  # every TimeStep says which actions are legal (`TimeStep.legal`); the policy takes no other
-    may_fail = False  # its steps can get lost (simulators in worker processes): trajectories say which are valid
-    ends_in_time = False  # no episode outlasts `horizon`; where this is False, trials count steps and truncate it there
+    """The environment's name in errors and results."""
+    horizon: int
+    """The longest episode, in steps. Episodes that do not end by then are truncated."""
+    expensive_reset = False
+    """Whether resets are expensive. If so, trials reset only environments whose episode ended, a few at a time."""
+    masks_actions = False
+    """Whether every `TimeStep` has a mask of legal actions. The policy then takes no other action."""
+    may_fail = False
+    """Whether steps can be lost (simulators in worker processes). Trajectories then mark the valid steps."""
+    ends_in_time = False
+    """Whether no episode outlasts `horizon`. If False, trials count steps and truncate episodes there."""
+    on_host = False
+    """Whether worker processes step the environment (`HostEnvironment`). If False, it runs inside `jax.jit`."""
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """A subclass with dynamics of its own does not inherit the promise that its episodes end in time."""
+        """Reset `ends_in_time` in subclasses that define their own dynamics without declaring it."""
         super().__init_subclass__(**options)
         own = vars(cls)
         if own.keys() & {"step", "transition", "advance"} and "ends_in_time" not in own:
             cls.ends_in_time = False
 
     @property
-    def reference_episodes(self) -> int:
-        """How many episodes the random and the optimal line are estimated from, unless asked otherwise."""
-        return 8192
-
-    @property
     def observation_spec(self) -> PyTree:
-        """Pytree of jax.ShapeDtypeStruct for one observation; of `Image` for the arrays that are images."""
+        """Pytree of `jax.ShapeDtypeStruct`s of one observation. Arrays that are images have an `Image` instead."""
         raise NotImplementedError
-
-    @property
-    def observation_range(self) -> tuple[PyTree, PyTree] | None:
-        """(low, high), both inclusive: numpy arrays in the tree of `observation_spec`, to scale a policy's inputs by.
-
-        None (default): unbounded, or of unit scale already.
-        """
-        return None
 
     @property
     def action_space(self) -> ActionSpace:
         """The set of actions: `Discrete`, `MultiDiscrete` or `Box`."""
         raise NotImplementedError
 
-    @property
-    def action_names(self) -> tuple[str, ...] | None:
-        """What the actions, or an action's components, are called, in their order. None (default): no names."""
-        return None
-
-    @property
-    def observation_names(self) -> tuple[str, ...] | None:
-        """What the components of the observation are called, where it is one vector. None (default): no names."""
-        return None
-
     def reset(self, key: jax.Array, task: PyTree) -> tuple[PyTree, TimeStep]:
-        """Starts an episode of `task`. key: typed PRNG key []. Returns (state, first TimeStep)."""
+        """Start an episode of `task`.
+
+        Args:
+            key: Typed PRNG key [].
+            task: One task, without a leading axis.
+
+        Returns:
+            The state and the first `TimeStep`.
+        """
         raise NotImplementedError
 
     def step(self, key: jax.Array, state: PyTree, action: jax.Array, task: PyTree) -> tuple[PyTree, TimeStep]:
-        """One transition. action: one of `action_space`. Returns (next state, TimeStep)."""
+        """Take one step.
+
+        Args:
+            key: Typed PRNG key [].
+            state: The current state.
+            action: An element of `action_space`.
+            task: One task, without a leading axis.
+
+        Returns:
+            The next state and its `TimeStep`.
+        """
+        raise NotImplementedError
+
+    def tasks(self, split: Split) -> PyTree:
+        """Return the tasks of a split: a pytree of numpy arrays with a common leading axis."""
         raise NotImplementedError
 
     def step_within(
         self, key: jax.Array, state: PyTree, action: jax.Array, task: PyTree, taken: jax.Array
     ) -> tuple[PyTree, TimeStep, jax.Array]:
-        """`step`, truncated at the horizon. taken: int32 [], steps of the episode so far.
+        """Take one step and truncate the episode at the horizon.
 
-        Returns (next state, TimeStep, whether the environment itself would have gone on beyond the horizon: bool []).
+        Args:
+            key: Typed PRNG key [].
+            state: The current state.
+            action: An element of `action_space`.
+            task: One task, without a leading axis.
+            taken: int32 []. Steps of the episode before this one.
+
+        Returns:
+            The next state, its `TimeStep`, and whether the horizon cut the episode: bool [].
         """
         state, timestep = self.step(key, state, action, task)
         return state, *cut_at(one_end(timestep), taken + 1 >= self.horizon)
 
-    def tasks(self, split: Split) -> PyTree:
-        """The task set of a split: a pytree of numpy arrays with a common leading axis."""
-        raise NotImplementedError
-
     def success(self, timestep: TimeStep, episode_return: jax.Array) -> jax.Array:
-        """Whether an episode that ended with `timestep` is a success, bool []. Default: rewarded at its end."""
+        """Return whether an episode that ended with `timestep` succeeded, bool []. Default: its last reward is > 0."""
         del episode_return
         return timestep.reward > 0
 
-    def optimal_action(self, state: PyTree, task: PyTree) -> jax.Array:
-        """The scripted expert's action, one of `action_space`, where there is an expert (`has_expert`)."""
-        raise NotImplementedError
-
-    def render_trial(self, trial: TrialRecord) -> np.ndarray | None:
-        """Frames of a trial, uint8 [n, H, W, 3], or None where the environment cannot be drawn (default)."""
-        del trial
-        return None
-
-    def record(self, state: PyTree) -> PyTree:
-        """What `render_trial` needs to know of `state` besides the observation. Default: nothing (None)."""
-        del state
-        return None
-
     def metrics(self, state: PyTree) -> dict[str, jax.Array]:
-        """What else is measured in an episode that ended in `state`: float32 [] by name. Default: nothing."""
+        """Return further metrics of an episode that ended in `state`, float32 [] by name. Default: none."""
         del state
         return {}
+
+    def optimal_action(self, state: PyTree, task: PyTree) -> jax.Array:
+        """Return the action of a scripted expert. Define it only if there is one (`has_expert`)."""
+        raise NotImplementedError
 
     @property
     def has_expert(self) -> bool:
         """Whether the subclass defines `optimal_action`."""
         return type(self).optimal_action is not Environment.optimal_action
 
+    def render_trial(self, trial: TrialRecord) -> np.ndarray | None:
+        """Return frames of a trial, uint8 [n, H, W, 3]. Default: None, the environment cannot be drawn."""
+        del trial
+        return None
+
+    def record(self, state: PyTree) -> PyTree:
+        """Return the part of `state` that `render_trial` needs besides the observation. Default: None."""
+        del state
+        return None
+
+    @property
+    def observation_range(self) -> tuple[PyTree, PyTree] | None:
+        """(low, high), both inclusive: numpy arrays in the tree of `observation_spec`. They scale the policy's inputs.
+
+        Default: None. Observations are unbounded, or already of unit scale.
+        """
+        return None
+
+    @property
+    def action_names(self) -> tuple[str, ...] | None:
+        """Names of the actions, or of an action's components, in their order. Default: None."""
+        return None
+
+    @property
+    def observation_names(self) -> tuple[str, ...] | None:
+        """Names of the components of a vector observation, in their order. Default: None."""
+        return None
+
+    @property
+    def reference_episodes(self) -> int:
+        """The default number of episodes from which `reference_returns` estimates mean returns."""
+        return 8192
+
+    def check_start(self, environments: int) -> None:
+        """Raise ConfigError if a batch of `environments` cannot be started. Default: nothing has to be started."""
+        del environments
+
+    def concurrent_trials(self, count: int) -> int:
+        """Return how many of `count` trials run at the same time in an evaluation. Default: all of them."""
+        return count
+
 
 class VisualEnvironment(Environment):
-    """An environment whose observations are too dear to be made for nothing: dynamics and looking are apart.
+    """Base class of environments whose observations are expensive: dynamics and observations are separate.
 
-    Subclasses define `start`, `transition` and `observe`; `reset` and `step` are made from them. `Trials`
-    looks once per step, after a reset where there was one, and a second time only in steps that truncate an episode.
+    Subclasses define `start`, `transition` and `observe` in place of `reset` and `step`. `Trials` observes each state
+    once, after the reset if there is one, and a second time only in steps that truncate an episode. Under action repeat
+    (`ActionRepeat`), only the last state is observed.
     """
 
     def start(self, key: jax.Array, task: PyTree) -> PyTree:
-        """The state at the start of a trial's first episode, before anything was seen. key: typed PRNG key []."""
+        """Return the state at the start of a trial's first episode. `key` is a typed PRNG key []."""
         raise NotImplementedError
 
     def restart(self, key: jax.Array, state: PyTree, task: PyTree) -> PyTree:
-        """The same for a later episode of the trial that `state` is in; may keep what depends on the task alone."""
+        """Return the state at the start of a later episode of the trial.
+
+        Override it to keep a part of `state` that depends only on the task. Default: `start`.
+        """
         del state
         return self.start(key, task)
 
     def transition(self, key: jax.Array, state: PyTree, action: jax.Array, task: PyTree) -> tuple[PyTree, TimeStep]:
-        """`step` without its observation (None)."""
+        """Take one step like `step`, with None as the observation."""
         raise NotImplementedError
 
     def observe(self, state: PyTree, task: PyTree) -> tuple[PyTree, PyTree]:
-        """Returns (state, observation): what is seen in `state`; the state may keep what the dynamics need of it."""
+        """Return the state and its observation.
+
+        The returned state can keep a part of the observation for `transition`. Under action repeat, that is the
+        observation from which the policy chose the action.
+        """
         raise NotImplementedError
 
     def legal(self, state: PyTree, task: PyTree) -> jax.Array | None:
-        """`TimeStep.legal` in `state`; to be defined where `masks_actions`."""
+        """Return `TimeStep.legal` of `state`. Define it if `masks_actions`."""
         del state, task
         return None
 
+    def transition_within(
+        self, key: jax.Array, state: PyTree, action: jax.Array, task: PyTree, taken: jax.Array
+    ) -> tuple[PyTree, TimeStep, jax.Array]:
+        """Take one step like `step_within`, with None as the observation."""
+        state, timestep = self.transition(key, state, action, task)
+        return state, *cut_at(one_end(timestep), taken + 1 >= self.horizon)
+
     def reset(self, key: jax.Array, task: PyTree) -> tuple[PyTree, TimeStep]:
-        """Starts a trial's first episode."""
+        """Start the first episode of a trial."""
         state, observation = self.observe(self.start(key, task), task)
         return state, first_timestep(observation, self.legal(state, task))
 
     def step(self, key: jax.Array, state: PyTree, action: jax.Array, task: PyTree) -> tuple[PyTree, TimeStep]:
-        """Acts, then looks."""
-        state, timestep = self.transition(key, state, action, task)
+        """Take one step and observe the next state."""
+        return self._observed(*self.transition(key, state, action, task), task)
+
+    def step_within(
+        self, key: jax.Array, state: PyTree, action: jax.Array, task: PyTree, taken: jax.Array
+    ) -> tuple[PyTree, TimeStep, jax.Array]:
+        """Take one step, truncate the episode at the horizon, and observe the next state."""
+        state, timestep, cut = self.transition_within(key, state, action, task, taken)
+        return *self._observed(state, timestep, task), cut
+
+    def _observed(self, state: PyTree, timestep: TimeStep, task: PyTree) -> tuple[PyTree, TimeStep]:
         state, observation = self.observe(state, task)
         return state, dataclasses.replace(timestep, observation=observation, legal=self.legal(state, task))
 
 
+def first_timestep(observation: PyTree, legal: jax.Array | None = None) -> TimeStep:
+    """Return the `TimeStep` of a reset: reward 0, not ended."""
+    false = jnp.zeros((), bool)
+    return TimeStep(observation, jnp.zeros((), jnp.float32), false, false, legal)
+
+
 def one_end(timestep: TimeStep) -> TimeStep:
-    """With `truncated` only where it did not terminate: a state that terminated has no future value."""
+    """Clear `truncated` if the episode terminated: a terminal state has no future value."""
     return dataclasses.replace(timestep, truncated=timestep.truncated & ~timestep.terminated)
 
 
 def cut_at(timestep: TimeStep, last: jax.Array) -> tuple[TimeStep, jax.Array]:
-    """Truncates an episode that did not end where `last` (bool, any shape) holds. Returns (TimeStep, where it did)."""
+    """Truncate an episode that did not end by itself.
+
+    Args:
+        timestep: The result of a step, with any leading axes.
+        last: bool, with the same axes. Whether the step is the last that the horizon allows.
+
+    Returns:
+        The `TimeStep` and whether the horizon cut the episode, bool.
+    """
     cut = last & ~(timestep.terminated | timestep.truncated)
     return dataclasses.replace(timestep, truncated=timestep.truncated | cut), cut
 
 
 def num_tasks(tasks: PyTree) -> int:
-    """Length of the leading axis of a task set."""
+    """Return the number of tasks in a task set, the length of its leading axis."""
     return int(jax.tree.leaves(tasks)[0].shape[0])
 
 
 def split_hash(tasks: PyTree) -> str:
-    """First 12 hex digits of SHA-256 over the task arrays (dtype, shape, bytes): two equal hashes are equal splits."""
+    """Return the first 12 hex digits of SHA-256 over dtypes, shapes and bytes of the task arrays."""
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(tasks):
         array = np.ascontiguousarray(leaf)
         digest.update(f"{array.dtype.str}{array.shape}".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()[:12]
-
-
-def first_timestep(observation: PyTree, legal: jax.Array | None = None) -> TimeStep:
-    """The TimeStep of a reset: no reward, not ended."""
-    false = jnp.zeros((), bool)
-    return TimeStep(observation, jnp.zeros((), jnp.float32), false, false, legal)

@@ -1,162 +1,162 @@
-"""Action repeat: each action lasts several steps of an environment."""
+"""Action repeat: each action lasts several steps of the environment (Mnih et al. 2013, arXiv 1312.5602)."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from relic_jax.config import ConfigError
-from relic_jax.environment.base import ActionSpace, Environment, PyTree, Split, TimeStep, TrialRecord, one_end
-from relic_jax.environment.host import HostEnvironment
+from relic_jax.environment.base import Environment, PyTree, TimeStep, VisualEnvironment, one_end
 from relic_jax.environment.trials import select
+from relic_jax.environment.wrappers import VisualWrapper, Wrapper
 
 
 def repeated(env: Environment, times: int) -> Environment:
-    """`env` with each action lasting `times` steps. Raises ConfigError where that cannot be."""
+    """Return `env` with each action lasting `times` steps.
+
+    Args:
+        env: The environment.
+        times: Steps per action. 1 returns `env` itself.
+
+    Raises:
+        ConfigError: If `times` is less than 1, or more than 1 for an environment in worker processes.
+    """
     if times == 1:
         return env
-    allowed = "1 or more" if times < 1 else "1 for environments in worker processes"
-    if times < 1 or isinstance(env, HostEnvironment):
+    if times < 1 or env.on_host:
+        allowed = "1 or more" if times < 1 else "1 for environments in worker processes"
         raise ConfigError(f"trial.action_repeat is {times}; allowed: {allowed}")
-    return ActionRepeat(env, times)
+    return VisualRepeat(env, times) if isinstance(env, VisualEnvironment) else ActionRepeat(env, times)
 
 
 @dataclasses.dataclass(frozen=True)
-class ActionRepeat(Environment):
-    """A step is up to `times` steps of `env` with one action: fewer where the episode ends, or where the action is no
-    longer legal. Rewards are summed.
+class ActionRepeat(Wrapper):
+    """An environment in which each action lasts up to `times` steps of the wrapped environment.
 
-    Observation, terminated and truncated are those of the last step that was taken.
+    An action lasts fewer steps if the episode ends, or if the action is no longer legal. Rewards are summed. The
+    observation and the end flags are those of the last step. The expert's action is repeated like any other, so it is
+    no longer optimal.
+
+    Attributes:
+        env: The wrapped environment.
+        times: Steps per action.
     """
 
-    env: Environment
     times: int
 
     @property
-    def name(self) -> str:  # type: ignore[override]
-        """The environment's."""
-        return self.env.name
-
-    @property
     def horizon(self) -> int:  # type: ignore[override]
-        """The longest episode, in steps of the policy."""
+        """The longest episode, in actions of the policy."""
         return -(-self.env.horizon // self.times)
 
     @property
-    def expensive_reset(self) -> bool:  # type: ignore[override]
-        """The environment's."""
-        return self.env.expensive_reset
-
-    @property
-    def masks_actions(self) -> bool:  # type: ignore[override]
-        """The environment's."""
-        return self.env.masks_actions
-
-    @property
-    def reference_episodes(self) -> int:
-        """The environment's."""
-        return self.env.reference_episodes
-
-    @property
-    def observation_spec(self) -> PyTree:
-        """The environment's."""
-        return self.env.observation_spec
-
-    @property
-    def observation_range(self) -> tuple[PyTree, PyTree] | None:
-        """The environment's."""
-        return self.env.observation_range
-
-    @property
-    def action_space(self) -> ActionSpace:
-        """The environment's."""
-        return self.env.action_space
-
-    @property
-    def action_names(self) -> tuple[str, ...] | None:
-        """The environment's."""
-        return self.env.action_names
-
-    @property
-    def observation_names(self) -> tuple[str, ...] | None:
-        """The environment's."""
-        return self.env.observation_names
-
-    @property
-    def has_expert(self) -> bool:
-        """The environment's."""
-        return self.env.has_expert
-
-    @property
     def ends_in_time(self) -> bool:  # type: ignore[override]
-        """The environment's; not where masks cut repeats short: an episode may then take more steps of the policy."""
+        """Whether no episode outlasts the horizon.
+
+        False with masks of legal actions: they can cut repeats short, so an episode can take more actions.
+        """
         return self.env.ends_in_time and not self.env.masks_actions
 
-    def reset(self, key: jax.Array, task: PyTree) -> tuple[PyTree, TimeStep]:
-        """The environment's."""
-        return self.env.reset(key, task)
-
     def step(self, key: jax.Array, state: PyTree, action: jax.Array, task: PyTree) -> tuple[PyTree, TimeStep]:
-        """Up to `times` steps."""
+        """Take up to `times` steps."""
+        return self._repeat(key, state, action, lambda k, s, a: self.env.step(k, s, a, task))
+
+    def step_within(
+        self, key: jax.Array, state: PyTree, action: jax.Array, task: PyTree, taken: jax.Array
+    ) -> tuple[PyTree, TimeStep, jax.Array]:
+        """Take up to `times` steps, but none beyond the horizon of the wrapped environment.
+
+        Args:
+            key: Typed PRNG key [].
+            state: The current state.
+            action: An element of `action_space`.
+            task: One task, without a leading axis.
+            taken: int32 []. Actions of the episode before this one. With masks of legal actions, steps of the wrapped
+                environment do not follow from it, so the horizon in actions applies.
+
+        Returns:
+            The next state, its `TimeStep`, and whether the horizon cut the episode: bool [].
+        """
+        if self.env.masks_actions:
+            return Environment.step_within(self, key, state, action, task, taken)
+        return self._repeat_within(key, state, taken, lambda k, s, n: self.env.step_within(k, s, action, task, n))
+
+    def _repeat(
+        self,
+        key: jax.Array,
+        state: PyTree,
+        action: jax.Array,
+        step: Callable[[jax.Array, PyTree, jax.Array], tuple[PyTree, TimeStep]],
+    ) -> tuple[PyTree, TimeStep]:
+        """Call `step(key, state, action)` up to `times` times."""
         keys = jax.random.split(key, self.times)
 
         def again(carry: tuple[PyTree, TimeStep], key: jax.Array) -> tuple[tuple[PyTree, TimeStep], None]:
             state, before = carry
-            next_state, timestep = self.env.step(key, state, action, task)
+            next_state, timestep = step(key, state, action)
             timestep = dataclasses.replace(timestep, reward=before.reward + timestep.reward)
             over = before.terminated | before.truncated
             if before.legal is not None:
                 over |= ~self.action_space.allows(before.legal, action)
             return select(over, carry, (next_state, timestep)), None
 
-        state, timestep = jax.lax.scan(again, self.env.step(keys[0], state, action, task), keys[1:])[0]
+        state, timestep = jax.lax.scan(again, step(keys[0], state, action), keys[1:])[0]
         return state, one_end(timestep)
 
-    def step_within(
-        self, key: jax.Array, state: PyTree, action: jax.Array, task: PyTree, taken: jax.Array
+    def _repeat_within(
+        self,
+        key: jax.Array,
+        state: PyTree,
+        taken: jax.Array,
+        step: Callable[[jax.Array, PyTree, jax.Array], tuple[PyTree, TimeStep, jax.Array]],
     ) -> tuple[PyTree, TimeStep, jax.Array]:
-        """Up to `times` steps, as far as the environment's horizon. taken: int32 [], steps of the policy so far.
-
-        Where masks cut repeats short, steps of the environment cannot be counted so: the policy's are.
-        """
-        if self.env.masks_actions:
-            return super().step_within(key, state, action, task, taken)
+        """Call `step(key, state, steps taken before)` up to `times` times."""
         keys, before = jax.random.split(key, self.times), taken * self.times
 
         def again(carry: tuple[PyTree, TimeStep, jax.Array], inputs: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
-            _, seen, _ = carry
+            state, last, _ = carry
             key, index = inputs
-            next_state, timestep, cut = self.env.step_within(key, carry[0], action, task, before + index)
-            timestep = dataclasses.replace(timestep, reward=seen.reward + timestep.reward)
-            return select(seen.terminated | seen.truncated, carry, (next_state, timestep, cut)), None
+            next_state, timestep, cut = step(key, state, before + index)
+            timestep = dataclasses.replace(timestep, reward=last.reward + timestep.reward)
+            return select(last.terminated | last.truncated, carry, (next_state, timestep, cut)), None
 
-        first = self.env.step_within(keys[0], state, action, task, before)
-        return jax.lax.scan(again, first, (keys[1:], jnp.arange(1, self.times)))[0]
+        return jax.lax.scan(again, step(keys[0], state, before), (keys[1:], jnp.arange(1, self.times)))[0]
 
-    def tasks(self, split: Split) -> PyTree:
-        """The environment's."""
-        return self.env.tasks(split)
 
-    def success(self, timestep: TimeStep, episode_return: jax.Array) -> jax.Array:
-        """The environment's; of the summed reward of the last action's steps."""
-        return self.env.success(timestep, episode_return)
+@dataclasses.dataclass(frozen=True)
+class VisualRepeat(ActionRepeat, VisualWrapper):
+    """`ActionRepeat` of a `VisualEnvironment`: only the state after the last step of an action is observed.
 
-    def optimal_action(self, state: PyTree, task: PyTree) -> jax.Array:
-        """The environment's, held for all of an action's steps: no longer optimal."""
-        return self.env.optimal_action(state, task)
+    Attributes:
+        env: The wrapped environment.
+        times: Steps per action.
+    """
 
-    def render_trial(self, trial: TrialRecord) -> np.ndarray | None:
-        """The environment's."""
-        return self.env.render_trial(trial)
+    env: VisualEnvironment
 
-    def record(self, state: PyTree) -> PyTree:
-        """The environment's."""
-        return self.env.record(state)
+    reset = VisualEnvironment.reset
+    step = VisualEnvironment.step
+    step_within = VisualEnvironment.step_within
+    ends_in_time = ActionRepeat.ends_in_time
 
-    def metrics(self, state: PyTree) -> dict[str, jax.Array]:
-        """The environment's."""
-        return self.env.metrics(state)
+    def transition(self, key: jax.Array, state: PyTree, action: jax.Array, task: PyTree) -> tuple[PyTree, TimeStep]:
+        """Take up to `times` steps without an observation."""
+
+        def step(key: jax.Array, state: PyTree, action: jax.Array) -> tuple[PyTree, TimeStep]:
+            state, timestep = self.env.transition(key, state, action, task)
+            return state, dataclasses.replace(timestep, legal=self.env.legal(state, task))
+
+        state, timestep = self._repeat(key, state, action, step)
+        return state, dataclasses.replace(timestep, legal=None)
+
+    def transition_within(
+        self, key: jax.Array, state: PyTree, action: jax.Array, task: PyTree, taken: jax.Array
+    ) -> tuple[PyTree, TimeStep, jax.Array]:
+        """Take up to `times` steps within the horizon, without an observation. See `step_within`."""
+        if self.env.masks_actions:
+            return VisualEnvironment.transition_within(self, key, state, action, task, taken)
+        return self._repeat_within(key, state, taken, lambda k, s, n: self.env.transition_within(k, s, action, task, n))

@@ -1,7 +1,8 @@
-"""Trials: many episodes of one task in a row, for a batch of environments.
+"""Trials: many consecutive episodes of one task, for a batch of environments.
 
-A trial runs a fixed number of steps in ONE task. The environment resets between episodes, the task does not change.
-The wrapper owns resetting, batching (vmap) and per-episode bookkeeping; it keeps termination and truncation apart.
+A trial runs a fixed number of steps in ONE task. The environment is reset between episodes; the task stays the same.
+`Trials` does the resets, the batching (`vmap`) and the bookkeeping per episode. It keeps termination and truncation
+apart.
 """
 
 from __future__ import annotations
@@ -13,28 +14,30 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from relic_jax.environment.base import Environment, PyTree, TimeStep, VisualEnvironment, cut_at, one_end
+from relic_jax.environment.base import Environment, PyTree, TimeStep, VisualEnvironment, one_end
 
 MIN_BLOCK, MAX_BLOCKS = 8, 8
-"""Of environments that are reset at once where resets are dear: at least so many, and all in so many blocks."""
+"""Expensive resets are done in blocks of at least MIN_BLOCK environments, and at most MAX_BLOCKS blocks hold all."""
 
 
 @struct.dataclass
 class TrialState:
-    """State of B environments in the middle of their trials.
+    """The state of B environments during their trials. All leaves have a leading axis B.
 
-    env: the environments' own states, leading axis B.
-    task: their tasks, leading axis B.
-    observation: what the policy sees next, leading axis B.
-    previous_action: int32 [B] or [B, n], or float32 [B, n] of a `Box`; the action that led here as the policy reads it
-      (`ActionSpace.to_policy`), −1, or zeros, before the first action of an episode.
-    previous_reward: float32 [B]; the reward that came with `observation`. After an episode's end this is 0 (as in the
-      original: the last reward of an episode is never seen), or that last reward where `show_last_reward` is set.
-    first: bool [B]; `observation` opens an episode.
-    episode_return: float32 [B]; undiscounted reward of the running episode so far.
-    legal: bool [B, mask_size]; which actions can be taken next, None where the environment does not say so.
-    episode_steps: int32 [B]; steps of the running episode so far. None where nothing is to be truncated: the
-      environment's episodes end in time, or the state is one that is stored (`Trials.counting` puts it back).
+    Attributes:
+        env: States of the environments.
+        task: Their tasks.
+        observation: The next input of the policy.
+        previous_action: int32 [B] or [B, n], or float32 [B, n] for a `Box`. The last action as the policy reads it
+            (`ActionSpace.to_policy`). Before the first action of an episode: `ActionSpace.null_action`.
+        previous_reward: float32 [B]. The reward that came with `observation`. After the end of an episode it is 0, as
+            in the paper's code (the last reward of an episode is never seen), or that last reward if
+            `Trials.show_last_reward`.
+        first: bool [B]. Whether `observation` is the first of an episode.
+        episode_return: float32 [B]. Undiscounted return of the current episode so far.
+        legal: bool [B, mask_size]. The actions that can be taken next. None: the environment has no masks.
+        episode_steps: int32 [B]. Steps of the current episode so far. None if they are not needed: the environment's
+            episodes end in time, or the state is stored (`Trials.counting` restores them).
     """
 
     env: PyTree
@@ -50,15 +53,18 @@ class TrialState:
 
 @struct.dataclass
 class TrialStep:
-    """What one step did, for B environments.
+    """The result of one step of B environments.
 
-    reward: float32 [B]. terminated, truncated: bool [B]; at most one of them, and the next episode has begun.
-    final_observation: leading axis B; the observation BEFORE any reset (for bootstrapping at truncation). Of a
-      `VisualEnvironment` only where `truncated`, elsewhere it is what the trial goes on from.
-    episode_return: float32 [B]; return of the episode up to and including this step.
-    success: bool [B]; meaningful where the episode ended.
-    metrics: float32 [B] by name, `Environment.metrics`; meaningful where the episode ended.
-    cut: bool [B]; truncated here, at the horizon, which the environment did not do itself. None where nothing is cut.
+    Attributes:
+        reward: float32 [B].
+        terminated: bool [B].
+        truncated: bool [B]. At most one of `terminated` and `truncated` holds. If one does, the next episode started.
+        final_observation: Leading axis B. The observation before any reset, for bootstrapping at truncation. For a
+            `VisualEnvironment` only rows with `truncated` hold it; other rows hold the next observation of the trial.
+        episode_return: float32 [B]. Return of the episode up to and including this step.
+        success: bool [B]. Meaningful at the end of an episode.
+        metrics: float32 [B] by name, `Environment.metrics`. Meaningful at the end of an episode.
+        cut: bool [B]. Whether the horizon cut the episode, not the environment. None if nothing is cut.
     """
 
     reward: jax.Array
@@ -73,18 +79,25 @@ class TrialStep:
 
 @dataclasses.dataclass(frozen=True)
 class Trials:
-    """Runs B copies of `env` in trials. Pure; every method takes explicit keys and consumes them.
+    """Trials of B copies of an environment inside jit. Methods are pure and consume the keys that they take.
 
-    Episodes of an environment that may outlast its horizon (`Environment.ends_in_time`) are truncated there.
+    Episodes are truncated at the horizon unless the environment ends them in time (`Environment.ends_in_time`).
+
+    Attributes:
+        env: The environment.
+        show_last_reward: Whether the policy sees the last reward of an episode, at the first step of the next one.
     """
 
     env: Environment
     show_last_reward: bool = False
 
     def counting(self, state: TrialState, ended: jax.Array, filled: jax.Array | int) -> TrialState:
-        """A stored state with its `episode_steps`, where they are needed, from the trial's steps so far.
+        """Restore `episode_steps` in a stored state, if they are needed.
 
-        ended: bool [B, T], an episode ended there; only the `filled` first steps have been taken.
+        Args:
+            state: The stored state.
+            ended: bool [B, T]. Whether an episode ended at each step of the trial.
+            filled: int32 []. Number of steps taken so far. Later entries of `ended` are ignored.
         """
         if self.env.ends_in_time:
             return state
@@ -93,7 +106,12 @@ class Trials:
         return dataclasses.replace(state, episode_steps=(filled - begun).astype(jnp.int32))
 
     def reset(self, key: jax.Array, tasks: PyTree) -> TrialState:
-        """Starts trials. key: typed PRNG key []. tasks: pytree with leading axis B."""
+        """Start trials.
+
+        Args:
+            key: Typed PRNG key [].
+            tasks: Pytree with leading axis B.
+        """
         batch, actions = jax.tree.leaves(tasks)[0].shape[0], self.env.action_space
         env_state, timestep = jax.vmap(self.env.reset)(jax.random.split(key, batch), tasks)
         return TrialState(
@@ -109,22 +127,29 @@ class Trials:
         )
 
     def step(self, key: jax.Array, state: TrialState, action: jax.Array) -> tuple[TrialState, TrialStep]:
-        """One step of every environment, resetting those whose episode ended.
+        """Step every environment, and reset those whose episode ended.
 
-        action: as the policy chose it, int32 [B] or float32 [B, n]; of a `Box` what is outside of −1 … 1 is clipped.
+        Args:
+            key: Typed PRNG key [].
+            state: The current state.
+            action: int32 [B] or [B, n], or float32 [B, n], in the policy's units. Values of a `Box` outside −1 … 1 are
+                clipped.
+
+        Returns:
+            The next state and the result of the step.
         """
         actions = self.env.action_space
         end, timestep, cut, next_env, (observation, legal) = self._advance(key, state, actions.to_env(action))
         ended = timestep.terminated | timestep.truncated
         steps = None if state.episode_steps is None else jnp.where(ended, 0, state.episode_steps + 1)
         episode_return = state.episode_return + timestep.reward
-        shown = timestep.reward if self.show_last_reward else jnp.where(ended, 0.0, timestep.reward)
+        previous_reward = timestep.reward if self.show_last_reward else jnp.where(ended, 0.0, timestep.reward)
         next_state = TrialState(
             env=next_env,
             task=state.task,
             observation=observation,
             previous_action=select(ended, jnp.full_like(action, actions.null_action), actions.to_policy(action)),
-            previous_reward=shown,
+            previous_reward=previous_reward,
             first=ended,
             episode_return=jnp.where(ended, 0.0, episode_return),
             legal=legal,
@@ -144,9 +169,11 @@ class Trials:
     def _advance(
         self, key: jax.Array, state: TrialState, action: jax.Array
     ) -> tuple[PyTree, TimeStep, jax.Array | None, PyTree, PyTree]:
-        """Steps, and resets where an episode ended.
+        """Step, and reset environments whose episode ended.
 
-        Returns (states before resets, TimeSteps, cut, states, (observations, legal actions)).
+        Returns:
+            The states before resets, the TimeSteps, `TrialStep.cut`, the next states, and the next observations and
+            masks of legal actions.
         """
         step_keys, reset_keys = jax.random.split(key, (2, action.shape[0]))
         if isinstance(self.env, VisualEnvironment):
@@ -166,46 +193,52 @@ class Trials:
 
         replace = replace_few if self.env.expensive_reset else replace_all
         old = end, (timestep.observation, timestep.legal)
-        next_env, seen = replace(ended, reset, (reset_keys, state.task), old)
-        return end, timestep, cut, next_env, seen
+        next_env, first = replace(ended, reset, (reset_keys, state.task), old)
+        return end, timestep, cut, next_env, first
 
     @staticmethod
     def _advance_visual(
         env: VisualEnvironment, step_keys: jax.Array, reset_keys: jax.Array, state: TrialState, action: jax.Array
     ) -> tuple[PyTree, TimeStep, jax.Array | None, PyTree, PyTree]:
-        """The same, looking once, or twice where an episode was truncated."""
-        look, cut = jax.vmap(env.observe), None
-        end, timestep = jax.vmap(env.transition)(step_keys, state.env, action, state.task)
+        """`_advance` with one observation per step, and a second one if an episode was truncated."""
+        observe, cut = jax.vmap(env.observe), None
+        inputs = (step_keys, state.env, action, state.task)
+        if state.episode_steps is None:
+            end, timestep = jax.vmap(env.transition)(*inputs)
+        else:
+            end, timestep, cut = jax.vmap(env.transition_within)(*inputs, state.episode_steps)
         timestep = one_end(timestep)
-        if state.episode_steps is not None:
-            timestep, cut = cut_at(timestep, state.episode_steps + 1 >= env.horizon)
         ended = timestep.terminated | timestep.truncated
         replace = replace_few if env.expensive_reset else replace_all
-        next_env, observation = look(replace(ended, env.restart, (reset_keys, end, state.task), end), state.task)
+        next_env, observation = observe(replace(ended, env.restart, (reset_keys, end, state.task), end), state.task)
 
-        def last_look() -> PyTree:
-            return select(timestep.truncated, look(end, state.task)[1], observation)
+        def final_observation() -> PyTree:
+            return select(timestep.truncated, observe(end, state.task)[1], observation)
 
-        final = jax.lax.cond(timestep.truncated.any(), last_look, lambda: observation)
+        final = jax.lax.cond(timestep.truncated.any(), final_observation, lambda: observation)
         legal = jax.vmap(env.legal)(next_env, state.task)
         return end, dataclasses.replace(timestep, observation=final), cut, next_env, (observation, legal)
 
 
 def replace_all(rows: jax.Array, make: Callable[..., PyTree], inputs: tuple[PyTree, ...], old: PyTree) -> PyTree:
-    """`old` with `make(*inputs)` in the rows, bool [B], where `rows` holds. make: of ONE row, made for all of them.
+    """Replace some rows of a batch. New values are computed for all rows.
 
-    inputs, old: pytrees with leading axis B.
+    Args:
+        rows: bool [B]. The rows to replace.
+        make: Computes the new value of ONE row.
+        inputs: Arguments of `make`, pytrees with leading axis B.
+        old: The values of the other rows, a pytree with leading axis B.
     """
     return select(rows, jax.vmap(make)(*inputs), old)
 
 
 def replace_few(rows: jax.Array, make: Callable[..., PyTree], inputs: tuple[PyTree, ...], old: PyTree) -> PyTree:
-    """The same where `make` is dear and rows are few: made for a block of them at a time, as often as it takes."""
+    """`replace_all` for an expensive `make` and few rows: new values are computed for these rows only, in blocks."""
     batch = rows.shape[0]
     block = min(batch, max(MIN_BLOCK, -(-batch // MAX_BLOCKS)))
 
     def replace_block(carry: tuple[jax.Array, PyTree]) -> tuple[jax.Array, PyTree]:
-        index = jnp.nonzero(carry[0], size=block, fill_value=batch)[0]  # where there is no row, nothing is written
+        index = jnp.nonzero(carry[0], size=block, fill_value=batch)[0]  # writes to the fill value are dropped
         made = jax.vmap(make)(*jax.tree.map(lambda x: x[index], inputs))
         return jax.tree.map(lambda x, value: x.at[index].set(value, mode="drop"), carry, (False, made))
 
@@ -213,14 +246,14 @@ def replace_few(rows: jax.Array, make: Callable[..., PyTree], inputs: tuple[PyTr
 
 
 def select(condition: jax.Array, on_true: PyTree, on_false: PyTree) -> PyTree:
-    """Per-environment choice between two pytrees with leading axis B. condition: bool [B]."""
+    """Choose rows from two pytrees with leading axis B. `condition` is bool [B]."""
 
     def choose(a: jax.Array, b: jax.Array) -> jax.Array:
-        if a is b:  # both branches carry the same array along: there is nothing to copy
+        if a is b:  # nothing to copy
             return a
         return jnp.where(condition.reshape(condition.shape + (1,) * (a.ndim - 1)), a, b)
 
     return jax.tree.map(choose, on_true, on_false)
 
 
-__all__ = ["TimeStep", "TrialState", "TrialStep", "Trials", "select"]
+__all__ = ["TrialState", "TrialStep", "Trials", "select"]

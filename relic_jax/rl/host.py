@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from relic_jax.environment.host import GroupStep, HostEnvironment, HostTrials
+from relic_jax.environment.host import HostEnvironment
+from relic_jax.environment.host_trials import GroupStep, HostTrials
 from relic_jax.environment.trials import TrialState, TrialStep
 from relic_jax.models.memory import Memory, joined, rows
 from relic_jax.models.policy import Policy
@@ -125,7 +126,7 @@ class HostSegments:
         """One segment. `state` is donated to the update; what fails before that (PoolError) leaves it as it was."""
         segment = int(state.segment)
         if segment == 0:
-            self._trials.begin(np.asarray(state.trial.task), np.asarray(state.trial.env))
+            self._trials.reset(np.asarray(state.trial.task), np.asarray(state.trial.env))
         elif not self._trials.trials:
             state = self._resumed(state, segment * self._setup.config.trial.segment)
         collected = self._collect(state, segment)

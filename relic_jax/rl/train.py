@@ -17,7 +17,6 @@ from relic_jax import checkpoint, prng, settings
 from relic_jax.bridge.pool import PoolError
 from relic_jax.config import ConfigError, TrainConfig, validate
 from relic_jax.environment.base import Environment
-from relic_jax.environment.host import HostEnvironment
 from relic_jax.evaluate import check_evaluated
 from relic_jax.files import storage_errors
 from relic_jax.horizon import tell_of_cut
@@ -73,8 +72,7 @@ def prepare(config: TrainConfig, env: Environment, *, resume: bool = False) -> S
     config = configure_devices(config)
     check_sizes(config, images)
     check_evaluated(config.policy, config.eval, env, "test")
-    if isinstance(env, HostEnvironment):
-        env.check(config.trial.environments)
+    env.check_start(config.trial.environments)
     setup = make_setup(config, env)
     encoders.check(setup.policy, weights=not resume)
     if config.start_from is not None and not resume:
@@ -94,7 +92,7 @@ def compile_chunk(setup: Setup) -> Chunk:
 @contextmanager
 def chunks(setup: Setup) -> Iterator[Chunk]:
     """What takes a state to the next one, with the workers that it needs: a segment at a time where there are any."""
-    if isinstance(setup.trials.env, HostEnvironment):
+    if setup.trials.env.on_host:
         with HostSegments(setup) as segments:
             yield segments
     else:
@@ -176,7 +174,7 @@ def _first_work(setup: Setup) -> str:
     what = "trial" if config.chunk == "trial" else "update"
     text = f"compiling the first {what} ({policy.memory}, {of.layers} layers of width {of.width}"
     text += f", {config.trial.environments} environments, {config.trial.steps:,} steps of context)"
-    return f"starting workers and {text}" if isinstance(setup.trials.env, HostEnvironment) else text
+    return f"starting workers and {text}" if setup.trials.env.on_host else text
 
 
 def total_env_steps(config: TrainConfig) -> int:

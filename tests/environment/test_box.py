@@ -1,4 +1,4 @@
-"""Box spaces, what trials make of their actions, and action repeat."""
+"""Box spaces, and how trials scale their actions."""
 
 import dataclasses
 
@@ -9,11 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relic_jax.config import ConfigError
 from relic_jax.environment.base import Box, Discrete, Environment, TimeStep, first_timestep
-from relic_jax.environment.repeat import ActionRepeat, repeated
 from relic_jax.environment.trials import Trials
-from relic_jax.envs.darkroom.env import Darkroom
 
 SPACE = Box((-0.1, 0.0, -7.0), (0.3, 4.0, -3.0))
 
@@ -117,42 +114,3 @@ def test_trials_scale_clip_and_remember_the_action():
     assert result.terminated.tolist() == [False, True]
     np.testing.assert_allclose(after.previous_action, [[0.5, -1.0], [0.0, 0.0]])  # an episode ended in the second
     assert after.first.tolist() == [False, True]
-
-
-def test_repeat_sums_rewards_and_stops_where_the_episode_ends():
-    env = repeated(Add(horizon=5), 3)
-    assert (env.horizon, env.name, env.has_expert) == (2, "add", False) and hash(env) == hash(repeated(Add(), 3))
-    action = jnp.array([1.0, 0.5])
-    state, _ = env.reset(jax.random.key(0), jnp.float32(100))
-    state, first = env.step(jax.random.key(1), state, action, jnp.float32(100))
-    assert (float(first.reward), bool(first.truncated), bool(first.terminated)) == (3.0, False, False)
-    np.testing.assert_allclose(first.observation, [3.0, 1.5])
-    state, second = env.step(jax.random.key(2), state, action, jnp.float32(100))  # steps 4 and 5, then the time is up
-    assert (float(second.reward), bool(second.truncated), int(state[1])) == (2.0, True, 5)
-    np.testing.assert_allclose(second.observation, [5.0, 2.5])
-    state, _ = env.reset(jax.random.key(0), jnp.float32(1.5))
-    state, ended = env.step(jax.random.key(1), state, action, jnp.float32(1.5))
-    assert (float(ended.reward), bool(ended.terminated), int(state[1])) == (2.0, True, 2)
-
-
-def test_repeat_of_one_is_the_environment_and_of_none_an_error():
-    env = Add()
-    assert repeated(env, 1) is env and isinstance(repeated(env, 2), ActionRepeat)
-    with pytest.raises(ConfigError, match=r"trial\.action_repeat is 0; allowed: 1 or more"):
-        repeated(env, 0)
-
-
-def test_repeat_keeps_what_is_said_of_resets():
-    class Dear(Add):
-        expensive_reset = True
-
-    assert repeated(Dear(), 2).expensive_reset and not repeated(Add(), 2).expensive_reset
-
-
-def test_repeat_passes_the_expert_and_the_drawing_on():
-    grid = Darkroom("grid", 4, 4, 8)
-    env = repeated(grid, 2)
-    task = jax.tree.map(lambda x: x[0], grid.tasks("test"))
-    state, _ = env.reset(jax.random.key(0), task)
-    assert env.has_expert and int(env.optimal_action(state, task)) == int(grid.optimal_action(state, task))
-    np.testing.assert_array_equal(env.tasks("train").goal, grid.tasks("train").goal)

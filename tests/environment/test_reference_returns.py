@@ -1,4 +1,4 @@
-"""Random and optimal lines against numbers worked out by hand."""
+"""Reference returns against numbers worked out by hand."""
 
 import functools
 
@@ -19,29 +19,29 @@ def test_sampled_actions_are_uniform():
 
 
 @functools.cache
-def lines(name, split, episodes=8000):
+def estimated(name, split, episodes=8000):
     return reference_returns(make(name), split, episodes=episodes)
 
 
-def test_dpt_optimal_lines():
+def test_dpt_optimal_returns():
     # Mean of 101 − (x + y), 100 at the origin: 91.99 over all goals, so (9199 − 20·90.9) / 80 over the train goals.
-    assert lines("darkroom-dpt", "test").optimal == ReferenceReturn(pytest.approx(90.9), 1.0)
-    assert lines("darkroom-dpt", "train").optimal == ReferenceReturn(pytest.approx(92.2625), 1.0)
+    assert estimated("darkroom-dpt", "test").optimal == ReferenceReturn(pytest.approx(90.9), 1.0)
+    assert estimated("darkroom-dpt", "train").optimal == ReferenceReturn(pytest.approx(92.2625), 1.0)
 
 
-def test_dpt_random_lines():
+def test_dpt_random_returns():
     # Each of 100 steps lands on exactly one of 100 cells: over ALL goals the random return is exactly 1.
-    test = lines("darkroom-dpt", "test").random.mean_return
-    train = lines("darkroom-dpt", "train").random.mean_return
+    test = estimated("darkroom-dpt", "test").random.mean_return
+    train = estimated("darkroom-dpt", "train").random.mean_return
     assert test == pytest.approx(0.74, abs=0.08)
     assert 0.2 * test + 0.8 * train == pytest.approx(1.0, abs=0.08)
 
 
-def test_ad_9_optimal_lines():
+def test_ad_9_optimal_returns():
     # 21 − distance from (4, 4), 20 there: 16.54 over all 81 goals.
     total = (
-        72 * lines("darkroom-ad-9", "train").optimal.mean_return
-        + 9 * lines("darkroom-ad-9", "test").optimal.mean_return
+        72 * estimated("darkroom-ad-9", "train").optimal.mean_return
+        + 9 * estimated("darkroom-ad-9", "test").optimal.mean_return
     )
     assert total / 81 == pytest.approx(21 - 2 * 20 / 9 - 1 / 81, abs=1e-6)
 
@@ -49,22 +49,22 @@ def test_ad_9_optimal_lines():
 def test_optimum_counts_only_goals_within_reach_and_stops_at_the_end_of_the_episode():
     env = make("darkroom-hard-17")
     reachable = np.mean(env.tasks("test").goal.sum(1) <= env.horizon)
-    optimal = lines("darkroom-hard-17", "test").optimal
+    optimal = estimated("darkroom-hard-17", "test").optimal
     assert (optimal.mean_return, optimal.success_rate) == (pytest.approx(reachable), pytest.approx(reachable))
 
 
 def test_permuted_and_key_to_door_optima():
-    assert lines("darkroom-permuted", "test").optimal == ReferenceReturn(83.0, 1.0)
-    assert lines("key-to-door-9", "test").optimal == ReferenceReturn(2.0, 1.0)
+    assert estimated("darkroom-permuted", "test").optimal == ReferenceReturn(83.0, 1.0)
+    assert estimated("key-to-door-9", "test").optimal == ReferenceReturn(2.0, 1.0)
 
 
-def test_probe_lines():
-    bandit = lines("probe-bandit", "test")
+def test_probe_returns():
+    bandit = estimated("probe-bandit", "test")
     assert bandit.random.mean_return == pytest.approx(0.8, abs=0.08)
     assert bandit.random.success_rate == pytest.approx(0.2, abs=0.04)
     assert bandit.optimal == ReferenceReturn(4.0, 1.0)
-    assert lines("probe-value", "train").optimal is None
-    assert lines("probe-value", "train").random == ReferenceReturn(1.0, 1.0)
+    assert estimated("probe-value", "train").optimal is None
+    assert estimated("probe-value", "train").random == ReferenceReturn(1.0, 1.0)
 
 
 def test_seed_decides():

@@ -220,7 +220,7 @@ def test_object_navigation_trains_on_images(tiny):
     setup = prepare(dataclasses.replace(config, policy=dataclasses.replace(config.policy, encoder=encoder)), env)
     state = initial_state(setup)
     with HostSegments(setup) as segments:
-        segments._trials.begin(np.asarray(state.trial.task), np.asarray(state.trial.env))
+        segments._trials.reset(np.asarray(state.trial.task), np.asarray(state.trial.env))
         found = segments._collect(state, 0)
         seen = found.steps.inputs.replace(observation=found.observation)
         output, _ = jax.jit(setup.policy.unroll)(state.params, setup.policy.initial_memory(4, 16), seen)

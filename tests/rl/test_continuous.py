@@ -189,7 +189,7 @@ def test_a_segment_of_a_simulator_is_what_happened(hosted):
     setup = prepare(hosted, env)
     state = initial_state(setup)
     with HostSegments(setup) as run:
-        run._trials.begin(np.asarray(state.trial.task), np.asarray(state.trial.env))
+        run._trials.reset(np.asarray(state.trial.task), np.asarray(state.trial.env))
         steps = jax.device_get(run._collect(state, 0)).steps
     assert (np.abs(steps.action) > 1).any()
     for row, (seed, task) in enumerate(zip(state.trial.env, np.asarray(state.trial.task), strict=True)):

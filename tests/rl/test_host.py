@@ -43,7 +43,7 @@ def by_hand(env, task, seed, actions):
 def collected(setup, state, segments=1):
     with HostSegments(setup) as run:
         for index in range(segments):
-            run._trials.trials or run._trials.begin(np.asarray(state.trial.task), np.asarray(state.trial.env))
+            run._trials.trials or run._trials.reset(np.asarray(state.trial.task), np.asarray(state.trial.env))
             found = run._collect(state, index)
         return found
 
@@ -115,7 +115,7 @@ def test_metrics_are_those_of_the_steps_that_ended_episodes(config):
     setup = prepare(config, corridor(HostConfig(workers=2)))
     with HostSegments(setup) as run:
         state = initial_state(setup)
-        run._trials.begin(np.asarray(state.trial.task), np.asarray(state.trial.env))
+        run._trials.reset(np.asarray(state.trial.task), np.asarray(state.trial.env))
         found = run._collect(state, 0)
     results = found.results
     assert set(results.metrics) == {"jax"} and results.metrics["jax"].shape == results.reward.shape
