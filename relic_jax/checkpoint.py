@@ -31,7 +31,7 @@ from relic_jax.config import ConfigError, TrainConfig, from_json, to_json
 from relic_jax.files import sync, sync_entries, write_checksums
 from relic_jax.rl.state import TrainState
 from relic_jax.rl.steps import StepCount
-from relic_jax.runtime import read_json, verify_files
+from relic_jax.runtime.files import read_record, verify_files
 from relic_jax.types import Params, PyTree
 
 FORMAT = "relic-jax-checkpoint-2"
@@ -219,18 +219,10 @@ def load_meta(path: Path) -> tuple[TrainConfig, dict[str, Any]]:
 
 def _read_meta(path: Path) -> dict[str, Any]:
     """The content of meta.json. Raises ConfigError where it is missing, foreign, newer or truncated."""
-    try:
-        meta = read_json(path / "meta.json")
-        found = meta["format"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = f" ({error})" if isinstance(error, ValueError) else ""
-        allowed = f"a folder with a readable meta.json of ours{reason}"
-        raise ConfigError(f"checkpoint is '{path}'; allowed: {allowed}") from None
-    if found not in (FORMAT, OLD_FORMAT):
-        raise ConfigError(f"checkpoint '{path}' has format {found!r}; allowed: {FORMAT!r} or {OLD_FORMAT!r}")
-    if (found == FORMAT or "prng" in meta) and not prng.is_known(meta.get("prng")):
+    meta = read_record(path / "meta.json", "checkpoint", (FORMAT, OLD_FORMAT))
+    if (meta["format"] == FORMAT or "prng" in meta) and not prng.is_known(meta.get("prng")):
         raise ConfigError(f"checkpoint is '{path}'; its meta.json does not fit: prng is {meta.get('prng')!r}")
-    return dict(meta)
+    return meta
 
 
 def _counters(counters: Any) -> dict[str, Any]:

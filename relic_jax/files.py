@@ -13,7 +13,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from relic_jax.runtime import CHECKSUMS, checksum, checksums_text
+from relic_jax.errors import StorageError as StorageError
+from relic_jax.runtime.files import CHECKSUMS, checksum, checksums_text
+from relic_jax.runtime.files import replacing as replacing
+from relic_jax.runtime.files import write_atomically as write_atomically
 
 NOT_SUMMED = (CHECKSUMS, "README.md")
 """Files that no checksum is kept of: a model card may be edited."""
@@ -52,10 +55,6 @@ _SAID = re.compile(  # by what wraps an error of the system: tensorstore, safete
     r"No space left on device|[Dd]isk quota exceeded|Read-only file system|File too large|Input/output error"
     r"|Stale file handle|Permission denied|Operation not permitted|ENOSPC|EDQUOT|EROFS|EFBIG|ESTALE|EACCES"
 )
-
-
-class StorageError(OSError):
-    """Nothing can be written: the disk is full or read-only, a quota is reached, permission is gone. One line."""
 
 
 @contextmanager
@@ -118,30 +117,6 @@ def append(file: BinaryIO, data: bytes) -> None:
             with suppress(OSError):
                 os.truncate(file.fileno(), before)
             raise
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Writes a file so that at any moment either the old or the new content is there, whole.
-
-    Raises OSError; the old content is there then.
-    """
-    data = content if isinstance(content, bytes) else content.encode()
-    with _named(path), replacing(path) as temporary, temporary.open("wb", buffering=0) as file:
-        append(file, data)
-        os.fsync(file.fileno())
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A new file's temporary name, which takes the name and the place of `path` when all went well."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # of this process: two may write one file
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink()
-        raise
 
 
 def remove_leftovers(path: Path) -> None:

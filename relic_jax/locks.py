@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from relic_jax.config import ConfigError
+from relic_jax.errors import LockedError as LockedError
 
 NAME = "lock"
 RENEW_SECONDS = 20.0
@@ -29,10 +29,6 @@ STALE_SECONDS = 180.0
 
 _held: dict[Path, tuple[int, str]] = {}
 """Folders that this process has locked: thread, token."""
-
-
-class LockedError(ConfigError):
-    """Another process, or another thread of this one, works on the folder. One line."""
 
 
 @contextmanager

@@ -22,7 +22,8 @@ from relic_jax.models.encoders import EncoderConfig
 from relic_jax.models.policy import PolicyConfig
 from relic_jax.models.transformer import TransformerConfig
 from relic_jax.rl.state import step_input
-from relic_jax.runtime import Actions, Rows, _cast
+from relic_jax.runtime import Actions, Rows
+from relic_jax.runtime.agent import cast_array
 from relic_jax.spaces import action_to_json, spaces_of
 from relic_jax.types import StepInput
 
@@ -344,7 +345,7 @@ def test_bad_values_are_one_line(loaded):
 def test_numbers_are_tested_after_the_cast(value, dtype, said):
     for given_value in (value, np.array([value * 0, value])):
         with pytest.raises(ConfigError) as error:
-            _cast("x", np.asarray(given_value), np.dtype(dtype))
+            cast_array("x", np.asarray(given_value), np.dtype(dtype))
         assert said in str(error.value)
 
 

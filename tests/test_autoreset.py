@@ -168,7 +168,7 @@ def test_what_is_shared_by_numpy_and_jax_moves_the_same_slots():
     random, rows = np.random.default_rng(0), np.array([True, False, True])
     arrays = {"episodes": random.integers(9, size=(3, 5)), "values.0": random.normal(size=(3, 2, 5, 4))}
     arrays = {name: x.astype(np.int32 if x.ndim == 2 else np.float32) for name, x in arrays.items()}
-    mine, theirs = runtime.held(np, arrays, rows), runtime.held(jnp, arrays, rows)
+    mine, theirs = runtime.hold_rows(np, arrays, rows), runtime.hold_rows(jnp, arrays, rows)
     for name, x in arrays.items():
         np.testing.assert_array_equal(mine[name], theirs[name])
         np.testing.assert_array_equal(mine[name][1], x[1])
@@ -192,7 +192,7 @@ def test_what_an_environment_says_of_itself(loaded):
     refused.append(({"autoreset": "never"}, "autoreset is 'never'; allowed: 'next_step', 'same_step', 'disabled'"))
     old = SyncVectorEnv([lambda: Tape(0)] * 2)
     old.metadata = {}
-    refused.append(({"env": old}, "env.metadata['autoreset_mode'] is None; allowed: an AutoresetMode"))
+    refused.append(({"env": old}, "env.metadata['autoreset_mode'] is None; allowed: gymnasium's AutoresetMode"))
     for options, said in refused:
         with pytest.raises(ConfigError) as error:
             policy.agent(**options)

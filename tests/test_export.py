@@ -371,7 +371,7 @@ def test_files_that_cannot_be_loaded_are_one_line(build, tmp_path, resealed):
             {**config, "format": "relic-jax-policy-2"},
             "has format 'relic-jax-policy-2'; allowed: 'relic-jax-policy-1'",
         ),
-        ("foreign", {"model_type": "bert"}, "a folder with a readable config.json of ours"),
+        ("foreign", {"model_type": "bert"}, "a folder with a readable config.json of relic-jax"),
         ("section", {k: v for k, v in config.items() if k != "spaces"}, "its config.json lacks spaces.observation"),
         ("narrower", narrower, "allowed by its config.json"),
         ("unknown", unknown, "telepathy is unknown"),
@@ -379,7 +379,11 @@ def test_files_that_cannot_be_loaded_are_one_line(build, tmp_path, resealed):
     ):
         _broken(tmp_path / name, json.dumps(broken), weights, said, resealed)
     _broken(
-        tmp_path / "cut", json.dumps(config)[:100], weights, "a folder with a readable config.json of ours", resealed
+        tmp_path / "cut",
+        json.dumps(config)[:100],
+        weights,
+        "a folder with a readable config.json of relic-jax",
+        resealed,
     )
     for name, content in (("half", weights[: len(weights) // 2]), ("empty", b""), ("text", b"hello, this is no file")):
         _broken(tmp_path / name, json.dumps(config), content, "a whole safetensors file", resealed)

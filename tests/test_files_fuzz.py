@@ -25,7 +25,8 @@ from relic_jax.experiments.plots import read_summary
 from relic_jax.export import export_policy
 from relic_jax.interop import files
 from relic_jax.loading import is_export, load_policy
-from relic_jax.runtime import CONTEXT_FORMAT, _context_checksum
+from relic_jax.runtime import CONTEXT_FORMAT
+from relic_jax.runtime.context import context_checksum
 from relic_jax.validation import MAX_LAYERS
 
 SLOW = 240.0  # seconds, after which something hangs, on a busy machine too
@@ -397,7 +398,7 @@ def context(policy, tmp_path_factory):
 
 def sealed(meta, arrays):
     """A context file with a checksum that fits, as whoever edits one could write it."""
-    meta = {**meta, "sha256": _context_checksum(meta, arrays)}
+    meta = {**meta, "sha256": context_checksum(meta, arrays)}
     return save(arrays, {"relic_jax": json.dumps(meta)})
 
 

@@ -13,7 +13,8 @@ import jax
 
 from relic_jax import runtime, settings, step, trust
 from relic_jax.config import ConfigError
-from relic_jax.export import card, onnx_graph, stablehlo, verify, weights
+from relic_jax.errors import VerificationError as VerificationError
+from relic_jax.export import card, onnx_graph, runner, stablehlo, verify, weights
 from relic_jax.export.weights import DTYPES, Dtype
 from relic_jax.files import new_folder, write_checksums
 from relic_jax.loading import LoadedPolicy, is_export, load_policy
@@ -35,10 +36,6 @@ _EVALUATION = (
     *("lines", "return", "success", "gain", "later_gain"),
 )
 _LARGE = 256 * 2**20  # of keys and values of one environment, from which on one is enough to verify with
-
-
-class VerificationError(RuntimeError):
-    """What was exported computes something else than the policy. Nothing is left of it."""
 
 
 @settings.with_standard
@@ -157,7 +154,7 @@ def write_artefact(
         (folder / "policy.onnx").write_bytes(onnx_graph.build(policy, params))
     else:
         (folder / "policy.stablehlo").write_bytes(stablehlo.build(policy, params, about["step"]["context"]))
-    shutil.copyfile(str(runtime.__file__), folder / "run.py")
+    runner.write_runner(folder)
 
 
 def verified(

@@ -62,9 +62,9 @@ class Beside:
         """See `Backend`."""
         return {"both": tuple(b.shift(own, slots, turn) for b, own in zip(self._both, arrays["both"], strict=True))}
 
-    def held(self, arrays: Arrays, rows: np.ndarray) -> Arrays:
+    def hold(self, arrays: Arrays, rows: np.ndarray) -> Arrays:
         """See `Backend`."""
-        return {"both": tuple(b.held(own, rows) for b, own in zip(self._both, arrays["both"], strict=True))}
+        return {"both": tuple(b.hold(own, rows) for b, own in zip(self._both, arrays["both"], strict=True))}
 
 
 def live(about: Mapping[str, Any], policy: Policy, params: Params) -> runtime.Jax:

@@ -232,7 +232,9 @@ def test_foreign_folders(refused, tmp_path):
     (tmp_path / "checkpoints" / "100" / "model.pt").write_text("x")
     for path in (tmp_path, tmp_path / "checkpoints" / "100"):
         refused(
-            ["evaluate", path], f"checkpoint is '{tmp_path / 'checkpoints' / '100'}'", "a readable meta.json of ours"
+            ["evaluate", path],
+            f"checkpoint is '{tmp_path / 'checkpoints' / '100'}'",
+            "a readable meta.json of relic",
         )
         refused(["train", "--resume", path], f"resume is '{path}'")
     refused(["evaluate", tmp_path / "checkpoints"], "no complete checkpoint in it")

@@ -1,8 +1,8 @@
 """Files that earlier versions wrote: run folders are evaluated and resumed, exports act.
 
-`tests/data/format-1` and `format-2` are runs that were interrupted in the middle of their second trial; `expected.jsonl`
-holds the metrics of the same run without the interruption. `exports-2` holds three exports of the same policy, a saved
-context after 15 steps, and the actions and outputs of 30 steps.
+`tests/data/format-1` and `format-2` are runs that were interrupted in their second trial. `expected.jsonl`
+holds the metrics of the same runs without interruption. `exports-2` holds three exports of one policy, contexts that
+were saved after 15 steps, and the actions and outputs of 30 steps.
 """
 
 import json
