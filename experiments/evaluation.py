@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -15,7 +16,7 @@ from relic_jax.environment.base import Environment, split_hash
 from relic_jax.experiments import folders, pooling, run
 from relic_jax.experiments.arguments import parse
 from relic_jax.experiments.import_llamarl import KEPT
-from relic_jax.experiments.training import evaluate, without_aliases
+from relic_jax.experiments.training import Stopped, evaluate, without_aliases
 from relic_jax.loading import LoadedPolicy
 from relic_jax.models.encoders import image_mask
 from relic_jax.plotting import FORMATS, figure_format, plot_curves
@@ -77,7 +78,24 @@ def evaluate_main(arguments: Sequence[str]) -> None:
     """`relic-jax evaluate`."""
     arguments = without_aliases(arguments)
     command = parse(EvaluateCommand, arguments, "relic-jax evaluate")
-    groups = _groups(command, run.given_fields(arguments))
+    try:
+        start(command, run.given_fields(arguments))
+    except Stopped as stopped:
+        sys.exit(stopped.exit_code)
+
+
+def start(command: EvaluateCommand, given: frozenset[str]) -> list[dict[str, Any]]:
+    """Evaluate the policies of a command, write the results and return them, one for each group.
+
+    Args:
+      command: The options of `relic-jax evaluate`.
+      given: The names of the options that are set.
+
+    Raises:
+      ConfigError: If the options do not fit the policies.
+      Stopped: If a signal stopped the evaluation.
+    """
+    groups = _groups(command, given)
     config = evaluation_config(command, groups[0].policies[0])
     for group in groups:
         _check(group, config, command.tasks)
@@ -100,6 +118,7 @@ def evaluate_main(arguments: Sequence[str]) -> None:
         with Activity(f"drawing {files[-1]}"):
             plot_curves(summaries, [group.name for group in groups], files[-1])
     print("wrote " + ", ".join(map(str, files)))
+    return summaries
 
 
 def _groups(command: EvaluateCommand, given: frozenset[str]) -> list[Group]:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import tyro
+from matplotlib.figure import Figure
 
 from relic_jax.config import ConfigError
 from relic_jax.experiments import folders
 from relic_jax.experiments.arguments import parse
 from relic_jax.metrics import read_lines
-from relic_jax.plotting import TrainingCurve, figure_format, plot_curves, plot_training
+from relic_jax.plotting import TrainingCurve, curves_figure, figure_format, training_figure, write_figure
 from relic_jax.progress import Activity
 
 PARTS = 100
@@ -41,25 +43,37 @@ class PlotCommand:
 def plot_main(arguments: Sequence[str]) -> None:
     """`relic-jax plot`."""
     command = parse(PlotCommand, arguments, "relic-jax plot")
-    paths = command.paths
-    if not paths:
+    if not command.paths:
         raise ConfigError("paths is empty; allowed: run folders or curve.json files")
     figure_format(command.out)
-    training = command.training or all(_has_only_metrics(path) for path in paths)
-    if training:
-        curves = [training_curve(path) for path in paths]
-        folders.check_writable(command.out, "out")
-        with Activity(f"drawing {command.out}"):
-            plot_training(curves, labels(paths), command.out)
-    else:
-        summaries = [read_summary(path) for path in paths]
-        _check_comparable(paths, summaries)
-        folders.check_writable(command.out, "out")
-        with Activity(f"drawing {command.out}"):
-            plot_curves(summaries, labels(paths), command.out)
+    draw, training = drawing(command.paths, command.training)
+    folders.check_writable(command.out, "out")
+    with Activity(f"drawing {command.out}"):
+        write_figure(draw(), command.out)
     if training and not command.training:
-        print("no run has an in-context curve yet, so training episodes are drawn; for the curve: " + _remedy(paths[0]))
+        remedy = _remedy(command.paths[0])
+        print(f"no run has an in-context curve yet, so training episodes are drawn; for the curve: {remedy}")
     print(f"wrote {command.out}")
+
+
+def drawing(paths: Sequence[Path], training: bool) -> tuple[Callable[[], Figure], bool]:
+    """Read the curves at `paths`.
+
+    Args:
+      paths: Run folders or result files.
+      training: Draw training episodes even if the runs have in-context curves.
+
+    Returns:
+      (a function that draws the figure, whether it shows training episodes).
+
+    Raises:
+      ConfigError: If a path has nothing to draw, or if the curves are of different tasks.
+    """
+    if training or all(_has_only_metrics(path) for path in paths):
+        return functools.partial(training_figure, [training_curve(path) for path in paths], labels(paths)), True
+    summaries = [read_summary(path) for path in paths]
+    _check_comparable(paths, summaries)
+    return functools.partial(curves_figure, summaries, labels(paths)), False
 
 
 def _check_comparable(paths: Sequence[Path], summaries: Sequence[dict[str, Any]]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -72,10 +73,36 @@ class TrainCommand:
 def train_main(arguments: Sequence[str]) -> None:
     """`relic-jax train`."""
     command, folder, resume = parse_train(arguments)
-    config = command.config
-    offer_cores(config.devices or 1)  # before the environment is made: importing a suite may touch a device
-    env = run.env_of(config)
-    setup = prepare(config, env, resume=resume)
+    offer_cores(command.config.devices or 1)  # before the environment is made: importing a suite may touch a device
+    try:
+        start(command, folder, resume)
+    except Stopped as stopped:
+        sys.exit(stopped.exit_code)
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal or an event stopped training or evaluation, which printed a message. exit_code: for the process."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def start(command: TrainCommand, folder: Path, resume: bool, stop: threading.Event | None = None) -> None:
+    """Train a new run or resume one, evaluate it on held-out tasks and draw its figures.
+
+    Args:
+      command: The options of `relic-jax train`.
+      folder: The run folder.
+      resume: Whether the run exists.
+      stop: An event that stops the run, as SIGINT does.
+
+    Raises:
+      ConfigError: If the options do not fit.
+      Stopped: If the run was stopped before it was complete.
+    """
+    env = run.env_of(command.config)
+    setup = prepare(command.config, env, resume=resume)
     for extra in command.track:
         load_extra(extra)
     if "wandb" in command.track:
@@ -87,21 +114,23 @@ def train_main(arguments: Sequence[str]) -> None:
         if command.extend_to is not None:
             record_extension(folder, folders.read_config(folder), setup.config)
         with resumable(folder):
-            _run(command, folder, setup, resume)
+            _run(command, folder, setup, resume, stop)
 
 
-def _run(command: TrainCommand, folder: Path, setup: Setup, resume: bool) -> None:
+def _run(command: TrainCommand, folder: Path, setup: Setup, resume: bool, stop: threading.Event | None) -> None:
     """Trains and evaluates in a folder whose lock this process holds."""
     config, env = command.config, setup.trials.env
     verb, devices = "resuming" if resume else "training", setup.config.devices
     print(f"{verb} {folder} · env {config.env} · {config.total_steps:,} steps · {devices} device(s)", flush=True)
     print(registry.describe(config.env, env), flush=True)
     print(f"context: {context_line(setup)}", flush=True)
-    result = train(setup, folder, lambda env_steps: make_trackers(command, folder, env_steps), resume=resume)
+    result = train(setup, folder, lambda steps: make_trackers(command, folder, steps), resume=resume, stop=stop)
     if not result.finished:
-        print(f"stopped at {int(result.state.env_steps):,} steps, saved; go on with: relic-jax train --resume {folder}")
-        sys.exit(result.exit_code)
-    finish(folder, result)
+        steps = int(result.state.env_steps)
+        message = f"stopped at {steps:,} steps, saved; go on with: relic-jax train --resume {folder}"
+        print(message)
+        raise Stopped(message, result.exit_code)
+    finish(folder, result, stop)
 
 
 def parse_train(arguments: Sequence[str]) -> tuple[TrainCommand, Path, bool]:
@@ -119,12 +148,32 @@ def parse_train(arguments: Sequence[str]) -> tuple[TrainCommand, Path, bool]:
     else:
         raise ConfigError(f"preset is missing; allowed: {', '.join(presets.PRESETS)}, or --resume RUN")
     command = parse(TrainCommand, options, f"relic-jax train {preset or ''}", TrainCommand(default))
+    return resolve(command, preset, default, run.given_fields(options))
+
+
+def resolve(
+    command: TrainCommand, preset: str | None, default: TrainConfig, given: frozenset[str]
+) -> tuple[TrainCommand, Path, bool]:
+    """Check a command and find its run folder.
+
+    Args:
+      command: The options of `relic-jax train`.
+      preset: Begins the name of a new run. None: a run is resumed with its config.
+      default: The config that the options changed.
+      given: The names of the options that are set.
+
+    Returns:
+      (the command with its final config, the run folder, whether the run is resumed).
+
+    Raises:
+      ConfigError: If the options do not fit each other or the run.
+    """
     _check_wandb(command)
     if command.resume is not None:
         own, folder = folders.open_folder(command.resume, command.config), folders.run_of(command.resume)
         if preset is None:  # with a preset the user named all of it: the configs are equal
             mine = command.trust or folders.is_own(folder, own)
-            trust.check(own, folder, own=mine, given=run.given_fields(options))
+            trust.check(own, folder, own=mine, given=given)
         config = extended(command.resume, own, command.extend_to)
         return dataclasses.replace(command, config=config), folder, True
     if command.extend_to is not None:
@@ -173,15 +222,16 @@ def resumable(folder: Path) -> Iterator[None]:
     with storage_errors(hint):
         try:
             yield
+        except Stopped:
+            raise
         except KeyboardInterrupt as error:
             raise type(error)(hint) from None
 
 
-def finish(folder: Path, result: Result) -> None:
+def finish(folder: Path, result: Result, stop: threading.Event | None = None) -> None:
     """Evaluates a finished run on held-out tasks and says what was reached."""
-    summary, curves, env = evaluate(
-        run.load([folder], None, trust=True), None, "test", resume_hint=f"relic-jax train --resume {folder}"
-    )
+    policies, hint = run.load([folder], None, trust=True), f"relic-jax train --resume {folder}"
+    summary, curves, env = evaluate(policies, None, "test", resume_hint=hint, stop=stop)
     with Activity(f"drawing {folder / 'curve.png'} and trial.gif"):
         files = run.write_results(folder / "curve", summary, folder.name)
         gif = run.write_trial(folder / "trial.gif", env, curves[0])
@@ -198,16 +248,18 @@ def evaluate(
     split: Literal["test", "train"],
     resume_hint: str | None = None,
     env: Environment | None = None,
+    stop: threading.Event | None = None,
 ) -> tuple[dict[str, Any], list[Curves], Environment]:
-    """`run.evaluate_policies` with its progress; SIGINT or SIGTERM ends it."""
-    with stop_signals() as stopping, Activity(f"evaluating on {split} tasks") as activity:
+    """`run.evaluate_policies` with its progress. SIGINT, SIGTERM and `stop` end it, which raises Stopped."""
+    with stop_signals(stop) as stopping, Activity(f"evaluating on {split} tasks") as activity:
 
         def progress(fraction: float) -> None:
             lines = "computing the random and the optimal line"
             activity.show(f"evaluating on {split} tasks {fraction:4.0%}" if fraction < 1 else lines)
             if stopping.is_set():
                 hint = f"; go on with: {resume_hint}" if resume_hint else ""
-                activity.say(f"stopped during evaluation, nothing written{hint}")
-                sys.exit(stopping.exit_code)
+                message = f"stopped during evaluation, nothing written{hint}"
+                activity.say(message)
+                raise Stopped(message, stopping.exit_code)
 
         return run.evaluate_policies(policies, config, split, progress, env)

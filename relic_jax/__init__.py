@@ -1,7 +1,11 @@
-"""In-context reinforcement learning in JAX: policies trained over long trials, which improve with weights frozen.
+"""In-context reinforcement learning in JAX: policies that improve over long trials with frozen weights.
 
-Names are imported on first use: simulator workers (`relic_jax.bridge.worker`) import this package in interpreters that
-have neither jax nor a Python as new as ours.
+    run = relic_jax.train("darkroom-dpt", total_steps=1_000_000)
+    agent = run.agent()
+
+Names are imported on first use: simulator workers (`relic_jax.bridge.worker`) import this package in interpreters
+without jax and with an older Python. `train`, `load_run`, `make_env` and `Run` come from `relic_jax.experiments`, which
+nothing else in this library imports.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from relic_jax.agent import Agent
     from relic_jax.config import ConfigError, EvalConfig, PPOConfig, TrainConfig, TrialConfig
+    from relic_jax.experiments.api import Run, load_run, make_env, train
     from relic_jax.loading import LoadedPolicy, load_policy, pretrained
     from relic_jax.models.encoders import EncoderConfig
     from relic_jax.models.policy import Policy, PolicyConfig, policy_for
@@ -28,12 +33,16 @@ __all__ = [
     "Policy",
     "PolicyConfig",
     "RecurrentConfig",
+    "Run",
     "TrainConfig",
     "TransformerConfig",
     "TrialConfig",
     "load_policy",
+    "load_run",
+    "make_env",
     "policy_for",
     "pretrained",
+    "train",
 ]
 
 _MODULES = {
@@ -43,10 +52,14 @@ _MODULES = {
     "Policy": "relic_jax.models.policy",
     "PolicyConfig": "relic_jax.models.policy",
     "RecurrentConfig": "relic_jax.models.recurrent",
+    "Run": "relic_jax.experiments.api",
     "TransformerConfig": "relic_jax.models.transformer",
     "load_policy": "relic_jax.loading",
+    "load_run": "relic_jax.experiments.api",
+    "make_env": "relic_jax.experiments.api",
     "policy_for": "relic_jax.models.policy",
     "pretrained": "relic_jax.loading",
+    "train": "relic_jax.experiments.api",
 }
 
 
