@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from relic_jax.models.flash import MAX_WIDTH
-from relic_jax.models.native import WIDTHS
+from relic_jax.models.attention.select import CPU_WIDTHS, CUDNN_MAX_WIDTH
 from relic_jax.runtime import ConfigError
 
 if TYPE_CHECKING:
@@ -151,14 +150,16 @@ def _check_transformer(cfg: Any) -> None:
         require(cfg.head_width % 2 == 0, f"{field}.heads", cfg.heads, allowed)
     if cfg.attention == "flash":
         require(cfg.dtype == "bfloat16", f"{field}.dtype", cfg.dtype, f"'bfloat16' with {field}.attention 'flash'")
-        allowed = f"a width per head (it is {cfg.head_width}) that is a multiple of 8, at most {MAX_WIDTH}, with flash"
-        require(cfg.head_width % 8 == 0 and cfg.head_width <= MAX_WIDTH, f"{field}.heads", cfg.heads, allowed)
+        allowed = (
+            f"a width per head (it is {cfg.head_width}) that is a multiple of 8, at most {CUDNN_MAX_WIDTH}, with flash"
+        )
+        require(cfg.head_width % 8 == 0 and cfg.head_width <= CUDNN_MAX_WIDTH, f"{field}.heads", cfg.heads, allowed)
     if cfg.attention == "native":
         allowed = f"'float32' with {field}.attention 'native'"
         require(cfg.dtype == "float32", f"{field}.dtype", cfg.dtype, allowed)
         require(cfg.cache_format == "float32", f"{field}.cache", cfg.cache, allowed)
-        allowed = f"a width per head (it is {cfg.head_width}) of {', '.join(map(str, WIDTHS))} with native"
-        require(cfg.head_width in WIDTHS, f"{field}.heads", cfg.heads, allowed)
+        allowed = f"a width per head (it is {cfg.head_width}) of {', '.join(map(str, CPU_WIDTHS))} with native"
+        require(cfg.head_width in CPU_WIDTHS, f"{field}.heads", cfg.heads, allowed)
     kept = bool(np.float32(cfg.depth_dropout) < 1)  # what is just below 1 rounds to it
     require(cfg.depth_dropout >= 0 and kept, f"{field}.depth_dropout", cfg.depth_dropout, "0 or more and less than 1")
 

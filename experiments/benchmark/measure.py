@@ -18,7 +18,8 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from relic_jax.models.native import native_fits
+from relic_jax.models.attention import select
+from relic_jax.models.transformer import TransformerConfig
 from relic_jax.rl.parallel import cores
 
 
@@ -89,8 +90,8 @@ def in_own_process(module: str, *arguments: str) -> Iterator[dict[str, Any]]:
 class Machine:
     """What the machine can do, measured: the floor under every other number.
 
-    native: whether attention is a compiled kernel here (`models.native`). copy_bandwidth: bytes read plus bytes written
-    per second by a large copy. matrix_rate: float operations per second
+    native: whether attention is a compiled kernel here (`models.attention.cpu`). copy_bandwidth: bytes read plus
+    bytes written per second by a large copy. matrix_rate: float operations per second
     (accelerator) or per CPU second (CPU) of a float32 product of 2048×2048 matrices (accelerator: 8192×8192, rounded to
     tf32 where that is the platform's default, as in everything that is measured).
     """
@@ -139,7 +140,7 @@ def measure_machine() -> Machine:
         cores=cores(),
         jax=jax.__version__,
         python=platform.python_version(),
-        native=native_fits(8),
+        native=select(TransformerConfig()).name == "cpu",
         copy_bandwidth=_copy_bandwidth(on_cpu),
         matrix_rate=2 * size**3 / (timing.cpu if on_cpu else timing.wall),
     )

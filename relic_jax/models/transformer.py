@@ -8,7 +8,6 @@ rounding for every sink and wherever episodes start.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -17,19 +16,9 @@ import jax.numpy as jnp
 
 from relic_jax.models import cache as kv
 from relic_jax.models import kv_formats
-from relic_jax.models.attention import (
-    Context,
-    Sink,
-    attend_block,
-    attend_reference,
-    attend_step,
-    rotate,
-)
+from relic_jax.models.attention import AttentionInputs, Context, Sink, rotate, select
 from relic_jax.models.cache import KVCache
-from relic_jax.models.decode import attend_step_fused
-from relic_jax.models.flash import MAX_WIDTH, flash_block, on_ampere
 from relic_jax.models.kv_formats import KVFormat
-from relic_jax.models.native import native_block
 from relic_jax.types import Span
 
 SinkKind = Literal["kv", "kv0", "k0v", "k0v0", "token", "none"]
@@ -85,11 +74,6 @@ class TransformerConfig:
         return self.width // self.heads
 
     @property
-    def flash_fits(self) -> bool:
-        """Whether cuDNN's kernels take these numbers and heads."""
-        return self.dtype == "bfloat16" and self.head_width % 8 == 0 and self.head_width <= MAX_WIDTH
-
-    @property
     def first_index(self) -> int:
         """Index of the first episode, and of an episode's first step: 0 is the sink's where there is a sink."""
         return 0 if self.sink == "none" else 1
@@ -108,16 +92,6 @@ class TransformerConfig:
     def cache_bytes_per_step(self) -> int:
         """Bytes of keys and values per context step and environment."""
         return round(2 * self.layers * self.width * kv_formats.bytes_per_number(self.cache_format, self.head_width))
-
-
-def block_attention(cfg: TransformerConfig) -> Callable[..., jax.Array]:
-    """How a block of steps attends on the platform at hand. All take the arguments of `attend_block`."""
-    if cfg.attention == "reference":
-        return attend_reference
-    wants_flash = cfg.attention == "flash" or (cfg.attention == "auto" and cfg.inter_episode and cfg.flash_fits)
-    if wants_flash and on_ampere():
-        return flash_block
-    return native_block if cfg.attention in ("auto", "native") else attend_block
 
 
 class RMSNorm(nn.Module):
@@ -224,19 +198,25 @@ class Block(nn.Module):
             query = rotate(query, episodes if query_span is None else query_span.of(episodes))
             key = rotate(key, episodes)
         key, value = (kv_formats.rounded(x, cfg.cache_format) for x in (key, value))
-        if decode:
-            keys = kv_formats.write(context.keys, key, context.length)
-            values = kv_formats.write(context.values, value, context.length)
-            filled = context._replace(keys=keys, values=values, length=context.length + 1)
-            episode = None if cfg.inter_episode else episodes[:, 0]
-            step = attend_step_fused if cfg.decode == "fused" else attend_step
-            attended = step(query[:, :, 0], filled, sink, episode=episode, window=window)[:, :, None]
-            return self.residual(x, attended, keep), keys, values
-        attend = block_attention(cfg)
-        within = not cfg.inter_episode
-        start = 0 if query_span is None else query_span.start
-        attended = attend(query, key, value, episodes, context, sink, within_episode=within, valid=valid, start=start)
-        return self.residual(x, attended, keep), key, value  # written by the caller, where there is room
+        kernel = select(cfg, decode=decode, kv_format=context.keys.kv_format)
+        inputs = AttentionInputs(
+            query,
+            key,
+            value,
+            episodes,
+            context,
+            sink,
+            within_episode=not cfg.inter_episode,
+            start=0 if query_span is None else query_span.start,
+            valid=valid,
+            window=window,
+        )
+        if not decode:  # the caller writes the keys and values, if there is room
+            return self.residual(x, kernel.attend(inputs), keep), key, value
+        keys = kv_formats.write(context.keys, key, context.length)
+        values = kv_formats.write(context.values, value, context.length)
+        filled = context._replace(keys=keys, values=values, length=context.length + 1)
+        return self.residual(x, kernel.attend(inputs.replace(context=filled)), keep), keys, values
 
 
 class Transformer(nn.Module):

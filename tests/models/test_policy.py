@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from relic_jax.envs.pointmass.env import PRESETS
-from relic_jax.models import attention
+from relic_jax.models.attention import tiled
 from relic_jax.models.encoders import EncoderConfig
 from relic_jax.models.policy import Policy, PolicyConfig, policy_for
 from relic_jax.models.transformer import TransformerConfig
@@ -18,7 +18,7 @@ from relic_jax.types import Span, StepInput
 
 SINKS = ["kv", "kv0", "k0v", "k0v0", "token", "none"]
 BATCH, STEPS = 3, 12
-small_tiles = mock.patch.multiple(attention, TILE=4, CONTEXT_TILE=4)  # several tiles in 12 steps
+small_tiles = mock.patch.object(tiled, "CPU_TILES", tiled.Tiles(4, 4, 0))  # several tiles in 12 steps
 
 
 def policy_with(**fields):

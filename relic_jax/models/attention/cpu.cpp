@@ -1,11 +1,8 @@
-// Attention of a block of steps on CPU: what `attention.attend_block` defines, compiled by `native.py` for one width of a
-// head, HEAD_WIDTH, a power of two.
-//
-// XLA writes a tile of scores to memory after the product that gives them, and goes through it again for the maximum, the
-// exponential and the sum. Here the scores of one vector of queries (forward) or keys (backward) against 8 keys (queries)
-// stay in registers from one product to the next.
-// Vectors are GCC's and Clang's extension, as wide as the machine's: nothing is written for one instruction set.
-// Exponentials are powers of two, so log2(e) goes into one factor of each score.
+// Attention of a block of steps on CPUs, as `reference.py` defines it. `cpu.py` compiles it for one head width, HEAD_WIDTH.
+// XLA writes each tile of scores to memory and reads it again for the maximum, the exponential and the sum. Here the
+// scores of one vector of queries (forward) or keys (backward) against 8 keys (queries) stay in registers between the
+// two products. Vectors are the extension of GCC and Clang, as wide as the machine's registers, so the code is specific
+// to no instruction set. Exponentials are powers of two: log2(e) is multiplied into one factor of each score.
 
 #include <algorithm>
 #include <atomic>
@@ -20,7 +17,6 @@
 #include "xla/ffi/api/ffi.h"
 
 namespace {
-
 namespace ffi = xla::ffi;
 
 #if defined(__AVX512F__)
@@ -30,7 +26,7 @@ constexpr int kLanes = 8;
 #else
 constexpr int kLanes = 4;
 #endif
-constexpr int kGroup = 8;  // keys (forward) or queries (backward) whose scores are in registers together
+constexpr int kGroup = 8;  // number of keys (forward) or queries (backward) whose scores are in registers together
 constexpr int D = HEAD_WIDTH;
 constexpr float kMasked = -1e30f, kLog2E = 1.44269504f, kLn2 = 0.693147181f;
 
@@ -38,11 +34,11 @@ typedef float Vec __attribute__((vector_size(4 * kLanes)));
 typedef int32_t Int __attribute__((vector_size(4 * kLanes)));
 
 inline Vec All(float x) { return Vec{} + x; }
-inline Vec Max(Vec a, Vec b) { return a < b ? b : a; }  // a, where that is not a number
+inline Vec Max(Vec a, Vec b) { return a < b ? b : a; }  // a if a is NaN
 
-// 2^x for x from -126, which stands for all below it, to 127: relative error 2e-7. 2^round(x) times a polynomial.
+// 2^x for x up to 127, clamped to -126 below. The relative error is 2e-7. Computed as 2^round(x) times a polynomial.
 inline Vec Exp2(Vec x) {
-  const Vec shift = All(12582912.0f);  // 1.5 * 2^23: what is added to it is rounded to a whole number, its lowest bits
+  const Vec shift = All(12582912.0f);  // 1.5 * 2^23: adding it rounds x to an integer in the lowest bits
   x = Max(x, All(-126.0f));
   const Vec shifted = x + shift, f = x - (shifted - shift);
   Vec p = f * 1.33335581e-3f + 9.61812911e-3f;
@@ -53,24 +49,24 @@ inline Vec Exp2(Vec x) {
   return (Vec)((Int)p + ((Int)shifted << 23));
 }
 
-// The keys [first, last) that a query sees, of the context or of the block. Neither falls from one query to the next.
+// The keys [first, last) of the context or of the block that a query sees. Both ends ascend over the queries.
 struct Range {
   int first, last;
 };
 
-// One head's keys of the context or of the block. k, v: [count, D]; seen: a range per query.
+// The keys and values [count, D] of one head, of the context or of the block.
 struct Keys {
   const float *k, *v;
-  const Range* seen;
+  const Range* seen;  // one per query
   int count;
 };
 
-// The running softmax of kLanes queries, in powers of two. q: times log2(e).
+// The online softmax of kLanes queries, in powers of two.
 struct Running {
-  Vec q[D], out[D], top, total;
+  Vec q[D], out[D], top, total;  // q is multiplied by log2(e)
   Int first, last;
 
-  // kGroup keys from the j-th on; kMask: not all of them are seen by all of the queries.
+  // Adds kGroup keys, from key j on. kMask: some query does not see all of them.
   template <bool kMask>
   void Absorb(const float* __restrict k, const float* __restrict v, int j) {
     Vec s[kGroup] = {};
@@ -104,7 +100,7 @@ struct Running {
     }
   }
 
-  // All that any of the queries, whose ranges are `seen` [kLanes], sees.
+  // Adds all keys that any of the queries sees. seen: [kLanes].
   void Absorb(const Keys& keys, const Range* seen) {
     int begin = seen[0].first, end = seen[0].last, all_from = begin, all_to = end;
     for (int l = 0; l < kLanes; ++l) {
@@ -118,7 +114,7 @@ struct Running {
         Absorb<false>(keys.k + at, keys.v + at, j);
         continue;
       }
-      float k[kGroup * D] = {}, v[kGroup * D] = {};  // there may be fewer
+      float k[kGroup * D] = {}, v[kGroup * D] = {};  // the last group can be incomplete
       const size_t bytes = sizeof(float) * D * std::min(kGroup, keys.count - j);
       std::memcpy(k, keys.k + at, bytes), std::memcpy(v, keys.v + at, bytes);
       Absorb<true>(k, v, j);
@@ -126,7 +122,7 @@ struct Running {
   }
 };
 
-// One head: q, out: [rows, D]; lse: [rows], natural; sink_k, sink_v: [D], or null.
+// Computes out [rows, D] and lse [rows] (natural logarithm) of one head. sink_k, sink_v: [D], or null without a sink.
 void Forward(const float* q, int rows, const Keys* keys, const float* sink_k, const float* sink_v, float* out,
              float* lse) {
   for (int i = 0; i < rows; i += kLanes) {
@@ -134,7 +130,7 @@ void Forward(const float* q, int rows, const Keys* keys, const float* sink_k, co
     Range seen[2][kLanes];
     run.top = sink_k ? Vec{} : All(kMasked), run.total = sink_k ? All(1.0f) : Vec{};
     for (int l = 0; l < kLanes; ++l) {
-      const int row = std::min(i + l, rows - 1);  // lanes that are left over do the last row's work again
+      const int row = std::min(i + l, rows - 1);  // unused lanes repeat the last row
       for (int part = 0; part < 2; ++part) seen[part][l] = keys[part].seen[row];
       for (int d = 0; d < D; ++d) run.q[d][l] = q[(size_t)row * D + d] * kLog2E;
     }
@@ -150,20 +146,20 @@ void Forward(const float* q, int rows, const Keys* keys, const float* sink_k, co
   }
 }
 
-// One head's gradients, of q and for each query: q, d_out, d_q [rows, D]; lse, times log2(e), and Σ d_out·out [rows].
+// The queries of one head in the backward pass.
 struct Rows {
-  const float *q, *d_out, *lse, *delta;
-  float* d_q;
+  const float *q, *d_out, *lse, *delta;  // [count, D] twice, [count] twice: lse times log2(e), Σ d_out·out
+  float* d_q;                            // [count, D]
   int count;
 };
 
-// What kLanes keys give to, and get from, one group of queries after the other. With weights w = exp(score - lse):
+// The gradients between kLanes keys and one group of queries after the other. With weights w = exp(score - lse):
 // dv = wᵀ·do, ds = w·(do·vᵀ - do·o), dk = dsᵀ·q, dq = ds·k.
 struct Gradients {
-  Vec k[D], v[D], d_k[D], d_v[D];  // k: times log2(e)
-  float plain[kLanes * D];         // k as it is, a key after the other
+  Vec k[D], v[D], d_k[D], d_v[D];  // k is multiplied by log2(e)
+  float plain[kLanes * D];         // [kLanes, D], not multiplied
 
-  // kMask: not all of the queries see all of the keys, the j-th and those after it. kBlock: keys get gradients.
+  // Adds kGroup queries to the keys from key j on. kMask: some query does not see all keys. kBlock: keys get gradients.
   template <bool kMask, bool kBlock>
   void Absorb(const float* __restrict q, const float* __restrict d_out, const float* __restrict lse,
               const float* __restrict delta, const Range* seen, int j, float* __restrict d_q) {
@@ -198,7 +194,7 @@ struct Gradients {
         d_v[d] = a, d_k[d] = b;
       }
     }
-    constexpr int kPart = D < kLanes ? D : kLanes;  // here the lanes are the numbers of a key
+    constexpr int kPart = D < kLanes ? D : kLanes;  // here a vector holds the numbers of one key
     typedef float Part __attribute__((vector_size(4 * kPart)));
     for (int d = 0; d < D; d += kPart) {
       Part sum[kGroup];
@@ -215,7 +211,7 @@ struct Gradients {
     }
   }
 
-  // The queries from the i-th on, as many of a group as there are.
+  // Adds the group of queries from query i on, which can be incomplete.
   template <bool kBlock>
   void AbsorbMasked(const Rows& rows, const Range* seen, int i, int j) {
     float q[kGroup * D] = {}, d_out[kGroup * D] = {}, d_q[kGroup * D] = {}, lse[kGroup] = {}, delta[kGroup] = {};
@@ -229,16 +225,16 @@ struct Gradients {
   }
 };
 
-// Adds to rows.d_q what `keys` give. kBlock: and sets d_k, d_v [keys.count, D], which are 0, where any query sees a key.
+// Adds the gradients from `keys` to rows.d_q. kBlock: also sets d_k, d_v [keys.count, D] of keys that any query sees.
 template <bool kBlock>
 void Backward(const Rows& rows, const Keys& keys, float* d_k, float* d_v) {
   const Range *seen = keys.seen, *end = seen + rows.count;
   if (seen == end) return;
-  for (int j = seen->first; j < keys.count; j += kLanes) {  // nobody sees anything before
+  for (int j = seen->first; j < keys.count; j += kLanes) {  // no query sees an earlier key
     const auto until = [=](auto before) { return int(std::partition_point(seen, end, before) - seen); };
-    const int begin = until([=](Range r) { return r.last <= j; });  // queries [begin, stop) see some of these keys
+    const int begin = until([=](Range r) { return r.last <= j; });  // queries [begin, stop) see some keys
     const int stop = until([=](Range r) { return r.first < j + kLanes; });
-    const int all_from = until([=](Range r) { return r.last < j + kLanes; });  // [all_from, all_to): all of them
+    const int all_from = until([=](Range r) { return r.last < j + kLanes; });  // [all_from, all_to) see all
     const int all_to = until([=](Range r) { return r.first <= j; });
     if (begin >= stop) continue;
     Gradients keep = {};
@@ -268,8 +264,8 @@ void Backward(const Rows& rows, const Keys& keys, float* d_k, float* d_v) {
   }
 }
 
-// Runs work(0) … work(count - 1) on this thread and on those of the pool that are free. It never waits for work that
-// nobody has begun, so it may be called from a thread of that pool.
+// Runs work(0) … work(count - 1) on this thread and on the free threads of the pool. It never waits for work that has
+// not been started, so a thread of the pool can call it.
 template <typename F>
 void Share(ffi::ThreadPool& pool, int count, const F& work) {
   struct State {
@@ -278,7 +274,7 @@ void Share(ffi::ThreadPool& pool, int count, const F& work) {
     std::condition_variable all_done;
   };
   const auto state = std::make_shared<State>();
-  const F* body = &work;  // there until all is done; a helper that comes later finds nothing to do
+  const F* body = &work;  // valid until all work is done; later helpers have no work
   const auto run = [state, count, body] {
     for (int i; (i = state->next.fetch_add(1)) < count;) {
       (*body)(i);
@@ -296,13 +292,13 @@ void Share(ffi::ThreadPool& pool, int count, const F& work) {
   state->all_done.wait(lock, [&] { return state->done.load() == count; });
 }
 
-using Numbers = ffi::Buffer<ffi::F32, 4>;   // [B, H, Q or K or S, D]: of queries, the block's keys, the context's slots
+using Numbers = ffi::Buffer<ffi::F32, 4>;   // [B, H, Q or K or S, D]: queries, the block, the context
 using PerQuery = ffi::Buffer<ffi::F32, 3>;  // [B, H, Q]
 using PerHead = ffi::Buffer<ffi::F32, 2>;   // [H, D]
 using Episodes = ffi::Buffer<ffi::S32, 2>;  // [B, K or S]
-using Bounds = ffi::Buffer<ffi::S32, 1>;    // [3]: slots that are filled, the first query's step, queries that matter
+using Bounds = ffi::Buffer<ffi::S32, 1>;    // [3]: filled slots, step of the first query, queries that matter
 
-// What both passes are given, as `_inputs` in native.py.
+// The arguments of both passes, in the order of `_buffers` in cpu.py.
 struct Inputs {
   bool has_sink, within_episode;
   Numbers q, k, v;
@@ -321,15 +317,14 @@ struct Inputs {
   int start() const { return std::clamp(bounds.typed_data()[1], 0, steps() - rows()); }
   int used() const { return std::clamp(bounds.typed_data()[2], 0, rows()); }
 
-  // What every query sees: [B, 2, used], of the context and of the block. Episodes ascend, so one's own are together.
+  // Returns the ranges that queries see, [B, 2 (context, block), used]. Episodes ascend, so each one is contiguous.
   std::vector<Range> Seen() const {
     std::vector<Range> seen((size_t)batch() * 2 * used());
     for (int b = 0; b < batch(); ++b) {
       const int32_t* own = episodes.typed_data() + (size_t)b * steps();
       const int32_t* before = context_episodes.typed_data() + (size_t)b * slots();
       Range *context = seen.data() + (size_t)b * 2 * used(), *block = context + used();
-      for (int i = 0; i < used(); ++i) {
-        const int step = start() + i;
+      for (int i = 0, step = start(); i < used(); ++i, ++step) {
         context[i] = {0, filled()}, block[i] = {0, step + 1};
         if (!within_episode) continue;
         context[i].first = std::lower_bound(before, before + filled(), own[step]) - before;
@@ -339,7 +334,7 @@ struct Inputs {
     return seen;
   }
 
-  // keys: [2], of the context and of the block, for one head of one environment.
+  // Sets keys [2] to those of the context and of the block, for one head of one environment.
   void KeysOf(int item, const std::vector<Range>& seen, Keys* keys) const {
     const Range* context = seen.data() + (size_t)(item / heads()) * 2 * used();
     const size_t at = (size_t)item * slots() * D, own = (size_t)item * steps() * D;
@@ -362,7 +357,7 @@ ffi::Error ForwardAll(ffi::ThreadPool pool, bool has_sink, bool within_episode, 
     float *out_of = out->typed_data() + at * D, *lse_of = lse->typed_data() + at;
     Forward(q.typed_data() + at * D, x.used(), keys, sink, sink_v.typed_data() + head, out_of, lse_of);
     std::fill(out_of + (size_t)x.used() * D, out_of + (size_t)x.rows() * D, 0.0f);
-    std::fill(lse_of + x.used(), lse_of + x.rows(), -kMasked);  // nothing has any weight there
+    std::fill(lse_of + x.used(), lse_of + x.rows(), -kMasked);  // every weight is 0 there
   });
   return ffi::Error::Success();
 }
@@ -379,8 +374,8 @@ ffi::Error BackwardAll(ffi::ThreadPool pool, bool has_sink, bool within_episode,
     x.KeysOf(item, seen, keys);
     const size_t at = (size_t)item * x.rows(), own = (size_t)item * x.steps() * D;
     float *d_q_of = d_q->typed_data() + at * D, *d_k_of = d_k->typed_data() + own, *d_v_of = d_v->typed_data() + own;
-    std::fill_n(d_q_of, (size_t)x.rows() * D, 0.0f);
-    std::fill_n(d_k_of, (size_t)x.steps() * D, 0.0f), std::fill_n(d_v_of, (size_t)x.steps() * D, 0.0f);
+    std::fill_n(d_q_of, (size_t)x.rows() * D, 0.0f), std::fill_n(d_k_of, (size_t)x.steps() * D, 0.0f);
+    std::fill_n(d_v_of, (size_t)x.steps() * D, 0.0f);
     std::vector<float> scaled(lse.typed_data() + at, lse.typed_data() + at + x.used());
     for (float& sum : scaled) sum *= kLog2E;
     const Rows rows{q.typed_data() + at * D, d_out.typed_data() + at * D, scaled.data(), delta.typed_data() + at,
@@ -391,18 +386,14 @@ ffi::Error BackwardAll(ffi::ThreadPool pool, bool has_sink, bool within_episode,
   return ffi::Error::Success();
 }
 
-#define INPUTS                                                           \
-  ffi::Ffi::Bind()                                                       \
-      .Ctx<ffi::ThreadPool>()                                            \
-      .Attr<bool>("has_sink")                                            \
-      .Attr<bool>("within_episode")                                      \
-      .Arg<Numbers>().Arg<Numbers>().Arg<Numbers>()                      \
-      .Arg<PerHead>().Arg<PerHead>().Arg<Episodes>()                     \
-      .Arg<Numbers>().Arg<Numbers>().Arg<Episodes>().Arg<Bounds>()
+#define INPUTS                                                                                \
+  ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Attr<bool>("has_sink").Attr<bool>("within_episode") \
+      .Arg<Numbers>().Arg<Numbers>().Arg<Numbers>().Arg<PerHead>().Arg<PerHead>()             \
+      .Arg<Episodes>().Arg<Numbers>().Arg<Numbers>().Arg<Episodes>().Arg<Bounds>()
 
 }  // namespace
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(forward, ForwardAll, INPUTS.Ret<Numbers>().Ret<PerQuery>());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(backward, BackwardAll,
-                              INPUTS.Arg<PerQuery>().Arg<PerQuery>().Arg<Numbers>()
-                                  .Ret<Numbers>().Ret<Numbers>().Ret<Numbers>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    backward, BackwardAll,
+    INPUTS.Arg<PerQuery>().Arg<PerQuery>().Arg<Numbers>().Ret<Numbers>().Ret<Numbers>().Ret<Numbers>());

@@ -11,8 +11,8 @@ import time
 
 import pytest
 
-from relic_jax.models import kernels
-from relic_jax.models.kernels import KernelError, private_folder
+from relic_jax.models.attention import cpu_build
+from relic_jax.models.attention.cpu_build import KernelError, private_folder
 
 pytestmark = [
     pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="needs a C++ compiler"),
@@ -26,7 +26,7 @@ NOBODY = 65534
 def cache(tmp_path, monkeypatch):
     """Where kernels are kept. It does not exist yet."""
     for folder in (tmp_path, *tmp_path.parents):  # pytest's own are private, but who knows what is above
-        if not kernels._safe(os.lstat(folder)):
+        if not cpu_build._safe(os.lstat(folder)):
             pytest.skip(f"others can write to {folder}")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "relic-jax"
@@ -40,7 +40,7 @@ def source(tmp_path):
 
 
 def load(source, **options):
-    return kernels.load("toy", source, ("-O0",), ("forward",), **options)
+    return cpu_build.load("toy", source, ("-O0",), ("forward",), **options)
 
 
 def only(folder):
@@ -59,7 +59,7 @@ def test_it_is_compiled_once_into_a_private_folder(cache, source, monkeypatch):
     assert load(source).forward() == 7
     file = only(cache)
     assert stat.S_IMODE(cache.stat().st_mode) == 0o700 and not file.stat().st_mode & 0o022
-    monkeypatch.setattr(kernels, "COMPILE_SECONDS", 0)  # compiling would fail
+    monkeypatch.setattr(cpu_build, "COMPILE_SECONDS", 0)  # compiling would fail
     assert load(source).forward() == 7 and only(cache) == file
 
 
@@ -234,7 +234,7 @@ def test_compilers_that_are_of_no_use(case, cache, source, tmp_path, monkeypatch
     compiler.write_text(f"#!/bin/sh\ncd {tmp_path}\n" + (probe + COMPILERS[case]).replace("real ", real + " ") + "\n")
     compiler.chmod(0o755)
     monkeypatch.setenv("CXX", str(compiler))
-    monkeypatch.setattr(kernels, "PROBE_SECONDS", 5.0 if probe else 0.2)
+    monkeypatch.setattr(cpu_build, "PROBE_SECONDS", 5.0 if probe else 0.2)
     begun = time.monotonic()
     with pytest.raises((KernelError, OSError, AttributeError)):
         load(source)
@@ -253,9 +253,9 @@ def test_a_compiler_that_prints_in_another_encoding(cache, source, tmp_path, mon
 
 
 def test_two_processes_at_once(cache, source):
-    code = "import sys; from pathlib import Path; from relic_jax.models import kernels; "
-    code += "print(kernels.load('toy', Path(sys.argv[1]), ('-O0',), ('forward',)).forward())"
+    code = "import sys; from pathlib import Path; from relic_jax.models.attention import cpu_build; "
+    code += "print(cpu_build.load('toy', Path(sys.argv[1]), ('-O0',), ('forward',)).forward())"
     command = [sys.executable, "-c", code, str(source)]
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
     assert [process.communicate()[0] for process in running] == ["7\n"] * 3
-    assert all(kernels.read_intact(file) for file in cache.iterdir()) and list(cache.iterdir())
+    assert all(cpu_build.read_intact(file) for file in cache.iterdir()) and list(cache.iterdir())

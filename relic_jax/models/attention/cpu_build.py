@@ -1,9 +1,14 @@
-"""Compiles C++ kernels for this machine, and keeps them in a folder that nobody else can write to.
+"""Compile C++ kernels for this machine, and cache them in a folder that no other user can write to.
 
-A kernel is machine code that this process runs, so a cached one is loaded only where it can be trusted: the folder and
-all folders above it belong to the user or to root and nobody else can write to them (as OpenSSH asks of its files),
-the file is a regular one of the user's own, and its SHA-256 is the one in its name. Anything else is compiled again.
-Where no such folder can be made, the kernel is compiled into a temporary folder, once per process.
+A kernel is machine code that this process runs, so a cached kernel is loaded only if it can be trusted:
+
+- The cache folder and all folders above it belong to the user or to root, and no other user can write to them. OpenSSH
+  requires the same of its files.
+- The file is a regular file that belongs to the user.
+- Its SHA-256 matches its name.
+
+Any other file is compiled again. If no such folder can be created, the kernel is compiled into a temporary folder, once
+per process.
 """
 
 from __future__ import annotations
@@ -25,25 +30,38 @@ from relic_jax.files import sync_entries
 
 PROBE_SECONDS = 20.0
 COMPILE_SECONDS = 120.0
-MAX_LINKS = 40  # as Linux follows
+MAX_LINKS = 40  # Linux follows as many
 
 
 class KernelError(Exception):
-    """There is no compiler, or it does not compile this kernel."""
+    """There is no C++ compiler, or it does not compile the kernel."""
 
 
 def load(
     stem: str, source: Path, flags: Sequence[str], symbols: Sequence[str], include: str = "", salt: str = ""
 ) -> ctypes.CDLL:
-    """The shared library of a C++ file, from the cache or compiled.
+    """Return the shared library of a C++ file, from the cache or newly compiled.
 
-    stem: how its file's name begins. symbols: what it must export. include: folder of headers. salt: what else it
-    depends on, such as their version. Raises KernelError, OSError.
+    Args:
+        stem: Prefix of the name of the cached file.
+        source: The C++ file.
+        flags: Flags of the compiler.
+        symbols: Names that the library must export.
+        include: Folder of headers, or "".
+        salt: Other dependencies that the cached file is specific to, such as the version of the headers.
+
+    Returns:
+        The loaded library.
+
+    Raises:
+        KernelError: There is no compiler, or it fails.
+        OSError: The library cannot be written or loaded.
+        AttributeError: The library lacks a symbol.
     """
     if not hasattr(os, "geteuid"):
-        raise KernelError("owners of files are unknown on this system")
+        raise KernelError("this system has no owners of files")
     command = [_compiler(), *flags, "-x", "c++"]
-    macros = _run([*command, "-dM", "-E", "-"], PROBE_SECONDS)  # what compiler and processor can do
+    macros = _run([*command, "-dM", "-E", "-"], PROBE_SECONDS)  # the features of compiler and processor
     key = hashlib.sha256(b"\0".join([source.read_bytes(), *map(os.fsencode, flags), macros, salt.encode()]))
     prefix = f"{stem}-{key.hexdigest()[:16]}-"
     folder = private_folder()
@@ -58,14 +76,15 @@ def load(
 
 
 def _compiler() -> str:
+    """Return the path of the C++ compiler."""
     for name in (os.environ.get("CXX"), "c++", "g++", "clang++"):
-        if name and (found := shutil.which(name)):
-            return found
+        if name and (path := shutil.which(name)):
+            return path
     raise KernelError("no C++ compiler")
 
 
 def _run(command: Sequence[str], seconds: float) -> bytes:
-    """What a program prints, whatever its encoding. Ends it with all that it started after `seconds`."""
+    """Return the output of a program as bytes. After ``seconds``, kill it and its child processes."""
     with subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
     ) as process:
@@ -75,48 +94,45 @@ def _run(command: Sequence[str], seconds: float) -> bytes:
             with contextlib.suppress(OSError):
                 os.killpg(process.pid, signal.SIGKILL)
             if isinstance(error, subprocess.TimeoutExpired):
-                raise KernelError(f"{command[0]} does not end") from None
+                raise KernelError(f"{command[0]} did not end within {seconds:g} s") from None
             raise
     if process.returncode:
-        raise KernelError(f"{command[0]} fails")
+        raise KernelError(f"{command[0]} failed with exit code {process.returncode}")
     return output
 
 
 def _compile(command: Sequence[str], symbols: Sequence[str]) -> bytes:
-    """The contents of the library. Raises KernelError, OSError."""
+    """Compile and return the contents of the library."""
     with tempfile.TemporaryDirectory(prefix="relic-jax-") as scratch:
         new = Path(scratch) / "new.so"
         _run([*command, "-shared", "-fPIC", "-o", str(new)], COMPILE_SECONDS)
         if not new.is_file():
-            raise KernelError("the compiler wrote nothing")
+            raise KernelError("the compiler wrote no file")
         if sys.executable and "python" in Path(sys.executable).name.lower():  # else it is embedded in another program
-            # in a process of its own first: loading a damaged library can end the process
+            # first in a separate process, because loading a damaged library can crash it
             script = "import ctypes, sys; x = ctypes.CDLL(sys.argv[1]); [getattr(x, name) for name in sys.argv[2:]]"
             _run([sys.executable, "-I", "-S", "-c", script, str(new), *symbols], PROBE_SECONDS)
         return new.read_bytes()
 
 
-def _open(content: bytes, kept: Path | None, symbols: Sequence[str]) -> ctypes.CDLL:
-    """Loads a copy that nobody can change or cut short, or `kept` where temporary files cannot be executed.
-
-    Raises OSError, and AttributeError where a symbol is missing.
-    """
+def _open(content: bytes, cached: Path | None, symbols: Sequence[str]) -> ctypes.CDLL:
+    """Load a private copy that no other process can change, or ``cached`` if temporary files cannot be executed."""
     try:
         with tempfile.TemporaryDirectory(prefix="relic-jax-") as scratch:
             copy = Path(scratch) / "copy.so"
             copy.write_bytes(content)
-            opened = ctypes.CDLL(str(copy))  # it stays mapped when the file is gone
+            opened = ctypes.CDLL(str(copy))  # it stays mapped after the file is deleted
     except OSError:
-        if kept is None:
+        if cached is None:
             raise
-        opened = ctypes.CDLL(str(kept))
+        opened = ctypes.CDLL(str(cached))
     for name in symbols:
         getattr(opened, name)
     return opened
 
 
 def _keep(content: bytes, folder: Path, prefix: str) -> Path | None:
-    """Writes a library into the cache, whole or not at all, under the name of its contents. None where it fails."""
+    """Write a library into the cache atomically, named after its contents. Return None if that fails."""
     library = folder / f"{prefix}{hashlib.sha256(content).hexdigest()}.so"
     temporary = None
     try:
@@ -137,9 +153,16 @@ def _keep(content: bytes, folder: Path, prefix: str) -> Path | None:
 
 
 def read_intact(library: Path) -> bytes | None:
-    """The contents of a file of the cache. None where others could change it, or where its name says otherwise.
+    """Return the contents of a cached file, or None if it cannot be trusted.
 
-    Raises OSError.
+    Args:
+        library: A file of the cache, whose name ends with the SHA-256 of its contents.
+
+    Returns:
+        The contents. None if another user could have written them, or if they do not match the name.
+
+    Raises:
+        OSError: The file cannot be read.
     """
     descriptor = os.open(library, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     with os.fdopen(descriptor, "rb") as file:
@@ -151,7 +174,7 @@ def read_intact(library: Path) -> bytes | None:
 
 
 def private_folder() -> Path | None:
-    """`relic-jax` in the user's cache folder, made where it is missing; None where it cannot be trusted or written."""
+    """Return ``relic-jax`` in the user's cache folder, created if missing. None if it cannot be trusted or written."""
     try:
         parent = _cache_home()
         if parent is None:
@@ -159,12 +182,12 @@ def private_folder() -> Path | None:
         folder = parent / "relic-jax"
         parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.mkdir(mode=0o700, exist_ok=True)
-        *above, (_, own) = _way_to(folder)
+        *above, (_, own) = _ancestors(folder)
         if not all(_safe(info) for _, info in above) or not stat.S_ISDIR(own.st_mode) or own.st_uid != os.geteuid():
             return None
         if own.st_mode & 0o077:
             folder.chmod(0o700)
-        if own.st_mode & 0o022:  # others could write to it: what it holds is of no use
+        if own.st_mode & 0o022:  # other users could have written its files
             for file in folder.glob("*.so"):
                 file.unlink()
         return folder if os.access(folder, os.W_OK) else None
@@ -173,10 +196,10 @@ def private_folder() -> Path | None:
 
 
 def _cache_home() -> Path | None:
-    """XDG_CACHE_HOME, else ~/.cache. The specification says: relative paths are invalid and ignored."""
-    named = os.environ.get("XDG_CACHE_HOME", "")
-    if os.path.isabs(named):
-        return Path(named)
+    """Return XDG_CACHE_HOME, else ~/.cache. Relative paths are ignored, as the XDG specification requires."""
+    path = os.environ.get("XDG_CACHE_HOME", "")
+    if os.path.isabs(path):
+        return Path(path)
     try:
         home = Path.home()
     except (RuntimeError, KeyError):
@@ -184,8 +207,8 @@ def _cache_home() -> Path | None:
     return home / ".cache" if home.is_absolute() else None
 
 
-def _way_to(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
-    """Every folder and every symbolic link that leads to an absolute path. Raises OSError."""
+def _ancestors(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
+    """Yield every folder and every symbolic link on the way to an absolute path."""
     here, pending, links = Path("/"), [part for part in folder.parts if part != "/"], 0
     yield here, os.lstat(here)
     while pending:
@@ -201,34 +224,34 @@ def _way_to(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
             continue
         links += 1
         if links > MAX_LINKS:
-            raise OSError(f"too many links: {folder}")
+            raise OSError(f"too many symbolic links: {folder}")
         target = Path(os.readlink(entry))
         here = Path("/") if target.is_absolute() else here
         pending = [part for part in target.parts if part != "/"] + pending
 
 
 def _safe(info: os.stat_result) -> bool:
-    """Whether only the user and root can change what is in a folder, or where a link leads."""
+    """Return whether only the user and root can change the entries of a folder, or the target of a link."""
     if info.st_uid not in (0, os.geteuid()):
         return False
     if stat.S_ISLNK(info.st_mode):
         return True
     if not stat.S_ISDIR(info.st_mode):
         return False
-    if info.st_mode & stat.S_ISVTX:  # in a sticky folder, nobody renames what belongs to another
+    if info.st_mode & stat.S_ISVTX:  # in a sticky folder, users can only rename their own files
         return True
     return not info.st_mode & 0o002 and (not info.st_mode & 0o020 or _own_group(info.st_gid))
 
 
 def _own_group(group: int) -> bool:
-    """Whether a group is the user's private one, which many systems give everybody."""
+    """Return whether a group is the private group of the user, which many systems create for each user."""
     if group == 0:
         return True
     try:
         import grp
         import pwd
 
-        user, found = pwd.getpwuid(os.geteuid()), grp.getgrgid(group)
+        user, entry = pwd.getpwuid(os.geteuid()), grp.getgrgid(group)
     except (ImportError, KeyError):
         return False
-    return user.pw_gid == group and found.gr_name == user.pw_name and set(found.gr_mem) <= {user.pw_name}
+    return user.pw_gid == group and entry.gr_name == user.pw_name and set(entry.gr_mem) <= {user.pw_name}

@@ -1,11 +1,9 @@
-"""Acting on an NVIDIA GPU: attention of one step against the cache, in one kernel that reads every key and value once.
+"""Attention of a single step against the cache on NVIDIA GPUs, by a kernel that reads every key and value once.
 
-The context is cut into parts that run side by side, so that few environments fill the chip too. Within a part every row
-of a tile keeps an online softmax of its own, so that no sum crosses rows before the part's end. A second kernel merges
-the parts, with the sink as one more of them (Dao et al. 2023, "Flash-Decoding for long-context inference"). Tiles after
-the last filled slot, or before a window, are neither read nor computed.
-
-`attention.attend_step` is the definition. Where a kernel is not to be had, or not for these shapes, it is what runs.
+The context is split into parts that are computed in parallel, so that a few environments fill the device too. Within a
+part, every row of a tile keeps its own online softmax, and sums cross rows only at the end of the part. A second kernel
+merges the parts and the sink (Dao et al. 2023, "Flash-Decoding for long-context inference"). Tiles after the last
+filled slot, or before the window, are neither read nor computed.
 """
 
 from __future__ import annotations
@@ -19,7 +17,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
-from relic_jax.models.attention import MASKED, Context, Sink, attend_step
+from relic_jax.models.attention import reference
+from relic_jax.models.attention.inputs import MASKED, AttentionInputs, Context, Sink
 from relic_jax.models.kv_formats import Slots
 
 try:
@@ -27,55 +26,69 @@ try:
 except ImportError:  # deprecated since jax 0.11
     triton = None  # type: ignore[assignment]
 
-NUMBERS = 2048  # of the keys that are read at a time, twice as many of int8
-TILES = 8  # of one program, one after the other
+NUMBERS = 2048
+"""Numbers of keys that a program reads at a time, and twice as many of int8."""
+TILES = 8
+"""Tiles that a program reads one after the other."""
 WARPS = 4
 
 
-def flash_decode(
-    query: jax.Array,
-    context: Context,
-    sink: Sink | None,
-    *,
-    episode: jax.Array | None,
-    window: jax.Array | None = None,
-    interpret: bool = False,
-) -> jax.Array:
-    """As `attend_step`, products and sums in float32. interpret: run the kernels in XLA, for tests."""
-    parts = _parts(query, context, episode, window, interpret)
-    return _merged(query, sink, parts, part_count(query.shape[-1], context), interpret)
+def available(width: int) -> bool:
+    """Return whether there is a kernel for heads of ``width`` numbers: powers of two from 16 on, if JAX has Triton."""
+    return triton is not None and width >= 16 and not width & (width - 1)
 
 
-def attend_step_fused(
-    query: jax.Array, context: Context, sink: Sink | None, *, episode: jax.Array | None, window: jax.Array | None = None
-) -> jax.Array:
-    """`flash_decode` on CUDA devices, for head widths that are powers of two from 16 on, as long as jax has Pallas' way
-    through Triton; else `attend_step`.
+def attend_step(inputs: AttentionInputs) -> jax.Array:
+    """Compute attention for one step per environment: by `flash_decode` on CUDA devices, else by the definition.
+
+    Args:
+        inputs: A single step (Q = 1) and a context that includes it. See `AttentionInputs`.
+
+    Returns:
+        ``[B, H, 1, D]`` in the dtype of ``inputs.query``.
     """
-    step = functools.partial(attend_step, context=context, sink=sink, episode=episode, window=window)
-    width = query.shape[-1]
-    if triton is None or width < 16 or width & (width - 1):
-        return step(query)
-    fused = functools.partial(flash_decode, context=context, sink=sink, episode=episode, window=window)
-    return lax.platform_dependent(query, cuda=fused, default=step)
+
+    def fused(query: jax.Array) -> jax.Array:
+        return flash_decode(inputs.replace(query=query))
+
+    def step(query: jax.Array) -> jax.Array:
+        return reference.attend_step(inputs.replace(query=query))
+
+    return lax.platform_dependent(inputs.query, cuda=fused, default=step)
+
+
+def flash_decode(inputs: AttentionInputs, *, interpret: bool = False) -> jax.Array:
+    """Compute attention for one step per environment, with products and sums in float32.
+
+    Args:
+        inputs: A single step (Q = 1) and a context that includes it. See `AttentionInputs`.
+        interpret: Run the kernels in XLA, for tests.
+
+    Returns:
+        ``[B, H, 1, D]`` in the dtype of ``inputs.query``.
+    """
+    query, context = inputs.query[:, :, 0], inputs.context
+    episode = inputs.episodes[:, 0] if inputs.within_episode else None
+    parts = _parts(query, context, episode, inputs.window, interpret)
+    return _merged(query, inputs.sink, parts, part_count(query.shape[-1], context), interpret)[:, :, None]
 
 
 def tile_slots(width: int, int8: bool) -> int:
-    """Slots that a program reads at a time, of heads of `width` numbers."""
+    """Return the number of slots that a program reads at a time, for heads of ``width`` numbers."""
     return max(1, NUMBERS // width) * (2 if int8 else 1)
 
 
 def part_count(width: int, context: Context) -> int:
-    """Parts that a context is cut into."""
+    """Return the number of parts that a context is split into."""
     return -(-context.capacity // (TILES * tile_slots(width, context.keys.scale is not None)))
 
 
 def _parts(
     query: jax.Array, context: Context, episode: jax.Array | None, window: jax.Array | None, interpret: bool
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The softmax of each part of the context: top and total [B, H, P], out [B, H, P, D] (unnormalised).
+    """Return the softmax of each part of the context: top, total ``[B, H, P]``; out ``[B, H, P, D]``, unnormalised.
 
-    P is a power of two, as Triton wants it; only the first `part_count` are written.
+    P is a power of two, as Triton requires. Only the first `part_count` parts are written.
     """
     batch, heads, width = query.shape
     capacity, int8 = context.capacity, context.keys.scale is not None
@@ -126,8 +139,10 @@ def _parts(
 def _part_kernel(
     first_ref: Any, length_ref: Any, query_ref: Any, *refs: Any, size: int, int8: bool, within: bool
 ) -> None:
-    """One part of one head's context, in tiles of `size` slots. refs: keys, values (each with its scales where int8),
-    [episodes, the running episode,] and the results top [], total [], out [D].
+    """Compute one part of one head's context in tiles of ``size`` slots.
+
+    The refs are keys, values (each followed by its scales if int8), episodes and the step's episode if ``within``, and
+    the results top ``[]``, total ``[]`` and out ``[D]``.
     """
     per_slot, (top_ref, total_ref, out_ref) = refs[:-3], refs[-3:]
     key, value = (per_slot[:2], per_slot[2:4]) if int8 else ((per_slot[0], None), (per_slot[1], None))
@@ -149,22 +164,23 @@ def _part_kernel(
         update = weights[:, None] * _rows(value, here, visible)
         return new_top, total * decay + weights, out * decay[:, None] + update
 
-    nothing = jnp.full(size, MASKED), jnp.zeros(size, jnp.float32), jnp.zeros((size, query.shape[0]), jnp.float32)
-    top, total, out = lax.fori_loop(first // size, (end + size - 1) // size, tile, nothing)
+    empty = jnp.full(size, MASKED), jnp.zeros(size, jnp.float32), jnp.zeros((size, query.shape[0]), jnp.float32)
+    top, total, out = lax.fori_loop(first // size, (end + size - 1) // size, tile, empty)
     top_ref[...], weights = _relative(top)
     total_ref[...], out_ref[...] = jnp.sum(weights * total), jnp.sum(weights[:, None] * out, axis=0)
 
 
 def _relative(tops: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The top of some online softmaxes, and by what each one's total and out are to be multiplied for it: 0 where one
-    has seen nothing.
+    """Return the maximum of the tops of online softmaxes, and the factor that rescales each softmax to it.
+
+    The factor of a softmax that has seen no key is 0.
     """
     top = jnp.max(tops)
     return top, jnp.exp(tops - jnp.maximum(top, MASKED / 2))
 
 
 def _rows(slots: tuple[Any, Any], here: Any, visible: jax.Array) -> jax.Array:
-    """Keys or values of a tile: float32 [size, D], zeros where they are not visible."""
+    """Return the keys or values of a tile, float32 ``[size, D]``. They are 0 where they are not visible."""
     data, scale = slots
     rows = triton.load(data.at[here, :], mask=visible[:, None], other=0).astype(jnp.float32)
     return rows if scale is None else rows * triton.load(scale.at[here], mask=visible, other=0.0)[:, None]
@@ -173,7 +189,7 @@ def _rows(slots: tuple[Any, Any], here: Any, visible: jax.Array) -> jax.Array:
 def _merged(
     query: jax.Array, sink: Sink | None, parts: tuple[jax.Array, jax.Array, jax.Array], count: int, interpret: bool
 ) -> jax.Array:
-    """The attention that the parts and the sink amount to: [B, H, D] in the query's dtype."""
+    """Merge the parts and the sink into the output ``[B, H, D]``, in the dtype of the query."""
     batch, heads, width = query.shape
     slots = parts[0].shape[2]
 
@@ -195,13 +211,13 @@ def _merged(
 
 
 def _merge_kernel(top_ref: Any, total_ref: Any, out_ref: Any, query_ref: Any, *refs: Any, count: int) -> None:
-    """One head of one environment. refs: the sink's key and value [D] where there is one, and the result [D]."""
+    """Merge the parts of one head. The last refs are the sink's key and value ``[D]``, if any, and the result."""
     *sink_refs, result_ref = refs
     slots = top_ref.shape[0]
-    here, there = pl.ds(0, slots), jnp.arange(slots) < count
-    tops = triton.load(top_ref.at[here], mask=there, other=MASKED)
-    totals = triton.load(total_ref.at[here], mask=there, other=0.0)
-    outs = triton.load(out_ref.at[here, :], mask=there[:, None], other=0.0)
+    here, written = pl.ds(0, slots), jnp.arange(slots) < count
+    tops = triton.load(top_ref.at[here], mask=written, other=MASKED)
+    totals = triton.load(total_ref.at[here], mask=written, other=0.0)
+    outs = triton.load(out_ref.at[here, :], mask=written[:, None], other=0.0)
     top, weights = _relative(tops)
     total, out = jnp.sum(weights * totals), jnp.sum(weights[:, None] * outs, axis=0)
     if sink_refs:

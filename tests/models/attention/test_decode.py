@@ -1,4 +1,4 @@
-"""The fused kernel of acting: run in XLA here (`interpret`) it is `attend_step`, and it can be lowered for CUDA."""
+"""The decode kernel: in XLA (`interpret`) it equals `reference.attend_step`, and it can be lowered for CUDA."""
 
 import dataclasses
 import functools
@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relic_jax.models import decode, kv_formats
-from relic_jax.models.attention import Context, Sink, attend_step
-from relic_jax.models.decode import attend_step_fused, flash_decode
+from relic_jax.models import kv_formats
+from relic_jax.models.attention import AttentionInputs, Context, Sink, decode, select
+from relic_jax.models.attention.decode import flash_decode
+from relic_jax.models.attention.reference import attend_step
 from relic_jax.models.policy import Policy, PolicyConfig
 from relic_jax.models.transformer import TransformerConfig
 from relic_jax.types import StepInput
@@ -22,7 +23,7 @@ BATCH, HEADS, WIDTH, SLOTS = 3, 2, 32, 1300  # three parts (int8: two), the last
 
 
 def random_inputs(form="float32", dtype=jnp.float32, width=WIDTH):
-    """(query, context with everything filled, sink); scores reach ±20."""
+    """A step against a context with all slots filled; scores reach ±20."""
     rng = np.random.default_rng(0)
 
     def normal(*shape):
@@ -31,21 +32,30 @@ def random_inputs(form="float32", dtype=jnp.float32, width=WIDTH):
     keys, values = (kv_formats.encode(normal(BATCH, HEADS, SLOTS, width), form) for _ in range(2))
     episodes = np.cumsum(rng.random((BATCH, SLOTS)) < 0.01, axis=1).astype(np.int32)
     sink = Sink(normal(HEADS, width), normal(HEADS, width))
-    return normal(BATCH, HEADS, width), Context(keys, values, jnp.asarray(episodes), jnp.int32(SLOTS)), sink
+    query = normal(BATCH, HEADS, width)[:, :, None]
+    context = Context(keys, values, jnp.asarray(episodes), jnp.int32(SLOTS))
+    own = jnp.full_like(query, jnp.nan)  # a decode kernel reads the step's key and value from the context
+    return AttentionInputs(query, own, own, context.episodes[:, -1:], context, sink, within_episode=False)
+
+
+def with_length(inputs, length):
+    return inputs.replace(context=inputs.context._replace(length=jnp.int32(length)))
+
+
+interpreted = functools.partial(flash_decode, interpret=True)
 
 
 @functools.cache
 def compiled(form, has_sink, within):
     """jitted (length, window) → (the kernel's result, the definition's)."""
-    query, context, sink = random_inputs(form)
+    inputs = random_inputs(form).replace(within_episode=within)
+    inputs = inputs if has_sink else inputs.replace(sink=None)
 
     @jax.jit
     def both(length, window):
-        filled = context._replace(length=length)
-        episode = context.episodes[:, length - 1] if within else None
-        options = {"episode": episode, "window": window}
-        used = sink if has_sink else None
-        return flash_decode(query, filled, used, **options, interpret=True), attend_step(query, filled, used, **options)
+        episode = jax.lax.dynamic_slice_in_dim(inputs.context.episodes, length - 1, 1, axis=1)
+        step = with_length(inputs, length).replace(episodes=episode, window=window)
+        return interpreted(step), attend_step(step)
 
     return both
 
@@ -66,33 +76,33 @@ def test_the_kernel_is_attend_step(form, has_sink, within, length, window):
 
 def test_sums_are_float32_whatever_is_stored():
     """A bfloat16 policy: beside the same numbers in float32, only the result is rounded."""
-    query, context, sink = random_inputs("bfloat16", jnp.bfloat16)
-    found = jax.jit(functools.partial(flash_decode, episode=None, interpret=True))(query, context, sink)
+    inputs = random_inputs("bfloat16", jnp.bfloat16)
+    context = inputs.context
+    found = jax.jit(interpreted)(inputs)
     exact = Context(*(kv_formats.Slots(x.data.astype(jnp.float32)) for x in context[:2]), *context[2:])
-    wide = Sink(*(x.astype(jnp.float32) for x in sink))
-    expected = attend_step(query.astype(jnp.float32), exact, wide, episode=None)
+    wide = Sink(*(x.astype(jnp.float32) for x in inputs.sink))
+    expected = attend_step(inputs.replace(query=inputs.query.astype(jnp.float32), context=exact, sink=wide))
     assert found.dtype == jnp.bfloat16
     np.testing.assert_allclose(found.astype(jnp.float32), expected, rtol=2**-7, atol=1e-5)
 
 
 def test_what_is_not_filled_is_not_read():
-    query, context, sink = random_inputs()
+    inputs = with_length(random_inputs(), 700)
     filled = np.arange(SLOTS)[:, None] < 700
-    poisoned = context._replace(
-        keys=kv_formats.Slots(jnp.where(filled, context.keys.data, jnp.nan)),
-        values=kv_formats.Slots(jnp.where(filled, context.values.data, jnp.nan)),
-        length=jnp.int32(700),
+    keys, values = (
+        kv_formats.Slots(jnp.where(filled, x.data, jnp.nan)) for x in (inputs.context.keys, inputs.context.values)
     )
-    run = jax.jit(functools.partial(flash_decode, episode=None, interpret=True))
-    np.testing.assert_array_equal(run(query, poisoned, sink), run(query, context._replace(length=jnp.int32(700)), sink))
+    poisoned = inputs.replace(context=inputs.context._replace(keys=keys, values=values))
+    run = jax.jit(interpreted)
+    np.testing.assert_array_equal(run(poisoned), run(inputs))
 
 
 def lowered(form, dtype, width, platform):
-    query, context, sink = random_inputs(form, dtype, width)
-    run = jax.jit(functools.partial(attend_step_fused, episode=context.episodes[:, -1], window=jnp.int32(9)))
+    inputs = random_inputs(form, dtype, width).replace(within_episode=True, window=jnp.int32(9))
+    run = jax.jit(select(TransformerConfig(heads=HEADS, width=HEADS * width), decode=True).attend)
     card = jax.sharding.AbstractDevice("NVIDIA H100", None, "gpu")  # jax 0.12 asks which
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=card)):
-        return run.trace(query, context, sink).lower(lowering_platforms=(platform,)).as_text()
+        return run.trace(inputs).lower(lowering_platforms=(platform,)).as_text()
 
 
 @pytest.mark.parametrize("width", [16, 32, 64, 128])
@@ -116,11 +126,11 @@ def test_without_triton_it_is_left_to_xla():
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs a GPU")
 @pytest.mark.parametrize("form", ["float32", "bfloat16", "int8"])
 def test_on_a_gpu_it_is_what_it_is_in_xla(form):
-    query, context, sink = random_inputs(form)
+    kernel = select(TransformerConfig(heads=HEADS, width=HEADS * WIDTH), decode=True)
+    assert kernel.name == "decode"
     for length in (1, 500, SLOTS):
-        filled = context._replace(length=jnp.int32(length))
-        found = jax.jit(functools.partial(attend_step_fused, episode=None))(query, filled, sink)
-        expected = jax.jit(functools.partial(flash_decode, episode=None, interpret=True))(query, filled, sink)
+        inputs = with_length(random_inputs(form), length)
+        found, expected = jax.jit(kernel.attend)(inputs), jax.jit(interpreted)(inputs)
         np.testing.assert_allclose(found, expected, rtol=0, atol=5e-6)
 
 

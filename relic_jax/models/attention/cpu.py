@@ -1,0 +1,136 @@
+"""Attention of a block of steps on CPUs, by a compiled C++ kernel (`cpu.cpp`).
+
+XLA calls the kernel through its foreign-function interface, whose headers ship with JAX. The kernel is compiled once
+per machine, on first use, for the head width and the processor. That takes a few seconds and needs a C++ compiler
+(``CXX``, ``c++``, ``g++`` or ``clang++``). `cpu_build` caches the result in ``~/.cache/relic-jax``. Without a compiler,
+and on Windows, `select` picks the tiled kernel.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jaxlib
+
+from relic_jax.models.attention import cpu_build
+from relic_jax.models.attention.gradients import sink_gradients, zero_cotangent
+from relic_jax.models.attention.inputs import AttentionInputs, Context, Sink
+
+_SOURCE = Path(__file__).with_name("cpu.cpp")
+_SYMBOLS = ("forward", "backward")
+_FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-w")
+_TARGETS: set[str] = set()
+
+
+@functools.cache
+def available(width: int) -> bool:
+    """Compile the kernel for a head width and register it with XLA.
+
+    Args:
+        width: Numbers per head, a power of two from 4 on.
+
+    Returns:
+        Whether the kernel can be called. False if it cannot be compiled here.
+    """
+    try:
+        library = _library(width)
+    except (OSError, AttributeError, cpu_build.KernelError):
+        return False
+    for target, name in ((_target(name, width), name) for name in _SYMBOLS):
+        if target not in _TARGETS:  # XLA accepts a name once per process
+            jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
+            _TARGETS.add(target)
+    return True
+
+
+def _target(name: str, width: int) -> str:
+    """Return the name that XLA knows a function of the kernel by."""
+    return f"relic_attention_{name}_{width}"
+
+
+def _library(width: int) -> ctypes.CDLL:
+    """Return the compiled kernel, cached for this source, compiler, processor and jaxlib."""
+    flags = (*_FLAGS, f"-DHEAD_WIDTH={width}")
+    include, version = jax.ffi.include_dir(), jaxlib.__version__
+    return cpu_build.load(f"attention-{width}", _SOURCE, flags, _SYMBOLS, include, version)
+
+
+def attend(inputs: AttentionInputs) -> jax.Array:
+    """Compute attention for a block of steps.
+
+    Keys of earlier episodes are skipped if attention stays within the episode.
+
+    Args:
+        inputs: Queries, block and context, all float32. See `AttentionInputs`.
+
+    Returns:
+        float32 ``[B, H, Q, D]``.
+
+    Raises:
+        KernelError: The kernel cannot be compiled here.
+    """
+    heads, rows, width = inputs.query.shape[1:]
+    if not available(width):
+        raise cpu_build.KernelError(f"attention for heads of width {width} cannot be compiled here")
+    used = rows if inputs.valid is None else jnp.minimum(inputs.valid - inputs.start, rows)
+    bounds = jnp.stack([jnp.asarray(x, jnp.int32) for x in (inputs.context.length, inputs.start, used)])
+    has_sink = inputs.sink is not None
+    sink = inputs.sink if has_sink else Sink(*2 * (jnp.zeros((heads, width), jnp.float32),))
+    scaled = inputs.query * jnp.float32(1.0 / math.sqrt(width))
+    arrays = scaled, inputs.key, inputs.value, sink, inputs.episodes, inputs.context, bounds
+    return inputs.zero_invalid(_attend(has_sink, inputs.within_episode, *arrays))
+
+
+def _buffers(q, k, v, sink: Sink, episodes, context: Context, bounds) -> tuple[jax.Array, ...]:
+    """Return the arguments of both functions of the kernel in their order."""
+    return q, k, v, *sink, episodes, context.keys.data, context.values.data, context.episodes, bounds
+
+
+def _call(name: str, results: tuple[Any, ...], has_sink: bool, within_episode: bool, *buffers: jax.Array) -> Any:
+    """Call a function of the kernel."""
+    width = buffers[0].shape[-1]
+    call = jax.ffi.ffi_call(_target(name, width), results, vmap_method="sequential")
+    return call(*buffers, has_sink=has_sink, within_episode=within_episode)
+
+
+def _like(x: jax.Array, axes: int | None = None) -> jax.ShapeDtypeStruct:
+    """Return a float32 array type with the first ``axes`` axes of x."""
+    return jax.ShapeDtypeStruct(x.shape[:axes], jnp.float32)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _attend(has_sink: bool, within_episode: bool, q, k, v, sink: Sink, episodes, context: Context, bounds) -> jax.Array:
+    """Return the output ``[B, H, Q, D]`` of scaled queries.
+
+    ``bounds`` is int32 ``[3]``: the filled slots of the context, the step of the first query, and the number of queries
+    that matter. The output of the others is 0.
+    """
+    return _attend_fwd(has_sink, within_episode, q, k, v, sink, episodes, context, bounds)[0]
+
+
+def _attend_fwd(has_sink, within_episode, q, k, v, sink, episodes, context, bounds):
+    arrays = q, k, v, sink, episodes, context, bounds
+    out, lse = _call("forward", (_like(q), _like(q, 3)), has_sink, within_episode, *_buffers(*arrays))
+    return out, (arrays, out, lse)
+
+
+def _attend_bwd(has_sink, within_episode, residuals, d_out):
+    arrays, out, lse = residuals
+    q, k, v, sink, *rest = arrays
+    delta = jnp.sum(d_out * out, -1)
+    results = tuple(_like(x) for x in (q, k, v))
+    d_q, d_k, d_v = _call("backward", results, has_sink, within_episode, *_buffers(*arrays), lse, delta, d_out)
+    d_sink = jax.tree.map(jnp.zeros_like, sink)
+    if has_sink:
+        part, d_sink = sink_gradients(q, d_out, lse, delta, sink)
+        d_q += part
+    return d_q, d_k, d_v, d_sink, *jax.tree.map(zero_cotangent, tuple(rest))
+
+
+_attend.defvjp(_attend_fwd, _attend_bwd)
