@@ -92,7 +92,7 @@ REFUSED = [
     (["--env", "python:.a:B"], "env is 'python:.a:B'; allowed: python:MODULE:NAME"),
     (
         ["--env", "python:json:loads"],
-        "env is 'python:json:loads'; allowed: an relic_jax.environment.base.Environment",
+        "env is 'python:json:loads'; allowed: a relic_jax.environment.base.Environment",
     ),
     (["--start-from", "a" * 5000], "start_from is 'aaa"),
     (["--start-from", "a\0b"], "start-from is 'a\\x00b'; allowed: text without NUL"),
