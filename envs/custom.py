@@ -8,27 +8,24 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from relic_jax import process
-from relic_jax.config import ConfigError
+from relic_jax.config import ConfigError, EnvConfig, WorkerConfig
 from relic_jax.environment.base import Environment, Image, PyTree
 
-if TYPE_CHECKING:
-    from relic_jax.config import HostConfig
 
-
-def make(name: str, host: HostConfig | None = None) -> Environment:
+def make(env: EnvConfig, workers: WorkerConfig) -> Environment:
     """The environment NAME of `MODULE:NAME`, checked: an `Environment`, or what makes one without arguments.
 
     The current folder is searched first. Raises ConfigError where it is not there or does not keep to the interface.
     """
-    del host
-    field = f"env is 'python:{name}'"
-    module, _, attribute = name.partition(":")
+    del workers
+    field = f"env is {env.name!r}"
+    module, _, attribute = env.name.removeprefix("python:").partition(":")
     if not (all(part.isidentifier() for part in module.split(".")) and attribute.isidentifier()):
         raise ConfigError(f"{field}; allowed: python:MODULE:NAME")
     try:

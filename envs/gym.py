@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from relic_jax.bridge.pool import Batch, Pool, PoolConfig, PoolError
 from relic_jax.bridge.protocol import Spec
-from relic_jax.config import ConfigError, HostConfig
+from relic_jax.config import ConfigError, EnvConfig, WorkerConfig
 from relic_jax.environment.host import HostEnvironment, action_space_of
 from relic_jax.runtime import read_json
 from relic_jax.validation import shown
@@ -26,29 +27,45 @@ CHECKED_TASKS, CHECKED_STEPS, CHECK_SECONDS = 8, 5, 2.0
 decides what happens."""
 
 
-def make(id: str, host: HostConfig | None = None) -> HostEnvironment:
-    """The environment with gymnasium's `id`; a worker is started to ask for its spec, and whether it keeps to a seed.
+@dataclasses.dataclass(frozen=True)
+class GymOptions:
+    """Options of `gym:ID`."""
 
-    Raises ConfigError.
+    dataset: str | None = None
+    """JSON file with the tasks of both splits, {"train": [task, …], "test": [task, …]}; a task is an object of `seed`,
+    `options` and `arguments`. None: 80 training and 20 held-out seeds."""
+    wrappers: str = ""
+    """Wrappers that the workers put around the environment, from left to right: MODULE:NAME, separated by commas."""
+    text: Literal["omit", "words"] = "omit"
+    """How observations that are texts are read. omit: not at all; words: as the set of their words."""
+
+
+def make(env: EnvConfig, workers: WorkerConfig) -> HostEnvironment:
+    """Return the gymnasium environment of a name `gym:ID`.
+
+    A worker process is started for its spec, and to check that a seed decides the task.
+
+    Raises:
+        ConfigError: The environment cannot be made or is not supported, or seeds do not decide its tasks.
     """
-    host = host or HostConfig()
+    id, own = env.name.removeprefix("gym:"), env.typed(GymOptions)
     splits = {split: [{"seed": seed} for seed in seeds] for split, seeds in SEEDS.items()}
-    if host.dataset is not None:
-        splits = read_tasks(host.dataset)
-    options: dict[str, Any] = {"id": id, "horizon": host.horizon}
-    if host.wrappers:
-        options["wrappers"] = [name.strip() for name in host.wrappers.split(",")]
-    if host.text != "omit":
-        options["text"] = host.text
-    spec = _announced(id, options, host, splits)
+    if own.dataset is not None:
+        splits = read_tasks(own.dataset)
+    options: dict[str, Any] = {"id": id, "horizon": env.horizon}
+    if own.wrappers:
+        options["wrappers"] = [name.strip() for name in own.wrappers.split(",")]
+    if own.text != "omit":
+        options["text"] = own.text
+    spec = _announced(id, options, workers, splits)
     note = ""
     if spec.left_out:
-        note = f"without the text {', '.join(spec.left_out)} (--host.text words reads it)"
+        note = f"without the text {', '.join(spec.left_out)} (--env.text words reads it)"
         log.warning("env 'gym:%s': the observation is read %s", id, note)
-    return HostEnvironment(f"gym:{id}", ENTRY, options, spec, splits, host=host, note=note)
+    return HostEnvironment(f"gym:{id}", ENTRY, options, spec, splits, host=workers, note=note)
 
 
-def _announced(id: str, options: dict[str, Any], host: HostConfig, splits: dict[str, list[Any]]) -> Spec:
+def _announced(id: str, options: dict[str, Any], host: WorkerConfig, splits: dict[str, list[Any]]) -> Spec:
     config = PoolConfig(
         ENTRY,
         options,
@@ -85,7 +102,7 @@ def check_seed(name: str, pool: Pool, splits: dict[str, list[Any]]) -> None:
                 raise ConfigError(
                     f"env {name!r} was reset twice with seed {task['seed']} and differs {when} in {different[0]}: the "
                     "seed does not decide the task; allowed: an environment, and wrappers, that pass `seed` on and "
-                    "draw from np_random, or tasks without seeds (host.dataset)"
+                    "draw from np_random, or tasks without seeds (env.dataset)"
                 )
 
 
@@ -129,16 +146,16 @@ def read_tasks(path: str) -> dict[str, list[Any]]:
         splits = {split: list(data[split]) for split in ("train", "test")}
     except (OSError, ValueError, LookupError, TypeError) as error:
         reason = f"{type(error).__name__}: {error}"
-        raise ConfigError(f"host.dataset is {path!r}; allowed: {allowed} ({reason})") from None
+        raise ConfigError(f"env.dataset is {path!r}; allowed: {allowed} ({reason})") from None
     for task in (task for tasks in splits.values() for task in tasks):
         if not isinstance(task, dict) or set(task) - {"seed", "options", "arguments"}:
-            raise ConfigError(f"host.dataset is {path!r} with the task {shown(task)}; allowed: {allowed}")
+            raise ConfigError(f"env.dataset is {path!r} with the task {shown(task)}; allowed: {allowed}")
         for name in ("options", "arguments"):
             if not isinstance(task.get(name, {}), dict):
-                raise ConfigError(f"host.dataset is {path!r} with {name} {shown(task[name])}; allowed: an object")
+                raise ConfigError(f"env.dataset is {path!r} with {name} {shown(task[name])}; allowed: an object")
         seed = task.get("seed", 0)
         if type(seed) is not int or not 0 <= seed < 2**31:
-            raise ConfigError(f"host.dataset is {path!r} with the seed {shown(seed)}; allowed: integers 0 … 2^31 − 1")
+            raise ConfigError(f"env.dataset is {path!r} with the seed {shown(seed)}; allowed: integers 0 … 2^31 − 1")
     if not all(splits.values()):
-        raise ConfigError(f"host.dataset is {path!r} with an empty split; allowed: {allowed}")
+        raise ConfigError(f"env.dataset is {path!r} with an empty split; allowed: {allowed}")
     return splits

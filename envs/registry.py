@@ -1,9 +1,7 @@
-"""Environments by name. Modules are imported only when one of their environments is made.
+"""Environments by name: one table, filled by `register`.
 
-`python:MODULE:NAME` is a custom environment (`relic_jax.envs.custom`). `gym:ID` is gymnasium's environment ID,
-`habitat-lab:CONFIG` the task of a habitat-lab config, `metaworld:ml10` a Meta-World benchmark; these and those in
-HOSTED run in worker processes (`relic_jax.environment.host`). Names in BRAX may end in a physics backend:
-`ant-dir:mjx`. A name that begins with one of SUITES and a colon is an environment of that suite: `gymnax:CartPole-v1`.
+A name in the table that ends in a colon is a prefix: `gym:` stands for `gym:CartPole-v1` and every other gymnasium
+environment. Modules are imported when one of their environments is made, and not before.
 """
 
 from __future__ import annotations
@@ -11,22 +9,20 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 
+from relic_jax.config import ConfigError, EnvConfig, Options, WorkerConfig
 from relic_jax.environment.base import Environment, Image, num_tasks, split_hash
-
-if TYPE_CHECKING:
-    from relic_jax.config import HostConfig
 
 
 class UnknownEnvironmentError(ValueError):
     """No environment has this name."""
 
     def __init__(self, name: str) -> None:
-        """Names the value and the nearest names."""
+        """Name the value and the nearest registered names."""
         near = difflib.get_close_matches(str(name), names(), n=3, cutoff=0.5)
         hint = f"; did you mean {' or '.join(near)}?" if near else ";"
         super().__init__(f"unknown environment {name!r}{hint} relic_jax.envs.registry.names() lists all")
@@ -34,10 +30,21 @@ class UnknownEnvironmentError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """What there is to know about an environment before running it; `str` gives it as one line.
+    """Facts about an environment that are known before it runs. `str` puts them on one line.
 
-    observation, action_space: as text. actions: number of actions, or of an action's components. *_tasks: sizes of the
-    splits. *_hash: `split_hash` of the splits.
+    Attributes:
+        name: Registered name.
+        summary: One-line description.
+        horizon: Steps of the longest episode.
+        observation: Dtypes and shapes of the observation's arrays, as text.
+        actions: Number of discrete actions, or of components of an action.
+        action_space: The action space, as text.
+        train_tasks: Number of training tasks.
+        test_tasks: Number of held-out tasks.
+        train_hash: `split_hash` of the training tasks.
+        test_hash: `split_hash` of the held-out tasks.
+        action_names: Names of the actions or components, if the environment has any.
+        observation_names: Names of the components of a vector observation, if the environment has any.
     """
 
     name: str
@@ -62,58 +69,159 @@ class Description:
         )
 
 
-def names() -> list[str]:
-    """Every environment's name, sorted, but for those that PREFIXES or SUITES begin."""
-    return sorted({**ENTRIES, **HOSTED, **BRAX, **XLAND})
+@dataclasses.dataclass(frozen=True)
+class NoOptions:
+    """Options of an environment that has none."""
 
 
-def make(name: str, host: HostConfig | None = None) -> Environment:
-    """The environment called `name`. host: for those in worker processes.
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A row of the table, see `register` for the fields."""
 
-    Of those of other suites, `host.horizon` is the time limit. Raises UnknownEnvironmentError, and ConfigError where
-    one in worker processes or of another suite cannot be made.
+    source: str
+    summary: str
+    options: str | None = None
+    horizon: bool = False
+    workers: bool = False
+    variants: bool = False
+
+
+TABLE: dict[str, Entry] = {}
+"""Every environment and every prefix, by name. Fill it with `register`."""
+
+
+def register(
+    source: str,
+    summaries: Mapping[str, str],
+    *,
+    options: str | None = None,
+    horizon: bool = False,
+    workers: bool = False,
+    variants: bool = False,
+) -> None:
+    """Add environments of one family to the table.
+
+    Args:
+        source: `MODULE:ATTRIBUTE` of a function `make(env: EnvConfig, workers: WorkerConfig) -> Environment`, or of a
+            mapping from names to environments.
+        summaries: One-line description of each environment, by name. A name that ends in a colon is a prefix.
+        options: `MODULE:CLASS` of a frozen dataclass with the family's options, each with a default and a doc string.
+            `make` reads them with `env.typed(CLASS)`. None: the family has no options.
+        horizon: Whether the environments read `EnvConfig.horizon`.
+        workers: Whether the environments live in worker processes.
+        variants: Whether a colon and a variant can follow the name, e.g. a physics backend: `ant-dir:mjx`.
     """
-    for prefix, (module, _) in PREFIXES.items():
-        if name.startswith(prefix):
-            return importlib.import_module(module).make(name.removeprefix(prefix), host)
-    prefix = "xland" if name in XLAND else name.partition(":")[0]
-    if prefix in SUITES and (name in XLAND or ":" in name):
-        return importlib.import_module(SUITES[prefix][0]).make(name, host and host.horizon)
-    if name.partition(":")[0] in BRAX:
-        return importlib.import_module("relic_jax.envs.brax.env").make(name)
-    if name in HOSTED:
-        return importlib.import_module(HOSTED[name][0]).make(host)
-    if name not in ENTRIES:
+    for name, summary in summaries.items():
+        TABLE[name] = Entry(source, summary, options, horizon, workers, variants)
+
+
+def names(module: str = "") -> list[str]:
+    """Return the names of environments without the prefixes, sorted. module: start of the sources of those wanted."""
+    return sorted(name for name, entry in TABLE.items() if name[-1] != ":" and entry.source.startswith(module))
+
+
+def prefixes() -> list[str]:
+    """Return the prefixes, sorted, with their colons."""
+    return sorted(name for name in TABLE if name.endswith(":"))
+
+
+def find(name: str) -> Entry:
+    """Return the row of the table for a name. Raises UnknownEnvironmentError."""
+    head, colon, _ = name.partition(":")
+    entry = TABLE.get(name) if not name.endswith(":") else None
+    entry = entry or (TABLE.get(f"{head}:") if colon else None)
+    if entry is None and colon and head in TABLE and TABLE[head].variants:
+        entry = TABLE[head]
+    if entry is None:
         raise UnknownEnvironmentError(name)
-    return ENTRIES[name][0]()
+    return entry
+
+
+def options_of(name: str) -> type[Any]:
+    """Return the options dataclass of an environment's family. Raises UnknownEnvironmentError."""
+    options = find(name).options
+    return NoOptions if options is None else _attribute(options)
+
+
+def option_names(name: str) -> tuple[str, ...]:
+    """Return the fields of `EnvConfig` and the options that an environment reads. Raises UnknownEnvironmentError."""
+    options = tuple(field.name for field in dataclasses.fields(options_of(name)))
+    return ("horizon", *options) if find(name).horizon else options
+
+
+def renamed(env: EnvConfig, name: str) -> EnvConfig:
+    """Return the config of the environment called `name` with those values of `env` that this one reads too."""
+    if name == env.name:
+        return env
+    read = option_names(name)
+    options = {option: value for option, value in env.options.items() if option in read}
+    return EnvConfig(name, env.horizon if "horizon" in read else None, Options(options))
+
+
+def check(env: EnvConfig) -> None:
+    """Check the horizon and the options of an environment against what its family declares.
+
+    Raises:
+        UnknownEnvironmentError: No environment has this name.
+        ConfigError: The environment does not read the horizon or an option, or a value has the wrong type.
+    """
+    if env.horizon is not None and not find(env.name).horizon:
+        raise ConfigError(f"env.horizon is {env.horizon!r}; allowed: None, {env.name!r} has a fixed time limit")
+    if env.options:
+        env.typed(options_of(env.name))
+
+
+def make(env: EnvConfig | str, workers: WorkerConfig | None = None) -> Environment:
+    """Return an environment.
+
+    Args:
+        env: The configuration of the environment, or its name.
+        workers: Worker processes, for environments that live in some. None: the defaults.
+
+    Returns:
+        The environment. Nothing is started, except a worker process that is asked for its spec and then stopped.
+
+    Raises:
+        UnknownEnvironmentError: No environment has this name.
+        ConfigError: The environment cannot be made with these options, or needs an extra that is not installed.
+    """
+    env = EnvConfig(env) if isinstance(env, str) else env
+    check(env)
+    source = _attribute(find(env.name).source)
+    if isinstance(source, Mapping):
+        return source[env.name]
+    return source(env, workers or WorkerConfig())
+
+
+def _attribute(path: str) -> Any:
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def numbered(names: tuple[str, ...] | None, n: int) -> str:
-    """'0 left, 1 right'; nothing where there are no names, or not as many as actions or components (n)."""
+    """Return "0 left, 1 right" for n names; "" if there are no names, or not one for each."""
     return ", ".join(f"{index} {name}" for index, name in enumerate(names)) if names and len(names) == n else ""
 
 
-def host_options(name: str) -> tuple[str, ...] | None:
-    """The fields of HostConfig that the environment called `name` reads; None: no such name. None is made."""
-    from relic_jax.config import HostConfig
-
-    if name.startswith("python:"):
-        return ()
-    if name in HOSTED or name.startswith(tuple(PREFIXES)):
-        other = () if name.startswith("gym:") else GYM_OPTIONS
-        return tuple(field.name for field in dataclasses.fields(HostConfig) if field.name not in other)
-    if name in XLAND or (":" in name and name.partition(":")[0] in SUITES):
-        return ("horizon",)
-    return () if name in ENTRIES or name.partition(":")[0] in BRAX else None
-
-
 def describe(name: str, env: Environment | None = None) -> Description:
-    """Describes the environment called `name`. env: it, where it was made already. Raises as `make` does."""
+    """Describe an environment.
+
+    Args:
+        name: Its registered name.
+        env: The environment, if it was already made.
+
+    Returns:
+        The description.
+
+    Raises:
+        UnknownEnvironmentError: No environment has this name.
+        ConfigError: The environment cannot be made.
+    """
     env = env or make(name)
     train, test = env.tasks("train"), env.tasks("test")
     return Description(
         name=name,
-        summary=", ".join(filter(None, (_summary(name), getattr(env, "note", "")))),
+        summary=", ".join(filter(None, (find(name).summary, getattr(env, "note", "")))),
         horizon=env.horizon,
         observation=_observation(env),
         actions=env.action_space.n,
@@ -127,18 +235,8 @@ def describe(name: str, env: Environment | None = None) -> Description:
     )
 
 
-def _summary(name: str) -> str:
-    prefix = name.partition(":")[0]
-    if prefix in BRAX:
-        return BRAX[prefix]
-    if prefix in SUITES and name != prefix:
-        return f"{SUITES[prefix][1]}'s environment"
-    by_prefix = (summary for prefix, (_, summary) in PREFIXES.items() if name.startswith(prefix))
-    return next(by_prefix, None) or {**ENTRIES, **HOSTED, **XLAND}[name][1]
-
-
 def _observation(env: Environment) -> str:
-    """Dtypes and shapes of the observation's arrays, each after its name where it has one; images say so."""
+    """Return dtypes and shapes of the observation's arrays, each after its name if it has one."""
     parts = []
     for path, spec in jax.tree_util.tree_leaves_with_path(env.observation_spec):
         name = jax.tree_util.keystr(path, simple=True, separator=".")
@@ -148,131 +246,116 @@ def _observation(env: Environment) -> str:
     return ", ".join(parts)
 
 
-PREFIXES = {
-    "python:": ("relic_jax.envs.custom", "one's own"),
-    "gym:": ("relic_jax.envs.gym", "gymnasium's environment"),
-    "habitat-lab:": ("relic_jax.envs.habitat.lab.env", "a task of habitat-lab's, by its config"),
-    "metaworld:": ("relic_jax.envs.metaworld.env", "a robot arm's tasks, where the goal is not seen"),
-}
-"""Environments that others name: module with `make(rest of the name, host)`, description. All but the first live in
-worker processes."""
-GYM_OPTIONS = ("wrappers", "text")
-"""Fields of HostConfig that only gymnasium's environments read."""
-HOSTED = {
-    "extobjnav": (
-        "relic_jax.envs.habitat.env",
-        "find objects of named categories in a house, on habitat-sim or on a software simulator",
-    ),
-}
-"""Environments in worker processes: module with `make(host)`, one-line description."""
-
-BRAX = {
-    "halfcheetah-vel": "run at a speed that is not told",
-    "halfcheetah-dir": "run forwards or backwards, whichever pays",
-    "ant-dir": "walk in a direction that is not told",
-    "ant-goal": "walk to a place that is not told",
-}
-"""Tasks on brax's environments (an extra); `NAME:BACKEND` chooses its physics. One-line descriptions."""
-
-SUITES = {
-    "gymnax": ("relic_jax.envs.adapters.gymnax", "gymnax"),
-    "xland": ("relic_jax.envs.adapters.xland", "XLand-MiniGrid"),
-    "navix": ("relic_jax.envs.adapters.navix", "navix"),
-    "craftax": ("relic_jax.envs.adapters.craftax", "Craftax"),
-    "playground": ("relic_jax.envs.adapters.playground", "MuJoCo Playground"),
-}
-"""Other suites (each an extra), by the prefix of their names: module with `make(name, horizon)`, the suite's name."""
-
-XLAND = {
-    "xland-anyside": (
-        "relic_jax.envs.adapters.xland",
-        "XLand-MiniGrid: the goals of xland-trivial that have no direction, one room",
-    ),
-    "xland-trivial": (
-        "relic_jax.envs.adapters.xland",
-        "XLand-MiniGrid: what to do with which of five objects, one room",
-    ),
-    "xland-small": (
-        "relic_jax.envs.adapters.xland",
-        "XLand-MiniGrid: the same with a rule that makes what is needed, one room",
-    ),
-    "xland-medium": ("relic_jax.envs.adapters.xland", "XLand-MiniGrid: chains of two rules, four rooms"),
-}
-"""Presets of XLand-MiniGrid. One-line descriptions, behind their module."""
-
-Entry = tuple[Callable[[], Environment], str]  # factory, one-line description
-
-
-def _presets(module: str, summaries: dict[str, str]) -> dict[str, Entry]:
-    """Entries for environments that `module` keeps in its PRESETS."""
-
-    def factory(name: str) -> Callable[[], Environment]:
-        return lambda: importlib.import_module(module).PRESETS[name]
-
-    return {name: (factory(name), summary) for name, summary in summaries.items()}
-
-
-ENTRIES: dict[str, Entry] = {
-    **_presets(
-        "relic_jax.envs.darkroom.env",
-        {
-            "darkroom-dpt": "find a hidden goal on a blind 10×10 grid, rewarded for every step spent on it",
-            "darkroom-ad-9": "darkroom-dpt on a 9×9 grid, from its centre",
-            "darkroom-ad-9-random": "darkroom-ad-9 from a random cell in every episode",
-            "darkroom-hard-17": "find a hidden goal on a blind 17×17 grid, rewarded once, which ends the episode",
-            "darkroom-hard-17-random": "darkroom-hard-17 from a random cell in every episode",
-            "darkroom-large-40x20": "darkroom-dpt on a 40×20 grid",
-            "darkroom-permuted": "reach the far corner of a 10×10 grid with actions whose effects are unknown",
-        },
-    ),
-    **_presets(
-        "relic_jax.envs.darkroom.key_to_door",
-        {"key-to-door-9": "find a hidden key, then a hidden door, on a blind 9×9 grid"},
-    ),
-    **_presets(
-        "relic_jax.envs.firstperson.room",
-        {
-            "miniworld-dpt4": "DPT's Miniworld: which of four boxes is rewarded; only four distinct tasks, and the "
-            "published test tasks are training tasks",
-            "miniworld-open": "which of four objects is rewarded, in rooms with layouts that are held out",
-        },
-    ),
-    **_presets(
-        "relic_jax.envs.firstperson.levels",
-        {
-            "miniworld-oneroom": "find the red box in a room of 10×10 m",
-            "miniworld-hallway": "find the red box at the end of a hallway",
-            "miniworld-tmaze": "find the red box in one of the two arms of a T",
-            "miniworld-fourrooms": "find the red box in four rooms with doors",
-            "miniworld-maze": "find the red box in a maze of 8×8 cells",
-            "miniworld-wallgap": "find the red box behind a wall with a gap, outdoors",
-        },
-    ),
-    **_presets(
-        "relic_jax.envs.firstperson.house",
-        {
-            "house-objnav-small": "find the named object in a house of up to 4 rooms, 6 kinds of objects",
-            "house-objnav-medium": "find the named object in a house of up to 8 rooms, 12 kinds of objects",
-            "house-objnav-large": "find the named object in a house of up to 16 rooms, 20 kinds of objects",
-        },
-    ),
-    **_presets(
-        "relic_jax.envs.probes.env",
-        {
-            "probe-value": "one step, always rewarded: can the value be learned",
-            "probe-discount": "two steps, the second rewarded: is the return discounted and bootstrapped",
-            "probe-policy": "one step, rewarded for matching what is seen: can the policy be learned",
-            "probe-memory": "five steps, rewarded for recalling the first: is there memory within an episode",
-            "probe-bandit": "five arms, the best one is the task: is there learning in context",
-            "probe-continuous": "one step, rewarded for the action that is seen: can continuous actions be learned",
-            "probe-mask": "four steps, in each of which other actions are legal: are masks kept and respected",
-            "probe-multidiscrete": "one step, two actions at a time, rewarded for matching what is seen",
-        },
-    ),
-    **_presets(
-        "relic_jax.envs.pointmass.env",
-        {
-            "pointmass-goal": "find a hidden goal on a half circle and stay there, rewarded near to it",
-        },
-    ),
-}
+register("relic_jax.envs.custom:make", {"python:": "a custom environment"})
+register(
+    "relic_jax.envs.gym:make",
+    {"gym:": "an environment of gymnasium"},
+    options="relic_jax.envs.gym:GymOptions",
+    horizon=True,
+    workers=True,
+)
+register(
+    "relic_jax.envs.habitat.lab.env:make",
+    {"habitat-lab:": "a task of habitat-lab, by its config"},
+    options="relic_jax.envs.habitat.lab.env:HabitatLabOptions",
+    horizon=True,
+    workers=True,
+)
+register(
+    "relic_jax.envs.habitat.env:make",
+    {"extobjnav": "find objects of named categories in a house, on habitat-sim or on a software simulator"},
+    options="relic_jax.envs.habitat.env:HabitatOptions",
+    horizon=True,
+    workers=True,
+)
+register(
+    "relic_jax.envs.metaworld.env:make",
+    {"metaworld:": "tasks of a robot arm whose goal is not observed"},
+    horizon=True,
+    workers=True,
+)
+register("relic_jax.envs.adapters.gymnax:make", {"gymnax:": "an environment of gymnax"}, horizon=True)
+register("relic_jax.envs.adapters.navix:make", {"navix:": "an environment of navix"}, horizon=True)
+register("relic_jax.envs.adapters.craftax:make", {"craftax:": "an environment of Craftax"}, horizon=True)
+register("relic_jax.envs.adapters.playground:make", {"playground:": "MuJoCo Playground"}, horizon=True)
+register(
+    "relic_jax.envs.adapters.xland:make",
+    {
+        "xland:": "an environment of XLand-MiniGrid",
+        "xland-anyside": "XLand-MiniGrid: the goals of xland-trivial that have no direction, one room",
+        "xland-trivial": "XLand-MiniGrid: what to do with which of five objects, one room",
+        "xland-small": "XLand-MiniGrid: xland-trivial with a rule that produces the object needed, one room",
+        "xland-medium": "XLand-MiniGrid: chains of two rules, four rooms",
+    },
+    horizon=True,
+)
+register(
+    "relic_jax.envs.brax.env:make",
+    {
+        "halfcheetah-vel": "run at a hidden speed",
+        "halfcheetah-dir": "run forwards or backwards, whichever is rewarded",
+        "ant-dir": "walk in a hidden direction",
+        "ant-goal": "walk to a hidden place",
+    },
+    variants=True,
+)
+register(
+    "relic_jax.envs.darkroom.env:PRESETS",
+    {
+        "darkroom-dpt": "find a hidden goal on a blind 10×10 grid, rewarded for every step on it",
+        "darkroom-ad-9": "darkroom-dpt on a 9×9 grid, from its centre",
+        "darkroom-ad-9-random": "darkroom-ad-9 from a random cell in every episode",
+        "darkroom-hard-17": "find a hidden goal on a blind 17×17 grid, rewarded once, which ends the episode",
+        "darkroom-hard-17-random": "darkroom-hard-17 from a random cell in every episode",
+        "darkroom-large-40x20": "darkroom-dpt on a 40×20 grid",
+        "darkroom-permuted": "reach the far corner of a 10×10 grid with actions whose effects are unknown",
+    },
+)
+register(
+    "relic_jax.envs.darkroom.key_to_door:PRESETS",
+    {"key-to-door-9": "find a hidden key, then a hidden door, on a blind 9×9 grid"},
+)
+register(
+    "relic_jax.envs.firstperson.room:PRESETS",
+    {
+        "miniworld-dpt4": "DPT's Miniworld: which of four boxes is rewarded; only four distinct tasks, and the "
+        "published test tasks are training tasks",
+        "miniworld-open": "which of four objects is rewarded, in rooms with held-out layouts",
+    },
+)
+register(
+    "relic_jax.envs.firstperson.levels:PRESETS",
+    {
+        "miniworld-oneroom": "find the red box in a room of 10×10 m",
+        "miniworld-hallway": "find the red box at the end of a hallway",
+        "miniworld-tmaze": "find the red box in one of the two arms of a T",
+        "miniworld-fourrooms": "find the red box in four rooms with doors",
+        "miniworld-maze": "find the red box in a maze of 8×8 cells",
+        "miniworld-wallgap": "find the red box behind a wall with a gap, outdoors",
+    },
+)
+register(
+    "relic_jax.envs.firstperson.house:PRESETS",
+    {
+        "house-objnav-small": "find the named object in a house of up to 4 rooms, 6 kinds of objects",
+        "house-objnav-medium": "find the named object in a house of up to 8 rooms, 12 kinds of objects",
+        "house-objnav-large": "find the named object in a house of up to 16 rooms, 20 kinds of objects",
+    },
+)
+register(
+    "relic_jax.envs.probes.env:PRESETS",
+    {
+        "probe-value": "one step, always rewarded: tests whether the value is learned",
+        "probe-discount": "two steps, the second rewarded: tests discounting and bootstrapping",
+        "probe-policy": "one step, rewarded for the action that is observed: tests whether the policy is learned",
+        "probe-memory": "five steps, rewarded for recalling the first: tests memory within an episode",
+        "probe-bandit": "five arms, the best one is the task: tests learning in context",
+        "probe-continuous": "one step, rewarded for the action that is observed: tests continuous actions",
+        "probe-mask": "four steps, each with other legal actions: tests whether masks are stored and respected",
+        "probe-multidiscrete": "one step, two actions at a time, rewarded for matching the observation",
+    },
+)
+register(
+    "relic_jax.envs.pointmass.env:PRESETS",
+    {"pointmass-goal": "find a hidden goal on a half circle and stay there, rewarded near it"},
+)

@@ -18,10 +18,12 @@ from matplotlib.figure import Figure
 
 from relic_jax import settings
 from relic_jax.agent import Agent
-from relic_jax.config import ConfigError, HostConfig, TrainConfig, from_json, to_json
+from relic_jax.config import ConfigError, EnvConfig, TrainConfig, WorkerConfig, from_json, to_json
 from relic_jax.dashboards import WandBOptions
 from relic_jax.environment.base import Environment, Split
+from relic_jax.envs import registry
 from relic_jax.experiments import evaluation, folders, plots, presets, run, training
+from relic_jax.experiments.arguments import find_env
 from relic_jax.loading import LoadedPolicy, load_policy
 from relic_jax.plotting import figure_format, write_figure
 
@@ -99,7 +101,7 @@ class Run:
             out=None if out is None else Path(out),
             trust=self.trust,
         )
-        (report,) = evaluation.start(command, frozenset() if env is None else frozenset({"env"}))
+        (report,) = evaluation.start(command, run.Overrides(env, given=frozenset() if env is None else frozenset({"env"})))
         return report
 
     def plot(self, out: str | Path | None = None, *, training: bool = False) -> Figure:
@@ -186,7 +188,7 @@ def train(
     config = override(default, fields)
     options: dict[str, Any] = {"track": track, "wandb": wandb or WandBOptions()}
     command = training.TrainCommand(config, name=name, runs=Path(runs), **options)
-    label = preset if isinstance(preset, str) else presets.name_of(config) or re.sub(r"[^\w.]+", "-", config.env)
+    label = preset if isinstance(preset, str) else presets.name_of(config) or re.sub(r"[^\w.]+", "-", config.env.name)
     return _run(command, label, default, stop)
 
 
@@ -213,13 +215,17 @@ def make_env(name: str, *, action_repeat: int = 1, **options: Any) -> Environmen
     Args:
       name: A name that `relic-jax envs` lists, or `python:MODULE:NAME` for a custom environment.
       action_repeat: Environment steps that each action lasts.
-      **options: Fields of `HostConfig`.
+      **options: `horizon`, options of the environment's family and fields of `WorkerConfig`.
 
     Raises:
       ConfigError: If the name is unknown, or if the environment does not read an option.
     """
-    config = override(TrainConfig(env=name), {"host": options, "trial": {"action_repeat": action_repeat}})
-    run.check_host(name, config.host, HostConfig())
+    names = {field.name for field in dataclasses.fields(WorkerConfig)}
+    workers = {option: value for option, value in options.items() if option in names}
+    env = {option: value for option, value in options.items() if option not in names}
+    fields = {"env": {"name": name, **env}, "host": workers, "trial": {"action_repeat": action_repeat}}
+    config = override(TrainConfig(), fields)
+    run.check_workers(name, config.host, WorkerConfig())
     return run.env_of(config)
 
 
@@ -235,7 +241,14 @@ def override(config: TrainConfig, fields: Mapping[str, Any]) -> TrainConfig:
     """
     content = json.loads(to_json(config))
     for name, value in fields.items():
-        _merge(content, name, value)
+        if name == "env" and isinstance(value, str):  # options that the new environment has too stay set
+            find_env(value)
+            content["env"] = dataclasses.asdict(registry.renamed(config.env, value))
+        else:
+            _merge(content, name, value)
+    env, known = content["env"], [field.name for field in dataclasses.fields(EnvConfig)]
+    if isinstance(env, dict):
+        env["options"] |= {option: env.pop(option) for option in list(env) if option not in known}
     try:
         text = json.dumps(content, default=_plain)
     except (TypeError, ValueError, RecursionError) as error:

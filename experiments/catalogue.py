@@ -10,12 +10,11 @@ from typing import Any
 
 import tyro
 
-from relic_jax.config import ConfigError, HostConfig, to_json, validate_host
+from relic_jax.config import ConfigError, EnvConfig, WorkerConfig, to_json, validate_env, validate_workers
 from relic_jax.environment.base import Split
 from relic_jax.envs import registry
 from relic_jax.experiments import presets, run
-from relic_jax.experiments.arguments import parse
-from relic_jax.experiments.training import without_aliases
+from relic_jax.experiments.arguments import find_env, parse, parse_env, split_env_options, with_current_names
 from relic_jax.progress import Activity
 
 
@@ -37,7 +36,7 @@ class EnvsCommand:
     """Compute the mean returns of random actions and of the scripted expert (with NAME)."""
     json: bool = False
     """Print JSON: an object with NAME, else a list of them."""
-    host: HostConfig = dataclasses.field(default_factory=HostConfig)
+    host: WorkerConfig = dataclasses.field(default_factory=WorkerConfig)
     """Options of environments in worker processes (with NAME)."""
 
 
@@ -54,15 +53,18 @@ def presets_main(arguments: Sequence[str]) -> None:
 
 def envs_main(arguments: Sequence[str]) -> None:
     """`relic-jax envs [NAME]`: the list with split hashes, or one environment with its computed reference returns."""
-    arguments = without_aliases(arguments)
-    command = parse(EnvsCommand, arguments, "relic-jax envs")
+    options, others = split_env_options(with_current_names(arguments))
+    command = parse(EnvsCommand, others, "relic-jax envs")
     if command.name is None:
-        _check_no_options(command)
+        _check_no_options(command, options)
         _list(command.json)
         return
-    run.check_host(command.name, command.host, HostConfig())
-    validate_host(command.host)
-    env = run.make_env(command.name, command.host)
+    find_env(command.name)
+    config = parse_env(EnvConfig(command.name), options, "relic-jax envs")
+    run.check_workers(command.name, command.host, WorkerConfig())
+    validate_env(config)
+    validate_workers(command.host)
+    env = run.make_env(config, command.host)
     description = registry.describe(command.name, env)
     with Activity(f"computing the reference returns of {command.name}", sys.stderr if command.json else None):
         splits: tuple[Split, ...] = ("train", "test") if command.reference_returns else ()
@@ -80,9 +82,9 @@ def envs_main(arguments: Sequence[str]) -> None:
         print(f"{split}: {optimal}, random {line['random']:.3g} (mean return per episode)")
 
 
-def _check_no_options(command: EnvsCommand) -> None:
-    if command.host != HostConfig() or not command.reference_returns:
-        allowed = "an environment, if --host options or --no-reference-returns are given"
+def _check_no_options(command: EnvsCommand, options: Sequence[str]) -> None:
+    if options or command.host != WorkerConfig() or not command.reference_returns:
+        allowed = "an environment, if --env or --host options or --no-reference-returns are given"
         raise ConfigError(f"name is missing; allowed: {allowed}")
 
 
@@ -104,5 +106,5 @@ def _list(as_json: bool) -> None:
     if as_json:
         print(json.dumps(descriptions, indent=2))
         return
-    for prefix, (_, suite) in sorted(registry.SUITES.items()):
-        print(f"{prefix}:ID: environment ID of {suite} (docs/environments.md)")
+    for prefix in registry.prefixes():
+        print(f"{prefix}ID: {registry.TABLE[prefix].summary} (docs/environments.md)")

@@ -15,13 +15,13 @@ import tyro
 
 from relic_jax import settings
 from relic_jax.bridge.pool import PoolError
-from relic_jax.config import ConfigError, HostConfig
+from relic_jax.config import ConfigError, WorkerConfig
 from relic_jax.experiments import folders, habitat_dataset, import_llamarl, play, presets, run
-from relic_jax.experiments.arguments import check_text, parse
+from relic_jax.experiments.arguments import check_text, parse, split_env_options, with_current_names
 from relic_jax.experiments.catalogue import envs_main, presets_main
 from relic_jax.experiments.evaluation import QUICK_EPISODES, evaluate_main
 from relic_jax.experiments.plots import plot_main
-from relic_jax.experiments.training import train_main, without_aliases
+from relic_jax.experiments.training import train_main
 from relic_jax.export import Dtype, ExportFormat, VerificationError, export_policy
 from relic_jax.files import storage_failure
 from relic_jax.plotting import is_suffix
@@ -71,7 +71,7 @@ class PlayCommand:
     trust: bool = False
     """Run the environment and the workers that the policy's config names, also where another user made it. They can be
     any program."""
-    host: HostConfig = dataclasses.field(default_factory=HostConfig)
+    host: WorkerConfig = dataclasses.field(default_factory=WorkerConfig)
     """Options of environments in worker processes; default: the run's own."""
 
 
@@ -159,10 +159,13 @@ def _fail(message: str, code: int) -> NoReturn:
 
 def play_main(arguments: Sequence[str]) -> None:
     """`relic-jax play`."""
-    arguments = without_aliases(arguments)
-    command = parse(PlayCommand, arguments, "relic-jax play")
+    arguments = with_current_names(arguments)
+    options, others = split_env_options(arguments)
+    command = parse(PlayCommand, others, "relic-jax play")
     policies = run.load([] if command.path is None else [command.path], command.pretrained, trust=command.trust)
-    (trained,), env = run.in_environment(policies, command.env, command.host, run.given_fields(arguments))
+    given = run.given_fields(arguments)
+    overrides = run.Overrides(command.env, options, command.host, given, "relic-jax play")
+    (trained,), env = run.in_environment(policies, overrides)
     if command.human:
         _check_by_hand(command)
         play.play_by_hand(env, command.tasks, command.task)

@@ -11,12 +11,12 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from relic_jax.config import ConfigError, EvalConfig, HostConfig, validate
+from relic_jax.config import ConfigError, EvalConfig, WorkerConfig, validate
 from relic_jax.environment.base import Environment, split_hash
 from relic_jax.experiments import folders, pooling, run
-from relic_jax.experiments.arguments import parse
+from relic_jax.experiments.arguments import parse, split_env_options, with_current_names
 from relic_jax.experiments.import_llamarl import KEPT
-from relic_jax.experiments.training import Stopped, evaluate, without_aliases
+from relic_jax.experiments.training import Stopped, evaluate
 from relic_jax.loading import LoadedPolicy
 from relic_jax.models.encoders import image_mask
 from relic_jax.plotting import FORMATS, figure_format, plot_curves
@@ -61,7 +61,7 @@ class EvaluateCommand:
     trust: bool = False
     """Run the environment and the workers that a policy's config names, also where another user made it. They can be
     any program."""
-    host: HostConfig = dataclasses.field(default_factory=HostConfig)
+    host: WorkerConfig = dataclasses.field(default_factory=WorkerConfig)
     """Options of environments in worker processes; default: the run's own."""
 
 
@@ -76,26 +76,28 @@ class Group:
 
 def evaluate_main(arguments: Sequence[str]) -> None:
     """`relic-jax evaluate`."""
-    arguments = without_aliases(arguments)
-    command = parse(EvaluateCommand, arguments, "relic-jax evaluate")
+    arguments = with_current_names(arguments)
+    options, others = split_env_options(arguments)
+    command = parse(EvaluateCommand, others, "relic-jax evaluate")
+    given = run.given_fields(arguments)
     try:
-        start(command, run.given_fields(arguments))
+        start(command, run.Overrides(command.env, options, command.host, given, "relic-jax evaluate"))
     except Stopped as stopped:
         sys.exit(stopped.exit_code)
 
 
-def start(command: EvaluateCommand, given: frozenset[str]) -> list[dict[str, Any]]:
+def start(command: EvaluateCommand, overrides: run.Overrides) -> list[dict[str, Any]]:
     """Evaluate the policies of a command, write the results and return them, one for each group.
 
     Args:
       command: The options of `relic-jax evaluate`.
-      given: The names of the options that are set.
+      overrides: The environment and the workers to use in place of the policies' own.
 
     Raises:
       ConfigError: If the options do not fit the policies.
       Stopped: If a signal stopped the evaluation.
     """
-    groups = _groups(command, given)
+    groups = _groups(command, overrides)
     config = evaluation_config(command, groups[0].policies[0])
     for group in groups:
         _check(group, config, command.tasks)
@@ -121,7 +123,7 @@ def start(command: EvaluateCommand, given: frozenset[str]) -> list[dict[str, Any
     return summaries
 
 
-def _groups(command: EvaluateCommand, given: frozenset[str]) -> list[Group]:
+def _groups(command: EvaluateCommand, overrides: run.Overrides) -> list[Group]:
     """The policies, in their environments, which are made here. Raises ConfigError."""
     if command.group and (command.paths or command.pretrained is not None):
         raise ConfigError(f"group is {command.group[0]!r}; allowed: nothing where paths or --pretrained are given")
@@ -130,7 +132,7 @@ def _groups(command: EvaluateCommand, given: frozenset[str]) -> list[Group]:
     for name, members in paths.items():
         policies = run.load(members, command.pretrained, trust=command.trust)
         pooling.check_pool(policies, [(policy.path.parent.parent / KEPT).is_file() for policy in policies])
-        found.append(Group(name, *run.in_environment(policies, command.env, command.host, given)))
+        found.append(Group(name, *run.in_environment(policies, overrides)))
     return found
 
 

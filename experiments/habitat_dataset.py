@@ -28,7 +28,7 @@ class Command:
     """Make an episode dataset: arrangements of objects in scenes, at places that can be reached."""
 
     out: Path
-    """The file, for --host.dataset; with --format habitat-lab, a folder."""
+    """The file, for --env.dataset; with --format habitat-lab, a folder."""
     format: Literal["relic", "habitat-lab"] = "relic"
     """Ours; or habitat-lab's own: ObjectNav and PointNav with configs for --env habitat-lab:CONFIG (soft only)."""
     backend: Literal["soft", "habitat"] = "soft"

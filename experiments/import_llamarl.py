@@ -12,7 +12,7 @@ import numpy as np
 import tyro
 
 from relic_jax import checkpoint
-from relic_jax.config import ConfigError, EvalConfig, PPOConfig, TrainConfig, TrialConfig, validate
+from relic_jax.config import ConfigError, EnvConfig, EvalConfig, PPOConfig, TrainConfig, TrialConfig, validate
 from relic_jax.experiments import folders, run
 from relic_jax.experiments.arguments import parse
 from relic_jax.files import write_checksums
@@ -77,7 +77,7 @@ def import_checkpoint(command: Command) -> None:
     checkpoint.save_params(command.to / "checkpoints", steps, params, config, counters, spaces)
     files.write(command.to / KEPT, foreign.kept, {"dtypes": foreign.dtypes, "config": foreign.config})
     write_checksums(command.to, [KEPT])
-    print(f"imported {_count(params):,} parameters, acting in {config.env}; tried backwards: every array is equal")
+    print(f"imported {_count(params):,} parameters, acting in {config.env.name}; tried backwards: every array is equal")
     print(f"wrote {command.to}; next: relic-jax evaluate {command.to}")
 
 
@@ -105,7 +105,7 @@ def read_kept(file: Path) -> Foreign:
 def train_config(policy: PolicyConfig, env: str | None) -> TrainConfig:
     """The original's run for a policy of it: that of Darkroom, or that of object navigation."""
     vectors = policy.encoder.vectors
-    config = TrainConfig(env=env or DEFAULT_ENV[vectors], chunk="segment", policy=policy)
+    config = TrainConfig(env=EnvConfig(env or DEFAULT_ENV[vectors]), chunk="segment", policy=policy)
     if vectors == "raw":
         return config
     return dataclasses.replace(

@@ -51,7 +51,7 @@ def compare(path: Path) -> list[dict[str, Any]]:
     config, _ = checkpoint.load_meta(path)
     env = env_of(config)
     if not isinstance(env.action_space, Discrete):
-        raise SystemExit(f"paths: '{path}' is of env {config.env!r}; allowed: one of discrete actions")
+        raise SystemExit(f"paths: '{path}' is of env {config.env.name!r}; allowed: one of discrete actions")
     policies = {form: policy_for(env, with_format(config, form).policy) for form in get_args(KVFormat)}
     params = checkpoint.load_params(path, jax.eval_shape(policies["float32"].init, jax.random.key(0)))
     curves = {form: in_context_curves(policy, params, env, config.eval) for form, policy in policies.items()}

@@ -181,7 +181,8 @@ def _env_name(folder: Path) -> str | None:
     for file in (folder / "config.json", *sorted(folder.glob("checkpoints/*/meta.json"))):
         try:
             found = json.loads(file.read_text(encoding="utf-8"))
-            name = found.get("env") or found["config"]["env"]
+            env = found.get("env") or found["config"]["env"]
+            name = env["name"] if isinstance(env, dict) else env  # a string in old files
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue
         if isinstance(name, str):

@@ -6,7 +6,16 @@ import dataclasses
 import difflib
 from dataclasses import replace
 
-from relic_jax.config import ConfigError, EvalConfig, HostConfig, PPOConfig, TrainConfig, TrialConfig, differences
+from relic_jax.config import (
+    ConfigError,
+    EnvConfig,
+    EvalConfig,
+    PPOConfig,
+    TrainConfig,
+    TrialConfig,
+    WorkerConfig,
+    differences,
+)
 from relic_jax.models.actions import HeadConfig
 from relic_jax.models.encoders import EncoderConfig
 from relic_jax.models.policy import PolicyConfig
@@ -29,10 +38,10 @@ class Preset:
     expected: str
 
 
-RELIC_PAPER = TrainConfig(env="darkroom-dpt", chunk="segment", policy=PolicyConfig(transformer=TINY))
+RELIC_PAPER = TrainConfig(env=EnvConfig("darkroom-dpt"), chunk="segment", policy=PolicyConfig(transformer=TINY))
 
 DARKROOM = TrainConfig(
-    env="darkroom-dpt",
+    env=EnvConfig("darkroom-dpt"),
     total_steps=10_000_000,
     policy=PolicyConfig(transformer=replace(TINY, heads=2), encoder=EncoderConfig(observation="scaled")),
     trial=TrialConfig(environments=64, steps=500, updates=4),
@@ -75,7 +84,7 @@ SMOKE = replace(
 DARKROOM_4K = replace(DARKROOM, trial=TrialConfig(environments=32, steps=4000, updates=20))
 
 DARKROOM_64K = TrainConfig(
-    env="darkroom-dpt",
+    env=EnvConfig("darkroom-dpt"),
     chunk="segment",
     total_steps=100 * 4 * 65_536,
     checkpoint_minutes=30.0,
@@ -90,7 +99,7 @@ DARKROOM_64K_INT8 = replace(
 )
 
 MINIWORLD = TrainConfig(
-    env="miniworld-open",
+    env=EnvConfig("miniworld-open"),
     total_steps=3_000_000,
     policy=PolicyConfig(
         transformer=TransformerConfig(layers=2, heads=2, width=64, mlp_width=256, max_positions=128),
@@ -112,7 +121,7 @@ LONG_EPISODES = replace(  # credit ends with the episode: else stopping at once,
 
 HOUSE = replace(
     MINIWORLD,
-    env="house-objnav-small",
+    env=EnvConfig("house-objnav-small"),
     total_steps=1_500_000,
     policy=PolicyConfig(
         transformer=replace(MINIWORLD.policy.transformer, max_positions=512, init="fan_in"),
@@ -126,7 +135,7 @@ HOUSE = replace(
 )
 
 XLAND = TrainConfig(
-    env="xland-trivial",
+    env=EnvConfig("xland-trivial"),
     total_steps=8_000_000,
     policy=PolicyConfig(
         transformer=TransformerConfig(layers=2, heads=2, width=64, mlp_width=256, max_positions=256),
@@ -151,7 +160,7 @@ XLAND = TrainConfig(
 
 XLAND_ANYSIDE = replace(  # easier: far more episodes have a reward
     XLAND,
-    env="xland-anyside",
+    env=EnvConfig("xland-anyside"),
     total_steps=4_000_000,
     trial=replace(XLAND.trial, steps=800),
     ppo=replace(XLAND.ppo, lr_final=1e-4, warmup_steps=10_000, entropy_coef=0.02, entropy_coef_final=0.01),
@@ -159,20 +168,19 @@ XLAND_ANYSIDE = replace(  # easier: far more episodes have a reward
 
 EXTOBJNAV_SOFT = replace(
     MINIWORLD,
-    env="extobjnav",
+    env=EnvConfig("extobjnav", horizon=200),
     policy=replace(MINIWORLD.policy, transformer=replace(MINIWORLD.policy.transformer, max_positions=512)),
     ppo=LONG_EPISODES,
     total_steps=480_000,
     chunk="segment",
     trial=TrialConfig(environments=16, steps=1000, updates=10),
-    host=HostConfig(workers=2, image_size=64, horizon=200),
     eval=EvalConfig(episodes=8),
 )
 
 
 POINTMASS = replace(
     DARKROOM,
-    env="pointmass-goal",
+    env=EnvConfig("pointmass-goal"),
     total_steps=8_000_000,
     policy=PolicyConfig(
         transformer=TransformerConfig(layers=2, heads=2, width=64, mlp_width=256, max_positions=128),
@@ -186,7 +194,7 @@ POINTMASS = replace(
 
 
 BRAX = TrainConfig(
-    env="halfcheetah-vel",
+    env=EnvConfig("halfcheetah-vel"),
     total_steps=100_000_000,
     policy=PolicyConfig(
         transformer=replace(SMALL, max_positions=256, depth_dropout=0.0),
@@ -219,23 +227,23 @@ BRAX_SMALL = replace(
 
 METAWORLD = replace(
     BRAX,
-    env="metaworld:ml1:reach-v3",
+    env=EnvConfig("metaworld:ml1:reach-v3"),
     chunk="segment",
     total_steps=10_000_000,
     policy=replace(BRAX.policy, transformer=replace(BRAX.policy.transformer, max_positions=512)),
     trial=TrialConfig(environments=32, steps=2500, updates=10),
-    host=HostConfig(workers=8),
+    host=WorkerConfig(workers=8),
     eval=EvalConfig(episodes=5, tasks=50),
 )
 
 REAL_MINIWORLD = replace(
     MINIWORLD,
-    env="gym:miniworld:MiniWorld-OneRoom-v0",
+    env=EnvConfig("gym:miniworld:MiniWorld-OneRoom-v0"),
     chunk="segment",
     policy=replace(MINIWORLD.policy, transformer=replace(MINIWORLD.policy.transformer, max_positions=512)),
     trial=TrialConfig(environments=16, steps=1000, updates=10),
     ppo=LONG_EPISODES,
-    host=HostConfig(workers=8),
+    host=WorkerConfig(workers=8),
 )
 
 
@@ -333,13 +341,13 @@ PRESETS: dict[str, Preset] = {
     ),
     **{
         f"metaworld-{name}": Preset(
-            replace(METAWORLD, env=env),
+            replace(METAWORLD, env=EnvConfig(env)),
             f"Meta-World's {name.upper()}: a robot arm whose goal is not seen; needs the extra metaworld",
             "not measured",
             "not run",
         )
         for name, env in (
-            ("ml1-reach", METAWORLD.env),
+            ("ml1-reach", METAWORLD.env.name),
             ("ml10", "metaworld:ml10"),
             ("ml45", "metaworld:ml45"),
         )
@@ -357,7 +365,7 @@ PRESETS: dict[str, Preset] = {
         "held-out layouts, 3 seeds: 30.9 in the first episode, 44.5 of 44.8 in the tenth",
     ),
     "miniworld-dpt4": Preset(
-        replace(MINIWORLD, env="miniworld-dpt4"),
+        replace(MINIWORLD, env=EnvConfig("miniworld-dpt4")),
         "DPT's Miniworld, for comparison with its curves; only four distinct tasks, none of them held out",
         "4 min on 2 CPU cores",
         "3 seeds: 26.5 in the first episode, 43.6 of 43.5 (the expert's) in episodes 2–10",
@@ -388,7 +396,12 @@ PRESETS: dict[str, Preset] = {
     ),
     **{
         env: Preset(
-            replace(XLAND, env=env, total_steps=100_000_000, policy=replace(XLAND.policy, transformer=transformer)),
+            replace(
+                XLAND,
+                env=EnvConfig(env),
+                total_steps=100_000_000,
+                policy=replace(XLAND.policy, transformer=transformer),
+            ),
             f"XLand-MiniGrid's {env.removeprefix('xland-')} recipe, rulesets held out",
             "a GPU; not run",
             "not run",
@@ -405,13 +418,13 @@ PRESETS: dict[str, Preset] = {
         "held-out houses, 3 seeds: success 69.8% in the first episode, 3.1 points [0.6, 6.1] more from the third on",
     ),
     **{
-        f"{config.env}-gpu": Preset(
+        f"{config.env.name}-gpu": Preset(
             on_gpu(config),
-            f"{config.env} with the paper's numbers for object navigation",
+            f"{config.env.name} with the paper's numbers for object navigation",
             "a GPU; not run",
             "not run",
         )
-        for config in (MINIWORLD, replace(MINIWORLD, env="miniworld-dpt4"), HOUSE)
+        for config in (MINIWORLD, replace(MINIWORLD, env=EnvConfig("miniworld-dpt4")), HOUSE)
     },
     "pointmass-goal": Preset(
         POINTMASS,
@@ -427,7 +440,7 @@ PRESETS: dict[str, Preset] = {
     ),
     **{
         name: Preset(
-            replace(BRAX, env=name),
+            replace(BRAX, env=EnvConfig(name)),
             f"{name} on brax (an extra), 512 environments, trials of 4 episodes; a backend: --env {name}:mjx",
             "a GPU; not run",
             "not run",

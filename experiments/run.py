@@ -10,24 +10,26 @@ trial.gif      one held-out trial
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from relic_jax import trust
-from relic_jax.config import ConfigError, EvalConfig, HostConfig, TrainConfig, validate
+from relic_jax.config import ConfigError, EnvConfig, EvalConfig, TrainConfig, WorkerConfig, validate
 from relic_jax.environment.base import Environment, Split
 from relic_jax.environment.reference_returns import reference_returns
 from relic_jax.environment.repeat import repeated
 from relic_jax.envs import registry
 from relic_jax.envs.render import write_gif
 from relic_jax.evaluate import Curves, in_context_curves, summarise, to_csv
+from relic_jax.experiments.arguments import find_env, parse_env
 from relic_jax.experiments.folders import origin
 from relic_jax.files import write_atomically
 from relic_jax.loading import SHIPPED, LoadedPolicy, is_export, load_policy, pretrained
@@ -39,26 +41,20 @@ from relic_jax.validation import check_fields
 GIF_FRAMES_PER_SECOND = 20.0
 
 
-def make_env(name: str, host: HostConfig | None = None, action_repeat: int = 1) -> Environment:
-    """The environment, or a ConfigError that names the field. host: of those in worker processes."""
-    try:
-        return repeated(registry.make(name, host), action_repeat)
-    except registry.UnknownEnvironmentError as error:
-        raise ConfigError(f"env is {name!r}; allowed: a name that relic-jax envs lists; {error}") from None
+def make_env(env: EnvConfig, workers: WorkerConfig | None = None, action_repeat: int = 1) -> Environment:
+    """Return the environment of a config. Raises ConfigError that names the field."""
+    find_env(env.name)
+    return repeated(registry.make(env, workers), action_repeat)
 
 
-def check_host(name: str, host: HostConfig, default: HostConfig) -> None:
-    """Raises ConfigError where `host` differs from `default` in a field that environment `name` does not read.
-
-    Does nothing for a name that is unknown: `make_env` refuses it.
-    """
-    read = registry.host_options(name)
-    if read is None:
+def check_workers(name: str, workers: WorkerConfig, default: WorkerConfig) -> None:
+    """Raise ConfigError if `workers` differs from `default` and environment `name` has no worker processes."""
+    if find_env(name).workers:
         return
-    for field in fields(HostConfig):
-        value, unchanged = getattr(host, field.name), getattr(default, field.name)
-        if value != unchanged and field.name not in read:
-            allowed = f"{unchanged!r}: env {name!r} reads " + (f"host.{', host.'.join(read)} only" if read else "none")
+    for field in fields(WorkerConfig):
+        value, unchanged = getattr(workers, field.name), getattr(default, field.name)
+        if value != unchanged:
+            allowed = f"{unchanged!r}, env {name!r} has no worker processes"
             raise ConfigError(f"host.{field.name} is {value!r}; allowed: {allowed}")
 
 
@@ -74,18 +70,46 @@ def given_fields(arguments: Sequence[str]) -> frozenset[str]:
     return frozenset(option.removeprefix("--").replace("-", "_") for option in options)
 
 
-def in_environment(
-    policies: Sequence[LoadedPolicy], name: str | None, host: HostConfig, given: frozenset[str]
-) -> tuple[list[LoadedPolicy], Environment]:
-    """Policies that can be pooled, set to act in one environment, and that environment.
+@dataclass(frozen=True)
+class Overrides:
+    """What a command line sets in place of a policy's own environment and workers.
 
-    name: of the environment, with its own time limit; None: their own. host: whose fields named in `given` take the
-    place of the policies'. Raises ConfigError where a policy is not the user's own and names what would be run, and
-    where one does not fit the environment.
+    Attributes:
+        name: The environment, with its own time limit. None: the policy's.
+        options: Arguments `--env.OPTION VALUE`.
+        workers: Worker options, of which those in `given` count.
+        given: Names of the fields that the command line sets, see `given_fields`.
+        prog: The command, for errors.
     """
-    changed = [replace(policy, config=_in_environment(policy, name, host, given)) for policy in policies]
+
+    name: str | None = None
+    options: Sequence[str] = ()
+    workers: WorkerConfig = dataclasses.field(default_factory=WorkerConfig)
+    given: frozenset[str] = frozenset()
+    prog: str = "relic-jax"
+
+    def apply(self, policy: LoadedPolicy) -> TrainConfig:
+        """Return the policy's config with what is set in place of its own."""
+        config = policy.config
+        name = self.name or config.env.name
+        check_workers(name, self.workers, WorkerConfig())
+        env = config.env if self.name is None else replace(registry.renamed(config.env, name), horizon=None)
+        env, own = parse_env(env, self.options, self.prog), config.host
+        if not policy.own:  # how many processes this machine starts is not for a file to decide
+            own = replace(own, workers=min(own.workers, max(os.cpu_count() or 1, WorkerConfig().workers)))
+        names = [field.name for field in fields(WorkerConfig) if f"host.{field.name}" in self.given]
+        own = replace(own, **{field: getattr(self.workers, field) for field in names})
+        return replace(config, env=env, host=own)
+
+
+def in_environment(policies: Sequence[LoadedPolicy], overrides: Overrides) -> tuple[list[LoadedPolicy], Environment]:
+    """Return policies that can be pooled, set to act in one environment, and that environment.
+
+    Raises ConfigError if a policy is not the user's own and names what would be run, or does not fit the environment.
+    """
+    changed = [replace(policy, config=overrides.apply(policy)) for policy in policies]
     for policy in changed:
-        trust.check(policy.config, policy.path, own=policy.own, given=given)
+        trust.check(policy.config, policy.path, own=policy.own, given=overrides.given)
     env = env_of(changed[0].config)
     for policy in changed:
         check_fits(policy, env)
@@ -94,21 +118,11 @@ def in_environment(
     return changed, env
 
 
-def _in_environment(policy: LoadedPolicy, name: str | None, host: HostConfig, given: frozenset[str]) -> TrainConfig:
-    config = policy.config
-    check_host(name or config.env, host, HostConfig())
-    own = config.host if name is None else replace(config.host, horizon=None)
-    if not policy.own:  # how many processes this machine starts is not for a file to say
-        own = replace(own, workers=min(own.workers, max(os.cpu_count() or 1, HostConfig().workers)))
-    own = replace(own, **{x.name: getattr(host, x.name) for x in fields(HostConfig) if f"host.{x.name}" in given})
-    return replace(config, env=name or config.env, host=own)
-
-
 def check_fits(policy: LoadedPolicy, env: Environment) -> None:
     """Raises ConfigError where an environment's observations or actions are others than the policy's, or where its
     observations leave the range that the policy was made for.
     """
-    spaces, field = spaces_of(env), f"env is {policy.config.env!r}"
+    spaces, field = spaces_of(env), f"env is {policy.config.env.name!r}"
     given, allowed = (
         {part: spaces_to_json(x)[part] for part in ("observation", "action")} for x in (spaces, policy.spaces)
     )

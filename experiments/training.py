@@ -19,7 +19,7 @@ from relic_jax.environment.base import Environment
 from relic_jax.envs import registry
 from relic_jax.evaluate import Curves
 from relic_jax.experiments import folders, presets, run
-from relic_jax.experiments.arguments import parse
+from relic_jax.experiments.arguments import check_env_options, last_value, parse, with_current_names
 from relic_jax.experiments.extending import extended, record_extension
 from relic_jax.files import storage_errors
 from relic_jax.loading import LoadedPolicy
@@ -31,19 +31,6 @@ from relic_jax.rl.state import Setup
 from relic_jax.rl.train import Result, prepare, total_env_steps, train
 from relic_jax.stopping import stop_signals
 from relic_jax.tracking import Console, Tracker, Trackers
-
-ALIASES = {
-    "--backend": "--host.backend",
-    "--habitat-python": "--host.python",
-    "--env.wrappers": "--host.wrappers",
-}
-"""Other names of options of `train` and `envs`."""
-
-
-def without_aliases(arguments: Sequence[str]) -> list[str]:
-    """The arguments with the options' own names, `--option VALUE` and `--option=VALUE`."""
-    parts = (argument.partition("=") for argument in arguments)
-    return [ALIASES.get(name, name) + equals + value for name, equals, value in parts]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,8 +108,8 @@ def _run(command: TrainCommand, folder: Path, setup: Setup, resume: bool, stop: 
     """Trains and evaluates in a folder whose lock this process holds."""
     config, env = command.config, setup.trials.env
     verb, devices = "resuming" if resume else "training", setup.config.devices
-    print(f"{verb} {folder} · env {config.env} · {config.total_steps:,} steps · {devices} device(s)", flush=True)
-    print(registry.describe(config.env, env), flush=True)
+    print(f"{verb} {folder} · env {config.env.name} · {config.total_steps:,} steps · {devices} device(s)", flush=True)
+    print(registry.describe(config.env.name, env), flush=True)
     print(f"context: {context_line(setup)}", flush=True)
     result = train(setup, folder, lambda steps: make_trackers(command, folder, steps), resume=resume, stop=stop)
     if not result.finished:
@@ -135,18 +122,21 @@ def _run(command: TrainCommand, folder: Path, setup: Setup, resume: bool, stop: 
 
 def parse_train(arguments: Sequence[str]) -> tuple[TrainCommand, Path, bool]:
     """Returns (command, run folder, whether it is resumed)."""
-    arguments = without_aliases(arguments)
+    arguments = with_current_names(arguments)
     named = bool(arguments) and not arguments[0].startswith("-")
     preset, options = (arguments[0], arguments[1:]) if named else (None, arguments)
-    resumed = _option(options, "--resume")
+    resumed = last_value(options, "--resume")
     if preset is not None:
         default = presets.get(preset).config
     elif resumed is not None:
-        default = folders.read_config(folders.run_of(resumed))
+        default = folders.read_config(folders.run_of(Path(resumed)))
     elif {"-h", "--help"} & set(options):
         default = TrainConfig()
     else:
         raise ConfigError(f"preset is missing; allowed: {', '.join(presets.PRESETS)}, or --resume RUN")
+    env = last_value(options, "--env") or default.env.name
+    check_env_options(env, options)
+    default = dataclasses.replace(default, env=registry.renamed(default.env, env))
     command = parse(TrainCommand, options, f"relic-jax train {preset or ''}", TrainCommand(default))
     return resolve(command, preset, default, run.given_fields(options))
 
@@ -178,7 +168,7 @@ def resolve(
         return dataclasses.replace(command, config=config), folder, True
     if command.extend_to is not None:
         raise ConfigError(f"extend-to is {command.extend_to}; allowed: with --resume RUN")
-    run.check_host(command.config.env, command.config.host, default.host)
+    run.check_workers(command.config.env.name, command.config.host, default.host)
     name = f"{preset}-seed{command.config.seed}" if command.name is None else command.name
     folders.check_name(name)
     return command, command.runs / name, False
@@ -192,17 +182,6 @@ def _check_wandb(command: TrainCommand) -> None:
             raise ConfigError(f"wandb.{field.name} is {value!r}; allowed: {default!r} without --track wandb")
         if value == "" or (field.name == "tags" and "" in value):
             raise ConfigError(f"wandb.{field.name} is {value!r}; allowed: a text that is not empty")
-
-
-def _option(arguments: Sequence[str], name: str) -> Path | None:
-    """The value of an option, the last one where it is given more than once."""
-    found = None
-    for index, argument in enumerate(arguments):
-        if argument == name and index + 1 < len(arguments):
-            found = Path(arguments[index + 1])
-        if argument.startswith(name + "="):
-            found = Path(argument.removeprefix(name + "="))
-    return found
 
 
 def make_trackers(command: TrainCommand, folder: Path, env_steps: int) -> Tracker:

@@ -112,10 +112,10 @@ class Agent(runtime.Agent):
 
 def _reader(config: TrainConfig, env: Any) -> Callable[[Any], Any] | None:
     """What makes observations of the gymnasium environment `env` what workers make of them. Raises ConfigError."""
-    if env is None or not config.env.startswith("gym:"):
+    if env is None or not config.env.name.startswith("gym:"):
         return None
     try:
-        return observations.reader(env, config.host.text)
+        return observations.reader(env, config.env.options.get("text", "omit"))
     except observations.SpaceError as error:
         raise ConfigError(f"env does not fit the policy: {error}") from None
 

@@ -211,7 +211,7 @@ def _spaces_of_env(config: TrainConfig) -> Spaces:
     try:
         return spaces_of(repeated(make(config.env, config.host), config.trial.action_repeat))
     except UnknownEnvironmentError as error:
-        raise ConfigError(f"env is {config.env!r}; allowed: a name that relic-jax envs lists; {error}") from None
+        raise ConfigError(f"env is {config.env.name!r}; allowed: a name that relic-jax envs lists; {error}") from None
 
 
 def _read_json(file: Path) -> dict[str, Any] | None:

@@ -19,13 +19,12 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from relic_jax.config import ConfigError, HostConfig, TrainConfig
+from relic_jax.config import ConfigError, TrainConfig, WorkerConfig
 
 KEY_BYTES = 32
-HARMLESS = frozenset(
-    ("workers", "backend", "image_size", "horizon", "text", "gpus", "start_timeout", "step_timeout", "max_restarts")
-)
-"""Fields of `HostConfig` that are numbers or choices; the others name a program, a module, a machine or a file."""
+HARMLESS = frozenset(("workers", "backend", "text", "gpus", "start_timeout", "step_timeout", "max_restarts"))
+"""Fields of `WorkerConfig` and options of environments that are numbers or choices. Numbers are always harmless, other
+options may name a program, a module, a machine or a file."""
 PLAIN_PREFIXES = ("gymnax", "xland", "navix", "craftax", "playground", "metaworld", "gym")
 """What may stand before the first colon of an environment's name where an id of an installed package follows."""
 PHYSICS = re.compile(r"[\w-]+:(generalized|positional|spring|mjx)")
@@ -98,21 +97,30 @@ def is_own(config: TrainConfig, signature: Any) -> bool:
 
 
 def _signature(key: bytes, config: TrainConfig) -> str:
-    message = json.dumps({"env": config.env, "host": _changed(config.host)}, sort_keys=True)
+    env = config.env  # the message has the layout of the first configs, so their signatures stay valid
+    horizon = {} if env.horizon is None else {"horizon": env.horizon}
+    host = {**_changed(config.host), **env.options, **horizon}
+    message = json.dumps({"env": env.name, "host": host}, sort_keys=True)
     return "hmac-sha256:" + hmac.new(key, message.encode(), hashlib.sha256).hexdigest()
 
 
-def _changed(host: HostConfig) -> dict[str, Any]:
+def _changed(host: WorkerConfig) -> dict[str, Any]:
     """The fields that differ from their defaults: fields of later versions then change no signature."""
-    default = HostConfig()
+    default = WorkerConfig()
     names = (field.name for field in dataclasses.fields(host))
     return {name: getattr(host, name) for name in names if getattr(host, name) != getattr(default, name)}
 
 
 def needs_trust(config: TrainConfig) -> dict[str, Any]:
     """The fields of a config, by name, that would run a program, import a module or read a file that they name."""
-    found: dict[str, Any] = {} if _is_registered(config.env) else {"env": config.env}
-    return found | {f"host.{name}": value for name, value in _changed(config.host).items() if name not in HARMLESS}
+    env, host = config.env, _changed(config.host)
+    found: dict[str, Any] = {} if _is_registered(env.name) else {"env": env.name}
+    found |= {f"env.{name}": value for name, value in env.options.items() if not _is_harmless(name, value)}
+    return found | {f"host.{name}": value for name, value in host.items() if name not in HARMLESS}
+
+
+def _is_harmless(name: str, value: Any) -> bool:
+    return name in HARMLESS or value is None or isinstance(value, (bool, int, float))
 
 
 def _is_registered(env: str) -> bool:
@@ -143,9 +151,9 @@ def check(config: TrainConfig, source: Path, *, own: bool, given: Collection[str
 
 def check_buildable(config: TrainConfig, source: Path) -> None:
     """Raises ConfigError where making the environment starts a process or imports a module that the config names."""
-    prefix = config.env.partition(":")[0]
+    prefix = config.env.name.partition(":")[0]
     if needs_trust(config) or prefix in ("gym", "metaworld", "extobjnav"):
         raise ConfigError(
-            f"checkpoint is '{source}', of a version that did not save the spaces, so that its env {config.env!r} has "
-            "to be started to load it; allowed: with --trust (in Python: trust=True)"
+            f"checkpoint is '{source}', of a version that did not save the spaces, so that its env {config.env.name!r} "
+            "has to be started to load it; allowed: with --trust (in Python: trust=True)"
         )

@@ -6,7 +6,6 @@ float32. Steps of a run are counted in two words (`relic_jax.rl.steps`).
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,7 @@ from relic_jax.models.attention.select import CPU_WIDTHS, CUDNN_MAX_WIDTH
 from relic_jax.runtime import ConfigError
 
 if TYPE_CHECKING:
-    from relic_jax.config import TrainConfig
+    from relic_jax.config import EnvConfig, TrainConfig
 
 LARGEST = 2**31 - 1
 """Largest size or counter in compiled code (int32)."""
@@ -26,8 +25,8 @@ UNSIGNED = frozenset({"seed", "total_steps", "ppo.warmup_steps"})
 """Integer fields with limits of their own."""
 TINY, HUGE = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 """Smallest and largest magnitude of a normal float32; anything smaller becomes 0 in compiled code."""
-MAX_LAYERS, MAX_EPOCHS, MAX_WORKERS, MAX_SIDE, MAX_SECONDS = 256, 10_000, 10_000, 4096, 1_000_000
-"""Beyond these a run cannot end: every layer is traced by itself, every worker is a process. MAX_SIDE: pixels."""
+MAX_LAYERS, MAX_EPOCHS, MAX_WORKERS, MAX_SECONDS = 256, 10_000, 10_000, 1_000_000
+"""Beyond these a run cannot end: every layer is traced by itself, every worker is a process."""
 
 
 def validate(config: TrainConfig, *, horizon: int, images: bool = False) -> None:
@@ -39,7 +38,7 @@ def validate(config: TrainConfig, *, horizon: int, images: bool = False) -> None
     transformer, ppo, encoder = config.policy.transformer, config.ppo, config.policy.encoder
     if config.policy.memory == "transformer" and transformer.step_embedding:
         needed = horizon + 1 + transformer.first_index  # the observation after a time limit is valued too
-        allowed = f"at least {needed} (an episode of {horizon} steps in {config.env!r}, what follows it, the sink)"
+        allowed = f"at least {needed} (an episode of {horizon} steps in {config.env.name!r}, what follows it, the sink)"
         name, positions = "policy.transformer.max_positions", transformer.max_positions
         require(positions >= needed, name, positions, allowed)
     vit = images and encoder.image == "vit-b16"
@@ -72,19 +71,26 @@ def check_acting_fields(config: TrainConfig) -> None:
     _check_memory(config.policy)
     _check_head(config.policy.head)
     _check_eval(config.eval)
-    validate_host(config.host)
+    validate_env(config.env)
+    validate_workers(config.host)
 
 
-def validate_host(host: Any) -> None:
-    """Raises ConfigError at the first field of a HostConfig that cannot work with any environment."""
+def validate_workers(host: Any) -> None:
+    """Raises ConfigError at the first field of a WorkerConfig that cannot work with any environment."""
     _check_representable(host, "host.")
-    _check_positive(host, "host", "workers", "image_size", "start_timeout", "step_timeout")
-    require(host.horizon is None or host.horizon > 0, "host.horizon", host.horizon, "more than 0, or None")
+    _check_positive(host, "host", "workers", "start_timeout", "step_timeout")
     for field in ("gpus", "max_restarts"):
         require(getattr(host, field) >= 0, f"host.{field}", getattr(host, field), "0 or more")
-    limits = {"workers": MAX_WORKERS, "image_size": MAX_SIDE, "start_timeout": MAX_SECONDS, "step_timeout": MAX_SECONDS}
+    limits = {"workers": MAX_WORKERS, "start_timeout": MAX_SECONDS, "step_timeout": MAX_SECONDS}
     for field, limit in limits.items():
         _check_most(f"host.{field}", getattr(host, field), limit)
+
+
+def validate_env(env: EnvConfig) -> None:
+    """Raises ConfigError at the first field that no environment can have. Its family checks the options."""
+    for name, value in env.leaves():
+        _check_number(name, value)
+    require(env.horizon is None or env.horizon > 0, "env.horizon", env.horizon, "more than 0, or None")
 
 
 def devices_fit(config: TrainConfig, devices: int) -> bool:
@@ -107,18 +113,21 @@ def shown(value: Any) -> str:
 
 def _check_representable(config: Any, path: str = "") -> None:
     """Numbers that compiled code can hold, text that the operating system can."""
-    for field in dataclasses.fields(config):
-        name, value = path + field.name, getattr(config, field.name)
-        if dataclasses.is_dataclass(value):
-            _check_representable(value, f"{name}.")
-        elif isinstance(value, float):
-            require(math.isfinite(value), name, value, "a finite number")
-            require(abs(value) <= HUGE, name, value, f"at most {HUGE:.3g}, the largest float32")
-            require(value == 0 or abs(value) >= TINY, name, value, f"0, or at least {TINY:.3g}, the smallest float32")
-        elif isinstance(value, int) and name not in UNSIGNED:
-            require(abs(value) <= LARGEST, name, value, "less than 2^31")
-        elif isinstance(value, str):
-            require("\0" not in value, name, value, "text without NUL")
+    from relic_jax.config.serialization import leaves
+
+    for name, value in leaves(config, path):
+        _check_number(name, value)
+
+
+def _check_number(name: str, value: Any) -> None:
+    if isinstance(value, float):
+        require(math.isfinite(value), name, value, "a finite number")
+        require(abs(value) <= HUGE, name, value, f"at most {HUGE:.3g}, the largest float32")
+        require(value == 0 or abs(value) >= TINY, name, value, f"0, or at least {TINY:.3g}, the smallest float32")
+    elif isinstance(value, int) and name not in UNSIGNED:
+        require(abs(value) <= LARGEST, name, value, "less than 2^31")
+    elif isinstance(value, str):
+        require("\0" not in value, name, value, "text without NUL")
 
 
 def _check_memory(policy: Any) -> None:

@@ -1,8 +1,10 @@
 """Configs: JSON round trip, what is refused and how it is said."""
 
+import copy
 import dataclasses
 import json
 import math
+import pickle
 import typing
 from dataclasses import replace
 
@@ -12,10 +14,13 @@ from hypothesis import strategies as st
 
 from relic_jax.config import (
     ConfigError,
+    EnvConfig,
     EvalConfig,
+    Options,
     PPOConfig,
     TrainConfig,
     TrialConfig,
+    WorkerConfig,
     differences,
     from_json,
     to_json,
@@ -28,11 +33,17 @@ from relic_jax.models.transformer import TransformerConfig
 HORIZON = 100
 
 
+scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
+json_values = scalars | st.lists(scalars, max_size=3) | st.dictionaries(st.text(), scalars, max_size=3)
+
+
 def strategy(hint):
     """Any value of a field's type."""
     if dataclasses.is_dataclass(hint):
         fields = {name: strategy(h) for name, h in typing.get_type_hints(hint).items()}
         return st.builds(hint, **fields)
+    if hint is Options:
+        return st.dictionaries(st.text(), json_values).map(Options)
     if typing.get_origin(hint) is typing.Literal:
         return st.sampled_from(typing.get_args(hint))
     if options := typing.get_args(hint):
@@ -53,7 +64,10 @@ def leaves(config, path=""):
     """(dotted name, value) of every field that is not a config itself."""
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if dataclasses.is_dataclass(value):
+        if isinstance(value, EnvConfig):
+            yield from [("env", value.name), ("env.horizon", value.horizon)]
+            yield from ((f"env.{name}", value.options[name]) for name in sorted(value.options))
+        elif dataclasses.is_dataclass(value):
             yield from leaves(value, f"{path}{field.name}.")
         else:
             yield path + field.name, value
@@ -110,8 +124,9 @@ def test_bad_json_is_refused_in_one_line(text, said):
 @settings(deadline=None)
 @given(strategy(TrainConfig), strategy(TrainConfig))
 def test_differences_are_exactly_the_fields_that_differ(a, b):
-    expected = [name for (name, left), (_, right) in zip(leaves(a), leaves(b), strict=True) if left != right]
-    assert differences(a, b) == expected
+    left, right, missing = dict(leaves(a)), dict(leaves(b)), object()
+    expected = {name for name in {**left, **right} if left.get(name, missing) != right.get(name, missing)}
+    assert set(differences(a, b)) == expected and len(differences(a, b)) == len(expected)
     assert differences(a, a) == []
 
 
@@ -249,6 +264,75 @@ def test_the_compiled_attention_takes_what_it_can_compute():
     assert "(it is 24) of 4, 8, 16, 32, 64, 128" in refusal(width=48, heads=2)
     fits = TransformerConfig(attention="native", heads=8, width=64)
     validate(replace(TrainConfig(), policy=PolicyConfig(fits)), horizon=HORIZON)
+
+
+def test_a_string_is_the_name_of_the_environment():
+    assert TrainConfig(env="gym:A-v0") == TrainConfig(env=EnvConfig("gym:A-v0"))
+    assert replace(TrainConfig(env=EnvConfig("a", 3)), env="b").env == EnvConfig("b")
+
+
+def test_options_are_hashable_and_immutable():
+    options = Options(a=1, b=[1, {"c": None}])
+    assert options == Options(b=(1, Options(c=None)), a=1) and len({options, Options(options)}) == 1
+    assert pickle.loads(pickle.dumps(options)) == options == copy.deepcopy(options)
+    for change in (lambda: options.update(a=2), lambda: options.pop("a"), lambda: options.__setitem__("a", 2)):
+        with pytest.raises(TypeError, match="immutable"):
+            change()
+    assert hash(TrainConfig(env=EnvConfig("a", options={"b": 1}))) == hash(
+        TrainConfig(env=EnvConfig("a", None, {"b": 1}))
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    size: int = 3
+    kind: typing.Literal["a", "b"] = "a"
+    rate: float = 1.0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sizes": 3}, "env.sizes is unknown; allowed: kind, rate, size; did you mean env.size?"),
+        ({"size": "3"}, "env.size is '3'; allowed: int"),
+        ({"size": [3]}, "env.size is (3,); allowed: int"),
+        ({"kind": "c"}, "env.kind is 'c'; allowed: 'a', 'b'"),
+    ],
+)
+def test_options_of_a_family_are_read_strictly(options, message):
+    assert EnvConfig("a", options={"rate": 2, "kind": "b"}).typed(Family) == Family(3, "b", 2.0)
+    with pytest.raises(ConfigError) as error:
+        EnvConfig("a", options=options).typed(Family)
+    assert str(error.value) == message
+
+
+OLD_HOST = {"workers": 4, "backend": "habitat", "python": "p", "dataset": "d", "wrappers": "w", "text": "words"}
+OLD_HOST |= {"scene_dataset": "s", "objects": "o", "image_size": 32, "horizon": 50, "gpus": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "horizon", "read"),
+    [
+        ("gym:A-v0", 50, {"dataset", "wrappers", "text"}),
+        ("habitat-lab:a.yaml", 50, {"dataset", "scene_dataset", "image_size"}),
+        ("extobjnav", 50, {"backend", "dataset", "scene_dataset", "objects", "image_size"}),
+        ("metaworld:ml1", 50, set()),
+        ("navix:A-v0", 50, set()),
+        ("xland-small", 50, set()),
+        ("darkroom-dpt", None, set()),
+        ("python:a:B", None, set()),
+    ],
+)
+def test_the_first_layout_kept_options_of_the_environment_with_the_workers(name, horizon, read):
+    config = from_json(json.dumps({"env": name, "seed": 3, "host": OLD_HOST}))
+    assert config.env == EnvConfig(name, horizon, {field: OLD_HOST[field] for field in read})
+    assert config.host == WorkerConfig(workers=4, python="p", gpus=1) and config.seed == 3
+    assert from_json(to_json(config)) == config
+
+
+def test_an_unknown_layout_is_refused():
+    with pytest.raises(ConfigError, match="config format is 'relic-jax-config-9'; allowed: 'relic-jax-config-2'"):
+        from_json('{"format": "relic-jax-config-9"}')
 
 
 def test_json_is_readable():

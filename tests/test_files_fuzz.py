@@ -505,7 +505,7 @@ def test_tasks_of_gym(tmp_path):
     def check(text):
         file.write_text(text, errors="surrogatepass")
         message = one_line(lambda: gym.read_tasks(str(file)))
-        assert message is None or "host.dataset" in message
+        assert message is None or "env.dataset" in message
 
     check()
 
@@ -518,10 +518,10 @@ def test_episodes_of_object_navigation(tmp_path):
     file = tmp_path / "episodes.json"
 
     def make():
-        from relic_jax.config import HostConfig
+        from relic_jax.config import EnvConfig, WorkerConfig
         from relic_jax.envs.habitat.env import make
 
-        env = make(HostConfig(dataset=str(file)))
+        env = make(EnvConfig("extobjnav", options={"dataset": str(file)}), WorkerConfig())
         jax.tree.map(np.shape, (env.tasks("train"), env.tasks("test"), env.observation_spec))
 
     file.write_text(json.dumps(original))
@@ -532,7 +532,7 @@ def test_episodes_of_object_navigation(tmp_path):
     def check(text):
         file.write_text(text, errors="surrogatepass")
         message = one_line(make)
-        assert message is None or "host." in message
+        assert message is None or "env." in message
 
     check()
 

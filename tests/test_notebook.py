@@ -45,7 +45,7 @@ def setup(tiny):
 
 def go(setup, folder, **options):
     result = train(setup, folder, lambda _: Console(256), resume=False, **options)
-    assert load_policy(folder).config.env == "darkroom-ad-9-random"
+    assert load_policy(folder).config.env.name == "darkroom-ad-9-random"
     return result
 
 

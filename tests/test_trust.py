@@ -1,6 +1,8 @@
 """A policy file is data: what its config names is started only for its owner, or where the user says so."""
 
 import dataclasses
+import hashlib
+import hmac
 import json
 import os
 import shutil
@@ -13,7 +15,7 @@ import pytest
 
 from relic_jax import checkpoint, trust
 from relic_jax.bridge.pool import Pool
-from relic_jax.config import ConfigError, HostConfig, TrainConfig
+from relic_jax.config import ConfigError, EnvConfig, TrainConfig, WorkerConfig, from_json
 from relic_jax.envs import registry
 from relic_jax.experiments import run
 from relic_jax.export import export_policy
@@ -31,8 +33,8 @@ def home(tmp_path, monkeypatch):
     return tmp_path / "home"
 
 
-def config_of(env="darkroom-ad-9", **host):
-    return TrainConfig(env=env, host=HostConfig(**host))
+def config_of(env="darkroom-ad-9", options=(), **host):
+    return TrainConfig(env=EnvConfig(env, options=options), host=WorkerConfig(**host))
 
 
 # --- the key ---
@@ -128,12 +130,33 @@ def test_others_do(env):
 
 def test_every_field_of_the_workers_that_is_no_number_or_choice_needs_it():
     """Fields of later versions do, unless somebody decides otherwise in `trust.HARMLESS`."""
-    for field in dataclasses.fields(HostConfig):
+    for field in dataclasses.fields(WorkerConfig):
         text = field.type in ("str", "str | None") or field.type.startswith("tuple")
         assert text == (field.name not in trust.HARMLESS), field.name
         if text:
             value = ("evil:Wrapper",) if field.type.startswith("tuple") else "evil"
             assert trust.needs_trust(config_of(**{field.name: value})) == {f"host.{field.name}": value}
+
+
+def test_every_option_of_an_environment_that_is_no_number_or_choice_needs_it():
+    for entry in registry.TABLE.values():
+        options = registry._attribute(entry.options) if entry.options else registry.NoOptions
+        for field in dataclasses.fields(options):
+            text = field.type in ("str", "str | None")
+            assert text == (not trust._is_harmless(field.name, field.default)) or field.default is None, field.name
+            if text:
+                options = {field.name: "evil"}
+                assert trust.needs_trust(config_of("extobjnav", options)) == {f"env.{field.name}": "evil"}
+
+
+def test_signatures_of_the_first_layout_stay_valid():
+    """There the options of the environment were fields of `host`, and only fields that were set were signed."""
+    key = trust.own_key()
+    message = json.dumps({"env": "extobjnav", "host": {"dataset": "d", "horizon": 7, "workers": 3}}, sort_keys=True)
+    signature = "hmac-sha256:" + hmac.new(key, message.encode(), hashlib.sha256).hexdigest()
+    old = {"workers": 3, "horizon": 7, "dataset": "d", "backend": "soft", "image_size": 64}
+    assert trust.is_own(from_json(json.dumps({"env": "extobjnav", "host": old})), signature)
+    assert not trust.is_own(from_json(json.dumps({"env": "extobjnav", "host": {**old, "dataset": "e"}})), signature)
 
 
 # --- commands ---
@@ -163,19 +186,19 @@ EVIL = {
     "lab": {"env": "habitat-lab:evil.yaml"},
     "interpreter": {"env": "gym:CartPole-v1", "host.python": "evil/python"},
     "ray": {"env": "gym:CartPole-v1", "host.ray": "evil.example:6379"},
-    "dataset": {"env": "extobjnav", "host.dataset": "/etc/passwd"},
-    "scenes": {"env": "extobjnav", "host.scene_dataset": "evil.json"},
-    "objects": {"env": "extobjnav", "host.objects": "/evil"},
+    "dataset": {"env": "extobjnav", "env.dataset": "/etc/passwd"},
+    "scenes": {"env": "extobjnav", "env.scene_dataset": "evil.json"},
+    "objects": {"env": "extobjnav", "env.objects": "/evil"},
 }
 
 
 def edited(data, evil):
     for name, value in evil.items():
-        place = data
-        *way, last = name.split(".")
-        for part in way:
-            place = place[part]
-        place[last] = value
+        section, _, field = name.partition(".")
+        if section == "env" and field:
+            data["env"]["options"][field] = value
+        else:
+            data[section][field or "name"] = value
 
 
 @pytest.fixture
@@ -243,16 +266,14 @@ def test_a_copied_run_with_an_edited_config_starts_nothing(cli, foreign_run, sta
     assert not load_policy(folder).own and started == []
 
 
-def not_made(name, host=None):
+def not_made(env, workers=None):
     """In place of `registry.make`."""
-    raise ConfigError(f"made {name} {host}")
+    raise ConfigError(f"made {env.name} {workers}")
 
 
 def test_trust_or_the_same_option_lets_it_start(cli, export, foreign_run, monkeypatch):
     """What is started is told from what is not by where the command fails."""
-    monkeypatch.setattr(
-        registry, "make", lambda name, host=None: (_ for _ in ()).throw(ConfigError(f"made {name} {host}"))
-    )
+    monkeypatch.setattr(registry, "make", not_made)
     folder, copied = export(EVIL["interpreter"]), foreign_run(EVIL["gym"])
     for arguments in (
         ["evaluate", folder, "--trust"],
@@ -289,7 +310,7 @@ def own_run(tiny, folder, **host):
     from relic_jax.rl.train import prepare, restore, save
 
     setup = prepare(tiny(env="darkroom-ad-9"), make("darkroom-ad-9"))
-    config = dataclasses.replace(setup.config, env="gym:mine:Env-v0", host=HostConfig(**host))
+    config = dataclasses.replace(setup.config, env="gym:mine:Env-v0", host=WorkerConfig(**host))
     folders.create_folder(folder, config)
     setup = dataclasses.replace(setup, config=config)
     save(setup, folder / "checkpoints", *restore(setup, folder / "checkpoints"))
@@ -344,11 +365,11 @@ def test_how_many_workers_a_file_asks_for_is_not_followed(export, monkeypatch):
     made = []
     folder = export({"env": "gym:CartPole-v1", "host.workers": 9000})
     policy = load_policy(folder)
-    for given, host in ((frozenset(), HostConfig()), (frozenset({"host.workers"}), HostConfig(workers=5))):
+    for given, host in ((frozenset(), WorkerConfig()), (frozenset({"host.workers"}), WorkerConfig(workers=5))):
         monkeypatch.setattr(run, "env_of", lambda config: made.append(config.host.workers) or 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            run.in_environment([policy], None, host, given)
-    assert made[0] <= max(os.cpu_count(), HostConfig().workers) and made[1] == 5
+            run.in_environment([policy], run.Overrides(workers=host, given=given))
+    assert made[0] <= max(os.cpu_count(), WorkerConfig().workers) and made[1] == 5
 
 
 def test_a_finished_run_evaluates_itself_where_no_key_can_be_kept(monkeypatch, tmp_path, begun_run):

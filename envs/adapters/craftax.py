@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+from relic_jax.config import EnvConfig, WorkerConfig
 from relic_jax.environment.base import ActionSpace, PyTree, TimeStep
 from relic_jax.envs.adapters.suite import Reply, Suite, action_space, check_known, load
 
@@ -20,8 +21,10 @@ LIMIT = 10_000
 """Steps of the longest episode, unless asked otherwise: the limit of Craftax-Classic. Craftax's own is 100,000."""
 
 
-def make(name: str, horizon: int | None = None) -> Craftax:
-    """The environment `craftax:ID`. horizon: steps of the longest episode; None: 10,000. Raises ConfigError."""
+def make(env: EnvConfig, workers: WorkerConfig) -> Craftax:
+    """The environment `craftax:ID`. env.horizon: steps of the longest episode; None: 10,000. Raises ConfigError."""
+    del workers
+    name, horizon = env.name, env.horizon
     load("craftax", PREFIX, name)
     check_known(name, PREFIX, IDS)
     return Craftax(name, name.removeprefix(f"{PREFIX}:"), LIMIT if horizon is None else horizon)

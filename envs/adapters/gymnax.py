@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from relic_jax.config import ConfigError
+from relic_jax.config import ConfigError, EnvConfig, WorkerConfig
 from relic_jax.environment.base import ActionSpace, Image, PyTree
 from relic_jax.envs.adapters.suite import Reply, Suite, action_space, check_known, finite_range, load
 
@@ -29,8 +29,10 @@ IMAGES = (
 """Environments whose observation is an image, with values of 0 … 1."""
 
 
-def make(name: str, horizon: int | None = None) -> Gymnax:
-    """The environment `gymnax:ID`. horizon: steps of the longest episode; None: gymnax's own. Raises ConfigError."""
+def make(env: EnvConfig, workers: WorkerConfig) -> Gymnax:
+    """The environment `gymnax:ID`. env.horizon: steps of an episode; None: gymnax's own. Raises ConfigError."""
+    del workers
+    name, horizon = env.name, env.horizon
     suite, id = load("gymnax", PREFIX, name), name.removeprefix(f"{PREFIX}:")
     check_known(name, PREFIX, suite.registered_envs)
     try:

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 
+from relic_jax.config import EnvConfig, WorkerConfig
 from relic_jax.environment.base import ActionSpace, PyTree
 from relic_jax.envs.adapters.suite import Reply, Suite, action_space, check_known, load, one_hots
 
@@ -22,8 +23,10 @@ CELL = (11, 6, 4)
 """Categories of a cell of the view: kinds of things, colours, states or directions."""
 
 
-def make(name: str, horizon: int | None = None) -> Navix:
-    """The environment `navix:ID`. horizon: steps of the longest episode; None: navix's own, 100. Raises ConfigError."""
+def make(env: EnvConfig, workers: WorkerConfig) -> Navix:
+    """The environment `navix:ID`. env.horizon: steps of an episode; None: navix's own, 100. Raises ConfigError."""
+    del workers
+    name, horizon = env.name, env.horizon
     check_known(name, PREFIX, load("navix", PREFIX, name).registry())
     return Navix(name, name.removeprefix(f"{PREFIX}:"), LIMIT if horizon is None else horizon)
 

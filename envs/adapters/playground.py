@@ -12,14 +12,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from relic_jax.config import EnvConfig, WorkerConfig
 from relic_jax.environment.base import Box, PyTree
 from relic_jax.envs.adapters.suite import Reply, Suite, check_known, load
 
 PREFIX = "playground"
 
 
-def make(name: str, horizon: int | None = None) -> Playground:
-    """The environment `playground:ID`. horizon: steps of the longest episode; None: its own. Raises ConfigError."""
+def make(env: EnvConfig, workers: WorkerConfig) -> Playground:
+    """The environment `playground:ID`. env.horizon: steps of the longest episode; None: its own. Raises ConfigError."""
+    del workers
+    name, horizon = env.name, env.horizon
     suite, id = load("mujoco_playground", PREFIX, name).registry, name.removeprefix(f"{PREFIX}:")
     check_known(name, PREFIX, suite.ALL_ENVS)
     return Playground(name, id, int(suite.get_default_config(id).episode_length) if horizon is None else horizon)

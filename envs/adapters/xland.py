@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from relic_jax.config import ConfigError
+from relic_jax.config import ConfigError, EnvConfig, WorkerConfig
 from relic_jax.environment.base import Discrete, Image, PyTree, Split, TimeStep, num_tasks
 from relic_jax.environment.trials import select
 from relic_jax.envs.adapters import rulesets
@@ -44,8 +44,10 @@ CELLS = np.concatenate([np.eye(KINDS).repeat(COLOURS, axis=0), np.tile(np.eye(CO
 scatter ones."""
 
 
-def make(name: str, horizon: int | None = None) -> XLand:
-    """The environment called `name`. horizon: steps of the longest episode; None: XLand's own. Raises ConfigError."""
+def make(env: EnvConfig, workers: WorkerConfig) -> XLand:
+    """The environment called `env.name`. env.horizon: steps of an episode; None: XLand's own. Raises ConfigError."""
+    del workers
+    name = env.name
     suite = load("xminigrid", PREFIX, name)
     if name in PRESETS:
         id, benchmark = PRESETS[name]
@@ -53,9 +55,9 @@ def make(name: str, horizon: int | None = None) -> XLand:
         id, _, benchmark = name.removeprefix(f"{PREFIX}:").partition(":")
         known = [known for known in suite.registered_environments() if known.startswith(FAMILY)]
         check_known(f"{PREFIX}:{id}", PREFIX, known)
-    env = XLand(name, id, horizon or int(_made(id)[1].max_steps) + 1, benchmark or "trivial")
-    env.rulesets  # noqa: B018  (a missing file is a complaint now, not later)
-    return env
+    made = XLand(name, id, env.horizon or int(_made(id)[1].max_steps) + 1, benchmark or "trivial")
+    made.rulesets  # noqa: B018  (a missing file is a complaint now, not later)
+    return made
 
 
 @functools.cache
@@ -186,7 +188,7 @@ def _shown(timestep: Any) -> tuple[PyTree, jax.Array]:
 @functools.cache
 def _split(env: XLand, split: Split) -> Rulesets:
     if env.benchmark == rulesets.ANYSIDE:
-        return rulesets.anyside(_split(make("xland-trivial"), split))
+        return rulesets.anyside(_split(make(EnvConfig("xland-trivial"), WorkerConfig()), split))
     count = num_tasks(env.rulesets)
     order, cut = np.random.RandomState(0).permutation(count), int(TRAIN_SHARE * count)
     rows = order[:cut] if split == "train" else order[cut:]

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from relic_jax.config import ConfigError
+from relic_jax.config import ConfigError, EnvConfig, WorkerConfig
 from relic_jax.environment.base import Box, Environment, Split, TimeStep, first_timestep
 
 Backend = Literal["spring", "generalized", "positional", "mjx"]
@@ -232,8 +232,9 @@ KINDS: dict[str, type[Locomotion]] = {
 }
 
 
-def make(name: str) -> Locomotion:
-    """The task `name`: one of `KINDS`, or that with a backend, as in `halfcheetah-vel:mjx`. Raises ConfigError."""
-    kind, _, backend = name.partition(":")
-    task = KINDS[kind](name)
+def make(env: EnvConfig, workers: WorkerConfig) -> Locomotion:
+    """The task `env.name`: one of `KINDS`, or that with a backend, as in `halfcheetah-vel:mjx`. Raises ConfigError."""
+    del workers
+    kind, _, backend = env.name.partition(":")
+    task = KINDS[kind](env.name)
     return dataclasses.replace(task, backend=backend) if backend else task  # type: ignore[arg-type]  # it is checked

@@ -7,21 +7,24 @@ import sys
 from relic_jax.bridge.pool import Pool, PoolConfig, PoolError
 from relic_jax.bridge.process import call
 from relic_jax.bridge.worker import SetupError
-from relic_jax.config import ConfigError, HostConfig
+from relic_jax.config import ConfigError, EnvConfig, WorkerConfig
 from relic_jax.environment.host import HostEnvironment
 
 ENTRY = "relic_jax.envs.metaworld.worker:make"
 
 
-def make(id: str, host: HostConfig | None = None) -> HostEnvironment:
-    """The benchmark `id` with its own split; a worker is started to ask for its spec. Raises ConfigError."""
-    host = host or HostConfig()
-    python, options = host.python or sys.executable, {"id": id, "horizon": host.horizon}
+def make(env: EnvConfig, workers: WorkerConfig) -> HostEnvironment:
+    """The benchmark of `metaworld:ID` with its own split.
+
+    A worker is started to ask for its spec. Raises ConfigError.
+    """
+    id, python = env.name.removeprefix("metaworld:"), workers.python or sys.executable
+    options = {"id": id, "horizon": env.horizon}
     try:
         splits = call(python, "relic_jax.envs.metaworld.worker:survey", {"id": id})
-        with Pool(PoolConfig(ENTRY, options, 1, 1, 1, python=python, start_timeout=host.start_timeout)) as pool:
+        with Pool(PoolConfig(ENTRY, options, 1, 1, 1, python=python, start_timeout=workers.start_timeout)) as pool:
             spec, versions = pool.spec, pool.versions[0]
     except (SetupError, PoolError) as error:
         raise ConfigError(f"env is 'metaworld:{id}'; {error}") from None
     note = f"metaworld {versions['metaworld']}"
-    return HostEnvironment(f"metaworld:{id}", ENTRY, options, spec, splits, host=host, note=note)
+    return HostEnvironment(f"metaworld:{id}", ENTRY, options, spec, splits, host=workers, note=note)

@@ -56,7 +56,7 @@ PACKAGES = {
     "gymnax:": ("gymnax", "gymnax"),
     "craftax:": ("craftax", "craftax"),
     "playground:": ("playground", "mujoco_playground"),
-    **dict.fromkeys(registry.BRAX, ("brax", "brax")),
+    **dict.fromkeys(registry.names("relic_jax.envs.brax"), ("brax", "brax")),
 }
 """Extra and package of environments, by the beginning of their names."""
 ELSEWHERE = (
@@ -144,7 +144,7 @@ def _train(words: list[str]) -> Step:
     if "--resume" in words:
         return Step("run", tuple(words))
     named = words[2] in presets.PRESETS
-    env = value(words, "--env") or (presets.PRESETS[words[2]].config.env if named else "")
+    env = value(words, "--env") or (presets.PRESETS[words[2]].config.env.name if named else "")
     if missing := missing_extra(env):
         return Step("left", reason=f"the extra {missing}")
     start = value(words, "--start-from") or ""

@@ -24,6 +24,8 @@ import tyro
 
 from relic_jax.bridge.pool import PoolError
 from relic_jax.bridge.worker import SetupError
+from relic_jax.config import EnvConfig
+from relic_jax.envs import registry
 from relic_jax.envs.registry import make
 from relic_jax.experiments import catalogue, cli, habitat_dataset, import_llamarl
 from relic_jax.experiments.evaluation import EvaluateCommand
@@ -140,12 +142,22 @@ def options_of(command: Any, prefix: str = "") -> list[Option]:
     for name, hint in typing.get_type_hints(command, include_extras=True).items():
         plain, markers = (typing.get_args(hint)[0], typing.get_args(hint)[1:]) if _is_annotated(hint) else (hint, ())
         path = prefix + name
-        if dataclasses.is_dataclass(plain):
+        if plain is EnvConfig:
+            found.append(Option("env", str, "--env"))
+            found += [Option(f"env.{name}", hint, f"--env.{name.replace('_', '-')}") for name, hint in _env_options()]
+        elif dataclasses.is_dataclass(plain):
             found += options_of(plain, "" if markers else f"{path}.")
         else:
             positional = any(marker in markers for marker in typing.get_args(tyro.conf.Positional[int])[1:])
             found.append(Option(path, plain, None if positional else "--" + path.replace("_", "-")))
     return found
+
+
+def _env_options() -> list[tuple[str, Any]]:
+    """(name, type) of the options of all families of environments."""
+    families = {registry.options_of(name) for name in registry.TABLE if registry.TABLE[name].options}
+    hints = [item for family in families for item in typing.get_type_hints(family).items()]
+    return [("horizon", int | None), *sorted(dict(hints).items())]
 
 
 def values(option: Option, command: str = "") -> list[str]:

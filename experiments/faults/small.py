@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
-from relic_jax.config import EvalConfig, PPOConfig, TrainConfig, TrialConfig
+from relic_jax.config import EnvConfig, EvalConfig, PPOConfig, TrainConfig, TrialConfig
 from relic_jax.models.policy import PolicyConfig
 from relic_jax.models.transformer import TransformerConfig
 
@@ -28,7 +28,7 @@ def small_config(
         last_update="partial",
     )
     config = TrainConfig(
-        env=env,
+        env=EnvConfig(env),
         total_steps=512,
         chunk=chunk,
         devices=1,

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from relic_jax.config import HostConfig, TrainConfig, TrialConfig
+from relic_jax.config import TrainConfig, TrialConfig, WorkerConfig
 from relic_jax.environment.host import HostEnvironment
 from relic_jax.experiments.faults.corridor import Corridor
 from relic_jax.experiments.faults.small import PER_UPDATE, small_config
@@ -22,12 +22,12 @@ HORIZON = 6
 TASKS = {"train": [{"goal": goal} for goal in (-3, -2, 2, 3)], "test": [{"goal": goal} for goal in (-4, 4, 1)]}
 
 
-def corridor(host: HostConfig | None = None, **options: Any) -> HostEnvironment:
+def corridor(host: WorkerConfig | None = None, **options: Any) -> HostEnvironment:
     """A noisy corridor in worker processes."""
     options = {"horizon": HORIZON, **options}
     spec = Corridor(**options).spec
     entry = "relic_jax.experiments.faults.corridor:Corridor"
-    return HostEnvironment("corridor", entry, options, spec, TASKS, host=host or HostConfig())
+    return HostEnvironment("corridor", entry, options, spec, TASKS, host=host or WorkerConfig())
 
 
 def processes_of(parent: int) -> list[int]:
@@ -65,7 +65,7 @@ def killed_workers(folder: Path, kills: int, config: TrainConfig | None = None) 
     trial = TrialConfig(environments=4, steps=32, updates=2)
     config = config or small_config(env="corridor", trial=trial)
     config = dataclasses.replace(config, total_steps=total, checkpoint_minutes=60)
-    setup = prepare(config, corridor(HostConfig(workers=4, max_restarts=2 * kills), milliseconds=1.0))
+    setup = prepare(config, corridor(WorkerConfig(workers=4, max_restarts=2 * kills), milliseconds=1.0))
     memory, before = set(os.listdir("/dev/shm")), set(processes_of(os.getpid()))
     rng = random.Random(0)
     killed: list[int] = []

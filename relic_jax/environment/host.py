@@ -20,7 +20,7 @@ import numpy as np
 from relic_jax.bridge.gym.observations import assembled, tree
 from relic_jax.bridge.pool import Batch, Pool, PoolConfig, PoolError
 from relic_jax.bridge.protocol import Spec
-from relic_jax.config import ConfigError, HostConfig
+from relic_jax.config import ConfigError, WorkerConfig
 from relic_jax.environment.base import (
     ActionSpace,
     Box,
@@ -65,7 +65,7 @@ class HostEnvironment(Environment):
     splits: dict[str, list[Any]]
     image: str | None = None
     per_worker: int | None = None
-    host: HostConfig = dataclasses.field(default_factory=HostConfig)
+    host: WorkerConfig = dataclasses.field(default_factory=WorkerConfig)
     note: str = ""
 
     may_fail = True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.metadata
 import json
 import shutil
@@ -12,7 +11,7 @@ from typing import Any, Literal
 import jax
 
 from relic_jax import runtime, settings, step, trust
-from relic_jax.config import ConfigError
+from relic_jax.config import ConfigError, to_data
 from relic_jax.errors import VerificationError as VerificationError
 from relic_jax.export import card, onnx_graph, runner, stablehlo, verify, weights
 from relic_jax.export.weights import DTYPES, Dtype
@@ -111,7 +110,7 @@ def describe(
 ) -> dict[str, Any]:
     """The content of config.json."""
     policy, trial = loaded.policy, loaded.config.trial
-    config = dataclasses.asdict(loaded.config)
+    config = to_data(loaded.config)
     summary = loaded.evaluation
     training = {**loaded.training, **({} if preset is None else {"preset": preset})}
     return {

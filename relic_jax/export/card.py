@@ -78,7 +78,7 @@ def _use(about: dict[str, Any]) -> str:
 
 
 def _front_matter(name: str, about: dict[str, Any]) -> str:
-    env = about["training"]["config"]["env"]
+    env = about["training"]["config"]["env"]["name"]
     lines = ["---", "library_name: relic-jax", "pipeline_tag: reinforcement-learning", "tags:"]
     tags = ("reinforcement-learning", "in-context-reinforcement-learning", "jax", "relic", env)
     lines += [f"- {json.dumps(tag)}" for tag in tags]
@@ -108,7 +108,7 @@ def _introduction(loaded: LoadedPolicy, about: dict[str, Any]) -> str:
     return (
         f"A policy that learns in context: it keeps what happened in its task in {where} and gets better from episode "
         f"to episode with its weights frozen. Trained by reinforcement learning with {method} with relic-jax.\n\n"
-        f"Environment `{loaded.config.env}`; {weights['parameters']:,} parameters in {weights['dtype']}; {size}."
+        f"Environment `{loaded.config.env.name}`; {weights['parameters']:,} parameters in {weights['dtype']}; {size}."
     )
 
 
@@ -179,8 +179,8 @@ def _limits(loaded: LoadedPolicy, about: dict[str, Any]) -> str:
     trial, context = loaded.config.trial.steps, about["step"]["context"]
     room = "has no limit of steps here" if loaded.policy.is_recurrent else f"is set up here for contexts of {context:,}"
     return (
-        f"For research on in-context reinforcement learning, in tasks like those of `{loaded.config.env}`; it knows no "
-        f"others. It was trained on trials of {trial:,} steps and {room}. It "
+        f"For research on in-context reinforcement learning, in tasks like those of "
+        f"`{loaded.config.env.name}`; it knows no others. It was trained on trials of {trial:,} steps and {room}. It "
         "explores at the start of every new task, so its first episodes are worse than the later ones. Nothing was "
         "done to make its actions safe outside of a simulator."
     )

@@ -10,7 +10,7 @@ import pytest
 from relic_jax.bridge.pool import Pool, PoolConfig, PoolError
 from relic_jax.bridge.protocol import EXPERT
 from relic_jax.bridge.worker import episode_seed
-from relic_jax.config import HostConfig
+from relic_jax.config import WorkerConfig
 from relic_jax.envs.registry import make
 
 gymnasium = pytest.importorskip("gymnasium")
@@ -152,7 +152,7 @@ def test_an_image_that_is_all_there_is_comes_without_a_vector(tmp_path):
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\nPYTHONPATH="$PYTHONPATH:{tmp_path}" exec {sys.executable} "$@"\n')
     python.chmod(0o755)
-    env = make("gym:pictures:Pictures-v0", HostConfig(python=str(python)))
+    env = make("gym:pictures:Pictures-v0", WorkerConfig(python=str(python)))
     assert (env.observation_spec.shape, env.observation_spec.dtype) == ((8, 9, 3), np.uint8)
     with env.start(2) as pool:
         batch = pool.reset([{}, {}], [0, 1])

@@ -13,7 +13,7 @@ from relic_jax.bridge.gym import actions as gym_actions
 from relic_jax.bridge.pool import Pool, PoolConfig, PoolError
 from relic_jax.bridge.protocol import ArraySpec, ProtocolError, Spec
 from relic_jax.bridge.worker import SetupError
-from relic_jax.config import HostConfig, TrialConfig
+from relic_jax.config import EnvConfig, TrialConfig, WorkerConfig
 from relic_jax.environment.base import Discrete, MultiDiscrete
 from relic_jax.environment.reference_returns import reference_returns
 from relic_jax.envs.registry import make
@@ -212,8 +212,8 @@ def test_a_trial_is_trained_and_evaluated_without_an_illegal_action(masked, tiny
     from relic_jax.rl.parallel import initial_state
     from relic_jax.rl.train import prepare
 
-    host = HostConfig(workers=1, horizon=6)
-    env = make(f"gym:{masked}", host)
+    host = WorkerConfig(workers=1)
+    env = make(EnvConfig(f"gym:{masked}", horizon=6), host)
     assert env.masks_actions and env.action_space == Discrete(5)
     config = tiny(env=env.name, host=host, trial=TrialConfig(environments=2, steps=24, updates=2))
     config = dataclasses.replace(config, ppo=dataclasses.replace(config.ppo, minibatches=1, last_update="partial"))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from relic_jax.bridge.worker import SetupError, episode_seed
-from relic_jax.config import ConfigError, HostConfig
+from relic_jax.config import ConfigError, EnvConfig, WorkerConfig
 from relic_jax.environment.host import HostEnvironment
 from relic_jax.envs.metaworld import worker
 from relic_jax.envs.registry import describe, make
@@ -22,7 +22,7 @@ def package():
 
 @pytest.fixture(scope="module")
 def reach(package):
-    return make(f"metaworld:{ID}", HostConfig(horizon=40, workers=1))
+    return make(EnvConfig(f"metaworld:{ID}", horizon=40), WorkerConfig(workers=1))
 
 
 def test_the_split_is_meta_worlds(reach):
@@ -90,7 +90,7 @@ def test_ml10_has_other_robot_tasks_in_its_test_split(package):
 )  # fmt: skip
 def test_what_there_is_not_is_one_line(package, id, said):
     with pytest.raises(ConfigError) as error:
-        make(f"metaworld:{id}", HostConfig(workers=1))
+        make(f"metaworld:{id}", WorkerConfig(workers=1))
     assert said in str(error.value) and "\n" not in str(error.value)
 
 
@@ -105,7 +105,7 @@ def test_without_metaworld_or_with_another_version_one_line_says_what_to_install
 
 
 def test_presets_ask_for_them():
-    assert [presets.get(f"metaworld-{name}").config.env for name in ("ml1-reach", "ml10", "ml45")] == [
+    assert [presets.get(f"metaworld-{name}").config.env.name for name in ("ml1-reach", "ml10", "ml45")] == [
         "metaworld:ml1:reach-v3",
         "metaworld:ml10",
         "metaworld:ml45",

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from relic_jax.bridge.gym.observations import BUCKETS, Observations, SpaceError
-from relic_jax.config import ConfigError, HostConfig
+from relic_jax.config import ConfigError, EnvConfig
 from relic_jax.environment.base import Image
 from relic_jax.envs.registry import make
 
@@ -219,20 +219,20 @@ def test_wrappers_come_from_the_command_line(package, cli):
     code, out, err = cli("envs", package + "Parts-v0", *options)
     assert code == 0 and "observation float32 [3]" in out, err
     code, _, err = cli("train", "darkroom-smoke", "--env", "darkroom-dpt", "--env.wrappers", "parts_package:Small")
-    assert code == 2 and "host.wrappers is 'parts_package:Small'; allowed: ''" in err
+    assert code == 2 and "env.wrappers is 'parts_package:Small'; allowed with env 'darkroom-dpt': no " in err
 
 
 @pytest.mark.parametrize(("id", "what"), [("Parts-v0", "at reset in observation 'goal'"), ("Hidden-v0", "the reward")])
 def test_an_environment_that_swallows_its_seed_is_refused(package, id, what, tmp_path):
     assert make(package + id).horizon == 9
-    host = HostConfig(wrappers="parts_package:SwallowsSeed")
+    wrappers = {"wrappers": "parts_package:SwallowsSeed"}
     with pytest.raises(ConfigError) as error:
-        make(package + id, host)
+        make(EnvConfig(package + id, options=wrappers))
     said = str(error.value)
     assert f"env '{package}{id}' was reset twice with seed " in said and what in said and "\n" not in said
     tasks = tmp_path / "tasks.json"
     tasks.write_text('{"train": [{}], "test": [{"options": {}}]}')
-    make(package + id, HostConfig(wrappers=host.wrappers, dataset=str(tasks)))  # tasks without seeds
+    make(EnvConfig(package + id, options={**wrappers, "dataset": str(tasks)}))  # tasks without seeds
 
 
 @pytest.mark.parametrize(
@@ -245,7 +245,7 @@ def test_an_environment_that_swallows_its_seed_is_refused(package, id, what, tmp
 )
 def test_minigrid_is_read_one_hot(id, options, shape):
     pytest.importorskip("minigrid")
-    env = make(f"gym:{id}", HostConfig(**options))
+    env = make(EnvConfig(f"gym:{id}", options=options))
     assert env.observation_spec.shape == shape and env.horizon > 1
     with env.start(1) as pool:
         seen = env.observe(pool.reset([{"seed": 0}], [0]).observation)[0]
@@ -256,5 +256,5 @@ def test_minigrid_is_read_one_hot(id, options, shape):
 @pytest.mark.parametrize("wrapper", ["RGBImgObsWrapper", "RGBImgPartialObsWrapper"])
 def test_photos_of_minigrid_are_images(wrapper):
     pytest.importorskip("minigrid")
-    env = make("gym:MiniGrid-Empty-5x5-v0", HostConfig(wrappers=f"minigrid.wrappers:{wrapper}"))
+    env = make(EnvConfig("gym:MiniGrid-Empty-5x5-v0", options={"wrappers": f"minigrid.wrappers:{wrapper}"}))
     assert isinstance(env.observation_spec["image"], Image)

@@ -20,7 +20,7 @@ import pytest
 from relic_jax.bridge import process
 from relic_jax.bridge.pool import Pool, PoolConfig
 from relic_jax.bridge.worker import episode_seed
-from relic_jax.config import ConfigError, HostConfig
+from relic_jax.config import ConfigError, EnvConfig, WorkerConfig
 from relic_jax.envs.habitat import dataset
 from relic_jax.envs.habitat.api import Settings, Simulation
 from relic_jax.envs.habitat.lab import dataset as lab_dataset
@@ -97,9 +97,9 @@ def test_a_furnished_house_shows_its_objects(source):
         assert low[1] == pytest.approx(thing["position"][1]) and tuple(row[6:]) == object_color(thing["category"])
 
 
-def environment(python, folder, kind, **host):
-    host = {"python": python, "image_size": 16, "horizon": 30, "workers": 1, **host}
-    return make(f"habitat-lab:{folder}/{kind}.yaml", HostConfig(**host))
+def environment(python, folder, kind, image_size=16, **workers):
+    env = EnvConfig(f"habitat-lab:{folder}/{kind}.yaml", horizon=30, options={"image_size": image_size})
+    return make(env, WorkerConfig(**{"python": python, "workers": 1, **workers}))
 
 
 ACTIONS = [1, 2, 4, 1, 3, 5, 1, 1, 2, 1, 0]
@@ -210,12 +210,12 @@ def test_episodes_follow_from_task_and_seed(python, folder):
         for value in one.values():
             np.testing.assert_array_equal(value[0], value[1])
     assert len({one["image"][0].tobytes() for one in found}) > 9
-    assert "habitat-lab's, by its config; horizon 30, observation image uint8" in str(describe(env.name, env))
+    assert "habitat-lab, by its config; horizon 30, observation image uint8" in str(describe(env.name, env))
 
 
-def refused(words, config, **host):
+def refused(words, config, python, horizon=None, **options):
     with pytest.raises(ConfigError) as error:
-        make(f"habitat-lab:{config}", HostConfig(**host))
+        make(EnvConfig(f"habitat-lab:{config}", horizon, options), WorkerConfig(python=python))
     assert words in str(error.value) and "\n" not in str(error.value)
 
 

@@ -10,7 +10,7 @@ import pytest
 from relic_jax.environment.base import Environment, VisualEnvironment
 from relic_jax.environment.host import HostEnvironment
 from relic_jax.envs.probes.env import Probe
-from relic_jax.envs.registry import ENTRIES, UnknownEnvironmentError, describe, make, names
+from relic_jax.envs.registry import TABLE, UnknownEnvironmentError, describe, make, names
 
 EXPECTED = {
     "darkroom-dpt",
@@ -54,7 +54,7 @@ def test_made_environments_know_their_name(name):
 
 
 def test_summaries_are_one_line():
-    assert all(summary and "\n" not in summary for _, summary in ENTRIES.values())
+    assert all(summary and "\n" not in summary for summary in (entry.summary for entry in TABLE.values()))
 
 
 def test_description():

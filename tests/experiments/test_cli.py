@@ -353,7 +353,7 @@ def test_help_and_lists(cli):
     _, listed, _ = cli("presets")
     assert all(name in listed for name in presets.PRESETS)
     _, config, _ = cli("presets", "darkroom-smoke")
-    assert json.loads(config)["env"] == presets.get("darkroom-smoke").config.env
+    assert json.loads(config)["env"]["name"] == presets.get("darkroom-smoke").config.env.name
     assert "darkroom-dpt" in cli("envs")[1]
 
 
@@ -451,32 +451,38 @@ def test_what_is_not_an_option_is_refused(cli, monkeypatch, arguments):
 
 def test_nearest_names_are_offered(cli, refused):
     refused(["trian"], "did you mean train?")
-    assert "--host.horizon" in cli("envs", "darkroom-dpt", "--host.horizn", "5")[2]
+    assert "--host.ray" in cli("envs", "darkroom-dpt", "--host.rai", "5")[2]
+    refused(["envs", "gym:CartPole-v1", "--env.horizn", "5"], "did you mean --env.horizon?")
 
 
 def test_options_that_an_environment_does_not_read_are_refused(refused, tmp_path):
-    refused(["envs", "darkroom-dpt", "--host.horizon", "5"], "host.horizon is 5", "env 'darkroom-dpt' reads none")
-    refused(["envs", "gymnax:CartPole-v1", "--host.workers", "5"], "host.workers is 5", "reads host.horizon only")
+    refused(
+        ["envs", "darkroom-dpt", "--host.horizon", "5"],
+        "env.horizon is '5'",
+        "with env 'darkroom-dpt': no --env options",
+    )
+    refused(["envs", "gymnax:CartPole-v1", "--host.workers", "5"], "host.workers is 5", "has no worker processes")
     refused(["envs", "gym:CartPole-v1", "--host.workers", "0"], "host.workers is 0", "more than 0")
     refused(["envs", "--host.workers", "3"], "name is missing")
     refused(["envs", "--no-reference-returns"], "name is missing")
     refused(["envs", "darkrom-dpt", "--host.horizon", "5"], "did you mean darkroom-dpt")
     arguments = ["train", "darkroom-smoke", "--runs", tmp_path / "runs", "--host.horizon", "5"]
-    refused(arguments, "host.horizon is 5", "env 'darkroom-dpt' reads none")
+    refused(arguments, "env.horizon is '5'", ": no --env options")
+    refused(["envs", "metaworld:ml1", "--env.text", "words"], "env.text is 'words'", ": --env.horizon")
 
 
 def test_envs_takes_the_options_of_hosted_environments(cli, monkeypatch):
     made = []
 
-    def make_env(name, host):
-        made.append((name, host.horizon, host.python, host.backend))
+    def make_env(env, host):
+        made.append((env.name, env.horizon, host.python, dict(env.options)))
         return make("darkroom-ad-9")
 
     monkeypatch.setattr(run, "make_env", make_env)
     monkeypatch.setattr(run, "reference_means", lambda env, split: {"random": 1.5, "optimal": None})
     options = ["--host.horizon", 7, "--habitat-python", "python3.9", "--backend", "habitat"]
-    code, out, err = cli("envs", "gym:CartPole-v1", *options)
-    assert (code, err, made) == (0, "", [("gym:CartPole-v1", 7, "python3.9", "habitat")])
+    code, out, err = cli("envs", "extobjnav", *options)
+    assert (code, err, made) == (0, "", [("extobjnav", 7, "python3.9", {"backend": "habitat"})])
     assert "test: no expert, random 1.5" in out
     code, out, _ = cli("envs", "darkroom-ad-9", "--json")
     found = json.loads(out)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relic_jax.config import ConfigError, TrainConfig, changed, validate
+from relic_jax.config import ConfigError, EnvConfig, TrainConfig, changed, validate
 from relic_jax.experiments.faults.options import COMMANDS, Bench, options_of, trace, values
 from relic_jax.rl.memory_budget import check_sizes
 
@@ -22,6 +22,9 @@ def bench(tmp_path_factory):
 def fields(config, path=""):
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
+        if isinstance(value, EnvConfig):
+            yield from ("env", "env.horizon")
+            continue
         nested = dataclasses.is_dataclass(value)
         yield from fields(value, f"{path}{field.name}.") if nested else [path + field.name]
 

@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 
 from relic_jax.bridge import process, protocol
-from relic_jax.config import ConfigError, HostConfig, TrialConfig
+from relic_jax.config import ConfigError, EnvConfig, TrialConfig
 from relic_jax.environment.host import HostEnvironment
 from relic_jax.envs.habitat import dataset
-from relic_jax.envs.habitat import env as habitat
 from relic_jax.envs.registry import describe, make
 from relic_jax.experiments import run
 from relic_jax.metrics import read_lines
@@ -36,7 +35,7 @@ def test_gymnasium_from_the_command_to_the_figure(cli, tmp_path, tasks):
     options = ["--env", "gym:CartPole-v1", "--host.dataset", tasks, "--runs", tmp_path, "--name", "run", *OPTIONS]
     code, out, err = cli("train", "darkroom-smoke", *options)
     assert code == 0, err
-    assert "gym:CartPole-v1: gymnasium's environment; horizon 30, observation float32 [4], 2 actions" in out
+    assert "gym:CartPole-v1: an environment of gymnasium; horizon 30, observation float32 [4], 2 actions" in out
     assert "random" in out and (tmp_path / "run" / "curve.png").exists()
     assert sum(record["lost_steps"] for record in read_lines(tmp_path / "run" / "metrics.jsonl")) == 0
     code, out, err = cli("evaluate", tmp_path / "run", "--tasks", "train", "--episodes", 1)
@@ -67,7 +66,7 @@ def test_gymnasiums_tasks_are_seeds_unless_told_otherwise(tasks):
     assert (len(env.splits["train"]), len(env.splits["test"])) == (80, 20)
     assert env.task(env.tasks("test")[3]) == {"seed": 83}
     assert describe("gym:CartPole-v1", env).train_hash != describe("gym:CartPole-v1", env).test_hash
-    assert make("gym:CartPole-v1", HostConfig(dataset=str(tasks))).splits["test"][1] == {}
+    assert make(EnvConfig("gym:CartPole-v1", options={"dataset": str(tasks)})).splits["test"][1] == {}
 
 
 def one_line(found, *said):
@@ -105,8 +104,8 @@ def test_unknown_environments(cli, tmp_path, env, said):
 def test_bad_tasks_for_gymnasium(tmp_path, content, said):
     path = tmp_path / "tasks.json"
     path.write_text(content)
-    with pytest.raises(ConfigError, match=r"host\.dataset is .*; allowed: a JSON file") as error:
-        make("gym:CartPole-v1", HostConfig(dataset=str(path)))
+    with pytest.raises(ConfigError, match=r"env\.dataset is .*; allowed: a JSON file") as error:
+        make(EnvConfig("gym:CartPole-v1", options={"dataset": str(path)}))
     assert said in str(error.value) and "\n" not in str(error.value)
 
 
@@ -125,15 +124,15 @@ def small(scenes, position=(2, 1, 2), **changes):
         (
             None,
             ["--host.dataset", "/no/tasks.json"],
-            "host.dataset is '/no/tasks.json'; dataset",
+            "env.dataset is '/no/tasks.json'; dataset",
         ),
         (small(["a-house.glb", "house-1"]), [], "scene 'a-house.glb' cannot be loaded"),
         (small(["house-1", "z-house.glb"]), [], "scene 'z-house.glb' cannot be loaded"),
         (small(["house-0", "house-0"]), [], "scene 'house-0' is in both splits"),
         (small(["house-0", "house-1"], categories=["mug", "unicorn"]), [], "category 'unicorn' is in no scene"),
         (small(["house-0", "house-1"], (2, 1e300, 2)), [], "the position [2, 1e+300, 2]; allowed: three numbers"),
-        (small(["house-0", "house-1"]), ["--backend", "habitat"], "host.backend is 'habitat'; allowed: 'soft'"),
-        (None, ["--host.image-size", "0"], "host.image_size is 0; allowed: more than 0"),
+        (small(["house-0", "house-1"]), ["--backend", "habitat"], "env.backend is 'habitat'; allowed: 'soft'"),
+        (None, ["--host.image-size", "0"], "env.image_size is 0; allowed: more than 0"),
     ],
 )
 def test_object_navigation_refuses_bad_input_before_training(cli, tmp_path, data, options, said):
@@ -191,7 +190,7 @@ def test_an_episode_dataset_is_made_and_read(cli, tmp_path):
     scenes = ["--train", "house-0", "house-1", "--test", "house-2", "--categories", "mug", "apple", "--layouts", "2"]
     code, said, err = cli("habitat-dataset", "--out", out, *scenes)
     assert code == 0 and "4 train tasks in 2 scenes, 2 test tasks in 1 scenes, 2 categories" in said, err
-    env = make("extobjnav", HostConfig(dataset=str(out)))
+    env = make(EnvConfig("extobjnav", options={"dataset": str(out)}))
     assert {task["scene"] for task in env.splits["train"]} == {"house-0", "house-1"}
     assert env.observation_spec["vector"].shape == (2 + 2,)
 
@@ -214,7 +213,7 @@ def test_what_no_dataset_can_be_made_of(cli, tmp_path, options, said):
 
 
 def test_object_navigation_trains_on_images(tiny):
-    env = habitat.make(HostConfig(image_size=16, horizon=30))
+    env = make(EnvConfig("extobjnav", 30, {"image_size": 16}))
     config = tiny(env="extobjnav", trial=TrialConfig(environments=4, steps=16, updates=1))
     encoder = dataclasses.replace(config.policy.encoder, features=8)
     setup = prepare(dataclasses.replace(config, policy=dataclasses.replace(config.policy, encoder=encoder)), env)
@@ -233,4 +232,4 @@ def test_object_navigation_trains_on_images(tiny):
 
 
 def test_environments_are_made_as_the_config_says():
-    assert run.make_env("extobjnav", HostConfig(horizon=7)).horizon == 7
+    assert run.make_env(EnvConfig("extobjnav", horizon=7)).horizon == 7

@@ -9,7 +9,7 @@ import jax
 import pytest
 
 from relic_jax import checkpoint, evaluate
-from relic_jax.config import ConfigError, HostConfig
+from relic_jax.config import ConfigError, WorkerConfig, changed, leaves
 from relic_jax.envs.registry import make
 from relic_jax.experiments import folders, pooling
 from relic_jax.export import export_policy
@@ -77,20 +77,11 @@ def test_every_field_but_the_seed_and_what_it_ran_on_must_be_equal(begun):
     loaded = load_policy(begun("seed0"))
     pooling.check_pool([loaded, another(loaded, seed=1)], [False, False])
 
-    def fields(config, path=""):
-        for field in dataclasses.fields(config):
-            value = getattr(config, field.name)
-            yield from fields(value, f"{path}{field.name}.") if dataclasses.is_dataclass(value) else [path + field.name]
-
-    def changed(config, way):
-        value = getattr(config, way[0])
-        return dataclasses.replace(config, **{way[0]: changed(value, way[1:]) if way[1:] else other_value(value)})
-
     count = 0
-    for name in fields(loaded.config):
+    for name, value in leaves(loaded.config):
         if name == "seed":
             continue
-        config = dataclasses.replace(changed(loaded.config, name.split(".")), seed=1)
+        config = dataclasses.replace(changed(loaded.config, name, other_value(value)), seed=1)
         other = dataclasses.replace(another(loaded), config=config)
         if name in pooling.MAY_DIFFER:
             pooling.check_pool([loaded, other], [False, False])
@@ -233,7 +224,7 @@ def test_an_environment_that_a_config_names_but_the_policy_does_not_fit_is_refus
         folder = tmp_path / env
         export_policy(load_policy(begun("seed0")), folder)
         about = json.loads((folder / "config.json").read_text())
-        about["training"]["config"]["env"] = env
+        about["training"]["config"]["env"]["name"] = env
         (folder / "config.json").write_text(json.dumps(about))
         resealed(folder)
         refused([folder], f"env is '{env}'", said)
@@ -245,5 +236,5 @@ def test_an_evaluation_that_no_memory_can_hold_is_refused(refused, begun):
 
 
 def test_options_of_workers_are_refused_where_there_are_none(refused, begun):
-    refused([begun("seed0"), "--host.workers", 3], "host.workers is 3", "reads none")
-    assert HostConfig().workers != 3
+    refused([begun("seed0"), "--host.workers", 3], "host.workers is 3", "has no worker processes")
+    assert WorkerConfig().workers != 3

@@ -23,7 +23,10 @@ from relic_jax.rl.rollout import Collected
 from relic_jax.rl.state import init_state, make_setup, step_input
 from relic_jax.rl.train import compile_chunk
 
-EXTRAS = {"xland": "xminigrid", **dict.fromkeys(registry.BRAX, "brax")}
+EXTRAS = {
+    "xland": "xminigrid",
+    **dict.fromkeys(registry.names("relic_jax.envs.brax"), "brax"),
+}
 """What presets' environments need, by the beginning of their names: the module of an extra."""
 
 
@@ -41,14 +44,14 @@ def announced(env):
 def environment(config):
     """A preset's environment, on simulators that are described but not started."""
     for prefix, module in EXTRAS.items():
-        if config.env.startswith(prefix) and importlib.util.find_spec(module) is None:
+        if config.env.name.startswith(prefix) and importlib.util.find_spec(module) is None:
             pytest.skip(f"needs the extra {'xland' if prefix == 'xland' else 'brax'}")
-    spec = announced(config.env)
+    spec = announced(config.env.name)
     if spec is None:
         return repeated(registry.make(config.env, config.host), config.trial.action_repeat)
     image = next((name for name, x in spec.observation.items() if x.dtype == "uint8"), None)
     splits = {"train": list(range(80)), "test": list(range(20))}
-    return HostEnvironment(config.env, "", {}, spec, splits, image=image, host=config.host)
+    return HostEnvironment(config.env.name, "", {}, spec, splits, image=image, host=config.host)
 
 
 def trace_hosted_update(setup, state):

@@ -13,7 +13,7 @@ from reach import Reach
 
 from relic_jax import checkpoint
 from relic_jax.bridge.worker import episode_seed
-from relic_jax.config import ConfigError, EvalConfig, HostConfig, PPOConfig, TrainConfig, TrialConfig, validate
+from relic_jax.config import ConfigError, EvalConfig, PPOConfig, TrainConfig, TrialConfig, WorkerConfig, validate
 from relic_jax.environment.host import HostEnvironment
 from relic_jax.environment.reference_returns import reference_returns
 from relic_jax.envs.registry import make
@@ -173,7 +173,7 @@ TASKS = {"train": [{"goal": [3.0, -1.0]}, {"goal": [-2.0, 2.5]}], "test": [{"goa
 
 def reach(workers=1):
     spec = Reach().spec
-    return HostEnvironment("reach", "reach:Reach", {}, spec, TASKS, host=HostConfig(workers=workers))
+    return HostEnvironment("reach", "reach:Reach", {}, spec, TASKS, host=WorkerConfig(workers=workers))
 
 
 @pytest.fixture

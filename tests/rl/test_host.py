@@ -10,7 +10,7 @@ import pytest
 from relic_jax import checkpoint
 from relic_jax.bridge.pool import PoolError
 from relic_jax.bridge.worker import episode_seed
-from relic_jax.config import ConfigError, EvalConfig, HostConfig, TrialConfig
+from relic_jax.config import ConfigError, EvalConfig, TrialConfig, WorkerConfig
 from relic_jax.environment.base import num_tasks
 from relic_jax.environment.reference_returns import reference_returns
 from relic_jax.evaluate import in_context_curves
@@ -57,7 +57,7 @@ def config(tiny):
 def test_a_segment_is_what_happened(config, workers, credit):
     """Numbers of the policy against one pass over the block, those of the environment against stepping it here."""
     config = dataclasses.replace(config, ppo=dataclasses.replace(config.ppo, time_limit=credit))
-    setup = prepare(config, corridor(HostConfig(workers=workers)))
+    setup = prepare(config, corridor(WorkerConfig(workers=workers)))
     state = initial_state(setup)
     found = jax.device_get(collected(setup, state))
     steps = found.steps
@@ -87,7 +87,7 @@ def test_a_segment_is_what_happened(config, workers, credit):
 def test_what_happens_does_not_depend_on_workers_or_groups(config):
     found = []
     for workers in (1, 2, 4):
-        setup = prepare(config, corridor(HostConfig(workers=workers)))
+        setup = prepare(config, corridor(WorkerConfig(workers=workers)))
         found.append(jax.device_get(collected(setup, initial_state(setup))))
     for other in found[1:]:
         np.testing.assert_array_equal(found[0].steps.action, other.steps.action)
@@ -112,7 +112,7 @@ def test_a_lost_step_has_no_advantage_and_what_precedes_is_bootstrapped(config):
 
 def test_metrics_are_those_of_the_steps_that_ended_episodes(config):
     """`Corridor` has the metrics success and jax; the first is known already, a third is put in its place here."""
-    setup = prepare(config, corridor(HostConfig(workers=2)))
+    setup = prepare(config, corridor(WorkerConfig(workers=2)))
     with HostSegments(setup) as run:
         state = initial_state(setup)
         run._trials.reset(np.asarray(state.trial.task), np.asarray(state.trial.env))
@@ -225,7 +225,7 @@ def test_an_episode_that_cannot_be_played_again_is_lost_on_resuming(config):
 
 
 def test_too_many_failures_stop_the_run_with_a_checkpoint(config, tmp_path):
-    setup = prepare(config, corridor(HostConfig(max_restarts=2), fault="crash", at=5))
+    setup = prepare(config, corridor(WorkerConfig(max_restarts=2), fault="crash", at=5))
     with pytest.raises(PoolError, match=r"stopped after 3 worker failures.*saved, go on with: relic-jax") as error:
         go(setup, tmp_path / "run")
     assert "\n" not in str(error.value)
@@ -241,14 +241,14 @@ def test_too_many_failures_stop_the_run_with_a_checkpoint(config, tmp_path):
     ],
 )
 def test_what_cannot_start_is_one_line_before_training(config, host, options, words):
-    env = dataclasses.replace(corridor(HostConfig(**host)), options={"horizon": HORIZON, **options})
+    env = dataclasses.replace(corridor(WorkerConfig(**host)), options={"horizon": HORIZON, **options})
     with pytest.raises(ConfigError, match=words) as error:
         prepare(config, env)
     assert "\n" not in str(error.value)
 
 
 def test_one_environment_per_worker_where_it_must_be(config):
-    env = dataclasses.replace(corridor(HostConfig(workers=2)), per_worker=1)
+    env = dataclasses.replace(corridor(WorkerConfig(workers=2)), per_worker=1)
     with pytest.raises(ConfigError, match=r"host\.workers is 2; allowed: 4"):
         prepare(config, env)
 
@@ -285,7 +285,7 @@ def test_the_policy_is_learned(config):
         trial=TrialConfig(environments=16, steps=48, updates=1),
         ppo=dataclasses.replace(config.ppo, lr=5e-3, epochs=4, minibatches=1, max_grad_norm=0.5, value_clip=None),
     )
-    setup = prepare(dataclasses.replace(config, total_steps=45 * 16 * 48), corridor(HostConfig(workers=2)))
+    setup = prepare(dataclasses.replace(config, total_steps=45 * 16 * 48), corridor(WorkerConfig(workers=2)))
     state, reached = initial_state(setup), []
     with HostSegments(setup) as run:
         for _ in range(45):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from relic_jax.config import HostConfig, PPOConfig, TrialConfig
+from relic_jax.config import PPOConfig, TrialConfig, WorkerConfig
 from relic_jax.environment.host import HostEnvironment
 from relic_jax.experiments.faults.corridor import Corridor
 from relic_jax.metrics import JsonLines, read_lines
@@ -28,7 +28,7 @@ STEPS, SEGMENT = 16, 8
 def corridor(**options):
     options = {"horizon": 6, **options}
     spec = Corridor(**options).spec
-    host = HostConfig(workers=4)
+    host = WorkerConfig(workers=4)
     return HostEnvironment(
         "corridor", "relic_jax.experiments.faults.corridor:Corridor", options, spec, TASKS, host=host
     )

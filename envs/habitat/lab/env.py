@@ -2,37 +2,56 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from typing import Any
 
 from relic_jax.bridge.pool import Pool, PoolConfig, PoolError
 from relic_jax.bridge.process import call
 from relic_jax.bridge.worker import SetupError
-from relic_jax.config import ConfigError, HostConfig
+from relic_jax.config import ConfigError, EnvConfig, WorkerConfig
 from relic_jax.environment.host import HostEnvironment
+from relic_jax.envs.habitat.env import check_side
 from relic_jax.envs.habitat.lab.worker import SOFT
 
 ENTRY = "relic_jax.envs.habitat.lab.worker:make"
 
 
-def make(config: str, host: HostConfig | None = None) -> HostEnvironment:
-    """The environment of habitat-lab's config `config`; a worker is started to ask for its spec. Raises ConfigError.
+@dataclasses.dataclass(frozen=True)
+class HabitatLabOptions:
+    """Options of `habitat-lab:CONFIG`."""
 
-    host.dataset: path of the episodes with {split} in it; None: the config's. The config says which simulator it is.
+    dataset: str | None = None
+    """Path of the episodes, with {split} in it. None: the path in the config."""
+    scene_dataset: str = "default"
+    """Scene dataset configuration of habitat-sim."""
+    image_size: int = 64
+    """Side of the camera's square image, in pixels."""
+
+    def validate(self) -> None:
+        """Raise ConfigError at the first option that cannot work."""
+        check_side(self.image_size)
+
+
+def make(env: EnvConfig, workers: WorkerConfig) -> HostEnvironment:
+    """The environment of the habitat-lab config in `habitat-lab:CONFIG`; the config says which simulator it is.
+
+    A worker is started to ask for its spec. Raises ConfigError.
     """
-    host = host or HostConfig()
+    config, own = env.name.removeprefix("habitat-lab:"), env.typed(HabitatLabOptions)
+    own.validate()
     options = {
         "config": config,
-        "data": host.dataset,
-        "scene_dataset": host.scene_dataset,
-        "size": host.image_size,
-        "horizon": host.horizon,
-        "gpus": list(range(host.gpus)),
+        "data": own.dataset,
+        "scene_dataset": own.scene_dataset,
+        "size": own.image_size,
+        "horizon": env.horizon,
+        "gpus": list(range(workers.gpus)),
     }
-    python = host.python or sys.executable
+    python = workers.python or sys.executable
     try:
         found: dict[str, Any] = call(python, "relic_jax.envs.habitat.lab.worker:survey", options)
-        with Pool(PoolConfig(ENTRY, options, 1, 1, 1, python=python, start_timeout=host.start_timeout)) as pool:
+        with Pool(PoolConfig(ENTRY, options, 1, 1, 1, python=python, start_timeout=workers.start_timeout)) as pool:
             spec = pool.spec
     except (SetupError, PoolError) as error:
         raise ConfigError(f"env is 'habitat-lab:{config}'; {error}") from None
@@ -44,5 +63,5 @@ def make(config: str, host: HostConfig | None = None) -> HostEnvironment:
         splits=found["splits"],
         image="image" if "image" in spec.observation else None,
         per_worker=None if found["simulator"] == SOFT else 1,  # two of habitat-sim's renderers do not work in a process
-        host=host,
+        host=workers,
     )

@@ -146,7 +146,7 @@ def assembled(arrays: dict[str, np.ndarray], images: tuple[str, ...], lead: int 
 def reader(env: Any, text: str = "omit") -> Callable[[Any], Any]:
     """From a gymnasium environment's observations to what a policy reads that was trained on it as `gym:ID`.
 
-    env: also a vector environment, whose observations have a leading axis. text: `host.text` of the training. Of
+    env: also a vector environment, whose observations have a leading axis. text: `env.text` of the training. Of
     MiniGrid's in vector environments, only those that hold their environments (SyncVectorEnv) can be read. Raises
     SpaceError.
     """

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from relic_jax.config import ConfigError, HostConfig
+from relic_jax.config import ConfigError, EnvConfig
 from relic_jax.environment.base import Box, Discrete, Environment, Image, num_tasks, split_hash
 from relic_jax.environment.trials import Trials
 from relic_jax.envs import registry
@@ -26,9 +26,11 @@ PACKAGES = {
     "playground": "mujoco_playground",
 }
 
+XLAND = [name for name in registry.names() if name.startswith("xland-")]
+
 
 def make(name, horizon=None):
-    return registry.make(name, HostConfig(horizon=horizon))
+    return registry.make(EnvConfig(name, horizon))
 
 
 def assert_same(ours, theirs, rtol=0.0):
@@ -288,9 +290,9 @@ def test_unknown_ids_are_answered_with_the_nearest(name, near):
     assert repr(name) in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["gymnax:a", "navix:a", "craftax:a", "playground:a", "xland:a", *registry.XLAND])
+@pytest.mark.parametrize("name", ["gymnax:a", "navix:a", "craftax:a", "playground:a", "xland:a", *XLAND])
 def test_a_missing_suite_is_one_line_that_names_the_extra(name, monkeypatch, cli):
-    prefix = "xland" if name in registry.XLAND else name.partition(":")[0]
+    prefix = "xland" if name in XLAND else name.partition(":")[0]
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda n, *a: None if n == PACKAGES[prefix] else find(n, *a))
     code, _, err = cli("envs", name)
@@ -300,7 +302,7 @@ def test_a_missing_suite_is_one_line_that_names_the_extra(name, monkeypatch, cli
 
 def test_the_listing_names_the_prefixes(cli):
     code, out, _ = cli("envs")
-    assert code == 0 and all(f"{prefix}:ID" in out for prefix in registry.SUITES)
+    assert code == 0 and all(f"{prefix}:ID" in out for prefix in PACKAGES)
 
 
 def test_spaces_that_fit_no_policy_are_refused():
@@ -370,7 +372,7 @@ def test_encodings_are_those_of_xminigrid():
 
 def test_xland_holds_rulesets_out():
     pytest.importorskip("xminigrid")
-    for name in registry.XLAND.keys() - {"xland-anyside"}:
+    for name in XLAND.keys() - {"xland-anyside"}:
         env = make(name)
         train, test = env.tasks("train"), env.tasks("test")
         assert env.name == name and (num_tasks(train), num_tasks(test)) == (9000, 1000)
@@ -466,7 +468,7 @@ def test_presets_fit_their_environment(name):
     from relic_jax.experiments import presets
 
     config = presets.get(name).config
-    validate(config, horizon=make(config.env).horizon)
+    validate(config, horizon=make(config.env.name).horizon)
 
 
 @pytest.mark.parametrize(
@@ -480,7 +482,7 @@ def test_presets_fit_their_environment(name):
     ],
 )
 def test_what_the_base_class_leaves_open_is_defined(name):
-    pytest.importorskip("xminigrid" if name in registry.XLAND else PACKAGES[name.partition(":")[0]])
+    pytest.importorskip("xminigrid" if name in XLAND else PACKAGES[name.partition(":")[0]])
     env = type(make(name))
     assert env.begin is not suite.Suite.begin and env.advance is not suite.Suite.advance
     assert env.action_space is not Environment.action_space
