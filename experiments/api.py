@@ -101,7 +101,9 @@ class Run:
             out=None if out is None else Path(out),
             trust=self.trust,
         )
-        (report,) = evaluation.start(command, run.Overrides(env, given=frozenset() if env is None else frozenset({"env"})))
+        (report,) = evaluation.start(
+            command, run.Overrides(env, given=frozenset() if env is None else frozenset({"env"}))
+        )
         return report
 
     def plot(self, out: str | Path | None = None, *, training: bool = False) -> Figure:
