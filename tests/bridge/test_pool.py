@@ -18,7 +18,8 @@ import pytest
 
 import relic_jax
 from relic_jax.bridge import process, protocol
-from relic_jax.bridge.pool import GIVE_UP, Pool, PoolConfig, PoolError
+from relic_jax.bridge.member import GIVE_UP
+from relic_jax.bridge.pool import Pool, PoolConfig, PoolError
 from relic_jax.bridge.worker import episode_seed
 from relic_jax.experiments.faults.corridor import Corridor
 
@@ -172,20 +173,6 @@ def test_arrays_are_the_callers_own():
             np.testing.assert_array_equal(batch.observation[name], value)
 
 
-def test_first_ready_does_not_wait_for_the_slow():
-    options = config(4, 1, groups=1, fault="hang", only=0, at=2, step_timeout=300)
-    with Pool(options) as pool:
-        replicas, actions = started(pool), np.full(4, 3)
-        pool.send(actions)
-        check(pool.receive(), replicas, actions)
-        pool.send(actions)  # worker 0 hangs in this one
-        for _ in range(20):
-            batch = pool.receive_first(2)
-            assert len(batch.environments) == 2 and 0 not in batch.environments
-            check(batch, replicas, np.full(2, 3))
-            pool.send(np.full(2, 3), environments=batch.environments)
-
-
 @pytest.mark.parametrize(
     ("fault", "kind", "words"),
     [
@@ -226,7 +213,7 @@ def test_a_trial_that_cannot_go_on_is_dropped_until_the_next(tmp_path, how):
     with Pool(config(fault="crash", only=0, once=once, **options)) as pool:
         replicas = started(pool)
         Path(bad).touch()
-        mine = np.array([number for number, lane in pool._lane_of.items() if lane.worker.process.index == 0])
+        mine = np.concatenate([lane.numbers for lane in pool._members[0].lanes])
         ends = np.zeros(4, int)
         for _ in range(8):
             pool.send(np.full(4, 3))
@@ -408,8 +395,6 @@ def test_misuse_is_refused():
         pool.send(np.zeros(2), 0)
         with pytest.raises(PoolError, match="send twice"):
             pool.send(np.zeros(2), 0)
-        with pytest.raises(PoolError, match=r"count is 3; allowed: 1 … 2"):
-            pool.receive_first(3)
 
 
 def test_the_environment_of_a_worker_is_scrubbed(monkeypatch):
