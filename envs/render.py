@@ -1,4 +1,4 @@
-"""Writes frames to a file."""
+"""Writes frames as a GIF."""
 
 from __future__ import annotations
 
@@ -8,22 +8,27 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-SIDE = 200  # pixels of a picture's shorter side, at least
-LONGEST = 1000  # pixels that the longer side is not enlarged beyond
+SIDE = 200  # pixels; minimum of the shorter side
+LONGEST = 1000  # pixels; the longer side is not enlarged beyond it
 
 
 def enlarged(frame: np.ndarray) -> np.ndarray:
-    """A small picture, uint8 [H, W, 3], with every pixel a square of them; one of SIDE or more on both sides itself."""
+    """Enlarge a small image, uint8 [H, W, 3], by an integer factor, until both sides have SIDE pixels or more."""
     height, width = frame.shape[:2]
     times = max(1, min(-(-SIDE // min(height, width)), LONGEST // max(height, width)))
     return frame if times == 1 else frame.repeat(times, axis=0).repeat(times, axis=1)
 
 
 def write_gif(path: str | os.PathLike[str], frames: np.ndarray, fps: float = 12.0) -> None:
-    """Writes frames (uint8 [n, H, W, 3], n ≥ 1) as an endlessly repeating GIF of `fps` frames a second.
+    """Write frames as an endlessly repeating GIF.
 
-    Small frames are `enlarged`. The file appears complete or not at all. A run of equal frames is stored as one frame
-    shown for longer; GIF times are whole hundredths of a second, so the rate is approximate.
+    Small frames are `enlarged`. The file is written atomically. Equal consecutive frames are stored as one frame with
+    a longer duration. GIF durations are multiples of 10 ms, so the frame rate is approximate.
+
+    Args:
+        path: The file.
+        frames: Uint8 [n, H, W, 3], n ≥ 1.
+        fps: Frames per second.
     """
     path = Path(path)
     first, *others = (Image.fromarray(enlarged(frame)) for frame in frames)

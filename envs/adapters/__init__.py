@@ -1,4 +1,4 @@
-"""Environments of other suites, each through a thin adapter: gymnax, XLand-MiniGrid, navix, Craftax, MuJoCo Playground.
+"""Thin adapters of other suites: gymnax, XLand-MiniGrid, navix, Craftax and MuJoCo Playground.
 
-A suite is an optional extra, imported when one of its environments is made.
+Each suite is an optional extra, imported when one of its environments is made.
 """

@@ -1,6 +1,7 @@
 """Craftax and Craftax-Classic (Matthews et al. 2024, arXiv 2402.16801), symbolic: `craftax:Craftax-Symbolic-v1`.
 
-The variants without auto-reset are used. They report one `done`; here a lack of time is a truncation.
+The adapter uses the variants without auto-reset. They report a single `done`; the adapter separates truncation from
+termination.
 """
 
 from __future__ import annotations
@@ -18,11 +19,19 @@ from relic_jax.envs.adapters.suite import Reply, Suite, action_space, check_know
 PREFIX = "craftax"
 IDS = ("Craftax-Symbolic-v1", "Craftax-Classic-Symbolic-v1")
 LIMIT = 10_000
-"""Steps of the longest episode, unless asked otherwise: the limit of Craftax-Classic. Craftax's own is 100,000."""
+"""Default time limit in steps: that of Craftax-Classic. The limit of Craftax is 100,000."""
 
 
 def make(env: EnvConfig, workers: WorkerConfig) -> Craftax:
-    """The environment `craftax:ID`. env.horizon: steps of the longest episode; None: 10,000. Raises ConfigError."""
+    """Make the environment `craftax:ID`.
+
+    Args:
+        env: Its name, and `horizon`, the steps of the longest episode; None: 10,000.
+        workers: Not used.
+
+    Raises:
+        ConfigError: Craftax is missing or has no such environment.
+    """
     del workers
     name, horizon = env.name, env.horizon
     load("craftax", PREFIX, name)
@@ -33,42 +42,42 @@ def make(env: EnvConfig, workers: WorkerConfig) -> Craftax:
 @functools.cache
 def _made(id: str) -> Any:
     module = load("craftax.craftax_env", PREFIX, f"{PREFIX}:{id}")
-    with jax.ensure_compile_time_eval():  # it is kept, so it must not hold what belongs to a trace
+    with jax.ensure_compile_time_eval():  # the cached object must not hold tracers
         return module.make_craftax_env_from_name(id, auto_reset=False)
 
 
 @dataclasses.dataclass(frozen=True)
 class Craftax(Suite):
-    """A world of Craftax. The task is its seed: every episode of a trial opens in the same world.
+    """A world of Craftax. The task is its seed: all episodes of a trial start in the same world.
 
-    Observation: float32 vector in 0 … 1.
+    Observations are float32 vectors in [0, 1].
     """
 
     ends_in_time = True
 
     @property
     def reference_episodes(self) -> int:
-        """Few: worlds are large and episodes long."""
+        """Episodes of the reference returns: few, since worlds are large and episodes long."""
         return 16
 
     @property
     def params(self) -> Any:
-        """Craftax's parameters, with our time limit."""
+        """The parameters of Craftax, with the time limit `horizon`."""
         return _made(self.id).default_params.replace(max_timesteps=self.horizon)
 
     @property
     def action_space(self) -> ActionSpace:
-        """Craftax's: 43 actions, 17 in Classic."""
+        """The actions of Craftax: 43, or 17 in Classic."""
         return action_space(_made(self.id).action_space(self.params), self.name)
 
     def begin(self, key: jax.Array, task: PyTree) -> tuple[PyTree, PyTree]:
-        """`reset_env`: generates a world."""
+        """Generate a world by `reset_env`."""
         del task
         seen, inner = _made(self.id).reset_env(key, self.params)
         return inner, seen
 
     def advance(self, key: jax.Array, inner: PyTree, action: jax.Array, task: PyTree) -> Reply:
-        """`step_env`; terminated where it would be over without a time limit too."""
+        """Take a step by `step_env`. It terminates if the episode would end without a time limit too."""
         del task
         env = _made(self.id)
         seen, inner, reward, done, _ = env.step_env(key, inner, action, self.params)
@@ -76,6 +85,6 @@ class Craftax(Suite):
         return Reply(inner, seen, reward, terminated, done)
 
     def success(self, timestep: TimeStep, episode_return: jax.Array) -> jax.Array:
-        """Alive when time was up."""
+        """Return whether the agent was alive at the time limit."""
         del episode_return
         return timestep.truncated

@@ -1,6 +1,6 @@
 """gymnax (Lange 2022): `gymnax:CartPole-v1` and its other environments.
 
-Its `step` resets by itself, so `step_env` and `reset_env` are used; `step_env` knows nothing of the time limit.
+The adapter uses `step_env` and `reset_env`, since `step` resets automatically. `step_env` has no time limit.
 """
 
 from __future__ import annotations
@@ -26,11 +26,19 @@ IMAGES = (
     "SpaceInvaders-MinAtar",
     "Pong-misc",
 )
-"""Environments whose observation is an image, with values of 0 … 1."""
+"""Environments whose observation is an image with values in [0, 1]."""
 
 
 def make(env: EnvConfig, workers: WorkerConfig) -> Gymnax:
-    """The environment `gymnax:ID`. env.horizon: steps of an episode; None: gymnax's own. Raises ConfigError."""
+    """Make the environment `gymnax:ID`.
+
+    Args:
+        env: Its name, and `horizon`, the steps of the longest episode; None: the limit of gymnax.
+        workers: Not used.
+
+    Raises:
+        ConfigError: gymnax is missing or has no such environment.
+    """
     del workers
     name, horizon = env.name, env.horizon
     suite, id = load("gymnax", PREFIX, name), name.removeprefix(f"{PREFIX}:")
@@ -44,7 +52,7 @@ def make(env: EnvConfig, workers: WorkerConfig) -> Gymnax:
 
 @functools.cache
 def _made(id: str) -> tuple[Any, Any]:
-    with jax.ensure_compile_time_eval():  # it is kept, so it must not hold what belongs to a trace
+    with jax.ensure_compile_time_eval():  # the cached object must not hold tracers
         return load("gymnax", PREFIX, f"{PREFIX}:{id}").make(id)
 
 
@@ -56,23 +64,23 @@ class Gymnax(Suite):
 
     @property
     def params(self) -> Any:
-        """gymnax's parameters, with our time limit."""
+        """The parameters of gymnax, with the time limit `horizon`."""
         return _made(self.id)[1].replace(max_steps_in_episode=self.horizon)
 
     @property
     def action_space(self) -> ActionSpace:
-        """gymnax's."""
+        """The actions of gymnax."""
         return action_space(_made(self.id)[0].action_space(self.params), self.name)
 
     @property
     def observation_spec(self) -> PyTree:
-        """Shape and dtype of `encode`; an `Image` in IMAGES."""
+        """Shape and dtype of `encode`; an `Image` for IMAGES."""
         spec = super().observation_spec
         return Image(spec.shape, spec.dtype) if self.id in IMAGES else spec
 
     @property
     def observation_range(self) -> tuple[PyTree, PyTree] | None:
-        """gymnax's bounds, where they are finite. None for IMAGES, which are 0 … 1."""
+        """The bounds of gymnax if they are finite. None for IMAGES, whose values are in [0, 1]."""
         space, spec = _made(self.id)[0].observation_space(self.params), self.observation_spec
         if not isinstance(spec, jax.ShapeDtypeStruct) or isinstance(spec, Image):
             return None
@@ -81,13 +89,13 @@ class Gymnax(Suite):
         return finite_range(space.low, space.high, spec.shape)
 
     def begin(self, key: jax.Array, task: PyTree) -> tuple[PyTree, PyTree]:
-        """`reset_env`."""
+        """Start an episode by `reset_env`."""
         del task
         seen, inner = _made(self.id)[0].reset_env(key, self.params)
         return inner, seen
 
     def advance(self, key: jax.Array, inner: PyTree, action: jax.Array, task: PyTree) -> Reply:
-        """`step_env`, and `is_truncated`."""
+        """Take a step by `step_env` and `is_truncated`."""
         del task
         env, params = _made(self.id)[0], self.params
         seen, inner, reward, terminated, _ = env.step_env(key, inner, action, params)

@@ -1,7 +1,7 @@
 """navix (Pignatelli et al. 2024, arXiv 2407.19396), MiniGrid in JAX: `navix:Navix-DoorKey-5x5-v0`.
 
-Its `step` resets at the step after an episode's end, so `_step` is used. Its step types are 0 transition, 1 TRUNCATION,
-2 TERMINATION, unlike dm_env's first, middle and last, which XLand-MiniGrid has.
+The adapter uses `_step`, since `step` resets at the step after the end of an episode. The step types are 0 transition,
+1 TRUNCATION and 2 TERMINATION, unlike the first, middle and last of dm_env and XLand-MiniGrid.
 """
 
 from __future__ import annotations
@@ -18,13 +18,21 @@ from relic_jax.envs.adapters.suite import Reply, Suite, action_space, check_know
 
 PREFIX = "navix"
 LIMIT = 100
-"""Steps of the longest episode, unless asked otherwise: navix's own."""
+"""Default time limit in steps: that of navix."""
 CELL = (11, 6, 4)
-"""Categories of a cell of the view: kinds of things, colours, states or directions."""
+"""Number of categories of a cell of the view: kinds, colors, and states or directions."""
 
 
 def make(env: EnvConfig, workers: WorkerConfig) -> Navix:
-    """The environment `navix:ID`. env.horizon: steps of an episode; None: navix's own, 100. Raises ConfigError."""
+    """Make the environment `navix:ID`.
+
+    Args:
+        env: Its name, and `horizon`, the steps of the longest episode; None: 100, the limit of navix.
+        workers: Not used.
+
+    Raises:
+        ConfigError: navix is missing or has no such environment.
+    """
     del workers
     name, horizon = env.name, env.horizon
     check_known(name, PREFIX, load("navix", PREFIX, name).registry())
@@ -34,7 +42,7 @@ def make(env: EnvConfig, workers: WorkerConfig) -> Navix:
 @functools.cache
 def _made(id: str, horizon: int) -> Any:
     suite = load("navix", PREFIX, f"{PREFIX}:{id}")
-    with jax.ensure_compile_time_eval():  # it is kept, so it must not hold what belongs to a trace
+    with jax.ensure_compile_time_eval():  # the cached object must not hold tracers
         return suite.make(id, max_steps=horizon, observation_fn=suite.observations.symbolic_first_person)
 
 
@@ -42,7 +50,7 @@ def _made(id: str, horizon: int) -> Any:
 class Navix(Suite):
     """An environment of navix. The task is the seed of its layout.
 
-    Observation: MiniGrid's view of 7×7 cells in front of the agent, each one-hot in its kind, colour and state;
+    Observations are MiniGrid's view of 7×7 cells in front of the agent, each one-hot in kind, color and state,
     uint8 [1029].
     """
 
@@ -50,26 +58,26 @@ class Navix(Suite):
 
     @property
     def navix(self) -> Any:
-        """navix's environment."""
+        """The environment of navix."""
         return _made(self.id, self.horizon)
 
     @property
     def action_space(self) -> ActionSpace:
-        """navix's."""
+        """The actions of navix."""
         return action_space(self.navix.action_space, self.name)
 
     def begin(self, key: jax.Array, task: PyTree) -> tuple[PyTree, PyTree]:
-        """navix's reset: its state is a time step."""
+        """Reset the environment of navix, whose state is a time step."""
         del task
         timestep = self.navix.reset(key)
         return timestep, timestep.observation
 
     def reseeded(self, key: jax.Array, inner: PyTree) -> PyTree:
-        """navix draws what happens in steps from a key in its state."""
+        """Replace the key in the state, from which navix draws the randomness of steps."""
         return inner.replace(state=inner.state.replace(key=key))
 
     def advance(self, key: jax.Array, inner: PyTree, action: jax.Array, task: PyTree) -> Reply:
-        """navix's step without its reset."""
+        """Take a step of navix without its reset."""
         del key, task
         timestep = self.navix._step(inner, action)
         return Reply(
@@ -77,6 +85,6 @@ class Navix(Suite):
         )
 
     def encode(self, inner: PyTree, seen: PyTree) -> jax.Array:
-        """One-hot."""
+        """Encode each cell as one-hot vectors."""
         del inner
         return one_hots(seen.reshape(-1), CELL * (seen.size // len(CELL)))

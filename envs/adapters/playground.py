@@ -1,6 +1,6 @@
 """MuJoCo Playground (Zakka et al. 2025, arXiv 2502.08844): `playground:CartpoleBalance`.
 
-Its environments neither reset themselves nor know of a time limit, both are wrappers of its own; `done` is a float.
+The environments neither reset automatically nor have a time limit: the suite has wrappers for both. `done` is a float.
 """
 
 from __future__ import annotations
@@ -20,7 +20,15 @@ PREFIX = "playground"
 
 
 def make(env: EnvConfig, workers: WorkerConfig) -> Playground:
-    """The environment `playground:ID`. env.horizon: steps of the longest episode; None: its own. Raises ConfigError."""
+    """Make the environment `playground:ID`.
+
+    Args:
+        env: Its name, and `horizon`, the steps of the longest episode; None: the limit of its config.
+        workers: Not used.
+
+    Raises:
+        ConfigError: The suite is missing or has no such environment.
+    """
     del workers
     name, horizon = env.name, env.horizon
     suite, id = load("mujoco_playground", PREFIX, name).registry, name.removeprefix(f"{PREFIX}:")
@@ -31,8 +39,8 @@ def make(env: EnvConfig, workers: WorkerConfig) -> Playground:
 @functools.cache
 def _made(id: str) -> Any:
     suite = load("mujoco_playground", PREFIX, f"{PREFIX}:{id}").registry
-    overrides = {"impl": "jax"} if "impl" in suite.get_default_config(id) else None  # the other one needs an NVIDIA GPU
-    with jax.ensure_compile_time_eval():  # it is kept, so it must not hold what belongs to a trace
+    overrides = {"impl": "jax"} if "impl" in suite.get_default_config(id) else None  # others need an NVIDIA GPU
+    with jax.ensure_compile_time_eval():  # the cached object must not hold tracers
         return suite.load(id, config_overrides=overrides)
 
 
@@ -40,34 +48,35 @@ def _made(id: str) -> Any:
 class Playground(Suite):
     """An environment of MuJoCo Playground, on MJX. Tasks are seeds.
 
-    Observation: its own; of those with a privileged one, what is not privileged.
+    Privileged observations are left out.
     """
 
     ends_in_time = True
 
     @property
-    def own(self) -> Any:
-        """The suite's environment."""
+    def playground(self) -> Any:
+        """The environment of the suite."""
         return _made(self.id)
 
     @property
     def action_space(self) -> Box:
-        """Its actuators' inputs, each in −1 … 1."""
-        n = int(self.own.action_size)
+        """The inputs of the actuators, each in [−1, 1]."""
+        n = int(self.playground.action_size)
         return Box((-1.0,) * n, (1.0,) * n)
 
     def begin(self, key: jax.Array, task: PyTree) -> tuple[PyTree, PyTree]:
-        """Its reset, with the steps since."""
+        """Reset the environment. The state includes the steps since then."""
         del task
-        state = self.own.reset(key)
-        return (state, jnp.zeros((), jnp.int32)), _seen(state)
+        state = self.playground.reset(key)
+        return (state, jnp.zeros((), jnp.int32)), _observation(state)
 
     def advance(self, key: jax.Array, inner: PyTree, action: jax.Array, task: PyTree) -> Reply:
-        """Its step, and our time limit."""
+        """Take a step and apply the time limit."""
         del key, task
-        state, time = self.own.step(inner[0], action), inner[1] + 1
-        return Reply((state, time), _seen(state), state.reward, state.done > 0, time >= self.horizon)
+        state, time = self.playground.step(inner[0], action), inner[1] + 1
+        return Reply((state, time), _observation(state), state.reward, state.done > 0, time >= self.horizon)
 
 
-def _seen(state: Any) -> PyTree:
+def _observation(state: Any) -> PyTree:
+    """Return the observation without its privileged part."""
     return state.obs["state"] if isinstance(state.obs, dict) else state.obs

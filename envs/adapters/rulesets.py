@@ -1,10 +1,11 @@
-"""Rulesets of XLand-MiniGrid: drawn here, or read from the files of its benchmarks.
+"""Rulesets of XLand-MiniGrid, drawn here or read from files of its benchmarks.
 
-A ruleset is a goal, rules that turn objects into others, and the objects that lie around at the start. They are drawn
-by the procedure of appendix A.2 of "Human-timescale adaptation in an open-ended task space" (arXiv 2301.07608), as
-XLand-MiniGrid (Nikulin et al. 2023, arXiv 2312.12044) does for its benchmarks: from the goal backwards, each object of
-a level made by a rule from objects of the next, branches pruned at random, then distractors. The package holds neither
-its benchmarks, which it downloads, nor their generator, so the recipes are its own and the rulesets are ours.
+A ruleset is a goal, rules that turn objects into others, and the objects that are present at the start. They are drawn
+by the procedure of appendix A.2 of "Human-timescale adaptation in an open-ended task space" (arXiv 2301.07608), as for
+the benchmarks of XLand-MiniGrid (Nikulin et al. 2023, arXiv 2312.12044): backwards from the goal, a rule makes each
+object of a level from objects of the next, branches are pruned at random, and distractors are added. The package
+contains neither its benchmarks, which it downloads, nor their generator. The recipes are those of the package; the
+drawn rulesets differ from its benchmarks.
 """
 
 from __future__ import annotations
@@ -21,25 +22,29 @@ from flax import struct
 
 from relic_jax.config import ConfigError
 
-Tile = tuple[int, int]  # kind, colour: XLand-MiniGrid's numbers
+Tile = tuple[int, int]  # (kind, color) in XLand-MiniGrid's encoding
 
 PICKABLE = (3, 4, 5, 7, 12, 11)  # ball, square, pyramid, key, star, hexagon
 GOAL_TILE = 6
 COLOURS = (1, 2, 3, 4, 5, 6, 9, 10, 11, 8)
 OBJECTS: list[Tile] = list(itertools.product(PICKABLE, COLOURS))
-PLACES: list[Tile] = list(itertools.product((*PICKABLE, GOAL_TILE), COLOURS))  # what something can be next to
-PRODUCTS: list[Tile] = [*OBJECTS, (1, 7)]  # a rule may also make bare floor
+PLACES: list[Tile] = list(itertools.product((*PICKABLE, GOAL_TILE), COLOURS))  # possible neighbors of an object
+PRODUCTS: list[Tile] = [*OBJECTS, (1, 7)]  # rules can also produce floor
 
-# Numbers of goals and rules: hold; agent next to a tile (any side, up, right, down, left of it); two tiles so.
+# Codes of goals and rules: hold; agent next to a tile (any side, above, right, below, left); two tiles likewise.
 HOLD_GOAL, NEAR_GOALS, TILE_GOALS = 1, (3, 11, 12, 13, 14), (4, 7, 8, 9, 10)
 HOLD_RULE, NEAR_RULES, TILE_RULES = 1, (2, 8, 9, 10, 11), (3, 4, 5, 6, 7)
-GOAL_LENGTH, RULE_LENGTH = 5, 7  # of an encoding, filled up with zeros
+GOAL_LENGTH, RULE_LENGTH = 5, 7  # of an encoding, padded with zeros
 
 
 @struct.dataclass
 class Rulesets:
-    """N rulesets, or one without the leading axis. goal: uint8 [N, 5]. rules: uint8 [N, R, 7]. init_tiles: uint8
-    [N, K, 2]; rules and tiles of zeros are none.
+    """N rulesets, or one without the leading axis.
+
+    Attributes:
+        goal: Uint8 [N, 5].
+        rules: Uint8 [N, R, 7], padded with zeros.
+        init_tiles: Uint8 [N, K, 2]; objects at the start, padded with zeros.
     """
 
     goal: Any
@@ -49,9 +54,14 @@ class Rulesets:
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """depth: levels of rules before the goal. prune: probability that an object lies around instead of having to be
-    made. distractor_rules: at most so many that lead nowhere. distractor_objects: so many more objects. count: of
-    rulesets.
+    """Parameters of a set of rulesets.
+
+    Attributes:
+        depth: Levels of rules before the goal.
+        prune: Probability that an object is present at the start instead of the product of a rule.
+        distractor_rules: Maximum number of rules that do not lead to the goal.
+        distractor_objects: Number of additional objects.
+        count: Number of rulesets.
     """
 
     depth: int
@@ -71,13 +81,13 @@ RECIPES = {
 
 
 ANYSIDE = "anyside"
-"""An easier "trivial", made of its rulesets (`anyside`)."""
+"""A simplified "trivial", see `anyside`."""
 ANYSIDE_DRAWS = {HOLD_GOAL: 50, NEAR_GOALS[0]: 50, TILE_GOALS[0]: 4}
-"""How often each goal is drawn: "trivial" has 60 of the first kind, 70 of the second and two thousand of the third."""
+"""Draws per goal, by kind. "trivial" has 60 goals of the first kind, 70 of the second and 2,000 of the third."""
 
 
 class Drawn(NamedTuple):
-    """One ruleset before it is filled up to the length of the longest."""
+    """One ruleset before padding."""
 
     goal: tuple[int, ...]
     rules: tuple[tuple[int, ...], ...]
@@ -90,7 +100,7 @@ def _choice(random: np.random.RandomState, tiles: list[Tile], but: list[Tile] = 
 
 
 def draw_goal(random: np.random.RandomState) -> tuple[tuple[int, ...], list[Tile]]:
-    """(encoding, its tiles). All eleven kinds of goals are as likely."""
+    """Draw a goal. Return its encoding and its tiles. All eleven kinds of goals are equally likely."""
     kind = random.randint(1 + len(NEAR_GOALS) + len(TILE_GOALS))
     if kind == 0:
         tiles = [_choice(random, OBJECTS)]
@@ -103,7 +113,7 @@ def draw_goal(random: np.random.RandomState) -> tuple[tuple[int, ...], list[Tile
 
 
 def draw_rule(random: np.random.RandomState, product: Tile, used: list[Tile]) -> tuple[tuple[int, ...], list[Tile]]:
-    """(encoding, the tiles it needs, none of them in `used`) of a rule that makes `product`."""
+    """Draw a rule that makes `product`. Return its encoding and the tiles that it needs, none of them in `used`."""
     kind = random.randint(1 + len(NEAR_RULES) + len(TILE_RULES))
     if kind <= len(NEAR_RULES):
         tiles = [_choice(random, OBJECTS, used)]
@@ -113,7 +123,7 @@ def draw_rule(random: np.random.RandomState, product: Tile, used: list[Tile]) ->
 
 
 def draw(random: np.random.RandomState, recipe: Recipe) -> Drawn:
-    """One ruleset."""
+    """Draw one ruleset."""
     goal, needed = draw_goal(random)
     used, rules, tiles = list(needed), [], []
     for _ in range(recipe.depth):
@@ -126,7 +136,7 @@ def draw(random: np.random.RandomState, recipe: Recipe) -> Drawn:
             rules.append(rule)
             used += inputs
             needed += inputs
-    tiles += needed  # what the last level needs lies around
+    tiles += needed  # the tiles that the last level needs are present at the start
     tiles += [_choice(random, PLACES, used) for _ in range(recipe.distractor_objects)]
     for _ in range(random.randint(recipe.distractor_rules + 1)):
         rule, inputs = draw_rule(random, _choice(random, PRODUCTS, used), [])
@@ -137,7 +147,7 @@ def draw(random: np.random.RandomState, recipe: Recipe) -> Drawn:
 
 @functools.cache
 def generate(name: str, seed: int = 42) -> Rulesets:
-    """The rulesets of a recipe, no two of them with the same goal and rules. Takes a second."""
+    """Return the rulesets of a recipe, without duplicates of goal and rules. Takes a second."""
     recipe, random = RECIPES[name], np.random.RandomState(seed)
     found: dict[tuple, Drawn] = {}
     while len(found) < recipe.count:
@@ -156,8 +166,14 @@ def generate(name: str, seed: int = 42) -> Rulesets:
 
 
 def anyside(some: Rulesets, seed: int = 42) -> Rulesets:
-    """Of the rulesets of "trivial" those whose goal has no direction: to hold an object, to stand at any side of one,
-    or to put one at any side of another; each ANYSIDE_DRAWS times, with other objects around.
+    """Return the rulesets of "trivial" whose goal has no direction.
+
+    The goals are to hold an object, to stand beside one, or to put one beside another. Each is repeated ANYSIDE_DRAWS
+    times with different distractors.
+
+    Args:
+        some: Rulesets of "trivial".
+        seed: Seed of the distractors.
     """
     random = np.random.RandomState(seed)
     drawn = []
@@ -179,7 +195,7 @@ def _filled(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def read(path: Path, name: str) -> Rulesets:
-    """The rulesets of a file of numpy's arrays (npz). name: of the environment. Raises ConfigError."""
+    """Read rulesets from an npz file, for the environment `name`. Raises ConfigError if the file is malformed."""
     try:
         with np.load(path) as data:
             parts = [np.asarray(data[key], np.uint8) for key in ("goals", "rules", "init_tiles")]

@@ -1,6 +1,6 @@
-"""What adapters of JAX suites share: they map a suite's reset, step and spaces, everything else is here.
+"""Base of the adapters of JAX suites, which only map the reset, step and spaces of a suite.
 
-The suites' own auto-resets are never used: an environment here does not reset itself.
+The automatic resets of the suites are not used: environments of this library do not reset automatically.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from relic_jax.config import ConfigError
 from relic_jax.environment.base import ActionSpace, Box, Discrete, PyTree, Split, TimeStep, VisualEnvironment
 
 SEEDS = {"train": range(1000), "test": range(1000, 1100)}
-"""The tasks of suites that have none: what the suite draws from a seed at reset, again in every episode."""
+"""The tasks of suites without tasks: seeds of the reset, the same in all episodes of a trial."""
 UNBOUNDED = 1e6
-"""From here on a bound of an observation says nothing about its scale."""
+"""Bounds of observations from here on say nothing about their scale."""
 
 
 def load(module: str, extra: str, name: str) -> Any:
-    """A suite's module. Raises ConfigError where it is missing, which names the extra. name: of the environment."""
+    """Import a module of a suite for the environment `name`. Raises ConfigError with the extra if it is missing."""
     package = module.partition(".")[0]
     if importlib.util.find_spec(package) is None:
         raise ConfigError(f"env {name!r} needs the package {package}, which is missing; pip install relic-jax[{extra}]")
     try:
-        with jax.ensure_compile_time_eval():  # suites make arrays when they are imported; they must not be a trace's
+        with jax.ensure_compile_time_eval():  # suites create arrays on import, which must not be tracers
             return importlib.import_module(module)
     except ImportError as error:
         raise ConfigError(
@@ -43,7 +43,7 @@ def load(module: str, extra: str, name: str) -> Any:
 
 
 def check_known(name: str, prefix: str, ids: Iterable[str]) -> None:
-    """Raises ConfigError that offers the nearest names where a suite has no environment of the id in `name`."""
+    """Raise ConfigError, with the closest names, if `name` is not one of the suite's environments."""
     known = [f"{prefix}:{id}" for id in ids]
     if name not in known:
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
@@ -52,9 +52,9 @@ def check_known(name: str, prefix: str, ids: Iterable[str]) -> None:
 
 
 def action_space(space: Any, name: str) -> ActionSpace:
-    """Ours for a suite's discrete or bounded space. Raises ConfigError for any other."""
+    """Convert a discrete or bounded action space of a suite. Raises ConfigError for other spaces."""
     kind, shape = type(space).__name__, tuple(getattr(space, "shape", ()))
-    with jax.ensure_compile_time_eval():  # some compute their sizes
+    with jax.ensure_compile_time_eval():  # some spaces compute their sizes
         if kind == "Discrete" and shape == ():
             return Discrete(int(space.n))
         if kind == "Box" and len(shape) == 1:
@@ -64,7 +64,15 @@ def action_space(space: Any, name: str) -> ActionSpace:
 
 
 class Reply(NamedTuple):
-    """What a suite answers to a step. inner: its state. seen: its observation. terminated, truncated: apart."""
+    """The result of a suite's step.
+
+    Attributes:
+        inner: State of the suite.
+        seen: Observation of the suite.
+        reward: Number [].
+        terminated: Bool [].
+        truncated: Bool []; the time limit is reached.
+    """
 
     inner: PyTree
     seen: PyTree
@@ -75,8 +83,12 @@ class Reply(NamedTuple):
 
 @struct.dataclass
 class SuiteState:
-    """inner: the suite's state. seen: its observation there. opening: both as the trial's first episode opened, kept
-    where every episode opens alike (None elsewhere).
+    """The state of an episode.
+
+    Attributes:
+        inner: State of the suite.
+        seen: Observation of the suite.
+        opening: (inner, seen) at the start of the trial if all its episodes start in the same state, else None.
     """
 
     inner: PyTree
@@ -86,11 +98,17 @@ class SuiteState:
 
 @dataclasses.dataclass(frozen=True)
 class Suite(VisualEnvironment):
-    """An environment of a suite. Subclasses define `begin`, `advance`, `action_space` and, where the suite's
-    observation is not what a policy should read, `encode`.
+    """An environment of a suite.
 
-    By default the task is a seed (`SEEDS`), int32 []: what the suite draws at reset is drawn from it, so all episodes
-    of a trial open alike, while what it draws in steps differs.
+    A subclass defines `begin`, `advance` and `action_space`, and `encode` if a policy needs another observation. By
+    default, the task is a seed (`SEEDS`), int32 []: resets draw from it, so all episodes of a trial start in the same
+    state, while the randomness of steps differs.
+
+    Attributes:
+        name: Name of the environment.
+        id: Name of the environment in the suite.
+        horizon: Steps of the longest episode.
+        opens_alike: Whether all episodes of a trial start in the same state.
     """
 
     name: str
@@ -100,36 +118,36 @@ class Suite(VisualEnvironment):
     opens_alike: ClassVar[bool] = True
 
     def begin(self, key: jax.Array, task: PyTree) -> tuple[PyTree, PyTree]:
-        """The suite's reset: (its state, its observation)."""
+        """Reset the suite. Return its state and its observation."""
         raise NotImplementedError
 
     def advance(self, key: jax.Array, inner: PyTree, action: jax.Array, task: PyTree) -> Reply:
-        """The suite's step, without any reset."""
+        """Take a step of the suite, without a reset."""
         raise NotImplementedError
 
     def encode(self, inner: PyTree, seen: PyTree) -> PyTree:
-        """What the policy reads. Default: the suite's observation, its integers and booleans as float32."""
+        """Return the observation of the policy. Default: the suite's, with integers and booleans as float32."""
         del inner
         return jax.tree.map(_as_input, seen)
 
     def reseeded(self, key: jax.Array, inner: PyTree) -> PyTree:
-        """The state of an episode's start with randomness of its own, where the suite keeps a key in its state."""
+        """Return the start of an episode with a fresh key, if the suite keeps a key in its state."""
         del key
         return inner
 
     @property
     def observation_spec(self) -> PyTree:
-        """Shapes and dtypes of `encode`; no images unless a subclass declares `Image`s."""
+        """Shapes and dtypes of `encode`. Only subclasses declare images."""
         return _observation_spec(self)
 
     def start(self, key: jax.Array, task: PyTree) -> SuiteState:
-        """A trial's first episode."""
+        """Start the first episode of a trial."""
         inner, seen = _settled(self.begin(prng.key(task) if self.opens_alike else key, task))
         opening = (inner, seen) if self.opens_alike else None
         return SuiteState(self.reseeded(key, inner), seen, opening)
 
     def restart(self, key: jax.Array, state: SuiteState, task: PyTree) -> SuiteState:
-        """A later one: where all open alike, nothing needs to be generated again."""
+        """Start a later episode, from the stored start if all episodes start in the same state."""
         if state.opening is None:
             return self.start(key, task)
         inner, seen = state.opening
@@ -138,7 +156,7 @@ class Suite(VisualEnvironment):
     def transition(
         self, key: jax.Array, state: SuiteState, action: jax.Array, task: PyTree
     ) -> tuple[SuiteState, TimeStep]:
-        """The suite's step."""
+        """Take a step of the suite."""
         reply = self.advance(key, state.inner, action, task)
         terminated = jnp.asarray(reply.terminated, bool)
         inner, seen = _settled((reply.inner, reply.seen), (state.inner, state.seen))
@@ -150,12 +168,12 @@ class Suite(VisualEnvironment):
         )
 
     def observe(self, state: SuiteState, task: PyTree) -> tuple[SuiteState, PyTree]:
-        """`encode` of what the suite shows."""
+        """Encode the suite's observation."""
         del task
         return state, self.encode(state.inner, state.seen)
 
     def tasks(self, split: Split) -> PyTree:
-        """Seeds, int32 [N]."""
+        """Return seeds, int32 [N]."""
         return np.asarray(SEEDS[split], np.int32)
 
 
@@ -170,7 +188,7 @@ def _as_input(x: jax.Array) -> jax.Array:
 
 
 def _settled(tree: PyTree, like: PyTree | None = None) -> PyTree:
-    """Arrays of the dtypes of `like` (None: their own), none of them weak: a scan carries them."""
+    """Convert leaves to arrays with the dtypes of `like` (None: unchanged) and no weak types, for a scan's carry."""
 
     def settle(x: Any, like: Any) -> jax.Array:
         is_key = jnp.issubdtype(like.dtype, jax.dtypes.prng_key)
@@ -181,9 +199,16 @@ def _settled(tree: PyTree, like: PyTree | None = None) -> PyTree:
 
 
 def one_hots(values: jax.Array, sizes: Sequence[int]) -> jax.Array:
-    """Categories, [n] with values[i] in 0 … sizes[i] − 1, one-hot one after the other: uint8 [Σ sizes].
+    """Concatenate one-hot vectors of categories.
 
-    uint8, since a trial keeps what was seen. A scatter takes a CPU a sixth of the time of comparisons.
+    The result is uint8, since trials store observations. On a CPU, a scatter takes a sixth of the time of comparisons.
+
+    Args:
+        values: Integers [n] with values[i] in 0 … sizes[i] − 1.
+        sizes: Number of categories of each value.
+
+    Returns:
+        Uint8 [Σ sizes].
     """
     first = np.cumsum([0, *sizes[:-1]])
     ones = jnp.ones((), jnp.uint8)
@@ -191,8 +216,8 @@ def one_hots(values: jax.Array, sizes: Sequence[int]) -> jax.Array:
 
 
 def finite_range(low: Any, high: Any, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """A suite's bounds as an `observation_range`: −1 … 1 where they are infinite, as good as that, or equal."""
+    """Return the bounds of a suite as an `observation_range`; [−1, 1] if they are infinite, UNBOUNDED or equal."""
     low, high = (np.broadcast_to(np.asarray(x, np.float32), shape).copy() for x in (low, high))
-    vague = ~(np.abs(low) < UNBOUNDED) | ~(np.abs(high) < UNBOUNDED) | ~(high > low)
-    low[vague], high[vague] = -1.0, 1.0
+    unusable = ~(np.abs(low) < UNBOUNDED) | ~(np.abs(high) < UNBOUNDED) | ~(high > low)
+    low[unusable], high[unusable] = -1.0, 1.0
     return low, high

@@ -1,12 +1,14 @@
-"""XLand-MiniGrid (Nikulin et al. 2023, arXiv 2312.12044): `xland-trivial`, `xland-small`, `xland-medium`, and
-`xland:ENVID:BENCHMARK` for its other grids and its own benchmarks. `xland-anyside` is easier than all of them.
+"""XLand-MiniGrid (Nikulin et al. 2023, arXiv 2312.12044).
 
-The ruleset is the task and lasts for the whole trial; what XLand calls a trial, from a reset to the goal or the time
-limit, is an episode here. Objects and agent are placed anew in every episode. Its step types are dm_env's: `LAST` says
-nothing about why, so termination is read from the discount.
+The presets are `xland-trivial`, `xland-small`, `xland-medium`, and the simpler `xland-anyside`. Other grids and the
+benchmarks of the package are `xland:ENVID:BENCHMARK`.
 
-An episode is one step longer than XLand's: where it ended, with the reward for that, is seen before the next one opens,
-whatever is done then. A policy that is never shown this cannot tell what it was rewarded for.
+The ruleset is the task and lasts for the whole trial. A trial of XLand, from a reset to the goal or the time limit, is
+an episode of this library. Objects and agent are placed at random in every episode. The step types are those of dm_env:
+`LAST` has no reason, so the adapter derives termination from the discount.
+
+Episodes have one step more than those of XLand. It lets the policy observe the final state with its reward before the
+next episode starts, and its action has no effect. Without it, a policy could not know what was rewarded.
 """
 
 from __future__ import annotations
@@ -35,17 +37,24 @@ PRESETS = {
     "xland-small": ("XLand-MiniGrid-R1-9x9", "small"),
     "xland-medium": ("XLand-MiniGrid-R4-13x13", "medium"),
 }
-"""Grid and rulesets."""
+"""Grid and rulesets of each preset."""
 TRAIN_SHARE = 0.9
-"""Of a benchmark's rulesets, shuffled by numpy's RandomState(0); the others are held out."""
+"""Share of a benchmark's rulesets, shuffled by numpy's RandomState(0), for training. The others are held out."""
 KINDS, COLOURS = 13, 12
 CELLS = np.concatenate([np.eye(KINDS).repeat(COLOURS, axis=0), np.tile(np.eye(COLOURS), (KINDS, 1))], axis=1)
-"""What each cell reads as, one-hot in kind and colour: float64 [13 · 12, 25]. Looked up, since a CPU is slower to
-scatter ones."""
+"""Encoding of each cell, one-hot in kind and color, float64 [156, 25]. On a CPU, a table is faster than a scatter."""
 
 
 def make(env: EnvConfig, workers: WorkerConfig) -> XLand:
-    """The environment called `env.name`. env.horizon: steps of an episode; None: XLand's own. Raises ConfigError."""
+    """Make a preset, or `xland:ENVID:BENCHMARK`.
+
+    Args:
+        env: Its name, and `horizon`, the steps of the longest episode; None: the limit of XLand plus one.
+        workers: Not used.
+
+    Raises:
+        ConfigError: The package is missing, or has no such environment or benchmark.
+    """
     del workers
     name = env.name
     suite = load("xminigrid", PREFIX, name)
@@ -56,14 +65,14 @@ def make(env: EnvConfig, workers: WorkerConfig) -> XLand:
         known = [known for known in suite.registered_environments() if known.startswith(FAMILY)]
         check_known(f"{PREFIX}:{id}", PREFIX, known)
     made = XLand(name, id, env.horizon or int(_made(id)[1].max_steps) + 1, benchmark or "trivial")
-    made.rulesets  # noqa: B018  (a missing file is a complaint now, not later)
+    made.rulesets  # noqa: B018  (raises an error now if the file is missing)
     return made
 
 
 @functools.cache
 def _made(id: str) -> tuple[Any, Any]:
     suite, wrappers = (load(module, PREFIX, f"{PREFIX}:{id}") for module in ("xminigrid", "xminigrid.wrappers"))
-    with jax.ensure_compile_time_eval():  # it is kept, so it must not hold what belongs to a trace
+    with jax.ensure_compile_time_eval():  # the cached object must not hold tracers
         env, params = suite.make(id)
     return wrappers.DirectionObservationWrapper(env), params
 
@@ -74,7 +83,7 @@ def _read(path: Path, name: str) -> Rulesets:
 
 
 def _saving(benchmark: str) -> str:
-    """What downloads one of XLand-MiniGrid's benchmarks, which come as a pickle that is never read here, as arrays."""
+    """Return a command that saves a benchmark as arrays. XLand-MiniGrid downloads a pickle, which is not read here."""
     code = f"import numpy, xminigrid; b = xminigrid.load_benchmark({benchmark!r}); "
     arrays = ", ".join(f"{name}=b.{name}" for name in ("goals", "rules", "init_tiles"))
     return f'python -c "{code}numpy.savez({benchmark + ".npz"!r}, {arrays})"'
@@ -82,31 +91,33 @@ def _saving(benchmark: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class XLand(Suite):
-    """A grid of XLand-MiniGrid with the rulesets of a benchmark: one of RECIPES, drawn here, or the path of
-    a file of arrays.
+    """A grid of XLand-MiniGrid with the rulesets of a benchmark.
 
-    Observation: "view", 5×5 cells in front of the agent, each one-hot (0 and 255) in kind and colour, uint8 [5, 5, 25];
-    "state", the direction that it looks in, which some goals are about, and whether the episode is over, uint8 [6].
-    What the agent carries is not seen, as in XLand-MiniGrid. Reward: 1 − 0.9·(steps/limit) for the goal. horizon:
-    XLand's limit and the last look.
+    Observations: "view" shows 5×5 cells in front of the agent, each one-hot (0 and 255) in kind and color, uint8
+    [5, 5, 25]. "state" has the agent's direction, which some goals depend on, and whether the episode is over, uint8
+    [6]. As in XLand-MiniGrid, the object that the agent carries is not observed. The goal earns 1 − 0.9·(steps/limit).
+    `horizon` is the limit of XLand plus one.
+
+    Attributes:
+        benchmark: One of RECIPES, drawn here, ANYSIDE, or the path of a file of arrays.
     """
 
     ends_in_time = True
 
     benchmark: str = "trivial"
 
-    expensive_reset = True  # as dear as a step
+    expensive_reset = True  # as expensive as a step
     opens_alike: ClassVar[bool] = False
 
     @property
     def observation_spec(self) -> PyTree:
-        """Of these, the view is an image."""
+        """Shapes and dtypes of `encode`. The view is an image."""
         spec = super().observation_spec
         return {**spec, "view": Image(spec["view"].shape, spec["view"].dtype)}
 
     @property
     def action_names(self) -> tuple[str, ...]:
-        """As in `action_space`."""
+        """Names of the actions."""
         return ("forward", "turn right", "turn left", "pick up", "put down", "toggle")
 
     @property
@@ -117,7 +128,7 @@ class XLand(Suite):
 
     @property
     def rulesets(self) -> Rulesets:
-        """All of the benchmark's."""
+        """All rulesets of the benchmark."""
         if self.benchmark == rulesets.ANYSIDE:
             return rulesets.anyside(rulesets.generate("trivial"))
         if self.benchmark in RECIPES:
@@ -142,30 +153,32 @@ class XLand(Suite):
         return _made(self.id)[1].replace(max_steps=self.horizon - 1, ruleset=ruleset)
 
     def begin(self, key: jax.Array, task: Rulesets) -> tuple[PyTree, PyTree]:
-        """XLand's reset: its state is a time step."""
+        """Reset XLand, whose state is a time step."""
         task = jax.tree.map(jnp.asarray, task)
         timestep = _made(self.id)[0].reset(self._params(task), key)
         return timestep, timestep.observation
 
     def advance(self, key: jax.Array, inner: PyTree, action: jax.Array, task: Rulesets) -> Reply:
-        """XLand's step. The goal takes the discount to 0, a time limit does not. The last look goes on as well, unseen:
-        a reset follows, which takes nothing from that state, and to keep all of it where it was would be dear.
+        """Take a step of XLand. The goal sets the discount to 0, the time limit does not.
+
+        In the additional last step XLand steps too, but only the old observation is returned. The state is not used
+        again, since a reset follows, and keeping all of it would be expensive.
         """
         del key
         over = inner.last()
         timestep = _made(self.id)[0].step(self._params(task), inner, action)
-        observation, step_type = select(over, _shown(inner), _shown(timestep))
+        observation, step_type = select(over, _visible(inner), _visible(timestep))
         timestep = timestep.replace(observation=observation, step_type=step_type)
         reward = jnp.where(over, 0.0, timestep.reward)
         return Reply(timestep, timestep.observation, reward, over & (inner.discount == 0), over)
 
     def success(self, timestep: TimeStep, episode_return: jax.Array) -> jax.Array:
-        """The goal was reached."""
+        """Return whether the goal was reached."""
         del timestep
         return episode_return > 0
 
     def encode(self, inner: PyTree, seen: PyTree) -> PyTree:
-        """One-hot."""
+        """Encode cells and direction as one-hot vectors."""
         kind, colour = jnp.moveaxis(seen["img"].astype(jnp.int32), -1, 0)
         over = jax.nn.one_hot(inner.last().astype(jnp.int32), 2)
         return {
@@ -174,14 +187,15 @@ class XLand(Suite):
         }
 
     def tasks(self, split: Split) -> Rulesets:
-        """Rulesets that the other split has not. Of "trivial" ones that is: goals that the other split has not; and
-        those that "trivial" holds out, "anyside" does as well.
+        """Return the rulesets of a split. The splits share no ruleset; for "trivial", they share no goal.
+
+        "anyside" holds out the same goals as "trivial".
         """
         return _split(self, split)
 
 
-def _shown(timestep: Any) -> tuple[PyTree, jax.Array]:
-    """What is seen of a time step: the observation, and whether the episode is over."""
+def _visible(timestep: Any) -> tuple[PyTree, jax.Array]:
+    """Return the visible part of a time step: the observation, and its step type."""
     return timestep.observation, timestep.step_type
 
 

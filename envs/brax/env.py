@@ -1,8 +1,8 @@
-"""Locomotion tasks of the meta-RL literature on brax's own half-cheetah and ant, for any of its physics backends.
+"""Locomotion tasks of the meta-RL literature with the half-cheetah and ant of brax, for any of its physics backends.
 
-Which speed, direction or place is asked for is the task; it is not observed. Rewards follow MAML and PEARL (Finn et al.
-2017, arXiv 1703.03400; Rakelly et al. 2019, arXiv 1903.08254), bodies and physics are brax's: returns are not to be
-compared with MuJoCo's, nor those of one backend with another's.
+The task is a target speed, direction or position, which is not observed. Rewards follow MAML and PEARL (Finn et al.
+2017, arXiv 1703.03400; Rakelly et al. 2019, arXiv 1903.08254). Bodies and physics are those of brax, so returns are not
+comparable with those of MuJoCo, or between backends.
 """
 
 from __future__ import annotations
@@ -22,16 +22,21 @@ from relic_jax.config import ConfigError, EnvConfig, WorkerConfig
 from relic_jax.environment.base import Box, Environment, Split, TimeStep, first_timestep
 
 Backend = Literal["spring", "generalized", "positional", "mjx"]
-"""brax's physics. spring, the default, is the fastest on a CPU and to compile."""
+"""Physics backends of brax. The default, spring, is the fastest to compile and to run on a CPU."""
 
 TASKS = {"train": 100, "test": 30}
 SPLIT_SEEDS = {"train": 0, "test": 1}
-"""Of numpy's RandomState, from which a split's tasks are drawn."""
+"""Seeds of numpy's RandomState for the tasks of each split."""
 
 
 @struct.dataclass
 class BraxState:
-    """brax: its own State, of the body. step: int32 [], steps taken in this episode."""
+    """The state of an episode.
+
+    Attributes:
+        brax: The State of brax.
+        step: Int32 []; steps taken.
+    """
 
     brax: Any
     step: jax.Array
@@ -39,24 +44,29 @@ class BraxState:
 
 @functools.cache
 def body(name: str, options: tuple[tuple[str, Any], ...], backend: str) -> Any:
-    """brax's environment `name`. Raises ConfigError where brax is missing or does not know the backend."""
+    """Return the environment `name` of brax. Raises ConfigError if brax is missing."""
     require_brax(name)
     envs = importlib.import_module("brax.envs")
-    with jax.ensure_compile_time_eval():  # it is kept, so it must not hold what belongs to a trace
+    with jax.ensure_compile_time_eval():  # the cached object must not hold tracers
         return envs.get_environment(name, backend=backend, **dict(options))
 
 
 def require_brax(name: str) -> None:
-    """Raises ConfigError where brax is not installed; does not import it, which takes seconds."""
+    """Raise ConfigError if brax is not installed. Does not import it, which takes seconds."""
     if importlib.util.find_spec("brax") is None:
         raise ConfigError(f"env {name!r} needs the package brax, which is missing; pip install relic-jax[brax]")
 
 
 @dataclasses.dataclass(frozen=True)
 class Locomotion(Environment):
-    """What the tasks share. Subclasses say which body and what is rewarded (`earned`).
+    """Base of the tasks. A subclass defines the body and the reward (`earned`).
 
-    Episodes are cut after `horizon` steps; where the body's environment ends them they terminate.
+    Episodes are truncated after `horizon` steps. They terminate when the environment of brax does.
+
+    Attributes:
+        name: Name of the environment.
+        backend: Physics backend.
+        horizon: Steps of the longest episode.
     """
 
     ends_in_time = True
@@ -68,14 +78,14 @@ class Locomotion(Environment):
     horizon: int = 200
 
     base = ""
-    """brax's name of the body."""
+    """Name of the body in brax."""
     options: ClassVar[tuple[tuple[str, Any], ...]] = ()
-    """Arguments of its constructor."""
+    """Arguments of the body's constructor."""
     sizes = (0, 0)
-    """Components of an observation and of an action."""
+    """Number of components of an observation and of an action."""
 
     def __post_init__(self) -> None:
-        """Raises ConfigError where the backend is unknown or brax is missing."""
+        """Raise ConfigError if the backend is unknown or brax is missing."""
         if self.backend not in get_args(Backend):
             allowed = ", ".join(f"{self.name.partition(':')[0]}:{backend}" for backend in get_args(Backend))
             raise ConfigError(f"env is {self.name!r}; allowed: {allowed}")
@@ -83,34 +93,34 @@ class Locomotion(Environment):
 
     @property
     def reference_episodes(self) -> int:
-        """Few: physics is slow."""
+        """Episodes of the reference returns: few, since physics is slow."""
         return 256
 
     @property
     def brax(self) -> Any:
-        """brax's environment."""
+        """The environment of brax."""
         return body(self.base, self.options, self.backend)
 
     @property
     def observation_spec(self) -> jax.ShapeDtypeStruct:
-        """brax's observation of the body, float32."""
+        """The body's observation of brax, float32."""
         return jax.ShapeDtypeStruct((self.sizes[0],), jnp.float32)
 
     @property
     def action_space(self) -> Box:
-        """Controls of the joints, −1 … 1."""
+        """Controls of the joints, each in [−1, 1]."""
         return Box((-1.0,) * self.sizes[1], (1.0,) * self.sizes[1])
 
     def reset(self, key: jax.Array, task: jax.Array) -> tuple[BraxState, TimeStep]:
-        """brax's reset, with its noise."""
+        """Reset the body, with the noise of brax."""
         del task
         state = self.brax.reset(key)
         return BraxState(state, jnp.zeros((), jnp.int32)), first_timestep(state.obs)
 
     def step(self, key: jax.Array, state: BraxState, action: jax.Array, task: jax.Array) -> tuple[BraxState, TimeStep]:
-        """brax's step, with the task's reward in place of its own."""
+        """Step the body. The reward of the task replaces that of brax."""
         del key
-        metrics = dict(state.brax.metrics)  # brax writes into the dictionary that it is given
+        metrics = dict(state.brax.metrics)  # brax modifies this dictionary
         moved = self.brax.step(state.brax.replace(metrics=metrics), action)
         before, after = (s.pipeline_state.x.pos[0] for s in (state.brax, moved))
         next_state = BraxState(moved, state.step + 1)
@@ -123,80 +133,94 @@ class Locomotion(Environment):
         )
 
     def earned(self, position: jax.Array, velocity: jax.Array, action: jax.Array, task: jax.Array) -> jax.Array:
-        """Reward, float32 []. position, velocity: of the torso after the step, float32 [3], velocity over it."""
+        """Return the reward of a step, float32 [].
+
+        Args:
+            position: Float32 [3]; position of the torso after the step.
+            velocity: Float32 [3]; mean velocity of the torso during the step.
+            action: The action.
+            task: The task.
+        """
         raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True)
 class CheetahVel(Locomotion):
-    """Run at a speed: −|v − v*| − 0.05·‖a‖², v* uniform in [0, 3]. Never terminates. The task is v*, float32 []."""
+    """Run at a speed. The reward is −|v − v*| − 0.05·‖a‖²; the task is v*, float32 [], uniform in [0, 3].
+
+    Episodes never terminate.
+    """
 
     base, sizes = "halfcheetah", (17, 6)
 
     def earned(self, position: jax.Array, velocity: jax.Array, action: jax.Array, task: jax.Array) -> jax.Array:
-        """As above."""
+        """Return the reward of a step, see the class."""
         return -jnp.abs(velocity[0] - task) - 0.05 * jnp.sum(jnp.square(action))
 
     def success(self, timestep: TimeStep, episode_return: jax.Array) -> jax.Array:
-        """On average within 0.5 of the speed, the cost of the actions included."""
+        """Return whether the mean error of the speed is below 0.5, including the cost of the actions."""
         del timestep
         return episode_return > -0.5 * self.horizon
 
     def tasks(self, split: Split) -> np.ndarray:
-        """Speeds, float32 [N]."""
+        """Return speeds, float32 [N]."""
         return _uniform(split, 0.0, 3.0)
 
 
 @dataclasses.dataclass(frozen=True)
 class CheetahDir(Locomotion):
-    """Run forwards or backwards: d·v − 0.05·‖a‖². Never terminates. The task is d, ±1; both are in both splits."""
+    """Run forwards or backwards. The reward is d·v − 0.05·‖a‖²; the task is d = ±1. Both splits have both tasks.
+
+    Episodes never terminate.
+    """
 
     base, sizes = "halfcheetah", (17, 6)
 
     def earned(self, position: jax.Array, velocity: jax.Array, action: jax.Array, task: jax.Array) -> jax.Array:
-        """As above."""
+        """Return the reward of a step, see the class."""
         return task * velocity[0] - 0.05 * jnp.sum(jnp.square(action))
 
     def success(self, timestep: TimeStep, episode_return: jax.Array) -> jax.Array:
-        """On average at 1 m/s or more the right way, less the cost of the actions."""
+        """Return whether the mean speed in the right direction is above 1 m/s, minus the cost of the actions."""
         del timestep
         return episode_return > self.horizon
 
     def tasks(self, split: Split) -> np.ndarray:
-        """float32 [2]. What is tested is adaptation, not generalisation."""
+        """Return both directions, float32 [2]. They test adaptation, not generalization."""
         del split
         return np.array([-1.0, 1.0], np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
 class AntDir(Locomotion):
-    """Walk in a direction: v·(cos θ, sin θ) − 0.5·‖a‖² + 1, θ uniform in [0, 2π). The task is θ, float32 [].
+    """Walk in a direction. The reward is v·(cos θ, sin θ) − 0.5·‖a‖² + 1; the task is θ, float32 [], in [0, 2π).
 
-    Terminates where brax's ant does: its torso is below 0.2 or above 1 m.
+    Episodes terminate as those of brax's ant: when the torso is below 0.2 m or above 1 m.
     """
 
     base, sizes = "ant", (27, 8)
 
     def earned(self, position: jax.Array, velocity: jax.Array, action: jax.Array, task: jax.Array) -> jax.Array:
-        """As above."""
+        """Return the reward of a step, see the class."""
         along = velocity[0] * jnp.cos(task) + velocity[1] * jnp.sin(task)
         return along - 0.5 * jnp.sum(jnp.square(action)) + 1.0
 
     def success(self, timestep: TimeStep, episode_return: jax.Array) -> jax.Array:
-        """Has earned more than standing still does."""
+        """Return whether the return exceeds that of standing still."""
         del timestep
         return episode_return > self.horizon
 
     def tasks(self, split: Split) -> np.ndarray:
-        """Angles, float32 [N]."""
+        """Return angles, float32 [N]."""
         return _uniform(split, 0.0, 2 * np.pi)
 
 
 @dataclasses.dataclass(frozen=True)
 class AntGoal(Locomotion):
-    """Walk to a place: −‖p − g‖ − 0.1·‖a‖², g on the upper half of the circle of radius 2. The task is g, float32 [2].
+    """Walk to a position. The reward is −‖p − g‖ − 0.1·‖a‖²; the task is g, float32 [2].
 
-    Never terminates (rewards are negative: falling over would be the way out). The ant sees where it is.
+    Goals are on the upper half of the circle of radius `radius`. Episodes never terminate: rewards are negative, so
+    falling over would pay. The ant observes its position.
     """
 
     base, sizes = "ant", (29, 8)
@@ -205,17 +229,17 @@ class AntGoal(Locomotion):
     radius: float = 2.0
 
     def earned(self, position: jax.Array, velocity: jax.Array, action: jax.Array, task: jax.Array) -> jax.Array:
-        """As above."""
+        """Return the reward of a step, see the class."""
         distance = jnp.sqrt(jnp.sum(jnp.square(position[:2] - task)))
         return -distance - 0.1 * jnp.sum(jnp.square(action))
 
     def success(self, timestep: TimeStep, episode_return: jax.Array) -> jax.Array:
-        """Ends within about half a metre of the goal."""
+        """Return whether the step ends within about half a meter of the goal."""
         del episode_return
         return timestep.reward > -0.5
 
     def tasks(self, split: Split) -> np.ndarray:
-        """Places, float32 [N, 2]."""
+        """Return positions, float32 [N, 2]."""
         angle = _uniform(split, 0.0, np.pi)
         return (self.radius * np.stack([np.cos(angle), np.sin(angle)], axis=-1)).astype(np.float32)
 
@@ -233,7 +257,15 @@ KINDS: dict[str, type[Locomotion]] = {
 
 
 def make(env: EnvConfig, workers: WorkerConfig) -> Locomotion:
-    """The task `env.name`: one of `KINDS`, or that with a backend, as in `halfcheetah-vel:mjx`. Raises ConfigError."""
+    """Make a task, one of `KINDS` with or without a backend, as in `halfcheetah-vel:mjx`.
+
+    Args:
+        env: Its name.
+        workers: Not used.
+
+    Raises:
+        ConfigError: The backend is unknown or brax is missing.
+    """
     del workers
     kind, _, backend = env.name.partition(":")
     task = KINDS[kind](env.name)

@@ -1,1 +1,1 @@
-"""Blind gridworlds: Darkroom and its variants, Key-to-Door, and their pictures."""
+"""Gridworlds with hidden goals: Darkroom and its variants, and Key-to-Door."""

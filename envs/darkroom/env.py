@@ -1,7 +1,7 @@
-"""Darkroom: a gridworld in which the agent sees only its own cell and must find a hidden goal.
+"""Darkroom: a gridworld in which the agent observes only its own cell and must find a hidden goal.
 
-Laskin et al. 2022 (Algorithm Distillation) and Lee et al. 2023 (Decision-Pretrained Transformer). Results are not
-comparable across variants, hence the named presets at the end of this file.
+The variants follow Laskin et al. 2022 (Algorithm Distillation, arXiv 2210.14215) and Lee et al. 2023
+(Decision-Pretrained Transformer, arXiv 2306.14892). Results of different variants are not comparable.
 """
 
 from __future__ import annotations
@@ -20,13 +20,20 @@ from relic_jax.envs.darkroom import render
 
 Start = Literal["(0,0)", "centre", "random"]
 
-# What actions 0 … 4 do to (x, y); 4 stays.
 MOVES = np.array([(1, 0), (-1, 0), (0, 1), (0, -1), (0, 0)], np.int32)
+"""Effects of the actions on (x, y)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Grid(Environment):
-    """What all gridworlds here share: cells (x, y), five actions, and an observation that is the agent's own cell."""
+    """Base of the gridworlds: cells (x, y), five actions, and the agent's cell as the observation.
+
+    Attributes:
+        name: Name of the environment.
+        width: Cells along x.
+        height: Cells along y.
+        horizon: Steps of the longest episode.
+    """
 
     name: str
     width: int
@@ -35,7 +42,7 @@ class Grid(Environment):
 
     @property
     def observation_spec(self) -> jax.ShapeDtypeStruct:
-        """float32 [2]: the agent's cell (x, y), unscaled."""
+        """The agent's cell (x, y), float32 [2], unscaled."""
         return jax.ShapeDtypeStruct((2,), jnp.float32)
 
     @property
@@ -45,12 +52,12 @@ class Grid(Environment):
 
     @property
     def observation_names(self) -> tuple[str, ...]:
-        """The agent's cell."""
+        """Names of the components of an observation."""
         return ("x", "y")
 
     @property
     def action_names(self) -> tuple[str, ...] | None:
-        """As in `action_space`."""
+        """Names of the actions."""
         return ("right", "left", "up", "down", "stay")
 
     @property
@@ -59,19 +66,21 @@ class Grid(Environment):
         return Discrete(len(MOVES))
 
     def move(self, position: jax.Array, action: jax.Array) -> jax.Array:
-        """The cell reached from `position` (int32 [2]); a move off the grid stays at its edge."""
+        """Return the cell reached from `position`, int32 [2]. A move off the grid has no effect."""
         return jnp.clip(position + jnp.asarray(MOVES)[action], 0, jnp.array([self.width - 1, self.height - 1]))
 
     def random_cell(self, key: jax.Array) -> jax.Array:
-        """A uniformly random cell, int32 [2]."""
+        """Return a uniformly random cell, int32 [2]."""
         return jax.random.randint(key, (2,), 0, jnp.array([self.width, self.height]), jnp.int32)
 
 
 @struct.dataclass
 class DarkroomTask:
-    """What a trial must find out.
+    """A task of Darkroom.
 
-    goal: int32 [2]. action_map: int32 [5], action a moves by MOVES[action_map[a]]; None: by MOVES[a].
+    Attributes:
+        goal: Int32 [2]; the goal's cell.
+        action_map: Int32 [5]; action a moves by MOVES[action_map[a]]. None: by MOVES[a].
     """
 
     goal: jax.Array | np.ndarray
@@ -80,7 +89,12 @@ class DarkroomTask:
 
 @struct.dataclass
 class DarkroomState:
-    """position: int32 [2]. step: int32 [], steps taken in this episode."""
+    """The state of an episode.
+
+    Attributes:
+        position: Int32 [2]; the agent's cell.
+        step: Int32 []; steps taken.
+    """
 
     position: jax.Array
     step: jax.Array
@@ -88,12 +102,13 @@ class DarkroomState:
 
 @dataclasses.dataclass(frozen=True)
 class Darkroom(Grid):
-    """Reward 1 on every step whose NEXT cell is the goal.
+    """Earns reward 1 for every step whose NEXT cell is the goal.
 
-    start: where episodes open: "(0,0)", the "centre" cell, or a "random" cell drawn anew for every episode.
-    end_on_goal: reaching the goal terminates the episode, which then earns at most 1.
-    permuted: tasks differ in what the actions do instead of in the goal, which is always the far corner.
-    train_fraction: share of the tasks that is for training, rounded down to whole tasks.
+    Attributes:
+        start: First cell of an episode: "(0,0)", the "centre" cell, or a "random" cell drawn for each episode.
+        end_on_goal: Whether reaching the goal terminates the episode.
+        permuted: Whether tasks differ in the effects of the actions. The goal is then always the far corner.
+        train_fraction: Share of the tasks used for training, rounded down to whole tasks.
     """
 
     ends_in_time = True
@@ -105,16 +120,16 @@ class Darkroom(Grid):
 
     @property
     def action_names(self) -> tuple[str, ...] | None:
-        """None where what they do depends on the task."""
+        """Names of the actions; None if their effects depend on the task."""
         return None if self.permuted else super().action_names
 
     def __post_init__(self) -> None:
-        """Rejects an unknown start."""
+        """Raise ValueError if `start` is unknown."""
         if self.start not in get_args(Start):
-            raise ValueError(f"start must be one of {get_args(Start)}, got {self.start!r}")
+            raise ValueError(f"start is {self.start!r}; allowed: {', '.join(map(repr, get_args(Start)))}")
 
     def reset(self, key: jax.Array, task: DarkroomTask) -> tuple[DarkroomState, TimeStep]:
-        """Puts the agent on its start cell."""
+        """Put the agent on its first cell."""
         del task
         if self.start == "random":
             position = self.random_cell(key)
@@ -127,7 +142,7 @@ class Darkroom(Grid):
     def step(
         self, key: jax.Array, state: DarkroomState, action: jax.Array, task: DarkroomTask
     ) -> tuple[DarkroomState, TimeStep]:
-        """Moves the agent; deterministic."""
+        """Move the agent. Deterministic."""
         del key
         effect = action if task.action_map is None else task.action_map[action]
         next_state = DarkroomState(self.move(state.position, effect), state.step + 1)
@@ -141,15 +156,17 @@ class Darkroom(Grid):
         )
 
     def optimal_action(self, state: DarkroomState, task: DarkroomTask) -> jax.Array:
-        """Along x first, then y, then stay; through the inverse of a permuted action map."""
+        """Return the action along x first, then along y, then stay, mapped by the inverse of the action map."""
         effect = towards(state.position, task.goal)
         return effect if task.action_map is None else jnp.argsort(task.action_map)[effect].astype(jnp.int32)
 
     def tasks(self, split: Split) -> DarkroomTask:
-        """The split's tasks: all tasks listed, shuffled by RandomState(0), the first `train_fraction` for training.
+        """Return the tasks of a split.
 
-        Goals: every cell, listed as (j, i) with j < width the outer and i < height the inner loop. goal: int32 [N, 2].
-        Permuted: all 5! action maps in lexicographic order. goal: int32 [N, 2], action_map: int32 [N, 5].
+        All tasks are listed, then shuffled by RandomState(0); the first `train_fraction` are for training.
+
+        Goals: every cell, listed as (j, i) with j < width in the outer and i < height in the inner loop; `goal` is
+        int32 [N, 2]. Permuted: all 5! action maps in lexicographic order; `action_map` is int32 [N, 5].
         """
         if not self.permuted:
             return DarkroomTask(shuffled_split(cells(self.width, self.height), self.train_fraction, split))
@@ -159,7 +176,7 @@ class Darkroom(Grid):
         return DarkroomTask(goal, action_map)
 
     def render_trial(self, trial: TrialRecord) -> np.ndarray:
-        """Frames of a trial, uint8 [n, H, W, 3], with the goal in green."""
+        """Return frames of a trial, uint8 [n, H, W, 3], with the goal in green."""
         return render.trial_frames(
             positions=trial.observation,
             marks=[render.Mark(trial.task.goal, render.GREEN)],
@@ -170,19 +187,19 @@ class Darkroom(Grid):
 
 
 def towards(position: jax.Array, target: jax.Array | np.ndarray) -> jax.Array:
-    """The action that brings `position` nearer to `target` (int32 [2] each): along x first, then y, then stay."""
+    """Return the action from `position` towards `target`, int32 [2] each: along x first, then along y, then stay."""
     dx, dy = target - position
     along_x, along_y = jnp.where(dx > 0, 0, 1), jnp.where(dy > 0, 2, 3)
     return jnp.where(dx != 0, along_x, jnp.where(dy != 0, along_y, 4)).astype(jnp.int32)
 
 
 def cells(width: int, height: int) -> np.ndarray:
-    """Every cell as (j, i), j < width outer and i < height inner. int32 [width·height, 2]."""
+    """Return all cells as (j, i), j < width in the outer and i < height in the inner loop, int32 [width·height, 2]."""
     return np.stack(np.meshgrid(np.arange(width), np.arange(height), indexing="ij"), -1).reshape(-1, 2).astype(np.int32)
 
 
 def shuffled_split(rows: np.ndarray, train_fraction: float, split: Split) -> np.ndarray:
-    """`rows` shuffled by RandomState(0) (a stream numpy keeps unchanged), then cut: the first part is for training."""
+    """Shuffle `rows` by RandomState(0), whose stream numpy keeps stable, and return the part of a split."""
     rows = np.random.RandomState(0).permutation(rows)
     cut = int(train_fraction * len(rows))
     return rows[:cut] if split == "train" else rows[cut:]

@@ -1,4 +1,4 @@
-"""Key-to-Door: find an invisible key, then an invisible door (Laskin et al. 2022, "Dark Key-to-Door")."""
+"""Key-to-Door: find an invisible key, then an invisible door (Laskin et al. 2022, arXiv 2210.14215)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from relic_jax.envs.darkroom.env import Grid, cells, shuffled_split, towards
 
 @struct.dataclass
 class KeyToDoorTask:
-    """start, key, door: int32 [2] each; key and door are different cells."""
+    """A task of Key-to-Door: cells, int32 [2] each. Key and door are different cells."""
 
     start: jax.Array | np.ndarray
     key: jax.Array | np.ndarray
@@ -25,7 +25,13 @@ class KeyToDoorTask:
 
 @struct.dataclass
 class KeyToDoorState:
-    """position: int32 [2]. has_key: bool []. step: int32 [], steps taken in this episode."""
+    """The state of an episode.
+
+    Attributes:
+        position: Int32 [2]; the agent's cell.
+        has_key: Bool []; whether the agent has found the key.
+        step: Int32 []; steps taken.
+    """
 
     position: jax.Array
     has_key: jax.Array
@@ -34,9 +40,9 @@ class KeyToDoorState:
 
 @dataclasses.dataclass(frozen=True)
 class KeyToDoor(Grid):
-    """Reward 1 once for reaching the key, then 1 for reaching the door with it, which terminates the episode.
+    """Earns 1 for reaching the key, once, then 1 for reaching the door with it, which terminates the episode.
 
-    The agent sees its own cell only, not whether it holds the key. Every episode of a task has the same start.
+    The agent observes its own cell, but not whether it holds the key. All episodes of a task start in the same cell.
     """
 
     ends_in_time = True
@@ -44,7 +50,7 @@ class KeyToDoor(Grid):
     train_fraction: float = 0.95
 
     def reset(self, key: jax.Array, task: KeyToDoorTask) -> tuple[KeyToDoorState, TimeStep]:
-        """Puts the agent on the task's start cell, without the key; deterministic."""
+        """Put the agent on the start cell of the task, without the key. Deterministic."""
         del key
         position = jnp.asarray(task.start)
         state = KeyToDoorState(position, jnp.zeros((), bool), jnp.zeros((), jnp.int32))
@@ -53,7 +59,7 @@ class KeyToDoor(Grid):
     def step(
         self, key: jax.Array, state: KeyToDoorState, action: jax.Array, task: KeyToDoorTask
     ) -> tuple[KeyToDoorState, TimeStep]:
-        """Moves the agent; deterministic. As in Darkroom it is the NEXT cell that earns the reward."""
+        """Move the agent. Deterministic. As in Darkroom, the NEXT cell earns the reward."""
         del key
         position = self.move(state.position, action)
         found_key = ~state.has_key & jnp.all(position == task.key)
@@ -67,20 +73,20 @@ class KeyToDoor(Grid):
         )
 
     def success(self, timestep: TimeStep, episode_return: jax.Array) -> jax.Array:
-        """Both rewards were earned: an episode may also end on the step that finds the key."""
+        """Return whether both rewards were earned: an episode can also end with the step that finds the key."""
         del timestep
         return episode_return >= 2
 
     def optimal_action(self, state: KeyToDoorState, task: KeyToDoorTask) -> jax.Array:
-        """To the key, then to the door."""
+        """Return the action to the key, then to the door."""
         return towards(state.position, jnp.where(state.has_key, task.door, task.key))
 
     def tasks(self, split: Split) -> KeyToDoorTask:
-        """The split's tasks: start, key, door are int32 [N, 2] each.
+        """Return the tasks of a split: start, key and door, int32 [N, 2] each.
 
-        All ordered pairs of different cells (cells listed as (j, i), j outer; the key outer, the door inner), each with
-        a start drawn uniformly by RandomState(1) in that order; then shuffled by RandomState(0), the first
-        `train_fraction` for training. The split separates key/door pairs, not keys or doors.
+        The list has all ordered pairs of different cells (cells as (j, i) with j in the outer loop; the key in the
+        outer loop), each with a start drawn uniformly by RandomState(1) in this order. It is shuffled by
+        RandomState(0); the first `train_fraction` are for training. The split separates pairs, not keys or doors.
         """
         grid = cells(self.width, self.height)
         key, door = np.nonzero(~np.eye(len(grid), dtype=bool))
@@ -89,7 +95,7 @@ class KeyToDoor(Grid):
         return KeyToDoorTask(*(grid[column] for column in rows.T))
 
     def render_trial(self, trial: TrialRecord) -> np.ndarray:
-        """Frames of a trial, uint8 [n, H, W, 3], with the key in gold and the door in green."""
+        """Return frames of a trial, uint8 [n, H, W, 3], with the key in gold and the door in green."""
         task = trial.task
         return render.trial_frames(
             positions=trial.observation,

@@ -1,8 +1,8 @@
-"""Draws a gridworld trial as pixel frames, in numpy alone.
+"""Renders a gridworld trial with numpy.
 
-Above: the grid, y upwards. White cells have not been visited in this trial, blue ones have; the blue line is the path
-of the running episode, the orange disc the agent, squares are goals. Below: one bar per episode of the trial, its
-height the episode's return; the running episode's bar is orange.
+The upper part is the grid, with y upwards. Cells visited in the trial are blue, other cells white; the blue line is the
+path of the running episode, the orange disc the agent, and squares are goals. The lower part has one bar per episode of
+the trial, whose height is the return; the bar of the running episode is orange.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ GREEN: Colour = (38, 160, 92)
 GOLD: Colour = (226, 176, 20)
 STRIP: Colour = (240, 241, 244)
 
-STRIP_HEIGHT = 72  # pixels, of the bars below the grid
-STRIP_MARGIN = 8  # pixels, between the tallest bar and the grid
+STRIP_HEIGHT = 72  # pixels; height of the strip with bars below the grid
+STRIP_MARGIN = 8  # pixels; between the tallest bar and the grid
 
 
 @dataclasses.dataclass(frozen=True)
 class Mark:
-    """A cell to mark with a coloured square. cell: (x, y), int [2]."""
+    """A colored square that marks the cell (x, y), int [2]."""
 
     cell: np.ndarray
     colour: Colour
@@ -44,31 +44,39 @@ def trial_frames(
     size: tuple[int, int],
     max_frames: int = 240,
 ) -> np.ndarray:
-    """Draws the T steps of one trial. Returns uint8 [n, H, W, 3], n = min(T, max_frames) evenly spaced steps.
+    """Render the T steps of one trial.
 
-    positions: [T, 2], the cell (x, y) at every step. episodes: int [T], the episode's index at every step, ascending.
-    rewards: [T], what the action taken at that step earned. size: (width, height) of the grid in cells.
+    Args:
+        positions: [T, 2]; the agent's cell (x, y) at each step.
+        marks: Cells to mark.
+        episodes: Int [T]; index of the episode at each step, ascending.
+        rewards: [T]; reward of the action at each step.
+        size: (width, height) of the grid in cells.
+        max_frames: Maximum number of frames.
+
+    Returns:
+        Uint8 [n, H, W, 3], n = min(T, max_frames) evenly spaced steps.
     """
     positions = np.asarray(positions).astype(int)
     width, height = size
-    cell = max(12, 320 // max(width, height))  # pixels; every preset's picture is at least 240 pixels on both sides
+    cell = max(12, 320 // max(width, height))  # pixels; images of all presets have sides of at least 240 pixels
     background = _background(size, cell, marks)
     first_visit = _first_visits(positions, size)
     running = running_returns(rewards, episodes)
     frames = []
     for step in np.linspace(0, len(positions) - 1, min(len(positions), max_frames)).round().astype(int):
-        opened = np.searchsorted(episodes, episodes[step])
+        first = np.searchsorted(episodes, episodes[step])
         grid = background.copy()
         visited = np.kron((first_visit <= step)[::-1], np.ones((cell, cell), bool))
         grid[visited & (grid == WHITE).all(-1)] = VISITED
-        _draw_path(grid, positions[opened : step + 1], height, cell)
+        _draw_path(grid, positions[first : step + 1], height, cell)
         strip = return_bars(running, episodes, step, width * cell)
         frames.append(np.concatenate([grid, strip]))
     return np.stack(frames)
 
 
 def _background(size: tuple[int, int], cell: int, marks: Sequence[Mark]) -> np.ndarray:
-    """The unvisited grid with its marks, uint8 [height·cell, width·cell, 3]."""
+    """Return the unvisited grid with its marks, uint8 [height·cell, width·cell, 3]."""
     width, height = size
     image = np.full((height * cell, width * cell, 3), WHITE, np.uint8)
     image[::cell] = GRID_LINE
@@ -81,7 +89,7 @@ def _background(size: tuple[int, int], cell: int, marks: Sequence[Mark]) -> np.n
 
 
 def _first_visits(positions: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The step at which each cell was first visited, int [height, width]; T where it never was."""
+    """Return the step of the first visit of each cell, int [height, width]; T for cells without a visit."""
     width, height = size
     first = np.full((height, width), len(positions))
     x, y = positions.T
@@ -90,14 +98,14 @@ def _first_visits(positions: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def running_returns(rewards: np.ndarray, episodes: np.ndarray) -> np.ndarray:
-    """Return of the episode up to and including each step, float [T]."""
+    """Return the return of the running episode up to and including each step, float [T]."""
     total = np.cumsum(rewards, dtype=float)
     before = np.concatenate([[0.0], total])
     return total - before[np.searchsorted(episodes, episodes)]
 
 
 def _draw_path(grid: np.ndarray, path: np.ndarray, height: int, cell: int) -> None:
-    """Draws the path ([n, 2] cells, each next to or equal to the one before) and the agent at its end, in place."""
+    """Draw the path, [n, 2] cells in which neighbors touch or are equal, and the agent at its end, in place."""
     thick = max(1, cell // 10)
     corners = np.array([_corner(position, height, cell) for position in path]) + cell // 2
     for a, b in itertools.pairwise(corners):
@@ -105,12 +113,12 @@ def _draw_path(grid: np.ndarray, path: np.ndarray, height: int, cell: int) -> No
         grid[top:bottom, left:right] = BLUE
     rows, columns = np.ogrid[: grid.shape[0], : grid.shape[1]]
     row, column = corners[-1]
-    radius = max(0.3 * cell, 5)  # still seen on a grid of small cells
+    radius = max(0.3 * cell, 5)  # visible on a grid of small cells
     grid[(rows - row) ** 2 + (columns - column) ** 2 <= radius**2] = ORANGE
 
 
 def return_bars(running: np.ndarray, episodes: np.ndarray, step: int, width: int) -> np.ndarray:
-    """The strip below the grid as of `step`, uint8 [STRIP_HEIGHT, width, 3]. The tallest bar of the trial fills it."""
+    """Return the strip at `step`, uint8 [STRIP_HEIGHT, width, 3]. Bars are scaled to the tallest of the trial."""
     strip = np.full((STRIP_HEIGHT, width, 3), STRIP, np.uint8)
     strip[0] = GRID_LINE
     scale = (STRIP_HEIGHT - STRIP_MARGIN) / max(running.max(), 1e-9)
@@ -125,6 +133,6 @@ def return_bars(running: np.ndarray, episodes: np.ndarray, step: int, width: int
 
 
 def _corner(position: np.ndarray, height: int, cell: int) -> tuple[int, int]:
-    """(row, column) of the top left pixel of a cell; y points upwards."""
+    """Return (row, column) of the top left pixel of a cell. y points upwards."""
     x, y = position
     return (height - 1 - int(y)) * cell, int(x) * cell

@@ -1,1 +1,1 @@
-"""First-person worlds inside jit: a renderer, Miniworld's rooms and levels, and procedural houses."""
+"""Environments with a first-person view: Miniworld's rooms and levels, and procedural houses; with their renderer."""

@@ -1,4 +1,4 @@
-"""Draws a trial for a person: what the agent sees, and a map from above with the path of the running episode."""
+"""Renders a trial for humans: the agent's view, and a map with the path of the running episode."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from relic_jax.environment.base import PyTree, TrialRecord
-from relic_jax.envs.firstperson.renderer import Lens, render
+from relic_jax.envs.firstperson.lens import Lens
+from relic_jax.envs.firstperson.renderer import render
 from relic_jax.envs.firstperson.scene import BOX, Camera, Scene, Solids
 
-VIEW_HEIGHT = 320  # pixels, of the view
-MAP_SIDE = 320  # pixels, of the map's longer side
-MARGIN = 12
-CAPTION = 18  # pixels, of the line of text below
+VIEW_HEIGHT = 320  # pixels
+MAP_SIDE = 320  # pixels; longer side of the map
+MARGIN = 12  # pixels
+CAPTION = 18  # pixels; height of the text below
 
 PAPER, INK, PATH, AGENT, TARGET = (250, 250, 250), (40, 42, 48), (66, 110, 190), (236, 112, 20), (20, 140, 70)
 
 
 class Sight(NamedTuple):
-    """One moment. scene, camera: what is seen. targets: bool [N]; which of the scene's solids are to be reached."""
+    """A step to render: the scene, the camera, and which of the scene's N solids are targets, bool [N]."""
 
     scene: Scene
     camera: Camera
@@ -33,9 +34,16 @@ class Sight(NamedTuple):
 def trial_frames(
     sight: Callable[[PyTree, PyTree], Sight], trial: TrialRecord, lens: Lens, max_frames: int = 240
 ) -> np.ndarray:
-    """Frames, uint8 [n, H, W, 3], n = min(T, max_frames) evenly spaced steps.
+    """Render the steps of a trial.
 
-    sight: (record, task) → Sight, of one moment. lens: the agent's, whose field of view is drawn in more pixels.
+    Args:
+        sight: Maps (record, task) of one step to a `Sight`.
+        trial: The steps of the trial.
+        lens: The agent's camera. The view has the same field of view and more pixels.
+        max_frames: Maximum number of frames.
+
+    Returns:
+        Uint8 [n, H, W, 3], n = min(T, max_frames) evenly spaced steps.
     """
     count = len(trial.reward)
     steps = np.linspace(0, count - 1, min(count, max_frames)).round().astype(int)
@@ -44,16 +52,16 @@ def trial_frames(
     )
     records = jax.tree.map(lambda x: x[steps], trial.record)
     sights, pictures = _look(sight, records, trial.task, view)
-    everywhere = _positions(sight, trial)
+    positions = _positions(sight, trial)
     episodes = np.cumsum(trial.first) - 1
     on_map = _MapView.of(jax.tree.map(lambda x: x[0], sights.scene))
     frames = []
     for index, step in enumerate(steps):
-        opened = int(np.searchsorted(episodes, episodes[step]))
+        first = int(np.searchsorted(episodes, episodes[step]))
         now = jax.tree.map(lambda x, i=index: x[i], sights)
-        plan = on_map.draw(now, everywhere[opened : step + 1])
-        earned = float(trial.reward[opened:step].sum())
-        text = f"episode {episodes[step] + 1}   step {step - opened}   return {earned:.2f}"
+        plan = on_map.draw(now, positions[first : step + 1])
+        earned = float(trial.reward[first:step].sum())
+        text = f"episode {episodes[step] + 1}   step {step - first}   return {earned:.2f}"
         frames.append(_page(pictures[index], plan, text))
     return np.stack(frames)
 
@@ -61,7 +69,7 @@ def trial_frames(
 def _look(
     sight: Callable[[PyTree, PyTree], Sight], records: PyTree, task: PyTree, lens: Lens
 ) -> tuple[Sight, np.ndarray]:
-    """Sights and pictures of several moments, 16 at a time. Leading axis n; arrays of the host."""
+    """Return sights and views of n steps, computed 16 at a time, as host arrays with leading axis n."""
 
     @jax.jit
     def some(records: PyTree) -> tuple[Sight, jax.Array]:
@@ -77,13 +85,13 @@ def _look(
 
 
 def _positions(sight: Callable[[PyTree, PyTree], Sight], trial: TrialRecord) -> np.ndarray:
-    """Where the agent was at every step, float32 [T, 2]."""
+    """Return the agent's position at every step, float32 [T, 2]."""
     where = jax.jit(jax.vmap(lambda record: sight(record, trial.task).camera.position))
     return np.asarray(where(trial.record))
 
 
 class _MapView(NamedTuple):
-    """How the map lies in its picture. corner: (x, z) of its top left. scale: pixels a metre. size: (width, height)."""
+    """The projection of the map: (x, z) of the top left corner, pixels per meter, and (width, height) in pixels."""
 
     corner: np.ndarray
     scale: float
@@ -91,7 +99,7 @@ class _MapView(NamedTuple):
 
     @staticmethod
     def of(scene: Scene) -> _MapView:
-        """A map that all walls fit in."""
+        """Return a map that shows all walls."""
         ends = np.asarray(scene.walls.ends).reshape(-1, 2)
         low, high = ends.min(0), ends.max(0)
         scale = (MAP_SIDE - 2 * MARGIN) / float((high - low).max())
@@ -99,11 +107,11 @@ class _MapView(NamedTuple):
         return _MapView(low - MARGIN / scale, scale, (int(width), int(height)))
 
     def at(self, points: np.ndarray) -> list[tuple[float, float]]:
-        """Pixels of points [..., 2]: x to the right, z downwards, as seen from above with y up."""
+        """Return the pixels of points [..., 2], with x to the right and z downwards."""
         return [(float(x), float(y)) for x, y in ((np.asarray(points) - self.corner) * self.scale).reshape(-1, 2)]
 
     def draw(self, now: Sight, path: np.ndarray) -> Image.Image:
-        """Walls, solids, the path [n, 2] and the agent at its end."""
+        """Draw walls, solids, the path, [n, 2], and the agent at its end."""
         image = Image.new("RGB", self.size, PAPER)
         pen = ImageDraw.Draw(image)
         for index in range(len(now.scene.solids.top)):
@@ -140,7 +148,7 @@ class _MapView(NamedTuple):
 
 
 def _page(picture: np.ndarray, plan: Image.Image, text: str) -> np.ndarray:
-    """The view on the left, the map on the right, a line of text below."""
+    """Join the view on the left, the map on the right and the text below."""
     page = Image.new("RGB", (picture.shape[1] + plan.width, max(picture.shape[0], plan.height) + CAPTION), PAPER)
     page.paste(Image.fromarray(picture), (0, 0))
     page.paste(plan, (picture.shape[1], 0))

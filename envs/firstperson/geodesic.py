@@ -1,6 +1,6 @@
-"""Shortest ways on a lattice of square cells, inside jit.
+"""Shortest paths on a grid of square cells, inside jit.
 
-One may step from a free cell to a free neighbour, over a corner only where both cells beside the step are free as well.
+Paths step from a free cell to a free neighbor. A diagonal step requires that both cells beside it are free too.
 """
 
 from __future__ import annotations
@@ -14,11 +14,17 @@ STEPS = tuple((i, j) for i in (-1, 0, 1) for j in (-1, 0, 1) if (i, j) != (0, 0)
 
 
 def distances(free: jax.Array, sources: jax.Array, cell: float) -> jax.Array:
-    """Length of the shortest way from every cell to a source, plus what that source starts with, in metres.
+    """Return the length of the shortest path from every cell to a source, plus the offset of this source.
 
-    free: bool [n, m]. sources: float32 [..., n, m]; what a way that ends there starts with, infinite where none may.
-    cell: metres. Returns float32 [..., n, m]; infinite in cells that are not free or without a way. All cells are
-    relaxed at once until nothing changes, so the result is exact up to rounding.
+    All cells are relaxed at once until there is no change, so the result is exact up to rounding.
+
+    Args:
+        free: Bool [n, m]; free cells.
+        sources: Float32 [..., n, m]; offset of each source in meters, infinite for cells that are not sources.
+        cell: Side of a cell in meters.
+
+    Returns:
+        Float32 [..., n, m] in meters; infinite for cells that are not free or have no path.
     """
     rows, columns = free.shape
     closed = jnp.where(free, 0.0, jnp.inf)
@@ -37,7 +43,7 @@ def distances(free: jax.Array, sources: jax.Array, cell: float) -> jax.Array:
         best = field
         for step, cost in zip(STEPS, costs, strict=True):
             best = jnp.minimum(best, shifted(field, step, jnp.inf) + cost)
-        # Rounding may let a way round a corner come out a hair shorter for ever: that is no improvement.
+        # The tolerance ends the loop: rounding could yield tiny improvements forever.
         return best, jnp.any(best < field - 1e-5)
 
     start = sources + closed
@@ -45,9 +51,15 @@ def distances(free: jax.Array, sources: jax.Array, cell: float) -> jax.Array:
 
 
 def distance_at(field: jax.Array, position: jax.Array, cell: float) -> jax.Array:
-    """The distance from a place between cell centres, float32 []: over the best of the four nearest centres.
+    """Return the distance from a position between cell centers, via the best of the four nearest centers.
 
-    field: float32 [n, m], of `distances`; its axes are x and z. position: float32 [2]; (x, z) in metres.
+    Args:
+        field: Float32 [n, m]; distances of the cells, with axes x and z.
+        position: Float32 [2]; (x, z) in meters.
+        cell: Side of a cell in meters.
+
+    Returns:
+        Float32 [] in meters.
     """
     corner = jnp.floor(position / cell - 0.5).astype(jnp.int32)
     best = jnp.asarray(jnp.inf, jnp.float32)

@@ -1,7 +1,7 @@
-"""Object navigation in procedural houses: ExtObjNav's task (Elawady et al. 2024, ReLIC) without any asset.
+"""Object navigation in procedural houses: the task ExtObjNav (Elawady et al. 2024, arXiv 2410.02751) without assets.
 
-A trial happens in one house and its objects stay where they are. Each episode asks for one of the categories in the
-house, from a random place; within a trial, an agent can learn where everything is.
+A trial takes place in one house whose objects do not move. Each episode asks for one of the categories in the house and
+starts at a random position, so within a trial, an agent can learn where the objects are.
 """
 
 from __future__ import annotations
@@ -29,14 +29,16 @@ from relic_jax.envs.firstperson.house_plan import (
     HouseConfig,
     build_house,
 )
-from relic_jax.envs.firstperson.renderer import FIRST_SOLID, Lens, render_objects
+from relic_jax.envs.firstperson.lens import Lens
+from relic_jax.envs.firstperson.paint import FIRST_SOLID
+from relic_jax.envs.firstperson.renderer import render_objects
 from relic_jax.envs.firstperson.scene import BOX, CYLINDER, SPHERE, WHITE, Camera, Scene, Solids, Walls
 
 STOP, FORWARD, LEFT, RIGHT, UP, DOWN = range(6)
-STEP = 0.25  # metres
-TURN = math.radians(30)  # of turning and of looking up and down
+STEP = 0.25  # meters
+TURN = math.radians(30)  # angle of turning, and of looking up and down
 LOWEST, HIGHEST = -2, 2  # pitch, in steps of 30°
-RADIUS = 0.12  # metres; the agent is a square of twice that, so it fits through a cell
+RADIUS = 0.12  # meters; the agent is a square with twice this side, which fits into a cell
 EYE = 1.3
 SUCCESS_DISTANCE = 2.0
 SUCCESS_PIXELS, BORDER = 10, 5
@@ -47,14 +49,22 @@ TRAIN_HOUSES, TEST_HOUSES = 10_000, 1_000
 
 @struct.dataclass
 class HouseState:
-    """house: the trial's. target: int32 []; index into its categories.
+    """The state of an episode.
 
-    position: float32 [2]; (x, z). heading: float32 []; radians, at the episode's start. step: int32 [].
-    turns, pitch: int32 []; 30° each, to the left and upwards.
-    start: float32 [2]; where the episode began. start_distance, distance: float32 []; metres to the nearest object of
-    the target category then and now. path: float32 []; metres gone.
-    pixels: int32 []; of the picture, inside its border, that the best target object within 2 m fills.
-    success: bool []; the episode ended with a right stop.
+    Attributes:
+        house: House of the trial.
+        target: Int32 []; index into the categories of the house.
+        position: Float32 [2]; (x, z).
+        heading: Float32 []; heading at the start of the episode, in radians.
+        turns: Int32 []; turns of 30° to the left since then.
+        pitch: Int32 []; elevation of the view in steps of 30°.
+        step: Int32 []; steps taken.
+        start: Float32 [2]; position at the start of the episode.
+        start_distance: Float32 []; meters from the start to the nearest object of the target category.
+        distance: Float32 []; meters from `position` to it.
+        path: Float32 []; meters traveled.
+        pixels: Int32 []; number of pixels, inside the border, of the most visible target object within 2 m.
+        success: Bool []; whether the episode ended with a successful stop.
     """
 
     house: House
@@ -74,7 +84,7 @@ class HouseState:
 
 @struct.dataclass
 class HouseRecord:
-    """What of a HouseState a drawing needs; the house itself follows from the task."""
+    """The part of a `HouseState` that rendering needs. The house follows from the task."""
 
     target: jax.Array
     position: jax.Array
@@ -85,14 +95,19 @@ class HouseRecord:
 
 @dataclasses.dataclass(frozen=True)
 class HouseNav(VisualEnvironment):
-    """Find an object of the category asked for, face it and stop.
+    """Find an object of the target category, face it and stop.
 
-    Actions: 0 stop, 1 forward 0.25 m (sliding along what is in the way), 2 turn left 30°, 3 turn right 30°, 4 look up
-    30°, 5 look down 30° (at most twice in each direction). Stopping ends the episode. It is a success within 2 m of an
-    object of the category that fills at least 10 pixels of the picture, a border of 5 pixels not counted.
-    Reward: the decrease of the shortest way to the nearest such object, −0.001 a step, +2 for success.
+    Actions: 0 stop, 1 move forward 0.25 m (sliding along obstacles), 2 turn left 30°, 3 turn right 30°, 4 look up 30°,
+    5 look down 30° (at most twice in each direction). Stopping ends the episode. It is a success within 2 m of an
+    object of the category that covers at least 10 pixels of the image without a border of 5 pixels. The reward is the
+    decrease of the geodesic distance to the nearest such object, minus 0.001 per step, plus 2 for success.
 
-    config: of the houses. lens: the picture. textured: floor tiles and wall boards instead of flat colours.
+    Attributes:
+        name: Name of the environment.
+        config: Parameters of the houses.
+        horizon: Steps of the longest episode.
+        lens: The agent's camera.
+        textured: Draw floor tiles and wall boards instead of flat colors.
     """
 
     ends_in_time = True
@@ -105,8 +120,10 @@ class HouseNav(VisualEnvironment):
 
     @property
     def observation_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """gps: float32 [2]; metres (forward, right) from the episode's start, in its heading. image: uint8 [H, W, 3].
-        target: float32 [20]; one-hot.
+        """The observation.
+
+        gps: float32 [2]; meters (forward, right) from the start of the episode, relative to its heading. image: uint8
+        [H, W, 3]. target: float32 [20]; the target category, one-hot.
         """
         return {
             "gps": jax.ShapeDtypeStruct((2,), jnp.float32),
@@ -116,7 +133,7 @@ class HouseNav(VisualEnvironment):
 
     @property
     def observation_range(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """The house's size either way for gps, 0 to 255 for the image, 0 to 1 for the target."""
+        """± the size of the house for gps, 0 to 255 for the image, 0 to 1 for the target."""
         spec, size = self.observation_spec, self.config.side * math.sqrt(2)
         ends = {"gps": (-size, size), "image": (0, 255), "target": (0, 1)}
         low = {name: np.full(spec[name].shape, end[0], spec[name].dtype) for name, end in ends.items()}
@@ -124,12 +141,12 @@ class HouseNav(VisualEnvironment):
 
     @property
     def reference_episodes(self) -> int:
-        """256: episodes are long and every stop needs a picture."""
+        """Episodes of the reference returns: few, since episodes are long and every stop needs an image."""
         return 256
 
     @property
     def action_names(self) -> tuple[str, ...]:
-        """As in `action_space`."""
+        """Names of the actions."""
         return ("stop", "forward", "turn left", "turn right", "look up", "look down")
 
     @property
@@ -138,16 +155,16 @@ class HouseNav(VisualEnvironment):
         return Discrete(6)
 
     def start(self, key: jax.Array, task: jax.Array) -> HouseState:
-        """Builds the house of the task, then starts an episode in it."""
+        """Build the house of the task and start an episode in it."""
         return self._episode(key, build_house(prng.key(task), self.config))
 
     def restart(self, key: jax.Array, state: HouseState, task: jax.Array) -> HouseState:
-        """A new episode in the same house."""
+        """Start an episode in the same house."""
         del task
         return self._episode(key, state.house)
 
     def _episode(self, key: jax.Array, house: House) -> HouseState:
-        """A random reachable category, a random cell and heading."""
+        """Start with a random reachable category, cell and heading."""
         target_key, place_key, heading_key = jax.random.split(key, 3)
         draws = jax.random.uniform(target_key, (self.config.categories,))
         target = jnp.argmax(jnp.where(house.reachable, 1.0 + draws, draws)).astype(jnp.int32)
@@ -174,7 +191,7 @@ class HouseNav(VisualEnvironment):
     def transition(
         self, key: jax.Array, state: HouseState, action: jax.Array, task: jax.Array
     ) -> tuple[HouseState, TimeStep]:
-        """Deterministic. A stop is judged by the picture that it answers to."""
+        """Take one step. Deterministic. The success of a stop depends on the last observed image."""
         del key, task
         turns = state.turns + (action == LEFT).astype(jnp.int32) - (action == RIGHT).astype(jnp.int32)
         pitch = state.pitch + (action == UP).astype(jnp.int32) - (action == DOWN).astype(jnp.int32)
@@ -199,13 +216,15 @@ class HouseNav(VisualEnvironment):
         )
 
     def success(self, timestep: TimeStep, episode_return: jax.Array) -> jax.Array:
-        """The last step earned the reward for success: nothing else comes near it."""
+        """Return whether the last step earned the reward for success, which exceeds all others."""
         del episode_return
         return timestep.terminated & (timestep.reward > SUCCESS_REWARD / 2)
 
     def metrics(self, state: HouseState) -> dict[str, jax.Array]:
-        """distance: metres that were left. spl: success weighted by shortest over gone way (Anderson et al. 2018).
-        soft_spl: the same with the share of the way that was covered in place of success (Datta et al. 2020).
+        """Return metrics at the end of an episode.
+
+        distance: remaining meters. spl: success weighted by path length (Anderson et al. 2018, arXiv 1807.06757).
+        soft_spl: SPL with the covered share of the path instead of success (Datta et al. 2020, arXiv 2009.03231).
         """
         share = state.start_distance / jnp.maximum(jnp.maximum(state.start_distance, state.path), 1e-6)
         covered = jnp.maximum(0.0, 1.0 - state.distance / jnp.maximum(state.start_distance, 1e-6))
@@ -216,7 +235,7 @@ class HouseNav(VisualEnvironment):
         }
 
     def observe(self, state: HouseState, task: jax.Array) -> tuple[HouseState, dict[str, jax.Array]]:
-        """Picture, target and gps; counts the pixels that a stop would be judged by."""
+        """Return image, target and gps, and count the pixels that decide about the success of a stop."""
         del task
         view = render_objects(self.scene(state.house), self.camera(state), self.lens)
         state = state.replace(pixels=self._target_pixels(state, view.objects))  # type: ignore[attr-defined]
@@ -230,7 +249,7 @@ class HouseNav(VisualEnvironment):
         return state, observation
 
     def _target_pixels(self, state: HouseState, objects: jax.Array) -> jax.Array:
-        """Pixels inside the border of the target object within 2 m that fills most, int32 []."""
+        """Return the pixels, inside the border, of the most visible target object within 2 m, int32 []."""
         inside = objects[BORDER : self.lens.height - BORDER, BORDER : self.lens.width - BORDER]
         best = jnp.zeros((), jnp.int32)
         for instance in range(self.config.instances):
@@ -241,12 +260,12 @@ class HouseNav(VisualEnvironment):
         return best
 
     def camera(self, state: HouseState | HouseRecord) -> Camera:
-        """The agent's eye."""
+        """Return the agent's camera."""
         angle = state.heading + state.turns * TURN
         return Camera(state.position, jnp.stack([jnp.cos(angle), jnp.sin(angle)]), EYE, jnp.tan(state.pitch * TURN))
 
     def scene(self, house: House) -> Scene:
-        """Walls, furniture, then objects, which are solids `config.furniture` and on."""
+        """Return the scene. Its solids are the furniture, then the objects, from index `config.furniture` on."""
         kind = jnp.repeat(house.categories, self.config.instances)
         size, pieces = jnp.asarray(CATEGORY_SIZE)[kind], self.config.furniture
         solids = Solids(
@@ -263,8 +282,10 @@ class HouseNav(VisualEnvironment):
         return Scene(Walls(house.walls, house.wall_colour), solids, house.floor, ceiling, textured=self.textured)
 
     def optimal_action(self, state: HouseState, task: jax.Array) -> jax.Array:
-        """Goes down the distances, over the best of the twelve headings within reach; near an object it turns and looks
-        at it, and stops when it may.
+        """Return the action of the expert.
+
+        It descends the distances along the best of the twelve headings. Near an object, it turns to it, looks at it,
+        and stops when this is a success.
         """
         del task
         house = state.house
@@ -272,14 +293,14 @@ class HouseNav(VisualEnvironment):
         angles = state.heading + (state.turns + ways) * TURN
         ahead = jax.vmap(lambda a: slide(house.free, state.position, jnp.stack([jnp.cos(a), -jnp.sin(a)])))(angles)
         left = jax.vmap(lambda place: distance_at(house.distance[state.target], place, CELL))(ahead)
-        way = ways[jnp.argmin(left + 1e-4 * jnp.abs(ways))]  # of equal ones the one that takes the least turning
+        way = ways[jnp.argmin(left + 1e-4 * jnp.abs(ways))]  # of equal headings, the one with the fewest turns
         go = jnp.where(way == 0, FORWARD, jnp.where(way > 0, LEFT, RIGHT))
         near, look = self._look_at_nearest(state)
         act = jnp.where(near, look, go)
         return jnp.where(state.pixels >= SUCCESS_PIXELS, STOP, act).astype(jnp.int32)
 
     def _look_at_nearest(self, state: HouseState) -> tuple[jax.Array, jax.Array]:
-        """(Whether to look at the target object that is nearest as the crow flies, the action that does so)."""
+        """Return whether to look at the target object at the smallest straight distance, and the action to do so."""
         index = state.target * self.config.instances + jnp.arange(self.config.instances)
         aside = state.house.place[index] - state.position
         distances = jnp.where(state.house.present[index], jnp.linalg.norm(aside, axis=-1), jnp.inf)
@@ -298,43 +319,48 @@ class HouseNav(VisualEnvironment):
         return near, jnp.where(jnp.abs(bearing) > TURN / 2, turn, vertical)
 
     def tasks(self, split: Split) -> np.ndarray:
-        """Seeds of houses, int32 [N]: 0 … 9,999 train, 10,000 … 10,999 test."""
+        """Return seeds of houses, int32 [N]: 0 … 9,999 for training, 10,000 … 10,999 held out."""
         seeds = np.arange(TRAIN_HOUSES + TEST_HOUSES, dtype=np.int32)
         return seeds[:TRAIN_HOUSES] if split == "train" else seeds[TRAIN_HOUSES:]
 
     def record(self, state: HouseState) -> HouseRecord:
-        """The pose and the target."""
+        """Return the pose and the target."""
         return HouseRecord(state.target, state.position, state.heading, state.turns, state.pitch)
 
     def sight(self, record: HouseRecord, task: jax.Array) -> draw.Sight:
-        """What there is to draw of a moment."""
+        """Return the scene, camera and targets to draw."""
         scene = self.scene(build_house(prng.key(task), self.config))
         solid = jnp.arange(scene.solids.top.shape[0]) - self.config.furniture
         return draw.Sight(scene, self.camera(record), (solid >= 0) & (solid // self.config.instances == record.target))
 
     def render_trial(self, trial: TrialRecord) -> np.ndarray:
-        """Frames of a trial, uint8 [n, H, W, 3]: the view, and a map with the path and rings around the targets."""
+        """Return frames of a trial, uint8 [n, H, W, 3]: the view, and a map with the path and rings around targets."""
         return draw.trial_frames(self.sight, trial, self.lens)
 
 
 def facing(state: HouseState) -> jax.Array:
-    """Unit vector of the heading in (x, z), float32 [2]."""
+    """Return the unit vector (x, z) of the heading, float32 [2]."""
     angle = state.heading + state.turns * TURN
     return jnp.stack([jnp.cos(angle), -jnp.sin(angle)])
 
 
 def clear_way(free: jax.Array, start: jax.Array, end: jax.Array) -> jax.Array:
-    """Whether nothing stands between a place and an object's centre, bool []. start, end: float32 [2]."""
+    """Return whether the segment from `start` to the center `end` of an object, [2] each, is free, bool []."""
     places = start + jnp.linspace(0.0, 1.0, 24)[:, None] * (end - start)
     x, z = jnp.floor(places / CELL).astype(jnp.int32).T
-    own = jnp.sum((places - end) ** 2, -1) < (OBJECT * CELL) ** 2 / 2  # the square that the object itself stands on
+    own = jnp.sum((places - end) ** 2, -1) < (OBJECT * CELL) ** 2 / 2  # the square that the object occupies
     return jnp.all(free[x, z] | own)
 
 
 def slide(free: jax.Array, position: jax.Array, towards: jax.Array) -> jax.Array:
-    """Where a step of 0.25 m ends: first along x, then along z, each as far as what is in the way lets it.
+    """Return the end of a step of 0.25 m, which moves along x, then along z, each up to the next obstacle.
 
-    free: bool [n, n]. position, towards: float32 [2]. All obstacles fill whole cells, so this is exact sliding.
+    Obstacles fill whole cells, so this is exact sliding.
+
+    Args:
+        free: Bool [n, n]; free cells.
+        position: Float32 [2]; (x, z).
+        towards: Float32 [2]; unit vector of the step.
     """
     for axis in (0, 1):
         position = _slide_along(free, position, STEP * towards[axis], axis)
@@ -342,10 +368,10 @@ def slide(free: jax.Array, position: jax.Array, towards: jax.Array) -> jax.Array
 
 
 def _slide_along(free: jax.Array, position: jax.Array, way: jax.Array, axis: int) -> jax.Array:
-    """Moves along one axis by at most `way` (less than a cell): up to the cell in the way, less the agent's radius."""
+    """Move along one axis by at most `way` (less than a cell), up to the agent's radius before an obstacle."""
     cells = free.shape[0]
     sign = jnp.where(way >= 0, 1.0, -1.0)
-    front = position[axis] + way + sign * (RADIUS + 1e-5)  # more than rounding could put the agent into a cell
+    front = position[axis] + way + sign * (RADIUS + 1e-5)  # the margin exceeds rounding errors
     ahead = jnp.floor(front / CELL).astype(jnp.int32)
     sides = jnp.floor((position[1 - axis] + jnp.array([-RADIUS, RADIUS])) / CELL).astype(jnp.int32)
     open_sides = []
@@ -353,7 +379,7 @@ def _slide_along(free: jax.Array, position: jax.Array, way: jax.Array, axis: int
         x, z = (ahead, side) if axis == 0 else (side, ahead)
         inside = (x >= 0) & (x < cells) & (z >= 0) & (z < cells)
         open_sides.append(inside & free[jnp.clip(x, 0, cells - 1), jnp.clip(z, 0, cells - 1)])
-    # The near face of the cell in the way; a millimetre is left, so that rounding never puts the agent into it.
+    # The near face of the obstacle. A millimeter is left, so rounding never moves the agent into it.
     face = jnp.where(sign > 0, ahead * CELL, (ahead + 1) * CELL)
     limit = face - sign * (RADIUS + 1e-3)
     stopped = jnp.where(sign > 0, jnp.maximum(limit, position[axis]), jnp.minimum(limit, position[axis]))

@@ -1,8 +1,7 @@
-"""Procedural houses: rooms by binary space partition on a lattice, doors, furniture, and objects of 20 categories.
+"""Procedural houses: rooms by binary space partition on a grid, doors, furniture, and objects of 20 categories.
 
-Everything is drawn inside jit from one key, with static shapes: walls, furniture and objects that found no place are
-there with no extent. All walls and everything that stands on the floor fill whole cells, so where one can walk, and how
-far it is, is known exactly on the lattice.
+Houses are drawn inside jit from one key, with static shapes: walls, furniture and objects without a place have size 0.
+Walls, furniture and objects occupy whole cells, so free space and distances on the grid are exact.
 """
 
 from __future__ import annotations
@@ -24,13 +23,13 @@ from relic_jax.envs.firstperson.scene import (
     rectangle_walls,
 )
 
-CELL = 0.25  # metres
-LEAST_ROOM = 8  # cells, of a room's sides
-DOOR = 4  # cells, of a door's width
-OBJECT = 2  # cells, of the sides of the square that an object stands on
-FURNITURE = ((4, 2), (2, 4), (3, 3), (4, 3))  # cells along x and z, in turn
+CELL = 0.25  # meters
+LEAST_ROOM = 8  # cells; minimum side of a room
+DOOR = 4  # cells; width of a door
+OBJECT = 2  # cells; side of the square that an object occupies
+FURNITURE = ((4, 2), (2, 4), (3, 3), (4, 3))  # cells along x and z, used in turn
 
-# Objects: shape, (half extents along x and z, height) in metres, colour. A category is a row.
+# One row per category: shape, (half extents along x and z, height) in meters, color.
 _TABLE: tuple[tuple[int, tuple[float, float, float], tuple[float, float, float]], ...] = (
     (BOX, (0.20, 0.20, 0.40), (0.85, 0.10, 0.10)),
     (BOX, (0.24, 0.10, 0.60), (0.10, 0.55, 0.15)),
@@ -61,11 +60,15 @@ CATEGORY_COLOUR = np.array([row[2] for row in _TABLE], np.float32)
 
 @dataclasses.dataclass(frozen=True)
 class HouseConfig:
-    """How large houses are and what is in them.
+    """Size and contents of houses.
 
-    cells: of the lattice along x and along z. splits: how often rooms are halved, so there are up to 2**splits of them.
-    furniture: pieces of it. categories: how many of the 20 there are in a house. instances: objects of each of them.
-    slots: the most objects that a house may hold.
+    Attributes:
+        cells: Cells of the grid along x and along z.
+        splits: Number of times that rooms are halved. There are at most 2**splits rooms.
+        furniture: Pieces of furniture.
+        categories: Number of categories in a house, of 20.
+        instances: Objects of each category.
+        slots: Maximum number of objects in a house.
     """
 
     cells: int = 32
@@ -76,7 +79,7 @@ class HouseConfig:
     slots: int = 40
 
     def __post_init__(self) -> None:
-        """Rejects a house that cannot hold its rooms or its objects."""
+        """Raise SceneError if the rooms or the objects do not fit."""
         least = (LEAST_ROOM + 1) * 2 ** -(-self.splits // 2) - 1
         if self.cells < least:
             raise RoomTooSmallError(f"cells is {self.cells}; allowed: {least} or more, for {2**self.splits} rooms")
@@ -84,19 +87,19 @@ class HouseConfig:
             raise TooManyObjectsError(f"categories is {self.categories}; allowed: 1 to {CATEGORIES}")
         if self.categories * self.instances > self.slots:
             asked = f"{self.categories} categories × {self.instances} instances"
-            raise TooManyObjectsError(f"{asked} are asked for; allowed: at most slots = {self.slots} objects")
+            raise TooManyObjectsError(f"{asked} are requested; allowed: at most slots = {self.slots} objects")
         needed = (OBJECT + 1) ** 2 * self.categories * self.instances + 20 * self.furniture
         if needed > self.cells**2 // 2:
             raise RoomTooSmallError(f"cells is {self.cells}; allowed: room for {needed} cells of objects in half of it")
 
     @property
     def objects(self) -> int:
-        """Object slots in use."""
+        """Number of objects."""
         return self.categories * self.instances
 
     @property
     def side(self) -> float:
-        """Of the house, metres."""
+        """Side of the house in meters."""
         return self.cells * CELL
 
 
@@ -104,17 +107,22 @@ class HouseConfig:
 class House:
     """A house of n × n cells with W inner walls, F pieces of furniture and C · I objects, object k of category k // I.
 
-    free: bool [n, n]; where one can walk. Axes are x and z.
-    walls: float32 [6·W + 4, 2, 2]; both ends of every piece of wall, (x, z) in metres.
-    wall_colour: float32 [6·W + 4, 3].
-    floor: float32 [3]; its colour.
-    furniture: float32 [F, 5]; (x, z) of the centre, half extents along x and z, height; height 0: not there.
-    furniture_colour: float32 [F, 3].
-    categories: int32 [C]; which of the 20 there are. place: float32 [C·I, 2]; the objects' centres.
-    present: bool [C·I]; the object found a place. yaw: float32 [C·I].
-    distance: float32 [C, n, n]; metres from a cell's centre to the nearest object of the category, infinite: no way.
-    starts: int32 [n·n]; cells x·n + z, first the `start_count` many from which all reachable categories are reached.
-    reachable: bool [C]; there is an object of this category, and a way to it.
+    Attributes:
+        free: Bool [n, n]; free cells, with axes x and z.
+        walls: Float32 [6·W + 4, 2, 2]; both ends of every piece of wall, (x, z) in meters.
+        wall_colour: Float32 [6·W + 4, 3].
+        floor: Float32 [3]; color of the floor.
+        furniture: Float32 [F, 5]; center (x, z), half extents along x and z, height. Height 0: no piece.
+        furniture_colour: Float32 [F, 3].
+        categories: Int32 [C]; indices of the categories, of 20.
+        place: Float32 [C·I, 2]; centers of the objects.
+        present: Bool [C·I]; whether the object has a place.
+        yaw: Float32 [C·I]; headings of the objects, in radians.
+        distance: Float32 [C, n, n]; meters from the center of a cell to the nearest object of the category, infinite if
+            there is no path.
+        starts: Int32 [n·n]; cells x·n + z. The first `start_count` can reach all reachable categories.
+        start_count: Int32 [].
+        reachable: Bool [C]; whether an object of the category can be reached.
     """
 
     free: jax.Array
@@ -134,7 +142,7 @@ class House:
 
 
 def build_house(key: jax.Array, config: HouseConfig) -> House:
-    """Draws a house. key: typed PRNG key []."""
+    """Draw a house from a typed PRNG key []."""
     keys = jax.random.split(key, 7)
     walls, is_split, along_x = _partition(keys[0], config)
     solid = _cells_in(walls, is_split, config.cells).any(0)
@@ -169,8 +177,12 @@ def build_house(key: jax.Array, config: HouseConfig) -> House:
 
 
 def _partition(key: jax.Array, config: HouseConfig) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Halves rooms again and again: walls int32 [W, 4] (x0, x1, z0, z1 in cells, one cell thick), bool [W]: there is
-    one, bool [W]: it is a wall of constant x, so one goes through it along x.
+    """Halve rooms repeatedly.
+
+    Returns:
+        walls: Int32 [W, 4]; (x0, x1, z0, z1) in cells, one cell thick.
+        is_split: Bool [W]; whether there is a wall.
+        along_x: Bool [W]; whether the wall has constant x, so that its door leads along x.
     """
     rooms = jnp.array([[0, config.cells, 0, config.cells]], jnp.int32)
     walls, is_split, along_x = [], [], []
@@ -197,7 +209,7 @@ def _partition(key: jax.Array, config: HouseConfig) -> tuple[jax.Array, jax.Arra
 
 
 def _cells_in(rectangles: jax.Array, there: jax.Array, cells: int) -> jax.Array:
-    """Which cells each rectangle covers, bool [R, n, n]. rectangles: int32 [R, 4]. there: bool [R]."""
+    """Return the cells of each rectangle, bool [R, n, n]; none if `there`, bool [R], is false."""
     index = jnp.arange(cells)
     x0, x1, z0, z1 = (side[:, None] for side in rectangles.T)
     in_x, in_z = (index >= x0) & (index < x1), (index >= z0) & (index < z1)
@@ -207,7 +219,7 @@ def _cells_in(rectangles: jax.Array, there: jax.Array, cells: int) -> jax.Array:
 def _doors(
     key: jax.Array, walls: jax.Array, is_split: jax.Array, along_x: jax.Array, solid: jax.Array, config: HouseConfig
 ) -> jax.Array:
-    """One door in every wall, where no other wall meets it: int32 [W, 4] as for walls."""
+    """Return one door in every wall, at a position without adjoining walls, int32 [W, 4] as for walls."""
     positions = jnp.arange(config.cells)
     grid = jnp.pad(solid, 1, constant_values=True)
 
@@ -215,7 +227,7 @@ def _doors(
         x0, _, z0, z1 = wall
         plane, low, high = jnp.where(along_x, x0, z0), jnp.where(along_x, z0, x0), jnp.where(along_x, z1, wall[1])
         across = jnp.where(along_x, grid, grid.T)
-        beside = (across[plane] | across[plane + 2])[1:-1]  # of each cell of the wall, before and behind it
+        beside = (across[plane] | across[plane + 2])[1:-1]  # neighbors of each cell of the wall, on both sides
         blocked = jax.lax.associative_scan(
             jnp.add, jnp.concatenate([jnp.zeros(1, jnp.int32), beside.astype(jnp.int32)])
         )
@@ -231,7 +243,7 @@ def _doors(
 
 
 def _slid(mask: jax.Array, axis: int, offsets: range) -> jax.Array:
-    """The mask moved back by each offset along an axis, bool [offsets, n, n]; beyond the edge nothing is set."""
+    """Shift the mask back by each offset along an axis, bool [offsets, n, n], padded with False."""
     before, after = max(-offsets[0], 0), max(offsets[-1], 0)
     padded = jnp.pad(mask, [(before, after) if a == axis else (0, 0) for a in (0, 1)])
     size = mask.shape[axis]
@@ -240,14 +252,14 @@ def _slid(mask: jax.Array, axis: int, offsets: range) -> jax.Array:
 
 
 def _widened(mask: jax.Array, by: int) -> jax.Array:
-    """Cells that are at most `by` steps from a cell of the mask, corners counting as one. bool [n, n]."""
+    """Dilate the mask by `by` cells in all eight directions, bool [n, n]."""
     for axis in (0, 1):
         mask = _slid(mask, axis, range(-by, by + 1)).any(0)
     return mask
 
 
 def _fits(open_cells: jax.Array, width: int, depth: int) -> jax.Array:
-    """Cells that are the first corner of a width × depth block of open cells, bool [n, n]."""
+    """Return the cells that are the first corner of a width × depth block of open cells, bool [n, n]."""
     for axis, extent in ((0, width), (1, depth)):
         open_cells = _slid(open_cells, axis, range(extent)).all(0)
     return open_cells
@@ -256,10 +268,13 @@ def _fits(open_cells: jax.Array, width: int, depth: int) -> jax.Array:
 def _put(
     key: jax.Array, solid: jax.Array, forbidden: jax.Array, width: int, depth: int
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Puts a block somewhere. Returns (corner int32 [2], whether it found a place, solid, forbidden).
+    """Put a block at a random position.
 
-    Around it a ring of cells stays free of other blocks, and no room is so narrow that a block spans it: so what is
-    free stays connected.
+    A ring of cells around it is forbidden for other blocks, and no room is narrow enough for a block to span it, so the
+    free cells remain connected.
+
+    Returns:
+        (corner, int32 [2]; whether there was a position; solid; forbidden).
     """
     cells = solid.shape[0]
     possible = _fits(~solid & ~forbidden, width, depth)
@@ -274,7 +289,7 @@ def _put(
 def _furnish(
     key: jax.Array, solid: jax.Array, forbidden: jax.Array, config: HouseConfig
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Furniture float32 [F, 5], and what is solid and forbidden with it."""
+    """Place furniture. Return it, float32 [F, 5], and the updated solid and forbidden cells."""
     rows = []
     heights = jax.random.uniform(jax.random.fold_in(key, config.furniture), (config.furniture,), minval=0.4, maxval=1.1)
     for index in range(config.furniture):
@@ -288,7 +303,7 @@ def _furnish(
 def _place_objects(
     key: jax.Array, solid: jax.Array, forbidden: jax.Array, config: HouseConfig
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Centres float32 [C·I, 2], whether each object found a place, and what is solid with them."""
+    """Place objects. Return their centers, float32 [C·I, 2], whether each has a place, and the solid cells."""
 
     def place(carry: tuple[jax.Array, jax.Array], key: jax.Array):
         corner, found, solid, forbidden = _put(key, *carry, OBJECT, OBJECT)
@@ -299,7 +314,7 @@ def _place_objects(
 
 
 def _sources(place: jax.Array, present: jax.Array, config: HouseConfig) -> jax.Array:
-    """Where ways to a category end, float32 [C, n, n]: cells around an object, with what is left to its centre."""
+    """Return the sources of each category, [C, n, n]: cells around its objects, with the distance to the center."""
     centres = (jnp.arange(config.cells) + 0.5) * CELL
     x, z = jnp.abs(centres - place[:, :1]), jnp.abs(centres - place[:, 1:])
     reach = (OBJECT / 2 + 1) * CELL
@@ -312,7 +327,7 @@ def _sources(place: jax.Array, present: jax.Array, config: HouseConfig) -> jax.A
 def _wall_pieces(
     walls: jax.Array, doors: jax.Array, is_split: jax.Array, along_x: jax.Array, config: HouseConfig
 ) -> jax.Array:
-    """Both faces of every wall on both sides of its door, its jambs, and the outer walls: [6·W + 4, 2, 2] in metres."""
+    """Return all faces of walls beside doors, jambs of doors, and outer walls, [6·W + 4, 2, 2] in meters."""
 
     def pieces(wall: jax.Array, door: jax.Array, along_x: jax.Array) -> jax.Array:
         wall, door = (jnp.where(along_x, r, r[jnp.array([2, 3, 0, 1])]) for r in (wall, door))

@@ -1,4 +1,4 @@
-"""Floor plans: rectangular rooms joined by doors, as walls to draw and to bump into."""
+"""Floor plans: rectangular rooms joined by doors, as walls for rendering and collision."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ import numpy as np
 
 from relic_jax.envs.firstperson.scene import BOX, WALL_HEIGHT, WHITE, Array, Solids
 
-Rectangle = tuple[float, float, float, float]  # x0, x1, z0, z1 in metres, x0 < x1, z0 < z1
+Rectangle = tuple[float, float, float, float]  # (x0, x1, z0, z1) in meters, x0 < x1, z0 < z1
 
 
 @dataclasses.dataclass(frozen=True)
 class Door:
-    """A passage from one room to a facing one.
+    """A passage between two rooms that face each other.
 
-    along: the axis that one walks along through it. area: what lies between the rooms; of no extent along that axis
-    where they touch. top: its height in metres; up to the ceiling where that is not lower.
+    Attributes:
+        along: The axis of movement through the door.
+        area: The area between the rooms. Its extent along the axis is 0 if the rooms touch.
+        top: Height in meters. There is no lintel if it reaches the ceiling.
     """
 
     along: Literal["x", "z"]
@@ -29,13 +31,13 @@ class Door:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """rooms: their inner areas. doors: their passages."""
+    """Rooms, given by their inner areas, and the doors between them."""
 
     rooms: tuple[Rectangle, ...]
     doors: tuple[Door, ...] = ()
 
     def walls(self) -> np.ndarray:
-        """Both ends of every piece of wall, float32 [S, 2, 2]: the rooms' sides less the doors, then the jambs."""
+        """Return both ends of every piece of wall, [S, 2, 2]: sides of rooms without doors, then the doors' jambs."""
         pieces: list[tuple[tuple[float, float], tuple[float, float]]] = []
         for x0, x1, z0, z1 in self.rooms:
             for x in (x0, x1):
@@ -53,7 +55,7 @@ class Plan:
         return np.array(pieces, np.float32)
 
     def lintels(self) -> Solids:
-        """What fills the wall above doors that end below the ceiling."""
+        """Return the solids above doors that end below the ceiling."""
         low = [door for door in self.doors if door.top < WALL_HEIGHT]
         areas = np.array([door.area for door in low], np.float32).reshape(-1, 2, 2)
         count = len(low)
@@ -68,11 +70,11 @@ class Plan:
         )
 
     def regions(self) -> tuple[Rectangle, ...]:
-        """Where one can stand: rooms, and doors of some depth."""
+        """Return the areas that the agent can stand in: rooms, and doors with a positive area."""
         return self.rooms + tuple(door.area for door in self.doors if _size(door.area) > 0)
 
     def connected(self, first: Rectangle, second: Rectangle) -> bool:
-        """Whether one can walk from the room around the middle of `first` to that of `second`."""
+        """Return whether doors connect a room that overlaps `first` with one that overlaps `second`."""
         reached = {i for i, room in enumerate(self.rooms) if _overlap(room, first)}
         for _ in self.rooms:
             for door in self.doors:
@@ -82,7 +84,7 @@ class Plan:
 
 
 def jambs(door: Door) -> list[tuple[tuple[float, float], tuple[float, float]]]:
-    """The two walls at a door's sides; none where the rooms touch."""
+    """Return the two walls at the sides of a door, or none if the rooms touch."""
     x0, x1, z0, z1 = door.area
     if _size(door.area) == 0:
         return []
@@ -92,7 +94,7 @@ def jambs(door: Door) -> list[tuple[tuple[float, float], tuple[float, float]]]:
 
 
 def touches_walls(position: jax.Array, radius: float, ends: Array) -> jax.Array:
-    """Whether a circle comes nearer to a wall than its radius, bool []. position: float32 [2]. ends: [S, 2, 2]."""
+    """Return whether a circle at `position`, [2], intersects a wall with ends [S, 2, 2], bool []."""
     start = jnp.asarray(ends)[:, 0]
     along = jnp.asarray(ends)[:, 1] - start
     length = jnp.maximum(jnp.sum(along**2, -1), 1e-12)
@@ -110,7 +112,7 @@ def _within(gap: tuple[float, ...], low: float, high: float) -> bool:
 
 
 def _without(low: float, high: float, gaps: list) -> list[tuple[float, float]]:
-    """What is left of [low, high] without the gaps."""
+    """Return the intervals of [low, high] that remain without the gaps."""
     pieces = []
     for start, end in sorted(gaps):
         pieces.append((low, start))

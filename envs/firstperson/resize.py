@@ -1,7 +1,7 @@
-"""Resizing with anti-aliasing as two fixed matrices: exactly what scikit-image's `resize(image, …)` does by default.
+"""Resizing with anti-aliasing by two fixed matrices, equal to the default of scikit-image's `resize`.
 
-It blurs with a Gaussian of σ = (factor − 1) / 2 pixels, cut off at 4σ, then interpolates linearly at the new pixels'
-centres; beyond its edge the picture goes on mirrored about its outermost pixels.
+The image is blurred by a Gaussian with σ = (factor − 1) / 2 pixels, truncated at 4σ, then interpolated linearly at the
+centers of the new pixels. Beyond its edges, the image is mirrored about its outermost pixels.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 
 def resize(image: jax.Array, height: int, width: int) -> jax.Array:
-    """image: uint8 [H, W, 3]. Returns float32 [height, width, 3] in [0, 1]."""
+    """Resize an image, uint8 [H, W, 3], to float32 [height, width, 3] in [0, 1]."""
     down = jnp.asarray(resize_matrix(image.shape[0], height))
     across = jnp.asarray(resize_matrix(image.shape[1], width))
     return jnp.einsum("hH,HWc,wW->hwc", down, image.astype(jnp.float32), across) / 255.0
@@ -22,12 +22,12 @@ def resize(image: jax.Array, height: int, width: int) -> jax.Array:
 
 @functools.cache
 def resize_matrix(size: int, new_size: int) -> np.ndarray:
-    """What multiplies one axis of `size` pixels into `new_size` pixels. float32 [new_size, size], rows sum to 1."""
+    """Return the matrix, float32 [new_size, size], that resizes one axis. Its rows sum to 1."""
     return (_interpolation(size, new_size) @ _blur(size, max(0.0, (size / new_size - 1) / 2))).astype(np.float32)
 
 
 def _mirrored(index: np.ndarray, size: int) -> np.ndarray:
-    """Indices beyond the edges, reflected about the outermost pixels: … 2 1 | 0 1 2 … n−1 | n−2 …"""
+    """Reflect indices beyond the edges about the outermost pixels: … 2 1 | 0 1 2 … n−1 | n−2 …."""
     period = max(2 * (size - 1), 1)
     index = np.abs(index) % period
     return np.where(index < size, index, period - index)

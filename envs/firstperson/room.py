@@ -1,6 +1,6 @@
-"""One room with four objects, one of which is the target: DPT's Miniworld task, and one with tasks to hold out.
+"""A room with four objects, one of which is the target: DPT's Miniworld task, and a variant with held-out tasks.
 
-Lee et al. 2023 (Decision-Pretrained Transformer), on a fork of Miniworld (Chevalier-Boisvert et al. 2023).
+DPT (Lee et al. 2023, arXiv 2306.14892) uses a fork of Miniworld (Chevalier-Boisvert et al. 2023, arXiv 2306.13831).
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from flax import struct
 
 from relic_jax.environment.base import Discrete, Image, Split, TimeStep, TrialRecord, VisualEnvironment
 from relic_jax.envs.firstperson import draw
-from relic_jax.envs.firstperson.renderer import Lens, render
+from relic_jax.envs.firstperson.lens import Lens
+from relic_jax.envs.firstperson.renderer import render
 from relic_jax.envs.firstperson.resize import resize
 from relic_jax.envs.firstperson.scene import (
     BOX,
@@ -37,12 +38,12 @@ Layout = Literal["corners", "open"]
 
 AGENT_RADIUS = 0.4
 OBJECT_SIDE = 0.8
-OBJECT_RADIUS = OBJECT_SIDE / math.sqrt(2)  # of the circle that nothing may enter, also around spheres and cylinders
-FORWARD = 0.7  # metres a step
+OBJECT_RADIUS = OBJECT_SIDE / math.sqrt(2)  # of the circle that the agent cannot enter, for all shapes
+FORWARD = 0.7  # meters per step
 TURN = math.radians(15)
-REACH = OBJECT_RADIUS + AGENT_RADIUS + 1.5 * FORWARD  # of the reward, between centres
+REACH = OBJECT_RADIUS + AGENT_RADIUS + 1.5 * FORWARD  # distance between centers that is rewarded
 FACING = math.radians(30)
-START_SPREAD = 0.4  # the agent starts that far from the centre of the room, at most, in x and in z
+START_SPREAD = 0.4  # meters; maximum distance of the start from the center of the room, in x and in z
 OBJECTS = 4
 SMALL = Lens(25, 25)
 
@@ -55,10 +56,15 @@ IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
 
 @struct.dataclass
 class RoomTask:
-    """What a trial must find out. Positions and looks of the objects are seen, which one is the target is not.
+    """A task. The objects are visible; which of them is the target is not.
 
-    centre: float32 [4, 2]; (x, z). yaw: float32 [4]. shape: int32 [4]; BOX, CYLINDER or SPHERE.
-    colour: int32 [4]; rows of PALETTE. start: float32 [2]; the agent's. target: int32 [].
+    Attributes:
+        centre: Float32 [4, 2]; (x, z).
+        yaw: Float32 [4]; headings in radians.
+        shape: Int32 [4]; BOX, CYLINDER or SPHERE.
+        colour: Int32 [4]; rows of PALETTE.
+        start: Float32 [2]; position of the agent's start.
+        target: Int32 []; index of the target.
     """
 
     centre: jax.Array | np.ndarray
@@ -71,7 +77,13 @@ class RoomTask:
 
 @struct.dataclass
 class RoomState:
-    """position: float32 [2]; (x, z). turns: int32 []; the heading, in steps of 15° to the left. step: int32 []."""
+    """The state of an episode.
+
+    Attributes:
+        position: Float32 [2]; (x, z).
+        turns: Int32 []; heading in steps of 15° to the left.
+        step: Int32 []; steps taken.
+    """
 
     position: jax.Array
     turns: jax.Array
@@ -80,17 +92,24 @@ class RoomState:
 
 @dataclasses.dataclass(frozen=True)
 class Room(VisualEnvironment):
-    """Reward 1 on every step after which the agent is near the target and faces it.
+    """Earns reward 1 for every step after which the agent is near the target and faces it.
 
-    Actions: 0 turn left 15°, 1 turn right 15°, 2 forward 0.7 m, 3 nothing. A forward step that would leave the room or
-    enter the target is refused whole; the other objects do not block.
+    Actions: 0 turn left 15°, 1 turn right 15°, 2 move forward 0.7 m, 3 do nothing. A step forward that would leave the
+    room or enter the target has no effect. Other objects do not block.
 
-    layout: "corners": DPT's four boxes, one colour for each corner; all episodes of a task start in the same pose.
-      "open": objects anywhere, of any colour and shape; every episode starts near the centre with a random heading.
-    side: of the room, metres. train_layouts, test_layouts: sizes of the splits of "open", four tasks each.
-    lens: the camera's picture. observed: (width, height) that it is resized to before it is normalised with the
-      ImageNet mean and deviation, as DPT does; None: observed as it is, uint8.
-    textured: floor tiles and wall boards instead of flat colours.
+    Attributes:
+        name: Name of the environment.
+        layout: "corners": DPT's four boxes, one color per corner; all episodes of a task start in the same pose.
+            "open": objects at random positions, of random color and shape; episodes start near the center with a random
+            heading.
+        horizon: Steps of an episode.
+        side: Side of the room in meters.
+        lens: The agent's camera.
+        observed: (width, height) to which images are resized before they are normalized with the ImageNet mean and
+            standard deviation, as in DPT; None: observe uint8 images without resizing.
+        textured: Draw floor tiles and wall boards instead of flat colors.
+        train_layouts: Training layouts of "open", with four tasks each.
+        test_layouts: Held-out layouts of "open", with four tasks each.
     """
 
     ends_in_time = True
@@ -106,10 +125,12 @@ class Room(VisualEnvironment):
     test_layouts: int = 50
 
     def __post_init__(self) -> None:
-        """Rejects an unknown layout and a room that its objects do not fit in."""
+        """Raise ValueError if the layout is unknown, or RoomTooSmallError if the objects do not fit."""
         if self.layout not in get_args(Layout):
-            raise ValueError(f"layout must be one of {get_args(Layout)}, got {self.layout!r}")
-        least = 2 * START_SPREAD + 2 * AGENT_RADIUS + 6 * OBJECT_RADIUS  # corner objects never meet the agent's start
+            allowed = ", ".join(map(repr, get_args(Layout)))
+            raise ValueError(f"layout is {self.layout!r}; allowed: {allowed}")
+        # objects in the corners never overlap the agent's start
+        least = 2 * START_SPREAD + 2 * AGENT_RADIUS + 6 * OBJECT_RADIUS
         if self.layout == "corners" and self.side < least:
             raise RoomTooSmallError(
                 f"side is {self.side}; allowed: {least:.2f} or more, for four objects in its corners"
@@ -119,7 +140,7 @@ class Room(VisualEnvironment):
 
     @property
     def observation_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """image: uint8 [H, W, 3], or float32 [observed, 3] where resized. heading: float32 [2]; its (cos, sin)."""
+        """The observation. image: uint8 [H, W, 3], or float32 if resized. heading: float32 [2]; (cos, sin)."""
         image = Image((self.lens.height, self.lens.width, 3), jnp.uint8)
         if self.observed is not None:
             image = Image((self.observed[1], self.observed[0], 3), jnp.float32)
@@ -127,7 +148,7 @@ class Room(VisualEnvironment):
 
     @property
     def observation_range(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """−1 to 1 for the heading; 0 to 255 for the image, or the normalised colours of black and white."""
+        """−1 to 1 for the heading; 0 to 255 for the image, or normalized black to white."""
         spec = self.observation_spec["image"]
         ends = [np.full(3, value, np.float32) for value in (0, 255)]
         if self.observed is not None:
@@ -140,7 +161,7 @@ class Room(VisualEnvironment):
 
     @property
     def action_names(self) -> tuple[str, ...]:
-        """As in `action_space`."""
+        """Names of the actions."""
         return ("turn left", "turn right", "forward", "nothing")
 
     @property
@@ -149,7 +170,7 @@ class Room(VisualEnvironment):
         return Discrete(4)
 
     def start(self, key: jax.Array, task: RoomTask) -> RoomState:
-        """The task's own start, or a random one."""
+        """Start at the position of the task, or at a random one."""
         zero = jnp.zeros((), jnp.int32)
         if self.layout == "corners":
             return RoomState(jnp.asarray(task.start), zero, zero)
@@ -160,7 +181,7 @@ class Room(VisualEnvironment):
     def transition(
         self, key: jax.Array, state: RoomState, action: jax.Array, task: RoomTask
     ) -> tuple[RoomState, TimeStep]:
-        """Deterministic."""
+        """Take one step. Deterministic."""
         del key
         turns = state.turns + (action == 0).astype(jnp.int32) - (action == 1).astype(jnp.int32)
         cos, sin = direction(turns)
@@ -179,7 +200,7 @@ class Room(VisualEnvironment):
         )
 
     def observe(self, state: RoomState, task: RoomTask) -> tuple[RoomState, dict[str, jax.Array]]:
-        """Image and heading."""
+        """Return image and heading."""
         heading = jnp.stack(direction(state.turns))
         image = render(self.scene(task), Camera(state.position, heading), self.lens)
         if self.observed is not None:
@@ -187,7 +208,7 @@ class Room(VisualEnvironment):
         return state, {"heading": heading, "image": image}
 
     def scene(self, task: RoomTask) -> Scene:
-        """The room and its objects."""
+        """Return the room with its objects."""
         solids = Solids(
             centre=task.centre,
             yaw=task.yaw,
@@ -203,17 +224,17 @@ class Room(VisualEnvironment):
         return Scene(walls, solids, white, white, textured=self.textured)
 
     def optimal_action(self, state: RoomState, task: RoomTask) -> jax.Array:
-        """Turns towards the target, the shorter way, until it is within 30°; then goes there, then stays."""
+        """Return the expert's action: turn to the target until it is within 30°, then approach it, then stay."""
         distance, bearing = _target_seen_from(state, task)
         turn = jnp.where(bearing > 0, 0, 1)
         return jnp.where(jnp.abs(bearing) > FACING, turn, jnp.where(distance < REACH, 3, 2)).astype(jnp.int32)
 
     def tasks(self, split: Split) -> RoomTask:
-        """The split's tasks.
+        """Return the tasks of a split.
 
-        "corners": environment ids 0 … 9999 train and 8000 … 8019 test, as published: the test tasks ARE training tasks,
-        and there are only four that differ in more than centimetres, the target's colour (which is also its corner).
-        "open": `train_layouts` and `test_layouts` layouts, no layout in both, each with each of its objects as target.
+        "corners": ids 0 … 9999 for training and 8000 … 8019 for testing, as published. The test tasks ARE training
+        tasks, and apart from differences of centimeters there are only four: the target's color, which determines its
+        corner. "open": `train_layouts` and `test_layouts` disjoint layouts, each with each of its objects as target.
         """
         if self.layout == "corners":
             tasks = corner_tasks(self.side, 10_000)
@@ -223,28 +244,28 @@ class Room(VisualEnvironment):
         return each_target(jax.tree.map(lambda x: x[chosen], layouts))
 
     def record(self, state: RoomState) -> RoomState:
-        """The state: random starts are not in the observations."""
+        """Return the state: observations do not contain random starts."""
         return state
 
     def sight(self, state: RoomState, task: RoomTask) -> draw.Sight:
-        """What there is to draw of `state`."""
+        """Return the scene, camera and targets to draw for `state`."""
         camera = Camera(state.position, jnp.stack(direction(state.turns)))
         return draw.Sight(self.scene(task), camera, jnp.arange(OBJECTS) == task.target)
 
     def render_trial(self, trial: TrialRecord) -> np.ndarray:
-        """Frames of a trial, uint8 [n, H, W, 3]: the view, and a map with the path and a ring around the target."""
+        """Return frames of a trial, uint8 [n, H, W, 3]: the view, and a map with path and a ring around the target."""
         return draw.trial_frames(self.sight, trial, self.lens)
 
 
 def direction(turns: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(cos, sin) of a heading given in steps of 15°, from a table: no rounding builds up over turns."""
+    """Return (cos, sin) of a heading in steps of 15°, from a table, so rounding errors do not accumulate."""
     angles = np.arange(24) * TURN
     index = turns % 24
     return jnp.asarray(np.cos(angles), jnp.float32)[index], jnp.asarray(np.sin(angles), jnp.float32)[index]
 
 
 def _target_seen_from(state: RoomState, task: RoomTask) -> tuple[jax.Array, jax.Array]:
-    """(distance in metres, bearing in radians, positive to the left) of the target."""
+    """Return the target's distance in meters and its bearing in radians, positive to the left."""
     cos, sin = direction(state.turns)
     x, z = jnp.asarray(task.centre)[task.target] - state.position
     return jnp.hypot(x, z), jnp.arctan2(-x * sin - z * cos, x * cos - z * sin)
@@ -252,10 +273,10 @@ def _target_seen_from(state: RoomState, task: RoomTask) -> tuple[jax.Array, jax.
 
 @functools.cache
 def corner_tasks(side: float, count: int) -> RoomTask:
-    """DPT's tasks with ids 0 … count − 1: a box in each corner, the positions jittered, a target, a start.
+    """Return DPT's tasks with ids 0 … count − 1: a box in each corner with jitter, a target and a start.
 
-    With r the object radius, each box is at its corner's base plus U[0, 1]²·r; bases are r from the low and 2r from the
-    high walls. (The generator's stream is ours: an id is not the layout that it is in DPT's code.)
+    With r the object radius, each box is at the base of its corner plus U[0, 1]²·r. The bases are r from the low walls
+    and 2r from the high walls. The random stream differs from that of DPT, and so do the layouts of ids.
     """
     draws = np.random.RandomState(0).uniform(size=(count, 2 * OBJECTS + 3))
     r = OBJECT_RADIUS
@@ -278,10 +299,13 @@ APART = 2 * OBJECT_RADIUS + 0.2
 
 @functools.cache
 def open_layouts(side: float, count: int, seed: int) -> RoomTask:
-    """`count` random layouts (target 0), all different: objects in the room, apart, clear of where the agent starts.
+    """Return `count` different random layouts, with target 0.
 
-    Positions are uniform over all that fulfil this; colours are different within a layout, shapes and yaws are free.
-    Raises RoomTooSmallError where 200,000 draws hold too few.
+    Positions are uniform over those in which objects are inside the room, apart from one another and from the start.
+    The colors of a layout differ; shapes and headings are independent.
+
+    Raises:
+        RoomTooSmallError: 200,000 draws contain too few layouts.
     """
     random = np.random.RandomState(seed)
     room, found = side - 2 * OBJECT_RADIUS, []
@@ -307,7 +331,7 @@ def open_layouts(side: float, count: int, seed: int) -> RoomTask:
 
 
 def each_target(layouts: RoomTask) -> RoomTask:
-    """Every layout with each of its objects as the target; the targets of a layout follow one another."""
+    """Repeat every layout with each of its objects as the target, consecutively."""
     count = len(layouts.target)
     tasks = jax.tree.map(lambda x: np.repeat(x, OBJECTS, axis=0), layouts)
     return tasks.replace(target=np.tile(np.arange(OBJECTS, dtype=np.int32), count))

@@ -1,6 +1,7 @@
-"""What can be drawn: vertical walls, solids standing in the room, floor and ceiling, and how Miniworld lights them.
+"""Scenes that can be rendered: vertical walls, upright solids, floor and ceiling, with the lighting of Miniworld.
 
-World: y is up, the floor is the x–z plane, metres. A heading θ looks along (cos θ, −sin θ) in (x, z).
+In world coordinates, in meters, y is up and the floor is the x–z plane. The heading θ points along (cos θ, −sin θ) in
+(x, z).
 """
 
 from __future__ import annotations
@@ -30,35 +31,36 @@ COLOURS = {
     "yellow": (1.0, 1.0, 0.0),
 }
 
-_LIGHT = np.array([1.0, 3.5, 1.0]) / np.linalg.norm([1.0, 3.5, 1.0])  # towards the light, in (x, y, z)
+_LIGHT = np.array([1.0, 3.5, 1.0]) / np.linalg.norm([1.0, 3.5, 1.0])  # direction to the light, (x, y, z)
 
 
 class SceneError(ValueError):
-    """A world or a picture that cannot be; the text names the value and what is allowed."""
+    """A world or an image is not possible. The message names the value and what is allowed."""
 
 
 class ResolutionError(SceneError):
-    """A picture that cannot be drawn."""
+    """An image cannot be rendered."""
 
 
 class RoomTooSmallError(SceneError):
-    """A room that does not hold its objects and the agent."""
+    """A room is too small for its objects and the agent."""
 
 
 class UnreachableTargetError(SceneError):
-    """No way from the agent to what it is to reach."""
+    """There is no path from the agent to its target."""
 
 
 class TooManyObjectsError(SceneError):
-    """More objects than there are slots for them."""
+    """There are more objects than slots."""
 
 
 @struct.dataclass
 class Walls:
-    """S vertical rectangles from the floor to the ceiling, seen from both sides.
+    """S vertical rectangles from the floor to the ceiling, visible from both sides.
 
-    ends: float32 [S, 2, 2]; both ends of each, as (x, z). A wall whose ends coincide is not there.
-    colour: float32 [S, 3]; RGB in [0, 1] before lighting.
+    Attributes:
+        ends: Float32 [S, 2, 2]; both ends of each wall, (x, z). Walls of length 0 are not drawn.
+        colour: Float32 [S, 3]; RGB in [0, 1] before lighting.
     """
 
     ends: Array
@@ -67,14 +69,19 @@ class Walls:
 
 @struct.dataclass
 class Solids:
-    """N upright shapes. No two may overlap in plan, unless one is wholly above the eye and the other below it.
+    """N upright solids. Two of them can overlap in the floor plan only if one is above the eye and the other below.
 
-    centre: float32 [N, 2]; (x, z). yaw: float32 [N]; radians, turns boxes as a heading does.
-    half: float32 [N, 2]; half the extent of a box along its own x and z; (radius, unused) of cylinders and spheres.
-    bottom, top: float32 [N]; heights in metres. A sphere's centre is `bottom` + its radius. top ≤ bottom: not there.
-    colour: float32 [N, 3]; RGB in [0, 1] before lighting.
-    shape: int32 [N]; BOX, CYLINDER or SPHERE. shapes: the ones that occur, static: others cost nothing.
-    identity: int32 [N]; object ids, filled in by the renderer.
+    Attributes:
+        centre: Float32 [N, 2]; (x, z).
+        yaw: Float32 [N]; heading of boxes, in radians.
+        half: Float32 [N, 2]; half extents of a box along its axes; (radius, unused) for cylinders and spheres.
+        bottom: Float32 [N]; height in meters.
+        top: Float32 [N]; height in meters. The center of a sphere is `bottom` + radius. Solids with top ≤ bottom are
+            not drawn.
+        colour: Float32 [N, 3]; RGB in [0, 1] before lighting.
+        shape: Int32 [N]; BOX, CYLINDER or SPHERE.
+        identity: Int32 [N]; object ids, set by the renderer.
+        shapes: Shapes that occur; static, so that other shapes cost nothing.
     """
 
     centre: Array
@@ -90,11 +97,16 @@ class Solids:
 
 @struct.dataclass
 class Scene:
-    """Everything there is to see from inside.
+    """Everything that a camera can see.
 
-    walls, solids: see there. backdrop: solids behind the walls that rise above them (only where there is no ceiling).
-    floor, ceiling: float32 [3]; RGB before lighting. Where `open_sky` is set, `ceiling` is the colour of the sky.
-    textured: draw floor tiles and wall boards, made by arithmetic, instead of flat colours.
+    Attributes:
+        walls: The walls.
+        solids: The solids.
+        floor: Float32 [3]; RGB before lighting.
+        ceiling: Float32 [3]; RGB before lighting, or the color of the sky.
+        backdrop: Solids that rise above the walls from behind. Requires `open_sky`.
+        open_sky: Whether there is a sky instead of a ceiling.
+        textured: Draw procedural floor tiles and wall boards instead of flat colors.
     """
 
     walls: Walls
@@ -108,12 +120,14 @@ class Scene:
 
 @struct.dataclass
 class Camera:
-    """Where one looks from.
+    """A camera pose.
 
-    position: float32 [2]; (x, z). direction: float32 [2]; (cos θ, sin θ) of the heading.
-    height: float32 []; metres above the floor.
-    rise: float32 []; tangent of the elevation of the picture's centre. The picture plane stays vertical and is moved up
-      or down (the shift of a view camera), so verticals stay vertical.
+    Attributes:
+        position: Float32 [2]; (x, z).
+        direction: Float32 [2]; (cos θ, sin θ) of the heading.
+        height: Float32 []; meters above the floor.
+        rise: Float32 []; tangent of the elevation of the image's center. The image plane stays vertical and is shifted
+            up or down, so verticals stay vertical.
     """
 
     position: Array
@@ -123,27 +137,28 @@ class Camera:
 
 
 def shade(normal: jax.Array) -> jax.Array:
-    """Miniworld's light on a surface: min(1, 0.65 + 0.7·max(0, n·L)). normal: unit vectors [..., 3]. Returns [...]."""
+    """Return Miniworld's brightness of surfaces, min(1, 0.65 + 0.7·max(0, n·L)), [...], for unit normals [..., 3]."""
     return jnp.minimum(1.0, 0.65 + 0.7 * jnp.maximum(0.0, normal @ jnp.asarray(_LIGHT, jnp.float32)))
 
 
 def shade_upright(normal: jax.Array) -> jax.Array:
-    """The same for vertical surfaces. normal: unit vectors in (x, z), float32 [..., 2]."""
+    """Return the brightness of vertical surfaces, [...], for unit normals (x, z), [..., 2]."""
     return jnp.minimum(1.0, 0.65 + 0.7 * jnp.maximum(0.0, normal @ jnp.asarray(_LIGHT[[0, 2]], jnp.float32)))
 
 
-SHADE_UP = 1.0  # of surfaces that face upwards: 0.65 + 0.7·3.5/√14.25 is above 1
+SHADE_UP = 1.0  # brightness of surfaces that face up: 0.65 + 0.7·3.5/√14.25 exceeds 1
 SHADE_DOWN = 0.65
 
 
-def no_solids() -> Solids:
-    """N = 0."""
-    zero, pair = np.zeros(0, np.float32), np.zeros((0, 2), np.float32)
-    return Solids(pair, zero, pair, zero, zero, np.zeros((0, 3), np.float32), np.zeros(0, np.int32), shapes=())
-
-
 def cubes(centre: Array, yaw: Array, colour: Array, side: float = 0.8) -> Solids:
-    """Miniworld's boxes: cubes on the floor. centre: float32 [N, 2]. yaw: float32 [N]. colour: float32 [N, 3]."""
+    """Return Miniworld's boxes: cubes on the floor.
+
+    Args:
+        centre: Float32 [N, 2]; (x, z).
+        yaw: Float32 [N]; heading in radians.
+        colour: Float32 [N, 3]; RGB in [0, 1].
+        side: Meters.
+    """
     count = centre.shape[0]
     return Solids(
         centre=centre,
@@ -157,11 +172,11 @@ def cubes(centre: Array, yaw: Array, colour: Array, side: float = 0.8) -> Solids
 
 
 def rectangle_walls(x0: float, x1: float, z0: float, z1: float) -> np.ndarray:
-    """The four walls of a room, float32 [4, 2, 2]: x = x0, x = x1, z = z0, z = z1."""
+    """Return the four walls of a room, float32 [4, 2, 2]: x = x0, x = x1, z = z0, z = z1."""
     a, b, c, d = (x0, z0), (x1, z0), (x1, z1), (x0, z1)
     return np.array([(a, d), (b, c), (a, b), (d, c)], np.float32)
 
 
 def plain_walls(ends: Array, colour: tuple[float, float, float] = WHITE) -> Walls:
-    """Walls of one colour. ends: float32 [S, 2, 2]."""
+    """Return walls of one color with ends [S, 2, 2]."""
     return Walls(ends, np.tile(np.asarray(colour, np.float32), (ends.shape[0], 1)))

@@ -1,1 +1,1 @@
-"""Meta-World's benchmarks: the learner's side in `env`, the environment in a worker process in `worker`."""
+"""Meta-World: the learner's side in `env`, the environment of a worker process in `worker`."""

@@ -1,4 +1,4 @@
-"""Meta-World's ML1, ML10 and ML45 as the learner sees them: `metaworld:ml1:reach-v3`, `metaworld:ml10`."""
+"""The learner's side of Meta-World's ML1, ML10 and ML45: `metaworld:ml1:reach-v3`, `metaworld:ml10`."""
 
 from __future__ import annotations
 
@@ -14,9 +14,14 @@ ENTRY = "relic_jax.envs.metaworld.worker:make"
 
 
 def make(env: EnvConfig, workers: WorkerConfig) -> HostEnvironment:
-    """The benchmark of `metaworld:ID` with its own split.
+    """Make the Meta-World benchmark `metaworld:ID` with its own split. A worker is started to announce its spec.
 
-    A worker is started to ask for its spec. Raises ConfigError.
+    Args:
+        env: Its name, and `horizon`, the steps of an episode.
+        workers: Options of the workers.
+
+    Raises:
+        ConfigError: The interpreter has no metaworld, or there is no such benchmark.
     """
     id, python = env.name.removeprefix("metaworld:"), workers.python or sys.executable
     options = {"id": id, "horizon": env.horizon}

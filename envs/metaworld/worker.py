@@ -1,8 +1,8 @@
-"""Meta-World's benchmarks ML1, ML10 and ML45 as a worker's environment. Worker side: numpy, metaworld.
+"""Meta-World's benchmarks ML1, ML10 and ML45 as a worker's environment (Yu et al. 2019, arXiv 1910.10897).
 
-A task is {"split": "train" or "test", "env": name, "index": number}: a robot's task and one of the 50 arrangements that
-the benchmark has of it. As always in these benchmarks, where the goal is cannot be seen: it is to be found out. The
-expert is Meta-World's scripted policy, which knows it. Yu et al. 2019 (arXiv 1910.10897).
+A task is {"split": "train" or "test", "env": name, "index": number}: a manipulation task and one of its 50 arrangements
+in the benchmark. As usual in these benchmarks, the goal is not observed. The expert is Meta-World's scripted policy,
+which knows the goal. Needs numpy and metaworld.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from relic_jax.bridge.protocol import ArraySpec, Spec
 from relic_jax.bridge.worker import SetupError
 
 VERSION = "3.1.1"
-"""The version whose tasks are meant; another one's rewards and arrangements may differ."""
+"""The supported version. Rewards and arrangements of other versions can differ."""
 BENCHMARKS = ("ml1", "ml10", "ml45")
 HORIZON = 500
 
 
 def benchmark(id: str) -> Any:
-    """Meta-World's benchmark behind `ml1:ENV`, `ml10` or `ml45`; equal for all who ask. Raises SetupError."""
+    """Return the benchmark `ml1:ENV`, `ml10` or `ml45`, the same in every process. Raises SetupError."""
     try:
         metaworld = importlib.import_module("metaworld")
     except ImportError as error:
         who = f"{sys.executable} (Python {platform.python_version()})"
         raise SetupError(f"{who} has no metaworld ({error}); pip install metaworld=={VERSION} packaging") from None
-    found = importlib.metadata.version("metaworld")
-    if found != VERSION:
-        raise SetupError(f"metaworld is {found}; allowed: {VERSION}, pip install metaworld=={VERSION}")
+    version = importlib.metadata.version("metaworld")
+    if version != VERSION:
+        raise SetupError(f"metaworld is {version}; allowed: {VERSION}, pip install metaworld=={VERSION}")
     kind, _, env = id.partition(":")
     if kind not in BENCHMARKS or (kind == "ml1") != bool(env):
         raise SetupError(f"benchmark is {id!r}; allowed: ml1:ENV (such as ml1:reach-v3), ml10, ml45")
@@ -45,10 +45,10 @@ def benchmark(id: str) -> Any:
 
 
 def survey(id: str) -> dict[str, Any]:
-    """Tasks of both splits. Raises SetupError."""
-    found = benchmark(id)
+    """Return the tasks of both splits. Raises SetupError if there is no such benchmark."""
+    tasks_of = benchmark(id)
     splits: dict[str, list[Any]] = {}
-    for split, tasks in (("train", found.train_tasks), ("test", found.test_tasks)):
+    for split, tasks in (("train", tasks_of.train_tasks), ("test", tasks_of.test_tasks)):
         counts: dict[str, int] = {}
         splits[split] = []
         for task in tasks:
@@ -59,7 +59,15 @@ def survey(id: str) -> dict[str, Any]:
 
 
 class MetaWorld:
-    """See the module. id: as of `benchmark`. horizon: steps of an episode, at most 500."""
+    """A benchmark of Meta-World.
+
+    Args:
+        id: See `benchmark`.
+        horizon: Steps of an episode, at most 500; None: 500.
+
+    Raises:
+        SetupError: There is no such benchmark, or the horizon is not allowed.
+    """
 
     def __init__(self, id: str, horizon: int | None = None) -> None:
         if horizon is not None and not 0 < horizon <= HORIZON:
@@ -69,7 +77,7 @@ class MetaWorld:
         self._envs: dict[str, Any] = {}
         self._env: Any = None
         self._task: Any = None
-        self._seen = np.zeros(0)
+        self._observation = np.zeros(0)
         self._count = 0
         self.versions = {"metaworld": VERSION}
         self.spec = Spec(
@@ -86,49 +94,49 @@ class MetaWorld:
         )
 
     def reset(self, task: dict[str, Any], seed: int) -> dict[str, np.ndarray]:
-        """Starts an episode. The arrangement is the task's in every one of them."""
+        """Start an episode with the arrangement of the task."""
         if task != self._task:
             self._set(task)
-        self._seen, _ = self._env.reset(seed=seed)
+        self._observation, _ = self._env.reset(seed=seed)
         self._count = 0
-        return {"observation": self._seen.astype(np.float32)}
+        return {"observation": self._observation.astype(np.float32)}
 
     def _set(self, task: dict[str, Any]) -> None:
-        own, name, split = self._benchmark, task["env"], task["split"]
+        suite, name, split = self._benchmark, task["env"], task["split"]
         classes, tasks = (
-            (own.train_classes, own.train_tasks) if split == "train" else (own.test_classes, own.test_tasks)
+            (suite.train_classes, suite.train_tasks) if split == "train" else (suite.test_classes, suite.test_tasks)
         )
         if name not in self._envs:
             self._envs[name] = classes[name]()
         self._env = self._envs[name]
-        self._env.set_task([found for found in tasks if found.env_name == name][task["index"]])
+        self._env.set_task([entry for entry in tasks if entry.env_name == name][task["index"]])
         self._policy, self._task = self._policies[name](), task
 
     def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, float]]:
-        """One step. Success does not end an episode."""
-        self._seen, reward, terminated, truncated, info = self._env.step(action)
+        """Take one step. Success does not end the episode."""
+        self._observation, reward, terminated, truncated, info = self._env.step(action)
         self._count += 1
-        over = (bool(truncated) or self._count >= self.spec.horizon) and not terminated
+        truncated = (bool(truncated) or self._count >= self.spec.horizon) and not terminated
         metrics = {"success": float(info["success"])}
         return (
-            {"observation": self._seen.astype(np.float32)},
+            {"observation": self._observation.astype(np.float32)},
             float(reward),
             bool(terminated),
-            over and not terminated,
+            truncated,
             metrics,
         )
 
     def expert(self) -> np.ndarray:
-        """Meta-World's scripted policy, which is shown the goal."""
-        seen = np.concatenate([self._seen[:-3], self._env._target_pos])
-        return np.clip(self._policy.get_action(seen), -1, 1).astype(np.float32)
+        """Return the action of Meta-World's scripted policy, which observes the goal."""
+        observation = np.concatenate([self._observation[:-3], self._env._target_pos])
+        return np.clip(self._policy.get_action(observation), -1, 1).astype(np.float32)
 
     def close(self) -> None:
-        """Closes the simulators."""
+        """Close the simulators."""
         for env in self._envs.values():
             env.close()
 
 
 def make(**options: Any) -> MetaWorld:
-    """The worker's entry."""
+    """Make the environment. Entry of the worker."""
     return MetaWorld(**options)

@@ -1,1 +1,1 @@
-"""A point on a plane that must find a hidden goal."""
+"""Pointmass: a point on a plane that must find a hidden goal."""

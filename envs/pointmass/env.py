@@ -1,7 +1,7 @@
-"""Pointmass: a point on a plane, moved by its velocity, must find a hidden goal and stay there.
+"""Pointmass: a point on a plane, controlled by its velocity, must find a hidden goal and stay there.
 
-The point robot of meta-RL (Finn et al. 2017, arXiv 1703.03400, section 5.1; goals on a half circle as in Zintgraf et
-al. 2020, arXiv 1910.08348), the light one of the tasks with continuous actions.
+The point robot of meta-RL (Finn et al. 2017, arXiv 1703.03400, section 5.1), with goals on a half circle (Zintgraf et
+al. 2020, arXiv 1910.08348). It is the fastest environment with continuous actions.
 """
 
 from __future__ import annotations
@@ -17,12 +17,17 @@ from relic_jax.environment.base import Box, Environment, Split, TimeStep, TrialR
 from relic_jax.envs.pointmass import render
 
 SPLIT_SEEDS = {"train": 0, "test": 1}
-"""Of numpy's RandomState (a stream that it keeps unchanged), from which a split's goals are drawn."""
+"""Seeds of numpy's RandomState, whose stream is stable, for the goals of each split."""
 
 
 @struct.dataclass
 class PointState:
-    """position: float32 [2]. step: int32 [], steps taken in this episode."""
+    """The state of an episode.
+
+    Attributes:
+        position: Float32 [2].
+        step: Int32 []; steps taken.
+    """
 
     position: jax.Array
     step: jax.Array
@@ -30,11 +35,20 @@ class PointState:
 
 @dataclasses.dataclass(frozen=True)
 class Pointmass(Environment):
-    """Each step adds the action, at most `speed` along each axis, to the position, which a wall at ±`wall` limits.
+    """Adds each action to the position of the point.
 
-    Episodes open at the origin. The goal lies on the upper half of the circle of radius 1; a step that leads to within
-    `reach` of it, at distance d, earns 1 − d / `reach`, any other 0. Nothing is rewarded near the start (`reach` < 1),
-    so a new goal must be searched for, and what was found pays in every later episode. It never terminates.
+    Episodes start at the origin and never terminate. The goal is on the upper half of the circle of radius 1. A step to
+    within `reach` of it, at distance d, earns 1 − d / `reach`; other steps earn 0. There is no reward near the start
+    (`reach` < 1), so a new goal must be searched for.
+
+    Attributes:
+        name: Name of the environment.
+        horizon: Steps of an episode.
+        speed: Bound of each component of an action.
+        reach: Radius of the rewarded disc around the goal.
+        wall: Bound of each component of the position.
+        train_tasks: Number of training tasks.
+        test_tasks: Number of held-out tasks.
     """
 
     ends_in_time = True
@@ -49,7 +63,7 @@ class Pointmass(Environment):
 
     @property
     def observation_spec(self) -> jax.ShapeDtypeStruct:
-        """float32 [2]: the position (x, y). The goal is not seen."""
+        """The position (x, y), float32 [2]. The goal is not observed."""
         return jax.ShapeDtypeStruct((2,), jnp.float32)
 
     @property
@@ -59,23 +73,23 @@ class Pointmass(Environment):
 
     @property
     def action_names(self) -> tuple[str, ...]:
-        """As in `action_space`."""
+        """Names of the components of an action."""
         return ("Δx", "Δy")
 
     @property
     def action_space(self) -> Box:
-        """(Δx, Δy)."""
+        """The change (Δx, Δy) of the position."""
         return Box((-self.speed,) * 2, (self.speed,) * 2)
 
     def reset(self, key: jax.Array, task: jax.Array) -> tuple[PointState, TimeStep]:
-        """At the origin."""
+        """Put the point at the origin."""
         del key, task
         return PointState(jnp.zeros(2), jnp.zeros((), jnp.int32)), first_timestep(jnp.zeros(2))
 
     def step(
         self, key: jax.Array, state: PointState, action: jax.Array, task: jax.Array
     ) -> tuple[PointState, TimeStep]:
-        """Moves the point; deterministic."""
+        """Move the point. Deterministic."""
         del key
         position = jnp.clip(state.position + jnp.clip(action, -self.speed, self.speed), -self.wall, self.wall)
         distance = jnp.sqrt(jnp.sum(jnp.square(position - task)))
@@ -88,22 +102,22 @@ class Pointmass(Environment):
         )
 
     def optimal_action(self, state: PointState, task: jax.Array) -> jax.Array:
-        """Straight along each axis as fast as it goes: no other way is nearer to the goal at any time."""
+        """Return the fastest action along each axis, which is the closest to the goal at any time."""
         return jnp.clip(task - state.position, -self.speed, self.speed)
 
     def success(self, timestep: TimeStep, episode_return: jax.Array) -> jax.Array:
-        """Ends within a fifth of `reach` of the goal."""
+        """Return whether the step ends within a fifth of `reach` of the goal."""
         del episode_return
         return timestep.reward > 0.8
 
     def tasks(self, split: Split) -> np.ndarray:
-        """Goals, float32 [N, 2]: angles drawn uniformly from [0, π), each split from a seed of its own."""
+        """Return goals, float32 [N, 2], at angles drawn uniformly from [0, π). Each split has a separate seed."""
         count = self.train_tasks if split == "train" else self.test_tasks
         angle = np.random.RandomState(SPLIT_SEEDS[split]).uniform(0, np.pi, count)
         return np.stack([np.cos(angle), np.sin(angle)], axis=-1).astype(np.float32)
 
     def render_trial(self, trial: TrialRecord) -> np.ndarray:
-        """Frames of a trial, uint8 [n, H, W, 3]."""
+        """Return frames of a trial, uint8 [n, H, W, 3]."""
         return render.trial_frames(
             positions=np.asarray(trial.observation),
             goal=np.asarray(trial.task),

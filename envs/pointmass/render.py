@@ -1,7 +1,8 @@
-"""Draws a trial of the point as pixel frames, in numpy alone.
+"""Renders a trial of the point with numpy.
 
-Above: the plane, y upwards, with the half circle that goals lie on, the rewarded disc, the goal in green, the path of
-the running episode in blue and the point in orange. Below: one bar per episode of the trial, its height the return.
+The upper part is the plane, with y upwards: the half circle of all goals, the rewarded disc, the goal in green, the
+path of the running episode in blue and the point in orange. The lower part has one bar per episode of the trial, whose
+height is the return.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ import numpy as np
 
 from relic_jax.envs.darkroom.render import BLUE, GREEN, GRID_LINE, ORANGE, VISITED, WHITE, return_bars, running_returns
 
-SIDE = 320  # pixels, of the plane
-POINT = 0.05  # radius of the point and of the goal, in units of the plane
+SIDE = 320  # pixels; side of the plane
+POINT = 0.05  # radius of the point and of the goal in the plane
 
 
 def trial_frames(
@@ -25,10 +26,19 @@ def trial_frames(
     reach: float,
     max_frames: int = 240,
 ) -> np.ndarray:
-    """Draws the T steps of one trial. Returns uint8 [n, H, W, 3], n = min(T, max_frames) evenly spaced steps.
+    """Render the T steps of one trial.
 
-    positions: float [T, 2], where the point is at every step. goal: float [2]. episodes: int [T], the episode's index
-    at every step, ascending. rewards: [T]. wall: half the side of the plane. reach: radius of the rewarded disc.
+    Args:
+        positions: Float [T, 2]; position of the point at each step.
+        goal: Float [2].
+        episodes: Int [T]; index of the episode at each step, ascending.
+        rewards: [T]; reward of the action at each step.
+        wall: Half the side of the plane.
+        reach: Radius of the rewarded disc.
+        max_frames: Maximum number of frames.
+
+    Returns:
+        Uint8 [n, H, W, 3], n = min(T, max_frames) evenly spaced steps.
     """
     x, y = np.meshgrid(np.linspace(-wall, wall, SIDE), np.linspace(wall, -wall, SIDE))
     background = np.full((SIDE, SIDE, 3), WHITE, np.uint8)
@@ -38,9 +48,9 @@ def trial_frames(
     running = running_returns(rewards, episodes)
     frames = []
     for step in np.linspace(0, len(positions) - 1, min(len(positions), max_frames)).round().astype(int):
-        opened = np.searchsorted(episodes, episodes[step])
+        first = np.searchsorted(episodes, episodes[step])
         plane = background.copy()
-        rows, columns = _pixels(_path(positions[opened : step + 1]), wall)
+        rows, columns = _pixels(_path(positions[first : step + 1]), wall)
         for offset in (0, 1):
             plane[np.minimum(rows + offset, SIDE - 1), columns] = BLUE
         plane[_near(x, y, positions[step], POINT)] = ORANGE
@@ -53,13 +63,13 @@ def _near(x: np.ndarray, y: np.ndarray, centre: np.ndarray, radius: float) -> np
 
 
 def _path(corners: np.ndarray) -> np.ndarray:
-    """Points on the way from corner to corner, close enough for a line without gaps: [m, 2]."""
+    """Return points on the path between corners, dense enough for a line without gaps, [m, 2]."""
     share = np.linspace(0, 1, 20, endpoint=False)[:, None]
     parts = [a + share * (b - a) for a, b in itertools.pairwise(corners)]
     return np.concatenate([*parts, corners[-1:]])
 
 
 def _pixels(points: np.ndarray, wall: float) -> tuple[np.ndarray, np.ndarray]:
-    """(rows, columns) of points [m, 2]."""
+    """Return (rows, columns) of points [m, 2]."""
     column, row = ((points * [1, -1] + wall) / (2 * wall) * (SIDE - 1)).round().astype(int).T
     return row, column

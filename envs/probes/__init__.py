@@ -1,1 +1,1 @@
-"""Tiny environments that a correct learner solves in seconds, each testing one thing."""
+"""Tiny environments that a correct learner solves in seconds. Each tests one ability."""

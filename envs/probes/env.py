@@ -1,7 +1,7 @@
-"""Probe environments: each isolates one ability of a learner, so that a failure names the broken part.
+"""Probe environments. Each isolates one ability of a learner, so a failure identifies the broken part.
 
-Episodes last exactly `horizon` steps and then terminate. All but the bandit have a single, empty task, the same in
-both splits.
+Episodes last exactly `horizon` steps and then terminate. All probes but the bandit have a single, empty task, which is
+the same in both splits.
 """
 
 from __future__ import annotations
@@ -27,37 +27,42 @@ from relic_jax.environment.base import (
 
 @struct.dataclass
 class ProbeState:
-    """step: int32 [], steps taken in this episode. cue: int32 [], 0 or 1, drawn anew for every episode."""
+    """The state of an episode.
+
+    Attributes:
+        step: Int32 []; steps taken.
+        cue: Int32 []; 0 or 1, drawn for each episode.
+    """
 
     step: jax.Array
     cue: jax.Array
 
 
 class Probe(Environment):
-    """What probes share; a probe says what is seen (`observe`) and what is rewarded (`reward`)."""
+    """Base of the probes. A subclass defines `observe` and `reward`."""
 
     ends_in_time = True
 
     @property
     def observation_spec(self) -> jax.ShapeDtypeStruct:
-        """float32 [1] unless the probe says otherwise."""
+        """Float32 [1] by default."""
         return jax.ShapeDtypeStruct((1,), jnp.float32)
 
     @property
     def action_space(self) -> ActionSpace:
-        """Two actions unless the probe says otherwise."""
+        """Two actions by default."""
         return Discrete(2)
 
     def observe(self, state: ProbeState) -> jax.Array:
-        """The observation in `state`."""
+        """Return the observation in `state`."""
         raise NotImplementedError
 
     def reward(self, state: ProbeState, action: jax.Array, task: jax.Array) -> jax.Array:
-        """What `action` earns in `state`, bool or float []."""
+        """Return the reward of `action` in `state`, bool or float []."""
         raise NotImplementedError
 
     def reset(self, key: jax.Array, task: jax.Array) -> tuple[ProbeState, TimeStep]:
-        """Draws the cue."""
+        """Draw the cue."""
         del task
         state = ProbeState(jnp.zeros((), jnp.int32), jax.random.bernoulli(key).astype(jnp.int32))
         return state, first_timestep(self.observe(state))
@@ -65,7 +70,7 @@ class Probe(Environment):
     def step(
         self, key: jax.Array, state: ProbeState, action: jax.Array, task: jax.Array
     ) -> tuple[ProbeState, TimeStep]:
-        """Deterministic; terminates after `horizon` steps."""
+        """Take one step. Deterministic; the episode terminates after `horizon` steps."""
         del key
         next_state = ProbeState(state.step + 1, state.cue)
         return next_state, TimeStep(
@@ -76,73 +81,73 @@ class Probe(Environment):
         )
 
     def tasks(self, split: Split) -> np.ndarray:
-        """One task without content, int32 [1]."""
+        """Return one task without content, int32 [1]."""
         del split
         return np.zeros(1, np.int32)
 
 
 @dataclasses.dataclass(frozen=True)
 class ValueProbe(Probe):
-    """One step, always rewarded 1: the value must become 1. Fails if the value loss or its target is wrong."""
+    """One step with reward 1. The value must become 1. Fails if the value loss or its target is wrong."""
 
     name: str = "probe-value"
     horizon: int = 1
 
     def observe(self, state: ProbeState) -> jax.Array:
-        """Always 1."""
+        """Return 1."""
         del state
         return jnp.ones(1, jnp.float32)
 
     def reward(self, state: ProbeState, action: jax.Array, task: jax.Array) -> jax.Array:
-        """Always 1."""
+        """Return 1."""
         del state, action, task
         return jnp.ones((), jnp.float32)
 
 
 @dataclasses.dataclass(frozen=True)
 class DiscountProbe(Probe):
-    """Two steps, only the second rewarded: values must become γ and 1. Fails if the return is not discounted right."""
+    """Two steps, the second with reward 1. The values must become γ and 1. Fails if discounting is wrong."""
 
     name: str = "probe-discount"
     horizon: int = 2
 
     def observe(self, state: ProbeState) -> jax.Array:
-        """The step's index: 0, then 1."""
+        """Return the index of the step: 0, then 1."""
         return state.step.astype(jnp.float32)[None]
 
     def reward(self, state: ProbeState, action: jax.Array, task: jax.Array) -> jax.Array:
-        """1 for the last step, whatever the action."""
+        """Return 1 in the last step for any action."""
         del action, task
         return state.step == self.horizon - 1
 
 
 @dataclasses.dataclass(frozen=True)
 class PolicyProbe(Probe):
-    """One step, rewarded 1 if the action matches what is seen. Fails if advantages or the policy loss are wrong."""
+    """One step with reward 1 if the action matches the cue. Fails if advantages or the policy loss are wrong."""
 
     name: str = "probe-policy"
     horizon: int = 1
 
     def observe(self, state: ProbeState) -> jax.Array:
-        """−1 where action 0 is right, +1 where action 1 is."""
+        """Return −1 if action 0 is right, +1 if action 1 is."""
         return (2.0 * state.cue - 1.0)[None]
 
     def reward(self, state: ProbeState, action: jax.Array, task: jax.Array) -> jax.Array:
-        """1 if the action is the cue."""
+        """Return 1 if the action is the cue."""
         del task
         return action == state.cue
 
     def optimal_action(self, state: ProbeState, task: jax.Array) -> jax.Array:
-        """The cue."""
+        """Return the cue."""
         del task
         return state.cue
 
 
 @dataclasses.dataclass(frozen=True)
 class MemoryProbe(PolicyProbe):
-    """The cue is seen at the first step only and must be the action at the last. Fails if memory in an episode does.
+    """The cue is observed in the first step only and must be the last action. Fails if memory in an episode does.
 
-    Any policy without memory earns 0.5 an episode.
+    Any policy without memory earns 0.5 per episode.
     """
 
     name: str = "probe-memory"
@@ -150,25 +155,25 @@ class MemoryProbe(PolicyProbe):
 
     @property
     def observation_spec(self) -> jax.ShapeDtypeStruct:
-        """float32 [2]: the cue as ∓1 at the first step and 0 after it; 1 at the last step and 0 before it."""
+        """Float32 [2]: the cue as ∓1 in the first step, then 0; and 1 in the last step, 0 before."""
         return jax.ShapeDtypeStruct((2,), jnp.float32)
 
     def observe(self, state: ProbeState) -> jax.Array:
-        """As `observation_spec` says."""
-        shown = jnp.where(state.step == 0, 2.0 * state.cue - 1.0, 0.0)
-        return jnp.stack([shown, (state.step == self.horizon - 1).astype(jnp.float32)])
+        """Return the cue in the first step, and whether the step is the last one."""
+        cue = jnp.where(state.step == 0, 2.0 * state.cue - 1.0, 0.0)
+        return jnp.stack([cue, (state.step == self.horizon - 1).astype(jnp.float32)])
 
     def reward(self, state: ProbeState, action: jax.Array, task: jax.Array) -> jax.Array:
-        """1 if the action of the last step is the cue."""
+        """Return 1 if the action of the last step is the cue."""
         return super().reward(state, action, task) & (state.step == self.horizon - 1)
 
 
 @dataclasses.dataclass(frozen=True)
 class BanditProbe(Probe):
-    """A bandit whose best arm is the task: only the trial's own history tells it. Fails if learning in context does.
+    """A bandit whose best arm is the task. Only the history of the trial reveals it. Fails if in-context learning does.
 
-    Episodes are several pulls long because a trial may hide an episode's last action and reward from the policy: what
-    the earlier pulls revealed is in its context and serves all later episodes of the trial.
+    Episodes have several pulls because a trial can hide the last action and reward of an episode from the policy. The
+    results of earlier pulls remain in the context for all later episodes of the trial.
     """
 
     name: str = "probe-bandit"
@@ -181,33 +186,32 @@ class BanditProbe(Probe):
         return Discrete(self.arms)
 
     def observe(self, state: ProbeState) -> jax.Array:
-        """Always 1."""
+        """Return 1."""
         del state
         return jnp.ones(1, jnp.float32)
 
     def reward(self, state: ProbeState, action: jax.Array, task: jax.Array) -> jax.Array:
-        """1 for the best arm."""
+        """Return 1 for the best arm."""
         del state
         return action == task
 
     def optimal_action(self, state: ProbeState, task: jax.Array) -> jax.Array:
-        """The best arm, which the expert knows."""
+        """Return the best arm, which the expert knows."""
         del state
         return jnp.asarray(task)
 
     def tasks(self, split: Split) -> np.ndarray:
-        """The best arms, int32 [arms]. Both splits hold every arm: what is tested is adaptation, not generalisation."""
+        """Return all best arms, int32 [arms], for both splits. The probe tests adaptation, not generalization."""
         del split
         return np.arange(self.arms, dtype=np.int32)
 
 
 @dataclasses.dataclass(frozen=True)
 class ContinuousProbe(Probe):
-    """One step, rewarded for the action that is seen. Fails if the head, its density or the bounds are wrong.
+    """One step, rewarded for the action that the cue asks for. Fails if the head, its density or the bounds are wrong.
 
-    The best action is 2 ± 1.5 in bounds of [0, 4]: only a policy that looks gets near to it, in either half. The best
-    that does not look earns 0.25 (whichever it takes between the two); one that is right but for noise of deviation σ
-    in [−1, 1] loses about σ.
+    The best action is 2 ± 1.5 in bounds of [0, 4]. A policy that ignores the cue earns at most 0.25. An optimal policy
+    with noise of standard deviation σ (for actions in [−1, 1]) loses about σ.
     """
 
     name: str = "probe-continuous"
@@ -219,26 +223,26 @@ class ContinuousProbe(Probe):
         return Box((0.0,), (4.0,))
 
     def observe(self, state: ProbeState) -> jax.Array:
-        """−1 or +1."""
+        """Return the cue as −1 or +1."""
         return (2.0 * state.cue - 1.0)[None]
 
     def reward(self, state: ProbeState, action: jax.Array, task: jax.Array) -> jax.Array:
-        """1 less the distance from the best action, in [−1, 1]."""
+        """Return 1 minus half the distance to the best action, in [−1, 1]."""
         return 1 - jnp.abs(action - self.optimal_action(state, task)).sum() / 2
 
     def optimal_action(self, state: ProbeState, task: jax.Array) -> jax.Array:
-        """0.5 or 3.5."""
+        """Return 0.5 or 3.5."""
         del task
         return (0.5 + 3.0 * state.cue)[None]
 
 
 @dataclasses.dataclass(frozen=True)
 class MaskProbe(Probe):
-    """Four steps, five actions, of which other ones are legal at every step: an illegal one costs 4.
+    """Four steps with five actions, whose mask changes in every step. An illegal action costs 4.
 
-    Action a pays a/4. Step t of an episode with cue c forbids action 4 − (t + c) mod 3, and action 0 where t is odd;
-    nothing of that is seen. The best legal action changes with the mask: 4, unless it is forbidden, then 3. Masks that
-    come a step late make a policy fail. Random legal actions earn 2.0 an episode, the best ones 3.625.
+    Action a pays a/4. Step t of an episode with cue c forbids action 4 − (t + c) mod 3, and action 0 if t is odd. Only
+    the mask shows this: the best action is 4, or 3 if 4 is forbidden. Fails if masks are a step late. Random legal
+    actions earn 2.0 per episode, the best ones 3.625.
     """
 
     name: str = "probe-mask"
@@ -253,43 +257,43 @@ class MaskProbe(Probe):
         return Discrete(5)
 
     def observe(self, state: ProbeState) -> jax.Array:
-        """Always 1."""
+        """Return 1."""
         del state
         return jnp.ones(1, jnp.float32)
 
     def legal(self, state: ProbeState) -> jax.Array:
-        """All but one of the three that pay most, and but action 0 in odd steps: bool [5]."""
+        """Return the mask, bool [5]: one of the three best actions is illegal, and action 0 in odd steps."""
         forbidden = 4 - (state.step + state.cue) % 3
         return (jnp.arange(5) != forbidden) & ((jnp.arange(5) > 0) | (state.step % 2 == 0))
 
     def reward(self, state: ProbeState, action: jax.Array, task: jax.Array) -> jax.Array:
-        """a/4 for a legal action a, −4 for another."""
+        """Return a/4 for a legal action a, −4 for an illegal one."""
         del task
         return jnp.where(self.legal(state)[action], action / 4, -4.0)
 
     def reset(self, key: jax.Array, task: jax.Array) -> tuple[ProbeState, TimeStep]:
-        """Draws the cue."""
+        """Draw the cue."""
         state, timestep = super().reset(key, task)
         return state, dataclasses.replace(timestep, legal=self.legal(state))
 
     def step(
         self, key: jax.Array, state: ProbeState, action: jax.Array, task: jax.Array
     ) -> tuple[ProbeState, TimeStep]:
-        """Deterministic; terminates after `horizon` steps."""
+        """Take one step. Deterministic; the episode terminates after `horizon` steps."""
         state, timestep = super().step(key, state, action, task)
         return state, dataclasses.replace(timestep, legal=self.legal(state))
 
     def optimal_action(self, state: ProbeState, task: jax.Array) -> jax.Array:
-        """The legal action that pays most."""
+        """Return the best legal action."""
         del task
         return jnp.where(self.legal(state)[4], 4, 3)
 
 
 @dataclasses.dataclass(frozen=True)
 class MultiDiscreteProbe(Probe):
-    """One step, two actions at a time, among two and among three: each pays half where it matches what is seen.
+    """One step with an action of two components, with two and three choices. Each pays 1/2 if it matches the cue.
 
-    Fails if the factored head, its log-probabilities or the order of components are wrong. Chance: 5/12.
+    Fails if the factored head, its log-probabilities or the order of components are wrong. Random actions earn 5/12.
     """
 
     name: str = "probe-multidiscrete"
@@ -297,19 +301,19 @@ class MultiDiscreteProbe(Probe):
 
     @property
     def action_space(self) -> MultiDiscrete:
-        """2 × 3."""
+        """Two components, with two and three choices."""
         return MultiDiscrete((2, 3))
 
     def observe(self, state: ProbeState) -> jax.Array:
-        """−1 or +1."""
+        """Return the cue as −1 or +1."""
         return (2.0 * state.cue - 1.0)[None]
 
     def reward(self, state: ProbeState, action: jax.Array, task: jax.Array) -> jax.Array:
-        """The share of components that are right."""
+        """Return the fraction of components that are right."""
         return (action == self.optimal_action(state, task)).mean()
 
     def optimal_action(self, state: ProbeState, task: jax.Array) -> jax.Array:
-        """(cue, 2 − cue)."""
+        """Return (cue, 2 − cue)."""
         del task
         return jnp.stack([state.cue, 2 - state.cue])
 

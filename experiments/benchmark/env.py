@@ -26,7 +26,8 @@ from jax.sharding import PartitionSpec as P
 from relic_jax.environment.base import Environment
 from relic_jax.environment.trials import Trials
 from relic_jax.envs import registry
-from relic_jax.envs.firstperson.renderer import Lens, render
+from relic_jax.envs.firstperson.lens import Lens
+from relic_jax.envs.firstperson.renderer import render
 from relic_jax.experiments.benchmark.measure import Machine
 
 # Operations of the innermost loops, counted in the renderer's formulas: per column and wall, per column and solid (by

@@ -2,9 +2,9 @@
 
     learner: Pool — RemoteProcess ··· Ray ··· machine of the cluster: Relay — Process — worker, as without Ray
 
-A Relay is an actor that starts an ordinary worker next to it and passes on what the pool says. The pool is the same,
-and so is what it does about faults. What differs is how arrays travel: Ray copies those of a step over the network and
-serialises them. Numpy arrays and dictionaries of JSON values are all that is exchanged, and our own code pickles
+A Relay is an actor that starts an ordinary worker beside it and forwards the messages of the pool. The pool and its
+handling of faults are the same as without Ray. Only the transport differs: Ray serializes the arrays of each step and
+copies them over the network. Messages consist of numpy arrays and dictionaries of JSON values; this package pickles
 nothing, but Ray does. The machines of the cluster need this package.
 """
 
@@ -24,31 +24,43 @@ from relic_jax.bridge import protocol
 from relic_jax.bridge.process import Process, hello
 from relic_jax.bridge.protocol import Channel, Spec
 
-Message = dict[str, Any]
 Arrays = dict[str, np.ndarray]
 
 
 class Relay:
-    """The actor: one worker on its machine. Calls are answered one after the other, as the worker does."""
+    """The actor: one worker on its machine. It answers calls in order, as the worker does."""
 
     def __init__(self, index: int, python: str, paths: Sequence[str], extra: Mapping[str, str], timeout: float) -> None:
-        """python: "" for the machine's own. timeout: seconds, see `Process.start`."""
+        """Start the worker.
+
+        Args:
+            index: Index of the worker.
+            python: Its interpreter; "": that of the actor.
+            paths: Folders that it searches for modules.
+            extra: Environment variables to set.
+            timeout: Seconds, see `Process.start`.
+        """
         self._process, self._failure = Process(index), ""
         self._environments = 0
         self._spec: Spec | None = None
         python = python or sys.executable
         try:
             self._process.start(python, paths, extra, timeout)
-            self._process.channel.socket.settimeout(None)  # the learner sees to what hangs
+            self._process.channel.socket.settimeout(None)  # the learner handles workers that hang
         except OSError as error:
             self._failure = f"python is '{python}'; allowed: a Python interpreter ({error.strerror})"
 
-    def tell(
+    def forward(
         self, message: dict[str, Any], rows: list[int], action: np.ndarray | None
     ) -> tuple[dict[str, Any], Arrays]:
-        """Passes on a message and returns the answer, with the lane's arrays where there are any.
+        """Forward a message and return the answer with the arrays of the lane, if there are any.
 
-        rows: [first, stop) of the lane. action: of a step. An answer of op "gone" says how the worker ended.
+        An answer with op "gone" says how the worker ended.
+
+        Args:
+            message: The message.
+            rows: [first, stop) of the lane.
+            action: Actions of a step.
         """
         process, here = self._process, slice(*rows)
         try:
@@ -72,10 +84,10 @@ class Relay:
 
 
 def _of_lane(buffer: Arrays, here: slice) -> Arrays:
-    """Copies of a lane's arrays; last observations only where an episode ended."""
+    """Copy the arrays of a lane; last observations only if an episode ended."""
     ended = (buffer["terminated"][here] | buffer["truncated"][here]).any()
-    wanted = (name for name in buffer if name != "action" and (ended or not name.startswith("final/")))
-    return {name: buffer[name][here].copy() for name in wanted}
+    names = (name for name in buffer if name != "action" and (ended or not name.startswith("final/")))
+    return {name: buffer[name][here].copy() for name in names}
 
 
 def _node() -> str:
@@ -85,10 +97,10 @@ def _node() -> str:
 
 
 class RemoteProcess:
-    """What the pool takes for a `Process`. Its channel leads to a thread that makes Ray's calls of the messages."""
+    """A worker with the interface of `Process`. Its channel leads to a thread that turns messages into calls of Ray."""
 
     def __init__(self, index: int, address: str) -> None:
-        """address: of Ray's cluster, as `ray.init` takes it; "local": one on this machine. Raises ImportError."""
+        """Prepare a worker of the cluster at `address`, as in `ray.init`. Raises ImportError if Ray is missing."""
         import ray
 
         self.index, self.asked_to_close = index, False
@@ -109,11 +121,11 @@ class RemoteProcess:
 
     @property
     def pid(self) -> int | None:
-        """None: it is elsewhere."""
+        """None: the process runs on another machine."""
         return None
 
     def start(self, python: str, paths: Sequence[str], extra: Mapping[str, str], send_timeout: float) -> None:
-        """Starts the actor and, through it, the worker. Raises OSError where there is no cluster."""
+        """Start the actor and, through it, the worker. Raises OSError if there is no cluster."""
         ray = self._ray
         if not ray.is_initialized():
             try:
@@ -131,7 +143,7 @@ class RemoteProcess:
             threading.Thread(target=serve, args=(Channel(theirs), self._relay, calls), daemon=True).start()
 
     def _pass_on(self, channel: Channel, relay: Any, calls: queue.Queue[Any]) -> None:
-        """Every message becomes a call; the next does not wait for the answer to the one before."""
+        """Turn each message into a call, without waiting for the answers to earlier ones."""
         with contextlib.suppress(OSError):
             while (message := channel.receive()) is not None and message["op"] != "close":
                 rows, action = [0, 0], None
@@ -140,20 +152,20 @@ class RemoteProcess:
                     rows = [message["lane"] * size, (message["lane"] + 1) * size]
                 if message["op"] == "step":
                     action = self.buffers[message["buffer"]]["action"][slice(*rows)].copy()
-                calls.put((rows, relay.tell.remote(message, rows, action)))
+                calls.put((rows, relay.forward.remote(message, rows, action)))
         calls.put(None)
 
     def _answer(self, channel: Channel, relay: Any, calls: queue.Queue[Any]) -> None:
-        """Answers are passed to the pool in their order, their arrays first."""
+        """Forward answers to the pool in their order, each after its arrays."""
         with contextlib.suppress(OSError):
             while (call := calls.get()) is not None:
                 rows, answer = call
                 try:
                     message, arrays = self._ray.get(answer)
-                except Exception as error:  # the actor is gone, or its machine is
+                except Exception as error:  # the actor or its machine is gone
                     message, arrays = {"op": "gone", "message": " ".join(str(error).split())[:300]}, {}
                 with self._lock:
-                    if self._relay is not relay:  # killed meanwhile: the arrays are another's by now
+                    if self._relay is not relay:  # killed meanwhile: the arrays belong to its successor
                         return
                     if message["op"] == "gone":
                         self._end = message["message"]
@@ -164,29 +176,29 @@ class RemoteProcess:
             channel.socket.shutdown(socket.SHUT_RDWR)
 
     def say_hello(self, entry: str, config: Mapping[str, Any], environments: int, lanes: int) -> None:
-        """The first message. Raises OSError."""
+        """Send the first message. Raises OSError if the worker is gone."""
         self._environments, self._lanes = environments, lanes
         self.channel.send(hello(entry, config, environments, lanes))
 
     def map(self, spec: Spec, environments: int) -> None:
-        """Makes room for the arrays here and there. Raises OSError."""
+        """Allocate the arrays on both sides. Raises OSError if the worker is gone."""
         size, _ = protocol.layout(spec, environments)
         if not self.buffers:
             self.buffers = protocol.views(bytearray(size), spec, environments)
         self.channel.send({"op": "map", "bytes": size})
 
     def last_words(self) -> str:
-        """How the worker ended, as its machine says."""
+        """Return how the worker ended, as reported by its machine."""
         return self._end
 
     def trim_log(self) -> None:
-        """Its output stays on its machine until it ends."""
+        """Do nothing: the output stays on the worker's machine."""
 
     def ask_to_close(self) -> None:
-        """It ends with its actor."""
+        """Do nothing: the worker ends with its actor."""
 
     def kill(self, grace: float = 0.0) -> None:
-        """Ends the actor, and with it the worker. Does nothing twice."""
+        """End the actor, and with it the worker. Further calls do nothing."""
         if self._channel is not None:
             with contextlib.suppress(OSError):
                 self._channel.socket.shutdown(socket.SHUT_RDWR)
@@ -197,6 +209,6 @@ class RemoteProcess:
             self._ray.kill(relay)
 
     def close(self, grace: float = 0.0) -> None:
-        """`kill`, and gives the arrays back."""
+        """End the worker and release the arrays."""
         self.kill()
         self.buffers = []

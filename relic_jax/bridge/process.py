@@ -1,4 +1,4 @@
-"""The learner's side of ONE worker: its process, its control socket, its shared memory. `pool` decides what is sent."""
+"""The learner's side of ONE worker: its process, control socket and shared memory. `member` decides what is sent."""
 
 from __future__ import annotations
 
@@ -25,20 +25,25 @@ from relic_jax.bridge.worker import SetupError
 
 LAUNCH = Path(__file__).resolve().parent / "launch"
 SCRUBBED = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "CONDA_PREFIX", "LD_LIBRARY_PATH", "LD_PRELOAD")
-"""Variables that lead another interpreter to this one's libraries."""
-LOG_LIMIT = 1 << 24  # bytes of a worker's output that are kept; native code may print without end
-
+"""Environment variables that lead another interpreter to the libraries of this one."""
+LOG_LIMIT = 1 << 24  # bytes; limit of a worker's stored output, since native code can print without end
 
 UNSUPPORTED = f"environments in worker processes need Linux or macOS; this is {platform.system() or sys.platform}"
 
 
 def supported() -> bool:
-    """Whether workers can run here: they inherit descriptors, share memory by them, and end as a process group."""
+    """Return whether workers can run here. They inherit descriptors, share memory by them, and form process groups."""
     return sys.platform in ("linux", "darwin")
 
 
 def worker_environment(index: int, paths: Sequence[str], extra: Mapping[str, str]) -> dict[str, str]:
-    """The environment variables of worker `index`. paths: folders with modules of the user's own."""
+    """Return the environment variables of worker `index`.
+
+    Args:
+        index: Index of the worker.
+        paths: Folders with the user's modules.
+        extra: Variables to set.
+    """
     kept = {name: value for name, value in os.environ.items() if name not in SCRUBBED}
     one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     own = {"PYTHONPATH": os.pathsep.join([str(LAUNCH), *paths]), "RELIC_WORKER": str(index)}
@@ -46,9 +51,11 @@ def worker_environment(index: int, paths: Sequence[str], extra: Mapping[str, str
 
 
 class Process:
-    """A worker process. It can be started again after `kill`; the memory and its contents outlive it.
+    """A worker process. It can be started again after `kill`; the shared memory keeps its contents.
 
-    buffers: the arrays of `protocol.fields` for each buffer, once `map` was called.
+    Attributes:
+        index: Index of the worker.
+        buffers: The arrays of `protocol.fields` for each buffer, available after `map`.
     """
 
     def __init__(self, index: int) -> None:
@@ -69,15 +76,25 @@ class Process:
 
     @property
     def pid(self) -> int | None:
-        """Its process id, None where it does not run."""
+        """The process id; None if it does not run."""
         return None if self._popen is None else self._popen.pid
 
     def start(self, python: str, paths: Sequence[str], extra: Mapping[str, str], send_timeout: float) -> None:
-        """Starts the process; it says nothing before it hears hello. Raises OSError where there is no interpreter."""
+        """Start the process, which waits for hello.
+
+        Args:
+            python: The interpreter.
+            paths: Folders with the user's modules.
+            extra: Environment variables to set.
+            send_timeout: Seconds after which sending a message fails.
+
+        Raises:
+            OSError: There is no such interpreter.
+        """
         ours, theirs = socket.socketpair()
         lifeline_read, lifeline_write = os.pipe()
         descriptors = {"control": theirs.fileno(), "memory": self._memory, "lifeline": lifeline_read}
-        self._log = tempfile.TemporaryFile("a+b")  # noqa: SIM115 (its last lines explain a crash)
+        self._log = tempfile.TemporaryFile("a+b")  # noqa: SIM115 (its last line explains a crash)
         try:
             self._popen = subprocess.Popen(
                 [python, "-m", "relic_jax_worker", json.dumps(descriptors)],
@@ -99,11 +116,11 @@ class Process:
         self._lifeline, self._channel = lifeline_write, Channel(ours)
 
     def say_hello(self, entry: str, config: Mapping[str, Any], environments: int, lanes: int) -> None:
-        """The first message. Raises OSError."""
+        """Send the first message. Raises OSError if the worker is gone."""
         self.channel.send(hello(entry, config, environments, lanes))
 
     def map(self, spec: Spec, environments: int) -> None:
-        """Gives the memory its size (once) and lets the worker map it. Raises OSError."""
+        """Set the size of the memory (once) and let the worker map it. Raises OSError if the worker is gone."""
         size, _ = protocol.layout(spec, environments)
         if not self.buffers:
             os.ftruncate(self._memory, size)
@@ -111,7 +128,7 @@ class Process:
         self.channel.send({"op": "map", "bytes": size})
 
     def last_words(self) -> str:
-        """How the process ended (it is given a moment to do so) and the last line that it printed."""
+        """Return how the process ended, after waiting for it for half a second, and the last line that it printed."""
         if self._popen is None:
             return "not running"
         ended = _ending(self._popen, time.monotonic() + 0.5)
@@ -121,23 +138,23 @@ class Process:
         return "; ".join(part for part in (ended, lines[-1][:300] if lines else "") if part)
 
     def trim_log(self) -> None:
-        """Empties what it printed where that has grown long."""
+        """Discard the stored output of the process if it is longer than LOG_LIMIT."""
         if self._log is not None and os.fstat(self._log.fileno()).st_size > LOG_LIMIT:
             os.ftruncate(self._log.fileno(), 0)
 
     def ask_to_close(self) -> None:
-        """Lets it end by itself."""
+        """Ask the process to end."""
         with contextlib.suppress(OSError):
             self.channel.send({"op": "close"})
             self.asked_to_close = True
 
     def kill(self, grace: float = 0.0) -> None:
-        """Ends the process and what it started, after `grace` seconds to do so itself. Does nothing twice."""
+        """End the process and its children, after up to `grace` seconds to end itself. Further calls do nothing."""
         if self._popen is not None:
             if grace > 0:
                 _ending(self._popen, time.monotonic() + grace)
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._popen.pid, signal.SIGKILL)  # not reaped yet, so the number is still its own
+                os.killpg(self._popen.pid, signal.SIGKILL)  # not reaped yet, so the id still refers to it
             self._popen.wait()
         for close in (self._channel and self._channel.socket.close, self._log and self._log.close):
             if close:
@@ -148,7 +165,7 @@ class Process:
         self._lifeline = -1
 
     def close(self, grace: float = 0.0) -> None:
-        """`kill`, and gives the memory back (once the last array in it is gone)."""
+        """End the process and release the memory, which is freed with the last array in it."""
         self.kill(grace)
         self.buffers = []
         if self._memory >= 0:
@@ -157,7 +174,7 @@ class Process:
 
 
 def hello(entry: str, config: Mapping[str, Any], environments: int, lanes: int) -> dict[str, Any]:
-    """The message that begins a conversation."""
+    """Return the first message of a conversation."""
     versions = {"python": platform.python_version(), "numpy": np.__version__}
     sizes = {"environments": environments, "lanes": lanes}
     own = {"op": "hello", "protocol": protocol.PROTOCOL, "versions": versions, "entry": entry}
@@ -165,7 +182,19 @@ def hello(entry: str, config: Mapping[str, Any], environments: int, lanes: int) 
 
 
 def call(python: str, entry: str, arguments: Mapping[str, Any]) -> Any:
-    """What `module:function(**arguments)` returns in another interpreter; both are JSON. Raises SetupError."""
+    """Return the result of `module:function(**arguments)` in another interpreter.
+
+    Args:
+        python: The interpreter.
+        entry: `module:function`.
+        arguments: JSON values.
+
+    Returns:
+        A JSON value.
+
+    Raises:
+        SetupError: The function raised it, or the interpreter cannot run it.
+    """
     if not supported():
         raise SetupError(UNSUPPORTED)
     with tempfile.TemporaryFile("w+", encoding="utf-8") as file:
@@ -183,7 +212,7 @@ def call(python: str, entry: str, arguments: Mapping[str, Any]) -> Any:
         text = file.read()
     if not text:
         lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
-        raise SetupError(f"{python} ended with {done.returncode}; {lines[-1][:300] if lines else 'it said nothing'}")
+        raise SetupError(f"{python} ended with {done.returncode}; {lines[-1][:300] if lines else 'it printed nothing'}")
     reply = json.loads(text)
     if "error" in reply:
         raise SetupError(reply["error"])
@@ -191,7 +220,7 @@ def call(python: str, entry: str, arguments: Mapping[str, Any]) -> Any:
 
 
 def _ending(process: subprocess.Popen[bytes], deadline: float) -> str:
-    """How a child ended, "" where it has not by `deadline`."""
+    """Return how a child ended, or "" if it still runs at `deadline`."""
     while (status := _status(process)) is None:
         if time.monotonic() >= deadline:
             return ""
@@ -200,9 +229,9 @@ def _ending(process: subprocess.Popen[bytes], deadline: float) -> str:
 
 
 def _status(process: subprocess.Popen[bytes]) -> int | None:
-    """As `Popen.poll`, but the child is not reaped where the system can tell without (macOS: from Python 3.13 on).
+    """Return the exit status as `Popen.poll` does, but without reaping the child (on macOS: from Python 3.13 on).
 
-    Until it is reaped its number is not given to another process, so its group can still be signalled.
+    The id of a child that is not reaped is not reused, so its process group can still be signaled.
     """
     if not hasattr(os, "waitid") or process.returncode is not None:
         return process.poll()
@@ -213,7 +242,7 @@ def _status(process: subprocess.Popen[bytes]) -> int | None:
 
 
 def _anonymous_memory() -> int:
-    """A descriptor of memory without a name: nothing is left of it when the last process that has it is gone."""
+    """Return a descriptor of memory without a name, which is freed with the last process that holds it."""
     if sys.platform == "linux":
         return os.memfd_create("relic-jax-bridge")
     with tempfile.TemporaryFile() as file:

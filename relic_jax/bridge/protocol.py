@@ -1,12 +1,12 @@
-"""What both sides of the bridge agree on: messages, array specs, and the layout of the shared memory.
+"""The protocol between learner and workers: messages, array specs, and the layout of the shared memory.
 
-Runs on Python 3.8 and newer with numpy alone (annotations are never evaluated). The conversation, one JSON object per
-line over a stream socket:
+Runs on Python 3.8 and newer with only numpy (annotations are never evaluated). The conversation consists of JSON
+objects, one per line, over a stream socket:
 
     learner                                            worker
     hello: protocol, versions, entry, config, sizes →
                                                        ← hello: protocol, versions, specs
-    map: bytes →                                       (the memory is a file descriptor that both have)
+    map: bytes →                                       (both have a file descriptor of the memory)
                                                        ← mapped
     reset: lane, buffer, tasks, seeds, episodes, replay →
     step: lane, buffer →                               ← done: lane, buffer
@@ -14,7 +14,7 @@ line over a stream socket:
                                                        ← error: kind, message (then the worker ends)
     close →
 
-A lane is a part of one worker's environments that is stepped together. Arrays never travel in messages.
+A lane is a part of one worker's environments that is stepped together. Messages contain no arrays.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-PROTOCOL = 2  # 2: several discrete actions at a time (`Spec.nvec`), and masks of legal actions (`Spec.masks`)
-BUFFERS = 2  # the worker writes one while the other, the last good one, is kept
+PROTOCOL = 2  # version 2 added multi-discrete actions (`Spec.nvec`) and action masks (`Spec.masks`)
+BUFFERS = 2  # the worker writes one; the other keeps the last good result
 MAX_MESSAGE = 1 << 22
-EXPERT = -1  # in the place of an action: the environment's scripted expert acts; NaN in that of a continuous one
+EXPERT = -1  # as an action: the environment's scripted expert acts; for continuous actions, NaN
 
 
 class ProtocolError(RuntimeError):
-    """The two sides do not fit together. One line that says which side has what."""
+    """The two sides are incompatible. The message is a single line."""
 
 
 class ArraySpec(NamedTuple):
-    """One array of one environment. dtype: numpy's name. shape: without leading axes."""
+    """Dtype (numpy's name) and shape (without leading axes) of an array of one environment."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -47,15 +47,26 @@ class ArraySpec(NamedTuple):
 
 
 class Spec(NamedTuple):
-    """What an environment is, as the worker announces it.
+    """The description of an environment that a worker announces.
 
-    observation: arrays by name. action: one action; for `actions` > 0 it is int32 [] in 0 … actions − 1, with `nvec`
-    int32 [n] with 0 … nvec[i] − 1 in component i, else continuous in [low, high]. masks: with every observation comes
-    which actions are legal, bool [mask_size], with `nvec` those of one component after the other's. metrics: names of
-    the float32 numbers that come with every step. horizon: steps of the longest episode. restorable: a trial can
-    go on in a new process given its task. expert: there is a scripted expert.
-    images: names of observations that are images, uint8 [H, W, C]. bits: of those that are zeros and ones. left_out:
-    names of what the environment shows and the worker does not pass on.
+    Attributes:
+        name: Name of the environment.
+        observation: Arrays by name.
+        action: One action. If `actions` > 0, int32 [] in 0 … actions − 1. With `nvec`, int32 [n] with component i in
+            0 … nvec[i] − 1. Otherwise a continuous vector in [low, high].
+        actions: Number of discrete actions; 0 for other kinds of actions.
+        low: Lower bound of continuous actions.
+        high: Upper bound of continuous actions.
+        metrics: Names of the float32 numbers that accompany every step.
+        horizon: Steps of the longest episode.
+        restorable: Whether a trial can continue in a new process, given its task.
+        expert: Whether there is a scripted expert.
+        images: Names of the observations that are images, uint8 [H, W, C].
+        bits: Names of the observations that consist of zeros and ones.
+        left_out: Names of observations of the environment that are not passed on.
+        nvec: Number of choices of each component of a multi-discrete action.
+        masks: Whether a mask of legal actions, bool [mask_size], accompanies every observation. With `nvec`, the mask
+            concatenates the masks of the components.
     """
 
     name: str
@@ -76,27 +87,27 @@ class Spec(NamedTuple):
 
     @property
     def mask_size(self) -> int:
-        """Entries of a mask: one for each choice."""
+        """Number of entries of a mask: one per choice."""
         return self.actions or sum(self.nvec)
 
     def asks_expert(self, action: np.ndarray) -> np.ndarray:
-        """Where an action, or a component of it, is `EXPERT`: bool, shape of `action`."""
+        """Return which actions, or components of actions, are `EXPERT`: bool, shape of `action`."""
         return np.isnan(action) if self.action.dtype.startswith("float") else action == EXPERT
 
     def allows(self, legal: np.ndarray, action: Any) -> bool:
-        """Whether an action is legal by a mask, bool [mask_size]."""
+        """Return whether a mask, bool [mask_size], allows an action."""
         sizes = np.array(self.nvec or (self.actions,))
         choices = np.atleast_1d(np.asarray(action))
         inside = (choices >= 0) & (choices < sizes)
         return bool(inside.all() and legal[np.cumsum(sizes) - sizes + choices].all())
 
     def playable(self, legal: np.ndarray) -> bool:
-        """Whether a mask leaves an action."""
+        """Return whether a mask allows any action."""
         starts = np.cumsum(self.nvec or (self.actions,))[:-1]
         return all(part.any() for part in np.split(legal, starts))
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-able; inverse of `from_json`."""
+        """Convert to JSON values. Inverse of `from_json`."""
         observation = {name: [spec.dtype, list(spec.shape)] for name, spec in self.observation.items()}
         action = [self.action.dtype, list(self.action.shape)]
         lists: dict[str, Any] = {name: list(getattr(self, name)) for name in (*_NAMES, "nvec")}
@@ -104,7 +115,7 @@ class Spec(NamedTuple):
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> Spec:
-        """Raises ProtocolError where something is missing or malformed."""
+        """Convert from JSON values. Raises ProtocolError if a value is missing or malformed."""
         try:
             observation = {name: _array_spec(*value) for name, value in sorted(data["observation"].items())}
             values = {**data, "observation": observation, "action": _array_spec(*data["action"])}
@@ -120,7 +131,7 @@ class Spec(NamedTuple):
         return spec
 
 
-_NAMES = ("metrics", "images", "bits", "left_out")  # fields of a Spec that are tuples of names
+_NAMES = ("metrics", "images", "bits", "left_out")  # fields of `Spec` that are tuples of names
 
 
 def _array_spec(dtype: str, shape: list[int]) -> ArraySpec:
@@ -128,7 +139,7 @@ def _array_spec(dtype: str, shape: list[int]) -> ArraySpec:
 
 
 def spec_difference(ours: Spec, theirs: Spec) -> str | None:
-    """The first field in which two specs differ, as text; None where they are equal."""
+    """Describe the first field in which two specs differ. Return None if they are equal."""
     for field in Spec._fields:
         left, right = getattr(ours, field), getattr(theirs, field)
         if left != right:
@@ -139,11 +150,11 @@ def spec_difference(ours: Spec, theirs: Spec) -> str | None:
 
 
 def fields(spec: Spec, environments: int) -> Iterator[tuple[str, np.dtype, tuple[int, ...]]]:
-    """(name, dtype, shape) of every array in one buffer of a worker's memory. Shapes begin with `environments`.
+    """Yield (name, dtype, shape) of every array in one buffer of a worker's memory. Shapes begin with `environments`.
 
-    action: what the learner writes. acted: what was done (differs for `EXPERT`). observation/…: what the policy sees
-    next; final/…: the last observation of an episode, valid where it ended. legal: what can be done next, where there
-    are masks.
+    The learner writes `action`. `acted` is the executed action, which differs for `EXPERT`. observation/… is what the
+    policy observes next, final/… the last observation of an episode (valid only if it ended), and `legal` the mask of
+    the next actions, if there are masks.
     """
     m = (environments,)
     yield "action", np.dtype(spec.action.dtype), m + spec.action.shape
@@ -160,7 +171,7 @@ def fields(spec: Spec, environments: int) -> Iterator[tuple[str, np.dtype, tuple
 
 
 def layout(spec: Spec, environments: int) -> tuple[int, list[dict[str, tuple[int, Any, Any]]]]:
-    """(bytes in all, for each buffer name → (offset, dtype, shape)). Arrays begin at multiples of 64 bytes."""
+    """Return (total bytes, for each buffer name → (offset, dtype, shape)). Arrays are aligned to 64 bytes."""
     offset, buffers = 0, []
     for _ in range(BUFFERS):
         places = {}
@@ -173,7 +184,7 @@ def layout(spec: Spec, environments: int) -> tuple[int, list[dict[str, tuple[int
 
 
 def views(memory: Any, spec: Spec, environments: int) -> list[dict[str, np.ndarray]]:
-    """The arrays of each buffer, lying in `memory` (an mmap of `layout`'s size)."""
+    """Return the arrays of each buffer as views of `memory`, an mmap of the size that `layout` returns."""
     _, buffers = layout(spec, environments)
     return [
         {name: np.ndarray(shape, dtype, memory, offset) for name, (offset, dtype, shape) in places.items()}
@@ -189,18 +200,18 @@ class Channel:
         self._buffer = b""
 
     def send(self, message: dict[str, Any]) -> None:
-        """Sends one message whole. Raises OSError where the other side is gone."""
+        """Send a message. Raises OSError if the other side is gone."""
         self.socket.sendall(json.dumps(message, separators=(",", ":")).encode() + b"\n")
 
     def receive(self) -> dict[str, Any] | None:
-        """The next message; waits for it. None: the other side is gone. Raises ProtocolError on what is no message."""
+        """Wait for the next message. Return None if the other side is gone. Raises ProtocolError if it is malformed."""
         while b"\n" not in self._buffer:
             if not self.fill():
                 return None
         return self.next()
 
     def fill(self) -> bool:
-        """Reads what has come (waits for at least a byte). False: the other side is gone."""
+        """Read the available data, at least one byte. Return False if the other side is gone."""
         try:
             data = self.socket.recv(1 << 16)
         except ConnectionError:
@@ -211,7 +222,7 @@ class Channel:
         return bool(data)
 
     def next(self) -> dict[str, Any] | None:
-        """The next message that has come whole, None where there is none. Raises ProtocolError."""
+        """Return the next complete message, or None. Raises ProtocolError if it is malformed."""
         line, newline, rest = self._buffer.partition(b"\n")
         if not newline:
             return None

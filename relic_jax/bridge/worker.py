@@ -1,18 +1,18 @@
-"""The worker: one process with M environments, driven by messages, answering through shared memory.
+"""The worker: one process with M environments, driven by messages, which answers through shared memory.
 
-Runs on Python 3.8 and newer with numpy and the simulator alone. An environment is any object with
+Runs on Python 3.8 and newer with only numpy and the simulator. An environment is any object with
 
     spec                      a `protocol.Spec`
-    reset(task, seed)         starts an episode of a task (a JSON value); returns {name: array}, the observation
-    step(action)              returns (observation, reward, terminated, truncated, {metric: number}); an episode that
-                              reaches `spec.horizon` is truncated here where the environment does not do it
-    expert()                  the scripted expert's action, where `spec.expert`
-    legal()                   which actions can be taken next, bool [spec.mask_size], where `spec.masks`
-    close()
+    reset(task, seed)         starts an episode of a task (a JSON value) and returns the observation, {name: array}
+    step(action)              returns (observation, reward, terminated, truncated, {metric: number}); the worker
+                              truncates episodes at `spec.horizon` if the environment does not
+    expert()                  returns the scripted expert's action; only if `spec.expert`
+    legal()                   returns the mask of legal actions, bool [spec.mask_size]; only if `spec.masks`
+    close()                   releases resources
 
-It is made by the entry `module:function`, called with the config (a JSON object) as keyword arguments, once per
-environment. The worker resets an environment whose episode ended by itself, with a seed that follows from the trial's
-seed and the episode's index, so what happens in a trial depends on (task, seed, actions) and on nothing else.
+The entry `module:function` makes one environment from the config, a JSON object of keyword arguments. The worker resets
+an environment after each episode, with a seed derived from the seed of the trial and the index of the episode. A trial
+therefore depends only on (task, seed, actions).
 """
 
 from __future__ import annotations
@@ -36,22 +36,24 @@ from relic_jax.bridge.protocol import Channel, ProtocolError, Spec
 
 
 class BadValueError(ValueError):
-    """The environment returned what its spec does not allow."""
+    """The environment returned a value that its spec does not allow."""
 
 
 class SetupError(RuntimeError):
-    """The environment cannot be made, and starting again is no use. Raised by entries: one line, what is missing."""
+    """The environment cannot be made, and a restart does not help. Entries raise it with a one-line message."""
 
 
 def episode_seed(seed: int, episode: int) -> int:
-    """The seed of a trial's episode, 0 … 2^31 − 1. seed: the trial's; episode: counted from 0."""
+    """Return the seed, 0 … 2^31 − 1, of episode `episode` (from 0) of the trial with seed `seed`."""
     return int(np.random.SeedSequence([seed, episode]).generate_state(1)[0] >> 1)
 
 
 class Slot:
-    """One environment with its place in the shared memory.
+    """One environment with its row in the shared memory.
 
-    count: steps of the running episode. cut: an episode was truncated at the horizon, which the environment did not do.
+    Attributes:
+        count: Steps of the running episode.
+        cut: Whether the worker has truncated an episode at the horizon.
     """
 
     def __init__(self, env: Any, index: int) -> None:
@@ -64,12 +66,12 @@ class Slot:
         self.cut = False
 
     def reset(self, buffer: dict[str, np.ndarray], task: Any, seed: int, episode: int, replay: list[Any]) -> None:
-        """Starts a trial, or goes on with one at its episode `episode`, after the actions `replay`."""
+        """Start a trial, or continue one at its episode `episode` after the actions `replay`."""
         self.task, self.seed, self.episode = task, seed, episode
         self._begin(buffer)
         for action in replay:
             if self.spec.masks and not self.spec.allows(self.legal, action):
-                return  # it was another state that the action was taken in
+                return  # the action was taken in another state
             buffer["action"][self.index] = action
             self.step(buffer)
 
@@ -80,7 +82,7 @@ class Slot:
         self._write_legal(buffer)
 
     def step(self, buffer: dict[str, np.ndarray]) -> None:
-        """One step with the action in the buffer; begins the next episode where this one ended."""
+        """Take the action in the buffer. If the episode ends, start the next one."""
         i = self.index
         action = buffer["action"][i]
         if self.spec.asks_expert(action).any():
@@ -110,10 +112,10 @@ class Slot:
             return
         legal = np.asarray(self.env.legal())
         if legal.dtype != bool or legal.shape != (self.spec.mask_size,):
-            found = f"{legal.dtype}{list(legal.shape)}"
-            raise BadValueError(f"the mask of legal actions is {found}; allowed: bool[{self.spec.mask_size}]")
+            value = f"{legal.dtype}{list(legal.shape)}"
+            raise BadValueError(f"the mask of legal actions is {value}; allowed: bool[{self.spec.mask_size}]")
         if not self.spec.playable(legal):
-            raise BadValueError("the mask of legal actions leaves none")
+            raise BadValueError("the mask of legal actions allows no action")
         buffer["legal"][self.index] = self.legal = legal.copy()
 
     def _write(self, buffer: dict[str, np.ndarray], prefix: str, observation: dict[str, Any]) -> None:
@@ -121,33 +123,35 @@ class Slot:
             value = np.asarray(observation[name])
             place = buffer[prefix + name]
             if value.shape != spec.shape or not np.can_cast(value.dtype, place.dtype, "same_kind"):
-                found = f"{value.dtype}{list(value.shape)}"
-                raise BadValueError(f"observation {name!r} is {found}, its spec says {spec}")
+                actual = f"{value.dtype}{list(value.shape)}"
+                raise BadValueError(f"observation {name!r} is {actual}; allowed by its spec: {spec}")
             place[self.index] = checked(f"observation {name!r}", value, place.dtype)
 
 
 def checked(name: str, value: Any, dtype: np.dtype) -> np.ndarray:
-    """`value` as an array of `dtype`. Raises BadValueError that names a number which is not finite, or does not fit.
+    """Convert `value` to an array of `dtype`.
 
-    Tested after the cast, since 1e300 is infinite in float32. The learner reads floats as float32, wider ones too.
+    Raises:
+        BadValueError: A number is not finite or does not fit. The test follows the cast, since 1e300 is infinite in
+            float32, and uses float32 for wider floats, since the learner reads these as float32.
     """
-    given = np.asarray(value)
-    if given.dtype == dtype and dtype.kind in "iub":
-        return given
+    array = np.asarray(value)
+    if array.dtype == dtype and dtype.kind in "iub":
+        return array
     narrow = np.dtype(np.float32) if dtype.kind == "f" and dtype.itemsize > 4 else dtype
     try:
         with np.errstate(over="ignore", invalid="ignore"):
-            found = given.astype(dtype)
-            bad = ~np.isfinite(found.astype(narrow)) if dtype.kind == "f" else found != given
+            cast = array.astype(dtype)
+            bad = ~np.isfinite(cast.astype(narrow)) if dtype.kind == "f" else cast != array
     except (TypeError, ValueError, OverflowError):
         raise BadValueError(f"{name} is {value!r}, not a number") from None
     if bad.any():
-        raise BadValueError(f"{name} is {given[bad].flat[0]}; allowed: what is finite and fits in {narrow}")
-    return found
+        raise BadValueError(f"{name} is {array[bad].flat[0]}; allowed: finite numbers that fit in {narrow}")
+    return cast
 
 
 class Worker:
-    """Answers the learner's messages until it is told to close or the learner is gone."""
+    """Answers the messages of the learner until it receives close or the learner is gone."""
 
     def __init__(self, channel: Channel, memory_fd: int) -> None:
         self.channel, self.memory_fd = channel, memory_fd
@@ -156,7 +160,7 @@ class Worker:
         self.buffers: list[dict[str, np.ndarray]] = []
 
     def run(self) -> int:
-        """Returns the exit status. What goes wrong in the environment is told to the learner and ends the worker."""
+        """Answer messages and return the exit status. An error of the environment is reported and ends the worker."""
         lane = None
         try:
             while True:
@@ -182,7 +186,7 @@ class Worker:
                 slot.env.close()
 
     def on_hello(self, message: dict[str, Any]) -> None:
-        """Checks the learner's protocol, makes the environments, announces them."""
+        """Check the protocol of the learner, make the environments, and announce them."""
         if message.get("protocol") != protocol.PROTOCOL:
             ours, theirs = protocol.PROTOCOL, message.get("protocol")
             raise ProtocolError(f"the learner speaks protocol {theirs}, the worker {ours}")
@@ -198,7 +202,7 @@ class Worker:
         self.channel.send(reply)
 
     def on_map(self, message: dict[str, Any]) -> None:
-        """Maps the memory, whose size the learner has set by now."""
+        """Map the memory, whose size the learner has set."""
         spec: Spec = self.slots[0].env.spec
         size, _ = protocol.layout(spec, len(self.slots))
         if size != message["bytes"]:
@@ -208,7 +212,7 @@ class Worker:
         self.channel.send({"op": "mapped"})
 
     def on_reset(self, message: dict[str, Any]) -> None:
-        """Puts a lane's environments into their tasks."""
+        """Reset the environments of a lane into their tasks."""
         buffer = self.buffers[message["buffer"]]
         trials = zip(*(message[name] for name in ("tasks", "seeds", "episodes", "replay")))  # noqa: B905 (Python 3.8)
         for slot, trial in zip(self.lanes[message["lane"]], trials):  # noqa: B905
@@ -216,7 +220,7 @@ class Worker:
         self._done(message)
 
     def on_step(self, message: dict[str, Any]) -> None:
-        """Steps a lane's environments with the actions in the buffer."""
+        """Step the environments of a lane with the actions in the buffer."""
         buffer = self.buffers[message["buffer"]]
         for slot in self.lanes[message["lane"]]:
             slot.step(buffer)
@@ -230,7 +234,7 @@ class Worker:
 
 
 def load_entry(entry: str) -> Any:
-    """The function behind `module:function`. Raises SetupError."""
+    """Return the function `module:function`. Raises SetupError if it cannot be imported."""
     module, _, name = entry.partition(":")
     try:
         return getattr(importlib.import_module(module), name)
@@ -240,10 +244,13 @@ def load_entry(entry: str) -> Any:
 
 
 def die_with(lifeline: int) -> None:
-    """Ends this process as soon as the learner is gone, however it went, even where native code never returns.
+    """End this process when the learner ends for any reason, even if native code never returns.
 
-    lifeline: read end of a pipe that nobody writes to; its write end closes when the learner ends. On Linux the kernel
-    then sends SIGIO to our process group, whose default action is to end it; a thread does the same elsewhere.
+    On Linux, the kernel then sends SIGIO to the process group, whose default action ends it. Elsewhere, a thread ends
+    the process group.
+
+    Args:
+        lifeline: Read end of a pipe without data, whose write end closes when the learner ends.
     """
     if sys.platform == "linux":
         import fcntl
@@ -253,14 +260,14 @@ def die_with(lifeline: int) -> None:
         fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
 
     def watch() -> None:
-        os.read(lifeline, 1)  # returns when the other end closes, also where it did before the kernel was asked
+        os.read(lifeline, 1)  # returns when the other end closes, even if that was before F_SETOWN
         os.killpg(os.getpgrp(), signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True).start()
 
 
 def answer(call: dict[str, Any]) -> int:
-    """Calls `entry` with `arguments` and writes {"result": JSON} or {"error": one line} to the descriptor `answer`."""
+    """Call `entry` with `arguments` and write {"result": JSON} or {"error": message} to the descriptor `answer`."""
     try:
         reply = {"result": load_entry(call["entry"])(**call["arguments"])}
     except SetupError as error:
@@ -271,10 +278,14 @@ def answer(call: dict[str, Any]) -> int:
 
 
 def main(arguments: list[str]) -> int:
-    """arguments: one JSON object: the inherited descriptors control, memory, lifeline; or a call, see `answer`."""
+    """Run a worker, or a single call (see `answer`), and return the exit status.
+
+    Args:
+        arguments: One JSON object with the inherited descriptors control, memory and lifeline, or with a call.
+    """
     descriptors = json.loads(arguments[0])
     if "answer" in descriptors:
         return answer(descriptors)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the learner's to handle
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the learner handles Ctrl-C
     die_with(descriptors["lifeline"])
     return Worker(Channel(socket.socket(fileno=descriptors["control"])), descriptors["memory"]).run()

@@ -107,14 +107,14 @@ def test_dictionaries_and_metrics_of_a_package_of_ones_own(tmp_path):
     [
         ({"id": "NoSuch-v0"}, "gymnasium cannot make 'NoSuch-v0'"),
         ({"id": "CartPole-v1", "package": "no_such_package"}, "package 'no_such_package' is missing"),
-        ({"id": "Blackjack-v1"}, "has no time limit of its own; set horizon"),
+        ({"id": "Blackjack-v1"}, "has no time limit; set horizon"),
         ({"id": "CartPole-v1", "wrappers": ["no_such_module:Wrapper"]}, "wrapper is 'no_such_module:Wrapper'"),
         (
             {"id": "CartPole-v1", "wrappers": ["gymnasium.wrappers"]},
             "wrapper is 'gymnasium.wrappers'; allowed: MODULE:",
         ),
         ({"id": "CartPole-v1", "wrappers": ["os:sep"]}, "wrapper is 'os:sep', a str"),
-        ({"id": "CartPole-v1", "wrappers": ["builtins:int"]}, "wrapper 'builtins:int' does not take 'CartPole-v1'"),
+        ({"id": "CartPole-v1", "wrappers": ["builtins:int"]}, "wrapper 'builtins:int' does not accept 'CartPole-v1'"),
         ({"id": "CartPole-v1", "wrappers": ["builtins:str"]}, "wrapper 'builtins:str' returns a str"),
     ],
 )

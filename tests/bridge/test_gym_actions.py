@@ -196,7 +196,7 @@ def test_masks_come_with_the_observations_that_they_belong_to(masked, kind):
         assert len(seen) > 4 and not pool.faults
 
 
-@pytest.mark.parametrize(("fault", "said"), [("missing", "info has no 'action_mask'"), ("nothing", "leaves none")])
+@pytest.mark.parametrize(("fault", "said"), [("missing", "info has no 'action_mask'"), ("nothing", "allows no action")])
 def test_a_mask_that_is_missing_or_leaves_nothing_is_said(masked, fault, said):
     with pool_of(masked, fault=fault) as pool, pytest.raises(PoolError, match=said):
         batch, random = pool.reset([{}] * 4, range(4)), np.random.default_rng(0)

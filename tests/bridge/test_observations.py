@@ -141,7 +141,7 @@ def test_texts_are_left_out_or_read_as_their_words():
     np.testing.assert_array_equal(found["mission"], encode({**value, "mission": "ball RED the go to"})["mission"])
     many = encode({"mission": (value["mission"],) * 2, "room": np.array([1, 1])})
     assert many["mission"].shape == (2, 3 + BUCKETS) and many["room"].shape == (2, 2)
-    with pytest.raises(SpaceError, match="nothing to encode but observation"):
+    with pytest.raises(SpaceError, match="no part to encode but observation"):
         Observations(S.Text(5))
 
 

@@ -184,7 +184,7 @@ def test_arrays_are_the_callers_own():
         ("huge", "value", "reward is 1e+300"),
         ("huge_metric", "value", "metric 'success' is 1e+300"),
         ("huge_vector", "value", "observation 'vector' is 1e+300"),
-        ("shape", "value", "'vector' is float32[4], its spec says float32[3]"),
+        ("shape", "value", "'vector' is float32[4]; allowed by its spec: float32[3]"),
         ("raise", "exception", "RuntimeError: the simulator raised"),
     ],
 )

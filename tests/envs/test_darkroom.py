@@ -72,7 +72,7 @@ def test_starts():
 
 
 def test_unknown_start_is_refused():
-    with pytest.raises(ValueError, match=r"start must be one of .*'corner'"):
+    with pytest.raises(ValueError, match=r"start is 'corner'; allowed: '\(0,0\)', 'centre', 'random'"):
         Darkroom("room", 3, 3, 5, start="corner")
 
 

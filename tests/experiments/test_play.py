@@ -10,7 +10,7 @@ from PIL import Image
 
 from relic_jax.config import ConfigError
 from relic_jax.environment.base import TrialRecord
-from relic_jax.envs.firstperson.renderer import Lens
+from relic_jax.envs.firstperson.lens import Lens
 from relic_jax.envs.firstperson.room import Room
 from relic_jax.envs.registry import make
 from relic_jax.experiments import play

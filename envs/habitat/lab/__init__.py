@@ -1,1 +1,1 @@
-"""Tasks of habitat-lab: the learner's side in `env`, the environment in a worker process in `worker`."""
+"""Tasks of habitat-lab: the learner's side in `env`, the environment of a worker process in `worker`."""

@@ -50,10 +50,6 @@ class RigidObjectManager:
         """Remove all objects."""
         self.objects.clear()
 
-    def get_num_objects(self) -> int:
-        """Return the number of objects."""
-        return len(self.objects)
-
 
 class ObjectTemplateManager:
     """Templates of objects. Every name is one: a cube whose color follows from the name."""

@@ -1,12 +1,13 @@
-"""Any gymnasium environment as a worker's environment. Worker side: Python 3.8, numpy, gymnasium.
+"""Any gymnasium environment as a worker's environment. Python 3.8, numpy and gymnasium.
 
 A task is a JSON object with any of
 
-    seed          the seed of every reset of the trial: what the environment draws from it is the task
+    seed          the seed of every reset of the trial; the draws of the environment from it are the task
     options       the options of every reset
-    arguments     constructor arguments; the environment is made again where they change
+    arguments     constructor arguments; the environment is made again when they change
 
-Without `seed`, every episode is seeded differently (from the trial's seed). What observations become: `observations`.
+Without `seed`, every episode has a different seed, derived from the seed of the trial. `observations` describes the
+conversion of observations.
 """
 
 from __future__ import annotations
@@ -23,15 +24,24 @@ from relic_jax.bridge.protocol import Spec
 from relic_jax.bridge.worker import SetupError
 
 PACKAGES = {"MiniGrid-": "minigrid", "BabyAI-": "minigrid", "MiniWorld-": "miniworld", "ALE/": "ale_py"}
-"""Packages that register ids when they are imported, by how the ids begin."""
+"""Packages that register ids on import, by prefix of the ids."""
 
 
 class GymEnvironment:
-    """id: as for `gymnasium.make`, also `module:id`. arguments: of the constructor; a task's are put over them.
+    """A gymnasium environment.
 
-    horizon: steps of the longest episode; None: the environment's own limit. metrics: keys of `info` that are reported
-    (0 where a step has none). package: a module that registers the id when it is imported. wrappers: MODULE:NAME each,
-    put around the environment from left to right. text: see `Observations`.
+    Args:
+        id: As in `gymnasium.make`, including `module:id`.
+        arguments: Constructor arguments; those of a task take precedence.
+        horizon: Steps of the longest episode; None: the environment's time limit.
+        metrics: Keys of `info` that are reported, as 0 if a step has none.
+        package: A module that registers the id on import.
+        restorable: See `protocol.Spec`.
+        wrappers: Wrappers as MODULE:NAME, applied from left to right.
+        text: See `Observations`.
+
+    Raises:
+        SetupError: The environment or a wrapper cannot be made, or has an unsupported space.
     """
 
     def __init__(
@@ -47,7 +57,7 @@ class GymEnvironment:
     ) -> None:
         gymnasium = _import("gymnasium")
         if "DISPLAY" not in os.environ:
-            os.environ.setdefault("PYGLET_HEADLESS", "1")  # Miniworld's pyglet then draws through EGL
+            os.environ.setdefault("PYGLET_HEADLESS", "1")  # Miniworld's pyglet then renders through EGL
         package = package or next((name for start, name in PACKAGES.items() if id.startswith(start)), "")
         if package:
             _import(package)
@@ -62,7 +72,7 @@ class GymEnvironment:
             raise SetupError(f"gymnasium cannot make {id!r}: {' '.join(str(error).split())}") from None
         limit = horizon or _time_limit(self._env)
         if not limit:
-            raise SetupError(f"{id!r} has no time limit of its own; set horizon")
+            raise SetupError(f"{id!r} has no time limit; set horizon")
         self._limit, self._count = limit, 0
         self._encode = _observations(self._env, text)
         action = actions.action_spec(self._env.action_space)
@@ -89,15 +99,15 @@ class GymEnvironment:
         for name, wrapper in self._wrappers:
             try:
                 env = wrapper(env)
-            except Exception as error:  # it is the user's own
+            except Exception as error:  # user code
                 reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-                raise SetupError(f"wrapper {name!r} does not take {self._id!r} ({reason})") from None
+                raise SetupError(f"wrapper {name!r} does not accept {self._id!r} ({reason})") from None
             if not all(hasattr(env, part) for part in ("reset", "step", "unwrapped", "observation_space")):
                 raise SetupError(f"wrapper {name!r} returns a {type(env).__name__}; allowed: a gymnasium.Env")
         return env
 
     def reset(self, task: Any, seed: int) -> dict[str, np.ndarray]:
-        """Starts an episode of a task."""
+        """Start an episode of a task."""
         task = task or {}
         arguments = task.get("arguments", {})
         if arguments != self._arguments:
@@ -109,32 +119,32 @@ class GymEnvironment:
         return self._encode(observation)
 
     def step(self, action: Any) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, float]]:
-        """One step. An episode that reaches the horizon is truncated."""
-        own = actions.translated(self._env.action_space, action)
-        observation, reward, terminated, truncated, self._info = self._env.step(own)
+        """Take one step. An episode that reaches the horizon is truncated."""
+        gym_action = actions.translated(self._env.action_space, action)
+        observation, reward, terminated, truncated, self._info = self._env.step(gym_action)
         self._count += 1
         metrics = {name: float(self._info.get(name, 0.0)) for name in self.spec.metrics}
-        over = bool(truncated) or self._count >= self._limit
-        return self._encode(observation), float(reward), bool(terminated), over and not terminated, metrics
+        ended = bool(truncated) or self._count >= self._limit
+        return self._encode(observation), float(reward), bool(terminated), ended and not terminated, metrics
 
     def _gives_masks(self) -> bool:
-        """Whether there is a mask of legal actions in what comes with a reset."""
+        """Return whether `info` of a reset has a mask of legal actions."""
         try:
             return self._env.reset(seed=0)[1].get(actions.MASK) is not None
-        except Exception:  # one that cannot be reset without a task's options
+        except Exception:  # a reset can need the options of a task
             return False
 
     def legal(self) -> np.ndarray:
-        """The mask that came with the newest observation; where `spec.masks`."""
+        """Return the mask that accompanies the newest observation. Only if `spec.masks`."""
         return actions.legal(self._env.action_space, self._info)
 
     def close(self) -> None:
-        """Closes the environment."""
+        """Close the environment."""
         self._env.close()
 
 
 def _observations(env: Any, text: str) -> Observations:
-    """The encoder of an environment's observations. Raises SetupError."""
+    """Return the encoder of an environment's observations. Raises SetupError if a space is not supported."""
     try:
         return Observations(env.observation_space, text, **minigrid.meaning(env))
     except SpaceError as error:
@@ -142,22 +152,22 @@ def _observations(env: Any, text: str) -> Observations:
 
 
 def _time_limit(env: Any) -> int | None:
-    """gymnasium's, or one that the environment keeps itself as MiniGrid's do."""
+    """Return the limit of gymnasium's TimeLimit, or that of a MiniGrid environment."""
     return getattr(env.spec, "max_episode_steps", None) or minigrid.time_limit(env)
 
 
 def load_wrapper(name: str) -> Any:
-    """The wrapper behind MODULE:NAME, anything that takes an environment and returns one. Raises SetupError."""
+    """Return the wrapper MODULE:NAME, a function from environment to environment. Raises SetupError."""
     module, _, attribute = name.partition(":")
     allowed = "MODULE:NAME, a wrapper in a module that can be imported from the current folder"
     try:
-        found = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # a module of the user's own may raise anything when it is imported
+        wrapper = getattr(importlib.import_module(module), attribute)
+    except Exception as error:  # user code can raise any error on import
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise SetupError(f"wrapper is {name!r}; allowed: {allowed} ({reason})") from None
-    if not callable(found):
-        raise SetupError(f"wrapper is {name!r}, a {type(found).__name__}; allowed: {allowed}")
-    return found
+    if not callable(wrapper):
+        raise SetupError(f"wrapper is {name!r}, a {type(wrapper).__name__}; allowed: {allowed}")
+    return wrapper
 
 
 def _import(package: str) -> Any:

@@ -1,7 +1,7 @@
-"""What a MiniGrid or BabyAI environment's observations mean, which their spaces do not say. Python 3.8 and numpy.
+"""The meaning of the observations of MiniGrid and BabyAI, which their spaces do not tell. Python 3.8.
 
-Their `image` is a Box of uint8 with bounds 0 and 255, as a photo's, but holds three codes a cell: kind of object,
-colour, state. Wrappers of MiniGrid's may put something else in its place.
+Their `image` is a Box of uint8 with bounds 0 and 255, like a photo, but holds three codes per cell: kind of object,
+color and state. Wrappers of MiniGrid can replace it.
 """
 
 from __future__ import annotations
@@ -10,36 +10,36 @@ import importlib
 from typing import Any
 
 PHOTOS = ("RGBImgObsWrapper", "RGBImgPartialObsWrapper")
-"""Wrappers after which the image is one."""
+"""Wrappers that render an actual image."""
 ONE_HOT = "OneHotPartialObsWrapper"
 OTHERS = ("SymbolicObsWrapper", "FlatObsWrapper")
-"""Wrappers after which it is something else, whose space says what."""
+"""Wrappers with other observations, which their spaces describe correctly."""
 DIRECTIONS = 4
-"""The third code of the cell with the agent is its direction, where the whole grid is shown."""
+"""If the whole grid is observed, the third code of the agent's cell is its direction."""
 
 
 def meaning(env: Any) -> dict[str, Any]:
-    """Arguments of `Observations`: words, codes, flags. Empty where the environment is none of MiniGrid's."""
+    """Return arguments of `Observations`: words, codes, flags. Empty for environments of other packages."""
     names = [base.__name__ for base in type(env.unwrapped).__mro__]
     if "MiniGridEnv" not in names:
         return {}
     constants = importlib.import_module("minigrid.core.constants")
     wrappers = importlib.import_module("minigrid.wrappers")
-    found: dict[str, Any] = {"words": tuple(wrappers.DictObservationSpaceWrapper.get_minigrid_words())}
+    arguments: dict[str, Any] = {"words": tuple(wrappers.DictObservationSpaceWrapper.get_minigrid_words())}
     layers = _layers(env)
     if layers & {*PHOTOS, *OTHERS}:
-        return found
-    # ImgObsWrapper shows the image alone
+        return arguments
+    # ImgObsWrapper returns only the image
     name = "image" if hasattr(env.observation_space, "spaces") else "observation"
     if ONE_HOT in layers:
-        return {**found, "flags": (name,)}
+        return {**arguments, "flags": (name,)}
     tables = (constants.OBJECT_TO_IDX, constants.COLOR_TO_IDX, constants.STATE_TO_IDX)
     kinds, colours, states = (max(table.values()) + 1 for table in tables)
-    return {**found, "codes": {name: (kinds, colours, max(states, DIRECTIONS))}}
+    return {**arguments, "codes": {name: (kinds, colours, max(states, DIRECTIONS))}}
 
 
 def time_limit(env: Any) -> int | None:
-    """Steps after which one of MiniGrid's truncates an episode by itself; BabyAI's say so once an episode has begun."""
+    """Return the steps after which MiniGrid truncates an episode. BabyAI sets them at the first reset."""
     if not hasattr(env.unwrapped, "max_steps"):
         return None
     if not env.unwrapped.max_steps:
@@ -48,9 +48,9 @@ def time_limit(env: Any) -> int | None:
 
 
 def _layers(env: Any) -> set[str]:
-    """Names of the classes of an environment's wrappers."""
-    found = set()
+    """Return the class names of an environment's wrappers."""
+    names = set()
     while env is not env.unwrapped:
-        found.add(type(env).__name__)
+        names.add(type(env).__name__)
         env = env.env
-    return found
+    return names

@@ -1,16 +1,16 @@
-"""Gymnasium's observation spaces as flat dictionaries of arrays that a policy can read. Python 3.8 and numpy alone.
+"""Conversion of gymnasium's observation spaces to flat dictionaries of arrays. Python 3.8 and numpy.
 
     space                       array
-    Discrete, MultiDiscrete     one-hot, one after the other: uint8 [Σ sizes]; starts other than 0 are taken off
-    MultiBinary                 0 or 1: uint8 [n]
-    Box                         float32, each component's bounds mapped to [−1, 1]; as it is where a bound is infinite,
-                                1e6 or more, or where both are equal
+    Discrete, MultiDiscrete     concatenated one-hot vectors, uint8 [Σ sizes]; starts other than 0 are subtracted
+    MultiBinary                 0 or 1, uint8 [n]
+    Box                         float32, with the bounds of each component mapped to [−1, 1]; components with an
+                                infinite bound, one of 1e6 or more, or equal bounds are unchanged
     Box that is an image        uint8 [H, W, C], see `image_layout`
-    Text                        left out, or a bag of words: uint8 [n]
-    Tuple, Dict                 their parts, named by their path: "camera.left", "pair.0"
+    Text                        left out, or a bag of words, uint8 [n]
+    Tuple, Dict                 their parts, named by path: "camera.left", "pair.0"
 
-What is no Tuple or Dict is called "observation". Spaces are recognised by the names of their classes, so gymnasium
-itself is not needed.
+A space that is neither Tuple nor Dict is called "observation". Spaces are recognized by class name, so gymnasium is not
+required.
 """
 
 from __future__ import annotations
@@ -26,25 +26,29 @@ from relic_jax.bridge.gym import minigrid
 from relic_jax.bridge.protocol import ArraySpec
 
 UNBOUNDED = 1e6
-"""From here on a bound says nothing about a component's scale."""
+"""Bounds from here on say nothing about the scale of a component."""
 LARGEST = 1 << 16
-"""Components of a one-hot vector, at most."""
+"""Maximum size of a one-hot vector."""
 SIDE, CHANNELS = 8, 16
-"""An image has at least that many pixels a side, and at most that many channels."""
+"""Minimum pixels per side and maximum channels of an image."""
 BUCKETS = 128
-"""Places for words outside the vocabulary, which are told apart by a hash."""
+"""Number of hash buckets for words outside the vocabulary."""
 
-Path = tuple  # of keys and indices that lead to a part of an observation
+Path = tuple  # keys and indices that lead to a part of an observation
 
 
 class SpaceError(ValueError):
-    """A space that cannot be encoded. One line."""
+    """A space is not supported. The message is a single line."""
 
 
 class Part(NamedTuple):
-    """One array. path: where it is in an observation. kind: image, bits (zeros and ones), or numbers.
+    """One array of the converted observation.
 
-    encode: from the environment's value, with any leading axes, to the array.
+    Attributes:
+        path: Location in the original observation.
+        spec: Dtype and shape.
+        kind: image, bits (zeros and ones) or numbers.
+        encode: Converts the environment's value, with any leading axes, to the array.
     """
 
     path: Path
@@ -54,9 +58,11 @@ class Part(NamedTuple):
 
 
 class Observations:
-    """Encodes the observations of a space. parts: by name, sorted. left_out: names of texts that are not encoded.
+    """An encoder of the observations of a space.
 
-    images, bits: names of the arrays that are images, and of those of zeros and ones.
+    Attributes:
+        parts: The arrays by name, sorted.
+        left_out: Names of texts that are not encoded.
     """
 
     def __init__(
@@ -67,28 +73,36 @@ class Observations:
         codes: dict[str, tuple[int, ...]] | None = None,
         flags: tuple[str, ...] = (),
     ) -> None:
-        """text: "omit", or "words". words: the vocabulary; other words share BUCKETS.
+        """Build the encoder.
 
-        codes: names of Boxes whose last axis holds categories, and how many there are of each (cells of a grid).
-        flags: names of Boxes of zeros and ones, whatever their bounds. Raises SpaceError, which names the space.
+        Args:
+            space: An observation space.
+            text: "omit" or "words" (a bag of words).
+            words: Vocabulary of the bag of words. Other words share BUCKETS.
+            codes: Names of Boxes whose last axis holds categories, such as cells of a grid, with the number of
+                categories of each entry.
+            flags: Names of Boxes of zeros and ones, whatever their bounds.
+
+        Raises:
+            SpaceError: A space is not supported, two parts have the same name, or nothing remains.
         """
-        found: dict[str, Part] = {}
+        parts: dict[str, Part] = {}
         self.left_out: tuple[str, ...] = ()
         for path, part in _leaves(space, ()):
             name = ".".join(map(str, path)) or "observation"
-            if name in found or name in self.left_out:
-                raise SpaceError(f"two parts of the observation are called {name!r}; allowed: names of their own")
+            if name in parts or name in self.left_out:
+                raise SpaceError(f"two parts of the observation are called {name!r}; allowed: different names")
             if _is_text(part) and text == "omit":
                 self.left_out += (name,)
             elif codes and name in codes:
-                found[name] = _codes(name, part, path, codes[name])
+                parts[name] = _codes(name, part, path, codes[name])
             elif name in flags:
-                found[name] = Part(path, ArraySpec("uint8", tuple(part.shape)), "bits", _bits)
+                parts[name] = Part(path, ArraySpec("uint8", tuple(part.shape)), "bits", _bits)
             else:
-                found[name] = _part(name, part, path, words)
-        if not found:
-            raise SpaceError(f"the observation space {space} has nothing to encode but {', '.join(self.left_out)}")
-        self.parts = {name: found[name] for name in sorted(found)}
+                parts[name] = _part(name, part, path, words)
+        if not parts:
+            raise SpaceError(f"the observation space {space} has no part to encode but {', '.join(self.left_out)}")
+        self.parts = {name: parts[name] for name in sorted(parts)}
 
     @property
     def specs(self) -> dict[str, ArraySpec]:
@@ -97,32 +111,34 @@ class Observations:
 
     @property
     def images(self) -> tuple[str, ...]:
-        """See the class."""
+        """Names of the arrays that are images."""
         return tuple(name for name, part in self.parts.items() if part.kind == "image")
 
     @property
     def bits(self) -> tuple[str, ...]:
-        """See the class."""
+        """Names of the arrays of zeros and ones."""
         return tuple(name for name, part in self.parts.items() if part.kind == "bits")
 
     def __call__(self, observation: Any) -> dict[str, np.ndarray]:
-        """The arrays by name, with the leading axes that the observation's have. Raises ValueError, which names it."""
-        found = {}
+        """Encode an observation with any leading axes. Raises ValueError if a value is out of range."""
+        arrays = {}
         for name, part in self.parts.items():
             value = observation
             for key in part.path:
                 value = value[key]
             try:
-                found[name] = part.encode(value)
+                arrays[name] = part.encode(value)
             except ValueError as error:
                 raise ValueError(f"observation {name!r} {error}") from None
-        return found
+        return arrays
 
 
 def tree(images: dict[str, Any], vector: Any) -> Any:
-    """What a policy reads: `vector`, an image, {"image": …, "vector": …}, or {"image": {name: …}, "vector": …}.
+    """Return the observation that a policy reads, from images by name and a vector [..., D].
 
-    images: by name. vector: [..., D]. A vector without components is left out where there are images.
+    Returns:
+        `vector`, an image, {"image": …, "vector": …} or {"image": {name: …}, "vector": …}. A vector without components
+        is left out if there are images.
     """
     if not images:
         return vector
@@ -133,9 +149,12 @@ def tree(images: dict[str, Any], vector: Any) -> Any:
 
 
 def assembled(arrays: dict[str, np.ndarray], images: tuple[str, ...], lead: int = 1) -> Any:
-    """The `tree` of an observation's arrays. Those that are no images are flattened to float32, sorted by name.
+    """Return the `tree` of an observation's arrays. All but images are flattened into a vector, sorted by name.
 
-    lead: how many leading axes they have.
+    Args:
+        arrays: The arrays by name.
+        images: Names of the images.
+        lead: Number of leading axes.
     """
     shape = next(iter(arrays.values())).shape[:lead]
     parts = [arrays[name].reshape(*shape, -1).astype(np.float32) for name in sorted(arrays) if name not in images]
@@ -144,11 +163,15 @@ def assembled(arrays: dict[str, np.ndarray], images: tuple[str, ...], lead: int 
 
 
 def reader(env: Any, text: str = "omit") -> Callable[[Any], Any]:
-    """From a gymnasium environment's observations to what a policy reads that was trained on it as `gym:ID`.
+    """Return a function that converts a gymnasium environment's observations for a policy trained on `gym:ID`.
 
-    env: also a vector environment, whose observations have a leading axis. text: `env.text` of the training. Of
-    MiniGrid's in vector environments, only those that hold their environments (SyncVectorEnv) can be read. Raises
-    SpaceError.
+    Args:
+        env: An environment, or a vector environment, whose observations have a leading axis. For MiniGrid, a vector
+            environment must hold its environments (SyncVectorEnv).
+        text: `env.text` of the training run.
+
+    Raises:
+        SpaceError: The observation space is not supported.
     """
     one = env.envs[0] if getattr(env, "envs", None) else env
     lead = int(hasattr(env, "num_envs"))
@@ -156,7 +179,7 @@ def reader(env: Any, text: str = "omit") -> Callable[[Any], Any]:
     encode = Observations(space, text, **(minigrid.meaning(one) if hasattr(one, "unwrapped") else {}))
 
     def read(observation: Any) -> Any:
-        with np.errstate(over="ignore"):  # who acts on it tests for what is not finite
+        with np.errstate(over="ignore"):  # the agent checks for non-finite values
             return assembled(encode(observation), encode.images, lead)
 
     return read
@@ -175,14 +198,14 @@ def _leaves(space: Any, path: Path) -> Iterator[tuple[Path, Any]]:
 
 
 def _kind(space: Any) -> str:
-    """The name of gymnasium's class that a space is of, also where it is of a subclass; its own where it is of none."""
+    """Return the name of the gymnasium class of a space, also for subclasses; for other classes their name."""
     known = ("Dict", "Tuple", "Box", "Discrete", "MultiDiscrete", "MultiBinary", "Text", "Sequence", "Graph", "OneOf")
     names = [base.__name__ for base in type(space).__mro__]
     return next((name for name in names if name in known), names[0])
 
 
 def _is_text(space: Any) -> bool:
-    """Text, and MiniGrid's missions."""
+    """Return whether a space is Text or a mission of MiniGrid."""
     dtype = getattr(space, "dtype", None)
     return _kind(space) in ("Text", "MissionSpace") or (dtype is not None and np.dtype(dtype).kind == "U")
 
@@ -201,16 +224,16 @@ def _part(name: str, space: Any, path: Path, words: tuple[str, ...]) -> Part:
             return Part(path, ArraySpec("float32", tuple(space.shape)), "numbers", _scaling(space))
         axes, shape = layout
         return Part(path, ArraySpec("uint8", shape), "image", _arranged(len(space.shape), axes, shape))
-    allowed = "Box, Discrete, MultiDiscrete, MultiBinary, Text, and Dict or Tuple of them (a wrapper can leave it out)"
+    allowed = "Box, Discrete, MultiDiscrete, MultiBinary, Text, and Dict or Tuple of them (a wrapper can remove it)"
     raise SpaceError(f"observation {name!r} is a {kind} space; allowed: {allowed}")
 
 
 def image_layout(box: Any) -> tuple[tuple[int, ...], tuple[int, int, int]] | None:
-    """(order of the axes, shape [H, W, C] after it) of a Box that is an image; None where it is none.
+    """Return (order of the axes, shape [H, W, C] in this order) of a Box that is an image, or None.
 
-    An image is uint8 with all bounds 0 and 255, of one of these shapes, with H and W at least SIDE, C at most CHANNELS
-    and less than both: [H, W], [H, W, C], [C, H, W], or a stack of N ≤ CHANNELS of one of the last two,
-    [N, H, W, C] or [N, C, H, W], whose frames become channels.
+    An image is uint8 with all bounds 0 and 255, H and W at least SIDE, and C at most CHANNELS and less than H and W.
+    Its shape is [H, W], [H, W, C] or [C, H, W], or [N, H, W, C] or [N, C, H, W], a stack of N ≤ CHANNELS frames, which
+    become channels.
     """
     shape = tuple(box.shape)
     if box.dtype != np.uint8 or not (np.all(box.low == 0) and np.all(box.high == 255)):
@@ -259,7 +282,7 @@ def _scaling(box: Any) -> Callable[[Any], np.ndarray]:
 
 
 def _categories(name: str, space: Any, path: Path) -> Part:
-    """Discrete and MultiDiscrete, of any shape."""
+    """Return the part of a Discrete or MultiDiscrete of any shape."""
     shape = tuple(space.shape)
     sizes = np.ravel(space.n if _kind(space) == "Discrete" else space.nvec).astype(np.int64)
     starts = np.broadcast_to(np.ravel(getattr(space, "start", 0)), sizes.shape).astype(np.int64)
@@ -277,26 +300,27 @@ def _categories(name: str, space: Any, path: Path) -> Part:
 
 def _codes(name: str, box: Any, path: Path, sizes: tuple[int, ...]) -> Part:
     if box.shape[-1] != len(sizes):
-        raise SpaceError(f"observation {name!r} has {box.shape[-1]} codes a cell; allowed: {len(sizes)}")
+        raise SpaceError(f"observation {name!r} has {box.shape[-1]} codes per cell; allowed: {len(sizes)}")
     spec = ArraySpec("uint8", (*box.shape[:-1], sum(sizes)))
     return Part(path, spec, "bits", OneHot(np.array(sizes), np.zeros(len(sizes), np.int64)))
 
 
 class OneHot:
-    """[..., k] integers → uint8 [..., Σ sizes]. sizes, starts: int [k], of each of them."""
+    """Conversion of integers [..., k] with `sizes` and `starts`, int [k], to uint8 [..., Σ sizes]."""
 
     def __init__(self, sizes: np.ndarray, starts: np.ndarray) -> None:
         self.sizes, self.starts = sizes, starts
         self.first = np.cumsum(sizes) - sizes
 
     def __call__(self, value: np.ndarray) -> np.ndarray:
-        """Raises ValueError where one is outside of its range."""
+        """Convert integers. Raises ValueError if one is out of range."""
         index = np.asarray(value).astype(np.int64) - self.starts
         bad = (index < 0) | (index >= self.sizes)
         if bad.any():
-            which = int(np.argwhere(bad)[0][-1])
-            allowed = f"{self.starts[which]} … {self.starts[which] + self.sizes[which] - 1}"
-            raise ValueError(f"is {np.asarray(value)[bad].flat[0]} in component {which}; allowed: {allowed}")
+            component = int(np.argwhere(bad)[0][-1])
+            start = self.starts[component]
+            allowed = f"{start} … {start + self.sizes[component] - 1}"
+            raise ValueError(f"is {np.asarray(value)[bad].flat[0]} in component {component}; allowed: {allowed}")
         flat = np.zeros((index.size // max(len(self.sizes), 1), int(self.sizes.sum())), np.uint8)
         np.put_along_axis(flat, (index + self.first).reshape(len(flat), -1), 1, axis=1)
         return flat.reshape(*index.shape[:-1], -1)
@@ -305,22 +329,22 @@ class OneHot:
 def _bits(value: Any) -> np.ndarray:
     array = np.asarray(value)
     if not np.isin(array, (0, 1)).all():
-        raise ValueError("is no array of 0 and 1")
+        raise ValueError("is not an array of 0 and 1")
     return array.astype(np.uint8)
 
 
 class BagOfWords:
-    """A text, or a sequence of texts → uint8 [..., len(words) + BUCKETS]: which words it has, in any order."""
+    """Conversion of a text, or of a sequence of texts, to its set of words, uint8 [..., len(words) + BUCKETS]."""
 
     def __init__(self, words: tuple[str, ...]) -> None:
         self.places = {word: index for index, word in enumerate(words)}
 
     def __call__(self, value: Any) -> np.ndarray:
-        """Letters' case and punctuation do not count."""
+        """Convert a text or a sequence of texts. Case and punctuation are ignored."""
         if not isinstance(value, str):
             return np.stack([self(text) for text in value])
-        found = np.zeros(len(self.places) + BUCKETS, np.uint8)
+        bag = np.zeros(len(self.places) + BUCKETS, np.uint8)
         for word in re.findall(r"\w+", value.lower()):
             other = len(self.places) + zlib.crc32(word.encode()) % BUCKETS
-            found[self.places.get(word, other)] = 1
-        return found
+            bag[self.places.get(word, other)] = 1
+        return bag

@@ -1,8 +1,8 @@
-"""What `python -m relic_jax_worker` runs: finds this library, and nothing else of the learner's, and starts a worker.
+"""Start a worker: `python -m relic_jax_worker`. The worker can import this library and no other package of the learner.
 
-The library may lie in a site-packages folder beside compiled packages of another Python, so that folder must not be on
-the worker's path. This folder, which holds only this file, is. In a checkout, the folders `envs` and `experiments` lie
-beside `relic_jax`; an installed library has them inside.
+The library can be in a site-packages folder beside compiled packages of another Python, so that folder must not be on
+the worker's path. The folder of this file, which holds no other file, is on it instead. In a checkout, the folders
+`envs` and `experiments` are beside `relic_jax`; an installed library contains them.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ for _name in ("envs", "experiments"):
 
 
 class LibraryFinder:
-    """A finder for `PACKAGES`; the modules inside them are found as usual."""
+    """A finder for `PACKAGES`. Modules inside them are found as usual."""
 
     @staticmethod
     def find_spec(name, path=None, target=None):
-        """The spec of one of `PACKAGES`, else None."""
+        """Return the spec of one of `PACKAGES`, or None."""
         folder = PACKAGES.get(name)
         if folder is None:
             return None

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from relic_jax.envs.firstperson.renderer import Lens, render
+from relic_jax.envs.firstperson.lens import Lens
+from relic_jax.envs.firstperson.renderer import render
 from relic_jax.envs.firstperson.room import CORNER_COLOURS, RoomTask
 from relic_jax.envs.firstperson.scene import Camera, Scene, cubes, plain_walls, rectangle_walls
 from relic_jax.envs.registry import make

@@ -19,8 +19,10 @@ from relic_jax.envs.firstperson import house
 from relic_jax.envs.firstperson.geodesic import distance_at, distances
 from relic_jax.envs.firstperson.house import DOWN, FORWARD, LEFT, PRESETS, RIGHT, STOP, UP, HouseNav, slide
 from relic_jax.envs.firstperson.house_plan import CATEGORIES, CELL, HouseConfig, build_house
+from relic_jax.envs.firstperson.lens import Lens
+from relic_jax.envs.firstperson.paint import FIRST_SOLID
 from relic_jax.envs.firstperson.plan import touches_walls
-from relic_jax.envs.firstperson.renderer import FIRST_SOLID, Lens, render_objects
+from relic_jax.envs.firstperson.renderer import render_objects
 from relic_jax.envs.firstperson.scene import RoomTooSmallError, TooManyObjectsError
 from relic_jax.envs.registry import make
 

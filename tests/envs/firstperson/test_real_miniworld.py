@@ -12,8 +12,9 @@ gymnasium = pytest.importorskip("gymnasium")
 miniworld = pytest.importorskip("miniworld.miniworld", exc_type=ImportError)
 opengl = pytest.importorskip("miniworld.opengl")
 
-from relic_jax.envs.firstperson.levels import LevelState, LevelTask  # noqa: E402
-from relic_jax.envs.firstperson.renderer import Lens, render  # noqa: E402
+from relic_jax.envs.firstperson.lens import Lens  # noqa: E402
+from relic_jax.envs.firstperson.level import LevelState, LevelTask  # noqa: E402
+from relic_jax.envs.firstperson.renderer import render  # noqa: E402
 from relic_jax.envs.registry import make  # noqa: E402
 
 LEVELS = {

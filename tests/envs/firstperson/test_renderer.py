@@ -10,16 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relic_jax.envs.firstperson.renderer import (
-    FIRST_SOLID,
-    MAX_SOLIDS,
-    NOTHING,
-    WALL,
-    Lens,
-    render,
-    render_depth,
-    render_objects,
-)
+from relic_jax.envs.firstperson.lens import Lens
+from relic_jax.envs.firstperson.paint import BACKGROUND, FIRST_SOLID, MAX_SOLIDS, WALL
+from relic_jax.envs.firstperson.renderer import render, render_depth, render_objects
 from relic_jax.envs.firstperson.resize import resize, resize_matrix
 from relic_jax.envs.firstperson.scene import (
     BOX,
@@ -35,7 +28,6 @@ from relic_jax.envs.firstperson.scene import (
     Solids,
     TooManyObjectsError,
     cubes,
-    no_solids,
     plain_walls,
     rectangle_walls,
     shade,
@@ -45,6 +37,16 @@ WHITE = np.ones(3, np.float32)
 ROOM = rectangle_walls(0, 6, 0, 6)
 LENS = Lens(41, 31)  # odd: a column and a row lie exactly in the middle
 SHAPES = (BOX, CYLINDER, SPHERE)
+EMPTY = Solids(
+    centre=np.zeros((0, 2), np.float32),
+    yaw=np.zeros(0, np.float32),
+    half=np.zeros((0, 2), np.float32),
+    bottom=np.zeros(0, np.float32),
+    top=np.zeros(0, np.float32),
+    colour=np.zeros((0, 3), np.float32),
+    shape=np.zeros(0, np.int32),
+    shapes=(),
+)
 
 
 def looking(x, z, degrees, **options):
@@ -54,7 +56,8 @@ def looking(x, z, degrees, **options):
 
 
 def room(solids=None, **options):
-    return Scene(plain_walls(ROOM), no_solids() if solids is None else solids, WHITE, WHITE, **options)
+    solids = EMPTY if solids is None else solids
+    return Scene(plain_walls(ROOM), solids, WHITE, WHITE, **options)
 
 
 def solids(rows):
@@ -123,7 +126,7 @@ def test_depth_of_level_and_upright_surfaces():
 def test_the_sky_is_infinitely_far_and_of_its_own_colour():
     scene = room(open_sky=True).replace(ceiling=np.asarray(SKY, np.float32))
     image, objects = drawer(LENS)(scene, looking(3, 3, 0))
-    assert image[0, 20].tolist() == [64, 209, 255] and objects[0, 20] == NOTHING
+    assert image[0, 20].tolist() == [64, 209, 255] and objects[0, 20] == BACKGROUND
     assert np.isinf(np.asarray(drawer(LENS, render_depth)(scene, looking(3, 3, 0)))[0, 20])
 
 
@@ -143,7 +146,7 @@ def reference_ids(scene, camera, lens):
     eye = np.array([camera.position[0], EYE_HEIGHT, camera.position[1]], float)
     with np.errstate(divide="ignore", invalid="ignore"):
         nearest = np.where(v < 0, -EYE_HEIGHT / v, (WALL_HEIGHT - EYE_HEIGHT) / v)
-        ids = np.full(u.shape, NOTHING)
+        ids = np.full(u.shape, BACKGROUND)
         for axis, wall in ((0, 0.0), (0, 6.0), (2, 0.0), (2, 6.0)):
             t = (wall - eye[axis]) / ray[..., axis]
             hit = (t > 0) & (t < nearest)
@@ -261,7 +264,8 @@ def test_four_samples_are_the_mean_of_four_pixels_of_a_finer_picture():
     fine = np.asarray(drawer(Lens(80, 60), render)(scene, camera)).astype(int).reshape(15, 4, 20, 4, 3)
     mean = sum(fine[:, row, :, column] for column, row in ((1, 3), (3, 2), (0, 1), (2, 0))) / 4
     coarse = np.asarray(drawer(Lens(20, 15, samples=4), render)(scene, camera))
-    np.testing.assert_allclose(coarse, mean, atol=0.5)
+    # Exact: colours are flat, so every sample has the bytes of its fine pixel, and the mean is rounded half up.
+    np.testing.assert_array_equal(coarse, np.floor(mean + 0.5))
     assert (mean % 1 != 0).any()
 
 

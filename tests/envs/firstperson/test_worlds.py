@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relic_jax.environment.base import TrialRecord, num_tasks, split_hash
-from relic_jax.envs.firstperson import levels, room
-from relic_jax.envs.firstperson.levels import Level, LevelState, LevelTask, Maze, maze_plan
+from relic_jax.envs.firstperson import level, levels, room
+from relic_jax.envs.firstperson.level import Level, LevelState, LevelTask
+from relic_jax.envs.firstperson.maze import Maze, maze_plan
 from relic_jax.envs.firstperson.plan import Door, Plan, touches_walls
 from relic_jax.envs.firstperson.room import OBJECT_RADIUS, Room, RoomState
 from relic_jax.envs.firstperson.scene import RoomTooSmallError, UnreachableTargetError
@@ -174,7 +175,7 @@ def test_touching_a_wall_is_being_near_one_of_its_points(ends, place):
 def test_starts_and_boxes_are_clear_of_walls(name):
     env = levels.PRESETS[name]
     tasks = jax.tree.map(lambda x: x[:20], env.tasks("test"))
-    box_in_wall = jax.vmap(lambda t: touches_walls(jnp.asarray(t.box), levels.BOX_RADIUS - 1e-4, env.walls(t)))(tasks)
+    box_in_wall = jax.vmap(lambda t: touches_walls(jnp.asarray(t.box), level.BOX_RADIUS - 1e-4, env.walls(t)))(tasks)
     assert not box_in_wall.any()
 
     def blocked(key, task):
@@ -213,7 +214,7 @@ def test_reaching_the_box_is_worth_less_the_later_and_wins_over_the_time_limit()
         timestep = env.transition(KEY, state, jnp.int32(2), task)[1]
         return float(timestep.reward), bool(timestep.terminated), bool(timestep.truncated)
 
-    near = 5 - levels.REACH - 0.1  # the step of 0.15 m ends within reach, 5 cm from where it would be refused
+    near = 5 - level.REACH - 0.1  # the step of 0.15 m ends within reach, 5 cm from where it would be refused
     assert after(89, near) == (pytest.approx(1 - 0.2 * 90 / 180), True, False)
     assert after(179, near) == (pytest.approx(0.8), True, False)
     assert after(179, 2.0) == (0.0, False, True) and after(10, 2.0) == (0.0, False, False)
@@ -241,7 +242,7 @@ def test_unreachable_targets_are_refused_by_name():
 
 
 def test_unknown_layouts_are_refused():
-    with pytest.raises(ValueError, match=r"layout must be one of .*'circle'"):
+    with pytest.raises(ValueError, match="layout is 'circle'; allowed: 'corners', 'open'"):
         Room("room", "circle")
 
 
