@@ -12,7 +12,7 @@ SIDE = 200  # pixels; minimum of the shorter side
 LONGEST = 1000  # pixels; the longer side is not enlarged beyond it
 
 
-def enlarged(frame: np.ndarray) -> np.ndarray:
+def enlarge(frame: np.ndarray) -> np.ndarray:
     """Enlarge a small image, uint8 [H, W, 3], by an integer factor, until both sides have SIDE pixels or more."""
     height, width = frame.shape[:2]
     times = max(1, min(-(-SIDE // min(height, width)), LONGEST // max(height, width)))
@@ -22,7 +22,7 @@ def enlarged(frame: np.ndarray) -> np.ndarray:
 def write_gif(path: str | os.PathLike[str], frames: np.ndarray, fps: float = 12.0) -> None:
     """Write frames as an endlessly repeating GIF.
 
-    Small frames are `enlarged`. The file is written atomically. Equal consecutive frames are stored as one frame with
+    Small frames are enlarged. The file is written atomically. Equal consecutive frames are stored as one frame with
     a longer duration. GIF durations are multiples of 10 ms, so the frame rate is approximate.
 
     Args:
@@ -31,7 +31,7 @@ def write_gif(path: str | os.PathLike[str], frames: np.ndarray, fps: float = 12.
         fps: Frames per second.
     """
     path = Path(path)
-    first, *others = (Image.fromarray(enlarged(frame)) for frame in frames)
+    first, *others = (Image.fromarray(enlarge(frame)) for frame in frames)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         first.save(

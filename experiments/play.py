@@ -15,7 +15,7 @@ from relic_jax.environment.base import Discrete, Environment, Split, TrialRecord
 from relic_jax.environment.trials import Trials
 from relic_jax.envs import registry
 from relic_jax.envs.darkroom.render import BLUE, GRID_LINE, ORANGE, WHITE, running_returns
-from relic_jax.envs.render import enlarged, write_gif
+from relic_jax.envs.render import enlarge, write_gif
 from relic_jax.evaluate import in_context_curves, one_task
 from relic_jax.experiments import run
 from relic_jax.loading import LoadedPolicy
@@ -71,7 +71,7 @@ def beside(frames: np.ndarray, trial: TrialRecord, episodes: int, names: tuple[s
     frames: uint8 [n, H, W, 3], of n evenly spaced steps of the trial, as every environment draws them; small ones are
     enlarged. names: of discrete actions, which the panel tells; None: it does not.
     """
-    frames = np.stack([enlarged(frame) for frame in frames])
+    frames = np.stack([enlarge(frame) for frame in frames])
     index = np.cumsum(trial.first) - 1
     running = running_returns(trial.reward, index)
     steps = np.linspace(0, len(index) - 1, len(frames)).round().astype(int)

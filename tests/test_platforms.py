@@ -102,8 +102,8 @@ def test_a_worker_starts_and_ends_as_on_macos(monkeypatch):
     monkeypatch.delattr("os.memfd_create", raising=False)
     worker = Process(0)
     worker.start(sys.executable, (), {}, 30.0)
-    worker.say_hello("relic_jax.experiments.faults.corridor:Corridor", {}, 1, 1)
+    worker.send_hello("relic_jax.experiments.faults.corridor:Corridor", {}, 1, 1)
     assert worker.channel.receive()["op"] in ("hello", "error")
-    worker.ask_to_close()
+    worker.request_close()
     worker.close(grace=5.0)
     assert worker.pid is None

@@ -149,11 +149,11 @@ def draw(random: np.random.RandomState, recipe: Recipe) -> Drawn:
 def generate(name: str, seed: int = 42) -> Rulesets:
     """Return the rulesets of a recipe, without duplicates of goal and rules. Takes a second."""
     recipe, random = RECIPES[name], np.random.RandomState(seed)
-    found: dict[tuple, Drawn] = {}
-    while len(found) < recipe.count:
+    unique: dict[tuple, Drawn] = {}
+    while len(unique) < recipe.count:
         drawn = draw(random, recipe)
-        found.setdefault((drawn.goal, drawn.rules), drawn)
-    all_drawn = list(found.values())
+        unique.setdefault((drawn.goal, drawn.rules), drawn)
+    all_drawn = list(unique.values())
     goal = np.stack([_filled(np.array(d.goal), (GOAL_LENGTH,)) for d in all_drawn])
     rules = max(1, *(len(d.rules) for d in all_drawn))
     tiles = max(len(d.tiles) for d in all_drawn)

@@ -74,14 +74,14 @@ def nearest_wall(walls: Walls, camera: Camera, u: jax.Array, paint: Paint, textu
     if textured:
         payload += paint.payload(Surface(jnp.asarray(walls.colour) * DARKER, shades, WALL))
     start = (jnp.zeros_like(u), tuple(jnp.zeros(u.shape, x.dtype) for x in payload))
-    near, seen = _loop(lambda best, wall: _nearer_wall(u, best, wall), start, (forward, right, *line, payload))
+    near, painted = _loop(lambda best, wall: _nearer_wall(u, best, wall), start, (forward, right, *line, payload))
     if textured:
         odd = _odd_board(near, camera, u)
-        half = len(seen) // 2
-        seen = tuple(jnp.where(odd, dark, plain) for plain, dark in zip(seen[:half], seen[half:], strict=True))
-    seen = paint.stamp(seen, near)
+        half = len(painted) // 2
+        painted = tuple(jnp.where(odd, dark, plain) for plain, dark in zip(painted[:half], painted[half:], strict=True))
+    painted = paint.stamp(painted, near)
     low, high = -camera.height * near, (WALL_HEIGHT - camera.height) * near
-    return Columns(near, low, high, high, seen, seen)
+    return Columns(near, low, high, high, painted, painted)
 
 
 def _odd_board(near: jax.Array, camera: Camera, u: jax.Array) -> jax.Array:

@@ -348,8 +348,8 @@ def clear_way(free: jax.Array, start: jax.Array, end: jax.Array) -> jax.Array:
     """Return whether the segment from `start` to the center `end` of an object, [2] each, is free, bool []."""
     places = start + jnp.linspace(0.0, 1.0, 24)[:, None] * (end - start)
     x, z = jnp.floor(places / CELL).astype(jnp.int32).T
-    own = jnp.sum((places - end) ** 2, -1) < (OBJECT * CELL) ** 2 / 2  # the square that the object occupies
-    return jnp.all(free[x, z] | own)
+    occupied = jnp.sum((places - end) ** 2, -1) < (OBJECT * CELL) ** 2 / 2  # the square that the object occupies
+    return jnp.all(free[x, z] | occupied)
 
 
 def slide(free: jax.Array, position: jax.Array, towards: jax.Array) -> jax.Array:

@@ -208,12 +208,12 @@ def _partition(key: jax.Array, config: HouseConfig) -> tuple[jax.Array, jax.Arra
     return jnp.concatenate(walls), jnp.concatenate(is_split), jnp.concatenate(along_x)
 
 
-def _cells_in(rectangles: jax.Array, there: jax.Array, cells: int) -> jax.Array:
-    """Return the cells of each rectangle, bool [R, n, n]; none if `there`, bool [R], is false."""
+def _cells_in(rectangles: jax.Array, present: jax.Array, cells: int) -> jax.Array:
+    """Return the cells of each rectangle, bool [R, n, n]; none if `present`, bool [R], is false."""
     index = jnp.arange(cells)
     x0, x1, z0, z1 = (side[:, None] for side in rectangles.T)
     in_x, in_z = (index >= x0) & (index < x1), (index >= z0) & (index < z1)
-    return in_x[:, :, None] & in_z[:, None, :] & there[:, None, None]
+    return in_x[:, :, None] & in_z[:, None, :] & present[:, None, None]
 
 
 def _doors(
@@ -279,11 +279,11 @@ def _put(
     cells = solid.shape[0]
     possible = _fits(~solid & ~forbidden, width, depth)
     best = jnp.argmax(jnp.where(possible, 1.0 + jax.random.uniform(key, possible.shape), 0.0).reshape(-1))
-    corner, found = jnp.stack([best // cells, best % cells]).astype(jnp.int32), possible.any()
+    corner, fits = jnp.stack([best // cells, best % cells]).astype(jnp.int32), possible.any()
     rectangle = jnp.stack([corner[0], corner[0] + width, corner[1], corner[1] + depth])
-    block = _cells_in(rectangle[None], found[None], cells)[0]
-    ring = _cells_in((rectangle + jnp.array([-1, 1, -1, 1]))[None], found[None], cells)[0]
-    return corner, found, solid | block, forbidden | ring
+    block = _cells_in(rectangle[None], fits[None], cells)[0]
+    ring = _cells_in((rectangle + jnp.array([-1, 1, -1, 1]))[None], fits[None], cells)[0]
+    return corner, fits, solid | block, forbidden | ring
 
 
 def _furnish(
@@ -294,9 +294,9 @@ def _furnish(
     heights = jax.random.uniform(jax.random.fold_in(key, config.furniture), (config.furniture,), minval=0.4, maxval=1.1)
     for index in range(config.furniture):
         width, depth = FURNITURE[index % len(FURNITURE)]
-        corner, found, solid, forbidden = _put(jax.random.fold_in(key, index), solid, forbidden, width, depth)
+        corner, fits, solid, forbidden = _put(jax.random.fold_in(key, index), solid, forbidden, width, depth)
         half = jnp.array([width, depth]) * CELL / 2
-        rows.append(jnp.concatenate([corner * CELL + half, half, jnp.where(found, heights[index], 0.0)[None]]))
+        rows.append(jnp.concatenate([corner * CELL + half, half, jnp.where(fits, heights[index], 0.0)[None]]))
     return jnp.array(rows).reshape(config.furniture, 5), solid, forbidden
 
 
@@ -306,11 +306,11 @@ def _place_objects(
     """Place objects. Return their centers, float32 [C·I, 2], whether each has a place, and the solid cells."""
 
     def place(carry: tuple[jax.Array, jax.Array], key: jax.Array):
-        corner, found, solid, forbidden = _put(key, *carry, OBJECT, OBJECT)
-        return (solid, forbidden), ((corner + OBJECT / 2) * CELL, found)
+        corner, fits, solid, forbidden = _put(key, *carry, OBJECT, OBJECT)
+        return (solid, forbidden), ((corner + OBJECT / 2) * CELL, fits)
 
-    (solid, _), (centre, found) = jax.lax.scan(place, (solid, forbidden), jax.random.split(key, config.objects))
-    return centre.astype(jnp.float32), found, solid
+    (solid, _), (centre, fits) = jax.lax.scan(place, (solid, forbidden), jax.random.split(key, config.objects))
+    return centre.astype(jnp.float32), fits, solid
 
 
 def _sources(place: jax.Array, present: jax.Array, config: HouseConfig) -> jax.Array:
@@ -335,8 +335,8 @@ def _wall_pieces(
         start, stop = door[2], door[3]
         faces = [((p, a), (p, b)) for p in (p0, p1) for a, b in ((low, start), (stop, high))]
         faces += [((p0, s), (p1, s)) for s in (start, stop)]
-        found = jnp.array(faces)
-        return jnp.where(along_x, found, found[..., ::-1])
+        ends = jnp.array(faces)
+        return jnp.where(along_x, ends, ends[..., ::-1])
 
     inner = jax.vmap(pieces)(walls, doors, along_x) * is_split[:, None, None, None]
     outer = jnp.asarray(rectangle_walls(0, config.cells, 0, config.cells))

@@ -99,24 +99,24 @@ def _paint(scene: Scene, camera: Camera, lens: Lens, u: jax.Array, v: jax.Array,
         behind = separately(solid_columns(scene.backdrop, camera, u, jnp.zeros_like(u), paint))
     v = v[:, None]
     floor, ceiling = _level_payloads(scene, camera, u, v, paint)
-    picture = tuple(jnp.where(v < 0, low, high) for low, high in zip(floor, ceiling, strict=True))
+    image = tuple(jnp.where(v < 0, low, high) for low, high in zip(floor, ceiling, strict=True))
     if behind is not None:
-        picture = _over(picture, behind, v)
-    picture = _over(picture, jax.tree.map(lambda x: x[None], wall), v)
-    picture = _over(picture, solids, v)
-    return tuple(jnp.broadcast_to(p, (lens.height, lens.width)) for p in picture)
+        image = _over(image, behind, v)
+    image = _over(image, jax.tree.map(lambda x: x[None], wall), v)
+    image = _over(image, solids, v)
+    return tuple(jnp.broadcast_to(p, (lens.height, lens.width)) for p in image)
 
 
-def _over(picture: tuple[jax.Array, ...], layers: Columns, v: jax.Array) -> tuple[jax.Array, ...]:
-    """Paint layers, [L, W], nearest first, over a picture. v: float32 [H, 1]."""
+def _over(image: tuple[jax.Array, ...], layers: Columns, v: jax.Array) -> tuple[jax.Array, ...]:
+    """Paint layers, [L, W], nearest first, over a image. v: float32 [H, 1]."""
     for index in reversed(range(layers.low.shape[0])):
         layer = jax.tree.map(lambda x, i=index: x[i], layers)
         covered, below = (v >= layer.low) & (v < layer.high), v < layer.mid
-        picture = tuple(
+        image = tuple(
             jnp.where(covered, jnp.where(below, lower, upper), old)
-            for old, lower, upper in zip(picture, layer.lower, layer.upper, strict=True)
+            for old, lower, upper in zip(image, layer.lower, layer.upper, strict=True)
         )
-    return picture
+    return image
 
 
 def _level_payloads(

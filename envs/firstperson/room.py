@@ -308,20 +308,20 @@ def open_layouts(side: float, count: int, seed: int) -> RoomTask:
         RoomTooSmallError: 200,000 draws contain too few layouts.
     """
     random = np.random.RandomState(seed)
-    room, found = side - 2 * OBJECT_RADIUS, []
+    room, accepted = side - 2 * OBJECT_RADIUS, []
     for _ in range(20):
         if room <= 0:
             break
         centre = OBJECT_RADIUS + room * random.uniform(size=(10_000, OBJECTS, 2))
         gaps = np.linalg.norm(centre[:, :, None] - centre[:, None], axis=-1) + 2 * side * np.eye(OBJECTS)
         from_centre = np.linalg.norm(centre - side / 2, axis=-1)
-        found.append(centre[(gaps.min((1, 2)) >= APART) & (from_centre.min(1) >= CLEAR_OF_CENTRE)])
-        if sum(map(len, found)) >= count:
+        accepted.append(centre[(gaps.min((1, 2)) >= APART) & (from_centre.min(1) >= CLEAR_OF_CENTRE)])
+        if sum(map(len, accepted)) >= count:
             break
-    if sum(map(len, found)) < count:
-        raise RoomTooSmallError(f"side is {side}; allowed: a room that {OBJECTS} objects fit in, 6 metres are plenty")
+    if sum(map(len, accepted)) < count:
+        raise RoomTooSmallError(f"side is {side}; allowed: a side that leaves room for {OBJECTS} objects, such as 6")
     return RoomTask(
-        centre=np.concatenate(found)[:count].astype(np.float32),
+        centre=np.concatenate(accepted)[:count].astype(np.float32),
         yaw=random.uniform(0, math.pi / 2, (count, OBJECTS)).astype(np.float32),
         shape=random.randint(0, 3, (count, OBJECTS)).astype(np.int32),
         colour=random.uniform(size=(count, len(PALETTE))).argsort(1)[:, :OBJECTS].astype(np.int32),

@@ -43,14 +43,14 @@ def nearest_in_view(solids: Solids, camera: Camera, lens: Lens) -> Solids:
         return solids
     forward, right = in_view(solids.centre, camera)
     radius, edge = jnp.linalg.norm(jnp.asarray(solids.half), axis=-1), float(lens.columns(0.0)[0])
-    seen = (forward > -radius) & (jnp.abs(right) + edge * forward < radius * math.hypot(1, edge))
-    seen &= jnp.asarray(solids.top) > jnp.asarray(solids.bottom)
-    order = jnp.where(seen, forward**2 + right**2, jnp.inf)
+    visible = (forward > -radius) & (jnp.abs(right) + edge * forward < radius * math.hypot(1, edge))
+    visible &= jnp.asarray(solids.top) > jnp.asarray(solids.bottom)
+    order = jnp.where(visible, forward**2 + right**2, jnp.inf)
     index = jnp.arange(count)
     before = (order < order[:, None]) | ((order == order[:, None]) & (index < index[:, None]))
     rank = before.sum(1)
-    chosen = jnp.sum(jnp.where(rank == jnp.arange(lens.solids)[:, None], index, 0), 1)
-    return jax.tree.map(lambda x: jnp.asarray(x)[chosen], solids)
+    nearest = jnp.sum(jnp.where(rank == jnp.arange(lens.solids)[:, None], index, 0), 1)
+    return jax.tree.map(lambda x: jnp.asarray(x)[nearest], solids)
 
 
 def solid_columns(solids: Solids, camera: Camera, u: jax.Array, wall: jax.Array, paint: Paint) -> Columns:
@@ -67,14 +67,14 @@ def solid_columns(solids: Solids, camera: Camera, u: jax.Array, wall: jax.Array,
     shape = jnp.asarray(solids.shape)[:, None]
     columns = None
     for kind in solids.shapes:
-        found = make[kind](solids, camera, u, paint)
-        columns = found if columns is None else _where(shape == kind, found, columns)
+        of_kind = make[kind](solids, camera, u, paint)
+        columns = of_kind if columns is None else _where(shape == kind, of_kind, columns)
     if columns is None:
         empty = tuple(jnp.zeros((0, *u.shape), x.dtype) for x in paint.payload(Surface(jnp.zeros((0, 3)), 1.0, 0)))
         return Columns(*(jnp.zeros((0, *u.shape)),) * 4, empty, empty)
-    seen = (columns.near > wall) & (jnp.asarray(solids.top) > jnp.asarray(solids.bottom))[:, None]
-    low, high = jnp.where(seen, columns.low, NEVER), jnp.where(seen, columns.high, NEVER)
-    return columns._replace(near=jnp.where(seen, columns.near, 0.0), low=low, high=high)
+    visible = (columns.near > wall) & (jnp.asarray(solids.top) > jnp.asarray(solids.bottom))[:, None]
+    low, high = jnp.where(visible, columns.low, NEVER), jnp.where(visible, columns.high, NEVER)
+    return columns._replace(near=jnp.where(visible, columns.near, 0.0), low=low, high=high)
 
 
 def _where(condition: jax.Array, first: Columns, second: Columns) -> Columns:
@@ -104,7 +104,7 @@ def _box_columns(solids: Solids, camera: Camera, u: jax.Array, paint: Paint) -> 
     forward, right = in_view(jnp.asarray(solids.centre)[:, None] + corners, camera)
     side = [right[:, k, None] - u * forward[:, k, None] > 0 for k in range(4)]  # side of the ray of each corner, [N, W]
     near = far = jnp.zeros((corners.shape[0], *u.shape))
-    seen = tuple(jnp.zeros(near.shape, x.dtype) for x in paint.payload(_surface(solids, 1.0)))
+    sides = tuple(jnp.zeros(near.shape, x.dtype) for x in paint.payload(_surface(solids, 1.0)))
     for k, normal in enumerate((ahead, -aside, -ahead, aside)):
         after = (k + 1) % 4
         a, b = edge(forward[:, k], right[:, k], forward[:, after], right[:, after])
@@ -112,8 +112,8 @@ def _box_columns(solids: Solids, camera: Camera, u: jax.Array, paint: Paint) -> 
         enters, leaves = ~side[k] & side[after], side[k] & ~side[after]
         near, far = jnp.where(enters, inverse, near), jnp.where(leaves, inverse, far)
         payload = paint.payload(_surface(solids, shade_upright(normal)))
-        seen = tuple(jnp.where(enters, new[:, None], old) for new, old in zip(payload, seen, strict=True))
-    return _prism(solids, camera, near, far, seen, paint)
+        sides = tuple(jnp.where(enters, new[:, None], old) for new, old in zip(payload, sides, strict=True))
+    return _prism(solids, camera, near, far, sides, paint)
 
 
 def _circle(solids: Solids, camera: Camera, u: jax.Array) -> tuple[jax.Array, ...]:

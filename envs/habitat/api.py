@@ -1,7 +1,7 @@
-"""The slice of habitat-sim that we use, made the same for all its versions (0.2.5 to the newest) and for `soft`.
+"""The part of habitat-sim that this library uses, with one interface for its versions from 0.2.5 on and for `soft`.
 
-Everything that depends on the simulator's version is in this file. Worker side: Python 3.8 and numpy.
-Positions are float32 [3] (y up), headings are radians about y (0: along −z, positive: to the left).
+All code that depends on the version of the simulator is in this file. Positions are float32 [3] with y up; headings are
+radians about y (0 is along −z, positive to the left). Runs in a worker process: Python 3.8 and numpy.
 """
 
 from __future__ import annotations
@@ -23,11 +23,25 @@ HOW = (
     "and give its interpreter with --habitat-python PATH; or leave --backend at soft"
 )
 ACTIONS = ("stop", "move_forward", "turn_left", "turn_right", "look_up", "look_down")
-"""Names by index; stop never reaches the simulator."""
+"""Names of the actions by index. The simulator never receives stop."""
 
 
 class Settings(NamedTuple):
-    """size: pixels of the square camera. hfov: degrees. eye: metres. turn: degrees. gpu: −1 renders in software."""
+    """Settings of the simulation.
+
+    Attributes:
+        backend: soft or habitat.
+        scene_dataset: "default", or a *.scene_dataset_config.json.
+        size: Pixels of a side of the square camera image.
+        hfov: Horizontal field of view, in degrees.
+        eye: Height of the camera, in meters.
+        height: Height of the agent, in meters.
+        radius: Radius of the agent, in meters.
+        forward: Meters of a step forward.
+        turn: Degrees of a turn.
+        gpu: Index of the GPU that renders; −1: software rendering.
+        objects: Folder of object templates.
+    """
 
     backend: str = "soft"
     scene_dataset: str = "default"
@@ -43,7 +57,13 @@ class Settings(NamedTuple):
 
 
 class Observation(NamedTuple):
-    """rgb: uint8 [H, W, 3]. ids: int64 [H, W], numbers of objects as given to `place`, 0 elsewhere. collided: bool."""
+    """An observation.
+
+    Attributes:
+        rgb: Uint8 [H, W, 3].
+        ids: Int64 [H, W]; numbers of the objects in `place`, 0 elsewhere.
+        collided: Whether the last step hit an obstacle.
+    """
 
     rgb: np.ndarray
     ids: np.ndarray
@@ -51,7 +71,7 @@ class Observation(NamedTuple):
 
 
 def load_backend(backend: str) -> Any:
-    """The module that simulates. Raises SetupError: one line that says how to get it."""
+    """Import the simulator. Raises SetupError, which says how to install it, if it is missing."""
     if backend == "soft":
         return importlib.import_module("relic_jax.envs.habitat.soft")
     if backend != "habitat":
@@ -59,23 +79,23 @@ def load_backend(backend: str) -> Any:
     try:
         return importlib.import_module("habitat_sim")
     except ImportError as error:
-        who = f"{sys.executable} (Python {platform.python_version()})"
-        raise SetupError(f"{who} has no habitat_sim ({error}); {HOW}") from None
+        interpreter = f"{sys.executable} (Python {platform.python_version()})"
+        raise SetupError(f"{interpreter} has no habitat_sim ({error}); {HOW}") from None
 
 
 def vector(value: Any) -> np.ndarray:
-    """float32 [3] of an array or a magnum Vector3 (versions differ in which they return)."""
+    """Convert an array or a magnum Vector3, depending on the version, to float32 [3]."""
     return np.array([value[0], value[1], value[2]], np.float32)
 
 
 def heading_of(rotation: Any) -> float:
-    """Radians about y of a quaternion object (w, x, y, z) or of a list [x, y, z, w]."""
+    """Return the angle about y, in radians, of a quaternion object (w, x, y, z) or of a list [x, y, z, w]."""
     y, w = (rotation.y, rotation.w) if hasattr(rotation, "w") else (rotation[1], rotation[3])
     return 2 * math.atan2(float(y), float(w))
 
 
 class Simulation:
-    """One simulator with one agent; scenes are loaded into it one after the other (two in a process do not work)."""
+    """One simulator with one agent, which loads scenes one after another: a process can have only one simulator."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings, self.module = settings, load_backend(settings.backend)
@@ -88,11 +108,11 @@ class Simulation:
 
     @property
     def version(self) -> str:
-        """Of the simulator's package; habitat-sim's can be wrong."""
+        """Version of the simulator's package. That of habitat-sim can be wrong."""
         return str(getattr(self.module, "__version__", "unknown"))
 
     def load(self, scene: str) -> None:
-        """Makes `scene` the current one. Raises SetupError where it is missing or has no navmesh."""
+        """Load a scene. Raises SetupError if it is missing or has no navmesh."""
         if scene == self.scene:
             return
         self.scene = None
@@ -114,8 +134,10 @@ class Simulation:
         self.scene = scene
 
     def check(self, scenes: Sequence[str]) -> None:
-        """Raises SetupError where one of the scenes is missing. The first is loaded, as are all of `soft`, whose
-        navmeshes are so looked at too; habitat-sim takes seconds for each, so of the others only the files are.
+        """Raise SetupError if a scene is missing.
+
+        The first scene is loaded, and with `soft` all of them, which also checks their navmeshes. Since habitat-sim
+        takes seconds per scene, only the files of its other scenes are checked.
         """
         for scene in scenes[:1] if self.settings.backend != "soft" else scenes:
             self.load(scene)
@@ -126,7 +148,7 @@ class Simulation:
                 )
 
     def _knows(self, scene: str) -> bool:
-        """Whether the scene dataset names it; habitat-sim finds scenes and stages by a part of their names."""
+        """Return whether the scene dataset has the scene. habitat-sim matches parts of names."""
         mediator = self._simulator.metadata_mediator
         handles = list(mediator.get_scene_handles())
         if hasattr(mediator, "stage_template_manager"):
@@ -137,7 +159,7 @@ class Simulation:
         settings = self.module.nav.NavMeshSettings()
         settings.set_defaults()
         settings.agent_radius, settings.agent_height = self.settings.radius, self.settings.height
-        if hasattr(settings, "include_static_objects"):  # an argument of recompute_navmesh before 0.2.3
+        if hasattr(settings, "include_static_objects"):  # before 0.2.3, an argument of recompute_navmesh
             settings.include_static_objects = True
         return bool(self._simulator.recompute_navmesh(finder, settings)) and bool(finder.is_loaded)
 
@@ -167,7 +189,7 @@ class Simulation:
         return camera
 
     def place(self, objects: list[tuple[str, np.ndarray, int]]) -> None:
-        """Puts objects (template, position, number > 0) in place of those that were there before."""
+        """Replace the objects of the scene by (template, position, number > 0)."""
         manager = self._simulator.get_rigid_object_manager()
         templates = self._simulator.get_object_template_manager()
         for index in self._objects:
@@ -180,19 +202,19 @@ class Simulation:
             if not handles:
                 where = self.settings.objects or "the scene dataset"
                 raise SetupError(f"object template {template!r} is not in {where}")
-            made = manager.add_object_by_template_handle(handles[0])
-            made.translation = position
-            made.motion_type = self.module.physics.MotionType.STATIC
-            made.semantic_id = number
-            self._objects.append(made.object_id)
+            item = manager.add_object_by_template_handle(handles[0])
+            item.translation = position
+            item.motion_type = self.module.physics.MotionType.STATIC
+            item.semantic_id = number
+            self._objects.append(item.object_id)
 
     def seed(self, seed: int) -> None:
-        """Seeds `random_point`."""
+        """Seed `random_point`."""
         self._simulator.seed(seed)
         self._simulator.pathfinder.seed(seed)
 
     def put(self, position: np.ndarray, heading: float) -> None:
-        """Puts the agent somewhere, looking straight ahead."""
+        """Move the agent and let it look straight ahead."""
         agent = self._simulator.get_agent(0)
         state = self.module.agent.AgentState()
         state.position = np.asarray(position, np.float32)
@@ -200,38 +222,42 @@ class Simulation:
         agent.set_state(state, reset_sensors=True)
 
     def pose(self) -> tuple[np.ndarray, float]:
-        """The agent's position and heading."""
+        """Return the agent's position and heading."""
         state = self._simulator.get_agent(0).get_state()
         return vector(state.position), heading_of(state.rotation)
 
     def act(self, action: int) -> Observation:
-        """Does ACTIONS[action] (not stop)."""
+        """Execute ACTIONS[action], except stop."""
         return self._observation(self._simulator.step(ACTIONS[action]))
 
     def look(self) -> Observation:
-        """What the agent sees where it is."""
+        """Return the observation at the current pose."""
         return self._observation(self._simulator.get_sensor_observations())
 
-    def _observation(self, found: Any) -> Observation:
-        ids = np.asarray(found["ids"]).astype(np.int64)
-        return Observation(np.asarray(found["rgb"])[..., :3], ids, bool(found.get("collided", False)))
+    def _observation(self, images: Any) -> Observation:
+        ids = np.asarray(images["ids"]).astype(np.int64)
+        return Observation(np.asarray(images["rgb"])[..., :3], ids, bool(images.get("collided", False)))
 
     def random_point(self) -> np.ndarray | None:
-        """A random navigable point, None where none was found."""
+        """Return a random navigable point, or None if none was found."""
         point = vector(self._simulator.pathfinder.get_random_navigable_point(max_tries=100))
         return point if np.isfinite(point).all() else None
 
     def snap(self, position: np.ndarray) -> np.ndarray | None:
-        """The nearest navigable point, None where there is none."""
+        """Return the nearest navigable point, or None if there is none."""
         point = vector(self._simulator.pathfinder.snap_point(np.asarray(position, np.float32)))
         return point if np.isfinite(point).all() else None
 
     def distance(self, start: np.ndarray, ends: list[np.ndarray]) -> float:
-        """Length of the shortest way to the nearest of several points; inf: none."""
+        """Return the length of the shortest path to the nearest of several points, infinite if there is none."""
         return self._path(start, ends)[1]
 
-    def way(self, start: np.ndarray, ends: list[np.ndarray]) -> tuple[float, int, list[np.ndarray]]:
-        """(length, which end, points) of the shortest way to the nearest of several points; (inf, −1, []): none."""
+    def path(self, start: np.ndarray, ends: list[np.ndarray]) -> tuple[float, int, list[np.ndarray]]:
+        """Return the shortest path to the nearest of several points.
+
+        Returns:
+            (length, index of the end, points), or (inf, −1, []) if there is no path.
+        """
         path, length = self._path(start, ends)
         if not math.isfinite(length):
             return math.inf, -1, []
@@ -241,12 +267,13 @@ class Simulation:
         path = self.module.nav.MultiGoalShortestPath()
         path.requested_start = np.asarray(start, np.float32)
         path.requested_ends = [np.asarray(end, np.float32) for end in ends]
-        found = self._simulator.pathfinder.find_path(path)
-        return path, float(path.geodesic_distance) if found else math.inf
+        exists = self._simulator.pathfinder.find_path(path)
+        return path, float(path.geodesic_distance) if exists else math.inf
 
     def surfaces(self, random: np.random.RandomState, count: int) -> list[np.ndarray]:
-        """Places for `count` objects: on tables in `soft`, on the floor of habitat's scenes (their receptacles are
-        described differently in every dataset; datasets with listed poses do without this).
+        """Return positions for `count` objects: on tables in `soft`, on the floor in scenes of habitat.
+
+        Scene datasets describe receptacles in different ways. Datasets that list poses do not need this method.
         """
         if self.settings.backend == "soft":
             return self._table_tops(random, count)
@@ -262,7 +289,7 @@ class Simulation:
         return [point.astype(np.float32) for point in middle]
 
     def close(self) -> None:
-        """Ends the simulator."""
+        """Close the simulator."""
         if self._simulator is not None:
             self._simulator.close(destroy=True)
             self._simulator = None

@@ -1,9 +1,9 @@
-"""Episode datasets: which houses, which objects where. A JSON file of ours, or made here for `soft`. Numpy alone.
+"""Episode datasets: houses and positions of objects, in a JSON file, or generated for `soft`. Needs only numpy.
 
     {"format": "relic-extobjnav-1", "backend": "soft", "scene_dataset": "default", "categories": [...],
      "train": [task, ...], "test": [task, ...]}
 
-A task is what `task` documents. Scenes of the two splits must not overlap: test houses are held out.
+`worker` documents tasks. The splits must not share scenes: test houses are held out.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CATEGORIES = (
     "potted_meat_can", "banana", "bleach_cleanser", "bowl", "mug", "plate", "apple", "orange", "pitcher", "scissors",
     "sponge", "toy_airplane", "rubiks_cube",
 )  # fmt: skip
-"""Twenty everyday objects, names as in the YCB set."""
+"""Twenty everyday objects, with the names of the YCB set."""
 
 
 def generate(
@@ -42,11 +42,20 @@ def generate(
     templates: dict[str, str] | None = None,
     surfaces: dict[str, list[Receptacle]] | None = None,
 ) -> dict[str, Any]:
-    """Makes a dataset: `layouts` arrangements of up to `objects` objects, each of another category, in every scene.
+    """Generate a dataset with random arrangements of objects in every scene.
 
-    scenes: {"train": ids, "test": ids}. templates: category → object template, default: the category's name.
-    surfaces: scene → receptacles for the objects, default: `Simulation.surfaces`. Raises SetupError on a scene without
-    navmesh, without receptacles or without a place that can be reached, and on overlapping splits.
+    Args:
+        settings: Settings of the simulation.
+        scenes: {"train": ids, "test": ids}.
+        layouts: Arrangements per scene.
+        objects: Maximum number of objects in an arrangement, all of different categories.
+        seed: Seed of the arrangements.
+        categories: Names of the categories.
+        templates: Object template of each category; default: the name of the category.
+        surfaces: Receptacles of each scene; default: `Simulation.surfaces`.
+
+    Raises:
+        SetupError: A scene has no navmesh, no receptacles or no reachable position, or the splits overlap.
     """
     if both := set(scenes["train"]) & set(scenes["test"]):
         raise SetupError(f"scene {min(both)!r} is in both splits; allowed: held-out test scenes")
@@ -82,7 +91,22 @@ def make(
     seed: int,
     receptacles: str | None = None,
 ) -> dict[str, Any]:
-    """`generate` with JSON arguments, for another interpreter. receptacles: a file, or None. Raises SetupError."""
+    """Call `generate` with JSON arguments, for another interpreter.
+
+    Args:
+        backend: soft or habitat.
+        scene_dataset: See `Settings`.
+        template_folder: Folder of object templates.
+        scenes: {"train": ids, "test": ids}.
+        categories: Names of the categories.
+        layouts: Arrangements per scene.
+        objects: Maximum number of objects in an arrangement.
+        seed: Seed of the arrangements.
+        receptacles: Path of a file with receptacles, or None.
+
+    Raises:
+        SetupError: See `generate`.
+    """
     settings = Settings(backend=backend, scene_dataset=scene_dataset, objects=template_folder)
     surfaces = None if receptacles is None else read_receptacles(receptacles)
     sizes: dict[str, Any] = {"layouts": layouts, "objects": objects, "seed": seed}
@@ -97,12 +121,12 @@ def _arrange(
     templates: dict[str, str],
     on: list[Receptacle] | None,
 ) -> list[dict[str, Any]]:
-    """Objects at places that can be reached from most of the scene. on: receptacles, None: `Simulation.surfaces`."""
+    """Return objects at positions that can be reached from most of the scene, on the receptacles `on` if given."""
     simulation.seed(int(random.randint(2**31 - 1)))
     places = simulation.surfaces(random, count) if on is None else places_on(on, random, count)
     names = random.permutation(np.array(categories))[: len(places)]
     probes = [point for point in (simulation.random_point() for _ in range(8)) if point is not None]
-    found = []
+    arranged = []
     for name, place in zip(names.tolist(), places):  # noqa: B905 (Python 3.8)
         at = simulation.snap(place)
         if at is None or not probes:
@@ -110,23 +134,23 @@ def _arrange(
         reached = sum(math.isfinite(simulation.distance(probe, [at])) for probe in probes)
         if 2 * reached > len(probes):
             position = [round(float(x), 4) for x in place]
-            found.append({"category": name, "position": position, "template": templates.get(name, name)})
-    if not found:
-        raise SetupError(f"scene {simulation.scene!r} has no place for an object that can be reached")
-    return found
+            arranged.append({"category": name, "position": position, "template": templates.get(name, name)})
+    if not arranged:
+        raise SetupError(f"scene {simulation.scene!r} has no reachable position for an object")
+    return arranged
 
 
 def soft_scenes(train: int = 37, test: int = 12) -> dict[str, list[str]]:
-    """Procedural houses, as many as the paper has of HSSD."""
+    """Return procedural houses, by default as many as the paper uses of HSSD."""
     names = [f"house-{seed}" for seed in range(train + test)]
     return {"train": names[:train], "test": names[train:]}
 
 
 def check(data: dict[str, Any]) -> dict[str, Any]:
-    """Returns the dataset. Raises SetupError where it is malformed, or a category is in no scene."""
-    found = data.get("format") if isinstance(data, dict) else None
-    if found != FORMAT:
-        raise SetupError(f"dataset has format {str(found)[:60]!r}; allowed: {FORMAT!r}")
+    """Return the dataset. Raises SetupError if it is malformed or a category is in no scene."""
+    version = data.get("format") if isinstance(data, dict) else None
+    if version != FORMAT:
+        raise SetupError(f"dataset has format {str(version)[:60]!r}; allowed: {FORMAT!r}")
     for field in ("backend", "scene_dataset"):
         if not isinstance(data.get(field), str):
             raise SetupError(f"dataset has {field} {str(data.get(field))[:60]!r}; allowed: text")
@@ -160,19 +184,19 @@ def check(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _in_float32(value: Any) -> bool:
-    """Whether it is a number that is finite in float32, as simulators and policies read it."""
+    """Return whether a value is a number that is finite in float32."""
     return type(value) in (int, float) and abs(value) <= float(np.finfo(np.float32).max)
 
 
 def read(path: str) -> dict[str, Any]:
-    """A dataset file. Raises SetupError."""
+    """Read a dataset file. Raises SetupError if it is malformed."""
     try:
-        if not os.path.isfile(path):  # opening a named pipe would wait for ever
+        if not os.path.isfile(path):  # opening a named pipe would block forever
             raise FileNotFoundError("it is not a file")
         with open(path, encoding="utf-8") as file:
             data = json.load(file)
     except (OSError, ValueError, RecursionError) as error:
         raise SetupError(f"dataset {path!r} cannot be read: {error}") from None
     if not isinstance(data, dict):
-        raise SetupError(f"dataset {path!r} is no JSON object")
+        raise SetupError(f"dataset {path!r} is not a JSON object")
     return check(data)

@@ -1,4 +1,4 @@
-"""ExtObjNav as the learner sees it: `extobjnav`, by default on the software simulator in procedural houses."""
+"""The learner's side of ExtObjNav, `extobjnav`; by default in procedural houses of the software simulator."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MAX_SIDE = 4096  # pixels
 
 @functools.lru_cache(maxsize=1)
 def soft_dataset() -> dict[str, Any]:
-    """37 train and 12 test houses with objects of six categories on their tables."""
+    """Return 37 training and 12 held-out houses with objects of six categories on their tables."""
     return dataset.generate(Settings(), dataset.soft_scenes(), categories=SOFT_CATEGORIES)
 
 
@@ -31,7 +31,7 @@ class HabitatOptions:
     """Options of `extobjnav`."""
 
     backend: Literal["soft", "habitat"] = "soft"
-    """Simulator: our software simulator (soft), or habitat-sim (habitat)."""
+    """The simulator: soft (the software simulator) or habitat (habitat-sim)."""
     dataset: str | None = None
     """Episode dataset, a JSON file that `relic-jax habitat-dataset` writes. None: procedural houses of the software
     simulator."""
@@ -54,28 +54,36 @@ def check_side(pixels: int) -> None:
 
 
 def make(env: EnvConfig, workers: WorkerConfig) -> HostEnvironment:
-    """The environment of a configuration. Raises ConfigError."""
-    own = env.typed(HabitatOptions)
-    own.validate()
+    """Make ExtObjNav.
+
+    Args:
+        env: Its horizon and options.
+        workers: Options of the workers.
+
+    Raises:
+        ConfigError: The dataset or the backend is not available.
+    """
+    typed = env.typed(HabitatOptions)
+    typed.validate()
     horizon = env.horizon or HORIZON
-    if own.backend == "habitat" and own.dataset is None:
+    if typed.backend == "habitat" and typed.dataset is None:
         allowed = "an episode dataset of habitat's scenes, made with relic-jax habitat-dataset"
-        _require_habitat(own, horizon, workers)
+        _require_habitat(typed, horizon, workers)
         raise ConfigError(f"env.dataset is None; allowed with env.backend habitat: {allowed}")
     try:
-        data = soft_dataset() if own.dataset is None else dataset.read(own.dataset)
+        data = soft_dataset() if typed.dataset is None else dataset.read(typed.dataset)
     except SetupError as error:
-        raise ConfigError(f"env.dataset is {own.dataset!r}; {error}") from None
-    if data["backend"] != own.backend:
+        raise ConfigError(f"env.dataset is {typed.dataset!r}; {error}") from None
+    if data["backend"] != typed.backend:
         raise ConfigError(
-            f"env.backend is {own.backend!r}; allowed: {data['backend']!r}, which the dataset is made for"
+            f"env.backend is {typed.backend!r}; allowed: {data['backend']!r}, which the dataset is made for"
         )
     options = {
-        "backend": own.backend,
-        "scene_dataset": own.scene_dataset if own.dataset is None else data["scene_dataset"],
-        "objects": own.objects,
-        "size": own.image_size,
-        "border": 5 * own.image_size // 256,
+        "backend": typed.backend,
+        "scene_dataset": typed.scene_dataset if typed.dataset is None else data["scene_dataset"],
+        "objects": typed.objects,
+        "size": typed.image_size,
+        "border": 5 * typed.image_size // 256,
         "horizon": horizon,
         "categories": list(data["categories"]),
         "scenes": sorted({task["scene"] for split in ("train", "test") for task in data[split]}),
@@ -85,22 +93,22 @@ def make(env: EnvConfig, workers: WorkerConfig) -> HostEnvironment:
         name="extobjnav",
         entry="relic_jax.envs.habitat.worker:make",
         options=options,
-        spec=spec(own.image_size, horizon, len(data["categories"])),
+        spec=spec(typed.image_size, horizon, len(data["categories"])),
         splits={"train": data["train"], "test": data["test"]},
         image="rgb",
-        per_worker=1 if own.backend == "habitat" else None,  # two of its renderers in a process do not work
+        per_worker=1 if typed.backend == "habitat" else None,  # a process can have only one of its renderers
         host=workers,
     )
 
 
 def spec(size: int, horizon: int, categories: int) -> Spec:
-    """What the workers announce."""
+    """Return the spec that the workers announce."""
     return ExtObjNav.announce(size, horizon, categories)
 
 
-def _require_habitat(own: HabitatOptions, horizon: int, workers: WorkerConfig) -> None:
-    """Raises ConfigError where the workers' interpreter has no habitat_sim."""
-    options = {"backend": "habitat", "size": own.image_size, "horizon": horizon}
-    expected = spec(own.image_size, horizon, len(dataset.CATEGORIES))
+def _require_habitat(typed: HabitatOptions, horizon: int, workers: WorkerConfig) -> None:
+    """Raise ConfigError if the workers' interpreter has no habitat_sim."""
+    options = {"backend": "habitat", "size": typed.image_size, "horizon": horizon}
+    expected = spec(typed.image_size, horizon, len(dataset.CATEGORIES))
     probe = HostEnvironment("extobjnav", "relic_jax.envs.habitat.worker:make", options, expected, {}, host=workers)
     probe.start(1).close()

@@ -1,12 +1,13 @@
-"""ExtObjNav: find an object of a given category, over and over in one house. Worker side: Python 3.8 and numpy.
+"""ExtObjNav: find an object of a given category, repeatedly in one house (Elawady et al. 2024, arXiv 2410.02751).
 
-A task, the same for a whole trial, is {"scene": id, "objects": [{"category", "position", "template"}, …]}; it may list
-"episodes": [{"category", "position", "heading"}, …] to draw from. Without, an episode asks for a category drawn
-uniformly from those in the house, and starts at a random navigable point and heading. Actions: `api.ACTIONS`. `stop`
-ends the episode; it is a success within `radius` (horizontally) of an instance of the category that fills at least
-`pixels` pixels of the view, a border left out. Reward: decrease of the geodesic distance to the nearest instance,
-−0.001 a step, +2 on success. The task is that of Elawady et al. 2024 (arXiv 2410.02751); the agent is a cylinder, not
-a Fetch robot.
+A task, the same for a whole trial, is {"scene": id, "objects": [{"category", "position", "template"}, …]}. It can list
+"episodes": [{"category", "position", "heading"}, …] to draw from. Otherwise, an episode asks for a category drawn
+uniformly from those in the house, and starts at a random navigable point and heading.
+
+The actions are `api.ACTIONS`. `stop` ends the episode. It is a success within the horizontal distance `radius` of an
+instance of the category that covers at least `pixels` pixels of the view without a border. The reward is the decrease
+of the geodesic distance to the nearest instance, minus 0.001 per step, plus 2 for success. Unlike in the paper, the
+agent is a cylinder and not a Fetch robot. Runs in a worker process: Python 3.8 and numpy.
 """
 
 from __future__ import annotations
@@ -27,12 +28,18 @@ METRICS = ("success", "spl", "soft_spl", "distance", "collided")
 SLACK, SUCCESS = 0.001, 2.0
 FIRST_NUMBER = 10_000  # object ids of scenes are smaller
 
-
-_checked: set[tuple[str, ...]] = set()  # scenes that this process has looked for
+_checked: set[tuple[str, ...]] = set()  # scenes that this process has checked
 
 
 class Instance(NamedTuple):
-    """An object. number: what the object-id camera shows. position: where it is. at: the navigable point next to it."""
+    """An object.
+
+    Attributes:
+        category: Name of its category.
+        number: Its value in the image of object ids.
+        position: Float32 [3].
+        at: Float32 [3]; the nearest navigable point.
+    """
 
     category: str
     number: int
@@ -41,7 +48,7 @@ class Instance(NamedTuple):
 
 
 class ExtObjNav:
-    """See the module. gpus: one of them per worker, in turn; none: software rendering."""
+    """The environment ExtObjNav, see the module."""
 
     def __init__(
         self,
@@ -57,7 +64,24 @@ class ExtObjNav:
         border: int = 5,
         gpus: tuple[int, ...] | list[int] = (),
     ) -> None:
-        """scenes: looked for now, by the first worker, so that what is missing shows before training starts."""
+        """Create the simulation.
+
+        Args:
+            backend: soft or habitat.
+            scene_dataset: See `Settings`.
+            objects: Folder of object templates.
+            size: Pixels of a side of the image.
+            horizon: Steps of the longest episode.
+            categories: Names of the categories.
+            scenes: Scenes that the first worker checks now, to report missing ones before training starts.
+            radius: Maximum distance of a successful stop, in meters.
+            pixels: Minimum number of pixels of the object for a successful stop.
+            border: Width of the ignored border, in pixels.
+            gpus: Indices of GPUs, assigned to the workers in turn; empty: software rendering.
+
+        Raises:
+            SetupError: The simulator or a scene is missing.
+        """
         worker = int(os.environ.get("RELIC_WORKER", "0"))
         gpu = gpus[worker % len(gpus)] if gpus else -1
         settings = Settings(backend=backend, scene_dataset=scene_dataset, objects=objects, size=size, gpu=gpu)
@@ -75,7 +99,7 @@ class ExtObjNav:
 
     @staticmethod
     def announce(size: int, horizon: int, categories: int) -> Spec:
-        """The spec, which the learner can know without a simulator."""
+        """Return the spec, which the learner can compute without a simulator."""
         observation = {
             "rgb": ArraySpec("uint8", (size, size, 3)),
             "goal": ArraySpec("float32", (categories,)),
@@ -95,7 +119,7 @@ class ExtObjNav:
         )
 
     def reset(self, task: dict[str, Any], seed: int) -> dict[str, np.ndarray]:
-        """Starts an episode; the house and its objects are set up again only where the task changed."""
+        """Start an episode. The scene is set up again only if the task has changed."""
         if task != self._task:
             self._furnish(task)
         random = np.random.RandomState(seed)
@@ -112,24 +136,24 @@ class ExtObjNav:
         return self._observe()
 
     def _furnish(self, task: dict[str, Any]) -> None:
-        """Loads the scene and puts the objects."""
+        """Load the scene and place the objects."""
         self._task = None
         self.simulation.load(task["scene"])
         self.instances = []
-        for number, thing in enumerate(task["objects"], start=1):
-            position = np.asarray(thing["position"], np.float32)
+        for number, item in enumerate(task["objects"], start=1):
+            position = np.asarray(item["position"], np.float32)
             at = self.simulation.snap(position)
-            if thing["category"] not in self.categories:
-                raise SetupError(f"category {thing['category']!r} is none of: {', '.join(self.categories)}")
+            if item["category"] not in self.categories:
+                raise SetupError(f"category {item['category']!r} is none of: {', '.join(self.categories)}")
             if at is None:
-                raise SetupError(f"object {number} of scene {task['scene']!r} is next to no navigable point")
-            self.instances.append(Instance(thing["category"], FIRST_NUMBER + number, position, at))
-        placed = zip(self.instances, task["objects"])  # noqa: B905 (Python 3.8)
-        self.simulation.place([(t.get("template", i.category), i.position, i.number) for i, t in placed])
+                raise SetupError(f"object {number} of scene {task['scene']!r} has no navigable point near it")
+            self.instances.append(Instance(item["category"], FIRST_NUMBER + number, position, at))
+        pairs = zip(self.instances, task["objects"])  # noqa: B905 (Python 3.8)
+        self.simulation.place([(t.get("template", i.category), i.position, i.number) for i, t in pairs])
         self._task = task
 
     def _draw(self, task: dict[str, Any], random: np.random.RandomState) -> tuple[str, np.ndarray, float]:
-        """(category, position, heading) of an episode."""
+        """Draw (category, position, heading) of an episode."""
         if task.get("episodes"):
             episode = task["episodes"][random.randint(len(task["episodes"]))]
             return episode["category"], np.asarray(episode["position"], np.float32), float(episode["heading"])
@@ -143,7 +167,7 @@ class ExtObjNav:
         raise SetupError(f"no start in scene {task['scene']!r} from which {category!r} can be reached")
 
     def step(self, action: int) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, float]]:
-        """One step."""
+        """Take one step."""
         self.steps += 1
         success, before = False, self.distance
         if action == STOP:
@@ -155,30 +179,32 @@ class ExtObjNav:
             self.travelled += float(np.linalg.norm(position - self.position))
             self.position = position
             self.distance = self._distance(position)
-            if not math.isfinite(self.distance):  # pushed off the navmesh for a moment: the distance is unknown
+            if not math.isfinite(self.distance):  # momentarily off the navmesh: the distance is unknown
                 self.distance = before
         reward = before - self.distance - SLACK + SUCCESS * success
         truncated = action != STOP and self.steps >= self.spec.horizon
         return self._observe(), reward, action == STOP, truncated, self._metrics(success)
 
     def succeeds(self) -> bool:
-        """Whether stop would be a success now."""
+        """Return whether stop would be a success now."""
         border = slice(self.border, -self.border or None)
         inner = self.view.ids[border, border]
         near = [g for g in self.goals if np.linalg.norm((g.position - self.position)[[0, 2]]) <= self.radius]
         return any(int((inner == instance.number).sum()) >= self.pixels for instance in near)
 
     def _metrics(self, success: bool) -> dict[str, float]:
-        """SPL: success · l / max(p, l), Anderson et al. 2018 (arXiv 1807.06757), l geodesic, p travelled; soft-SPL puts
-        the share of the way that was made in the place of success.
+        """Return the metrics.
+
+        SPL is success · l / max(p, l) with l the geodesic distance and p the traveled distance (Anderson et al. 2018,
+        arXiv 1807.06757). Soft SPL replaces success by the covered share of l.
         """
         longest = max(self.travelled, self.first_distance, 1e-6)
         efficiency = self.first_distance / longest if self.first_distance > 1e-6 else 1.0
-        made = 1.0 - self.distance / self.first_distance if self.first_distance > 1e-6 else 1.0
+        covered = 1.0 - self.distance / self.first_distance if self.first_distance > 1e-6 else 1.0
         return {
             "success": float(success),
             "spl": float(success) * efficiency,
-            "soft_spl": max(made, 0.0) * efficiency,
+            "soft_spl": max(covered, 0.0) * efficiency,
             "distance": self.distance,
             "collided": float(self.view.collided),
         }
@@ -192,7 +218,7 @@ class ExtObjNav:
         return {"rgb": self.view.rgb, "goal": goal, "gps": self._gps()}
 
     def _gps(self) -> np.ndarray:
-        """(ahead, right) in metres, in the frame of the episode's start."""
+        """Return (forward, right) in meters relative to the pose at the start of the episode."""
         return self._ahead_right(self.position - self.start, self.start_heading)
 
     @staticmethod
@@ -201,11 +227,11 @@ class ExtObjNav:
         return np.array([-offset[0] * sin - offset[2] * cos, offset[0] * cos - offset[2] * sin], np.float32)
 
     def expert(self) -> int:
-        """Follows the shortest way to the nearest instance, turns to it, looks down or up to it, and stops."""
+        """Return the expert's action: follow the shortest path, turn and look at the nearest instance, and stop."""
         if self.succeeds():
             return STOP
-        _, which, points = self.simulation.way(self.position, [goal.at for goal in self.goals])
-        goal = self.goals[max(which, 0)]
+        _, index, points = self.simulation.path(self.position, [goal.at for goal in self.goals])
+        goal = self.goals[max(index, 0)]
         to_goal = goal.position - self.position
         near = float(np.linalg.norm(to_goal[[0, 2]]))
         towards = next((p for p in points[1:] if np.linalg.norm((p - self.position)[[0, 2]]) > 0.05), None)
@@ -218,23 +244,23 @@ class ExtObjNav:
             return LEFT if angle > 0 else RIGHT
         if facing:
             down = math.atan2(goal.position[1] - self.position[1] + 0.15 - self.simulation.settings.eye, max(near, 0.1))
-            wanted = round(down / (2 * half_turn))
-            if wanted != self.pitch:
-                return DOWN if wanted < self.pitch else UP
+            pitch = round(down / (2 * half_turn))
+            if pitch != self.pitch:
+                return DOWN if pitch < self.pitch else UP
         if arrived:
             return STOP if self.view.collided else FORWARD
         return FORWARD
 
     def _sees_straight(self, goal: Instance) -> bool:
-        """The straight way to a near goal is about as short as the shortest: nothing is in between."""
+        """Return whether a near goal has no obstacle before it: the straight path is about as short as the shortest."""
         straight = np.linalg.norm((goal.at - self.position)[[0, 2]])
         return bool(self.distance < straight + 0.3 and straight < self.radius - 0.5)
 
     def close(self) -> None:
-        """Ends the simulator."""
+        """Close the simulator."""
         self.simulation.close()
 
 
 def make(**config: Any) -> ExtObjNav:
-    """The worker's entry."""
+    """Make the environment. Entry of the worker."""
     return ExtObjNav(**config)

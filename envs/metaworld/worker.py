@@ -29,8 +29,10 @@ def benchmark(id: str) -> Any:
     try:
         metaworld = importlib.import_module("metaworld")
     except ImportError as error:
-        who = f"{sys.executable} (Python {platform.python_version()})"
-        raise SetupError(f"{who} has no metaworld ({error}); pip install metaworld=={VERSION} packaging") from None
+        interpreter = f"{sys.executable} (Python {platform.python_version()})"
+        raise SetupError(
+            f"{interpreter} has no metaworld ({error}); pip install metaworld=={VERSION} packaging"
+        ) from None
     version = importlib.metadata.version("metaworld")
     if version != VERSION:
         raise SetupError(f"metaworld is {version}; allowed: {VERSION}, pip install metaworld=={VERSION}")

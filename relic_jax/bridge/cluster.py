@@ -62,32 +62,32 @@ class Relay:
             rows: [first, stop) of the lane.
             action: Actions of a step.
         """
-        process, here = self._process, slice(*rows)
+        process, lane_rows = self._process, slice(*rows)
         try:
             if message["op"] == "map" and self._spec is not None:
                 process.map(self._spec, self._environments)
             else:
                 if action is not None:
-                    process.buffers[message["buffer"]]["action"][here] = action
+                    process.buffers[message["buffer"]]["action"][lane_rows] = action
                 process.channel.send(message)
             answer = process.channel.receive()
         except OSError:
             answer = None
         if answer is None:
-            return {"op": "gone", "message": self._failure or process.last_words()}, {}
+            return {"op": "gone", "message": self._failure or process.describe_end()}, {}
         if answer["op"] == "hello":
             self._spec, self._environments = Spec.from_json(answer["spec"]), message["environments"]
             answer["versions"]["node"] = _node()
         if answer["op"] != "done":
             return answer, {}
-        return answer, _of_lane(process.buffers[answer["buffer"]], here)
+        return answer, _of_lane(process.buffers[answer["buffer"]], lane_rows)
 
 
-def _of_lane(buffer: Arrays, here: slice) -> Arrays:
+def _of_lane(buffer: Arrays, rows: slice) -> Arrays:
     """Copy the arrays of a lane; last observations only if an episode ended."""
-    ended = (buffer["terminated"][here] | buffer["truncated"][here]).any()
+    ended = (buffer["terminated"][rows] | buffer["truncated"][rows]).any()
     names = (name for name in buffer if name != "action" and (ended or not name.startswith("final/")))
-    return {name: buffer[name][here].copy() for name in names}
+    return {name: buffer[name][rows].copy() for name in names}
 
 
 def _node() -> str:
@@ -103,7 +103,7 @@ class RemoteProcess:
         """Prepare a worker of the cluster at `address`, as in `ray.init`. Raises ImportError if Ray is missing."""
         import ray
 
-        self.index, self.asked_to_close = index, False
+        self.index, self.close_requested = index, False
         self.buffers: list[Arrays] = []
         self._ray, self._address = ray, address
         self._relay: Any = None
@@ -133,8 +133,8 @@ class RemoteProcess:
             except Exception as error:  # ray raises many kinds
                 raise OSError(0, f"no Ray cluster at {self._address!r}: {' '.join(str(error).split())}") from None
         remote = ray.remote(num_cpus=1, max_restarts=0, max_concurrency=1, scheduling_strategy="SPREAD")(Relay)
-        own = "" if python == sys.executable else python
-        self._relay = remote.remote(self.index, own, list(paths), dict(extra), send_timeout)
+        interpreter = "" if python == sys.executable else python
+        self._relay = remote.remote(self.index, interpreter, list(paths), dict(extra), send_timeout)
         ours, theirs = socket.socketpair()
         ours.settimeout(send_timeout)
         self._end, self._channel = "", Channel(ours)
@@ -175,7 +175,7 @@ class RemoteProcess:
                 channel.send(message)
             channel.socket.shutdown(socket.SHUT_RDWR)
 
-    def say_hello(self, entry: str, config: Mapping[str, Any], environments: int, lanes: int) -> None:
+    def send_hello(self, entry: str, config: Mapping[str, Any], environments: int, lanes: int) -> None:
         """Send the first message. Raises OSError if the worker is gone."""
         self._environments, self._lanes = environments, lanes
         self.channel.send(hello(entry, config, environments, lanes))
@@ -187,14 +187,14 @@ class RemoteProcess:
             self.buffers = protocol.views(bytearray(size), spec, environments)
         self.channel.send({"op": "map", "bytes": size})
 
-    def last_words(self) -> str:
+    def describe_end(self) -> str:
         """Return how the worker ended, as reported by its machine."""
         return self._end
 
     def trim_log(self) -> None:
         """Do nothing: the output stays on the worker's machine."""
 
-    def ask_to_close(self) -> None:
+    def request_close(self) -> None:
         """Do nothing: the worker ends with its actor."""
 
     def kill(self, grace: float = 0.0) -> None:

@@ -220,9 +220,9 @@ class Member:
         self.phase = "hello"
         self._set_deadline()
         try:
-            process.say_hello(config.entry, config.config, config.environments, len(self.lanes))
+            process.send_hello(config.entry, config.config, config.environments, len(self.lanes))
         except OSError:
-            self.fail("crash", process.last_words())
+            self.fail("crash", process.describe_end())
 
     def send(self, message: dict[str, Any]) -> None:
         """Send a message and set the time by which its answer is due."""
@@ -252,7 +252,7 @@ class Member:
             while self.phase != "down" and (message := channel.next()) is not None:
                 self._handle(message)
             if not alive and self.phase != "down":
-                self.fail("crash", self.process.last_words())
+                self.fail("crash", self.process.describe_end())
         except (ProtocolError, OSError, LookupError, TypeError) as error:
             self.fail("crash", f"{type(error).__name__}: {error}")
 

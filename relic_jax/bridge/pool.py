@@ -183,7 +183,7 @@ class Pool:
         """End all workers. Further calls do nothing."""
         for member in self._members:
             if member.phase == "up":
-                member.process.ask_to_close()
+                member.process.request_close()
         self._finalizer()
         for member in self._members:
             member.phase = "down"
@@ -264,5 +264,5 @@ def _close(processes: Sequence[Process | RemoteProcess], selector: selectors.Bas
     """End the processes. Those that were asked to close have two seconds in all before they are killed."""
     deadline = time.monotonic() + 2.0
     for process in processes:
-        process.close(grace=max(deadline - time.monotonic(), 0.01) if process.asked_to_close else 0.0)
+        process.close(grace=max(deadline - time.monotonic(), 0.01) if process.close_requested else 0.0)
     selector.close()

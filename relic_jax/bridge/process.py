@@ -44,10 +44,10 @@ def worker_environment(index: int, paths: Sequence[str], extra: Mapping[str, str
         paths: Folders with the user's modules.
         extra: Variables to set.
     """
-    kept = {name: value for name, value in os.environ.items() if name not in SCRUBBED}
+    inherited = {name: value for name, value in os.environ.items() if name not in SCRUBBED}
     one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    own = {"PYTHONPATH": os.pathsep.join([str(LAUNCH), *paths]), "RELIC_WORKER": str(index)}
-    return {**kept, **one_thread, **own, **extra}
+    paths_and_index = {"PYTHONPATH": os.pathsep.join([str(LAUNCH), *paths]), "RELIC_WORKER": str(index)}
+    return {**inherited, **one_thread, **paths_and_index, **extra}
 
 
 class Process:
@@ -59,7 +59,7 @@ class Process:
     """
 
     def __init__(self, index: int) -> None:
-        self.index, self.asked_to_close = index, False
+        self.index, self.close_requested = index, False
         self.buffers: list[dict[str, np.ndarray]] = []
         self._popen: subprocess.Popen[bytes] | None = None
         self._channel: Channel | None = None
@@ -115,7 +115,7 @@ class Process:
         ours.settimeout(send_timeout)
         self._lifeline, self._channel = lifeline_write, Channel(ours)
 
-    def say_hello(self, entry: str, config: Mapping[str, Any], environments: int, lanes: int) -> None:
+    def send_hello(self, entry: str, config: Mapping[str, Any], environments: int, lanes: int) -> None:
         """Send the first message. Raises OSError if the worker is gone."""
         self.channel.send(hello(entry, config, environments, lanes))
 
@@ -127,7 +127,7 @@ class Process:
             self.buffers = protocol.views(mmap.mmap(self._memory, size), spec, environments)
         self.channel.send({"op": "map", "bytes": size})
 
-    def last_words(self) -> str:
+    def describe_end(self) -> str:
         """Return how the process ended, after waiting for it for half a second, and the last line that it printed."""
         if self._popen is None:
             return "not running"
@@ -142,11 +142,11 @@ class Process:
         if self._log is not None and os.fstat(self._log.fileno()).st_size > LOG_LIMIT:
             os.ftruncate(self._log.fileno(), 0)
 
-    def ask_to_close(self) -> None:
+    def request_close(self) -> None:
         """Ask the process to end."""
         with contextlib.suppress(OSError):
             self.channel.send({"op": "close"})
-            self.asked_to_close = True
+            self.close_requested = True
 
     def kill(self, grace: float = 0.0) -> None:
         """End the process and its children, after up to `grace` seconds to end itself. Further calls do nothing."""
@@ -177,8 +177,8 @@ def hello(entry: str, config: Mapping[str, Any], environments: int, lanes: int) 
     """Return the first message of a conversation."""
     versions = {"python": platform.python_version(), "numpy": np.__version__}
     sizes = {"environments": environments, "lanes": lanes}
-    own = {"op": "hello", "protocol": protocol.PROTOCOL, "versions": versions, "entry": entry}
-    return {**own, **sizes, "config": dict(config)}
+    message = {"op": "hello", "protocol": protocol.PROTOCOL, "versions": versions, "entry": entry}
+    return {**message, **sizes, "config": dict(config)}
 
 
 def call(python: str, entry: str, arguments: Mapping[str, Any]) -> Any:
@@ -235,10 +235,10 @@ def _status(process: subprocess.Popen[bytes]) -> int | None:
     """
     if not hasattr(os, "waitid") or process.returncode is not None:
         return process.poll()
-    found = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    if found is None:
+    status = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    if status is None:
         return None
-    return found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
+    return status.si_status if status.si_code == os.CLD_EXITED else -status.si_status
 
 
 def _anonymous_memory() -> int:

@@ -95,9 +95,9 @@ class Slot:
         self.count += 1
         if self.count >= self.spec.horizon and not (terminated or truncated):
             truncated = self.cut = True
-        buffer["reward"][i] = checked("reward", reward, np.dtype(np.float32))
+        buffer["reward"][i] = to_finite("reward", reward, np.dtype(np.float32))
         buffer["terminated"][i], buffer["truncated"][i] = terminated, truncated and not terminated
-        numbers = [checked(f"metric {name!r}", metrics[name], np.dtype(np.float32)) for name in self.spec.metrics]
+        numbers = [to_finite(f"metric {name!r}", metrics[name], np.dtype(np.float32)) for name in self.spec.metrics]
         buffer["metrics"][i] = numbers
         ended = terminated or truncated
         self._write(buffer, "final/" if ended else "observation/", observation)
@@ -125,10 +125,10 @@ class Slot:
             if value.shape != spec.shape or not np.can_cast(value.dtype, place.dtype, "same_kind"):
                 actual = f"{value.dtype}{list(value.shape)}"
                 raise BadValueError(f"observation {name!r} is {actual}; allowed by its spec: {spec}")
-            place[self.index] = checked(f"observation {name!r}", value, place.dtype)
+            place[self.index] = to_finite(f"observation {name!r}", value, place.dtype)
 
 
-def checked(name: str, value: Any, dtype: np.dtype) -> np.ndarray:
+def to_finite(name: str, value: Any, dtype: np.dtype) -> np.ndarray:
     """Convert `value` to an array of `dtype`.
 
     Raises:
@@ -243,7 +243,7 @@ def load_entry(entry: str) -> Any:
         raise SetupError(f"{where} cannot load {entry!r}: {error}") from None
 
 
-def die_with(lifeline: int) -> None:
+def end_with_learner(lifeline: int) -> None:
     """End this process when the learner ends for any reason, even if native code never returns.
 
     On Linux, the kernel then sends SIGIO to the process group, whose default action ends it. Elsewhere, a thread ends
@@ -287,5 +287,5 @@ def main(arguments: list[str]) -> int:
     if "answer" in descriptors:
         return answer(descriptors)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the learner handles Ctrl-C
-    die_with(descriptors["lifeline"])
+    end_with_learner(descriptors["lifeline"])
     return Worker(Channel(socket.socket(fileno=descriptors["control"])), descriptors["memory"]).run()

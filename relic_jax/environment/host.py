@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from relic_jax.bridge.gym.observations import assembled, tree
+from relic_jax.bridge.gym.observations import assemble, tree
 from relic_jax.bridge.pool import Batch, Pool, PoolConfig, PoolError
 from relic_jax.bridge.protocol import Spec
 from relic_jax.config import ConfigError, WorkerConfig
@@ -155,7 +155,7 @@ class HostEnvironment(Environment):
 
     def observe(self, arrays: dict[str, np.ndarray]) -> PyTree:
         """Return a pool's observation arrays (leading axis b) in the form that the policy reads."""
-        return assembled(arrays, self.images)
+        return assemble(arrays, self.images)
 
     def succeeded(self, batch: Batch) -> np.ndarray:
         """Return whether episodes succeeded, bool [b]: the metric `success`, or else a reward > 0.

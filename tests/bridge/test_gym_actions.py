@@ -39,11 +39,11 @@ def test_every_action_of_a_space_can_be_taken_and_no_other(name):
     found = gym_actions.action_spec(space)
     own = Discrete(found["actions"]) if found["actions"] else MultiDiscrete(found["nvec"])
     assert found["action"] == ArraySpec("int32", own.shape)
-    drawn = [gym_actions.translated(space, a) for a in own.draw(np.random.default_rng(0), 3000)]
+    drawn = [gym_actions.to_gym(space, a) for a in own.draw(np.random.default_rng(0), 3000)]
     assert all(space.contains(action) for action in drawn)
     count = int(np.prod(np.array(found.get("nvec") or found["actions"])))
     assert len(np.unique(np.reshape(drawn, (3000, -1)), axis=0)) == count
-    starts = gym_actions.translated(space, np.zeros(own.shape, np.int32))
+    starts = gym_actions.to_gym(space, np.zeros(own.shape, np.int32))
     np.testing.assert_array_equal(starts, getattr(space, "start", 0) * np.ones(space.shape, int))
 
 
@@ -68,12 +68,12 @@ def test_masks_mean_what_they_mean_to_gymnasium(name):
         assert legal.dtype == bool and legal.shape == (own.mask_size,) and own.playable(legal)
         theirs = np.reshape([space.sample(mask) for _ in range(100)], (100, -1))
         ours = np.reshape(
-            [gym_actions.translated(space, a) for a in own.draw(random, 100, np.tile(legal, (100, 1)))], (100, -1)
+            [gym_actions.to_gym(space, a) for a in own.draw(random, 100, np.tile(legal, (100, 1)))], (100, -1)
         )
         sizes = [len(np.unique(column)) for column in theirs.T]
         assert sizes == [len(np.unique(column)) for column in ours.T]
         assert {*map(tuple, theirs.tolist())} | {*map(tuple, ours.tolist())} <= {
-            *map(tuple, np.reshape([gym_actions.translated(space, a) for a in legal_actions(own, legal)],
+            *map(tuple, np.reshape([gym_actions.to_gym(space, a) for a in legal_actions(own, legal)],
                                    (-1, theirs.shape[1])).tolist())}  # fmt: skip
 
 

@@ -113,7 +113,7 @@ def simulation(scene, **settings):
 def test_geodesic_around_a_wall_by_hand(world, split_room):
     sim = world.simulation(split_room, radius=0.1)
     start, end = np.array([3.0, 0, 2.0]), np.array([7.0, 0, 2.0])
-    length, which, points = sim.way(start, [end])
+    length, which, points = sim.path(start, [end])
     corner = math.hypot(1.8, 4.1)  # from (3, 2) to the inflated corner (4.8, 6.1), 0.4 along, and back
     assert which == 0 and length == pytest.approx(2 * corner + 0.4, abs=3 * world.slack)
     assert length == sim.distance(start, [end])
@@ -122,16 +122,16 @@ def test_geodesic_around_a_wall_by_hand(world, split_room):
     for turn in turns:
         assert np.linalg.norm(found - turn, axis=-1).min() < 2 * world.slack
     assert len(found) == len(turns) or world.backend == "habitat"
-    assert sim.way(start, [np.array([3.0, 0, 9.0])])[0] == pytest.approx(7.0, abs=world.slack)
+    assert sim.path(start, [np.array([3.0, 0, 9.0])])[0] == pytest.approx(7.0, abs=world.slack)
 
 
 def test_the_nearest_of_several_ends_and_none(world, split_room):
     sim = world.simulation(split_room)
     ends = [np.array([9.0, 0, 9.0]), np.array([2.0, 0, 3.0]), np.array([6.0, 0, 2.0])]
-    found = sim.way(np.array([3.0, 0, 2.0]), ends)[:2]
+    found = sim.path(np.array([3.0, 0, 2.0]), ends)[:2]
     assert found == (pytest.approx(math.sqrt(2), abs=world.slack), 1)
     closed = world.simulation(world.room("closed", (4.9, 0.0, 5.1, 10.0, 2.5)))
-    assert closed.way(np.array([3.0, 0, 2.0]), [np.array([7.0, 0, 2.0])]) == (math.inf, -1, [])
+    assert closed.path(np.array([3.0, 0, 2.0]), [np.array([7.0, 0, 2.0])]) == (math.inf, -1, [])
 
 
 def dijkstra(space, start, cells):
@@ -169,10 +169,10 @@ def test_geodesics_agree_with_a_fine_grid():
     rng = np.random.RandomState(1)
     for index in rng.permutation(len(free))[:60]:
         end = free[index]
-        exact = space.distance(grid[start], grid[end], space.ways_to(grid[end]))
+        exact = space.distance(grid[start], grid[end], space.paths_to(grid[end]))
         assert exact <= best[end] + 1e-6
         assert best[end] <= 1.05 * exact + 0.5  # a way through a door has to bend to the grid's points
-        points = space.way(grid[start], grid[end])
+        points = space.path(grid[start], grid[end])
         assert sum(map(np.linalg.norm, np.diff(points, axis=0))) == pytest.approx(exact, abs=1e-3)
 
 

@@ -10,7 +10,7 @@ from relic_jax.envs.darkroom.key_to_door import PRESETS as KEY_PRESETS
 from relic_jax.envs.darkroom.key_to_door import KeyToDoorTask
 from relic_jax.envs.darkroom.render import BLUE, GOLD, GREEN, ORANGE, STRIP_HEIGHT, VISITED, WHITE, Mark, trial_frames
 from relic_jax.envs.registry import make
-from relic_jax.envs.render import enlarged, write_gif
+from relic_jax.envs.render import enlarge, write_gif
 
 CELL = 32  # pixels, of a 10×10 grid
 
@@ -133,7 +133,7 @@ def test_failed_gif_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch):
 )
 def test_small_pictures_are_enlarged_without_blur(tmp_path, size, expected):
     frame = np.random.default_rng(0).integers(2, size=(*size, 3), dtype=np.uint8) * 255
-    large = enlarged(frame)
+    large = enlarge(frame)
     assert large.shape == (*expected, 3)
     times = expected[0] // size[0]
     assert (large[::times, ::times] == frame).all() and (large[times - 1 :: times, times - 1 :: times] == frame).all()
@@ -144,4 +144,4 @@ def test_small_pictures_are_enlarged_without_blur(tmp_path, size, expected):
 
 def test_large_pictures_stay_as_they_are():
     frame = np.zeros((392, 320, 3), np.uint8)
-    assert enlarged(frame) is frame
+    assert enlarge(frame) is frame

@@ -1,6 +1,6 @@
-"""Datasets in habitat-lab's own formats (ObjectNav-v1, PointNav-v1) of the software simulator's houses. Numpy alone.
+"""Datasets of the software simulator's houses in the formats of habitat-lab (ObjectNav-v1, PointNav-v1).
 
-`write` makes a folder that habitat-lab reads without any download:
+Needs only numpy. `write` creates a folder that habitat-lab reads without any download:
 
     objectnav.yaml, pointnav.yaml          configs, for `--env habitat-lab:FOLDER/objectnav.yaml`
     scenes/NAME.json                       the houses, with the objects in them as boxes
@@ -50,30 +50,41 @@ LOOKING = """
       look_down:
         type: RelicLookDown"""
 BASES = {"objectnav": "objectnav_hssd-hab", "pointnav": "pointnav_habitat_test"}
-NEAR = 1.0  # metres from which an object is to be looked at
+NEAR = 1.0  # meters; distance of the view points of an object
 
 
 def write(folder: str, data: dict[str, Any], episodes: int = 20, seed: int = 0) -> None:
-    """Writes the folder. data: of `dataset.generate`, for `soft`. episodes: per scene. Raises SetupError, OSError."""
+    """Write the folder.
+
+    Args:
+        folder: The folder.
+        data: A dataset of `habitat.dataset.generate` for `soft`.
+        episodes: Episodes per scene.
+        seed: Seed of the episodes.
+
+    Raises:
+        SetupError: A scene has no start from which a goal can be reached.
+        OSError: The folder cannot be written.
+    """
     folder = os.path.abspath(folder)
     scenes = os.path.join(folder, "scenes")
     os.makedirs(scenes, exist_ok=True)
     numbers = {category: number for number, category in enumerate(data["categories"])}
     simulation = Simulation(Settings(size=8))
-    for part, (ours, split) in enumerate(SPLITS.items()):
-        found: dict[str, list[Any]] = {"objectnav": [], "pointnav": []}
+    for part, (name_of_split, split) in enumerate(SPLITS.items()):
+        episodes_of: dict[str, list[Any]] = {"objectnav": [], "pointnav": []}
         goals: dict[str, list[Any]] = {}
-        for index, task in enumerate(data[ours]):
+        for index, task in enumerate(data[name_of_split]):
             name = f"{split}-{index}.json"
             _write_json(os.path.join(scenes, name), furnished(task))
             random = np.random.RandomState([seed, part, index])
             of_scene = _goals(simulation, task)
             goals.update({f"{name}_{category}": places for category, places in of_scene.items()})
             for _ in range(episodes):
-                found["objectnav"].append(_to_object(simulation, random, name, of_scene))
-                found["pointnav"].append(_to_point(simulation, random, name))
-        for kind, made in found.items():
-            content: dict[str, Any] = {"episodes": [{**e, "episode_id": str(n)} for n, e in enumerate(made)]}
+                episodes_of["objectnav"].append(_to_object(simulation, random, name, of_scene))
+                episodes_of["pointnav"].append(_to_point(simulation, random, name))
+        for kind, listed in episodes_of.items():
+            content: dict[str, Any] = {"episodes": [{**e, "episode_id": str(n)} for n, e in enumerate(listed)]}
             if kind == "objectnav":
                 ids = {"category_to_task_category_id": numbers, "category_to_scene_annotation_category_id": numbers}
                 content.update(goals_by_category=goals, **ids)
@@ -87,42 +98,42 @@ def write(folder: str, data: dict[str, Any], episodes: int = 20, seed: int = 0) 
 
 
 def furnished(task: dict[str, Any]) -> dict[str, Any]:
-    """A task's house as a scene file of `soft`, its objects as boxes."""
+    """Return the house of a task as a scene of `soft`, with its objects as boxes."""
     house, half = load_scene(task["scene"]), OBJECT_SIZE / 2
     rows = [[*low, *high, *color] for low, high, color in zip(*(part.tolist() for part in house.boxes))]  # noqa: B905
-    for thing in task["objects"]:
-        x, y, z = thing["position"]
+    for item in task["objects"]:
+        x, y, z = item["position"]
         box = [x - half, y, z - half, x + half, y + OBJECT_SIZE, z + half]
-        rows.append([*box, *object_color(thing.get("template", thing["category"]))])
+        rows.append([*box, *object_color(item.get("template", item["category"]))])
     return {"size": list(house.size), "boxes": rows, "tables": list(house.tables)}
 
 
 def _goals(simulation: Simulation, task: dict[str, Any]) -> dict[str, list[Any]]:
-    """Goals by category, in ObjectNav's format: from view points around it an object is to be looked at."""
+    """Return goals by category in the format of ObjectNav, with view points around each object."""
     simulation.load(task["scene"])
-    found: dict[str, list[Any]] = {}
-    for number, thing in enumerate(task["objects"]):
-        position = np.array(thing["position"], np.float32)
+    goals: dict[str, list[Any]] = {}
+    for number, item in enumerate(task["objects"]):
+        position = np.array(item["position"], np.float32)
         ring = [position + NEAR * np.array([math.sin(a), 0, math.cos(a)]) for a in np.linspace(0, 2 * math.pi, 13)[:-1]]
         places: list[np.ndarray] = [*ring, position]
         views = [simulation.snap(point * np.array([1, 0, 1])) for point in places]
         goal = {
             "position": position.tolist(),
             "object_id": number,
-            "object_name": "{}_{}".format(thing["category"], number),
-            "object_category": thing["category"],
+            "object_name": "{}_{}".format(item["category"], number),
+            "object_category": item["category"],
             "view_points": [
                 {"agent_state": {"position": view.tolist(), "rotation": [0.0, 0.0, 0.0, 1.0]}, "iou": 0.0}
                 for view in views
                 if view is not None and np.linalg.norm((view - position)[[0, 2]]) <= NEAR + 1e-3
             ],
         }
-        found.setdefault(thing["category"], []).append(goal)
-    return found
+        goals.setdefault(item["category"], []).append(goal)
+    return goals
 
 
 def _start(simulation: Simulation, random: np.random.RandomState, ends: list[np.ndarray]) -> dict[str, Any]:
-    """An episode's start, from which one of the ends can be reached."""
+    """Return a random start of an episode from which one of the ends can be reached."""
     simulation.seed(int(random.randint(2**31 - 1)))
     half = random.uniform(-math.pi, math.pi) / 2
     for _ in range(100):

@@ -1,4 +1,4 @@
-"""habitat-lab's tasks as the learner sees them: `habitat-lab:CONFIG`, in workers whose interpreter has habitat-lab."""
+"""The learner's side of habitat-lab's tasks, `habitat-lab:CONFIG`. The workers' interpreter needs habitat-lab."""
 
 from __future__ import annotations
 
@@ -34,23 +34,28 @@ class HabitatLabOptions:
 
 
 def make(env: EnvConfig, workers: WorkerConfig) -> HostEnvironment:
-    """The environment of the habitat-lab config in `habitat-lab:CONFIG`; the config says which simulator it is.
+    """Make the environment `habitat-lab:CONFIG`. A worker is started to announce its spec.
 
-    A worker is started to ask for its spec. Raises ConfigError.
+    Args:
+        env: Its name, horizon and options. The config, a file or a name of habitat-lab's, determines the simulator.
+        workers: Options of the workers.
+
+    Raises:
+        ConfigError: The interpreter has no habitat-lab, or the config cannot be loaded or run.
     """
-    config, own = env.name.removeprefix("habitat-lab:"), env.typed(HabitatLabOptions)
-    own.validate()
+    config, typed = env.name.removeprefix("habitat-lab:"), env.typed(HabitatLabOptions)
+    typed.validate()
     options = {
         "config": config,
-        "data": own.dataset,
-        "scene_dataset": own.scene_dataset,
-        "size": own.image_size,
+        "data": typed.dataset,
+        "scene_dataset": typed.scene_dataset,
+        "size": typed.image_size,
         "horizon": env.horizon,
         "gpus": list(range(workers.gpus)),
     }
     python = workers.python or sys.executable
     try:
-        found: dict[str, Any] = call(python, "relic_jax.envs.habitat.lab.worker:survey", options)
+        answer: dict[str, Any] = call(python, "relic_jax.envs.habitat.lab.worker:survey", options)
         with Pool(PoolConfig(ENTRY, options, 1, 1, 1, python=python, start_timeout=workers.start_timeout)) as pool:
             spec = pool.spec
     except (SetupError, PoolError) as error:
@@ -60,8 +65,8 @@ def make(env: EnvConfig, workers: WorkerConfig) -> HostEnvironment:
         entry=ENTRY,
         options=options,
         spec=spec,
-        splits=found["splits"],
+        splits=answer["splits"],
         image="image" if "image" in spec.observation else None,
-        per_worker=None if found["simulator"] == SOFT else 1,  # two of habitat-sim's renderers do not work in a process
+        per_worker=None if answer["simulator"] == SOFT else 1,  # a process can have only one renderer of habitat-sim
         host=workers,
     )

@@ -1,11 +1,11 @@
-"""Any habitat-lab task with discrete actions (ObjectNav, PointNav, …), by its config. Worker side: numpy, habitat-lab.
+"""Any habitat-lab task with discrete actions (ObjectNav, PointNav, …), by its config. Needs numpy and habitat-lab.
 
-A task, the same for a whole trial, is {"split": name, "scene": id}: its episodes are drawn from those that habitat's
-dataset has in that scene. Rewards, measures and the end of an episode are habitat-lab's own (`RLTaskEnv`).
+A task, the same for a whole trial, is {"split": name, "scene": id}. Its episodes are drawn from those of habitat's
+dataset in this scene. `RLTaskEnv` of habitat-lab determines rewards, measures and the end of an episode.
 
-Its observations become ours: "image", uint8 [H, W, C], is rgb with depth as a fourth channel (depth alone: grey);
-"objectgoal" is one-hot, "compass" the cosine and sine of the angle, all others are passed on as float32 but
-"semantic", whose numbers mean nothing to a policy.
+Observations are converted. "image", uint8 [H, W, C], is rgb with depth as a fourth channel, or only depth as gray.
+"objectgoal" is one-hot and "compass" becomes the cosine and sine of the angle. "semantic" is left out, since its ids
+are arbitrary. All others are passed on as float32.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from relic_jax.envs.habitat.api import HOW
 
 SOFT = "RelicSoft-v0"
 SPLITS = {"train": "train", "test": "val"}
-"""Ours by habitat's."""
+"""Splits of this library and of habitat."""
 NATIVE = ("habitat_sim", "magnum", "corrade")
 
 
 class _AbsentKind(type):
-    """Classes of a package that is not there: any name is another one."""
+    """Metaclass of the classes of an absent package. Every attribute is another such class."""
 
     def __getattr__(cls, name: str) -> Any:
         if name.startswith("__"):
@@ -42,7 +42,7 @@ class _AbsentKind(type):
 
 
 class _Absent(metaclass=_AbsentKind):
-    """An object of such a class."""
+    """An object of an absent package."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         return object.__new__(cls)
@@ -70,26 +70,31 @@ class _AbsentModule(types.ModuleType):
 
 
 class AbsentPackages(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds the packages `NATIVE` as shells: habitat-lab 0.3 names them wherever it defines a class, but its
-    navigation tasks do not call them.
+    """A finder that returns the packages `NATIVE` as empty shells.
+
+    habitat-lab 0.3 refers to them in class definitions, but its navigation tasks do not call them.
     """
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        """A shell's spec for the names in question."""
+        """Return the spec of a shell for names in `NATIVE`."""
         if name.partition(".")[0] not in NATIVE:
             return None
         return importlib.machinery.ModuleSpec(name, self, is_package=True)
 
     def create_module(self, spec: Any) -> types.ModuleType:
-        """A shell."""
+        """Create a shell."""
         return _AbsentModule(spec.name)
 
     def exec_module(self, module: types.ModuleType) -> None:
-        """Nothing to run."""
+        """Do nothing: a shell has no code."""
 
 
 def import_habitat() -> bool:
-    """Imports habitat-lab and registers `SOFT`; returns whether habitat_sim is there. Raises SetupError without it."""
+    """Import habitat-lab and register `SOFT`. Return whether habitat_sim is available.
+
+    Raises:
+        SetupError: habitat-lab is missing.
+    """
     if not any(isinstance(finder, AbsentPackages) for finder in sys.meta_path) and not _has("habitat_sim"):
         sys.meta_path.append(AbsentPackages())
     native = not any(isinstance(finder, AbsentPackages) for finder in sys.meta_path)
@@ -97,9 +102,9 @@ def import_habitat() -> bool:
         importlib.import_module("habitat")
         importlib.import_module("relic_jax.envs.habitat.lab.simulator")
     except ImportError as error:
-        who = f"{sys.executable} (Python {platform.python_version()})"
+        interpreter = f"{sys.executable} (Python {platform.python_version()})"
         how = "pip install habitat-lab for it, or give another interpreter with --habitat-python PATH"
-        raise SetupError(f"{who} has no habitat-lab ({error}); {how}") from None
+        raise SetupError(f"{interpreter} has no habitat-lab ({error}); {how}") from None
     return native
 
 
@@ -114,23 +119,31 @@ def _has(package: str) -> bool:
 def load_config(
     config: str, split: str, data: str | None, scene_dataset: str, size: int, horizon: int | None, gpu: int
 ) -> Any:
-    """habitat-lab's config with our changes. Raises SetupError where there is none, or where it cannot run here.
+    """Load a config of habitat-lab and apply the options.
 
-    config: a file, or a name of habitat-lab's own. split: habitat's. data: path of the episodes, with {split}.
-    scene_dataset: "default": as the config has it. size: pixels of all cameras' sides. horizon: steps, None: the
-    config's. gpu: −1 renders in software.
+    Args:
+        config: A file, or a name of habitat-lab's.
+        split: Split of habitat.
+        data: Path of the episodes, with {split} in it; None: that of the config.
+        scene_dataset: Scene dataset; "default": that of the config.
+        size: Pixels of a side of all camera images.
+        horizon: Steps of the longest episode; None: those of the config.
+        gpu: Index of the GPU that renders; −1: software rendering.
+
+    Raises:
+        SetupError: There is no such config, or the interpreter has no simulator for it.
     """
     native = import_habitat()
     from habitat.config import read_write
     from habitat.config.default import get_config
 
     try:
-        found = get_config(os.path.abspath(config) if os.path.isfile(config) else config)
+        loaded = get_config(os.path.abspath(config) if os.path.isfile(config) else config)
     except Exception as error:  # hydra and omegaconf raise many kinds
         allowed = "a file, or a name of habitat-lab's such as benchmark/nav/objectnav/objectnav_hssd-hab.yaml"
         raise SetupError(f"config {config!r} cannot be loaded; allowed: {allowed} ({error})") from None
-    with read_write(found):
-        part = found.habitat
+    with read_write(loaded):
+        part = loaded.habitat
         part.dataset.split = split
         if data is not None:
             part.dataset.data_path = data
@@ -147,33 +160,33 @@ def load_config(
             f"config {config!r} wants the simulator {part.simulator.type!r}, and {sys.executable} has no habitat_sim; "
             f"{HOW.replace('leave --backend at soft', f'set habitat.simulator.type to {SOFT}')}"
         )
-    return found
+    return loaded
 
 
 def load_dataset(config: Any) -> Any:
-    """The episodes of a config's split. Raises SetupError."""
+    """Load the episodes of a config's split. Raises SetupError if they are missing, malformed or empty."""
     from habitat.datasets import make_dataset
 
     part = config.habitat.dataset
     path = part.data_path.format(split=part.split)
     try:
-        found = make_dataset(part.type, config=part)
+        dataset = make_dataset(part.type, config=part)
     except (OSError, ValueError, LookupError, TypeError, AssertionError) as error:
         raise SetupError(f"episodes {path!r} cannot be loaded: {type(error).__name__}: {error}") from None
-    if not found.episodes:
-        raise SetupError(f"episodes {path!r} are none; allowed: one or more")
-    return found
+    if not dataset.episodes:
+        raise SetupError(f"episodes {path!r} is an empty dataset; allowed: one episode or more")
+    return dataset
 
 
 def survey(**options: Any) -> dict[str, Any]:
-    """What the learner must know: {"simulator": type, "splits": {ours: [task, …]}}. options: of `LabEnvironment`."""
+    """Return {"simulator": type, "splits": {split: [task, …]}} for the options of `LabEnvironment`."""
     splits, simulator = {}, ""
-    for ours, split in SPLITS.items():
-        config = load_config(split=split, **_known(options))
+    for name, split in SPLITS.items():
+        config = load_config(split=split, **_config_options(options))
         scenes = sorted({episode.scene_id for episode in load_dataset(config).episodes})
         if config.habitat.simulator.type == SOFT:
             _check_scenes(scenes)
-        splits[ours] = [{"split": split, "scene": scene} for scene in scenes]
+        splits[name] = [{"split": split, "scene": scene} for scene in scenes]
         simulator = config.habitat.simulator.type
     return {"simulator": simulator, "splits": splits}
 
@@ -188,18 +201,18 @@ def _check_scenes(scenes: list[str]) -> None:
             raise SetupError(f"scene {scene!r} cannot be loaded: {error}") from None
 
 
-def _known(options: dict[str, Any]) -> dict[str, Any]:
-    """Options for `load_config`: `gpus`, one of them per worker in turn, as the one of this process."""
+def _config_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Return options of `load_config`: one of `gpus`, assigned to workers in turn, becomes `gpu`."""
     gpus = options.get("gpus") or [-1]
     gpu = gpus[int(os.environ.get("RELIC_WORKER", "0")) % len(gpus)]
     return {**{name: value for name, value in options.items() if name != "gpus"}, "gpu": gpu}
 
 
 class LabEnvironment:
-    """See the module. Options: as of `load_config`; gpus: one of them per worker, in turn."""
+    """A task of habitat-lab. Takes the options of `load_config`, with `gpus`, assigned to workers in turn."""
 
     def __init__(self, **options: Any) -> None:
-        config = load_config(split=SPLITS["train"], **_known(options))
+        config = load_config(split=SPLITS["train"], **_config_options(options))
         from habitat.core.environments import RLTaskEnv
 
         dataset = load_dataset(config)
@@ -214,15 +227,15 @@ class LabEnvironment:
             ) from None
         core = self._env.habitat_env
         if any(getattr(space, "spaces", None) or getattr(space, "shape", None) for space in core.action_space.values()):
-            raise SetupError(f"config {options['config']!r} has actions with arguments; allowed: plain ones")
+            raise SetupError(f"config {options['config']!r} has actions with arguments; allowed: actions without")
         self._categories = _highest(core.observation_space, "objectgoal") + 1
         self._farthest = max(_highest(core.observation_space, "depth"), 1)
         self._end_on_success = bool(config.habitat.task.end_on_success)
-        ours = self._ours(observation)
+        converted = self._converted(observation)
         self.versions = {"habitat-lab": importlib.import_module("habitat").__version__}
         self.spec = Spec(
             name="habitat-lab",
-            observation={name: ArraySpec(value.dtype.name, value.shape) for name, value in ours.items()},
+            observation={name: ArraySpec(value.dtype.name, value.shape) for name, value in converted.items()},
             action=ArraySpec("int32", ()),
             actions=len(core.task.actions),
             low=0.0,
@@ -234,68 +247,68 @@ class LabEnvironment:
         )
 
     def reset(self, task: dict[str, str], seed: int) -> dict[str, np.ndarray]:
-        """Starts one of the scene's episodes, which one follows from the seed."""
-        found = self._of_split(task["split"]).get(task["scene"])
-        if not found:
+        """Start an episode of the scene, determined by the seed."""
+        episodes = self._of_split(task["split"]).get(task["scene"])
+        if not episodes:
             raise SetupError(f"scene {task['scene']!r} has no episodes in split {task['split']!r}")
         core = self._env.habitat_env
-        core.current_episode = found[np.random.RandomState(seed).randint(len(found))]
+        core.current_episode = episodes[np.random.RandomState(seed).randint(len(episodes))]
         observation = self._env.reset()
-        random.seed(seed)  # what the simulator's noise models draw from
+        random.seed(seed)  # source of the simulator's noise models
         np.random.seed(seed)
         core.sim.seed(seed)
-        return self._ours(observation)
+        return self._converted(observation)
 
     def _of_split(self, split: str) -> dict[str, list[Any]]:
         if split not in self._episodes:
-            self._episodes[split] = _by_scene(load_dataset(load_config(split=split, **_known(self._options))))
+            self._episodes[split] = _by_scene(load_dataset(load_config(split=split, **_config_options(self._options))))
         return self._episodes[split]
 
     def step(self, action: int) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, float]]:
-        """One step. Only an end that is not the time limit's terminates."""
+        """Take one step. The episode is truncated by the time limit and terminated by any other end."""
         observation, reward, done, measures = self._env.step(action=int(action))
         inactive = not self._env.habitat_env.task.is_episode_active
         terminated = bool(done) and (inactive or (self._end_on_success and bool(self._env._episode_success())))
         metrics = {name: _finite(measures[name]) for name in self.spec.metrics}
-        return self._ours(observation), float(reward), terminated, bool(done) and not terminated, metrics
+        return self._converted(observation), float(reward), terminated, bool(done) and not terminated, metrics
 
-    def _ours(self, observation: dict[str, Any]) -> dict[str, np.ndarray]:
-        found = {name: np.asarray(value) for name, value in observation.items() if name != "semantic"}
-        rgb, depth = found.pop("rgb", None), found.pop("depth", None)
+    def _converted(self, observation: dict[str, Any]) -> dict[str, np.ndarray]:
+        vectors = {name: np.asarray(value) for name, value in observation.items() if name != "semantic"}
+        rgb, depth = vectors.pop("rgb", None), vectors.pop("depth", None)
         image = [] if rgb is None else [rgb[..., :3].astype(np.uint8)]
         if depth is not None:
             grey = (255 * np.clip(depth / self._farthest, 0, 1)).astype(np.uint8).reshape(*depth.shape[:2], 1)
             image.append(grey if image else np.repeat(grey, 3, -1))
-        if "objectgoal" in found:
-            found["objectgoal"] = np.arange(self._categories) == found["objectgoal"]
-        if "compass" in found:
-            found["compass"] = np.concatenate([np.cos(found["compass"]), np.sin(found["compass"])])
-        ours = {name: np.asarray(value, np.float32) for name, value in found.items()}
-        return {**ours, "image": np.concatenate(image, -1)} if image else ours
+        if "objectgoal" in vectors:
+            vectors["objectgoal"] = np.arange(self._categories) == vectors["objectgoal"]
+        if "compass" in vectors:
+            vectors["compass"] = np.concatenate([np.cos(vectors["compass"]), np.sin(vectors["compass"])])
+        vectors = {name: np.asarray(value, np.float32) for name, value in vectors.items()}
+        return {**vectors, "image": np.concatenate(image, -1)} if image else vectors
 
     def close(self) -> None:
-        """Ends the simulator."""
+        """Close the simulator."""
         self._env.close()
 
 
 def _by_scene(dataset: Any) -> dict[str, list[Any]]:
-    found: dict[str, list[Any]] = {}
+    episodes: dict[str, list[Any]] = {}
     for episode in dataset.episodes:
-        found.setdefault(episode.scene_id, []).append(episode)
-    return found
+        episodes.setdefault(episode.scene_id, []).append(episode)
+    return episodes
 
 
 def _highest(space: Any, name: str) -> int:
-    """The largest value of an observation, −1 where there is no such."""
+    """Return the largest value of an observation, or −1 if there is no such observation."""
     return int(np.max(space.spaces[name].high)) if name in space.spaces else -1
 
 
 def _finite(value: Any) -> float:
-    """A measure; 0 where it has no value (a distance to what cannot be reached)."""
+    """Convert a measure to float; 0 if it is not finite, such as the distance to an unreachable goal."""
     number = float(value)
     return number if np.isfinite(number) else 0.0
 
 
 def make(**options: Any) -> LabEnvironment:
-    """The worker's entry."""
+    """Make the environment. Entry of the worker."""
     return LabEnvironment(**options)

@@ -102,14 +102,14 @@ def _windows(camera: Camera, low: np.ndarray, high: np.ndarray, to_world: np.nda
     left, right = (np.searchsorted(camera.x, bound) for bound in (across.min(1), across.max(1)))
     top, bottom = (np.searchsorted(-camera.y, bound) for bound in (-up.max(1), -up.min(1)))
     whole = z.max(1) > -1e-3
-    found = []
+    windows = []
     for index in np.flatnonzero(ahead > 0):
         rows, columns = (slice(None), slice(None)) if whole[index] else (
             slice(max(top[index] - 1, 0), bottom[index] + 1), slice(max(left[index] - 1, 0), right[index] + 1)
         )  # fmt: skip
         if whole[index] or (rows.start < len(camera.y) and columns.start < len(camera.x)):
-            found.append((int(index), rows, columns))
-    return found
+            windows.append((int(index), rows, columns))
+    return windows
 
 
 def _first_hits(
@@ -128,20 +128,20 @@ def _first_hits(
         (index of the box or −1, axis of the side that is hit), int [H, W] each.
     """
     inverse = 1 / rays
-    found, side = np.full(depth.shape, -1), np.zeros(depth.shape, int)
+    boxes, side = np.full(depth.shape, -1), np.zeros(depth.shape, int)
     low, high = (bound.astype(np.float32)[..., None, None] for bound in (low, high))
     for index, *window in windows:
-        here = tuple(window)
-        through = inverse[(slice(None), *here)]
+        window_slices = tuple(window)
+        through = inverse[(slice(None), *window_slices)]
         a, b = low[index] * through, high[index] * through
         near, far = np.minimum(a, b), np.maximum(a, b)
         enter = np.maximum(np.maximum(near[0], near[1]), near[2])
         leave = np.minimum(np.minimum(far[0], far[1]), far[2])
-        hit = (enter < leave) & (enter > 0) & (enter < depth[here])
+        hit = (enter < leave) & (enter > 0) & (enter < depth[window_slices])
         if hit.any():
-            depth[here][hit], found[here][hit] = enter[hit], index
-            side[here][hit] = near[:, hit].argmax(0)
-    return found, side
+            depth[window_slices][hit], boxes[window_slices][hit] = enter[hit], index
+            side[window_slices][hit] = near[:, hit].argmax(0)
+    return boxes, side
 
 
 def _about_x(angle: float) -> np.ndarray:

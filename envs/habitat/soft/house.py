@@ -96,12 +96,12 @@ def _wall(
     """Return a wall along z at x = `at` (vertical) or along x at z = `at`; two parts if it has a door."""
     middle = rng.uniform(start + 0.9, stop - 0.9)
     parts = [(start, middle - DOOR / 2), (middle + DOOR / 2, stop)] if door else [(start, stop)]
-    found = []
+    walls = []
     for a, b in parts:
         low, high = (at - WALL / 2, at + WALL / 2), (a, b)
         x, z = (low, high) if vertical else (high, low)
-        found.append([x[0], 0.0, z[0], x[1], WALL_HEIGHT, z[1]])
-    return found
+        walls.append([x[0], 0.0, z[0], x[1], WALL_HEIGHT, z[1]])
+    return walls
 
 
 def _table(rng: np.random.RandomState, x0: float, z0: float, x1: float, z1: float) -> list[float]:
@@ -208,11 +208,11 @@ class FreeSpace:
             return []
         points = [start]
         for _ in range(len(self.corners) + 1):
-            here = points[-1]
-            if np.isfinite(self._direct(here, end[None])[0]):
+            last = points[-1]
+            if np.isfinite(self._direct(last, end[None])[0]):
                 break
-            costs = self._direct(here, self.corners) + to_end
-            costs[(np.abs(self.corners - here) < MARGIN).all(-1)] = np.inf
+            costs = self._direct(last, self.corners) + to_end
+            costs[(np.abs(self.corners - last) < MARGIN).all(-1)] = np.inf
             points.append(self.corners[costs.argmin()])
         return [*points, end]
 

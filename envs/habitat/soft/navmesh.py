@@ -117,17 +117,17 @@ class PathFinder:
     def find_path(self, path: Any) -> bool:
         """Answer a `ShortestPath` or `MultiGoalShortestPath`. Return False if no end can be reached."""
         space = self._loaded()
-        several = isinstance(path, MultiGoalShortestPath)
-        ends = [_flat(end) for end in (path.requested_ends if several else [path.requested_end])]
+        is_multi_goal = isinstance(path, MultiGoalShortestPath)
+        ends = [_flat(end) for end in (path.requested_ends if is_multi_goal else [path.requested_end])]
         start = _flat(path.requested_start)
         lengths = [space.distance(start, end, self._paths_to(end)) for end in ends]
         best = int(np.argmin(lengths)) if lengths else -1
         path.geodesic_distance = lengths[best] if lengths else math.inf
-        found = math.isfinite(path.geodesic_distance)
-        path.trace = lambda: [_point(point) for point in space.path(start, ends[best])] if found else []
-        if several:
-            path.closest_end_point_index = best if found else -1
-        return found
+        exists = math.isfinite(path.geodesic_distance)
+        path.trace = lambda: [_point(point) for point in space.path(start, ends[best])] if exists else []
+        if is_multi_goal:
+            path.closest_end_point_index = best if exists else -1
+        return exists
 
     def _paths_to(self, end: np.ndarray) -> np.ndarray:
         """Return path lengths from all corners to an end, cached: tasks query the same ends at every step."""

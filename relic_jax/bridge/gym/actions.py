@@ -38,7 +38,7 @@ def action_spec(space: Any) -> dict[str, Any]:
         if nvec:
             return {**unbounded, "action": ArraySpec("int32", (len(nvec),)), "nvec": nvec}
     if kind == "box" and space.dtype.kind == "f" and np.isfinite([space.low, space.high]).all():
-        low, high = (float(np.min(space.low)), float(np.max(space.high))) if one_range(space) else (-1.0, 1.0)
+        low, high = (float(np.min(space.low)), float(np.max(space.high))) if has_uniform_bounds(space) else (-1.0, 1.0)
         return {"action": ArraySpec("float32", (int(space.low.size),)), "actions": 0, "low": low, "high": high}
     allowed = "Discrete, MultiDiscrete, MultiBinary, a Box of floats with finite bounds"
     raise SetupError(f"action space is {space}; allowed: {allowed}")
@@ -55,12 +55,12 @@ def _kind(space: Any) -> str:
     return "other"
 
 
-def one_range(box: Any) -> bool:
+def has_uniform_bounds(box: Any) -> bool:
     """Return whether all components of a Box have the same bounds."""
     return bool(np.ptp(box.low) == 0 and np.ptp(box.high) == 0)
 
 
-def translated(space: Any, action: Any) -> Any:
+def to_gym(space: Any, action: Any) -> Any:
     """Convert an action of the bridge to the range, shape and dtype of a space."""
     kind = _kind(space)
     if kind == "discrete":
@@ -68,7 +68,7 @@ def translated(space: Any, action: Any) -> Any:
     value = np.reshape(action, space.shape)
     if kind == "multi_discrete":
         value = value + getattr(space, "start", 0)
-    if kind == "box" and not one_range(space):
+    if kind == "box" and not has_uniform_bounds(space):
         value = np.clip(space.low + (value + 1) * 0.5 * (space.high - space.low), space.low, space.high)
     return value.astype(space.dtype)
 

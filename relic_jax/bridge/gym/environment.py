@@ -120,7 +120,7 @@ class GymEnvironment:
 
     def step(self, action: Any) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, float]]:
         """Take one step. An episode that reaches the horizon is truncated."""
-        gym_action = actions.translated(self._env.action_space, action)
+        gym_action = actions.to_gym(self._env.action_space, action)
         observation, reward, terminated, truncated, self._info = self._env.step(gym_action)
         self._count += 1
         metrics = {name: float(self._info.get(name, 0.0)) for name in self.spec.metrics}
@@ -146,7 +146,7 @@ class GymEnvironment:
 def _observations(env: Any, text: str) -> Observations:
     """Return the encoder of an environment's observations. Raises SetupError if a space is not supported."""
     try:
-        return Observations(env.observation_space, text, **minigrid.meaning(env))
+        return Observations(env.observation_space, text, **minigrid.encoder_options(env))
     except SpaceError as error:
         raise SetupError(str(error)) from None
 

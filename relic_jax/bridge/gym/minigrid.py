@@ -18,7 +18,7 @@ DIRECTIONS = 4
 """If the whole grid is observed, the third code of the agent's cell is its direction."""
 
 
-def meaning(env: Any) -> dict[str, Any]:
+def encoder_options(env: Any) -> dict[str, Any]:
     """Return arguments of `Observations`: words, codes, flags. Empty for environments of other packages."""
     names = [base.__name__ for base in type(env.unwrapped).__mro__]
     if "MiniGridEnv" not in names:

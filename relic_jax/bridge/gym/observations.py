@@ -9,7 +9,7 @@
     Text                        left out, or a bag of words, uint8 [n]
     Tuple, Dict                 their parts, named by path: "camera.left", "pair.0"
 
-A space that is neither Tuple nor Dict is called "observation". Spaces are recognized by class name, so gymnasium is not
+A space that is not a Tuple or Dict is called "observation". Spaces are recognized by class name, so gymnasium is not
 required.
 """
 
@@ -148,7 +148,7 @@ def tree(images: dict[str, Any], vector: Any) -> Any:
     return named if len(images) == 1 else {"image": named}
 
 
-def assembled(arrays: dict[str, np.ndarray], images: tuple[str, ...], lead: int = 1) -> Any:
+def assemble(arrays: dict[str, np.ndarray], images: tuple[str, ...], lead: int = 1) -> Any:
     """Return the `tree` of an observation's arrays. All but images are flattened into a vector, sorted by name.
 
     Args:
@@ -176,11 +176,11 @@ def reader(env: Any, text: str = "omit") -> Callable[[Any], Any]:
     one = env.envs[0] if getattr(env, "envs", None) else env
     lead = int(hasattr(env, "num_envs"))
     space = env.single_observation_space if lead else env.observation_space
-    encode = Observations(space, text, **(minigrid.meaning(one) if hasattr(one, "unwrapped") else {}))
+    encode = Observations(space, text, **(minigrid.encoder_options(one) if hasattr(one, "unwrapped") else {}))
 
     def read(observation: Any) -> Any:
         with np.errstate(over="ignore"):  # the agent checks for non-finite values
-            return assembled(encode(observation), encode.images, lead)
+            return assemble(encode(observation), encode.images, lead)
 
     return read
 
