@@ -23,6 +23,8 @@ from relic_jax.rl import train as training
 from relic_jax.rl.train import prepare, restore, save
 from relic_jax.runtime import CHECKSUMS, checksums_text, parse_json, verify_files
 
+pytestmark = pytest.mark.slow
+
 
 def content(folder):
     return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}

@@ -15,6 +15,7 @@ def blocks():
     return re.findall(r"^```(python|sh)\n(.*?)^```$", PAGE.read_text(), flags=re.M | re.S)
 
 
+@pytest.mark.slow
 def test_the_page_about_environments_runs(tmp_path, monkeypatch, cli):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)

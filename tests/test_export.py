@@ -478,6 +478,7 @@ def test_an_array_of_rank_3_need_not_be_an_image():
             spaces_from_json(broken)
 
 
+@pytest.mark.slow
 def test_the_command_line(cli, begun_run, tmp_path):
     out = tmp_path / "out"
     code, said, err = cli("export", begun_run, "--to", out)

@@ -29,6 +29,8 @@ from relic_jax.runtime import CONTEXT_FORMAT
 from relic_jax.runtime.context import context_checksum
 from relic_jax.validation import MAX_LAYERS
 
+pytestmark = pytest.mark.slow
+
 SLOW = 240.0  # seconds, after which something hangs, on a busy machine too
 ODD = (
     *(0, -1, 1, 2, 7, 2**31, 2**63, 2**64, 10**30, 1.5, -0.5, 1e38, 1e300, 1e-320, float("nan"), float("inf")),

@@ -132,6 +132,7 @@ def test_the_owner_renews_it(tmp_path, monkeypatch):
         assert (tmp_path / "lock").stat().st_mtime > 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("left", "links"), [("nothing", False), ("a stale lock", True)])
 def test_one_of_many_at_the_same_moment_gets_it(tmp_path, left, links):
     if left == "a stale lock":

@@ -414,6 +414,7 @@ def test_agents_take_legal_actions_and_refuse_what_is_no_mask(drawn):
         loaded_of(MultiDiscreteProbe(), drawn).agent().step(np.ones(1, np.float32), legal=np.ones(5, bool))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["both", "mask", "multi"])
 @pytest.mark.parametrize("form", ["stablehlo", "onnx", "safetensors"])
 def test_exports_take_masks_and_are_verified_with_them(form, name, drawn, tmp_path):

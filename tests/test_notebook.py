@@ -65,6 +65,7 @@ def test_in_a_running_loop_and_in_a_thread_beside_it(setup, tmp_path, capsys):
     assert metrics.err == "" and "256/256" in metrics.out
 
 
+@pytest.mark.slow
 def test_a_thread_is_stopped_by_its_event_and_saves(setup, tmp_path):
     stop, results = threading.Event(), []
 
@@ -84,6 +85,7 @@ def test_a_thread_is_stopped_by_its_event_and_saves(setup, tmp_path):
     assert not results[0].finished and checkpoint.complete_steps(tmp_path / "checkpoints") == [64]
 
 
+@pytest.mark.slow
 def test_an_interrupt_of_the_cell_stops_after_the_chunk_and_saves(setup, tmp_path):
     class Interrupted:
         def log(self, record, clock):

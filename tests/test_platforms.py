@@ -54,6 +54,7 @@ def on_windows(*arguments):
     return subprocess.run(command, cwd=ROOT, env=nothing, capture_output=True, text=True, timeout=300, check=False)
 
 
+@pytest.mark.slow
 def test_the_command_line_trains_without_what_windows_lacks(tmp_path):
     """Importing fcntl kept the whole command line from starting."""
     done = on_windows("train", "darkroom-smoke", *TINY, "--runs", tmp_path, "--name", "run")
@@ -69,6 +70,7 @@ def test_worker_processes_are_refused_in_a_line():
     assert "worker processes need Linux or macOS" in done.stderr
 
 
+@pytest.mark.slow
 def test_text_files_are_utf8_and_any_locale_will_do(tmp_path):
     """Python warns of every file that is opened in the locale's encoding; what a terminal lacks is escaped."""
     command = [sys.executable, "-X", "warn_default_encoding"]

@@ -66,6 +66,7 @@ def test_a_crash_while_writing_leaves_the_old_figure(tmp_path, monkeypatch):
     assert path.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_no_global_state_of_matplotlib_is_touched(tmp_path):
     """A notebook's backend, its settings and its open figures stay as they are."""
     code = """

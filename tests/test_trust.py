@@ -258,6 +258,7 @@ def test_a_downloaded_policy_starts_nothing(cli, export, started, kind):
     assert started == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", EVIL)
 def test_a_copied_run_with_an_edited_config_starts_nothing(cli, foreign_run, started, kind):
     folder = foreign_run(EVIL[kind])
@@ -271,6 +272,7 @@ def not_made(env, workers=None):
     raise ConfigError(f"made {env.name} {workers}")
 
 
+@pytest.mark.slow
 def test_trust_or_the_same_option_lets_it_start(cli, export, foreign_run, monkeypatch):
     """What is started is told from what is not by where the command fails."""
     monkeypatch.setattr(registry, "make", not_made)
@@ -317,6 +319,7 @@ def own_run(tiny, folder, **host):
     return folder
 
 
+@pytest.mark.slow
 def test_ones_own_run_needs_no_trust_moved_or_copied_or_exported(cli, tiny, monkeypatch, tmp_path):
     folder = own_run(tiny, tmp_path / "run", python="/my/python")
     assert load_policy(folder).own

@@ -255,6 +255,7 @@ def shared_memory():
     return set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()
 
 
+@pytest.mark.slow
 def test_a_hundred_random_kills_lose_no_trial_and_leak_nothing():
     segments, descriptors = shared_memory(), set(os.listdir("/proc/self/fd"))
     rng, seen, kills, stop = random.Random(0), set(), [0], threading.Event()
@@ -305,6 +306,7 @@ LEARNER = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["", "hang", "stuck"])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_nothing_is_left_when_the_learner_is_killed(fault, number):

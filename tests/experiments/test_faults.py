@@ -19,6 +19,7 @@ def whole(tmp_path_factory):
     return processes.run_whole(tmp_path_factory.mktemp("faults"), 4)
 
 
+@pytest.mark.slow
 def test_differences_are_found(whole, tmp_path):
     """The comparison itself can fail."""
     other = tmp_path / "other"

@@ -11,6 +11,8 @@ from relic_jax.config import ConfigError, EnvConfig, TrainConfig, changed, valid
 from relic_jax.experiments.faults.options import COMMANDS, Bench, options_of, trace, values
 from relic_jax.rl.memory_budget import check_sizes
 
+pytestmark = pytest.mark.slow
+
 COMMAND_OPTIONS = {name: options_of(command) for name, command in COMMANDS.items()}
 
 

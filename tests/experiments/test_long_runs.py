@@ -15,6 +15,8 @@ from relic_jax.rl.steps import StepCount
 from relic_jax.rl.train import Progress, prepare, restore, save, train
 from relic_jax.tracking import Console
 
+pytestmark = pytest.mark.slow
+
 PER_UPDATE = 64
 TOTAL = 2**32 + 256
 

@@ -118,6 +118,7 @@ def test_one_seed_counts_once_unless_it_says_nothing(begun):
         pooling.check_pool([loaded, with_config(loaded, seed=1)], [True, True])
 
 
+@pytest.mark.slow
 def test_the_same_run_twice_is_refused_however_it_is_called(refused, begun, tmp_path, monkeypatch):
     run = begun("seed0")
     copy = shutil.copytree(run, tmp_path / "copy")

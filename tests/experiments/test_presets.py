@@ -95,6 +95,7 @@ def specs(tree):
     return jax.tree.map(lambda x: (x.shape, x.dtype), tree)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", presets.PRESETS)
 def test_preset_starts(name, monkeypatch):
     monkeypatch.setattr(rollout, "MAX_SIZES", 1)  # of the buffers: each is traced by itself

@@ -91,6 +91,7 @@ def test_scores_are_shares_of_what_is_there_and_of_what_is_claimed():
     assert pretrain_encoder.score(jnp.zeros((1, 3), int)) == {"found": 0.0, "right": 0.0}
 
 
+@pytest.mark.slow
 def test_a_short_training_learns_and_its_file_fits(few, tmp_path):
     said = []
     params = pretrain(ENV, 40, jax.random.key(0), said.append)

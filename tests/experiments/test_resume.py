@@ -85,6 +85,7 @@ def test_metrics_hold_one_record_per_update(whole):
     assert len(lines) == 8 and len(set(lines)) == 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("update", [1, 3, 4, 8])
 def test_killed_between_checkpoint_and_record(whole, tmp_path, update):
     setup, expected = whole
@@ -94,6 +95,7 @@ def test_killed_between_checkpoint_and_record(whole, tmp_path, update):
     assert outcome(setup, tmp_path) == expected
 
 
+@pytest.mark.slow
 def test_killed_again_and_again(whole, tmp_path):
     setup, expected = whole
     for update in (2, 3, 5, 5, 8):
@@ -116,6 +118,7 @@ def test_resumed_in_the_middle_of_a_trial(tiny, whole, tmp_path):
     assert outcome(setup, tmp_path) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["before the rename", "after the rename"])
 def test_killed_while_a_checkpoint_is_written(whole, tmp_path, monkeypatch, moment):
     setup, expected = whole
@@ -138,6 +141,7 @@ def test_killed_while_a_checkpoint_is_written(whole, tmp_path, monkeypatch, mome
     assert not list((tmp_path / "checkpoints").glob("*.tmp"))
 
 
+@pytest.mark.slow
 def test_killed_before_the_first_checkpoint_starts_from_the_beginning(whole, tmp_path):
     setup, expected = whole
     with pytest.raises(Killed):
@@ -165,6 +169,7 @@ def test_stopped_by_a_signal_saves_and_goes_on(whole, tmp_path, number):
     assert result.finished and outcome(setup, tmp_path) == expected
 
 
+@pytest.mark.slow
 def test_second_signal_is_final_and_still_resumable(whole, tmp_path):
     setup, expected = whole
 
@@ -192,6 +197,7 @@ def test_finished_run_is_left_as_it_is(whole, tmp_path):
     assert {p: p.read_bytes() for p in (tmp_path / "checkpoints").rglob("*") if p.is_file()} == before
 
 
+@pytest.mark.slow
 def test_seconds_add_up_over_resumptions(whole, tmp_path):
     setup, _ = whole
     with pytest.raises(Killed):
@@ -213,6 +219,7 @@ def finished(tiny, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_resuming_a_finished_run_evaluates_and_nothing_else(finished, cli):
     kept = [*(finished / "checkpoints").rglob("*"), finished / "metrics.jsonl", finished / "config.json"]
     before = {path: path.read_bytes() for path in kept if path.is_file()}
@@ -347,6 +354,7 @@ def test_seeds_are_named_where_tasks_are_seeds():
     assert training.task_text({"a": np.zeros(3), "b": np.zeros(3)}, 1) == training.task_text(np.zeros((3, 2)), 1) == ""
 
 
+@pytest.mark.slow
 def test_nan_within_a_trial_chunk_names_its_update_and_saves_nothing_of_the_chunk(poisoned, poison, tmp_path):
     poison(reward_at=40)
     with pytest.raises(NonFiniteError) as error:
@@ -356,6 +364,7 @@ def test_nan_within_a_trial_chunk_names_its_update_and_saves_nothing_of_the_chun
     assert not (tmp_path / "checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_nan_on_the_command_line_is_one_line_and_exit_code_1(poisoned, poison, tmp_path, cli, monkeypatch):
     setup = poisoned("segment")
     monkeypatch.setattr(run, "make_env", lambda *_: POISONED)
@@ -368,6 +377,7 @@ def test_nan_on_the_command_line_is_one_line_and_exit_code_1(poisoned, poison, t
     assert err.endswith(f"; last good checkpoint: {last}\n")
 
 
+@pytest.mark.slow
 def test_poisoned_parameters_stop_the_run_and_leave_the_checkpoint_intact(whole, tmp_path, monkeypatch):
     setup, _ = whole
     with pytest.raises(Killed):
@@ -394,6 +404,7 @@ def test_poisoned_parameters_stop_the_run_and_leave_the_checkpoint_intact(whole,
 OPTIONS = ["--total-steps=32000", *processes.OPTIONS]
 
 
+@pytest.mark.slow
 def test_killed_terminated_and_interrupted_processes_end_as_if_nothing_had_been(tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     process = start("darkroom-smoke", *OPTIONS, "--runs", tmp_path, "--name", "whole")

@@ -79,6 +79,7 @@ def test_names_that_windows_reserves(monkeypatch, name):
 # --- locks ---
 
 
+@pytest.mark.slow
 def test_a_run_that_another_process_works_on_is_refused(cli, copied, tiny, tmp_path):
     holder = "import sys; from pathlib import Path; from relic_jax.locks import run_lock\n"
     holder += "with run_lock(Path(sys.argv[1])): print(flush=True); sys.stdin.read()"
@@ -92,6 +93,7 @@ def test_a_run_that_another_process_works_on_is_refused(cli, copied, tiny, tmp_p
     assert {path: path.read_bytes() for path in copied.rglob("*.json*")} == before
 
 
+@pytest.mark.slow
 def test_of_two_new_runs_of_one_name_one_is_made(tmp_path):
     running = [start("darkroom-smoke", *SMALL, "--runs", tmp_path, "--name=one") for _ in range(2)]
     ended = [(*process.communicate(timeout=300), process.returncode) for process in running]
@@ -142,6 +144,7 @@ runpy.run_module("relic_jax.experiments.cli", run_name="__main__")
 """Files cannot grow beyond so many bytes, as on a full disk."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [0, 600, 20_000])
 def test_files_that_cannot_grow_end_a_run_in_a_line(copied, limit):
     """The lock, then metrics, then the arrays of a checkpoint: the last error comes wrapped by orbax."""
@@ -205,6 +208,7 @@ def test_what_drawing_raises_on_a_full_disk_is_a_line(cli, copied, monkeypatch):
 # --- extensions ---
 
 
+@pytest.mark.slow
 def test_a_finished_run_goes_on_to_more_steps(cli, copied, trained, unfinished):
     setup, _ = trained
     code, _, err = cli("train", "--resume", copied, "--extend-to=1000")
@@ -223,6 +227,7 @@ def test_a_finished_run_goes_on_to_more_steps(cli, copied, trained, unfinished):
     assert cli("train", "--resume", copied, "--extend-to=1000")[0] == 0  # the same command again
 
 
+@pytest.mark.slow
 def test_an_extension_that_is_interrupted_ends_as_if_nothing_had_been(cli, copied, trained, unfinished, monkeypatch):
     setup, _ = trained
     other = Path(shutil.copytree(copied, copied.with_name("other")))
@@ -246,6 +251,7 @@ def test_an_extension_that_is_interrupted_ends_as_if_nothing_had_been(cli, copie
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_a_run_before_its_first_checkpoint_can_be_extended(cli, tiny, tmp_path, unfinished):
     folders.create_folder(tmp_path / "run", tiny(devices=1))
     assert cli("train", "--resume", tmp_path / "run", "--extend-to=1024")[0] == 0
@@ -282,6 +288,7 @@ def wait_until(condition, process, seconds=120):
         time.sleep(0.005)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_before_training_begins(tmp_path, number, code):
     process = start("darkroom-smoke", *SMALL, "--runs", tmp_path, "--name=one")
@@ -307,6 +314,7 @@ def test_a_second_signal_ends_a_process_that_is_in_compiled_code():
     assert process.returncode == 130
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
 )

@@ -31,6 +31,7 @@ SET = {
 }
 
 
+@pytest.mark.slow
 def test_a_run_is_resumed_evaluated_and_exported_under_every_setting(tmp_path):
     """It began with threefry and 32 bits: what follows are the numbers that it would have written without them."""
     run = shutil.copytree(DATA, tmp_path / "run")
@@ -65,6 +66,7 @@ def go(setup, folder, *, resume=False, at=None):
     return train(setup, folder, lambda env_steps: Lines(folder, env_steps), resume=resume)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_the_generator_that_it_began_with(tiny, tmp_path):
     setup = prepare(tiny(), make("darkroom-ad-9-random"))
     with jax.default_prng_impl("rbg"):

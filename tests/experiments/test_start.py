@@ -37,6 +37,7 @@ def equal(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 2])
 def test_a_run_starts_from_the_newest_parameters_of_another_and_learns_on(tiny, source, tmp_path, devices):
     """With another seed and longer trials; only parameters are taken over."""

@@ -252,6 +252,7 @@ def with_file(policy, file):
     return dataclasses.replace(policy, config=dataclasses.replace(policy.config, encoder=encoder))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("image", ["small", "nature", "cells", "patches", "resnet18", "vit-b16"])
 def test_weights_come_out_of_a_file_as_they_went_in(image, tmp_path, monkeypatch):
     monkeypatch.setattr(vision, "VIT_B16", TINY_VIT)

@@ -154,6 +154,7 @@ LEARNER = TrainConfig(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", [HeadConfig("tanh"), HeadConfig("gaussian", std="state")], ids=lambda h: h.action)
 def test_the_target_action_is_learned(head):
     """0.25 without looking, 1 at best; see `ContinuousProbe`."""
@@ -209,6 +210,7 @@ def test_a_segment_of_a_simulator_is_what_happened(hosted):
                 previous = np.zeros(2, np.float32)
 
 
+@pytest.mark.slow
 def test_a_simulator_is_resumed_bit_for_bit(hosted, tmp_path):
     setup = prepare(hosted, reach())
     run_to_the_end(setup, tmp_path / "whole")

@@ -184,7 +184,7 @@ class Killed(BaseException):
     """Stands for SIGKILL."""
 
 
-@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_resumed_run_is_the_uninterrupted_one(config, tmp_path, devices):
     setup = prepare(dataclasses.replace(config, devices=devices), corridor())
     go(setup, tmp_path / "whole")
@@ -270,6 +270,7 @@ def test_evaluation_plays_every_task_and_lets_the_expert_begin(config, per_worke
     assert lines.optimal.success_rate == 1 and 0 < lines.random.success_rate < 0.9
 
 
+@pytest.mark.slow
 def test_evaluation_survives_crashes_and_counts_whole_episodes(config, tmp_path):
     env = corridor(fault="crash", only=0, once=str(tmp_path / "happened"))
     setup = training.make_setup(config, env)
@@ -278,6 +279,7 @@ def test_evaluation_survives_crashes_and_counts_whole_episodes(config, tmp_path)
     assert (tmp_path / "happened").exists() and curves.returns.shape == (3, 5)
 
 
+@pytest.mark.slow
 def test_the_policy_is_learned(config):
     """The observation tells where the goal is; 0.35 of the episodes reach it by chance."""
     config = dataclasses.replace(
@@ -294,6 +296,7 @@ def test_the_policy_is_learned(config):
     assert np.mean(reached[:5]) < 0.6 and np.mean(reached[-10:]) > 0.9
 
 
+@pytest.mark.slow
 def test_training_goes_on_through_random_kills(config, tmp_path, kills):
     """One worker per update is killed, at a random moment of it. Nothing is lost but the steps that were under way, and
     nothing is left behind."""

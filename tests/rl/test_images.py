@@ -266,6 +266,7 @@ def test_memory_by_hand():
         check_memory(huge, available=2**20)
 
 
+@pytest.mark.slow
 def test_what_is_seen_is_learned():
     """On two devices."""
     trials = 30

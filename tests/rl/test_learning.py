@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import numpy as np
+import pytest
 
 from relic_jax.config import PPOConfig, TrainConfig, TrialConfig
 from relic_jax.envs.registry import make
@@ -55,11 +56,13 @@ def values_at(setup, state, position: int) -> np.ndarray:
     return np.asarray(found.steps.value)[:, position :: setup.trials.env.horizon]
 
 
+@pytest.mark.slow
 def test_value_is_learned():
     setup, state, _ = trained("probe-value", 15)
     np.testing.assert_allclose(values_at(setup, state, 0), 1.0, atol=0.1)
 
 
+@pytest.mark.slow
 def test_returns_are_discounted_and_bootstrapped():
     setup, state, _ = trained("probe-discount", 25, ppo=dataclasses.replace(CONFIG.ppo, gamma=0.6))
     np.testing.assert_allclose(values_at(setup, state, 1), 1.0, atol=0.1)
@@ -70,11 +73,13 @@ def test_policy_is_learned():
     assert trained("probe-policy", 15)[2] > 0.95  # chance: 0.5
 
 
+@pytest.mark.slow
 def test_memory_within_an_episode_is_learned():
     ppo = dataclasses.replace(CONFIG.ppo, normalize_advantages=True)
     assert trained("probe-memory", 50, ppo=ppo)[2] > 0.95  # chance: 0.5
 
 
+@pytest.mark.slow
 def test_learning_in_context_is_learned():
     """Five arms, the best one is the task, four pulls an episode.
 
@@ -85,6 +90,7 @@ def test_learning_in_context_is_learned():
     assert trained("probe-bandit", 200, ppo=ppo)[2] > 3.0
 
 
+@pytest.mark.slow
 def test_two_devices_learn_as_one_and_stay_in_step():
     _, state, reached = trained("probe-policy", 15, devices=2)
     assert reached > 0.95
@@ -95,10 +101,12 @@ def test_two_devices_learn_as_one_and_stay_in_step():
     assert [shard.data.shape for shard in state.trial.first.addressable_shards] == [(8,), (8,)]
 
 
+@pytest.mark.slow
 def test_masks_are_learned_with():
     """Random legal actions earn 2.0, the best ones 3.625, a policy that does not get the masks less than 3."""
     assert trained("probe-mask", 15)[2] > 3.4
 
 
+@pytest.mark.slow
 def test_several_actions_at_a_time_are_learned():
     assert trained("probe-multidiscrete", 15)[2] > 0.95  # chance: 5/12

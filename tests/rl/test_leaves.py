@@ -66,7 +66,9 @@ def test_an_array_is_an_image_because_its_spec_says_so():
     assert spec["view"] != plain and plain != spec["view"] and Image((4, 4, 2), jnp.uint8) != spec["view"]
 
 
-@pytest.mark.parametrize("image", ["small", "cells", "patches"])
+@pytest.mark.parametrize(
+    "image", ["small", *(pytest.param(name, marks=pytest.mark.slow) for name in ("cells", "patches"))]
+)
 @pytest.mark.parametrize(
     ("context_gradient", "last_update"), [("full", "partial"), ("stopped", "partial"), ("full", "full")]
 )

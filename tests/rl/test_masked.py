@@ -155,8 +155,8 @@ def updates(config):
     return make, params
 
 
-@pytest.mark.parametrize("reduction", ["sum", "mean"])
-@pytest.mark.parametrize("minibatches", [4, 1])
+@pytest.mark.parametrize("reduction", [pytest.param("sum", marks=pytest.mark.slow), "mean"])
+@pytest.mark.parametrize("minibatches", [4, pytest.param(1, marks=pytest.mark.slow)])
 def test_one_two_and_four_devices_make_the_same_update(updates, reduction, minibatches):
     """One minibatch is split over the devices, four are dealt out. One step an epoch: the order plays no part."""
     make, before = updates
@@ -183,6 +183,7 @@ def test_a_mean_over_minibatches_is_that_over_all_their_valid_steps(updates):
     chex.assert_trees_all_close(metrics, expected_metrics, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_failing_workers_do_not_change_what_devices_compute(config, tmp_path):
     """The worker of environment 0 crashes at every step: one of four devices has nothing to learn from."""
     found, trial = [], TrialConfig(environments=4, steps=8, updates=2)

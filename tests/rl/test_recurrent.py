@@ -159,6 +159,7 @@ def test_a_resumed_run_is_bit_for_bit_the_same(tmp_path):
     chex.assert_trees_all_equal(*data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 2])
 def test_memory_within_an_episode_is_learned(devices):
     """The cue of the first step is the right action of the last: chance 0.5."""
@@ -172,6 +173,7 @@ def test_memory_within_an_episode_is_learned(devices):
     assert float(metrics["return_sum"].sum() / metrics["episodes"].sum()) > 0.95
 
 
+@pytest.mark.slow
 def test_learning_in_context_is_learned_and_shows_in_the_curve():
     """Five arms, the best one is the task, four pulls an episode: 0.8 by chance, 2 without memory across episodes."""
     trial = TrialConfig(environments=16, steps=60, updates=3)

@@ -106,7 +106,7 @@ def windows(setup, state):
     }
 
 
-@pytest.mark.parametrize("kind", ["partial", "full"])
+@pytest.mark.parametrize("kind", ["partial", pytest.param("full", marks=pytest.mark.slow)])
 def test_epochs_equal_a_plain_rewriting(kind):
     """Two epochs of four minibatches of one environment, gradients of two summed per Adam step, one loop each."""
     setup = make_setup(config(), make("probe-bandit"))
@@ -147,12 +147,13 @@ def test_stopped_context_gives_the_same_outputs_and_only_the_segments_gradient()
     first = window._replace(start=0)
     alone = batch._replace(memory=full.policy.initial_memory(4, 0))
     both = [
-        jax.grad(lambda p, s=s: up.minibatch_loss(s, 0, p, alone, first, nothing)[0])(state.params)
+        jax.jit(jax.grad(lambda p, s=s: up.minibatch_loss(s, 0, p, alone, first, nothing)[0]))(state.params)
         for s in (full, stopped)
     ]
     chex.assert_trees_all_close(*both, atol=1e-6)  # … and the same one where there is no context
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
 def test_accumulated_gradients_are_summed_or_averaged(reduction):
     setup = make_setup(config(accumulate=4, gradient_reduction=reduction), make("probe-bandit"))
@@ -256,6 +257,7 @@ def test_advantages_are_normalised_over_the_trial_so_far():
     np.testing.assert_allclose(result, (np.asarray(advantage) - seen.mean()) / seen.std(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_refresh_every_second_update_keeps_the_context_in_between():
     setup = make_setup(config(refresh_every=2), make("probe-bandit"))
     state, _ = gathered(setup, 0)
@@ -272,6 +274,7 @@ def test_a_refresh_every_second_update_keeps_the_context_in_between():
     assert int(kept.segment) == int(state.segment) + 1
 
 
+@pytest.mark.slow
 def test_the_full_gradient_computes_only_what_is_filled():
     """Steps behind the window do not count, not even where they are not numbers."""
     setup = make_setup(config(), make("probe-bandit"))
@@ -290,6 +293,7 @@ def test_the_full_gradient_computes_only_what_is_filled():
     chex.assert_trees_all_close(gradient(state.params, poisoned), expected(state.params), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_activations_kept_or_recomputed_give_the_same_gradient():
     transformer = dataclasses.replace(TRANSFORMER, remat=True)
     recomputed = dataclasses.replace(config(), policy=PolicyConfig(transformer=transformer))
@@ -302,8 +306,8 @@ def test_activations_kept_or_recomputed_give_the_same_gradient():
     chex.assert_trees_all_close(kept, again, atol=1e-6)
 
 
-@pytest.mark.parametrize("reduction", ["sum", "mean"])
-@pytest.mark.parametrize(("minibatches", "accumulate"), [(4, 4), (2, 2)])
+@pytest.mark.parametrize("reduction", ["sum", pytest.param("mean", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("minibatches", "accumulate"), [(4, 4), pytest.param(2, 2, marks=pytest.mark.slow)])
 def test_two_devices_make_the_update_of_one(reduction, minibatches, accumulate):
     """Minibatches of one environment are dealt out, those of two are shared. One step an epoch: order plays no part."""
     settings = {"minibatches": minibatches, "accumulate": accumulate, "epochs": 1, "gradient_reduction": reduction}

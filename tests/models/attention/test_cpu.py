@@ -198,6 +198,7 @@ def test_it_is_compiled_once(anew):
     assert list(anew.iterdir()) == [library] and library.stat().st_mtime_ns == written
 
 
+@pytest.mark.slow
 @compiled
 def test_another_processor_gets_its_own(anew, monkeypatch):
     """A home folder may be shared by machines: what one can run, another may not."""
@@ -207,6 +208,7 @@ def test_another_processor_gets_its_own(anew, monkeypatch):
     assert len(list(anew.iterdir())) == 2
 
 
+@pytest.mark.slow
 @compiled
 def test_a_truncated_kernel_is_compiled_again(anew):
     """It ended the process with SIGBUS, at every start."""
