@@ -200,8 +200,8 @@ def _few_episodes(env: Environment, split: Split, limit: int | None = None) -> R
 
 
 def collected_tests() -> list[str]:
-    """The ids of all tests."""
-    command = [sys.executable, "-m", "pytest", "--collect-only", "-n", "0", "tests"]  # -q is in addopts
+    """Return the ids of all tests, slow ones included. `-q` is in pytest's addopts."""
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-n", "0", "-m", "slow or not slow", "tests"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     return [line for line in done.stdout.splitlines() if "::" in line]
 
