@@ -22,6 +22,7 @@ from relic_jax.config import ConfigError, EnvConfig, TrainConfig, WorkerConfig, 
 from relic_jax.dashboards import WandBOptions
 from relic_jax.environment.base import Environment, Split
 from relic_jax.envs import registry
+from relic_jax.evaluation import Report
 from relic_jax.experiments import evaluation, folders, plots, presets, run, training
 from relic_jax.experiments.arguments import find_env
 from relic_jax.loading import LoadedPolicy, load_policy
@@ -69,7 +70,7 @@ class Run:
         context_limit: int | None = None,
         env: str | None = None,
         out: str | Path | None = None,
-    ) -> dict[str, Any]:
+    ) -> Report:
         """Evaluate the newest checkpoint as `relic-jax evaluate` does, and write its files.
 
         Args:
@@ -83,7 +84,7 @@ class Run:
           out: Files are written to OUT.json, OUT.csv and OUT.png. None: named after the options, in the run folder.
 
         Returns:
-          The evaluation report, as in the JSON file.
+          The evaluation report. `report.to_json()` is the content of the JSON file.
 
         Raises:
           ConfigError: If an argument does not fit the run.

@@ -7,12 +7,13 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
 from relic_jax.config import ConfigError, EvalConfig, WorkerConfig, validate
 from relic_jax.environment.base import Environment, split_hash
+from relic_jax.evaluation import Report
 from relic_jax.experiments import folders, pooling, run
 from relic_jax.experiments.arguments import parse, split_env_options, with_current_names
 from relic_jax.experiments.import_llamarl import KEPT
@@ -86,7 +87,7 @@ def evaluate_main(arguments: Sequence[str]) -> None:
         sys.exit(stopped.exit_code)
 
 
-def start(command: EvaluateCommand, overrides: run.Overrides) -> list[dict[str, Any]]:
+def start(command: EvaluateCommand, overrides: run.Overrides) -> list[Report]:
     """Evaluate the policies of a command, write the results and return them, one for each group.
 
     Args:
@@ -107,20 +108,20 @@ def start(command: EvaluateCommand, overrides: run.Overrides) -> list[dict[str, 
     for group in groups:
         for file in run.result_files(_own_stem(stem, group), figure):
             folders.check_writable(file, "out")
-    summaries, files = [], []
+    reports, files = [], []
     for group in groups:
-        summary, _, _ = evaluate(group.policies, config, command.tasks, env=group.env)
+        report, _, _ = evaluate(group.policies, config, command.tasks, env=group.env)
         with Activity(f"drawing {_own_stem(stem, group)}{figure}"):
-            files += run.write_results(_own_stem(stem, group), summary, group.name or "ReLIC", figure)
-        print("\n".join(f"{group.name}: {line}" if group.name else line for line in run.describe_result(summary)))
-        summaries.append(summary)
+            files += run.write_results(_own_stem(stem, group), report, group.name or "ReLIC", figure)
+        print("\n".join(f"{group.name}: {line}" if group.name else line for line in run.describe_result(report)))
+        reports.append(report)
     if len(groups) > 1:
         files.append(stem.with_name(stem.name + figure))
         folders.check_writable(files[-1], "out")
         with Activity(f"drawing {files[-1]}"):
-            plot_curves(summaries, [group.name for group in groups], files[-1])
+            plot_curves(reports, [group.name for group in groups], files[-1])
     print("wrote " + ", ".join(map(str, files)))
-    return summaries
+    return reports
 
 
 def _groups(command: EvaluateCommand, overrides: run.Overrides) -> list[Group]:

@@ -20,7 +20,7 @@ import tyro
 from relic_jax import checkpoint
 from relic_jax.config import TrainConfig
 from relic_jax.environment.base import Discrete, TrialRecord
-from relic_jax.evaluate import Curves, in_context_curves
+from relic_jax.evaluation import Curves, in_context_curves
 from relic_jax.experiments.folders import origin
 from relic_jax.experiments.run import env_of
 from relic_jax.files import write_atomically

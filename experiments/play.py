@@ -16,7 +16,7 @@ from relic_jax.environment.trials import Trials
 from relic_jax.envs import registry
 from relic_jax.envs.darkroom.render import BLUE, GRID_LINE, ORANGE, WHITE, running_returns
 from relic_jax.envs.render import enlarge, write_gif
-from relic_jax.evaluate import in_context_curves, one_task
+from relic_jax.evaluation import in_context_curves, one_task
 from relic_jax.experiments import run
 from relic_jax.loading import LoadedPolicy
 from relic_jax.models.encoders import image_mask

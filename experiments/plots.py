@@ -7,13 +7,14 @@ import functools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import tyro
 from matplotlib.figure import Figure
 
 from relic_jax.config import ConfigError
+from relic_jax.evaluation import Report
 from relic_jax.experiments import folders
 from relic_jax.experiments.arguments import parse
 from relic_jax.metrics import read_lines
@@ -22,10 +23,6 @@ from relic_jax.progress import Activity
 
 PARTS = 100
 """Points of a training curve, at most."""
-
-
-NUMBER = (int, float)
-"""What a number in JSON is read as."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,18 +68,18 @@ def drawing(paths: Sequence[Path], training: bool) -> tuple[Callable[[], Figure]
     """
     if training or all(_has_only_metrics(path) for path in paths):
         return functools.partial(training_figure, [training_curve(path) for path in paths], labels(paths)), True
-    summaries = [read_summary(path) for path in paths]
-    _check_comparable(paths, summaries)
-    return functools.partial(curves_figure, summaries, labels(paths)), False
+    reports = [read_report(path) for path in paths]
+    _check_comparable(paths, reports)
+    return functools.partial(curves_figure, reports, labels(paths)), False
 
 
-def _check_comparable(paths: Sequence[Path], summaries: Sequence[dict[str, Any]]) -> None:
+def _check_comparable(paths: Sequence[Path], reports: Sequence[Report]) -> None:
     """Raises ConfigError where curves are of different tasks."""
-    first = summaries[0]
-    for path, summary in zip(paths, summaries, strict=True):
-        if (summary["env"], summary["split_hash"]) != (first["env"], first["split_hash"]):
-            allowed = f"curves of one env and split in one figure ({first['env']}, {first['split']})"
-            raise ConfigError(f"paths: '{path}' is of {summary['env']}, {summary['split']}; allowed: {allowed}")
+    first = reports[0]
+    for path, report in zip(paths, reports, strict=True):
+        if (report.env, report.split_hash) != (first.env, first.split_hash):
+            allowed = f"curves of one env and split in one figure ({first.env}, {first.split})"
+            raise ConfigError(f"paths: '{path}' is of {report.env}, {report.split}; allowed: {allowed}")
 
 
 def labels(paths: Sequence[Path]) -> list[str]:
@@ -94,50 +91,36 @@ def labels(paths: Sequence[Path]) -> list[str]:
     ]
 
 
-def read_summary(path: Path) -> dict[str, Any]:
+def read_report(path: Path) -> Report:
     """The content of a curve file, or of a run folder's `curve.json`, or else of the one evaluation in the folder.
 
     Raises ConfigError where there is none, with the command that makes one.
     """
-    summary = _summary(_result_file(path))
-    if summary is None:
+    report = _report(_result_file(path))
+    if report is None:
         allowed = "a curve.json, or a run folder that has one"
         hint = f" (to make one: {_remedy(path)})" if (path / "checkpoints").is_dir() else ""
         raise ConfigError(f"paths: '{path}' holds no curve; allowed: {allowed}{hint}")
-    return summary
+    return report
 
 
 def _result_file(path: Path) -> Path:
     """The file that a path means. Raises ConfigError where a folder holds several evaluations and no curve.json."""
     if not path.is_dir() or (path / "curve.json").exists():
         return path / "curve.json" if path.is_dir() else path
-    found = sorted(file for file in path.glob("*.json") if _summary(file) is not None)
+    found = sorted(file for file in path.glob("*.json") if _report(file) is not None)
     if len(found) > 1:
         names = ", ".join(str(file) for file in found)
         raise ConfigError(f"paths: '{path}' holds several evaluations and no curve.json; allowed: one of {names}")
     return found[0] if found else path / "curve.json"
 
 
-def _summary(file: Path) -> dict[str, Any] | None:
+def _report(file: Path) -> Report | None:
+    """The report in a file; None if there is none."""
     try:
-        summary = json.loads(file.read_bytes()) if file.is_file() else None
-    except (OSError, ValueError, RecursionError):
+        return Report.from_json(json.loads(file.read_bytes())) if file.is_file() else None
+    except (OSError, ValueError, RecursionError):  # ConfigError is a ValueError
         return None
-    return summary if _is_curve(summary) else None
-
-
-def _is_curve(summary: Any) -> bool:
-    """Whether this is what `summarise` makes, as far as drawing it goes."""
-    try:
-        for kind in ("return", "success"):
-            curve = [summary[kind][part] for part in ("mean", "low", "high")]
-            if np.asarray(curve, float).ndim != 2 or not all(isinstance(x, NUMBER) for part in curve for x in part):
-                return False
-        if not all(isinstance(value, NUMBER) for value in summary["lines"].values() if value is not None):
-            return False
-        return {"env", "split", "split_hash", "tasks", "seeds"} <= set(summary)
-    except (AttributeError, KeyError, TypeError, ValueError):
-        return False
 
 
 def _has_only_metrics(path: Path) -> bool:

@@ -28,7 +28,7 @@ from relic_jax.environment.reference_returns import reference_returns
 from relic_jax.environment.repeat import repeated
 from relic_jax.envs import registry
 from relic_jax.envs.render import write_gif
-from relic_jax.evaluate import Curves, in_context_curves, summarise, to_csv
+from relic_jax.evaluation import Curves, Report, in_context_curves, summarise, to_csv
 from relic_jax.experiments.arguments import find_env, parse_env
 from relic_jax.experiments.folders import origin
 from relic_jax.files import write_atomically
@@ -173,7 +173,7 @@ def evaluate_policies(
     split: Split,
     progress: Callable[[float], None],
     env: Environment | None = None,
-) -> tuple[dict[str, Any], list[Curves], Environment]:
+) -> tuple[Report, list[Curves], Environment]:
     """Evaluates one or more policies, seeds pooled. config None: the first run's own. env None: the first one's own.
 
     Returns (the content of curve.json, the curves, the environment). Raises ConfigError where the environment is to be
@@ -221,13 +221,13 @@ def result_files(stem: Path, figure: str = ".png") -> list[Path]:
     return [stem.with_name(stem.name + suffix) for suffix in (".json", ".csv", figure)]
 
 
-def write_results(stem: Path, summary: dict[str, Any], label: str, figure: str = ".png") -> list[Path]:
+def write_results(stem: Path, report: Report, label: str, figure: str = ".png") -> list[Path]:
     """Writes `result_files`, each whole or not at all. figure: suffix that `plotting.figure_format` knows."""
     files = result_files(stem, figure)
     stem.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(files[0], as_json(summary))
-    write_atomically(files[1], to_csv(summary))
-    plot_curves([summary], [label], files[2])
+    write_atomically(files[0], as_json(report.to_json()))
+    write_atomically(files[1], to_csv(report))
+    plot_curves([report], [label], files[2])
     return files
 
 
@@ -246,24 +246,24 @@ def write_trial(path: Path, env: Environment, curves: Curves) -> Path | None:
     return path
 
 
-def describe_result(summary: dict[str, Any]) -> list[str]:
-    """What was reached, against the optimal and the random line, in a line or two."""
-    mean, rates = summary["return"]["mean"], summary["success"]["mean"]
-    skip = summary["expert_episodes"]
-    later, optimal = mean[skip + 1 :], summary["lines"]["optimal"]
-    whose = f"{summary['tasks']} {'held-out' if summary['split'] == 'test' else 'training'} tasks"
-    parts = [f"{whose} ({summary['env']}, split {summary['split_hash']}): episode {skip + 1} returns {mean[skip]:.1f}"]
+def describe_result(report: Report) -> list[str]:
+    """Return the results in a few lines of text, beside the reference returns."""
+    mean, first = report.returns.mean, report.expert_episodes
+    later, optimal = mean[first + 1 :], report.reference_returns["optimal"]
+    tasks = f"{report.tasks} {'held-out' if report.split == 'test' else 'training'} tasks"
+    parts = [f"{tasks} ({report.env}, split {report.split_hash}): episode {first + 1} returns {mean[first]:.1f}"]
     if later:
         reached = sum(later) / len(later)
         share = f" = {reached / optimal:.1%} of optimal {optimal:.1f}" if optimal else ""
-        parts.append(f"episodes {skip + 2}–{len(mean)} return {reached:.1f}{share}")
-    parts.append(f"random {summary['lines']['random']:.1f}")
-    found = [", ".join(parts)]
-    told = [("success", rates, ".0%"), *((name, x["mean"], ".2f") for name, x in summary["metrics"].items())]
-    for name, values, form in told:
-        last = f" in episode {skip + 1}, {values[-1]:{form}} in episode {len(values)}" if later else ""
-        found.append(f"{name}: {values[skip]:{form}}{last}")
-    if later:
-        gain, low, high = (summary["gain"][part][0] for part in ("mean", "low", "high"))
-        found.append(f"gain from episode {skip + 1} to {len(mean)}: {gain:+.1f}, 95% [{low:.1f}, {high:.1f}]")
-    return found
+        parts.append(f"episodes {first + 2}–{len(mean)} return {reached:.1f}{share}")
+    parts.append(f"random {report.reference_returns['random']:.1f}")
+    lines = [", ".join(parts)]
+    rates = [("success", report.success, ".0%"), *((name, x, ".2f") for name, x in report.metrics.items())]
+    for name, curve, form in rates:
+        values = curve.mean
+        last = f" in episode {first + 1}, {values[-1]:{form}} in episode {len(values)}" if later else ""
+        lines.append(f"{name}: {values[first]:{form}}{last}")
+    if later and report.gain is not None:
+        gain, low, high = (getattr(report.gain, part)[0] for part in ("mean", "low", "high"))
+        lines.append(f"gain from episode {first + 1} to {len(mean)}: {gain:+.1f}, 95% [{low:.1f}, {high:.1f}]")
+    return lines

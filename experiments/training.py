@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -17,7 +17,7 @@ from relic_jax.config import ConfigError, EvalConfig, TrainConfig
 from relic_jax.dashboards import OptionalTracker, TensorBoard, WandB, WandBOptions, load_extra, wandb_run
 from relic_jax.environment.base import Environment
 from relic_jax.envs import registry
-from relic_jax.evaluate import Curves
+from relic_jax.evaluation import Curves, Report
 from relic_jax.experiments import folders, presets, run
 from relic_jax.experiments.arguments import check_env_options, last_value, parse, with_current_names
 from relic_jax.experiments.extending import extended, record_extension
@@ -210,12 +210,12 @@ def resumable(folder: Path) -> Iterator[None]:
 def finish(folder: Path, result: Result, stop: threading.Event | None = None) -> None:
     """Evaluates a finished run on held-out tasks and says what was reached."""
     policies, hint = run.load([folder], None, trust=True), f"relic-jax train --resume {folder}"
-    summary, curves, env = evaluate(policies, None, "test", resume_hint=hint, stop=stop)
+    report, curves, env = evaluate(policies, None, "test", resume_hint=hint, stop=stop)
     with Activity(f"drawing {folder / 'curve.png'} and trial.gif"):
-        files = run.write_results(folder / "curve", summary, folder.name)
+        files = run.write_results(folder / "curve", report, folder.name)
         gif = run.write_trial(folder / "trial.gif", env, curves[0])
     print(f"trained {int(result.state.env_steps):,} steps in {duration(result.seconds)}")
-    print("\n".join(run.describe_result(summary)))
+    print("\n".join(run.describe_result(report)))
     names = [path.name for path in (*files, gif) if path]
     print(f"in {folder}: {', '.join(names)}, checkpoints/, metrics.jsonl")
     print(f"next: relic-jax evaluate {folder} --tasks train")
@@ -228,13 +228,13 @@ def evaluate(
     resume_hint: str | None = None,
     env: Environment | None = None,
     stop: threading.Event | None = None,
-) -> tuple[dict[str, Any], list[Curves], Environment]:
+) -> tuple[Report, list[Curves], Environment]:
     """`run.evaluate_policies` with its progress. SIGINT, SIGTERM and `stop` end it, which raises Stopped."""
     with stop_signals(stop) as stopping, Activity(f"evaluating on {split} tasks") as activity:
 
         def progress(fraction: float) -> None:
-            lines = "computing the random and the optimal line"
-            activity.show(f"evaluating on {split} tasks {fraction:4.0%}" if fraction < 1 else lines)
+            references = "computing the reference returns"
+            activity.show(f"evaluating on {split} tasks {fraction:4.0%}" if fraction < 1 else references)
             if stopping.is_set():
                 hint = f"; go on with: {resume_hint}" if resume_hint else ""
                 message = f"stopped during evaluation, nothing written{hint}"

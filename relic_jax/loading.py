@@ -15,8 +15,9 @@ from flax.errors import FlaxError
 from relic_jax import settings, trust
 from relic_jax.agent import Agent
 from relic_jax.config import ConfigError, TrainConfig, from_json
+from relic_jax.evaluation.report import Report, is_report
 from relic_jax.models.policy import Policy
-from relic_jax.results import check_evaluation, check_training, is_evaluation
+from relic_jax.results import check_training
 from relic_jax.rl.memory_budget import available_bytes, tree_bytes
 from relic_jax.runtime import Autoreset, Full, open_export, read_json, read_safetensors
 from relic_jax.spaces import Spaces, named_leaves_of, spaces_from_json, spaces_of
@@ -32,7 +33,7 @@ class LoadedPolicy:
     """A trained policy, whatever it was loaded from. No environment is needed to use it.
 
     config: of its training. spaces: what it sees and does. training: environment steps, seconds, and where known the
-    command, the commit and the versions. evaluation: the content of its curve.json, None where there was none. path: of
+    command, the commit and the versions. evaluation: the report in its curve.json. None without one. path: of
     the checkpoint or the export. own: whether this user trained it here, see `relic_jax.trust`; the environment and the
     workers that `config` names can be any program where it is not.
     """
@@ -42,7 +43,7 @@ class LoadedPolicy:
     config: TrainConfig
     spaces: Spaces
     training: dict[str, Any]
-    evaluation: dict[str, Any] | None
+    evaluation: Report | None
     path: Path
     own: bool = False
 
@@ -138,7 +139,8 @@ def _load_export(path: Path) -> LoadedPolicy:
         spaces = spaces_from_json(about["spaces"])
         policy, abstract = policy_of(config, spaces)
         check_training(about["training"])
-        check_evaluation(about.get("evaluation"))
+        evaluation = about.get("evaluation")
+        report = None if evaluation is None else Report.from_json(evaluation)
     except (KeyError, TypeError, ValueError) as error:  # ConfigError is a ValueError
         raise ConfigError(f"export is '{path}'; its config.json does not fit: {told(error)}") from None
     if (path / "arrays").is_dir():
@@ -149,7 +151,7 @@ def _load_export(path: Path) -> LoadedPolicy:
         params = params_from_arrays(read_safetensors(path / "model.safetensors", "weights")[0], abstract, path)
     training = {name: value for name, value in about["training"].items() if name != "config"}
     own = trust.is_own(config, about.get("owner"))
-    return LoadedPolicy(policy, params, config, spaces, training, about.get("evaluation"), path, own)
+    return LoadedPolicy(policy, params, config, spaces, training, report, path, own)
 
 
 def _load_checkpoint(path: Path, trusted: bool) -> LoadedPolicy:
@@ -172,8 +174,9 @@ def _load_checkpoint(path: Path, trusted: bool) -> LoadedPolicy:
     evaluation = _read_json(folder / "curve.json") or {}
     checkpoints = evaluation.get("checkpoints")
     newest = str(checkpoints[-1]) if isinstance(checkpoints, list) and checkpoints else ""
-    of_this = evaluation.get("seeds") == 1 and Path(newest).name == path.name and is_evaluation(evaluation)
-    return LoadedPolicy(policy, params, config, spaces, training, evaluation if of_this else None, path, own)
+    of_this = evaluation.get("seeds") == 1 and Path(newest).name == path.name and is_report(evaluation)
+    report = Report.from_json(evaluation) if of_this else None
+    return LoadedPolicy(policy, params, config, spaces, training, report, path, own)
 
 
 def policy_of(config: TrainConfig, spaces: Spaces) -> tuple[Policy, Params]:

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -14,6 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from relic_jax.runtime import ConfigError
+
+if TYPE_CHECKING:
+    from relic_jax.evaluation.report import Report
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 """Okabe and Ito's palette, which colour-blind readers can tell apart, without its yellow."""
@@ -53,10 +56,10 @@ def is_suffix(text: str) -> bool:
     return re.fullmatch(r"\.[A-Za-z]{2,}\d?", text) is not None
 
 
-def plot_curves(summaries: Sequence[dict[str, Any]], labels: Sequence[str], path: Path) -> None:
+def plot_curves(reports: Sequence[Report], labels: Sequence[str], path: Path) -> None:
     """Writes `curves_figure`, whole or not at all. Raises ConfigError as `figure_format` does."""
     figure_format(path)
-    write_figure(curves_figure(summaries, labels), path)
+    write_figure(curves_figure(reports, labels), path)
 
 
 def plot_training(curves: Sequence[TrainingCurve], labels: Sequence[str], path: Path) -> None:
@@ -65,27 +68,27 @@ def plot_training(curves: Sequence[TrainingCurve], labels: Sequence[str], path: 
     write_figure(training_figure(curves, labels), path)
 
 
-def curves_figure(summaries: Sequence[dict[str, Any]], labels: Sequence[str]) -> Figure:
-    """Return and success against the in-context episode, bands are 95% intervals. summaries: contents of curve.json."""
-    figure, axes = _figure(len(summaries))
-    names = _named(summaries, labels)
+def curves_figure(reports: Sequence[Report], labels: Sequence[str]) -> Figure:
+    """Return and success against the in-context episode, bands are 95% intervals."""
+    figure, axes = _figure(len(reports))
+    names = _named(reports, labels)
     for axis, kind in zip(axes, ("return", "success"), strict=True):
-        for index, summary in enumerate(summaries):
-            episode, style = np.arange(1, len(summary[kind]["mean"]) + 1), _style(index)
+        curves = [report.returns if kind == "return" else report.success for report in reports]
+        for index, curve in enumerate(curves):
+            episode, style = np.arange(1, len(curve.mean) + 1), _style(index)
             style["marker"] = style["marker"] if len(episode) <= 60 else None
-            axis.plot(episode, summary[kind]["mean"], **style)
-            low, high = summary[kind]["low"], summary[kind]["high"]
-            axis.fill_between(episode, low, high, color=style["color"], alpha=0.2, linewidth=0)
+            axis.plot(episode, curve.mean, **style)
+            axis.fill_between(episode, curve.low, curve.high, color=style["color"], alpha=0.2, linewidth=0)
         axis.set(xlabel="episode in context (weights frozen)", ylabel=f"{kind} per episode")
-        longest = max(len(summary[kind]["mean"]) for summary in summaries)
+        longest = max(len(curve.mean) for curve in curves)
         margin = max(0.04 * longest, 0.3)
         axis.set_xlim(1 - margin, longest + margin)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    lines = _draw_lines(axes[0], summaries[0]["lines"])
-    _finish(axes, names, lines)
-    first = summaries[0]
-    about = f"{first['env']}, {first['split']} split ({first['tasks']} tasks, {first['split_hash']})"
-    figure.suptitle(_text(about + _seeds(summaries)))
+    first = reports[0]
+    references = _draw_references(axes[0], first.reference_returns)
+    _finish(axes, names, references)
+    about = f"{first.env}, {first.split} split ({first.tasks} tasks, {first.split_hash})"
+    figure.suptitle(_text(about + _seeds(reports)))
     return figure
 
 
@@ -120,30 +123,30 @@ def _style(index: int) -> dict[str, Any]:
     return {"color": COLORS[color], "linestyle": dashes, "marker": marker, "markersize": 3}
 
 
-def _named(summaries: Sequence[dict[str, Any]], labels: Sequence[str]) -> list[str]:
+def _named(reports: Sequence[Report], labels: Sequence[str]) -> list[str]:
     """The labels, with the number of seeds where that is not the same for all curves."""
-    if len({summary["seeds"] for summary in summaries}) == 1:
+    if len({report.seeds for report in reports}) == 1:
         return list(labels)
-    return [f"{label} ({_count(s['seeds'])})" for label, s in zip(labels, summaries, strict=True)]
+    return [f"{label} ({_count(report.seeds)})" for label, report in zip(labels, reports, strict=True)]
 
 
-def _seeds(summaries: Sequence[dict[str, Any]]) -> str:
+def _seeds(reports: Sequence[Report]) -> str:
     """The end of the title: the number of seeds where it is the same for all curves."""
-    counts = {summary["seeds"] for summary in summaries}
+    counts = {report.seeds for report in reports}
     if len(counts) > 1:
         return ""
-    return f", {_count(counts.pop())}" + (" per curve" if len(summaries) > 1 else "")
+    return f", {_count(counts.pop())}" + (" per curve" if len(reports) > 1 else "")
 
 
 def _count(seeds: int) -> str:
     return f"{seeds} seed{'s' if seeds != 1 else ''}"
 
 
-def _draw_lines(axis: Any, lines: dict[str, float | None]) -> list[tuple[Any, str]]:
-    """Draws the reference lines; returns (line, label) for the legend."""
+def _draw_references(axis: Any, references: dict[str, float | None]) -> list[tuple[Any, str]]:
+    """Draw the reference returns as horizontal lines. Returns (line, label) for the legend."""
     found = []
     for name, style in (("optimal", "--"), ("random", ":")):
-        value = lines.get(name)
+        value = references.get(name)
         if value is not None:
             line = axis.axhline(value, color="0.35", linestyle=style, linewidth=1, zorder=1)
             found.append((line, f"{name} {value:.1f}"))

@@ -1,4 +1,4 @@
-"""Results that were read from a file: whether they have the form that figures and model cards need."""
+"""Checks of the training record in an export's config.json."""
 
 from __future__ import annotations
 
@@ -7,53 +7,9 @@ from typing import Any
 from relic_jax.config import ConfigError
 from relic_jax.validation import shown
 
-PARTS = ("mean", "low", "high")
-COUNTS = ("tasks", "episodes", "repeats", "seeds", "expert_episodes")
-
-
-def check_evaluation(summary: Any) -> None:
-    """Raises ConfigError where a JSON value is neither null nor the `evaluation` of a config.json.
-
-    Names the first field that does not fit.
-    """
-    if summary is None:
-        return
-    _require(isinstance(summary, dict), "evaluation", summary, "an object or null")
-    for kind in ("return", "success"):
-        curve = summary.get(kind)
-        _require(isinstance(curve, dict), f"evaluation.{kind}", curve, "an object")
-        for part in PARTS:
-            values = curve.get(part)
-            fits = isinstance(values, list) and values and all(map(_is_number, values))
-            fits = fits and len(values) == len(curve["mean"])
-            _require(fits, f"evaluation.{kind}.{part}", values, "a list of numbers, as many in each")
-    _require(
-        len(summary["return"]["mean"]) == len(summary["success"]["mean"]),
-        "evaluation.success.mean",
-        summary["success"]["mean"],
-        "as many numbers as evaluation.return.mean has",
-    )
-    for name in ("env", "split", "split_hash"):
-        _require(isinstance(summary.get(name), str), f"evaluation.{name}", summary.get(name), "text")
-    for name in COUNTS:
-        value = summary.get(name)
-        _require(type(value) is int and value >= 0, f"evaluation.{name}", value, "a whole number, 0 or more")
-    lines = summary.get("lines")
-    fits = isinstance(lines, dict) and all(value is None or _is_number(value) for value in lines.values())
-    _require(fits, "evaluation.lines", lines, "an object of numbers and null")
-
-
-def is_evaluation(summary: Any) -> bool:
-    """Whether `check_evaluation` accepts an object."""
-    try:
-        check_evaluation(summary)
-    except ConfigError:
-        return False
-    return summary is not None
-
 
 def check_training(training: dict[str, Any]) -> None:
-    """Raises ConfigError where what a config.json says of the training cannot be."""
+    """Raise ConfigError at the first field of the `training` in a config.json that does not fit."""
     for name in ("env_steps", "seconds"):
         value = training.get(name)
         fits = value is None or (_is_number(value) and 0 <= value < 2**63)

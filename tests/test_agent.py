@@ -15,7 +15,7 @@ from relic_jax.agent import Agent, _run
 from relic_jax.config import ConfigError, EvalConfig
 from relic_jax.environment.trials import Trials
 from relic_jax.envs.registry import make
-from relic_jax.evaluate import in_context_curves
+from relic_jax.evaluation import in_context_curves
 from relic_jax.export import verify
 from relic_jax.loading import LoadedPolicy
 from relic_jax.models.encoders import EncoderConfig

@@ -49,9 +49,9 @@ def test_the_folder_is_what_the_command_line_writes(run, cli, tmp_path):
 
 def test_evaluating_returns_the_report_and_writes_it(run):
     report = run.evaluate("train", episodes=3, limit=20)
-    assert report["tasks"] == 20 and report["split"] == "train" and len(report["return"]["mean"]) == 3
+    assert report.tasks == 20 and report.split == "train" and len(report.returns.mean) == 3
     file = run.path / "evaluate-train-3-episodes-first-20-tasks.json"
-    assert json.loads(file.read_text())["return"] == report["return"]
+    assert json.loads(file.read_text()) == report.to_json()
 
 
 def test_plotting_returns_the_figure_and_leaves_the_backend(run, tmp_path):

@@ -135,7 +135,7 @@ def exported(policy, tmp_path_factory):
     del about["checksums"]
     summary = {part: {"mean": [1.0, 2.0], "low": [0.5, 1.0], "high": [2.0, 3.0]} for part in ("return", "success")}
     summary |= {"env": "darkroom-ad-9", "split": "test", "split_hash": "h", "tasks": 3, "episodes": 2, "repeats": 1}
-    summary |= {"seeds": 1, "expert_episodes": 0, "lines": {"random": 0.5, "optimal": None}}
+    summary |= {"seeds": 1, "expert_episodes": 0, "reference_returns": {"random": 0.5, "optimal": None}}
     about["evaluation"] = summary
     (folder / "checksums.json").unlink()
     return folder, about
@@ -182,7 +182,8 @@ KINDS = [
     (("training", "config", "trial", "steps"), "trial.steps"), (("training", "config", "env"), "env"),
     (("training", "env_steps"), "training.env_steps"),
     (("training", "config", "host", "workers"), "host.workers"), (("training", "config", "seed"), "seed"),
-    (("evaluation", "return"), "evaluation.return"), (("evaluation", "lines"), "evaluation.lines"),
+    (("evaluation", "return"), "evaluation.return"),
+    (("evaluation", "reference_returns"), "evaluation.reference_returns"),
 ]  # fmt: skip
 
 
@@ -192,7 +193,7 @@ def test_edited_configs_of_exports_name_their_field(exported, way, field):
     for new in ("x", -1, 2**63, [[]], {"x": 1}, True):
         if field == "spaces.high" and new == 2**63:
             continue  # a range may be that wide
-        if (field in ("env", "evaluation.lines") and isinstance(new, str | dict)) or new is ...:
+        if (field in ("env", "evaluation.reference_returns") and isinstance(new, str | dict)) or new is ...:
             continue
         (folder / "config.json").write_text(json.dumps(changed(about, way, new)))
         message = one_line(lambda: load_policy(folder))

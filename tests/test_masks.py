@@ -19,7 +19,7 @@ from relic_jax.environment.repeat import repeated
 from relic_jax.environment.trials import Trials
 from relic_jax.envs import custom
 from relic_jax.envs.probes.env import PRESETS, MaskProbe, MultiDiscreteProbe
-from relic_jax.evaluate import in_context_curves
+from relic_jax.evaluation import in_context_curves
 from relic_jax.loading import LoadedPolicy
 from relic_jax.models.policy import PolicyConfig, policy_for
 from relic_jax.models.transformer import TransformerConfig

@@ -1,5 +1,6 @@
 """Figures."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from relic_jax.evaluation import Report
 from relic_jax.plotting import TrainingCurve, curves_figure, plot_curves
 from relic_jax.runtime import ConfigError
 
@@ -16,11 +18,12 @@ ROOT = Path(__file__).parents[1]
 TRAINED = TrainingCurve([100, 200], [0.5, 1.5], [0.25, 0.75], "darkroom-dpt")
 
 
-def summary(episodes=5, level=0.5, optimal=90.0):
+def report(episodes=5, level=0.5, optimal=90.0):
     mean = np.linspace(0.0, level, episodes)
     curve = {"mean": mean.tolist(), "low": (mean - 0.05).tolist(), "high": (mean + 0.05).tolist()}
     about = {"env": "darkroom-dpt", "split": "test", "split_hash": "0123456789ab", "tasks": 20, "seeds": 2}
-    return about | {"return": curve, "success": curve, "lines": {"random": 0.7, "optimal": optimal}}
+    about |= {"return": curve, "success": curve, "reference_returns": {"random": 0.7, "optimal": optimal}}
+    return Report.from_json(about)
 
 
 def pixels(path):
@@ -30,7 +33,7 @@ def pixels(path):
 
 
 def test_figure_is_a_png_with_something_drawn_on_it(tmp_path):
-    plot_curves([summary()], ["ours"], tmp_path / "figure.png")
+    plot_curves([report()], ["ours"], tmp_path / "figure.png")
     image = pixels(tmp_path / "figure.png")
     assert image.shape[0] > 300 and image.shape[1] > 900
     assert len(np.unique(image.reshape(-1, 3), axis=0)) > 50
@@ -40,21 +43,21 @@ def test_figure_is_a_png_with_something_drawn_on_it(tmp_path):
 def test_the_curve_decides_the_figure_and_nothing_else_does(tmp_path):
     drawn = {}
     for name, level in (("a", 0.5), ("again", 0.5), ("b", 0.9)):
-        plot_curves([summary(level=level)], ["ours"], tmp_path / name)
+        plot_curves([report(level=level)], ["ours"], tmp_path / name)
         drawn[name] = pixels(tmp_path / name)
     assert np.array_equal(drawn["a"], drawn["again"])
     assert not np.array_equal(drawn["a"], drawn["b"])
 
 
 def test_many_curves_of_different_lengths_fit_in_one_figure(tmp_path):
-    many = [summary(episodes=n, level=n / 100, optimal=None) for n in range(1, 8)]
+    many = [report(episodes=n, level=n / 100, optimal=None) for n in range(1, 8)]
     plot_curves(many, [f"run {n}" for n in range(1, 8)], tmp_path / "figure")
     assert pixels(tmp_path / "figure").size
 
 
 def test_a_crash_while_writing_leaves_the_old_figure(tmp_path, monkeypatch):
     path = tmp_path / "figure.png"
-    plot_curves([summary()], ["ours"], path)
+    plot_curves([report()], ["ours"], path)
     before = path.read_bytes()
 
     def crash(*_):
@@ -62,7 +65,7 @@ def test_a_crash_while_writing_leaves_the_old_figure(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "replace", crash)
     with pytest.raises(OSError, match="crashed"):
-        plot_curves([summary(level=0.9)], ["ours"], path)
+        plot_curves([report(level=0.9)], ["ours"], path)
     assert path.read_bytes() == before
 
 
@@ -79,11 +82,11 @@ matplotlib.rcParams["lines.linewidth"] = 7
 before = dict(matplotlib.rcParams)
 sys.path.insert(0, "tests")
 from pathlib import Path
-from test_plotting import TRAINED, summary
+from test_plotting import TRAINED, report
 from relic_jax.plotting import plot_curves, plot_training
 import relic_jax.experiments.run, experiments.play
 for suffix in ("png", "pdf", "svg"):
-    plot_curves([summary()], ["ours"], Path(sys.argv[1]) / f"figure.{suffix}")
+    plot_curves([report()], ["ours"], Path(sys.argv[1]) / f"figure.{suffix}")
     plot_training([TRAINED], ["ours"], Path(sys.argv[1]) / f"training.{suffix}")
 assert matplotlib.get_backend() == "svg" and plt.get_fignums() == [1], (matplotlib.get_backend(), plt.get_fignums())
 assert dict(matplotlib.rcParams) == before
@@ -99,7 +102,7 @@ def test_pyplot_is_not_even_imported():
 
 
 def test_no_two_of_many_curves_look_alike_and_the_legend_covers_none():
-    figure = curves_figure([summary(level=n / 30) for n in range(30)], [f"run {n}" for n in range(30)])
+    figure = curves_figure([report(level=n / 30) for n in range(30)], [f"run {n}" for n in range(30)])
     drawn = [(line.get_color(), str(line._dash_pattern), line.get_marker()) for line in figure.axes[1].get_lines()]
     assert len(set(drawn)) == 30
     assert len({line.get_color() for line in figure.axes[1].get_lines()[:7]}) == 7
@@ -116,7 +119,7 @@ def test_no_two_of_many_curves_look_alike_and_the_legend_covers_none():
 
 @pytest.mark.parametrize("episodes", [1, 2, 3, 7, 40, 1000])
 def test_ticks_are_whole_episodes(episodes):
-    figure = curves_figure([summary(episodes=episodes)], ["ours"])
+    figure = curves_figure([report(episodes=episodes)], ["ours"])
     for axis in figure.axes:
         low, high = axis.get_xlim()
         ticks = [tick for tick in axis.get_xticks() if low <= tick <= high]
@@ -133,17 +136,17 @@ def test_ticks_are_whole_episodes(episodes):
     ],
 )
 def test_seeds_are_told_per_curve(seeds, title, legend):
-    figure = curves_figure([summary() | {"seeds": count} for count in seeds], "abcdef"[: len(seeds)])
+    figure = curves_figure([dataclasses.replace(report(), seeds=count) for count in seeds], "abcdef"[: len(seeds)])
     assert figure.get_suptitle().endswith(title)
     where = figure.axes[1 if len(seeds) > 5 else 0].get_legend()
     assert [text.get_text() for text in where.get_texts()][: len(seeds)] == legend
 
 
 def test_names_are_drawn_as_they_are(tmp_path):
-    figure = curves_figure([summary(), summary()], ["_hidden", "cost $5 of $x_"])
+    figure = curves_figure([report(), report()], ["_hidden", "cost $5 of $x_"])
     texts = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
     assert texts[0].strip() == "_hidden" and len(texts) == 4
-    plot_curves([summary()], ["$\\frac{"], tmp_path / "figure.png")  # no mathematics, so no error in it
+    plot_curves([report()], ["$\\frac{"], tmp_path / "figure.png")  # no mathematics, so no error in it
     assert pixels(tmp_path / "figure.png").size
 
 
@@ -153,12 +156,12 @@ STARTS = {".png": b"\x89PNG", ".PDF": b"%PDF", ".svg": b"<?xml", "": b"\x89PNG",
 @pytest.mark.parametrize("suffix", STARTS)
 def test_the_suffix_decides_the_format(tmp_path, suffix):
     path = tmp_path / f"figure{suffix}"
-    plot_curves([summary()], ["ours"], path)
+    plot_curves([report()], ["ours"], path)
     assert path.read_bytes().startswith(STARTS[suffix]) and len(list(tmp_path.iterdir())) == 1
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".gif", ".json", ".html"])
 def test_another_suffix_is_refused(tmp_path, suffix):
     with pytest.raises(ConfigError, match=r"out is '.*'; allowed: a figure that ends in \.png, \.pdf, \.svg"):
-        plot_curves([summary()], ["ours"], tmp_path / f"figure{suffix}")
+        plot_curves([report()], ["ours"], tmp_path / f"figure{suffix}")
     assert not list(tmp_path.iterdir())

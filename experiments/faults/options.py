@@ -188,7 +188,7 @@ def arguments_for(option: Option, value: str) -> list[str]:
 
 
 WORK = (
-    *("relic_jax.experiments.training.train", "relic_jax.evaluate._play", "relic_jax.evaluate._play_on_host"),
+    *("relic_jax.experiments.training.train", "relic_jax.evaluation.in_jit.play", "relic_jax.evaluation.on_host.play"),
     *("relic_jax.experiments.plots.curves_figure", "relic_jax.experiments.plots.training_figure"),
     "relic_jax.experiments.run.reference_means",
     "relic_jax.export.write_artefact",

@@ -32,7 +32,7 @@ ARTEFACTS = {
 }
 _EVALUATION = (
     *("env", "split", "split_hash", "tasks", "episodes", "repeats", "seeds", "expert_episodes", "context_limit"),
-    *("lines", "return", "success", "gain", "later_gain"),
+    *("reference_returns", "return", "success", "gain", "later_gain"),
 )
 _LARGE = 256 * 2**20  # of keys and values of one environment, from which on one is enough to verify with
 
@@ -111,7 +111,7 @@ def describe(
     """The content of config.json."""
     policy, trial = loaded.policy, loaded.config.trial
     config = to_data(loaded.config)
-    summary = loaded.evaluation
+    evaluation = loaded.evaluation and loaded.evaluation.to_json()
     training = {**loaded.training, **({} if preset is None else {"preset": preset})}
     return {
         "format": POLICY_FORMAT,
@@ -128,7 +128,7 @@ def describe(
         "step": step.description(policy, "float32", context),
         "training": {**training, "config": config},
         "owner": trust.sign(loaded.config) if loaded.own else None,
-        "evaluation": summary and {name: summary[name] for name in _EVALUATION if name in summary},
+        "evaluation": evaluation and {name: evaluation[name] for name in _EVALUATION if name in evaluation},
     }
 
 

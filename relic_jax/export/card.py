@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from relic_jax.evaluation.report import PARTS, Report
 from relic_jax.loading import LoadedPolicy
 from relic_jax.spaces import is_image
 
@@ -82,13 +83,13 @@ def _front_matter(name: str, about: dict[str, Any]) -> str:
     lines = ["---", "library_name: relic-jax", "pipeline_tag: reinforcement-learning", "tags:"]
     tags = ("reinforcement-learning", "in-context-reinforcement-learning", "jax", "relic", env)
     lines += [f"- {json.dumps(tag)}" for tag in tags]
-    summary = about["evaluation"]
-    if summary:
+    if about["evaluation"]:
+        report = Report.from_json(about["evaluation"])
         lines += ["model-index:", f"- name: {json.dumps(name)}", "  results:"]
         lines += ["  - task:", "      type: reinforcement-learning", "      name: in-context reinforcement learning"]
         lines += ["    dataset:", f"      name: {json.dumps(env)}", f"      type: {json.dumps(env)}", "    metrics:"]
-        for episode in sorted({1, len(summary["return"]["mean"])}):
-            mean, low, high = (summary["return"][part][episode - 1] for part in ("mean", "low", "high"))
+        for episode in sorted({1, len(report.returns.mean)}):
+            mean, low, high = (getattr(report.returns, part)[episode - 1] for part in PARTS)
             lines += ["    - type: mean_reward", f"      name: return in episode {episode} of one context"]
             lines += [f"      value: {json.dumps(f'{mean:.1f} [{low:.1f}, {high:.1f}]')}", "      verified: false"]
     return "\n".join([*lines, "---"])
@@ -112,25 +113,25 @@ def _introduction(loaded: LoadedPolicy, about: dict[str, Any]) -> str:
     )
 
 
-def _results(summary: dict[str, Any] | None, dtype: str, figure: bool) -> str:
-    if not summary:
+def _results(evaluation: dict[str, Any] | None, dtype: str, figure: bool) -> str:
+    if not evaluation:
         return "This policy was not evaluated before it was exported."
-    whose = "held-out" if summary["split"] == "test" else "training"
-    count = f"{summary['tasks']} {whose} tasks (split {summary['split_hash']}), {summary['repeats']} trials of each"
+    report = Report.from_json(evaluation)
+    kind_of_tasks = "held-out" if report.split == "test" else "training"
+    count = f"{report.tasks} {kind_of_tasks} tasks (split {report.split_hash}), {report.repeats} trials of each"
     text = (
-        f"{count}, {summary['episodes']} episodes in one context, actions sampled, weights frozen; 95% bootstrap "
+        f"{count}, {report.episodes} episodes in one context, actions sampled, weights frozen; 95% bootstrap "
         "intervals.\n\n| episode | return | success |\n|---|---|---|\n"
     )
-    total = len(summary["return"]["mean"])
+    total = len(report.returns.mean)
     for episode in sorted({1, 2, 3, 5, 10, 20, total} & set(range(1, total + 1))):
         cells = []
-        for kind, scale, digits in (("return", 1, 1), ("success", 100, 0)):
-            mean, low, high = (scale * summary[kind][part][episode - 1] for part in ("mean", "low", "high"))
-            unit = "%" if kind == "success" else ""
+        for curve, scale, digits, unit in ((report.returns, 1, 1, ""), (report.success, 100, 0, "%")):
+            mean, low, high = (scale * getattr(curve, part)[episode - 1] for part in PARTS)
             cells.append(f"{mean:.{digits}f}{unit} [{low:.{digits}f}, {high:.{digits}f}]")
         text += f"| {episode} | {cells[0]} | {cells[1]} |\n"
-    lines = [f"{name} {value:.1f}" for name, value in summary["lines"].items() if value is not None]
-    text += f"\nFor comparison, mean return of other policies on the same tasks: {', '.join(lines)}."
+    references = [f"{name} {value:.1f}" for name, value in report.reference_returns.items() if value is not None]
+    text += f"\nFor comparison, mean return of other policies on the same tasks: {', '.join(references)}."
     text += f" Measured before the weights were rounded to {dtype}." if dtype != "float32" else ""
     return text + ("\n\n![In-context learning curve](curve.png)" if figure else "")
 

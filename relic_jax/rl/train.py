@@ -17,7 +17,7 @@ from relic_jax import checkpoint, prng, settings
 from relic_jax.bridge.pool import PoolError
 from relic_jax.config import ConfigError, TrainConfig, validate
 from relic_jax.environment.base import Environment
-from relic_jax.evaluate import check_evaluated
+from relic_jax.evaluation import check_evaluated
 from relic_jax.files import storage_errors
 from relic_jax.horizon import tell_of_cut
 from relic_jax.interop import encoders

@@ -17,7 +17,7 @@ from relic_jax.config import EnvConfig, TrialConfig, WorkerConfig
 from relic_jax.environment.base import Discrete, MultiDiscrete
 from relic_jax.environment.reference_returns import reference_returns
 from relic_jax.envs.registry import make
-from relic_jax.evaluate import in_context_curves
+from relic_jax.evaluation import in_context_curves
 
 gymnasium = pytest.importorskip("gymnasium")
 spaces = gymnasium.spaces

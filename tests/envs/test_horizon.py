@@ -18,7 +18,7 @@ from relic_jax.environment.repeat import repeated
 from relic_jax.environment.trials import Trials
 from relic_jax.envs import registry
 from relic_jax.envs.darkroom.env import Darkroom
-from relic_jax.evaluate import in_context_curves
+from relic_jax.evaluation import in_context_curves
 from relic_jax.rl.train import prepare, train
 
 JITTED = [name for name in registry.names() if registry.TABLE[name].source.endswith(":PRESETS")]

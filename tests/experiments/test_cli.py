@@ -11,9 +11,9 @@ from pathlib import Path
 import jax
 import pytest
 
-from relic_jax import evaluate
 from relic_jax.config import ConfigError
 from relic_jax.envs.registry import make
+from relic_jax.evaluation import Curve, Report, in_jit
 from relic_jax.experiments import folders, presets, run
 from relic_jax.rl import train as training
 from relic_jax.rl.train import prepare, restore
@@ -34,7 +34,7 @@ def refused(cli, monkeypatch):
 
     def check(arguments, *said):
         with monkeypatch.context() as patch:
-            for module, name in ((training, "compile_chunk"), (evaluate, "_chunk_function"), (run, "reference_means")):
+            for module, name in ((training, "compile_chunk"), (in_jit, "chunk_function"), (run, "reference_means")):
                 patch.setattr(module, name, compiled)
             code, out, err = cli(*arguments)
         assert code == 2, err
@@ -244,19 +244,25 @@ def test_foreign_folders(refused, tmp_path):
 
 
 def test_what_was_reached_is_told_with_the_environments_metrics():
-    curve = {"mean": [1.0, 2.0, 3.0]}
-    summary = {"env": "e", "split": "test", "split_hash": "h", "tasks": 7, "expert_episodes": 0, "return": curve}
-    summary |= {"lines": {"random": 0.5, "optimal": 5.0}, "success": {"mean": [0.25, 0.3, 0.5]}}
-    summary |= {"metrics": {"spl": {"mean": [0.125, 0.3, 0.75]}}}
-    summary |= {"gain": {"mean": [2.0], "low": [1.5], "high": [2.5]}}
-    assert run.describe_result(summary) == [
+    def constant(*mean):
+        return Curve(list(mean), list(mean), list(mean))
+
+    report = Report(
+        *("e", "test", "h", 7, 1, {"random": 0.5, "optimal": 5.0}),
+        returns=constant(1.0, 2.0, 3.0),
+        success=constant(0.25, 0.3, 0.5),
+        episodes=3,
+        metrics={"spl": constant(0.125, 0.3, 0.75)},
+        gain=Curve([2.0], [1.5], [2.5]),
+    )
+    assert run.describe_result(report) == [
         "7 held-out tasks (e, split h): "
         "episode 1 returns 1.0, episodes 2–3 return 2.5 = 50.0% of optimal 5.0, random 0.5",
         "success: 25% in episode 1, 50% in episode 3",
         "spl: 0.12 in episode 1, 0.75 in episode 3",
         "gain from episode 1 to 3: +2.0, 95% [1.5, 2.5]",
     ]
-    only = summary | {kind: {"mean": [0.5]} for kind in ("return", "success")} | {"metrics": {"spl": {"mean": [0.25]}}}
+    only = replace(report, returns=constant(0.5), success=constant(0.5), episodes=1, metrics={"spl": constant(0.25)})
     assert run.describe_result(only)[1:] == ["success: 50%", "spl: 0.25"]
 
 
@@ -320,7 +326,16 @@ def test_evaluate_in_another_environment(cli, refused, untrained):
     refused(["evaluate", a, "--env", "darkrom"], "env is 'darkrom'", "did you mean")
 
 
-NO_CURVES = ["", "text", "[]", "3", "{}", '{"return": 1, "success": 1, "lines": 1, "env": 1}', "null", '["return"]']
+NO_CURVES = [
+    "",
+    "text",
+    "[]",
+    "3",
+    "{}",
+    '{"return": 1, "success": 1, "reference_returns": 1, "env": 1}',
+    "null",
+    '["return"]',
+]
 
 
 @pytest.mark.parametrize("content", NO_CURVES)
@@ -334,7 +349,14 @@ def test_plot_refuses_what_is_no_curve(refused, tmp_path, content):
 
 def test_plot_to_a_place_that_cannot_be_written(refused, tmp_path):
     curve = {"mean": [1.0, 2.0], "low": [0.5, 1.5], "high": [1.5, 2.5]}
-    about = {"env": "darkroom-dpt", "split": "test", "split_hash": "0", "tasks": 20, "seeds": 1, "lines": {}}
+    about = {
+        "env": "darkroom-dpt",
+        "split": "test",
+        "split_hash": "0",
+        "tasks": 20,
+        "seeds": 1,
+        "reference_returns": {},
+    }
     (tmp_path / "curve.json").write_text(json.dumps(about | {"return": curve, "success": curve}))
     for out in ("/proc/nowhere/figure.png", tmp_path / "curve.json" / "figure.png", tmp_path):
         refused(

@@ -41,7 +41,7 @@ def test_gymnasium_from_the_command_to_the_figure(cli, tmp_path, tasks):
     code, out, err = cli("evaluate", tmp_path / "run", "--tasks", "train", "--episodes", 1)
     assert code == 0 and "2 training tasks (gym:CartPole-v1" in out, err
     summary = json.loads((tmp_path / "run" / "evaluate-train-1-episodes.json").read_text())
-    assert 5 < summary["lines"]["random"] < 29 and summary["lines"]["optimal"] is None
+    assert 5 < summary["reference_returns"]["random"] < 29 and summary["reference_returns"]["optimal"] is None
     film = tmp_path / "film.gif"
     code, _, err = cli("play", tmp_path / "run", "--episodes", 1, "--out", film)  # there is nothing to draw
     assert (

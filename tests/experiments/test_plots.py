@@ -8,7 +8,7 @@ import pytest
 from relic_jax.experiments.plots import PARTS, labels, training_curve
 
 CURVE = {"mean": [1.0, 2.0], "low": [0.5, 1.5], "high": [1.5, 2.5]}
-ABOUT = {"env": "darkroom-dpt", "split": "test", "split_hash": "0", "tasks": 20, "seeds": 1, "lines": {}}
+ABOUT = {"env": "darkroom-dpt", "split": "test", "split_hash": "0", "tasks": 20, "seeds": 1, "reference_returns": {}}
 SUMMARY = ABOUT | {"return": CURVE, "success": CURVE}
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 import jax
 import pytest
 
-from relic_jax import checkpoint, evaluate
+from relic_jax import checkpoint
 from relic_jax.config import ConfigError, WorkerConfig, changed, leaves
 from relic_jax.envs.registry import make
+from relic_jax.evaluation import in_jit
 from relic_jax.experiments import folders, pooling
 from relic_jax.export import export_policy
 from relic_jax.loading import load_policy
@@ -43,7 +44,7 @@ def refused(cli, monkeypatch):
 
     def check(arguments, *said):
         with monkeypatch.context() as patch:
-            patch.setattr(evaluate, "_chunk_function", compiled)
+            patch.setattr(in_jit, "chunk_function", compiled)
             code, out, err = cli("evaluate", *arguments)
         assert (code, out) == (2, "") and err.count("\n") == 1, (code, out, err)
         for text in said:

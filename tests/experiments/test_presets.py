@@ -13,7 +13,7 @@ from relic_jax.environment.host import HostEnvironment
 from relic_jax.environment.repeat import repeated
 from relic_jax.environment.trials import TrialStep
 from relic_jax.envs import registry
-from relic_jax.evaluate import _chunk_function
+from relic_jax.evaluation.in_jit import chunk_function
 from relic_jax.experiments import presets
 from relic_jax.models.encoders import image_mask
 from relic_jax.rl import rollout, update
@@ -84,7 +84,7 @@ def trace_evaluation(setup, state):
         (after, acted), action = jax.eval_shape(run, state.params, Running(memory, None), seen, state.key, 0, 0)
         assert acted is None and action.shape[0] == batch
     else:
-        run = _chunk_function(setup.policy, setup.trials, setup.config.eval, 1)
+        run = chunk_function(setup.policy, setup.trials, setup.config.eval, 1)
         counts = jax.ShapeDtypeStruct((batch,), jnp.int32)
         trial, after, _, _ = jax.eval_shape(run, state.params, state.trial, memory, counts, state.key)
         assert specs(trial) == specs(state.trial)

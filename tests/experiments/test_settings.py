@@ -14,7 +14,7 @@ import relic_jax
 from relic_jax import checkpoint, prng, settings
 from relic_jax.config import EvalConfig
 from relic_jax.envs.registry import make
-from relic_jax.evaluate import in_context_curves
+from relic_jax.evaluation import in_context_curves
 from relic_jax.metrics import JsonLines, read_lines
 from relic_jax.rl import train as training
 from relic_jax.rl.train import prepare, restore, train

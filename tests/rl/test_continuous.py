@@ -17,7 +17,7 @@ from relic_jax.config import ConfigError, EvalConfig, PPOConfig, TrainConfig, Tr
 from relic_jax.environment.host import HostEnvironment
 from relic_jax.environment.reference_returns import reference_returns
 from relic_jax.envs.registry import make
-from relic_jax.evaluate import in_context_curves
+from relic_jax.evaluation import in_context_curves
 from relic_jax.experiments.run import env_of
 from relic_jax.metrics import JsonLines
 from relic_jax.models.actions import HeadConfig

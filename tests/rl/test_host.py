@@ -13,7 +13,7 @@ from relic_jax.bridge.worker import episode_seed
 from relic_jax.config import ConfigError, EvalConfig, TrialConfig, WorkerConfig
 from relic_jax.environment.base import num_tasks
 from relic_jax.environment.reference_returns import reference_returns
-from relic_jax.evaluate import in_context_curves
+from relic_jax.evaluation import in_context_curves
 from relic_jax.experiments.faults.corridor import Corridor
 from relic_jax.experiments.faults.small import PER_UPDATE
 from relic_jax.experiments.faults.workers import HORIZON, corridor, killed_workers

@@ -11,7 +11,7 @@ import pytest
 from relic_jax.config import EvalConfig, PPOConfig, TrainConfig, TrialConfig
 from relic_jax.environment.base import Image
 from relic_jax.envs.probes.env import PolicyProbe
-from relic_jax.evaluate import _chunk_function
+from relic_jax.evaluation.in_jit import chunk_function
 from relic_jax.models.encoders import EncoderConfig, image_mask
 from relic_jax.models.policy import PolicyConfig
 from relic_jax.models.transformer import TransformerConfig
@@ -91,7 +91,7 @@ def test_evaluation_and_workers_keep_every_dtype(memory):
     state = jax.eval_shape(lambda: init_state(setup))
     policy, trials = setup.policy, setup.trials
     memory = policy.initial_memory(2, 8)
-    play = _chunk_function(policy, trials, EvalConfig(episodes=2), 4)
+    play = chunk_function(policy, trials, EvalConfig(episodes=2), 4)
     keys = jax.eval_shape(lambda: jax.random.key(0))
     counts = jax.ShapeDtypeStruct((2,), jnp.int32)
     trial, _, _, steps = jax.eval_shape(play, state.params, state.trial, memory, counts, keys)

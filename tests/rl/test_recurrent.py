@@ -10,7 +10,7 @@ import pytest
 
 from relic_jax.config import ConfigError, EvalConfig, PPOConfig, TrainConfig, TrialConfig, validate
 from relic_jax.envs.registry import make
-from relic_jax.evaluate import in_context_curves
+from relic_jax.evaluation import in_context_curves
 from relic_jax.experiments.presets import DARKROOM, PRESETS, rl2
 from relic_jax.models.encoders import EncoderConfig
 from relic_jax.models.policy import PolicyConfig

@@ -1,0 +1,135 @@
+"""Acting in environments that run inside jit: all trials at once, in chunks of one horizon."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from operator import itemgetter
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from relic_jax.config import EvalConfig
+from relic_jax.environment.base import PyTree, num_tasks
+from relic_jax.environment.trials import Trials, TrialState, select
+from relic_jax.evaluation.steps import Progress, Steps, map_batched
+from relic_jax.horizon import tell_of_cut
+from relic_jax.models.memory import Memory, rows
+from relic_jax.models.policy import Policy
+from relic_jax.rl.rollout import buffer_sizes
+from relic_jax.rl.state import step_input
+from relic_jax.types import Params
+
+SIZES = 4
+"""Number of sizes of the context's buffer during an evaluation. Each costs a compilation."""
+MANY = 256
+"""Number of trials from which on finished trials are dropped: one more compilation, half the work."""
+
+
+def play(
+    policy: Policy,
+    params: Params,
+    trials: Trials,
+    tasks: PyTree,
+    config: EvalConfig,
+    key: jax.Array,
+    progress: Progress,
+) -> Iterator[Steps]:
+    """Act in all trials at once (`acting.Play`). When most of many trials have finished, only the others continue."""
+    horizon, batch = trials.env.horizon, num_tasks(tasks)
+    sizes = buffer_sizes(config.episodes * horizon, horizon, SIZES)
+    reset_key, key = jax.random.split(key)
+    trial = jax.jit(trials.reset)(reset_key, jax.tree.map(jnp.asarray, tasks))
+    memory = policy.for_acting(policy.initial_memory(batch, sizes[0]))
+    episode = jnp.zeros((batch,), jnp.int32)
+    chunk = jax.jit(chunk_function(policy, trials, config, horizon), donate_argnums=(1, 2))
+    parts: list[Steps] = []
+    playing = np.arange(batch)
+    for index in range(config.episodes):  # at most: short episodes end the trial sooner
+        size = next(size for size in sizes if size >= (index + 1) * horizon)
+        if size > memory.capacity:  # acting reads the whole buffer, so the buffer grows with its content
+            memory = memory.grown(size)
+        trial, memory, episode, steps = chunk(params, trial, memory, episode, jax.random.fold_in(key, index))
+        tell_of_cut(trials.env.name, horizon, steps.cut)
+        parts.append(_spread(jax.device_get(steps._replace(cut=None)), playing, batch))
+        done = int(episode.min())
+        progress(min(done / config.episodes, 1.0))
+        if done >= config.episodes:
+            break
+        unfinished = np.flatnonzero(np.asarray(episode) < config.episodes)
+        if MANY <= len(playing) >= 2 * len(unfinished):
+            trial, episode = jax.tree.map(itemgetter(unfinished), (trial, episode))
+            memory, playing = rows(memory, jnp.asarray(unfinished)), playing[unfinished]
+    yield jax.tree.map(lambda *x: np.concatenate(x), *parts)
+
+
+def chunk_function(policy: Policy, trials: Trials, config: EvalConfig, length: int) -> Callable[..., Any]:
+    """Return a function that acts for `length` steps.
+
+    It maps (params, trial, memory, episode, key) to (trial, memory, episode, steps). `episode`, int32 [B], counts the
+    episodes that each trial has finished.
+    """
+
+    def chunk(params: Params, trial: TrialState, memory: Memory, episode: jax.Array, key: jax.Array):
+        params = policy.for_steps(params)
+
+        def step(carry: tuple[TrialState, Memory, jax.Array], key: jax.Array):
+            trial, memory, episode, steps = _act(policy, trials, config, params, *carry, key)
+            return (trial, memory, episode), steps
+
+        carry, steps = jax.lax.scan(step, (trial, memory, episode), jax.random.split(key, length))
+        return *carry, steps
+
+    return chunk
+
+
+def _act(
+    policy: Policy,
+    trials: Trials,
+    config: EvalConfig,
+    params: Params,
+    trial: TrialState,
+    memory: Memory,
+    episode: jax.Array,
+    key: jax.Array,
+) -> tuple[TrialState, Memory, jax.Array, Steps]:
+    """Take one step. In the first `config.expert_episodes` episodes, the expert acts where its action is legal."""
+    window = None if config.context_limit is None else jnp.asarray(config.context_limit, jnp.int32)
+    actions = trials.env.action_space
+    action_key, env_key = jax.random.split(key)
+    output, memory = policy.act(params, memory, step_input(trial), window=window)
+    action = output.distribution.sample(action_key)
+    if config.expert_episodes:
+        expert = jax.vmap(trials.env.optimal_action)(trial.env, trial.task)
+        by_expert = episode < config.expert_episodes
+        if trial.legal is not None:
+            by_expert &= actions.allows(trial.legal, expert)
+        action = select(by_expert, actions.from_env(expert), action)
+    next_trial, result = trials.step(env_key, trial, action)
+    ended = result.terminated | result.truncated
+    observation, state = jax.tree.map(lambda x: x[0], (trial.observation, trial.env))
+    steps = Steps(
+        action=actions.to_env(action),
+        reward=result.reward,
+        first=trial.first,
+        ended=ended,
+        episode_return=result.episode_return,
+        success=result.success,
+        metrics=result.metrics,
+        observation=observation,
+        record=trials.env.record(state),
+        cut=result.cut,
+    )
+    return next_trial, memory, episode + ended, steps
+
+
+def _spread(steps: Steps, playing: np.ndarray, batch: int) -> Steps:
+    """Put the steps of the trials `playing` (int [b]) among those of all, [T, batch]. Other rows are zeros."""
+
+    def spread(x: np.ndarray) -> np.ndarray:
+        wide = np.zeros((len(x), batch, *x.shape[2:]), x.dtype)
+        wide[:, playing] = x
+        return wide
+
+    return map_batched(spread, steps)
