@@ -21,7 +21,7 @@ from relic_jax.config import ConfigError
 from relic_jax.envs import gym
 from relic_jax.envs.habitat import dataset, receptacles
 from relic_jax.experiments import folders, import_llamarl
-from relic_jax.experiments.plots import read_summary
+from relic_jax.experiments.plots import read_report
 from relic_jax.export import export_policy
 from relic_jax.interop import files
 from relic_jax.loading import is_export, load_policy
@@ -317,7 +317,7 @@ def test_curves_to_be_drawn(tmp_path, exported):
         (tmp_path / "curve.json").write_text(text, errors="surrogatepass")
 
         def draw():
-            curves_figure([read_summary(tmp_path / "curve.json")], ["name"])
+            curves_figure([read_report(tmp_path / "curve.json")], ["name"])
 
         one_line(draw)
 
