@@ -39,7 +39,7 @@ USAGE = """relic-jax: in-context reinforcement learning in JAX
   relic-jax play RUN                     a film of a trained policy in one task; --human: act yourself
   relic-jax export RUN --to DIR          a policy as safetensors, StableHLO, ONNX or orbax, verified
   relic-jax presets                      what can be trained, what it costs, what to expect
-  relic-jax envs [NAME]                  environments, their splits and their random and optimal lines
+  relic-jax envs [NAME]                  environments, their splits and their random and optimal returns
   relic-jax habitat-dataset --out FILE   episodes for object navigation: which objects are where in which scenes
   relic-jax import-llamarl FILE --to DIR a policy of the original PyTorch code; --reverse: one of ours for it
 

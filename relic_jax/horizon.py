@@ -1,4 +1,4 @@
-"""The line about episodes that were truncated at the horizon because their environment did not end them."""
+"""The warning about episodes that the horizon truncates because their environment does not end them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,19 @@ import numpy as np
 log = logging.getLogger("relic_jax.horizon")
 
 
-def tell_of_cut(name: str, horizon: int, cut: Any) -> None:
-    """Says so, once per environment and process. name: the environment's. cut: a count or flags; None: nothing was."""
+def warn_if_cut(name: str, horizon: int, cut: Any) -> None:
+    """Warn if the horizon cut an episode, once per environment and process.
+
+    Args:
+        name: The environment's name.
+        horizon: Its horizon.
+        cut: A count, or flags, of the episodes that were cut. None: none.
+    """
     if cut is not None and np.any(cut):
-        tell(name, horizon)
+        warn(name, horizon)
 
 
 @functools.cache
-def tell(name: str, horizon: int) -> None:
-    """The line."""
+def warn(name: str, horizon: int) -> None:
+    """Log the warning."""
     log.warning("env %r: episodes that outlast its horizon of %d steps are truncated there", name, horizon)

@@ -19,7 +19,7 @@ from relic_jax.bridge.cluster import RemoteProcess
 from relic_jax.bridge.config import Fault, PoolConfig, PoolError, PoolStoppedError
 from relic_jax.bridge.process import Process
 from relic_jax.bridge.protocol import ProtocolError, Spec
-from relic_jax.horizon import tell_of_cut
+from relic_jax.horizon import warn_if_cut
 
 log = logging.getLogger("relic_jax.bridge")
 GIVE_UP = 3  # consecutive failures after which the environments of a worker are dropped
@@ -304,7 +304,7 @@ class Member:
             self.phase = "up"
             self.recover()
         elif message["op"] == "done" and self.phase == "up":
-            tell_of_cut(self._spec.name, self._spec.horizon, message.get("cut"))
+            warn_if_cut(self._spec.name, self._spec.horizon, message.get("cut"))
             self.lanes[message["lane"]].done(message["buffer"])
             self.failures = 0
         else:

@@ -14,7 +14,7 @@ from relic_jax.config import EvalConfig
 from relic_jax.environment.base import PyTree, num_tasks
 from relic_jax.environment.trials import Trials, TrialState, select
 from relic_jax.evaluation.steps import Progress, Steps, map_batched
-from relic_jax.horizon import tell_of_cut
+from relic_jax.horizon import warn_if_cut
 from relic_jax.models.memory import Memory, rows
 from relic_jax.models.policy import Policy
 from relic_jax.rl.rollout import buffer_sizes
@@ -51,7 +51,7 @@ def play(
         if size > memory.capacity:  # acting reads the whole buffer, so the buffer grows with its content
             memory = memory.grown(size)
         trial, memory, episode, steps = chunk(params, trial, memory, episode, jax.random.fold_in(key, index))
-        tell_of_cut(trials.env.name, horizon, steps.cut)
+        warn_if_cut(trials.env.name, horizon, steps.cut)
         parts.append(_spread(jax.device_get(steps._replace(cut=None)), playing, batch))
         done = int(episode.min())
         progress(min(done / config.episodes, 1.0))

@@ -19,7 +19,7 @@ from relic_jax.config import ConfigError, TrainConfig, validate
 from relic_jax.environment.base import Environment
 from relic_jax.evaluation import check_evaluated
 from relic_jax.files import storage_errors
-from relic_jax.horizon import tell_of_cut
+from relic_jax.horizon import warn_if_cut
 from relic_jax.interop import encoders
 from relic_jax.loading import start_params
 from relic_jax.locks import run_lock
@@ -150,7 +150,7 @@ def _train(
                 for record in done:
                     check_finite(setup, record, checkpoints)
                     progress.env_steps = int(record["env_steps"])
-                    tell_of_cut(setup.trials.env.name, setup.trials.env.horizon, record.get("cut_episodes"))
+                    warn_if_cut(setup.trials.env.name, setup.trials.env.horizon, record.get("cut_episodes"))
                     tracker.log(record, reading)
                 if time.monotonic() - saved_at > 60 * setup.config.checkpoint_minutes:
                     save(setup, checkpoints, state, progress)

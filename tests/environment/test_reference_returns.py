@@ -1,4 +1,4 @@
-"""Reference returns against numbers worked out by hand."""
+"""Reference returns against closed forms."""
 
 import functools
 

@@ -77,11 +77,11 @@ def test_repeat_of_one_is_the_environment_and_of_none_an_error():
         repeated(env, 0)
 
 
-def test_repeat_keeps_what_is_said_of_resets():
-    class Dear(Add):
+def test_repeat_keeps_expensive_resets():
+    class Expensive(Add):
         expensive_reset = True
 
-    assert repeated(Dear(), 2).expensive_reset and not repeated(Add(), 2).expensive_reset
+    assert repeated(Expensive(), 2).expensive_reset and not repeated(Add(), 2).expensive_reset
 
 
 def test_repeat_passes_the_expert_and_the_drawing_on():

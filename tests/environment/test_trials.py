@@ -1,4 +1,4 @@
-"""Trials: what happens between episodes, and what must not."""
+"""Trials: resets between episodes, bookkeeping, and environments with expensive observations."""
 
 import dataclasses
 import functools
@@ -23,7 +23,7 @@ def room(**options):
 
 @functools.partial(jax.jit, static_argnames="trials")
 def run(trials, actions, tasks=GOALS, seed=0):
-    """Plays actions (int32 [T, B]). Returns TrialStates before each step and after the last [T + 1], TrialSteps [T]."""
+    """Play actions, int32 [T, B]. Returns the T + 1 TrialStates and the T TrialSteps."""
     reset_key, steps_key = jax.random.split(jax.random.key(seed))
     start = trials.reset(reset_key, tasks)
 
@@ -62,7 +62,7 @@ def test_final_observation_is_the_one_before_the_reset():
     assert states.observation[3].tolist() == [[0, 0], [0, 0]]
 
 
-def test_termination_and_truncation_are_told_apart_and_reset_only_their_own_row():
+def test_termination_and_truncation_are_distinguished_and_reset_only_their_row():
     states, steps = run(Trials(room(end_on_goal=True)), right(4))
     assert steps.terminated.tolist() == [[False, False], [True, False], [False, True], [True, False]]
     assert not steps.truncated.any()
@@ -96,11 +96,11 @@ def test_random_starts_differ_between_episodes_rows_and_seeds():
 
 @struct.dataclass
 class Seen:
-    """A walker's state. looks: how often it was looked at, of which what it does is independent."""
+    """The state of a walker. observations: how often it was observed, on which nothing else depends."""
 
     place: jax.Array
     step: jax.Array
-    looks: jax.Array
+    observations: jax.Array
     carried: jax.Array
 
 
@@ -131,14 +131,14 @@ class Walk(VisualEnvironment):
 
     def observe(self, state, task):
         picture = {"image": jnp.full((2, 2), state.place, jnp.uint8), "pose": (state.place + task).astype(jnp.float32)}
-        return state.replace(looks=state.looks + 1), picture
+        return state.replace(observations=state.observations + 1), picture
 
     def metrics(self, state):
         return {"place": state.place.astype(jnp.float32)}
 
 
 class Plain(Environment):
-    """The same without looking apart."""
+    """The same environment with dynamics and observations together."""
 
     action_space = Discrete(2)
 
@@ -147,7 +147,7 @@ class Plain(Environment):
         self.reset, self.step, self.success, self.metrics = env.reset, env.step, env.success, env.metrics
 
 
-def test_looking_apart_changes_nothing_but_the_number_of_looks():
+def test_separate_observations_change_nothing_but_their_number():
     tasks, actions = jnp.array([2, 3, 9]), jnp.tile(jnp.array([[0, 1, 0]]), (40, 1))
     (states, steps), (plain_states, plain_steps) = (run(Trials(env), actions, tasks) for env in (Walk(), Plain(Walk())))
     for name in ("reward", "terminated", "truncated", "episode_return", "success", "metrics"):
@@ -159,23 +159,23 @@ def test_looking_apart_changes_nothing_but_the_number_of_looks():
     for rows in (cut, going_on):  # after a termination nobody asks for the last observation
         for key in ("image", "pose"):
             np.testing.assert_array_equal(steps.final_observation[key][rows], plain_steps.final_observation[key][rows])
-    assert (states.env.looks == 1 + states.env.step).all()
+    assert (states.env.observations == 1 + states.env.step).all()
 
 
-@pytest.mark.parametrize("looks_apart", [False, True])
+@pytest.mark.parametrize("visual", [False, True])
 @pytest.mark.parametrize("batch", [3, 40, 200])  # one block, blocks of the least size, blocks of more
-def test_resetting_a_block_at_a_time_changes_nothing(looks_apart, batch):
-    class DearWalk(Walk):
+def test_resetting_a_block_at_a_time_changes_nothing(visual, batch):
+    class ExpensiveWalk(Walk):
         expensive_reset = True
 
-    class DearPlain(Plain):
+    class ExpensivePlain(Plain):
         expensive_reset = True
 
     walk = Walk(horizon=8)
-    dear, cheap = (DearWalk(horizon=8), walk) if looks_apart else (DearPlain(walk), Plain(walk))
+    expensive, cheap = (ExpensiveWalk(horizon=8), walk) if visual else (ExpensivePlain(walk), Plain(walk))
     row = jnp.arange(batch)
     tasks, actions = jnp.where(row % 20 == 1, 3, 99), jnp.tile(row % 3 == 1, (40, 1)).astype(jnp.int32)
-    blocks, plain = (run(Trials(env), actions, tasks) for env in (dear, cheap))
+    blocks, plain = (run(Trials(env), actions, tasks) for env in (expensive, cheap))
     jax.tree.map(np.testing.assert_array_equal, blocks, plain)
     ends = plain[1].terminated | plain[1].truncated
     assert not ends.any(axis=1).all() and ends.any(axis=0).all()
@@ -184,7 +184,7 @@ def test_resetting_a_block_at_a_time_changes_nothing(looks_apart, batch):
 
 
 @pytest.mark.parametrize(("batch", "block"), [(3, 3), (8, 8), (40, 8), (200, 25)])
-def test_dear_resets_are_made_for_a_block(batch, block):
+def test_expensive_resets_are_made_for_a_block(batch, block):
     rows, numbers = jnp.ones(batch, bool), jnp.ones(batch)
     jaxpr = str(jax.make_jaxpr(replace_few, static_argnums=1)(rows, jnp.sin, (numbers,), numbers))
     assert f":f32[{block}] = sin" in jaxpr and jaxpr.count("= sin") == 1

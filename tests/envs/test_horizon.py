@@ -1,4 +1,4 @@
-"""Episodes of environments that outlast their horizon are truncated there, and the user is told once."""
+"""Episodes of environments that outlast their horizon are truncated there, with one warning."""
 
 import dataclasses
 import functools
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from relic_jax import horizon as told
+from relic_jax import horizon
 from relic_jax.bridge.pool import Pool, PoolConfig
 from relic_jax.config import EvalConfig
 from relic_jax.environment.base import Discrete, Environment, TimeStep, VisualEnvironment, first_timestep
@@ -117,7 +117,7 @@ def test_lines_are_those_of_truncated_episodes():
 
 
 def test_training_and_evaluation_go_on_and_say_it_once(tiny, tmp_path, caplog):
-    told.tell.cache_clear()
+    horizon.warn.cache_clear()
     env = Endless(horizon=5)
     config = tiny(env="python:nowhere:ENDLESS", total_steps=256)
     setup, records = prepare(config, env), []
@@ -143,7 +143,7 @@ def test_training_and_evaluation_go_on_and_say_it_once(tiny, tmp_path, caplog):
 
 
 def test_workers_truncate_at_the_horizon_and_say_it_once(caplog):
-    told.tell.cache_clear()
+    horizon.warn.cache_clear()
     entry, options = "relic_jax.experiments.benchmark.frames:Frames", {"size": 4, "horizon": 3}
     with (
         caplog.at_level(logging.WARNING),
