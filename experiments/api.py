@@ -251,7 +251,8 @@ def override(config: TrainConfig, fields: Mapping[str, Any]) -> TrainConfig:
             _merge(content, name, value)
     env, known = content["env"], [field.name for field in dataclasses.fields(EnvConfig)]
     if isinstance(env, dict):
-        env["options"] |= {option: env.pop(option) for option in list(env) if option not in known}
+        moved = {option: env.pop(option) for option in list(env) if option not in known}
+        env["options"] = {**env["options"], **moved}
     try:
         text = json.dumps(content, default=_plain)
     except (TypeError, ValueError, RecursionError) as error:

@@ -12,9 +12,12 @@ import pytest
 from relic_jax.bridge import process, protocol
 from relic_jax.config import ConfigError, EnvConfig, TrialConfig
 from relic_jax.environment.host import HostEnvironment
+from relic_jax.envs import registry
 from relic_jax.envs.habitat import dataset
 from relic_jax.envs.registry import describe, make
-from relic_jax.experiments import run
+from relic_jax.experiments import presets, run
+from relic_jax.experiments.arguments import with_current_names
+from relic_jax.experiments.training import parse_train
 from relic_jax.metrics import read_lines
 from relic_jax.rl.host import HostSegments
 from relic_jax.rl.parallel import initial_state
@@ -233,3 +236,49 @@ def test_object_navigation_trains_on_images(tiny):
 
 def test_environments_are_made_as_the_config_says():
     assert run.make_env(EnvConfig("extobjnav", horizon=7)).horizon == 7
+
+
+OLD_SPELLINGS = {
+    "--backend": ("--env.backend", "habitat"),
+    "--host.backend": ("--env.backend", "habitat"),
+    "--host.dataset": ("--env.dataset", "tasks.json"),
+    "--host.wrappers": ("--env.wrappers", "a:B"),
+    "--host.text": ("--env.text", "words"),
+    "--host.scene-dataset": ("--env.scene-dataset", "set.json"),
+    "--host.scene_dataset": ("--env.scene-dataset", "set.json"),
+    "--host.objects": ("--env.objects", "templates"),
+    "--host.image-size": ("--env.image-size", "32"),
+    "--host.image_size": ("--env.image-size", "32"),
+    "--host.horizon": ("--env.horizon", "7"),
+    "--habitat-python": ("--host.python", "python3"),
+}
+
+
+@pytest.mark.parametrize("old", OLD_SPELLINGS)
+def test_old_spellings_of_options_still_work(old, tmp_path):
+    new, value = OLD_SPELLINGS[old]
+    assert with_current_names([old, value, "--seed", "1"]) == [new, value, "--seed", "1"]
+    env = "gym:CartPole-v1" if new in ("--env.wrappers", "--env.text") else "extobjnav"
+    parsed = [
+        parse_train(["darkroom-smoke", "--env", env, "--runs", str(tmp_path), *options])[0].config
+        for options in ([old, value], [f"{old}={value}"], [new, value])
+    ]
+    assert parsed[0] == parsed[1] == parsed[2] != parse_train(["darkroom-smoke", "--env", env])[0].config
+
+
+def test_the_environment_keeps_what_another_one_reads_too():
+    preset = presets.get("extobjnav-soft").config
+    config = parse_train(["extobjnav-soft", "--env.image-size", "32"])[0].config
+    assert config.env == EnvConfig("extobjnav", 200, {"image_size": 32}) and preset.env.horizon == 200
+    assert parse_train(["extobjnav-soft", "--env.image-size", "64"])[0].config == preset  # the default
+    other = registry.renamed(EnvConfig("extobjnav", 200, {"image_size": 32, "dataset": "d"}), "gym:A-v0")
+    assert other == EnvConfig("gym:A-v0", 200, {"dataset": "d"})
+    assert registry.renamed(other, "darkroom-dpt") == EnvConfig("darkroom-dpt")
+
+
+@pytest.mark.parametrize("arguments", [["--env", "gym:CartPole-v1"], ["--env=gym:CartPole-v1"]])
+def test_help_lists_the_options_of_the_environment(cli, arguments):
+    code, out, _ = cli("train", "darkroom-smoke", *arguments, "--help")
+    assert code == 0 and all(f"--env.{name}" in out for name in ("horizon", "dataset", "wrappers", "text"))
+    assert "--env.image-size" in cli("train", "extobjnav-soft", "--help")[1]
+    assert "--env.horizon" not in cli("train", "darkroom-smoke", "--help")[1]
