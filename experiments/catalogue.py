@@ -10,7 +10,7 @@ from typing import Any
 
 import tyro
 
-from relic_jax.config import ConfigError, EnvConfig, WorkerConfig, to_json, validate_env, validate_workers
+from relic_jax.config import ConfigError, EnvConfig, WorkerConfig, to_json
 from relic_jax.environment.base import Split
 from relic_jax.envs import registry
 from relic_jax.experiments import presets, run
@@ -62,8 +62,8 @@ def envs_main(arguments: Sequence[str]) -> None:
     find_env(command.name)
     config = parse_env(EnvConfig(command.name), options, "relic-jax envs")
     run.check_workers(command.name, command.host, WorkerConfig())
-    validate_env(config)
-    validate_workers(command.host)
+    config.validate()
+    command.host.validate()
     env = run.make_env(config, command.host)
     description = registry.describe(command.name, env)
     with Activity(f"computing the reference returns of {command.name}", sys.stderr if command.json else None):

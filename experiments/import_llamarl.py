@@ -12,7 +12,16 @@ import numpy as np
 import tyro
 
 from relic_jax import checkpoint
-from relic_jax.config import ConfigError, EnvConfig, EvalConfig, PPOConfig, TrainConfig, TrialConfig, validate
+from relic_jax.config import (
+    ConfigError,
+    EnvConfig,
+    EvalConfig,
+    PolicyConfig,
+    PPOConfig,
+    TrainConfig,
+    TrialConfig,
+    validate,
+)
 from relic_jax.experiments import folders, run
 from relic_jax.experiments.arguments import parse
 from relic_jax.files import write_checksums
@@ -21,7 +30,7 @@ from relic_jax.interop import policy as llamarl
 from relic_jax.interop.policy import Foreign
 from relic_jax.loading import load_policy
 from relic_jax.models.encoders import image_mask
-from relic_jax.models.policy import PolicyConfig, policy_for
+from relic_jax.models.policy import policy_for
 from relic_jax.runtime import parse_json, verify_files
 from relic_jax.spaces import spaces_of, spaces_to_json
 

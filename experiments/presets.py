@@ -8,19 +8,19 @@ from dataclasses import replace
 
 from relic_jax.config import (
     ConfigError,
+    EncoderConfig,
     EnvConfig,
     EvalConfig,
+    HeadConfig,
+    PolicyConfig,
     PPOConfig,
+    RecurrentConfig,
     TrainConfig,
+    TransformerConfig,
     TrialConfig,
     WorkerConfig,
     differences,
 )
-from relic_jax.models.actions import HeadConfig
-from relic_jax.models.encoders import EncoderConfig
-from relic_jax.models.policy import PolicyConfig
-from relic_jax.models.recurrent import RecurrentConfig
-from relic_jax.models.transformer import TransformerConfig
 
 TINY = TransformerConfig(layers=2, heads=8, width=64, mlp_width=256, max_positions=2048)
 SMALL = TransformerConfig(layers=4, heads=8, width=256, mlp_width=1024, max_positions=32_768, depth_dropout=0.1)

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from relic_jax.config import EncoderConfig
 from relic_jax.envs import registry
 from relic_jax.envs.firstperson.house import HouseNav, HouseState
 from relic_jax.envs.firstperson.house_plan import CATEGORIES
@@ -32,7 +33,7 @@ from relic_jax.envs.firstperson.renderer import render_depth, render_objects
 from relic_jax.experiments.folders import origin
 from relic_jax.files import write_atomically
 from relic_jax.interop.encoders import save_encoder
-from relic_jax.models.encoders import EncoderConfig, encode_image, image_encoder
+from relic_jax.models.encoders import encode_image, image_encoder
 from relic_jax.models.grids import PATCH_WIDTH, split_cells
 
 ROUND, TEST_BATCHES = 100, 40

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from relic_jax import trust
-from relic_jax.config import ConfigError, EnvConfig, EvalConfig, TrainConfig, WorkerConfig, validate
+from relic_jax.config import ConfigError, EnvConfig, EvalConfig, TrainConfig, WorkerConfig, check_fields, validate
 from relic_jax.environment.base import Environment, Split
 from relic_jax.environment.reference_returns import reference_returns
 from relic_jax.environment.repeat import repeated
@@ -36,7 +36,6 @@ from relic_jax.loading import SHIPPED, LoadedPolicy, is_export, load_policy, pre
 from relic_jax.models.encoders import image_mask
 from relic_jax.plotting import plot_curves
 from relic_jax.spaces import spaces_of, spaces_to_json
-from relic_jax.validation import check_fields
 
 GIF_FRAMES_PER_SECOND = 20.0
 

@@ -15,18 +15,28 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from relic_jax.agent import Agent
-    from relic_jax.config import ConfigError, EvalConfig, PPOConfig, TrainConfig, TrialConfig
+    from relic_jax.config import (
+        ConfigError,
+        EncoderConfig,
+        EnvConfig,
+        EvalConfig,
+        PolicyConfig,
+        PPOConfig,
+        RecurrentConfig,
+        TrainConfig,
+        TransformerConfig,
+        TrialConfig,
+        WorkerConfig,
+    )
     from relic_jax.experiments.api import Run, load_run, make_env, train
     from relic_jax.loading import LoadedPolicy, load_policy, pretrained
-    from relic_jax.models.encoders import EncoderConfig
-    from relic_jax.models.policy import Policy, PolicyConfig, policy_for
-    from relic_jax.models.recurrent import RecurrentConfig
-    from relic_jax.models.transformer import TransformerConfig
+    from relic_jax.models.policy import Policy, policy_for
 
 __all__ = [
     "Agent",
     "ConfigError",
     "EncoderConfig",
+    "EnvConfig",
     "EvalConfig",
     "LoadedPolicy",
     "PPOConfig",
@@ -37,6 +47,7 @@ __all__ = [
     "TrainConfig",
     "TransformerConfig",
     "TrialConfig",
+    "WorkerConfig",
     "load_policy",
     "load_run",
     "make_env",
@@ -47,13 +58,9 @@ __all__ = [
 
 _MODULES = {
     "Agent": "relic_jax.agent",
-    "EncoderConfig": "relic_jax.models.encoders",
     "LoadedPolicy": "relic_jax.loading",
     "Policy": "relic_jax.models.policy",
-    "PolicyConfig": "relic_jax.models.policy",
-    "RecurrentConfig": "relic_jax.models.recurrent",
     "Run": "relic_jax.experiments.api",
-    "TransformerConfig": "relic_jax.models.transformer",
     "load_policy": "relic_jax.loading",
     "load_run": "relic_jax.experiments.api",
     "make_env": "relic_jax.experiments.api",

@@ -14,7 +14,7 @@ from flax.errors import FlaxError
 
 from relic_jax import settings, trust
 from relic_jax.agent import Agent
-from relic_jax.config import ConfigError, TrainConfig, from_json
+from relic_jax.config import ConfigError, TrainConfig, check_acting_fields, from_json
 from relic_jax.evaluation.report import Report, is_report
 from relic_jax.models.policy import Policy
 from relic_jax.results import check_training
@@ -22,7 +22,7 @@ from relic_jax.rl.memory_budget import available_bytes, tree_bytes
 from relic_jax.runtime import Autoreset, Full, open_export, read_json, read_safetensors
 from relic_jax.spaces import Spaces, named_leaves_of, spaces_from_json, spaces_of
 from relic_jax.types import Params
-from relic_jax.validation import check_acting_fields, shown
+from relic_jax.validation import shown
 
 FLOATS = ("float32", "float16", "bfloat16")
 SHIPPED = Path(__file__).resolve().parent / "pretrained"

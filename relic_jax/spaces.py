@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from relic_jax.config import PolicyConfig
 from relic_jax.environment.base import ActionSpace, Box, Discrete, Environment, Image, MultiDiscrete
 from relic_jax.models.encoders import IMAGE_RANK
-from relic_jax.models.policy import Policy, PolicyConfig, policy_for
+from relic_jax.models.policy import Policy, policy_for
 from relic_jax.runtime import ConfigError, check_spaces
 from relic_jax.types import Params, PyTree
 

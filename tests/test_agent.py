@@ -12,15 +12,12 @@ from hypothesis import strategies as st
 import relic_jax
 from relic_jax import step as steps
 from relic_jax.agent import Agent, _run
-from relic_jax.config import ConfigError, EvalConfig
+from relic_jax.config import ConfigError, EncoderConfig, EvalConfig, PolicyConfig, TransformerConfig
 from relic_jax.environment.trials import Trials
 from relic_jax.envs.registry import make
 from relic_jax.evaluation import in_context_curves
 from relic_jax.export import verify
 from relic_jax.loading import LoadedPolicy
-from relic_jax.models.encoders import EncoderConfig
-from relic_jax.models.policy import PolicyConfig
-from relic_jax.models.transformer import TransformerConfig
 from relic_jax.rl.state import step_input
 from relic_jax.runtime import Actions, Rows
 from relic_jax.runtime.agent import cast_array

@@ -8,11 +8,9 @@ import numpy as np
 import pytest
 
 from relic_jax import runtime
-from relic_jax.config import ConfigError
+from relic_jax.config import ConfigError, PolicyConfig, TransformerConfig
 from relic_jax.environment.base import Discrete
 from relic_jax.loading import LoadedPolicy
-from relic_jax.models.policy import PolicyConfig
-from relic_jax.models.transformer import TransformerConfig
 from relic_jax.spaces import Spaces
 
 gymnasium = pytest.importorskip("gymnasium")

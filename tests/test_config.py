@@ -5,6 +5,8 @@ import dataclasses
 import json
 import math
 import pickle
+import subprocess
+import sys
 import typing
 from dataclasses import replace
 
@@ -14,11 +16,14 @@ from hypothesis import strategies as st
 
 from relic_jax.config import (
     ConfigError,
+    EncoderConfig,
     EnvConfig,
     EvalConfig,
     Options,
+    PolicyConfig,
     PPOConfig,
     TrainConfig,
+    TransformerConfig,
     TrialConfig,
     WorkerConfig,
     differences,
@@ -26,9 +31,6 @@ from relic_jax.config import (
     to_json,
     validate,
 )
-from relic_jax.models.encoders import EncoderConfig
-from relic_jax.models.policy import PolicyConfig
-from relic_jax.models.transformer import TransformerConfig
 
 HORIZON = 100
 
@@ -339,3 +341,12 @@ def test_json_is_readable():
     text = to_json(TrainConfig())
     assert text.endswith("}\n") and "\n  " in text
     assert json.loads(text)["ppo"]["gamma"] == 0.99
+
+
+def test_importing_the_config_imports_no_kernel_and_no_model():
+    code = (
+        "import sys, relic_jax.config; heavy = ('jax', 'flax', 'orbax', 'optax', 'relic_jax.models', 'relic_jax.rl'); "
+        "found = [m for m in sys.modules if m in heavy or m.startswith(tuple(f'{x}.' for x in heavy))]; "
+        "assert not found, found"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

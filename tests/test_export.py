@@ -18,16 +18,11 @@ import pytest
 
 import relic_jax
 from relic_jax import export, runtime
-from relic_jax.config import ConfigError
+from relic_jax.config import ConfigError, EncoderConfig, HeadConfig, PolicyConfig, RecurrentConfig, TransformerConfig
 from relic_jax.environment.base import Box, Discrete, Image
 from relic_jax.envs.registry import make
 from relic_jax.export import VerificationError, export_policy, onnx_graph, verify, weights
 from relic_jax.loading import LoadedPolicy, load_policy, pretrained, pretrained_names, pretrained_path
-from relic_jax.models.actions import HeadConfig
-from relic_jax.models.encoders import EncoderConfig
-from relic_jax.models.policy import PolicyConfig
-from relic_jax.models.recurrent import RecurrentConfig
-from relic_jax.models.transformer import TransformerConfig
 from relic_jax.spaces import Spaces, spaces_from_json, spaces_of, spaces_to_json
 
 TRANSFORMER = {"layers": 2, "heads": 2, "width": 16, "mlp_width": 16, "max_positions": 64}

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relic_jax import runtime
-from relic_jax.config import ConfigError, EvalConfig, TrainConfig, TrialConfig
+from relic_jax.config import ConfigError, EvalConfig, PolicyConfig, TrainConfig, TransformerConfig, TrialConfig
 from relic_jax.distributions import MASKED, Categorical, MultiCategorical
 from relic_jax.environment.base import Box, Discrete, MultiDiscrete, TimeStep
 from relic_jax.environment.reference_returns import reference_returns
@@ -21,8 +21,7 @@ from relic_jax.envs import custom
 from relic_jax.envs.probes.env import PRESETS, MaskProbe, MultiDiscreteProbe
 from relic_jax.evaluation import in_context_curves
 from relic_jax.loading import LoadedPolicy
-from relic_jax.models.policy import PolicyConfig, policy_for
-from relic_jax.models.transformer import TransformerConfig
+from relic_jax.models.policy import policy_for
 from relic_jax.rl import update
 from relic_jax.rl.parallel import initial_state
 from relic_jax.rl.rollout import collect

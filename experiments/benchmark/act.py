@@ -10,10 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from relic_jax.config import TransformerConfig
 from relic_jax.experiments.benchmark.measure import Machine, program, timed
 from relic_jax.experiments.benchmark.models import MODEL, act_bytes, benchmark_setup, state_with_context
 from relic_jax.models.memory import Memory
-from relic_jax.models.transformer import TransformerConfig
 from relic_jax.rl.state import Setup, step_input
 
 STEPS = 32  # per call, so that what a call costs by itself does not count

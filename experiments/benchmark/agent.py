@@ -20,14 +20,12 @@ import jax
 import numpy as np
 
 from relic_jax import export
-from relic_jax.config import TrainConfig
+from relic_jax.config import PolicyConfig, TrainConfig, TransformerConfig
 from relic_jax.envs.registry import make
 from relic_jax.experiments.benchmark.measure import Machine, in_own_process
 from relic_jax.experiments.benchmark.models import act_bytes
 from relic_jax.experiments.presets import SMALL, TINY
 from relic_jax.loading import LoadedPolicy, load_policy
-from relic_jax.models.policy import PolicyConfig
-from relic_jax.models.transformer import TransformerConfig
 from relic_jax.spaces import spaces_of
 
 CONTEXTS = (1024, 8192, 65_536)

@@ -18,8 +18,8 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from relic_jax.config import TransformerConfig
 from relic_jax.models.attention import select
-from relic_jax.models.transformer import TransformerConfig
 from relic_jax.rl.parallel import cores
 
 

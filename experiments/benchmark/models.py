@@ -8,11 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from relic_jax.config import PPOConfig, TrainConfig, TrialConfig
+from relic_jax.config import PolicyConfig, PPOConfig, TrainConfig, TransformerConfig, TrialConfig
 from relic_jax.envs.registry import make
 from relic_jax.experiments.presets import SMALL
-from relic_jax.models.policy import PolicyConfig
-from relic_jax.models.transformer import TransformerConfig
 from relic_jax.rl.state import Setup, TrainState, init_state, make_setup
 
 MODEL = replace(SMALL, depth_dropout=0.0)

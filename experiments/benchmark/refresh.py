@@ -10,10 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from relic_jax.config import TransformerConfig
 from relic_jax.experiments.benchmark.measure import Machine, against_arithmetic, on_every_device, timed
 from relic_jax.experiments.benchmark.models import MODEL, benchmark_setup, refresh_flops, state_with_context
 from relic_jax.models.memory import Memory
-from relic_jax.models.transformer import TransformerConfig
 from relic_jax.rl import context
 from relic_jax.rl.state import Setup, TrainState
 

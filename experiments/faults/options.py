@@ -24,7 +24,7 @@ import tyro
 
 from relic_jax.bridge.pool import PoolError
 from relic_jax.bridge.worker import SetupError
-from relic_jax.config import EnvConfig
+from relic_jax.config import EnvConfig, PolicyConfig
 from relic_jax.envs import registry
 from relic_jax.envs.registry import make
 from relic_jax.experiments import catalogue, cli, habitat_dataset, import_llamarl
@@ -34,7 +34,7 @@ from relic_jax.experiments.training import TrainCommand
 from relic_jax.interop import files
 from relic_jax.interop.policy import Foreign, export_policy, original_config
 from relic_jax.loading import pretrained_path
-from relic_jax.models.policy import PolicyConfig, policy_for
+from relic_jax.models.policy import policy_for
 from relic_jax.rl.state import init_state
 from relic_jax.rl.train import compile_chunk
 from relic_jax.runtime import one_line

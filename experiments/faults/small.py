@@ -5,9 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
-from relic_jax.config import EnvConfig, EvalConfig, PPOConfig, TrainConfig, TrialConfig
-from relic_jax.models.policy import PolicyConfig
-from relic_jax.models.transformer import TransformerConfig
+from relic_jax.config import EnvConfig, EvalConfig, PolicyConfig, PPOConfig, TrainConfig, TransformerConfig, TrialConfig
 
 PER_UPDATE = 64
 """Environment steps of one update."""

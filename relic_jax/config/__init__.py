@@ -1,34 +1,34 @@
-"""Configuration: frozen dataclasses with documented defaults, their JSON form and their checks."""
+"""Configuration: frozen dataclasses with documented defaults, their checks and their JSON form.
+
+Importing it imports neither JAX nor Flax nor Orbax.
+"""
 
 from relic_jax.config.environment import EnvConfig, Options, WorkerConfig
+from relic_jax.config.fields import changed, differences, leaves, value_of
+from relic_jax.config.policy import EncoderConfig, HeadConfig, PolicyConfig, RecurrentConfig, TransformerConfig
 from relic_jax.config.reading import read
 from relic_jax.config.sections import EvalConfig, PPOConfig, TrialConfig
-from relic_jax.config.serialization import (
-    changed,
-    differences,
-    from_data,
-    from_json,
-    leaves,
-    to_data,
-    to_json,
-    value_of,
-)
-from relic_jax.config.train import TrainConfig
-from relic_jax.models.policy import PolicyConfig
-from relic_jax.runtime import ConfigError
-from relic_jax.validation import devices_fit, validate, validate_env, validate_workers
+from relic_jax.config.serialization import from_data, from_json, to_data, to_json
+from relic_jax.config.train import TrainConfig, check_acting_fields, check_fields, devices_fit, validate
+from relic_jax.errors import ConfigError
 
 __all__ = [
     "ConfigError",
+    "EncoderConfig",
     "EnvConfig",
     "EvalConfig",
+    "HeadConfig",
     "Options",
     "PPOConfig",
     "PolicyConfig",
+    "RecurrentConfig",
     "TrainConfig",
+    "TransformerConfig",
     "TrialConfig",
     "WorkerConfig",
     "changed",
+    "check_acting_fields",
+    "check_fields",
     "devices_fit",
     "differences",
     "from_data",
@@ -38,7 +38,5 @@ __all__ = [
     "to_data",
     "to_json",
     "validate",
-    "validate_env",
-    "validate_workers",
     "value_of",
 ]

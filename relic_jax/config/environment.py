@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn, TypeVar
 
 from relic_jax.config.reading import read
+from relic_jax.validation import MAX_SECONDS, MAX_WORKERS, check_most, check_positive, check_value, require
 
 OptionsT = TypeVar("OptionsT")
 
@@ -71,6 +72,12 @@ class EnvConfig:
         for name, value in sorted(self.options.items()):
             yield f"env.{name}", value
 
+    def validate(self) -> None:
+        """Raise ConfigError at the first field that no environment can have. The family checks its options."""
+        for name, value in self.leaves():
+            check_value(name, value)
+        require(self.horizon is None or self.horizon > 0, "env.horizon", self.horizon, "more than 0, or None")
+
 
 @dataclasses.dataclass(frozen=True)
 class WorkerConfig:
@@ -91,3 +98,14 @@ class WorkerConfig:
     """Number of worker restarts after which the run saves a checkpoint and stops."""
     ray: str | None = None
     """Address of a Ray cluster whose machines run the workers ("auto" or HOST:PORT). None: this machine."""
+
+    def validate(self) -> None:
+        """Raise ConfigError at the first field that cannot work with any environment."""
+        for field in dataclasses.fields(self):
+            check_value(f"host.{field.name}", getattr(self, field.name))
+        check_positive(self, "host", "workers", "start_timeout", "step_timeout")
+        for name in ("gpus", "max_restarts"):
+            require(getattr(self, name) >= 0, f"host.{name}", getattr(self, name), "0 or more")
+        limits = {"workers": MAX_WORKERS, "start_timeout": MAX_SECONDS, "step_timeout": MAX_SECONDS}
+        for name, limit in limits.items():
+            check_most(f"host.{name}", getattr(self, name), limit)

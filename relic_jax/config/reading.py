@@ -8,7 +8,7 @@ import types
 import typing
 from typing import Any, Literal, TypeVar
 
-from relic_jax.runtime import ConfigError
+from relic_jax.errors import ConfigError
 from relic_jax.validation import require, shown
 
 T = TypeVar("T")

@@ -1,6 +1,6 @@
-"""Configuration of the data, the optimiser and the evaluation. Defaults are the paper's Darkroom experiment.
+"""Configuration of the data, the optimizer and the evaluation. Defaults are the paper's Darkroom experiment.
 
-Paper: Elawady et al. 2024, arXiv 2410.02751.
+Elawady et al. 2024, arXiv 2410.02751.
 """
 
 from __future__ import annotations
@@ -8,26 +8,32 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+from relic_jax.validation import HUGE, MAX_EPOCHS, MAX_STEPS, check_most, check_positive, require
+
 
 @dataclasses.dataclass(frozen=True)
 class TrialConfig:
-    """Shape of the data: N environments, each in trials of T steps cut into U segments."""
+    """Shape of the data: N environments, each in trials of T steps that are divided into U segments."""
 
     environments: int = 8
-    """N, environments that run in parallel."""
+    """Number of parallel environments, N."""
     steps: int = 4096
-    """T, steps of a trial: many episodes of one task."""
+    """Steps of a trial, T. A trial is many episodes of one task."""
     updates: int = 16
-    """U, policy updates per trial; each follows a segment of T/U new steps."""
+    """Policy updates per trial, U, one after each segment of T / U steps; must divide `steps`."""
     show_last_reward: bool = False
-    """Show an episode's last reward with the first observation of the next (the original hides it)."""
+    """Feed the last reward of an episode with the first observation of the next. The original does not."""
     action_repeat: int = 1
-    """Environment steps that each action lasts; their rewards are summed, and a step here is so many there."""
+    """Environment steps per action. Their rewards are summed; every other count of steps is in actions."""
 
     @property
     def segment(self) -> int:
-        """K = T/U, steps per segment."""
+        """K = T / U, steps per segment."""
         return self.steps // self.updates
+
+    def validate(self) -> None:
+        """Raise ConfigError at the first field that cannot work."""
+        check_positive(self, "trial", "environments", "steps", "updates", "action_repeat")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,56 +43,87 @@ class PPOConfig:
     lr: float = 2e-4
     """Peak learning rate of Adam."""
     lr_final: float = 1e-5
-    """Learning rate at the end of the run (cosine from the peak)."""
+    """Learning rate at the end of the run, after cosine decay from the peak."""
     warmup_steps: int = 10_000
-    """Environment steps of linear warm-up from 1e-3 of the peak."""
+    """Environment steps of linear warm-up, from 1e-3 of the peak."""
     adam_eps: float = 1e-5
-    """Adam's epsilon."""
+    """Epsilon of Adam."""
     max_grad_norm: float = 0.2
-    """Global norm clip over everything but the critic head, which is not clipped."""
+    """Maximum global norm of the gradient. The critic head is not clipped and not counted."""
     epochs: int = 4
     """Passes over the data per update."""
     minibatches: int = 8
-    """Minibatches per epoch, split by environment; must divide environments."""
+    """Minibatches per epoch, divided by environment; must divide `trial.environments`."""
     accumulate: int = 4
-    """Minibatches whose gradients make one optimiser step; must divide minibatches."""
+    """Minibatches whose gradients are accumulated for one optimizer step; must divide `minibatches`."""
     gradient_reduction: Literal["sum", "mean"] = "sum"
-    """How accumulated gradients combine (the original sums)."""
+    """How accumulated gradients are combined. The original sums them."""
     clip: float = 0.2
-    """Clip of the probability ratio."""
+    """Clip range of the probability ratio."""
     value_clip: float | None = 0.2
-    """Clip of the value around its old prediction; None: no clip."""
+    """Clip range of the value around its old prediction. None: no clipping."""
     value_coef: float = 0.5
     """Weight of the value loss."""
     entropy_coef: float = 0.01
     """Weight of the entropy bonus at the start of the run."""
     entropy_coef_final: float | None = None
-    """Weight of the entropy bonus at the end (linear in environment steps); None: constant."""
+    """Weight of the entropy bonus at the end of the run, reached linearly in environment steps. None: constant."""
     gamma: float = 0.99
-    """Discount."""
+    """Discount factor."""
     gae_lambda: float = 0.95
-    """Lambda of generalised advantage estimation."""
+    """Lambda of generalized advantage estimation."""
     reward_scale: float = 1.0
-    """Rewards are multiplied by it for learning (not in what the policy sees, nor in what is reported)."""
+    """Factor of rewards in the loss. The policy's inputs and all reported returns are not scaled."""
     normalize_advantages: bool = False
-    """Normalise advantages, over the trial so far of all environments."""
+    """Normalize advantages over the trial so far of all environments."""
     context_gradient: Literal["full", "stopped"] = "full"
-    """full: gradients flow through the whole context; stopped: only through the segment, which reads the context from
-    the cache (far cheaper)."""
+    """full: gradients flow through the whole context; stopped: only through the newest segment, which reads the context
+    from the cache (far cheaper)."""
     last_update: Literal["full", "partial"] = "full"
-    """The trial's last update: loss over all its steps (full), or over the newest segment like the others (the only way
-    where an image encoder is trained: images are kept for a segment, for the trial there are features)."""
+    """Loss of a trial's last update. full: over all its steps; partial: over the newest segment, as in other updates.
+    A trained image encoder needs partial, because images are stored for one segment only."""
     time_limit: Literal["terminal", "bootstrap"] = "terminal"
-    """Episodes cut by the time limit: as if terminal (the original), or bootstrapped from the value of what follows."""
+    """Value after an episode is truncated. terminal: zero, as in the original; bootstrap: that of the next state."""
     credit: Literal["episode", "trial"] = "episode"
-    """Returns stop at episode ends (the original), or go on through resets to the end of the trial."""
+    """Where returns end. episode: at the end of the episode, as in the original; trial: at the end of the trial."""
     shuffle: bool = True
-    """After an update, shuffle the order of the complete episodes in the context."""
+    """Shuffle the complete episodes of the context after an update."""
     refresh_every: int | None = 1
-    """After every n-th update of a trial (and its shuffle), recompute the context's keys, values and value predictions
-    with the new weights; None: never, nor shuffle."""
+    """Refresh the context after every n-th update of a trial (and its shuffle): recompute its keys, values and value
+    predictions with the new weights. None: never; `shuffle` must be off."""
     refresh_segments: int | None = None
-    """A refresh recomputes only that many last segments; older keys and values stay stale. None: all."""
+    """Number of newest segments that a refresh recomputes; older keys and values stay stale. None: all."""
+
+    def validate(self) -> None:
+        """Raise ConfigError at the first field that cannot work."""
+        check_positive(self, "ppo", "lr", "adam_eps", "max_grad_norm", "epochs", "minibatches", "accumulate", "clip")
+        check_positive(self, "ppo", "reward_scale")
+        check_most("ppo.epochs", self.epochs, MAX_EPOCHS)
+        check_most("ppo.warmup_steps", self.warmup_steps, MAX_STEPS)
+        for field in ("gamma", "gae_lambda"):
+            require(0 <= getattr(self, field) <= 1, f"ppo.{field}", getattr(self, field), "0 … 1")
+        for field in ("lr_final", "warmup_steps", "value_coef", "entropy_coef", "entropy_coef_final"):
+            value = getattr(self, field)
+            require(value is None or value >= 0, f"ppo.{field}", value, "0 or more")
+        allowed = f"at most {HUGE:.3g} times ppo.lr ({self.lr:g})"
+        require(self.lr_final / self.lr <= HUGE, "ppo.lr_final", self.lr_final, allowed)
+        for field in ("value_clip", "refresh_every", "refresh_segments"):
+            value = getattr(self, field)
+            require(value is None or value > 0, f"ppo.{field}", value, "more than 0, or None")
+        self._validate_context()
+
+    def _validate_context(self) -> None:
+        """Check what shuffling and refreshing the context require of each other."""
+        ordered = not self.shuffle or self.last_update == "partial"
+        allowed = (
+            "'trial' only with ppo.shuffle False or ppo.last_update 'partial' (a full update needs the episodes in "
+        )
+        require(self.credit == "episode" or ordered, "ppo.credit", self.credit, f"{allowed}order)")
+        if self.shuffle:
+            allowed = "None if ppo.shuffle is on (a shuffled context is recomputed whole)"
+            require(self.refresh_segments is None, "ppo.refresh_segments", self.refresh_segments, allowed)
+            allowed = "1 or more if ppo.shuffle is on (a shuffled context has to be recomputed)"
+            require(self.refresh_every is not None, "ppo.refresh_every", self.refresh_every, allowed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,8 +135,17 @@ class EvalConfig:
     repeats: int = 1
     """Trials per task."""
     tasks: int | None = None
-    """Only that many tasks, the first of the split; None: all."""
+    """Number of tasks, the first of the split. None: all."""
     expert_episodes: int = 0
-    """First episodes that the scripted expert acts (few-shot imitation)."""
+    """Number of first episodes in which the scripted expert acts (few-shot imitation)."""
     context_limit: int | None = None
-    """The policy sees at most that many last steps; None: all."""
+    """Number of last steps that the policy attends to. None: all."""
+
+    def validate(self) -> None:
+        """Raise ConfigError at the first field that cannot work."""
+        check_positive(self, "eval", "episodes", "repeats")
+        for field in ("context_limit", "tasks"):
+            limit = getattr(self, field)
+            require(limit is None or limit > 0, f"eval.{field}", limit, "more than 0, or None")
+        experts = self.expert_episodes
+        require(0 <= experts < self.episodes, "eval.expert_episodes", experts, "0 … eval.episodes − 1")

@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from relic_jax.config import ConfigError
+from relic_jax.config import ConfigError, TransformerConfig
 from relic_jax.models import cache as kv
-from relic_jax.models.transformer import SinkKind, Transformer, TransformerConfig, empty_memory
+from relic_jax.models.transformer import SinkKind, Transformer, empty_memory
 from relic_jax.types import Params
 
 # ours → the original's, inside a layer

@@ -18,16 +18,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from relic_jax.config import ConfigError
+from relic_jax.config import ConfigError, EncoderConfig, PolicyConfig, TransformerConfig
 from relic_jax.environment.base import Discrete
 from relic_jax.interop import layout, llamarl
 from relic_jax.interop.encoders import vit_entries
 from relic_jax.interop.files import OURS
 from relic_jax.interop.layout import Entry
 from relic_jax.models import vision
-from relic_jax.models.encoders import SHORT, SHORT_WIDTH, EncoderConfig, image_mask
-from relic_jax.models.policy import Policy, PolicyConfig
-from relic_jax.models.transformer import TransformerConfig
+from relic_jax.models.encoders import SHORT, SHORT_WIDTH, image_mask
+from relic_jax.models.policy import Policy
 from relic_jax.types import Params
 
 NET = "net."

@@ -5,35 +5,18 @@ The only place that knows which network belongs to which space.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from relic_jax.config.policy import HeadConfig
 from relic_jax.distributions import Categorical, Distribution, Gaussian, MultiCategorical, TanhGaussian
 from relic_jax.environment.base import ActionSpace, Box, MultiDiscrete
 from relic_jax.models.transformer import Linear
-
-
-@dataclasses.dataclass(frozen=True)
-class HeadConfig:
-    """What continuous actions are drawn from. Discrete ones (one or several) are categorical, whatever is set here."""
-
-    action: Literal["tanh", "gaussian"] = "tanh"
-    """tanh: a normal squashed into the bounds; gaussian: a normal whose draws are clipped to the bounds."""
-    std: Literal["learned", "state"] = "learned"
-    """Standard deviations: learned, the same in every state, or an output of the network."""
-    log_std: float = -0.5
-    """Their logarithm at the start, in units of half the range of an action."""
-    log_std_min: float = -4.0
-    """Lower limit of it, approached smoothly."""
-    log_std_max: float = 0.5
-    """Upper limit of it; the entropy of tanh is accurate up to log 2 (`relic_jax.distributions`)."""
 
 
 class DiscreteEmbedding(nn.Embed):

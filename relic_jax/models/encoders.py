@@ -6,15 +6,14 @@ policy acts; later passes reuse its features.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Sequence
-from typing import Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from relic_jax.config.policy import EncoderConfig
 from relic_jax.environment.base import ActionSpace, Image
 from relic_jax.models import actions, vision
 from relic_jax.models.grids import CELL_WIDTH, PATCH_WIDTH, CellEmbedding, shrunk, split_cells
@@ -41,35 +40,6 @@ GRIDS = {"cells": CELL_WIDTH, "patches": PATCH_WIDTH}
 
 SHORT, SHORT_WIDTH = 4, 32
 """Vectors of up to SHORT numbers are embedded into SHORT_WIDTH."""
-
-
-@dataclasses.dataclass(frozen=True)
-class EncoderConfig:
-    """How a step's inputs become one vector."""
-
-    observation: Literal["raw", "scaled", "normalized"] = "raw"
-    """raw: vector observations as they are, action embeddings N(0, 1) (the original); scaled: each component's range
-    mapped to [−1, 1] and action embeddings of unit length, so that no input drowns the others at the start; normalized:
-    the same embeddings, each component less its mean and over its deviation in training so far."""
-    reward: bool = True
-    """Feed the previous reward."""
-    vectors: Literal["raw", "embedded"] = "raw"
-    """raw: features and vectors go on as they are; embedded: each through a linear layer of its own, as the original
-    does in object navigation: features with a ReLU, vectors of up to 4 numbers to 32, all else to the width."""
-    image: Literal["small", "nature", "cells", "patches", "resnet18", "vit-b16"] = "small"
-    """Encoder of images, where there are any. small: two convolutions, for 2 cores; nature: the three of Mnih et al.
-    2015; cells: for views of grids, whose pixels are one-hot, with attention over them (`grids`); patches: three
-    convolutions, and the same attention over their places; resnet18: with GroupNorm, as in habitat-baselines;
-    vit-b16: VC-1's, always frozen, 768 features."""
-    features: int = 64
-    """Features per image (cells, patches: 16, 32 a place, vit-b16: 768); kept for every step of a trial (float32)."""
-    freeze: bool = False
-    """Leave the image encoder as it is initialised or loaded. Its images need not be kept for the update."""
-    weights: str | None = None
-    """safetensors file that the image encoder starts from, or `houses`: shipped, of patches. Read once, when the
-    run starts; checkpoints then hold it."""
-    vit_dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Matrix products of vit-b16; its parameters, norms and residual stream are float32."""
 
 
 def image_mask(spec: PyTree) -> tuple[bool, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -17,37 +17,20 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from relic_jax.config.policy import PolicyConfig
 from relic_jax.distributions import Categorical, Distribution, MultiCategorical
 from relic_jax.environment.base import ActionSpace, Discrete, Environment
 from relic_jax.models import actions
 from relic_jax.models import cache as kv
-from relic_jax.models.actions import HeadConfig
 from relic_jax.models.cache import KVCache
-from relic_jax.models.encoders import GRIDS, IMAGE_ENCODER, EncoderConfig, StepEncoder, image_mask, vector_part
+from relic_jax.models.encoders import GRIDS, IMAGE_ENCODER, StepEncoder, image_mask, vector_part
 from relic_jax.models.grids import SpatialAttention
 from relic_jax.models.memory import Memory
-from relic_jax.models.recurrent import Recurrent, RecurrentConfig, empty_carry
+from relic_jax.models.recurrent import Recurrent, empty_carry
 from relic_jax.models.statistics import merged
-from relic_jax.models.transformer import Linear, Transformer, TransformerConfig, empty_memory
+from relic_jax.models.transformer import Linear, Transformer, empty_memory, kernel_init
 from relic_jax.runtime import ConfigError
 from relic_jax.types import Params, PyTree, Span, StepInput
-
-
-@dataclasses.dataclass(frozen=True)
-class PolicyConfig:
-    """Everything that decides the network's shape."""
-
-    transformer: TransformerConfig = dataclasses.field(default_factory=TransformerConfig)
-    encoder: EncoderConfig = dataclasses.field(default_factory=EncoderConfig)
-    head: HeadConfig = dataclasses.field(default_factory=HeadConfig)
-    memory: Literal["transformer", "gru", "lstm"] = "transformer"
-    """What remembers the trial: attention over all its steps (ReLIC), or a recurrent state (RL²)."""
-    recurrent: RecurrentConfig = dataclasses.field(default_factory=RecurrentConfig)
-
-    @property
-    def width(self) -> int:
-        """Width of what the memory reads and gives."""
-        return self.transformer.width if self.memory == "transformer" else self.recurrent.width
 
 
 @struct.dataclass
@@ -75,7 +58,7 @@ class PolicyNetwork(nn.Module):
         """Declares the parameters."""
         width = self.config.width
         recurrent = self.config.memory != "transformer"  # it has no norm that would make small inputs large again
-        init = nn.initializers.lecun_normal() if recurrent else self.config.transformer.kernel_init
+        init = nn.initializers.lecun_normal() if recurrent else kernel_init(self.config.transformer)
         self.encoder = StepEncoder(self.config.encoder, self.action_space, width, self.low, self.high, self.images)
         self.proj_in, self.proj_out = Linear(width, kernel_init=init), Linear(width, kernel_init=init)
         if self.config.memory == "transformer":

@@ -6,7 +6,6 @@ which the network is told of, and is emptied at the end of the trial.
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from typing import Any, Literal
 
@@ -16,21 +15,10 @@ import jax.numpy as jnp
 from flax import struct
 from jax import lax
 
+from relic_jax.config.policy import RecurrentConfig
 from relic_jax.models.transformer import Linear
 
 CellKind = Literal["gru", "lstm"]
-
-
-@dataclasses.dataclass(frozen=True)
-class RecurrentConfig:
-    """Architecture of the recurrent network."""
-
-    layers: int = 1
-    """Layers; each reads the one below, their outputs are summed."""
-    width: int = 160
-    """Width of a layer's state and of what it reads."""
-    keep_bias: float = 1.0
-    """Initial bias of the gate that keeps the state (GRU: update, LSTM: forget); 0: half of it is lost in a step."""
 
 
 class Carry(struct.PyTreeNode):

@@ -7,91 +7,24 @@ rounding for every sink and wherever episodes start.
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any, Literal
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from relic_jax.config.policy import SinkKind as SinkKind
+from relic_jax.config.policy import TransformerConfig
 from relic_jax.models import cache as kv
 from relic_jax.models import kv_formats
 from relic_jax.models.attention import AttentionInputs, Context, Sink, rotate, select
 from relic_jax.models.cache import KVCache
-from relic_jax.models.kv_formats import KVFormat
 from relic_jax.types import Span
 
-SinkKind = Literal["kv", "kv0", "k0v", "k0v0", "token", "none"]
 
-
-@dataclasses.dataclass(frozen=True)
-class TransformerConfig:
-    """Architecture of the transformer."""
-
-    layers: int = 2
-    """Number of blocks."""
-    heads: int = 8
-    """Attention heads; must divide width, with an even width per head."""
-    width: int = 64
-    """Width d of the residual stream."""
-    mlp_width: int = 256
-    """Hidden width of the gated MLP."""
-    max_positions: int = 2048
-    """Learned embeddings of the step's index in its episode; an episode plus the sink must fit."""
-    sink: SinkKind = "kv"
-    """kv: learned key and value; kv0: value fixed at 0; k0v: key fixed at 0; k0v0: both (softmax plus one);
-    token: a learned input vector in front; none: plain softmax."""
-    step_embedding: bool = True
-    """Add a learned embedding of the step's index in its episode."""
-    episode_rope: bool = True
-    """Rotate queries and keys by the index of the episode in the trial."""
-    inter_episode: bool = True
-    """Attend across episodes; off: only within the running episode (and the sink)."""
-    init: Literal["normal", "fan_in"] = "normal"
-    """What linear layers start with, those around the blocks included. normal: N(0, 0.02²), the original's for every
-    width; fan_in: variance 1 / inputs (LeCun et al. 1998), up to six times as large where the width is 64."""
-    depth_dropout: float = 0.0
-    """Probability that a training pass skips a block (one coin per block and pass)."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Activations; parameters, softmax statistics and heads stay float32."""
-    cache: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
-    """How the context's keys and values are stored; int8 has a scale per head and step. auto: as `dtype`."""
-    remat: bool = False
-    """Recompute the blocks' activations in the backward pass instead of keeping them."""
-    decode: Literal["fused", "xla"] = "fused"
-    """How a single step attends. fused: on NVIDIA GPUs by one kernel (`decode`), for heads of 16, 32, 64, … numbers;
-    elsewhere as xla."""
-    attention: Literal["auto", "blocked", "flash", "native", "reference"] = "auto"
-    """How a block of steps attends. blocked: O(T) memory, own gradient; native: on CPUs by a kernel compiled there
-    (`native`), for float32 and heads of 4, 8, 16, … 128 numbers, elsewhere as blocked; flash: on NVIDIA GPUs cuDNN's
-    flash attention (`flash`), for bfloat16 and heads of 8, 16, … 128 numbers, elsewhere as blocked; auto: native or
-    flash where it fits (flash, which computes what it masks, only with `inter_episode`), else blocked; reference: the
-    definition, for tests."""
-
-    @property
-    def head_width(self) -> int:
-        """D = d / H."""
-        return self.width // self.heads
-
-    @property
-    def first_index(self) -> int:
-        """Index of the first episode, and of an episode's first step: 0 is the sink's where there is a sink."""
-        return 0 if self.sink == "none" else 1
-
-    @property
-    def cache_format(self) -> KVFormat:
-        """How keys and values are stored."""
-        return self.dtype if self.cache == "auto" else self.cache
-
-    @property
-    def kernel_init(self) -> nn.initializers.Initializer:
-        """See `init`."""
-        return nn.initializers.lecun_normal() if self.init == "fan_in" else nn.initializers.normal(0.02)
-
-    @property
-    def cache_bytes_per_step(self) -> int:
-        """Bytes of keys and values per context step and environment."""
-        return round(2 * self.layers * self.width * kv_formats.bytes_per_number(self.cache_format, self.head_width))
+def kernel_init(cfg: TransformerConfig) -> nn.initializers.Initializer:
+    """Return the initializer of linear layers, see `TransformerConfig.init`."""
+    return nn.initializers.lecun_normal() if cfg.init == "fan_in" else nn.initializers.normal(0.02)
 
 
 class RMSNorm(nn.Module):
@@ -126,7 +59,7 @@ class Block(nn.Module):
 
         def linear(features: int) -> Linear:
             dtype = jnp.dtype(cfg.dtype)
-            return Linear(features, use_bias=False, dtype=dtype, kernel_init=cfg.kernel_init)
+            return Linear(features, use_bias=False, dtype=dtype, kernel_init=kernel_init(cfg))
 
         self.attention_norm, self.mlp_norm = RMSNorm(), RMSNorm()
         self.q_proj, self.k_proj, self.v_proj, self.o_proj = (linear(cfg.width) for _ in range(4))

@@ -9,13 +9,12 @@ import jax
 import pytest
 
 from relic_jax import checkpoint
-from relic_jax.config import ConfigError, WorkerConfig, changed, leaves
+from relic_jax.config import ConfigError, TransformerConfig, WorkerConfig, changed, leaves
 from relic_jax.envs.registry import make
 from relic_jax.evaluation import in_jit
 from relic_jax.experiments import folders, pooling
 from relic_jax.export import export_policy
 from relic_jax.loading import load_policy
-from relic_jax.models.transformer import TransformerConfig
 from relic_jax.rl.train import prepare, restore, save
 
 

@@ -8,13 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from relic_jax.config import EncoderConfig, HeadConfig, PolicyConfig, TransformerConfig
 from relic_jax.distributions import Categorical, Gaussian, TanhGaussian
 from relic_jax.environment.base import Box, Discrete
 from relic_jax.models import actions
-from relic_jax.models.actions import HeadConfig
-from relic_jax.models.encoders import EncoderConfig
-from relic_jax.models.policy import Policy, PolicyConfig
-from relic_jax.models.transformer import TransformerConfig
+from relic_jax.models.policy import Policy
 from relic_jax.types import StepInput
 
 BATCH, STEPS, SPACE = 3, 10, Box((-2.0, 0.0), (2.0, 1.0))

@@ -9,15 +9,14 @@ import numpy as np
 import pytest
 from jax import lax
 
-from relic_jax.config import ConfigError
+from relic_jax.config import ConfigError, EncoderConfig, PolicyConfig, TransformerConfig
 from relic_jax.environment.base import Image
 from relic_jax.interop import files, layout
 from relic_jax.interop.encoders import check, load, save_encoder, vit_entries
 from relic_jax.models import vision
-from relic_jax.models.encoders import PATCHES, EncoderConfig, image_mask, patches, places
+from relic_jax.models.encoders import PATCHES, image_mask, patches, places
 from relic_jax.models.grids import CELL_WIDTH, GLANCE_HEADS, PATCH_WIDTH
-from relic_jax.models.policy import Policy, PolicyConfig
-from relic_jax.models.transformer import TransformerConfig
+from relic_jax.models.policy import Policy
 from relic_jax.models.vision import ViTConfig
 from relic_jax.types import StepInput
 

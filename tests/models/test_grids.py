@@ -7,12 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from relic_jax.config import EncoderConfig, PolicyConfig, RecurrentConfig, TransformerConfig
 from relic_jax.environment.base import Image
-from relic_jax.models.encoders import EncoderConfig
 from relic_jax.models.grids import CELL_WIDTH, GLANCE_HEADS, GLANCE_WIDTH, PATCH_WIDTH, SpatialAttention
-from relic_jax.models.policy import Policy, PolicyConfig
-from relic_jax.models.recurrent import RecurrentConfig
-from relic_jax.models.transformer import TransformerConfig
+from relic_jax.models.policy import Policy
 from relic_jax.types import Span, StepInput
 
 WIDTH, CELLS = 8, 6

@@ -8,11 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from relic_jax.config import EncoderConfig, PolicyConfig, TransformerConfig
 from relic_jax.envs.pointmass.env import PRESETS
 from relic_jax.models.attention import tiled
-from relic_jax.models.encoders import EncoderConfig
-from relic_jax.models.policy import Policy, PolicyConfig, policy_for
-from relic_jax.models.transformer import TransformerConfig
+from relic_jax.models.policy import Policy, policy_for
 from relic_jax.runtime import ConfigError
 from relic_jax.types import Span, StepInput
 

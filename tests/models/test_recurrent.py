@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from relic_jax.config import PolicyConfig, RecurrentConfig
 from relic_jax.models.memory import joined, rows
-from relic_jax.models.policy import Policy, PolicyConfig
-from relic_jax.models.recurrent import Carry, Cell, RecurrentConfig, empty_carry
+from relic_jax.models.policy import Policy
+from relic_jax.models.recurrent import Carry, Cell, empty_carry
 from relic_jax.types import StepInput
 
 KINDS = ["gru", "lstm"]

@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from relic_jax.config import PolicyConfig, TransformerConfig
 from relic_jax.models import cache as kv
-from relic_jax.models.policy import Policy, PolicyConfig
-from relic_jax.models.transformer import Transformer, TransformerConfig, empty_memory
+from relic_jax.models.policy import Policy
+from relic_jax.models.transformer import Transformer, empty_memory
 
 SINKS = ["kv", "kv0", "k0v", "k0v0", "token", "none"]
 TINY = TransformerConfig(layers=2, heads=8, width=64, mlp_width=256, max_positions=2048)

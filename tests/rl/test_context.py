@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relic_jax.models.policy import Policy, PolicyConfig
-from relic_jax.models.transformer import TransformerConfig
+from relic_jax.config import PolicyConfig, TransformerConfig
+from relic_jax.models.policy import Policy
 from relic_jax.rl import context
 from relic_jax.rl.context import shuffled_order, window, write_window
 from relic_jax.types import StepInput

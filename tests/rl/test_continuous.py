@@ -13,17 +13,25 @@ from reach import Reach
 
 from relic_jax import checkpoint
 from relic_jax.bridge.worker import episode_seed
-from relic_jax.config import ConfigError, EvalConfig, PPOConfig, TrainConfig, TrialConfig, WorkerConfig, validate
+from relic_jax.config import (
+    ConfigError,
+    EncoderConfig,
+    EvalConfig,
+    HeadConfig,
+    PolicyConfig,
+    PPOConfig,
+    TrainConfig,
+    TransformerConfig,
+    TrialConfig,
+    WorkerConfig,
+    validate,
+)
 from relic_jax.environment.host import HostEnvironment
 from relic_jax.environment.reference_returns import reference_returns
 from relic_jax.envs.registry import make
 from relic_jax.evaluation import in_context_curves
 from relic_jax.experiments.run import env_of
 from relic_jax.metrics import JsonLines
-from relic_jax.models.actions import HeadConfig
-from relic_jax.models.encoders import EncoderConfig
-from relic_jax.models.policy import PolicyConfig
-from relic_jax.models.transformer import TransformerConfig
 from relic_jax.rl import train as training
 from relic_jax.rl.host import HostSegments
 from relic_jax.rl.parallel import initial_state

@@ -10,14 +10,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from relic_jax.config import ConfigError, PPOConfig, TrainConfig, TrialConfig
+from relic_jax.config import (
+    ConfigError,
+    EncoderConfig,
+    PolicyConfig,
+    PPOConfig,
+    TrainConfig,
+    TransformerConfig,
+    TrialConfig,
+)
 from relic_jax.environment.base import Image
 from relic_jax.envs.probes.env import PolicyProbe
 from relic_jax.interop.encoders import save_encoder
 from relic_jax.models import encoders
-from relic_jax.models.encoders import EncoderConfig
-from relic_jax.models.policy import PolicyConfig
-from relic_jax.models.transformer import TransformerConfig
 from relic_jax.rl import update as up
 from relic_jax.rl.memory_budget import check_memory, segment_image_bytes
 from relic_jax.rl.parallel import initial_state

@@ -6,11 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from relic_jax.config import PPOConfig, TrainConfig, TrialConfig
+from relic_jax.config import EncoderConfig, PolicyConfig, PPOConfig, TrainConfig, TransformerConfig, TrialConfig
 from relic_jax.envs.registry import make
-from relic_jax.models.encoders import EncoderConfig
-from relic_jax.models.policy import PolicyConfig
-from relic_jax.models.transformer import TransformerConfig
 from relic_jax.rl.parallel import initial_state
 from relic_jax.rl.train import compile_chunk, prepare
 

@@ -8,13 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from relic_jax.config import EvalConfig, PPOConfig, TrainConfig, TrialConfig
+from relic_jax.config import (
+    EncoderConfig,
+    EvalConfig,
+    PolicyConfig,
+    PPOConfig,
+    TrainConfig,
+    TransformerConfig,
+    TrialConfig,
+)
 from relic_jax.environment.base import Image
 from relic_jax.envs.probes.env import PolicyProbe
 from relic_jax.evaluation.in_jit import chunk_function
-from relic_jax.models.encoders import EncoderConfig, image_mask
-from relic_jax.models.policy import PolicyConfig
-from relic_jax.models.transformer import TransformerConfig
+from relic_jax.models.encoders import image_mask
 from relic_jax.rl import update as up
 from relic_jax.rl.host import Actor, Running, _opened
 from relic_jax.rl.state import init_state, make_setup, step_input

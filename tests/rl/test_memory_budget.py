@@ -6,10 +6,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from relic_jax.config import ConfigError, PPOConfig, TrainConfig, TrialConfig
+from relic_jax.config import ConfigError, PolicyConfig, PPOConfig, TrainConfig, TransformerConfig, TrialConfig
 from relic_jax.envs.registry import make
-from relic_jax.models.policy import PolicyConfig
-from relic_jax.models.transformer import TransformerConfig
 from relic_jax.rl.memory_budget import available_bytes, check_memory, context_bytes, context_line, tree_bytes
 from relic_jax.rl.state import init_state, make_setup
 

@@ -8,13 +8,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from relic_jax.config import ConfigError, EvalConfig, PPOConfig, TrainConfig, TrialConfig, validate
+from relic_jax.config import (
+    ConfigError,
+    EncoderConfig,
+    EvalConfig,
+    PolicyConfig,
+    PPOConfig,
+    RecurrentConfig,
+    TrainConfig,
+    TrialConfig,
+    validate,
+)
 from relic_jax.envs.registry import make
 from relic_jax.evaluation import in_context_curves
 from relic_jax.experiments.presets import DARKROOM, PRESETS, rl2
-from relic_jax.models.encoders import EncoderConfig
-from relic_jax.models.policy import PolicyConfig
-from relic_jax.models.recurrent import RecurrentConfig
 from relic_jax.rl import train as training
 from relic_jax.rl import update as up
 from relic_jax.rl.memory_budget import context_line

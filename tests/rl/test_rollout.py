@@ -10,10 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relic_jax.config import TrainConfig, TrialConfig
+from relic_jax.config import PolicyConfig, TrainConfig, TransformerConfig, TrialConfig
 from relic_jax.envs.registry import make
-from relic_jax.models.policy import PolicyConfig
-from relic_jax.models.transformer import TransformerConfig
 from relic_jax.rl.rollout import buffer_sizes, collect, collect_within, with_size
 from relic_jax.rl.state import init_state, make_setup
 

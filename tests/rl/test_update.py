@@ -9,11 +9,9 @@ import numpy as np
 import optax
 import pytest
 
-from relic_jax.config import PPOConfig, TrainConfig, TrialConfig
+from relic_jax.config import PolicyConfig, PPOConfig, TrainConfig, TransformerConfig, TrialConfig
 from relic_jax.envs.darkroom.env import Darkroom
 from relic_jax.envs.registry import make
-from relic_jax.models.policy import PolicyConfig
-from relic_jax.models.transformer import TransformerConfig
 from relic_jax.rl import update as up
 from relic_jax.rl.optimizer import global_norm, learning_rate, make_optimizer
 from relic_jax.rl.parallel import initial_state, parallel, state_shardings

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from relic_jax.config import TransformerConfig
 from relic_jax.models.attention import (
     AttentionInputs,
     Backend,
@@ -26,7 +27,6 @@ from relic_jax.models.attention import (
 )
 from relic_jax.models.attention.tiled import ACCELERATOR_TILES, CPU_TILES, Tiles
 from relic_jax.models.kv_formats import Slots
-from relic_jax.models.transformer import TransformerConfig
 
 BATCH, HEADS, WIDTH = 2, 2, 8
 CUDNN = TransformerConfig(attention="flash", dtype="bfloat16", heads=HEADS, width=HEADS * WIDTH)

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from relic_jax.config import TransformerConfig
 from relic_jax.models.attention import AttentionInputs, Context, Sink, cpu, reference, select, tiled
 from relic_jax.models.attention.select import CPU_WIDTHS
 from relic_jax.models.kv_formats import Slots
-from relic_jax.models.transformer import TransformerConfig
 
 on_cpu = pytest.mark.skipif(jax.default_backend() != "cpu", reason="needs a CPU as jax's platform")
 compiled = pytest.mark.skipif(

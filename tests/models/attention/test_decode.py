@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from relic_jax.config import PolicyConfig, TransformerConfig
 from relic_jax.models import kv_formats
 from relic_jax.models.attention import AttentionInputs, Context, Sink, decode, select
 from relic_jax.models.attention.decode import flash_decode
 from relic_jax.models.attention.reference import attend_step
-from relic_jax.models.policy import Policy, PolicyConfig
-from relic_jax.models.transformer import TransformerConfig
+from relic_jax.models.policy import Policy
 from relic_jax.types import StepInput
 
 BATCH, HEADS, WIDTH, SLOTS = 3, 2, 32, 1300  # three parts (int8: two), the last of them cut off, as is its last tile

@@ -7,8 +7,8 @@ from unittest import mock
 
 import pytest
 
+from relic_jax.config import TransformerConfig
 from relic_jax.models.attention import Backend, cpu, decode, select, selected
-from relic_jax.models.transformer import TransformerConfig
 
 CPU, TURING, HOPPER, TPU = Backend("cpu"), Backend("gpu", 7.5), Backend("gpu", 9.0), Backend("tpu")
 FLOAT32 = TransformerConfig()
