@@ -48,7 +48,8 @@ def presets_main(arguments: Sequence[str]) -> None:
         return
     print("relic-jax train NAME; relic-jax presets NAME prints its config\n")
     for name, preset in presets.PRESETS.items():
-        print(f"{name}\n    what      {preset.summary}\n    cost      {preset.cost}\n    expected  {preset.expected}")
+        print(f"{name}\n    summary   {preset.summary}\n    command   {preset.command(name)}")
+        print(f"    cost      {preset.cost}\n    expected  {preset.expected}")
 
 
 def envs_main(arguments: Sequence[str]) -> None:

@@ -1,0 +1,68 @@
+"""The record of a preset, the paper's model sizes, and the RL² baseline of any configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import replace
+
+from relic_jax.config import RecurrentConfig, TrainConfig, TransformerConfig
+
+TINY = TransformerConfig(layers=2, heads=8, width=64, mlp_width=256, max_positions=2048)
+SMALL = TransformerConfig(layers=4, heads=8, width=256, mlp_width=1024, max_positions=32_768, depth_dropout=0.1)
+LARGE = TransformerConfig(layers=8, heads=24, width=768, mlp_width=3072, max_positions=32_768, depth_dropout=0.1)
+"""The three sizes of the paper's transformer."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """A named configuration.
+
+    Attributes:
+        config: The configuration.
+        summary: One-line description.
+        cost: Time on a named machine.
+        expected: Result to expect, and of how many seeds it was measured.
+        options: Options that the result was measured with, after `relic-jax train NAME`.
+    """
+
+    config: TrainConfig
+    summary: str
+    cost: str
+    expected: str
+    options: str = ""
+
+    def command(self, name: str) -> str:
+        """Return the command that trains the preset called `name`."""
+        return f"relic-jax train {name} {self.options}".rstrip()
+
+
+def rl2(config: TrainConfig, width: int | None = None) -> TrainConfig:
+    """Return the RL² baseline of a configuration: a GRU in place of the transformer, all else equal.
+
+    As RL² is usually trained, it continues after an update with its present state: no refresh, no shuffle
+    (docs/baselines.md).
+
+    Args:
+        config: A ReLIC configuration.
+        width: Width of the GRU's state. None: the multiple of 32 that gives it about as many weights as the
+            transformer's blocks have.
+
+    Returns:
+        The configuration of the baseline.
+    """
+    transformer = config.policy.transformer
+    weights = transformer.layers * transformer.width * (4 * transformer.width + 3 * transformer.mlp_width)
+    width = width or 32 * max(1, round((weights / 6) ** 0.5 / 32))  # a GRU of width w has 6w²
+    return replace(
+        config,
+        policy=replace(config.policy, memory="gru", recurrent=RecurrentConfig(layers=1, width=width)),
+        ppo=replace(
+            config.ppo,
+            context_gradient="stopped",
+            last_update="partial",
+            shuffle=False,
+            refresh_every=None,
+            refresh_segments=None,
+        ),
+        eval=replace(config.eval, context_limit=None),
+    )
