@@ -26,7 +26,7 @@ from relic_jax.validation import shown
 Command = TypeVar("Command")
 
 _WIDE = "100000"
-"""Columns, so that tyro breaks no line of an error."""
+"""Terminal width with which tyro does not wrap the lines of an error."""
 _HELP = ("Argument helptext", "For full helptext")
 
 
@@ -78,7 +78,7 @@ def _env_rule(info: StructTypeInfo) -> StructConstructorSpec | None:
 
 
 def with_current_names(arguments: Sequence[str]) -> list[str]:
-    """The arguments with the present names of options, `--option VALUE` and `--option=VALUE`."""
+    """Return the arguments with old names of options replaced, in `--option VALUE` and `--option=VALUE`."""
     found = []
     for argument in arguments:
         name, equals, value = argument.partition("=")
@@ -103,7 +103,7 @@ def split_env_options(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def last_value(arguments: Sequence[str], name: str) -> str | None:
-    """The value of an option; the last one if it is set more than once, None if it is not set."""
+    """Return the value of an option: the last one if it is set more than once, None if it is not set."""
     found = None
     for index, argument in enumerate(arguments):
         if argument == name and index + 1 < len(arguments):
@@ -153,7 +153,7 @@ def parse_env(env: EnvConfig, options: Sequence[str], prog: str) -> EnvConfig:
 
 
 def parse(command: type[Command], arguments: Sequence[str], prog: str, default: Command | None = None) -> Command:
-    """The command with what the arguments set. Raises ConfigError where they do not fit, SystemExit after --help."""
+    """Return the command with the options that the arguments set. Raises ConfigError, and SystemExit after --help."""
     given: dict[str, Any] = {} if default is None else {"default": default}
     said = io.StringIO()
     helps = {"-h", "--help"} & set(arguments)
@@ -170,7 +170,7 @@ def parse(command: type[Command], arguments: Sequence[str], prog: str, default: 
 
 
 def in_one_line(text: str) -> str:
-    """What tyro's box says, without its frame, its title and the help of the option."""
+    """Return the text of tyro's error box on one line, without frame, title and the option's help."""
     parts: list[list[str]] = [[]]
     for line in list(filter(None, (line.strip(" │|╭╮╰╯") for line in text.splitlines())))[1:]:
         if line.strip("-─"):
@@ -182,7 +182,7 @@ def in_one_line(text: str) -> str:
 
 
 def check_text(arguments: Sequence[str]) -> None:
-    """Raises ConfigError where an argument cannot be passed on to the operating system."""
+    """Raise ConfigError if an argument cannot be passed on to the operating system."""
     for index, argument in enumerate(arguments):
         if "\0" in argument:
             before = arguments[index - 1] if index and arguments[index - 1].startswith("--") else "an argument"
@@ -191,7 +191,7 @@ def check_text(arguments: Sequence[str]) -> None:
 
 
 def check_paths(command: Any) -> None:
-    """Raises ConfigError where a path is too long for the operating system."""
+    """Raise ConfigError if a path is too long for the operating system."""
     for field in dataclasses.fields(command):
         value = getattr(command, field.name)
         for path in value if isinstance(value, tuple) else (value,):

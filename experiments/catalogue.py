@@ -1,4 +1,4 @@
-"""`relic-jax presets` and `relic-jax envs`: what can be trained, and in which environments."""
+"""`relic-jax presets` and `relic-jax envs`: lists of presets and of environments."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from relic_jax.progress import Activity
 
 @dataclasses.dataclass(frozen=True)
 class PresetsCommand:
-    """What can be trained, what it costs, what to expect. `relic-jax presets NAME` prints that preset's config."""
+    """List presets with their cost and expected results. `relic-jax presets NAME` prints the config of one."""
 
     preset: tyro.conf.Positional[str | None] = None
-    """A preset, whose whole config is printed as JSON."""
+    """Name of a preset, whose config is printed as JSON."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,17 +31,17 @@ class EnvsCommand:
     """List environments. `relic-jax envs NAME` computes the returns of random actions and of the expert."""
 
     name: tyro.conf.Positional[str | None] = None
-    """An environment, as in `relic-jax train --env`."""
+    """Name of an environment, as for `relic-jax train --env`. --env.OPTION sets its options."""
     reference_returns: bool = True
     """Compute the mean returns of random actions and of the scripted expert (with NAME)."""
     json: bool = False
     """Print JSON: an object with NAME, else a list of them."""
     host: WorkerConfig = dataclasses.field(default_factory=WorkerConfig)
-    """Options of environments in worker processes (with NAME)."""
+    """Worker processes, for environments that live in some (with NAME)."""
 
 
 def presets_main(arguments: Sequence[str]) -> None:
-    """`relic-jax presets [NAME]`: the list, or one preset's whole config."""
+    """Run `relic-jax presets [NAME]`."""
     command = parse(PresetsCommand, arguments, "relic-jax presets")
     if command.preset is not None:
         print(to_json(presets.get(command.preset).config), end="")
@@ -53,7 +53,7 @@ def presets_main(arguments: Sequence[str]) -> None:
 
 
 def envs_main(arguments: Sequence[str]) -> None:
-    """`relic-jax envs [NAME]`: the list with split hashes, or one environment with its computed reference returns."""
+    """Run `relic-jax envs [NAME]`."""
     options, others = split_env_options(with_current_names(arguments))
     command = parse(EnvsCommand, others, "relic-jax envs")
     if command.name is None:
@@ -90,7 +90,7 @@ def _check_no_options(command: EnvsCommand, options: Sequence[str]) -> None:
 
 
 def _list(as_json: bool) -> None:
-    """Every environment that has a name of its own, then the prefixes of other suites'."""
+    """Print every registered environment, then the prefixes."""
     descriptions: list[dict[str, Any]] = []
     if not as_json:
         print("relic-jax envs NAME computes the returns of random actions and of the scripted expert\n")

@@ -1,4 +1,4 @@
-"""The console script `relic-jax`: train, evaluate, plot, play, export, import-llamarl and what they need to know."""
+"""The console script `relic-jax`."""
 
 from __future__ import annotations
 
@@ -33,76 +33,78 @@ from relic_jax.stopping import Terminated, interruptible
 USAGE = """relic-jax: in-context reinforcement learning in JAX
 
   relic-jax train PRESET [options]       train, evaluate on held-out tasks, plot (e.g. relic-jax train darkroom-dpt)
-  relic-jax train --resume RUN           go on with an interrupted run; --extend-to N: to more steps
+  relic-jax train --resume RUN           continue an interrupted run; --extend-to N: to more steps
   relic-jax evaluate RUN [RUN ...]       in-context learning curve of trained policies, seeds pooled
-  relic-jax plot RUN|FILE [...]          one figure from several curves
-  relic-jax play RUN                     a film of a trained policy in one task; --human: act yourself
+  relic-jax plot RUN|FILE [...]          several curves in one figure
+  relic-jax play RUN                     a GIF of a trained policy in one task; --human: act yourself
   relic-jax export RUN --to DIR          a policy as safetensors, StableHLO, ONNX or orbax, verified
-  relic-jax presets                      what can be trained, what it costs, what to expect
+  relic-jax presets                      presets: what they train, their cost and their expected results
   relic-jax envs [NAME]                  environments, their splits and their random and optimal returns
-  relic-jax habitat-dataset --out FILE   episodes for object navigation: which objects are where in which scenes
-  relic-jax import-llamarl FILE --to DIR a policy of the original PyTorch code; --reverse: one of ours for it
+  relic-jax habitat-dataset --out FILE   an episode dataset for object navigation: places of objects in scenes
+  relic-jax import-llamarl FILE --to DIR import a policy of the original PyTorch code; --reverse: export one
 
-Every command explains its options with --help.
+Every command lists its options with --help.
 """
 
 
 @dataclasses.dataclass(frozen=True)
 class PlayCommand:
-    """A film of a trained policy in one task, or (--human) a window in which you act in its place."""
+    """Make a GIF of a trained policy in one task, or open a window in which you act (--human)."""
 
     path: tyro.conf.Positional[Path | None] = None
     """Run folder, checkpoint folder or exported folder."""
     pretrained: str | None = None
-    """In place of a path: a policy that is shipped, e.g. darkroom-dpt; 10 episodes unless --episodes says more."""
+    """Name of a pretrained policy that is included, e.g. darkroom-dpt, instead of a path. Plays 10 episodes unless
+    --episodes is set."""
     env: str | None = None
-    """Another environment than its own, of the same observations and actions, with its own time limit."""
+    """Another environment with the same observations and actions; --env.OPTION sets its options. Default: the
+    policy's."""
     task: int = 0
     """Index of the task in its split."""
     tasks: Literal["test", "train"] = "test"
-    """Which split."""
+    """Split of the tasks."""
     episodes: int | None = None
-    """Episodes in one context; default: the run's own."""
+    """Episodes in one context. Default: the run's setting."""
     out: Path | None = None
-    """The film; default: play-SPLIT-TASK.gif in the run's folder, or of an export play-NAME-SPLIT-TASK.gif in the
-    current one."""
+    """The GIF. Default: play-SPLIT-TASK.gif in the run folder; for an export, play-NAME-SPLIT-TASK.gif in the current
+    folder."""
     human: bool = False
-    """Open a window and act by the keys 0, 1, 2 … (needs a display and Python's tkinter)."""
+    """Open a window and act with the keys 0, 1, 2, … Needs a display and Python's tkinter."""
     trust: bool = False
-    """Run the environment and the workers that the policy's config names, also where another user made it. They can be
-    any program."""
+    """Run the environment and the workers that the policy's config names, even if another user made the policy. They
+    can be any program."""
     host: WorkerConfig = dataclasses.field(default_factory=WorkerConfig)
-    """Options of environments in worker processes; default: the run's own."""
+    """Worker processes, for environments that live in some. Default: the run's settings."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ExportCommand:
-    """A policy in a standard format, in a folder with its config and a model card, verified after it was written."""
+    """Export a policy in a standard format, with its config and a model card, and verify the files."""
 
     path: tyro.conf.Positional[Path | None] = None
     """Run folder, checkpoint folder or exported folder."""
     to: Path | None = None
-    """The new folder."""
+    """Folder to create."""
     format: ExportFormat = "safetensors"
-    """safetensors: weights; stablehlo, onnx: the acting step as a program, and what runs it; orbax: parameters only."""
+    """safetensors: weights; stablehlo, onnx: the acting step as a program, with a script that runs it; orbax:
+    parameters only."""
     dtype: Dtype = "float32"
-    """Of the weights, with safetensors."""
+    """Dtype of the weights, with safetensors."""
     context: int | None = None
-    """Steps that the context has room for (stablehlo: fixed); default: a trial of the training, or of the evaluation
-    where that is longer."""
+    """Capacity of the context in steps (stablehlo: fixed). Default: a trial of the training or of the evaluation,
+    whichever is longer."""
     pretrained: str | None = None
-    """In place of a path: a policy that is shipped, e.g. darkroom-dpt."""
+    """Name of a pretrained policy that is included, e.g. darkroom-dpt, instead of a path."""
     name: str | None = None
-    """Of the model, in its card; default: the run's."""
+    """Name of the model in its card. Default: the run's name."""
     note: str = ""
-    """Said in the card, after the results."""
+    """Text in the card, after the results."""
     trust: bool = False
-    """Make the environment that the config of an old checkpoint names, from before spaces were saved. It can be any
-    program."""
+    """Make the environment that the config of a checkpoint without saved spaces names. It can be any program."""
 
 
 def main() -> None:
-    """Entry point. Bad input: one line on stderr and exit code 2."""
+    """Run the command line. Bad input prints one line to stderr and ends with exit code 2."""
     commands = {"train": train_main, "evaluate": evaluate_main, "plot": plot_main, "presets": presets_main}
     commands |= {"envs": envs_main, "play": play_main, "export": export_main, "habitat-dataset": habitat_dataset.main}
     commands |= {"import-llamarl": import_llamarl.main}
@@ -142,7 +144,7 @@ def main() -> None:
 
 
 def _flush() -> None:
-    """Prints what is left, now: Python would complain of a reader who is gone after everything else."""
+    """Flush stdout now: Python would print an error at exit if the reader is gone."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:
@@ -177,7 +179,7 @@ def play_main(arguments: Sequence[str]) -> None:
     name = "" if folder == command.path else f"-{trained.path.name}"
     out = command.out or folder / f"play{name}-{command.tasks}-{command.task}.gif"
     if out.suffix.lower() != ".gif" and is_suffix(out.suffix):
-        raise ConfigError(f"out is '{out}'; allowed: a film that ends in .gif")
+        raise ConfigError(f"out is '{out}'; allowed: a file that ends in .gif")
     folders.check_writable(out, "out")
     returns = play.film(trained, env, out, command.tasks, command.task, command.episodes or quick)
     print("return by episode: " + " ".join(f"{value:.1f}" for value in returns))
@@ -185,7 +187,7 @@ def play_main(arguments: Sequence[str]) -> None:
 
 
 def _check_by_hand(command: PlayCommand) -> None:
-    """Raises ConfigError where an option is given that a game by hand does not read."""
+    """Raise ConfigError if an option is set that --human does not read."""
     for field in ("out", "episodes"):
         if getattr(command, field) is not None:
             raise ConfigError(f"{field} is {str(getattr(command, field))!r}; allowed: None with --human")

@@ -1,4 +1,4 @@
-"""`relic-jax evaluate`: in-context curves of trained policies, their seeds pooled, in one group or several."""
+"""`relic-jax evaluate`: in-context learning curves of trained policies, with seeds pooled, in one or several groups."""
 
 from __future__ import annotations
 
@@ -25,50 +25,51 @@ from relic_jax.progress import Activity
 from relic_jax.validation import LARGEST, require
 
 QUICK_EPISODES = 10
-"""Of an evaluation or a GIF of what is shipped, unless more are asked for."""
+"""Episodes of an evaluation or a GIF of a pretrained policy, unless --episodes is set."""
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateCommand:
-    """In-context learning curve of trained policies: return and success per episode, 95% intervals, seeds pooled."""
+    """Evaluate trained policies in context: return and success per episode with 95% intervals, seeds pooled."""
 
     paths: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Run folders, checkpoint folders or exported folders: seeds of one curve, whose configs differ in the seed and in
-    what they ran on alone."""
+    """Run folders, checkpoint folders or exported folders. Several are seeds of one curve: their configs can differ in
+    the seed, in devices and in worker options only."""
     pretrained: str | None = None
-    """In place of paths: a policy that is shipped, e.g. darkroom-dpt. A quick look: one trial per task of at most 10
-    episodes, unless --repeats and --episodes say more."""
+    """Name of a pretrained policy that is included, e.g. darkroom-dpt, instead of paths. Runs one trial per task of at
+    most 10 episodes, unless --repeats and --episodes are set."""
     group: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """In place of paths: NAME=PATTERN, e.g. --group "kv=runs/kv-*" --group "none=runs/none-*"; each group is evaluated
-    as the seeds of one curve, and all curves are drawn in one figure."""
+    """NAME=PATTERN, instead of paths, e.g. --group "kv=runs/kv-*" --group "none=runs/none-*". Each group is evaluated
+    as the seeds of one curve; all curves are drawn in one figure."""
     env: str | None = None
-    """Another environment than their own, of the same observations and actions, with its own time limit."""
+    """Another environment with the same observations and actions; --env.OPTION sets its options. Default: the
+    policies'."""
     tasks: Literal["test", "train"] = "test"
-    """Which split."""
+    """Split of the tasks."""
     episodes: int | None = None
-    """Episodes per task in one context; default: the run's own."""
+    """Episodes per task, in one context. Default: the run's setting."""
     repeats: int | None = None
-    """Trials per task; default: the run's own."""
+    """Trials per task. Default: the run's setting."""
     limit: int | None = None
-    """Only that many first tasks of the split; default: the run's own."""
+    """Number of tasks, the first of the split. Default: the run's setting."""
     expert_episodes: int = 0
-    """First episodes that the scripted expert acts (few-shot imitation)."""
+    """Number of first episodes in which the scripted expert acts (few-shot imitation)."""
     context_limit: int | None = None
-    """The policy sees at most that many last steps."""
+    """Number of last steps that the policy attends to. Default: all."""
     out: Path | None = None
-    """Results go to OUT.json, OUT.csv and OUT.png (or .pdf, .svg: OUT may end in the figure's suffix), of groups to
-    OUT-NAME.json and so on and one OUT.png; default: named after the options, in the first run's folder, or of an
-    export and of groups in the current one."""
+    """Path of the results without suffix: OUT.json, OUT.csv and OUT.png (.pdf or .svg if OUT ends so). Groups are
+    written to OUT-NAME.json etc., with one figure. Default: named after the options, in the folder of the first run;
+    for exports and groups, in the current folder."""
     trust: bool = False
-    """Run the environment and the workers that a policy's config names, also where another user made it. They can be
-    any program."""
+    """Run the environment and the workers that a policy's config names, even if another user made the policy. They can
+    be any program."""
     host: WorkerConfig = dataclasses.field(default_factory=WorkerConfig)
-    """Options of environments in worker processes; default: the run's own."""
+    """Worker processes, for environments that live in some. Default: the run's settings."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Seeds of one curve, and the environment that they are evaluated in. name: empty where it is the only one."""
+    """Seeds of one curve, and their environment. name: empty if there is only one group."""
 
     name: str
     policies: list[LoadedPolicy]
@@ -76,7 +77,7 @@ class Group:
 
 
 def evaluate_main(arguments: Sequence[str]) -> None:
-    """`relic-jax evaluate`."""
+    """Run `relic-jax evaluate`."""
     arguments = with_current_names(arguments)
     options, others = split_env_options(arguments)
     command = parse(EvaluateCommand, others, "relic-jax evaluate")
@@ -125,7 +126,7 @@ def start(command: EvaluateCommand, overrides: run.Overrides) -> list[Report]:
 
 
 def _groups(command: EvaluateCommand, overrides: run.Overrides) -> list[Group]:
-    """The policies, in their environments, which are made here. Raises ConfigError."""
+    """Load the policies and make their environments. Raises ConfigError."""
     if command.group and (command.paths or command.pretrained is not None):
         raise ConfigError(f"group is {command.group[0]!r}; allowed: nothing where paths or --pretrained are given")
     paths: dict[str, Sequence[Path]] = {**pooling.groups(command.group)} if command.group else {"": command.paths}
@@ -138,14 +139,14 @@ def _groups(command: EvaluateCommand, overrides: run.Overrides) -> list[Group]:
 
 
 def _check(group: Group, config: EvalConfig, split: Literal["test", "train"]) -> None:
-    """Raises ConfigError where a policy cannot be evaluated so."""
+    """Raise ConfigError if a policy cannot be evaluated with these settings."""
     for policy in group.policies:
         images = any(image_mask(group.env.observation_spec))
         validate(dataclasses.replace(policy.config, eval=config), horizon=group.env.horizon, images=images)
 
 
 def _check_comparable(groups: Sequence[Group], split: Literal["test", "train"]) -> None:
-    """Raises ConfigError where curves of several groups are not of the same tasks."""
+    """Raise ConfigError if groups are evaluated on different tasks."""
     tasks = [(group.env.name, split_hash(group.env.tasks(split))) for group in groups]
     for group, own in zip(groups, tasks, strict=True):
         if own != tasks[0]:
@@ -154,7 +155,7 @@ def _check_comparable(groups: Sequence[Group], split: Literal["test", "train"]) 
 
 
 def evaluation_config(command: EvaluateCommand, first: LoadedPolicy) -> EvalConfig:
-    """The first policy's evaluation settings with what the command line says put over them."""
+    """Return the first policy's evaluation settings, with those that the command line sets."""
     require(command.limit is None or 0 < command.limit <= LARGEST, "limit", command.limit, "more than 0, below 2^31")
     own = first.config.eval
     if command.pretrained is not None:
@@ -170,7 +171,7 @@ def evaluation_config(command: EvaluateCommand, first: LoadedPolicy) -> EvalConf
 
 
 def _stem(command: EvaluateCommand, config: EvalConfig, groups: Sequence[Group]) -> tuple[Path, str]:
-    """What the names of all results begin with, and the figure's suffix."""
+    """Return the common start of the names of all results, and the figure's suffix."""
     if command.out is not None:
         return result_stem(command.out)
     folder = run.results_folder(groups[0].policies[0], command.paths[0] if command.paths else None)
@@ -178,9 +179,9 @@ def _stem(command: EvaluateCommand, config: EvalConfig, groups: Sequence[Group])
 
 
 def result_stem(out: Path) -> tuple[Path, str]:
-    """What results are called, and the figure's suffix, from what the user calls them.
+    """Return the path of results without suffix, and the figure's suffix, for the option --out.
 
-    Raises ConfigError where the suffix is none of ours; one that `is_suffix` does not take for one belongs to the name.
+    Raises ConfigError if the suffix is not supported. A suffix that `is_suffix` does not recognize is part of the name.
     """
     suffix = out.suffix.lower()
     if suffix in (".json", ".csv"):

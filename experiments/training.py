@@ -35,30 +35,30 @@ from relic_jax.tracking import Console, Tracker, Trackers
 
 @dataclasses.dataclass(frozen=True)
 class TrainCommand:
-    """Train ReLIC, evaluate it on held-out tasks, plot. `relic-jax train PRESET`, or `--resume RUN` to go on."""
+    """Train a policy, evaluate it on held-out tasks, plot. `relic-jax train PRESET`, or `--resume RUN` to continue."""
 
     config: Annotated[TrainConfig, tyro.conf.arg(name="")]
     name: str | None = None
-    """Name of the run's folder; default: PRESET-seedN."""
+    """Name of the run folder. Default: PRESET-seedN."""
     runs: Path = Path("runs")
-    """Folder that holds the runs."""
+    """Folder that holds the run folders."""
     resume: Path | None = None
-    """Go on with this run from its newest checkpoint, or from this checkpoint (RUN/checkpoints/STEP); the config is the
-    run's own."""
+    """Continue this run from its newest checkpoint, or from this checkpoint (RUN/checkpoints/STEP), with the run's
+    config."""
     extend_to: int | None = None
-    """With --resume: go on to that many steps in all, also where the run has finished. The schedules of the learning
-    rate and of the entropy bonus are those of a run of that many steps."""
+    """With --resume: the new total of environment steps, also for a finished run. The schedules of the learning rate
+    and of the entropy bonus are those of a run of this length."""
     trust: bool = False
-    """With --resume: run the environment and the workers that the run's config names, also where another user made it.
-    They can be any program."""
+    """With --resume: run the environment and the workers that the run's config names, even if another user made the
+    run. They can be any program."""
     track: tuple[Literal["tensorboard", "wandb"], ...] = ()
-    """Also log to TensorBoard or Weights & Biases (each an extra)."""
+    """Also log to TensorBoard or Weights & Biases (each needs an extra)."""
     wandb: WandBOptions = dataclasses.field(default_factory=WandBOptions)
     """With --track wandb."""
 
 
 def train_main(arguments: Sequence[str]) -> None:
-    """`relic-jax train`."""
+    """Run `relic-jax train`."""
     command, folder, resume = parse_train(arguments)
     offer_cores(command.config.devices or 1)  # before the environment is made: importing a suite may touch a device
     try:
@@ -105,7 +105,7 @@ def start(command: TrainCommand, folder: Path, resume: bool, stop: threading.Eve
 
 
 def _run(command: TrainCommand, folder: Path, setup: Setup, resume: bool, stop: threading.Event | None) -> None:
-    """Trains and evaluates in a folder whose lock this process holds."""
+    """Train and evaluate in a folder whose lock this process holds."""
     config, env = command.config, setup.trials.env
     verb, devices = "resuming" if resume else "training", setup.config.devices
     print(f"{verb} {folder} · env {config.env.name} · {config.total_steps:,} steps · {devices} device(s)", flush=True)
@@ -121,7 +121,7 @@ def _run(command: TrainCommand, folder: Path, setup: Setup, resume: bool, stop: 
 
 
 def parse_train(arguments: Sequence[str]) -> tuple[TrainCommand, Path, bool]:
-    """Returns (command, run folder, whether it is resumed)."""
+    """Return (the command, the run folder, whether it is resumed)."""
     arguments = with_current_names(arguments)
     named = bool(arguments) and not arguments[0].startswith("-")
     preset, options = (arguments[0], arguments[1:]) if named else (None, arguments)
@@ -175,7 +175,7 @@ def resolve(
 
 
 def _check_wandb(command: TrainCommand) -> None:
-    """Raises ConfigError where options of W&B are given without it, or are empty."""
+    """Raise ConfigError if options of W&B are set without --track wandb, or are empty."""
     for field in dataclasses.fields(WandBOptions):
         value, default = (getattr(options, field.name) for options in (command.wandb, WandBOptions()))
         if value != default and "wandb" not in command.track:
@@ -185,7 +185,7 @@ def _check_wandb(command: TrainCommand) -> None:
 
 
 def make_trackers(command: TrainCommand, folder: Path, env_steps: int) -> Tracker:
-    """Console and JSON lines always, the others on request."""
+    """Return the trackers of a run: console and JSON lines, and those of --track."""
     makers: dict[str, Callable[[], Tracker]] = {
         "tensorboard": lambda: TensorBoard(folder, env_steps),
         "wandb": lambda: WandB(folder, dataclasses.asdict(command.config), command.wandb),
@@ -196,7 +196,7 @@ def make_trackers(command: TrainCommand, folder: Path, env_steps: int) -> Tracke
 
 @contextmanager
 def resumable(folder: Path) -> Iterator[None]:
-    """Says how to go on with a run that was interrupted at once, or that could not be written."""
+    """Name the command that continues the run, if it is interrupted twice or cannot be written."""
     hint = f"go on with: relic-jax train --resume {folder}"
     with storage_errors(hint):
         try:
@@ -208,7 +208,7 @@ def resumable(folder: Path) -> Iterator[None]:
 
 
 def finish(folder: Path, result: Result, stop: threading.Event | None = None) -> None:
-    """Evaluates a finished run on held-out tasks and says what was reached."""
+    """Evaluate a finished run on held-out tasks and print the result."""
     policies, hint = run.load([folder], None, trust=True), f"relic-jax train --resume {folder}"
     report, curves, env = evaluate(policies, None, "test", resume_hint=hint, stop=stop)
     with Activity(f"drawing {folder / 'curve.png'} and trial.gif"):
