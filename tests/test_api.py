@@ -70,7 +70,11 @@ def test_the_agent_is_that_of_the_folder(run):
     observation = np.zeros(2, np.float32)
     agents = run.agent(seed=3), policy.agent(seed=3)
     assert agents[0].step(observation) == agents[1].step(observation)
-    assert agents[0].outputs["value"] == agents[1].outputs["value"]
+    assert agents[0].last.value == agents[1].last.value and agents[0].last.value.shape == ()
+    assert agents[0].last.logits.shape == (5,) and isinstance(agents[0].last.logits, np.ndarray)
+    batch = run.agent(batch=2)
+    batch.step(np.zeros((2, 2), np.float32))
+    assert batch.last.value.shape == (2,) and batch.last.logits.shape == (2, 5)
 
 
 def test_training_in_a_thread_beside_a_running_loop_stops_by_its_event(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import numpy as np
@@ -118,6 +119,17 @@ class Agent:
     def steps(self) -> np.ndarray | int:
         """Steps in the context: int [B], or a number without a batch."""
         return self._context.kept.copy() if self.batch else int(self._context.kept[0])
+
+    @property
+    def last(self) -> SimpleNamespace:
+        """Outputs of the policy for the last step: `value` and the parameters of the distribution, such as `logits`.
+
+        NumPy arrays with a leading axis [B], or without it if there is no batch. No attributes before the first step.
+        """
+        arrays = {name: np.asarray(x) for name, x in self.outputs.items()}
+        return SimpleNamespace(
+            **(arrays if self.batch else {name: x.reshape(x.shape[1:]) for name, x in arrays.items()})
+        )
 
     def reset(self, new_task: bool = True, rows: Any = None) -> None:
         """Start a new episode with the next step, if the end of an episode did not already do so.
