@@ -108,14 +108,14 @@ class Suite(VisualEnvironment):
         name: Name of the environment.
         id: Name of the environment in the suite.
         horizon: Steps of the longest episode.
-        opens_alike: Whether all episodes of a trial start in the same state.
+        same_start: Whether all episodes of a trial start in the same state.
     """
 
     name: str
     id: str
     horizon: int
 
-    opens_alike: ClassVar[bool] = True
+    same_start: ClassVar[bool] = True
 
     def begin(self, key: jax.Array, task: PyTree) -> tuple[PyTree, PyTree]:
         """Reset the suite. Return its state and its observation."""
@@ -142,8 +142,8 @@ class Suite(VisualEnvironment):
 
     def start(self, key: jax.Array, task: PyTree) -> SuiteState:
         """Start the first episode of a trial."""
-        inner, seen = _settled(self.begin(prng.key(task) if self.opens_alike else key, task))
-        opening = (inner, seen) if self.opens_alike else None
+        inner, seen = _settled(self.begin(prng.key(task) if self.same_start else key, task))
+        opening = (inner, seen) if self.same_start else None
         return SuiteState(self.reseeded(key, inner), seen, opening)
 
     def restart(self, key: jax.Array, state: SuiteState, task: PyTree) -> SuiteState:

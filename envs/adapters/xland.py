@@ -107,7 +107,7 @@ class XLand(Suite):
     benchmark: str = "trivial"
 
     expensive_reset = True  # as expensive as a step
-    opens_alike: ClassVar[bool] = False
+    same_start: ClassVar[bool] = False
 
     @property
     def observation_spec(self) -> PyTree:

@@ -23,7 +23,7 @@ CAPTION = 18  # pixels; height of the text below
 PAPER, INK, PATH, AGENT, TARGET = (250, 250, 250), (40, 42, 48), (66, 110, 190), (236, 112, 20), (20, 140, 70)
 
 
-class Sight(NamedTuple):
+class RenderInput(NamedTuple):
     """A step to render: the scene, the camera, and which of the scene's N solids are targets, bool [N]."""
 
     scene: Scene
@@ -32,12 +32,12 @@ class Sight(NamedTuple):
 
 
 def trial_frames(
-    sight: Callable[[PyTree, PyTree], Sight], trial: TrialRecord, lens: Lens, max_frames: int = 240
+    render_input: Callable[[PyTree, PyTree], RenderInput], trial: TrialRecord, lens: Lens, max_frames: int = 240
 ) -> np.ndarray:
     """Render the steps of a trial.
 
     Args:
-        sight: Maps (record, task) of one step to a `Sight`.
+        render_input: Maps (record, task) of one step to a `RenderInput`.
         trial: The steps of the trial.
         lens: The agent's camera. The view has the same field of view and more pixels.
         max_frames: Maximum number of frames.
@@ -51,14 +51,14 @@ def trial_frames(
         lens, width=round(VIEW_HEIGHT * lens.width / lens.height), height=VIEW_HEIGHT, samples=4, layers=16
     )
     records = jax.tree.map(lambda x: x[steps], trial.record)
-    sights, pictures = _look(sight, records, trial.task, view)
-    positions = _positions(sight, trial)
+    inputs, pictures = _render(render_input, records, trial.task, view)
+    positions = _positions(render_input, trial)
     episodes = np.cumsum(trial.first) - 1
-    on_map = _MapView.of(jax.tree.map(lambda x: x[0], sights.scene))
+    on_map = _MapView.of(jax.tree.map(lambda x: x[0], inputs.scene))
     frames = []
     for index, step in enumerate(steps):
         first = int(np.searchsorted(episodes, episodes[step]))
-        now = jax.tree.map(lambda x, i=index: x[i], sights)
+        now = jax.tree.map(lambda x, i=index: x[i], inputs)
         plan = on_map.draw(now, positions[first : step + 1])
         earned = float(trial.reward[first:step].sum())
         text = f"episode {episodes[step] + 1}   step {step - first}   return {earned:.2f}"
@@ -66,28 +66,28 @@ def trial_frames(
     return np.stack(frames)
 
 
-def _look(
-    sight: Callable[[PyTree, PyTree], Sight], records: PyTree, task: PyTree, lens: Lens
-) -> tuple[Sight, np.ndarray]:
-    """Return sights and views of n steps, computed 16 at a time, as host arrays with leading axis n."""
+def _render(
+    render_input: Callable[[PyTree, PyTree], RenderInput], records: PyTree, task: PyTree, lens: Lens
+) -> tuple[RenderInput, np.ndarray]:
+    """Return render inputs and views of n steps, computed 16 at a time, as host arrays with leading axis n."""
 
     @jax.jit
-    def some(records: PyTree) -> tuple[Sight, jax.Array]:
-        sights = jax.vmap(sight, in_axes=(0, None), axis_size=16)(records, task)
-        return sights, jax.vmap(lambda s: render(s.scene, s.camera, lens))(sights)
+    def batch(records: PyTree) -> tuple[RenderInput, jax.Array]:
+        inputs = jax.vmap(render_input, in_axes=(0, None), axis_size=16)(records, task)
+        return inputs, jax.vmap(lambda s: render(s.scene, s.camera, lens))(inputs)
 
     count = len(jax.tree.leaves(records)[0])
     parts = []
     for begin in range(0, count, 16):
         chosen = np.minimum(np.arange(begin, begin + 16), count - 1)
-        parts.append(jax.device_get(some(jax.tree.map(lambda x, c=chosen: x[c], records))))
+        parts.append(jax.device_get(batch(jax.tree.map(lambda x, c=chosen: x[c], records))))
     return jax.tree.map(lambda *x: np.concatenate(x)[:count], *parts)
 
 
-def _positions(sight: Callable[[PyTree, PyTree], Sight], trial: TrialRecord) -> np.ndarray:
+def _positions(render_input: Callable[[PyTree, PyTree], RenderInput], trial: TrialRecord) -> np.ndarray:
     """Return the agent's position at every step, float32 [T, 2]."""
-    where = jax.jit(jax.vmap(lambda record: sight(record, trial.task).camera.position))
-    return np.asarray(where(trial.record))
+    positions = jax.jit(jax.vmap(lambda record: render_input(record, trial.task).camera.position))
+    return np.asarray(positions(trial.record))
 
 
 class _MapView(NamedTuple):
@@ -110,7 +110,7 @@ class _MapView(NamedTuple):
         """Return the pixels of points [..., 2], with x to the right and z downwards."""
         return [(float(x), float(y)) for x, y in ((np.asarray(points) - self.corner) * self.scale).reshape(-1, 2)]
 
-    def draw(self, now: Sight, path: np.ndarray) -> Image.Image:
+    def draw(self, now: RenderInput, path: np.ndarray) -> Image.Image:
         """Draw walls, solids, the path, [n, 2], and the agent at its end."""
         image = Image.new("RGB", self.size, PAPER)
         pen = ImageDraw.Draw(image)

@@ -327,15 +327,17 @@ class HouseNav(VisualEnvironment):
         """Return the pose and the target."""
         return HouseRecord(state.target, state.position, state.heading, state.turns, state.pitch)
 
-    def sight(self, record: HouseRecord, task: jax.Array) -> draw.Sight:
+    def render_input(self, record: HouseRecord, task: jax.Array) -> draw.RenderInput:
         """Return the scene, camera and targets to draw."""
         scene = self.scene(build_house(prng.key(task), self.config))
         solid = jnp.arange(scene.solids.top.shape[0]) - self.config.furniture
-        return draw.Sight(scene, self.camera(record), (solid >= 0) & (solid // self.config.instances == record.target))
+        return draw.RenderInput(
+            scene, self.camera(record), (solid >= 0) & (solid // self.config.instances == record.target)
+        )
 
     def render_trial(self, trial: TrialRecord) -> np.ndarray:
         """Return frames of a trial, uint8 [n, H, W, 3]: the view, and a map with the path and rings around targets."""
-        return draw.trial_frames(self.sight, trial, self.lens)
+        return draw.trial_frames(self.render_input, trial, self.lens)
 
 
 def facing(state: HouseState) -> jax.Array:

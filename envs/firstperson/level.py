@@ -255,14 +255,14 @@ class Level(VisualEnvironment):
         """Return the state, which cannot be recovered from observations."""
         return state
 
-    def sight(self, state: LevelState, task: LevelTask) -> draw.Sight:
+    def render_input(self, state: LevelState, task: LevelTask) -> draw.RenderInput:
         """Return the scene, camera and targets to draw for `state`."""
         scene = self.scene(task)
-        return draw.Sight(scene, self.camera(state), jnp.arange(scene.solids.top.shape[0]) == 0)
+        return draw.RenderInput(scene, self.camera(state), jnp.arange(scene.solids.top.shape[0]) == 0)
 
     def render_trial(self, trial: TrialRecord) -> np.ndarray:
         """Return frames of a trial, uint8 [n, H, W, 3]: the view, and a map with the path and a ring around the box."""
-        return draw.trial_frames(self.sight, trial, self.lens)
+        return draw.trial_frames(self.render_input, trial, self.lens)
 
 
 def direction(heading: jax.Array, turns: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -247,14 +247,14 @@ class Room(VisualEnvironment):
         """Return the state: observations do not contain random starts."""
         return state
 
-    def sight(self, state: RoomState, task: RoomTask) -> draw.Sight:
+    def render_input(self, state: RoomState, task: RoomTask) -> draw.RenderInput:
         """Return the scene, camera and targets to draw for `state`."""
         camera = Camera(state.position, jnp.stack(direction(state.turns)))
-        return draw.Sight(self.scene(task), camera, jnp.arange(OBJECTS) == task.target)
+        return draw.RenderInput(self.scene(task), camera, jnp.arange(OBJECTS) == task.target)
 
     def render_trial(self, trial: TrialRecord) -> np.ndarray:
         """Return frames of a trial, uint8 [n, H, W, 3]: the view, and a map with path and a ring around the target."""
-        return draw.trial_frames(self.sight, trial, self.lens)
+        return draw.trial_frames(self.render_input, trial, self.lens)
 
 
 def direction(turns: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -21,13 +21,17 @@ from relic_jax.bridge import process, protocol
 from relic_jax.bridge.member import GIVE_UP
 from relic_jax.bridge.pool import Pool, PoolConfig, PoolError
 from relic_jax.bridge.worker import episode_seed
+from relic_jax.envs.metaworld import worker as metaworld_worker
+from relic_jax.experiments.benchmark import frames
+from relic_jax.experiments.faults import corridor
 from relic_jax.experiments.faults.corridor import Corridor
 
 ROOT = Path(relic_jax.__file__).parent
 WORKER_SIDE = [
-    "__init__.py",
-    *(f"bridge/{name}.py" for name in ("__init__", "protocol", "worker")),
-    *(f"bridge/gym/{name}.py" for name in ("__init__", "environment", "actions", "observations", "minigrid")),
+    ROOT / "__init__.py",
+    *(ROOT / "bridge" / f"{name}.py" for name in ("__init__", "protocol", "worker")),
+    *(ROOT / "bridge" / "gym").glob("*.py"),
+    *(Path(module.__file__) for module in (corridor, frames, metaworld_worker)),
 ]
 CORRIDOR = "relic_jax.experiments.faults.corridor:Corridor"
 
@@ -342,9 +346,9 @@ def test_other_interpreters():
             assert pool.versions[0]["python"] != sys.version.split()[0]
 
 
-@pytest.mark.parametrize("name", WORKER_SIDE)
-def test_the_worker_side_is_python_3_8(name):
-    source = (ROOT / name).read_text()
+@pytest.mark.parametrize("path", WORKER_SIDE, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_the_worker_side_is_python_3_8(path):
+    source = path.read_text()
     ast.parse(source, feature_version=(3, 8))
     assert "from __future__ import annotations" in source
 

@@ -233,7 +233,7 @@ def test_craftax_step_for_step():
 
 
 @pytest.mark.parametrize("name", ["gymnax:CartPole-v1", "navix:Navix-DoorKey-Random-5x5-v0"])
-def test_every_episode_of_a_seed_opens_alike_and_seeds_differ(name):
+def test_every_episode_of_a_seed_starts_alike_and_seeds_differ(name):
     pytest.importorskip(PACKAGES[name.partition(":")[0]])
     env = make(name, 4)
     trials = Trials(env)
