@@ -19,9 +19,9 @@ from relic_jax.experiments.arguments import parse, split_env_options, with_curre
 from relic_jax.experiments.import_llamarl import KEPT
 from relic_jax.experiments.training import Stopped, evaluate
 from relic_jax.loading import LoadedPolicy
-from relic_jax.models.encoders import image_mask
 from relic_jax.plotting import FORMATS, figure_format, plot_curves
 from relic_jax.progress import Activity
+from relic_jax.spaces import image_mask
 from relic_jax.validation import LARGEST, require
 
 QUICK_EPISODES = 10

@@ -29,10 +29,9 @@ from relic_jax.interop import files
 from relic_jax.interop import policy as llamarl
 from relic_jax.interop.policy import Foreign
 from relic_jax.loading import load_policy
-from relic_jax.models.encoders import image_mask
 from relic_jax.models.policy import policy_for
 from relic_jax.runtime import parse_json, verify_files
-from relic_jax.spaces import spaces_of, spaces_to_json
+from relic_jax.spaces import image_mask, spaces_of, spaces_to_json
 
 KEPT = "llamarl.safetensors"
 """What the way back needs, in the folder of an imported policy."""

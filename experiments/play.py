@@ -19,7 +19,7 @@ from relic_jax.envs.render import enlarge, write_gif
 from relic_jax.evaluation import in_context_curves, one_task
 from relic_jax.experiments import run
 from relic_jax.loading import LoadedPolicy
-from relic_jax.models.encoders import image_mask
+from relic_jax.spaces import image_mask
 
 WINDOW_SIDE = 480  # pixels, of the longer side of the picture
 CURVE = 320  # pixels, width of the curve beside a film

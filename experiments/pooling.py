@@ -10,7 +10,7 @@ from typing import Any
 
 from relic_jax.config import ConfigError, differences, value_of
 from relic_jax.loading import LoadedPolicy
-from relic_jax.spaces import fingerprint
+from relic_jax.parameters import fingerprint
 
 RESOURCES = ("workers", "python", "gpus", "start_timeout", "step_timeout", "max_restarts", "ray")
 MAY_DIFFER = frozenset(("seed", "devices", "checkpoint_minutes", *(f"host.{name}" for name in RESOURCES)))

@@ -33,9 +33,8 @@ from relic_jax.experiments.arguments import find_env, parse_env
 from relic_jax.experiments.folders import origin
 from relic_jax.files import write_atomically
 from relic_jax.loading import SHIPPED, LoadedPolicy, is_export, load_policy, pretrained
-from relic_jax.models.encoders import image_mask
 from relic_jax.plotting import plot_curves
-from relic_jax.spaces import spaces_of, spaces_to_json
+from relic_jax.spaces import image_mask, spaces_of, spaces_to_json
 
 GIF_FRAMES_PER_SECOND = 20.0
 

@@ -114,7 +114,7 @@ def _run(command: TrainCommand, folder: Path, setup: Setup, resume: bool, stop: 
     result = train(setup, folder, lambda steps: make_trackers(command, folder, steps), resume=resume, stop=stop)
     if not result.finished:
         steps = int(result.state.env_steps)
-        message = f"stopped at {steps:,} steps, saved; go on with: relic-jax train --resume {folder}"
+        message = f"stopped at {steps:,} steps, saved; resume with: relic-jax train --resume {folder}"
         print(message)
         raise Stopped(message, result.exit_code)
     finish(folder, result, stop)
@@ -197,7 +197,7 @@ def make_trackers(command: TrainCommand, folder: Path, env_steps: int) -> Tracke
 @contextmanager
 def resumable(folder: Path) -> Iterator[None]:
     """Name the command that continues the run, if it is interrupted twice or cannot be written."""
-    hint = f"go on with: relic-jax train --resume {folder}"
+    hint = f"resume with: relic-jax train --resume {folder}"
     with storage_errors(hint):
         try:
             yield
@@ -236,7 +236,7 @@ def evaluate(
             references = "computing the reference returns"
             activity.show(f"evaluating on {split} tasks {fraction:4.0%}" if fraction < 1 else references)
             if stopping.is_set():
-                hint = f"; go on with: {resume_hint}" if resume_hint else ""
+                hint = f"; resume with: {resume_hint}" if resume_hint else ""
                 message = f"stopped during evaluation, nothing written{hint}"
                 activity.say(message)
                 raise Stopped(message, stopping.exit_code)

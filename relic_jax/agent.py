@@ -15,8 +15,8 @@ from relic_jax.models import actions
 from relic_jax.models.cache import KVCache
 from relic_jax.models.kv_formats import KVFormat
 from relic_jax.models.policy import Policy
+from relic_jax.parameters import fingerprint
 from relic_jax.runtime import Autoreset, ConfigError, Full
-from relic_jax.spaces import fingerprint
 from relic_jax.types import Params
 
 if TYPE_CHECKING:

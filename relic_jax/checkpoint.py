@@ -16,7 +16,7 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -252,13 +252,13 @@ def load_state(path: Path, abstract: TrainState, shardings: TrainState) -> Train
         raise ConfigError(
             f"checkpoint '{path}' holds parameters alone (imported, or truncated); allowed: a trained run's"
         )
-    plain = jax.eval_shape(_without_typed_keys, _compact(abstract))
-    placed = jax.tree.map(_placed, plain, _compact(shardings))
+    plain = jax.eval_shape(lambda state: _without_typed_keys(_compact(state)), abstract)
+    placed = jax.tree.map(_placed, plain, _compact(shardings, lambda _: shardings.segment))
     if is_old := _is_old(path):
         where: Any = shardings.env_steps
         placed = replace(placed, env_steps=_placed(jax.ShapeDtypeStruct((), jnp.int32), where.low))
     loaded = _load(path, {"params": placed.params, "rest": replace(placed, params={})})
-    state = _expanded(replace(loaded["rest"], params=loaded["params"]), abstract)
+    state = _expanded(replace(loaded["rest"], params=loaded["params"]), abstract, shardings)
     if is_old:
         steps = StepCount.of(int(state.env_steps))
         state = replace(state, env_steps=jax.device_put(steps, shardings.env_steps))
@@ -325,25 +325,34 @@ def _quiet() -> Iterator[None]:
         os.close(nowhere)
 
 
-def _compact(state: TrainState) -> TrainState:
-    """The state as it lies in the file: without the fields of an environment or a policy input that are None."""
+def _compact(state: TrainState, first: Callable[[Any], Any] = lambda length: length[0]) -> TrainState:
+    """Return the state as it is stored in the file.
+
+    Fields of an environment or of a policy input that are None are left out, and the length of the memory, which is
+    equal for all environments, is one number. first: returns this number.
+    """
 
     def fields(record: Any) -> Any:
         return {name: x for name, x in vars(record).items() if x is not None}
 
     trajectory = replace(state.trajectory, inputs=fields(state.trajectory.inputs))
-    return replace(state, trial=fields(state.trial), trajectory=trajectory)
+    memory: Any = {**fields(state.memory), "length": first(state.memory.length)}
+    return replace(state, trial=fields(state.trial), trajectory=trajectory, memory=memory)
 
 
-def _expanded(state: TrainState, like: TrainState) -> TrainState:
-    """The inverse of `_compact`."""
+def _expanded(state: TrainState, like: TrainState, shardings: TrainState) -> TrainState:
+    """Invert `_compact`."""
 
     def record(found: Any, kind: type) -> Any:
         return kind(**found)
 
     inputs = record(state.trajectory.inputs, type(like.trajectory.inputs))
     trial = record(state.trial, type(like.trial))
-    return replace(state, trial=trial, trajectory=replace(state.trajectory, inputs=inputs))
+    stored: Any = state.memory
+    length = jnp.full(like.memory.length.shape, stored["length"], jnp.int32)
+    length = jax.device_put(length, shardings.memory.length)
+    memory = record({**stored, "length": length}, type(like.memory))
+    return replace(state, trial=trial, trajectory=replace(state.trajectory, inputs=inputs), memory=memory)
 
 
 def _is_key(x: Any) -> bool:

@@ -17,10 +17,11 @@ from relic_jax.agent import Agent
 from relic_jax.config import ConfigError, TrainConfig, check_acting_fields, from_json
 from relic_jax.evaluation.report import Report, is_report
 from relic_jax.models.policy import Policy
+from relic_jax.parameters import named_parameters
 from relic_jax.results import check_training
 from relic_jax.rl.memory_budget import available_bytes, tree_bytes
 from relic_jax.runtime import Autoreset, Full, open_export, read_json, read_safetensors
-from relic_jax.spaces import Spaces, named_leaves_of, spaces_from_json, spaces_of
+from relic_jax.spaces import Spaces, spaces_from_json, spaces_of
 from relic_jax.types import Params
 from relic_jax.validation import shown
 
@@ -91,17 +92,17 @@ def start_params(path: str | Path, like: Params) -> Params:
     like: the run's own parameters or their shapes. Raises ConfigError where they are of other shapes.
     """
     try:
-        found = named_leaves_of(load_policy(path).params)
+        found = named_parameters(load_policy(path).params)
     except ConfigError as error:
         raise ConfigError(f"start_from: {error}") from None
     except OSError as error:
         reason = f"a run, checkpoint or exported policy that can be read ({error.strerror})"
         raise ConfigError(f"start_from is {shown(str(path))}; allowed: {reason}") from None
-    for name, leaf in named_leaves_of(like).items():
+    for name, leaf in named_parameters(like).items():
         given = found[name].shape if name in found else "nothing"
         if given != leaf.shape:
             raise ConfigError(f"start_from is '{path}', its {name} is {given}; allowed in this run: {leaf.shape}")
-    return jax.tree.unflatten(jax.tree.structure(like), [found[name] for name in named_leaves_of(like)])
+    return jax.tree.unflatten(jax.tree.structure(like), [found[name] for name in named_parameters(like)])
 
 
 def pretrained(name: str) -> LoadedPolicy:
@@ -183,13 +184,13 @@ def policy_of(config: TrainConfig, spaces: Spaces) -> tuple[Policy, Params]:
     """The policy that a config and spaces describe, and the shapes of its parameters. Raises ConfigError."""
     check_acting_fields(config)
     try:
-        policy = spaces.policy(config.policy)
+        policy = Policy(config.policy, spaces)
         abstract = jax.eval_shape(policy.init, jax.random.key(0))
     except (TypeError, ValueError, ArithmeticError, AssertionError, LookupError, FlaxError) as error:
         raise ConfigError(f"no policy fits its config and its spaces ({told(error)})") from None
     needed, available = tree_bytes(abstract), available_bytes(1)
     if available is not None and needed > available:
-        allowed = f"what fits into {available / 2**20:,.0f} MiB of memory"
+        allowed = f"a size that fits into {available / 2**20:,.0f} MiB of memory"
         raise ConfigError(f"policy takes {needed / 2**20:,.0f} MiB by its config; allowed: {allowed}")
     return policy, abstract
 
@@ -230,7 +231,7 @@ def params_from_arrays(arrays: dict[str, np.ndarray], abstract: Params, path: Pa
     for name, array in arrays.items():
         if array.dtype.name not in FLOATS:
             raise ConfigError(f"weights of '{path}': {name} is {array.dtype.name}; allowed: {', '.join(FLOATS)}")
-    expected = named_leaves_of(abstract)
+    expected = named_parameters(abstract)
     for name in sorted({*expected, *arrays}):
         given, allowed = (x[name].shape if name in x else "nothing" for x in (arrays, expected))
         if given != allowed:

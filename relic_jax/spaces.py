@@ -1,9 +1,11 @@
-"""What a policy sees and does, apart from any environment: enough to build it, and JSON in and out."""
+"""The observation and action spaces that a policy is built for, and their JSON form.
+
+`Spaces` holds everything that a policy needs to know about an environment, so a saved policy can be rebuilt without it.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,45 +13,61 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from relic_jax.config import PolicyConfig
 from relic_jax.environment.base import ActionSpace, Box, Discrete, Environment, Image, MultiDiscrete
-from relic_jax.models.encoders import IMAGE_RANK
-from relic_jax.models.policy import Policy, policy_for
 from relic_jax.runtime import ConfigError, check_spaces
-from relic_jax.types import Params, PyTree
+from relic_jax.types import PyTree
 
 NAMES = ("action_names", "observation_names")
-"""Fields of `Spaces` that describe and decide nothing."""
+"""Fields of `Spaces` that only describe and do not affect the policy."""
+
+IMAGE_RANK = 3
+"""Number of axes of an image: height, width and channels (`relic_jax.environment.base.Image`)."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Spaces:
-    """observation: jax.ShapeDtypeStructs of one observation, in its tree. low, high: range of each of its vector
-    components, in tree order. action_space: what is chosen from. horizon: steps of the longest episode. masked: every
-    step comes with a mask of legal actions. action_names, observation_names: the environment's, None where it has none.
-    """
+    """Observation and action spaces of an environment."""
 
     observation: PyTree
+    """One observation: a pytree of `jax.ShapeDtypeStruct`, with `Image` for the arrays that are images."""
     low: tuple[float, ...]
+    """Lower bound of each vector component of the observation, concatenated in tree order. Images have no bounds."""
     high: tuple[float, ...]
+    """Upper bound of each vector component, in the same order."""
     action_space: ActionSpace
+    """The set of actions."""
     horizon: int
+    """Length of the longest episode in steps."""
     masked: bool = False
+    """Whether each step comes with a mask of legal actions (`StepInput.legal`). The parameters do not depend on it."""
     action_names: tuple[str, ...] | None = None
+    """Names of the actions or of their components. None if the environment has none."""
     observation_names: tuple[str, ...] | None = None
+    """Names of the observation's components. None if the environment has none."""
 
-    def policy(self, config: PolicyConfig) -> Policy:
-        """The policy that fits."""
-        return Policy(config, self.action_space, self.low, self.high, self.observation, self.masked)
+    @property
+    def images(self) -> tuple[bool, ...]:
+        """For each array of an observation, in tree order, whether it is an image."""
+        return image_mask(self.observation)
+
+
+def image_mask(observation: PyTree) -> tuple[bool, ...]:
+    """For each array of an observation spec, in tree order, return whether it is an image (declared as `Image`)."""
+    return tuple(isinstance(x, Image) for x in jax.tree.leaves(observation))
 
 
 def spaces_of(env: Environment) -> Spaces:
-    """An environment's."""
-    policy = policy_for(env, PolicyConfig())
+    """Return the spaces of an environment.
+
+    An environment without an `observation_range` has bounds of −1 and 1, so scaling leaves its observations unchanged.
+    """
+    spec = env.observation_spec
+    unit = tuple(jax.tree.map(lambda x, end=end: np.full(x.shape, end), spec) for end in (-1.0, 1.0))
+    low, high = (_vector_components(end, spec) for end in env.observation_range or unit)
     return Spaces(
-        observation=env.observation_spec,
-        low=policy.low,
-        high=policy.high,
+        observation=spec,
+        low=low,
+        high=high,
         action_space=env.action_space,
         horizon=env.horizon,
         masked=env.masks_actions,
@@ -58,20 +76,41 @@ def spaces_of(env: Environment) -> Spaces:
     )
 
 
+def vector_spaces(
+    low: tuple[float, ...], high: tuple[float, ...], action_space: ActionSpace, *, horizon: int = 1
+) -> Spaces:
+    """Return spaces whose observation is one float32 vector with the given bounds."""
+    return Spaces(jax.ShapeDtypeStruct((len(low),), jnp.float32), low, high, action_space, horizon)
+
+
+def _vector_components(values: PyTree, spec: PyTree) -> tuple[float, ...]:
+    """Concatenate the components of all arrays that are not images. values: arrays in the tree of `spec`."""
+    vectors = [x for x, is_image in zip(jax.tree.leaves(values), image_mask(spec), strict=True) if not is_image]
+    return tuple(float(component) for x in vectors for component in np.ravel(x))
+
+
 def spaces_to_json(spaces: Spaces) -> dict[str, Any]:
-    """As plain values. Raises ConfigError where an observation is no tree of dictionaries, tuples and arrays."""
+    """Convert spaces to JSON values.
+
+    Raises:
+      ConfigError: if the observation is not a tree of dictionaries, tuples and arrays.
+    """
     return {
         "observation": _tree_to_json(spaces.observation),
         "low": list(spaces.low),
         "high": list(spaces.high),
         "action": {**action_to_json(spaces.action_space), **({"masked": True} if spaces.masked else {})},
         "horizon": spaces.horizon,
-        **{name: list(found) for name in NAMES if (found := getattr(spaces, name))},
+        **{name: list(names) for name in NAMES if (names := getattr(spaces, name))},
     }
 
 
 def spaces_from_json(data: dict[str, Any]) -> Spaces:
-    """The inverse of `spaces_to_json`. Raises ConfigError where it cannot be one."""
+    """Convert JSON values to spaces, the inverse of `spaces_to_json`.
+
+    Raises:
+      ConfigError: if a field is missing or has an invalid value.
+    """
     check_spaces(data)
     try:
         spaces = Spaces(
@@ -86,11 +125,11 @@ def spaces_from_json(data: dict[str, Any]) -> Spaces:
     except (KeyError, TypeError, ValueError, AttributeError) as error:  # ConfigError is a ValueError
         raise ConfigError(f"spaces do not fit: {type(error).__name__} {error}") from None
     leaves = jax.tree.leaves(spaces.observation)
-    numbers = sum(x.size for x in leaves if not isinstance(x, Image))
+    expected = sum(x.size for x in leaves if not isinstance(x, Image))
     for name in ("low", "high"):
-        if len(getattr(spaces, name)) != numbers:
-            found = len(getattr(spaces, name))
-            raise ConfigError(f"{name} has {found} numbers; allowed: {numbers}, as the observation's vectors")
+        count = len(getattr(spaces, name))
+        if count != expected:
+            raise ConfigError(f"{name} has {count} numbers; allowed: {expected}, as the observation's vectors")
     return spaces
 
 
@@ -101,7 +140,7 @@ def _names_from_json(names: Any, field: str) -> tuple[str, ...]:
 
 
 def action_to_json(space: ActionSpace) -> dict[str, Any]:
-    """An action space as plain values."""
+    """Convert an action space to JSON values."""
     if isinstance(space, Box):
         return {"type": "box", "low": list(space.low), "high": list(space.high)}
     if isinstance(space, MultiDiscrete):
@@ -110,7 +149,7 @@ def action_to_json(space: ActionSpace) -> dict[str, Any]:
 
 
 def action_from_json(data: dict[str, Any]) -> ActionSpace:
-    """The inverse of `action_to_json`; what else is in `data` is not read."""
+    """Convert JSON values to an action space, the inverse of `action_to_json`. Other keys of `data` are ignored."""
     if data["type"] == "box":
         return Box(tuple(map(float, data["low"])), tuple(map(float, data["high"])))
     if data["type"] == "discrete":
@@ -140,27 +179,18 @@ def _tree_from_json(data: dict[str, Any]) -> PyTree:
 
 
 def is_image(data: Mapping[str, Any]) -> bool:
-    """Whether an array of an observation is an image. data: its JSON, `{"shape": …, "dtype": …, "image": …}`.
+    """Return whether an array of an observation is an image.
 
-    Files from before `image` was written have no such field: there, arrays of rank 3 were images. Raises ConfigError.
+    Files written before the field `image` existed do not have it. In those files the images are the arrays of rank 3.
+
+    Args:
+      data: JSON form of the array: `{"shape": …, "dtype": …, "image": …}`.
+
+    Raises:
+      ConfigError: if `image` is not a boolean, or is true for an array that is not of rank 3.
     """
     rank = len(data["shape"])
-    found = data.get("image", rank == IMAGE_RANK)
-    if not isinstance(found, bool) or (found and rank != IMAGE_RANK):
-        raise ConfigError(f"image is {found!r}, of an array {data['shape']}; allowed: true for rank 3, or false")
-    return found
-
-
-def named_leaves_of(params: Params) -> dict[str, Any]:
-    """Parameters by their path in the tree, `encoder/action/embedding` and so on, in tree order."""
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in leaves}
-
-
-def fingerprint(params: Params) -> str:
-    """SHA-256 over all parameters in float32: two equal ones are the same policy, whatever file it came from."""
-    digest = hashlib.sha256()
-    for name, x in sorted(named_leaves_of(params).items()):
-        digest.update(f"{name}{tuple(x.shape)}".encode())
-        digest.update(np.ascontiguousarray(x, np.float32).tobytes())
-    return "sha256:" + digest.hexdigest()
+    value = data.get("image", rank == IMAGE_RANK)
+    if not isinstance(value, bool) or (value and rank != IMAGE_RANK):
+        raise ConfigError(f"image is {value!r}, of an array {data['shape']}; allowed: true for rank 3, or false")
+    return value

@@ -40,17 +40,18 @@ def step(policy: Policy, params: Params, arrays: Arrays, inputs: Arrays) -> tupl
     """
     memory, window = memory_of(arrays, inputs), None if policy.is_recurrent else inputs["window"]
     leaves = [inputs[name] for name in observation_names(policy)]
-    observation = jax.tree.unflatten(jax.tree.structure(policy.spec), leaves)
+    observation = jax.tree.unflatten(jax.tree.structure(policy.spaces.observation), leaves)
     before = inputs["previous_action"], inputs["previous_reward"], inputs["first"]
-    seen = StepInput(observation, *before, legal=inputs["legal"] if policy.masked else None)
+    seen = StepInput(observation, *before, legal=inputs["legal"] if policy.spaces.masked else None)
     output, memory = policy.act(params, memory, seen, window=window)
     return {**actions.parameters(output.distribution), "value": output.value}, arrays_of(policy, memory)
 
 
 def observation_names(policy: Policy) -> list[str]:
     """Of the observation's arrays, in tree order: `observation`, or `observation.KEY`, …"""
-    spaces = Spaces(policy.spec, policy.low, policy.high, policy.action_space, 0)
-    return [name for name, _, _ in named_leaves(spaces_to_json(spaces)["observation"], policy.spec)]
+    return [
+        name for name, _, _ in named_leaves(spaces_to_json(policy.spaces)["observation"], policy.spaces.observation)
+    ]
 
 
 def keys_name(policy: Policy) -> str:
@@ -76,7 +77,7 @@ def memory_of(arrays: Arrays, inputs: Arrays) -> Memory:
     """The inverse of `arrays_of`; the counters are among the inputs of the step."""
     if STATE in arrays:
         known = (jnp.asarray(inputs["window"]) > 1)[:, None, None, None]
-        return Carry(jnp.where(known, arrays[STATE], 0), jnp.asarray(inputs["length"], jnp.int32))
+        return Carry(jnp.where(known, arrays[STATE], 0), _per_row(inputs["length"], known.shape[0]))
 
     def layers(kind: str) -> tuple[Slots, ...]:
         names = sorted((n for n in arrays if n.split(".")[0] in kind.split("|") and n.count(".") == 1), key=_layer)
@@ -86,10 +87,14 @@ def memory_of(arrays: Arrays, inputs: Arrays) -> Memory:
         keys=layers("keys|rotated_keys"),
         values=layers("values"),
         episodes=arrays["episodes"],
-        length=jnp.asarray(inputs["length"], jnp.int32),
+        length=_per_row(inputs["length"], arrays["episodes"].shape[0]),
         position=jnp.asarray(inputs["position"], jnp.int32),
         episode=jnp.asarray(inputs["episode"], jnp.int32),
     )
+
+
+def _per_row(length: jax.Array, batch: Any) -> jax.Array:
+    return jnp.broadcast_to(jnp.asarray(length, jnp.int32), (batch,))
 
 
 def _layer(name: str) -> int:
@@ -134,13 +139,13 @@ def described_spaces(spaces: Spaces, policy: Policy, show_last_reward: bool, act
 
 def input_specs(policy: Policy, batch: Any) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes and dtypes of the inputs. batch: a number, or a symbolic size."""
-    found = dict(zip(observation_names(policy), jax.tree.leaves(policy.spec), strict=True))
+    found = dict(zip(observation_names(policy), jax.tree.leaves(policy.spaces.observation), strict=True))
     specs = {name: jax.ShapeDtypeStruct((batch, *x.shape), x.dtype) for name, x in found.items()}
     space = policy.action_space
     specs["previous_action"] = jax.ShapeDtypeStruct((batch, *space.shape), space.dtype)
     specs["previous_reward"] = jax.ShapeDtypeStruct((batch,), jnp.float32)
     specs["first"] = jax.ShapeDtypeStruct((batch,), jnp.bool_)
-    if policy.masked:
+    if policy.spaces.masked:
         specs["legal"] = jax.ShapeDtypeStruct((batch, space.mask_size), jnp.bool_)
     for name in ("position", "episode", "window"):
         specs[name] = jax.ShapeDtypeStruct((batch,), jnp.int32)

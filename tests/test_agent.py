@@ -18,6 +18,7 @@ from relic_jax.envs.registry import make
 from relic_jax.evaluation import in_context_curves
 from relic_jax.export import verify
 from relic_jax.loading import LoadedPolicy
+from relic_jax.models.policy import Policy
 from relic_jax.rl.state import step_input
 from relic_jax.runtime import Actions, Rows
 from relic_jax.runtime.agent import cast_array
@@ -36,7 +37,7 @@ def loaded(tiny, drawn):
         policy_config = PolicyConfig(config, encoder or EncoderConfig(), memory=memory)
         config = tiny(env=env, policy=policy_config)
         spaces = spaces_of(make(env))
-        policy = spaces.policy(policy_config)
+        policy = Policy(policy_config, spaces)
         return LoadedPolicy(policy, drawn(policy), config, spaces, {}, None, None)
 
     return build

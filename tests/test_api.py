@@ -109,7 +109,7 @@ def test_an_interrupt_saves_and_raises_and_the_run_is_resumed(run, tmp_path, mon
 
     before = signal.getsignal(signal.SIGINT)
     monkeypatch.setattr(training, "make_trackers", interrupting)
-    with pytest.raises(KeyboardInterrupt, match=r"stopped at 2,000 steps, saved; go on with: "):
+    with pytest.raises(KeyboardInterrupt, match=r"stopped at 2,000 steps, saved; resume with: "):
         relic_jax.train("darkroom-smoke", runs=tmp_path)
     assert signal.getsignal(signal.SIGINT) is before
     stopped = relic_jax.load_run(tmp_path / "darkroom-smoke-seed0")

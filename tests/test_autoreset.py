@@ -11,6 +11,7 @@ from relic_jax import runtime
 from relic_jax.config import ConfigError, PolicyConfig, TransformerConfig
 from relic_jax.environment.base import Discrete
 from relic_jax.loading import LoadedPolicy
+from relic_jax.models.policy import Policy
 from relic_jax.spaces import Spaces
 
 gymnasium = pytest.importorskip("gymnasium")
@@ -63,7 +64,7 @@ def loaded(tiny, drawn):
         sizes = {"layers": 2, "heads": 2, "width": 16, "mlp_width": 16, "max_positions": 32}
         config = PolicyConfig(TransformerConfig(**sizes), memory=memory)
         spaces = Spaces(jax.ShapeDtypeStruct((2,), jnp.float32), (-1.0,) * 2, (1.0,) * 2, Discrete(5), 6)
-        policy, run = spaces.policy(config), tiny(policy=config)
+        policy, run = Policy(config, spaces), tiny(policy=config)
         run = dataclasses.replace(run, trial=dataclasses.replace(run.trial, show_last_reward=show_last_reward))
         return LoadedPolicy(policy, drawn(policy), run, spaces, {}, None, None)
 
@@ -203,7 +204,7 @@ def test_a_policy_of_a_gymnasium_environment_reads_it_as_it_is(loaded):
     policy = loaded()
     spaces = dataclasses.replace(policy.spaces, observation=jax.ShapeDtypeStruct((16,), jnp.float32))
     spaces = dataclasses.replace(spaces, low=(0.0,) * 16, high=(1.0,) * 16, action_space=Discrete(4))
-    made = spaces.policy(policy.policy.config)
+    made = Policy(policy.policy.config, spaces)
     params = jax.tree.map(lambda x: jnp.full(x.shape, 0.1, x.dtype), jax.eval_shape(made.init, jax.random.key(0)))
     config = dataclasses.replace(policy.config, env="gym:FrozenLake-v1")
     policy = LoadedPolicy(made, params, config, spaces, {}, None, None)

@@ -19,7 +19,7 @@ from relic_jax.experiments import folders, import_llamarl
 from relic_jax.export import export_policy, verify
 from relic_jax.files import write_checksums
 from relic_jax.loading import load_policy, pretrained_path
-from relic_jax.rl import train as training
+from relic_jax.rl import runner
 from relic_jax.rl.train import prepare, restore, save
 from relic_jax.runtime import CHECKSUMS, checksums_text, parse_json, verify_files
 
@@ -222,7 +222,7 @@ def refused(cli, monkeypatch):
 
     def check(*arguments):
         with monkeypatch.context() as patch:
-            patch.setattr(training, "compile_chunk", compiled)
+            patch.setattr(runner, "compile_chunk", compiled)
             code, out, err = cli(*arguments)
         assert (code, out) == (2, "") and err.count("\n") == 1, (code, out, err)
         return err

@@ -23,6 +23,7 @@ from relic_jax.environment.base import Box, Discrete, Image
 from relic_jax.envs.registry import make
 from relic_jax.export import VerificationError, export_policy, onnx_graph, verify, weights
 from relic_jax.loading import LoadedPolicy, load_policy, pretrained, pretrained_names, pretrained_path
+from relic_jax.models.policy import Policy
 from relic_jax.spaces import Spaces, spaces_from_json, spaces_of, spaces_to_json
 
 TRANSFORMER = {"layers": 2, "heads": 2, "width": 16, "mlp_width": 16, "max_positions": 64}
@@ -69,7 +70,7 @@ def build(tiny, drawn):
         parts = {"encoder": encoder or EncoderConfig(), "head": head or HeadConfig(), "memory": memory}
         recurrent = RecurrentConfig(layers=2, width=16)
         config = PolicyConfig(TransformerConfig(**TRANSFORMER | transformer), **parts, recurrent=recurrent)
-        policy, training = spaces.policy(config), {"env_steps": 512, "run": "tiny-seed0"}
+        policy, training = Policy(config, spaces), {"env_steps": 512, "run": "tiny-seed0"}
         return LoadedPolicy(policy, drawn(policy), tiny(policy=config), spaces, training, None, Path("nowhere/at/all"))
 
     return make_policy

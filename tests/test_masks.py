@@ -21,12 +21,13 @@ from relic_jax.envs import custom
 from relic_jax.envs.probes.env import PRESETS, MaskProbe, MultiDiscreteProbe
 from relic_jax.evaluation import in_context_curves
 from relic_jax.loading import LoadedPolicy
-from relic_jax.models.policy import policy_for
-from relic_jax.rl import update
+from relic_jax.models.policy import Policy, policy_for
+from relic_jax.rl.diagnostics import count_nonfinite, first_nonfinite
 from relic_jax.rl.parallel import initial_state
 from relic_jax.rl.rollout import collect
+from relic_jax.rl.runner import compile_chunk
 from relic_jax.rl.state import step_input
-from relic_jax.rl.train import NonFiniteError, Progress, compile_chunk, prepare, records, restore, save
+from relic_jax.rl.train import NonFiniteError, Progress, prepare, records, restore, save
 from relic_jax.rl.train import check_finite as check_record
 from relic_jax.spaces import spaces_from_json, spaces_of, spaces_to_json
 
@@ -181,7 +182,7 @@ def config_of(env, **changes):
 def loaded_of(env, drawn, **changes):
     spaces, config = spaces_of(env), config_of(env, **changes)
     spaces = spaces_from_json(json.loads(json.dumps(spaces_to_json(spaces))))
-    policy = spaces.policy(config.policy)
+    policy = Policy(config.policy, spaces)
     return LoadedPolicy(policy, drawn(policy), config, spaces, {}, None, None)
 
 
@@ -191,7 +192,7 @@ def test_acting_equals_unrolling_and_takes_legal_actions_only(name, memory, draw
     env = ENVS[name]
     policy = policy_for(env, dataclasses.replace(config_of(env).policy, memory=memory))
     params, trials = drawn(policy), Trials(env)
-    assert policy.masked == (name != "multi")
+    assert policy.spaces.masked == (name != "multi")
 
     @jax.jit
     def play(key):
@@ -212,7 +213,7 @@ def test_acting_equals_unrolling_and_takes_legal_actions_only(name, memory, draw
     np.testing.assert_allclose(output.distribution.log_prob(action), log_prob, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(output.distribution.entropy(), entropy, rtol=1e-4, atol=1e-4)
     assert (np.asarray(log_prob) > MASKED / 2).all()
-    if policy.masked:
+    if policy.spaces.masked:
         assert env.action_space.allows(seen.legal, action).all()
         assert 0.2 < seen.legal.mean() < 0.9
         several = jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), seen.legal)
@@ -294,8 +295,8 @@ def test_a_step_without_a_legal_action_stops_the_training(trained_both, tmp_path
         legal = state.trial.legal.at[2].set(jnp.arange(7) < 5)  # the second component has none
         collected = collect(setup, state.params, state.trial.replace(legal=legal), state.memory, jax.random.key(1))
         found = {name: x for name, x in metrics[0].items() if name in ("loss", "grad_norm")}
-        counts = update.finiteness(setup.policy.action_space, collected, found, state.params)
-        return {**found, **counts, **update.first_nonfinite(setup, collected, jnp.int32(0))}
+        counts = count_nonfinite(setup.policy.action_space, collected, found, state.params)
+        return {**found, **counts, **first_nonfinite(setup, collected, jnp.int32(0))}
 
     found = {**metrics[0], **jax.device_get(jax.jit(poisoned)(states[0]))}
     assert found["nonfinite/legal"] == 1

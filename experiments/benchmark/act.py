@@ -67,7 +67,7 @@ def case(machine: Machine, cfg: TransformerConfig, *, batch: int, context: int) 
 def act_steps(setup: Setup, params: Any, memory: Memory) -> tuple[jax.Array, Memory]:
     """STEPS steps on one observation. The parameters come last in the profile: they are few."""
     inputs = step_input(state_with_context(setup, 0).trial)
-    params = setup.policy.for_steps(params)
+    params = setup.policy.cast_weights(params)
 
     def step(memory: Memory, _: None) -> tuple[Memory, jax.Array]:
         output, memory = setup.policy.act(params, memory, inputs)

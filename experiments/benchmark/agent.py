@@ -26,6 +26,7 @@ from relic_jax.experiments.benchmark.measure import Machine, in_own_process
 from relic_jax.experiments.benchmark.models import act_bytes
 from relic_jax.experiments.presets import SMALL, TINY
 from relic_jax.loading import LoadedPolicy, load_policy
+from relic_jax.models.policy import Policy
 from relic_jax.spaces import spaces_of
 
 CONTEXTS = (1024, 8192, 65_536)
@@ -52,7 +53,7 @@ def random_policy(model: TransformerConfig) -> LoadedPolicy:
     """One for Darkroom that was not trained: times do not depend on the numbers."""
     config = TrainConfig(policy=PolicyConfig(transformer=model))
     spaces = spaces_of(make(config.env))
-    policy = spaces.policy(config.policy)
+    policy = Policy(config.policy, spaces)
     params = jax.jit(policy.init)(jax.random.key(0))
     return LoadedPolicy(policy, params, config, spaces, {}, None, Path())
 

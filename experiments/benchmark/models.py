@@ -38,7 +38,7 @@ def state_with_context(setup: Setup, length: int) -> TrainState:
         state = init_state(setup)
         memory: Any = state.memory
         memory = memory.replace(
-            length=jnp.asarray(length),
+            length=jnp.full_like(memory.length, length),
             episodes=jnp.ones_like(memory.episodes),
             position=jnp.zeros_like(memory.position),
         )

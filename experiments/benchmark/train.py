@@ -17,8 +17,10 @@ from relic_jax.experiments.benchmark.measure import Machine, Timing, program, ti
 from relic_jax.rl import update
 from relic_jax.rl.parallel import initial_state, parallel
 from relic_jax.rl.rollout import collect
+from relic_jax.rl.segment import segment_step, trial_step
 from relic_jax.rl.state import Setup, TrainState
 from relic_jax.rl.train import prepare
+from relic_jax.rl.trial import continue_trial
 
 ORIGINAL = 191
 """Environment steps/s of the original on two quiet cores, whose float32 products run at 227 Gflop/s each: one trial of
@@ -43,7 +45,7 @@ def case(name: str, config: TrainConfig, original: float | None = None) -> dict[
     setup = prepare(config, make(config.env))
     trial = setup.config.trial
     state = initial_state(setup)
-    whole = program(parallel(setup, update.trial_step), state)
+    whole = program(parallel(setup, trial_step), state)
 
     def one_trial() -> Any:
         nonlocal state
@@ -78,13 +80,13 @@ def shares(setup: Setup) -> dict[str, float]:
         return state.replace(params=params, opt_state=opt_state), setup.mean(metrics)
 
     def refreshed(setup: Setup, state: TrainState) -> Any:
-        state = update.continue_trial(setup, state, state.key)
+        state = continue_trial(setup, state, state.key)
         return state.replace(segment=state.segment - 1), {"value": state.trajectory.value.mean()}
 
     times = {
         name: in_the_middle(setup, function, segment)
         for name, function in {
-            "segment": update.segment_step,
+            "segment": segment_step,
             "act": acted,
             "update": updated,
             "refresh": refreshed,

@@ -59,7 +59,8 @@ def arguments(cfg: TransformerConfig, batch: int, context: int) -> tuple[Setup, 
     setup = benchmark_setup(batch, context + SEGMENT, SEGMENT, cfg)
     state = state_with_context(setup, context)
     before = state.memory.prefix(context)
-    return setup, state.replace(memory=state.memory.replace(length=jnp.asarray(context + SEGMENT))), before
+    length = jnp.full_like(state.memory.length, context + SEGMENT)
+    return setup, state.replace(memory=state.memory.replace(length=length)), before
 
 
 def compile_update(setup: Setup, state: TrainState, before: Memory) -> Program:

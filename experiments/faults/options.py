@@ -35,8 +35,8 @@ from relic_jax.interop import files
 from relic_jax.interop.policy import Foreign, export_policy, original_config
 from relic_jax.loading import pretrained_path
 from relic_jax.models.policy import policy_for
+from relic_jax.rl.runner import compile_chunk
 from relic_jax.rl.state import init_state
-from relic_jax.rl.train import compile_chunk
 from relic_jax.runtime import one_line
 
 INTEGERS = (

@@ -137,12 +137,13 @@ class Environment:
     """Whether resets are expensive. If so, trials reset only environments whose episode ended, a few at a time."""
     masks_actions = False
     """Whether every `TimeStep` has a mask of legal actions. The policy then takes no other action."""
-    may_fail = False
-    """Whether steps can be lost (simulators in worker processes). Trajectories then mark the valid steps."""
     ends_in_time = False
     """Whether no episode outlasts `horizon`. If False, trials count steps and truncate episodes there."""
     on_host = False
-    """Whether worker processes step the environment (`HostEnvironment`). If False, it runs inside `jax.jit`."""
+    """Whether worker processes step the environment (`HostEnvironment`). If False, it runs inside `jax.jit`.
+
+    Steps of worker processes can be lost. Trajectories then mark the valid steps.
+    """
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Reset `ends_in_time` in subclasses that define their own dynamics without declaring it."""

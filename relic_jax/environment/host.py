@@ -68,9 +68,8 @@ class HostEnvironment(Environment):
     host: WorkerConfig = dataclasses.field(default_factory=WorkerConfig)
     note: str = ""
 
-    may_fail = True
-    ends_in_time = True  # workers truncate at the horizon
     on_host = True
+    ends_in_time = True  # workers truncate at the horizon
 
     @property
     def horizon(self) -> int:  # type: ignore[override]

@@ -52,11 +52,6 @@ class Wrapper(Environment):
         return self.env.masks_actions
 
     @property
-    def may_fail(self) -> bool:  # type: ignore[override]
-        """Whether steps of the wrapped environment can be lost."""
-        return self.env.may_fail
-
-    @property
     def ends_in_time(self) -> bool:  # type: ignore[override]
         """Whether no episode of the wrapped environment outlasts its horizon."""
         return self.env.ends_in_time

@@ -108,7 +108,7 @@ def in_context_curves(
         allowed = f"None with a recurrent memory ({policy.config.memory!r})"
         raise ConfigError(f"eval.context_limit is {config.context_limit}; allowed: {allowed}")
     check_evaluated(policy.config, config, env, split, None if task is None else 1)
-    if policy.masked and not env.masks_actions:
+    if policy.spaces.masked and not env.masks_actions:
         raise ConfigError(f"env is {env.name!r}, which masks no actions; allowed: one that does, as in training")
     tasks = evaluated_tasks(env, split, config) if task is None else one_task(env, split, task)
     repeated = jax.tree.map(lambda x: np.repeat(x, config.repeats, axis=0), tasks)

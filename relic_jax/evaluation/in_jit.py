@@ -72,7 +72,7 @@ def chunk_function(policy: Policy, trials: Trials, config: EvalConfig, length: i
     """
 
     def chunk(params: Params, trial: TrialState, memory: Memory, episode: jax.Array, key: jax.Array):
-        params = policy.for_steps(params)
+        params = policy.cast_weights(params)
 
         def step(carry: tuple[TrialState, Memory, jax.Array], key: jax.Array):
             trial, memory, episode, steps = _act(policy, trials, config, params, *carry, key)

@@ -18,9 +18,9 @@ from relic_jax.export.weights import DTYPES, Dtype
 from relic_jax.files import new_folder, write_checksums
 from relic_jax.loading import LoadedPolicy, is_export, load_policy
 from relic_jax.models.policy import Policy
+from relic_jax.parameters import fingerprint
 from relic_jax.rl.memory_budget import check_context
 from relic_jax.runtime import CHECKSUMS, POLICY_FORMAT, Backend, read_about
-from relic_jax.spaces import fingerprint
 from relic_jax.types import Params
 
 ExportFormat = Literal["safetensors", "stablehlo", "onnx", "orbax"]

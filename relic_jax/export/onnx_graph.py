@@ -20,8 +20,8 @@ from relic_jax.config import ConfigError
 from relic_jax.environment.base import Box, MultiDiscrete
 from relic_jax.models.actions import token_offsets
 from relic_jax.models.attention import MASKED, Sink
-from relic_jax.models.encoders import CONVOLUTIONS, GRIDS, PATCHES, SHORT, image_mask, places
-from relic_jax.models.grids import CELL_WIDTH, GLANCE_HEADS, PATCH_WIDTH
+from relic_jax.models.encoders import CONVOLUTIONS, GRIDS, PATCHES, SHORT, num_cells
+from relic_jax.models.grids import CELL_WIDTH, PATCH_WIDTH, SPATIAL_HEADS
 from relic_jax.models.policy import Policy
 from relic_jax.models.statistics import LIMIT
 from relic_jax.types import Params
@@ -83,7 +83,7 @@ def check(policy: Policy) -> None:
         memory = policy.config.memory
         raise ConfigError(f"format is 'onnx'; allowed: a policy with a transformer (it is {memory}); or stablehlo")
     covered = (*CONVOLUTIONS, *GRIDS)
-    if any(image_mask(policy.spec)) and encoder.image not in covered:
+    if any(policy.spaces.images) and encoder.image not in covered:
         allowed = f"a policy with an image encoder of {', '.join(covered)} (it is {encoder.image}); or stablehlo"
         raise ConfigError(f"format is 'onnx'; allowed: {allowed}")
 
@@ -168,11 +168,11 @@ def _value_info(onnx: Any, name: str, shape: list[Any], dtype: Any) -> Any:
 def _encoder(graph: Graph, policy: Policy, params: Params) -> tuple[str, list[str], list[str]]:
     """`StepEncoder`: [b, width of all], the features of each image, [b, features], and the goals, [b, n] each."""
     encoder, cfg = params["encoder"], policy.config.encoder
-    names, specs = step.observation_names(policy), jax.tree.leaves(policy.spec)
+    names, specs = step.observation_names(policy), jax.tree.leaves(policy.spaces.observation)
     images: list[str] = []
     vectors: list[str] = []
     sizes: list[int] = []
-    images_mask = image_mask(policy.spec)
+    images_mask = policy.spaces.images
     for name, spec, is_image in zip(names, specs, images_mask, strict=True):
         if is_image:
             images.append(_image(graph, policy, encoder[f"image_{len(images)}"], name, spec))
@@ -181,7 +181,7 @@ def _encoder(graph: Graph, policy: Policy, params: Params) -> tuple[str, list[st
             vectors.append(graph.shaped(graph.cast(name, np.float32), 0, sizes[-1]))
     goal = [x for x, size in zip(vectors, sizes, strict=True) if size > SHORT]
     if vectors and cfg.observation == "scaled":
-        low, high = (np.asarray(end, np.float32) for end in (policy.low, policy.high))
+        low, high = (np.asarray(end, np.float32) for end in (policy.spaces.low, policy.spaces.high))
         x = graph.op("Mul", graph.op("Sub", _joined(graph, vectors), low), np.float32(2))
         vectors = graph.split(graph.op("Sub", graph.op("Div", x, high - low), np.float32(1)), sizes)
     if vectors and cfg.observation == "normalized":
@@ -191,7 +191,7 @@ def _encoder(graph: Graph, policy: Policy, params: Params) -> tuple[str, list[st
         vectors = graph.split(graph.op("Clip", x, np.float32(-LIMIT), np.float32(LIMIT)), sizes)
     views = images
     if cfg.image in GRIDS:
-        sizes = [places(cfg.image, *x.shape[:2]) for x, is_image in zip(specs, images_mask, strict=True) if is_image]
+        sizes = [num_cells(cfg.image, *x.shape[:2]) for x, is_image in zip(specs, images_mask, strict=True) if is_image]
         images = [graph.op("Mul", x, np.float32(2 / n**0.5)) for x, n in zip(images, sizes, strict=True)]
     if cfg.vectors == "embedded":
         images = [graph.op("Relu", graph.linear(x, encoder[f"visual_{i}"])) for i, x in enumerate(images)]
@@ -215,7 +215,7 @@ def _previous_action(graph: Graph, policy: Policy, params: Params) -> str:
 
 
 def _image(graph: Graph, policy: Policy, params: Params, name: str, spec: Any) -> str:
-    """Cells or convolutions: [b, features]. `patches` pads as "SAME" does, half before and half after."""
+    """Cells or convolutions: [b, features]. `extract_patches` pads as "SAME" does, half before and half after."""
     x = graph.cast(name, np.float32)
     if spec.dtype == jnp.uint8:
         x = graph.op("Sub", graph.op("Div", x, np.float32(127.5)), np.float32(1))
@@ -258,11 +258,11 @@ def _glance(graph: Graph, params: Params, hidden: str, views: list[str], goal: l
     if "names" in params:
         names = params["names"].reshape(len(params["names"]), -1)
         queries = graph.op("Add", queries, graph.op("MatMul", _joined(graph, goal), names))
-    queries = graph.shaped(queries, 0, GLANCE_HEADS, width)
+    queries = graph.shaped(queries, 0, SPATIAL_HEADS, width)
     scores = graph.op("MatMul", queries, graph.op("Transpose", cells, perm=[0, 2, 1]))
     weights = graph.op("Softmax", scores, axis=2)
     parts = [graph.op("MatMul", weights, params["places"]), graph.op("MatMul", weights, cells)]
-    found = graph.shaped(graph.op("Concat", *parts, axis=2), 0, GLANCE_HEADS * 2 * width)
+    found = graph.shaped(graph.op("Concat", *parts, axis=2), 0, SPATIAL_HEADS * 2 * width)
     both = [hidden, found]
     if "names" in params:
         match = graph.op("ReduceLogSumExp", scores, np.array([2]), keepdims=0)
@@ -417,7 +417,7 @@ def _head(graph: Graph, policy: Policy, params: Params, hidden: str) -> list[str
     """Names of the distribution's parameters, [b, n] each."""
     if not isinstance(policy.action_space, Box):
         logits = graph.linear(hidden, params)
-        if policy.masked:
+        if policy.spaces.masked:
             lowest = np.float32(distributions.MASKED / 2)
             graph.op("Where", "legal", graph.op("Max", logits, lowest), np.float32(distributions.MASKED), out="logits")
         else:

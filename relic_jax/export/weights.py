@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save
 
+from relic_jax.parameters import named_parameters
 from relic_jax.runtime import ConfigError
-from relic_jax.spaces import named_leaves_of
 from relic_jax.types import Params
 
 Dtype = Literal["float32", "float16", "bfloat16"]
@@ -21,7 +21,7 @@ DTYPES = ("float32", "float16", "bfloat16")
 def rounded(params: Params, dtype: Dtype) -> Params:
     """The float32 parameters that a file in `dtype` gives back. Raises ConfigError where one is not finite in it."""
     found = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32).astype(dtype).astype(jnp.float32), params)
-    for name, x in named_leaves_of(found).items():
+    for name, x in named_parameters(found).items():
         if not np.isfinite(x).all():
             raise ConfigError(f"dtype is {dtype!r}; allowed: one that holds all weights ({name} is not finite in it)")
     return found
@@ -29,5 +29,5 @@ def rounded(params: Params, dtype: Dtype) -> Params:
 
 def write(path: Path, params: Params, dtype: Dtype, metadata: dict[str, str]) -> None:
     """Writes the file. metadata: goes into its header."""
-    arrays = {name: np.ascontiguousarray(jnp.asarray(x).astype(dtype)) for name, x in named_leaves_of(params).items()}
+    arrays = {name: np.ascontiguousarray(jnp.asarray(x).astype(dtype)) for name, x in named_parameters(params).items()}
     path.write_bytes(save(arrays, metadata))

@@ -12,8 +12,8 @@ from relic_jax.config import ConfigError
 from relic_jax.interop import files, layout
 from relic_jax.interop.layout import Entry
 from relic_jax.models import vision
-from relic_jax.models.encoders import IMAGE_ENCODER, image_mask
-from relic_jax.models.grids import GLANCE_HEADS
+from relic_jax.models.encoders import IMAGE_ENCODER
+from relic_jax.models.grids import SPATIAL_HEADS
 from relic_jax.models.policy import Policy
 from relic_jax.models.vision import ViTConfig
 from relic_jax.types import Params
@@ -25,7 +25,7 @@ SHIPPED = {"houses": Path(__file__).resolve().parents[1] / "pretrained" / "house
 """Encoders that need no file: houses, patches of the procedural houses (`experiments.pretrain_encoder`)."""
 NAMES = "names"
 """What a goal's entries look like, float32 [g, PATCH_WIDTH]: queries that find each of them in a view of `patches`."""
-NAMED_HEADS = GLANCE_HEADS // 2
+NAMED_HEADS = SPATIAL_HEADS // 2
 """That many of the glance's heads ask for what has the goal's name; the others learn what to ask for."""
 
 
@@ -83,7 +83,11 @@ def resnet_entries() -> list[Entry]:
 
 def check(policy: Policy, *, weights: bool) -> None:
     """Raises ConfigError where the images do not fit the encoder. weights: or where its weights' file does not."""
-    images = [x for x, is_image in zip(jax.tree.leaves(policy.spec), image_mask(policy.spec), strict=True) if is_image]
+    images = [
+        x
+        for x, is_image in zip(jax.tree.leaves(policy.spaces.observation), policy.spaces.images, strict=True)
+        if is_image
+    ]
     encoder = policy.config.encoder
     for image in images:
         if encoder.image == "vit-b16" and image.shape[-1] != 3:

@@ -25,7 +25,7 @@ from relic_jax.interop.encoders import vit_entries
 from relic_jax.interop.files import OURS
 from relic_jax.interop.layout import Entry
 from relic_jax.models import vision
-from relic_jax.models.encoders import SHORT, SHORT_WIDTH, image_mask
+from relic_jax.models.encoders import SHORT, SHORT_WIDTH
 from relic_jax.models.policy import Policy
 from relic_jax.types import Params
 
@@ -138,8 +138,8 @@ def policy_config(arrays: Mapping[str, np.ndarray], config: Mapping[str, Any]) -
 
 def sensors(policy: Policy) -> list[tuple[int, str]]:
     """(index among the observation's vectors, the original's name of its embedding), in the original's order."""
-    leaves = jax.tree.leaves(policy.spec)
-    sizes = [int(np.prod(x.shape)) for x, image in zip(leaves, image_mask(policy.spec), strict=True) if not image]
+    leaves = jax.tree.leaves(policy.spaces.observation)
+    sizes = [int(np.prod(x.shape)) for x, image in zip(leaves, policy.spaces.images, strict=True) if not image]
     names = [SENSORS[1] if size <= SHORT else SENSORS[0] for size in sizes]
     if len(set(names)) < len(names):
         raise ConfigError(f"observation has vectors of {sizes}; allowed: one goal, and one GPS of at most {SHORT}")
@@ -158,7 +158,7 @@ def entries(policy: Policy) -> list[Entry]:
     if policy.config.encoder.vectors == "embedded":
         for index, name in sensors(policy):
             found += _linear(NET + name, f"encoder/vector_{index}/linear")
-        if any(image_mask(policy.spec)):
+        if any(policy.spaces.images):
             found += _linear("net.visual_fc.0", "encoder/visual_0")
             found += [
                 entry._replace(theirs=VISION + entry.theirs, ours=f"encoder/image_0/{entry.ours}")
@@ -176,7 +176,7 @@ def input_order(policy: Policy, inputs: int) -> np.ndarray:
     if policy.config.encoder.vectors == "raw":  # both: vectors, reward, action
         return np.arange(inputs)
     width = policy.config.transformer.width
-    visual = [("visual", width)] if any(image_mask(policy.spec)) else []
+    visual = [("visual", width)] if any(policy.spaces.images) else []
     theirs = [(str(i), SHORT_WIDTH if name == SENSORS[1] else width) for i, name in sensors(policy)]
     start, places = 0, {}
     for name, size in [*visual, *theirs, ("action", width)]:
@@ -188,7 +188,11 @@ def input_order(policy: Policy, inputs: int) -> np.ndarray:
 
 def check_expressible(policy: Policy) -> None:
     """Raises ConfigError where a policy does something that the original's cannot."""
-    encoder, transformer, images = policy.config.encoder, policy.config.transformer, image_mask(policy.spec)
+    encoder, transformer, images = (
+        policy.config.encoder,
+        policy.config.transformer,
+        policy.spaces.images,
+    )
     embedded = encoder.vectors == "embedded"
     rules = (
         ("policy.encoder.observation", encoder.observation, encoder.observation == "raw", "'raw'"),
@@ -198,7 +202,7 @@ def check_expressible(policy: Policy) -> None:
         ("policy.transformer.step_embedding", transformer.step_embedding, transformer.step_embedding, "True"),
         ("images", sum(images), sum(images) <= 1, "at most one"),
         ("actions", policy.action_space, isinstance(policy.action_space, Discrete), "discrete ones"),
-        ("masks of legal actions", policy.masked, not policy.masked, "False"),
+        ("masks of legal actions", policy.spaces.masked, not policy.spaces.masked, "False"),
     )
     for field, value, holds, allowed in rules:
         if not holds:

@@ -1,0 +1,1 @@
+"""The policy network: encoders, memories and action heads."""

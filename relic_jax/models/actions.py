@@ -1,7 +1,4 @@
-"""From an action space to its two ends in the network: how the previous action is read, what the next is drawn from.
-
-The only place that knows which network belongs to which space.
-"""
+"""Embeddings of the previous action and heads for the next action, for each kind of action space."""
 
 from __future__ import annotations
 
@@ -20,16 +17,16 @@ from relic_jax.models.transformer import Linear
 
 
 class DiscreteEmbedding(nn.Embed):
-    """A learned vector per action, and a start token of its own."""
+    """A learned vector per action and one for the start token."""
 
     def __call__(self, previous: jax.Array, first: jax.Array) -> jax.Array:  # type: ignore[override]
-        """previous: int32 [...], −1 for the start token. first: not read. Returns float32 [..., features]."""
+        """Embed int32 [...], −1 for the start token, as float32 [..., features]. `first` is ignored."""
         del first
         return super().__call__(previous + 1)
 
 
 class MultiDiscreteEmbedding(nn.Module):
-    """The sum over components of a learned vector per choice; each component has a start token of its own."""
+    """The sum over components of a learned vector per choice. Each component has a separate start token."""
 
     nvec: tuple[int, ...]
     features: int
@@ -37,7 +34,7 @@ class MultiDiscreteEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, previous: jax.Array, first: jax.Array) -> jax.Array:
-        """previous: int32 [..., n], −1 for the start tokens. first: not read. Returns float32 [..., features]."""
+        """Embed int32 [..., n], −1 for the start tokens, as float32 [..., features]. `first` is ignored."""
         del first
         init = nn.initializers.normal(self.std / math.sqrt(len(self.nvec)))
         table = self.param("embedding", init, (sum(self.nvec) + len(self.nvec), self.features))
@@ -45,20 +42,20 @@ class MultiDiscreteEmbedding(nn.Module):
 
 
 def token_offsets(nvec: tuple[int, ...]) -> np.ndarray:
-    """Rows of choice 0 of every component in a table with a start token before each component's choices: int32 [n]."""
+    """Return the row of choice 0 of each component, int32 [n], in a table with a start token before each component."""
     sizes = np.asarray(nvec, np.int32) + 1
     return np.cumsum(sizes, dtype=np.int32) - sizes + 1
 
 
 class BoxEmbedding(nn.Module):
-    """A linear map of the action, and a start token of its own: all of one scale."""
+    """A linear map of the action and a learned vector for the start token, initialized at the same scale."""
 
     features: int
     std: float
 
     @nn.compact
     def __call__(self, previous: jax.Array, first: jax.Array) -> jax.Array:
-        """previous: float32 [..., n], not read where `first` (bool [...]). Returns float32 [..., features]."""
+        """Embed float32 [..., n], or the start token if `first` (bool [...]), as float32 [..., features]."""
         init = nn.initializers.normal(self.std)
         start = self.param("start", init, (self.features,))
         linear = Linear(self.features, use_bias=False, kernel_init=init, name="linear")
@@ -66,28 +63,30 @@ class BoxEmbedding(nn.Module):
 
 
 class CategoricalHead(Linear):
-    """Logits."""
+    """Linear layer that returns the logits of a `Categorical`."""
 
     def __call__(self, hidden: jax.Array) -> Categorical:  # type: ignore[override]
-        """hidden: float32 [..., width]. Over actions, leading axes [...]."""
+        """Map float32 [..., width] to a distribution with leading axes [...]."""
         return Categorical(super().__call__(hidden), finite=True)
 
 
 class MultiCategoricalHead(Linear):
-    """Logits of all components, one after the other."""
+    """Linear layer that returns the logits of all components, concatenated."""
 
     nvec: tuple[int, ...] = ()
 
     def __call__(self, hidden: jax.Array) -> MultiCategorical:  # type: ignore[override]
-        """hidden: float32 [..., width]. Over actions int32 [..., len(nvec)], leading axes [...]."""
+        """Map float32 [..., width] to a distribution over int32 [..., len(nvec)]."""
         return MultiCategorical(super().__call__(hidden), self.nvec)
 
 
 class BoxHead(nn.Module):
-    """Means that depend on the state, deviations as configured, both of the normal before any squashing.
+    """Means from a linear layer and standard deviations as configured, both of the normal before any squashing.
 
-    The logarithm of the deviations is m + h·tanh(x), between its limits m − h and m + h; x is learned, or learned plus
-    an output of the network. Limits by clipping would take the gradient away where they are reached.
+        log σ = m + h·tanh(x)
+
+    lies between its bounds m − h and m + h. x is a parameter, plus an output of the network for `std="state"`. Clipping
+    to the bounds instead would have no gradient there.
     """
 
     components: int
@@ -95,7 +94,7 @@ class BoxHead(nn.Module):
 
     @nn.compact
     def __call__(self, hidden: jax.Array) -> Gaussian | TanhGaussian:
-        """hidden: float32 [..., width]. Over actions float32 [..., components], leading axes [...]."""
+        """Map float32 [..., width] to a distribution over float32 [..., components]."""
         cfg = self.config
         small = nn.initializers.orthogonal(0.01)
         mean = Linear(self.components, kernel_init=small, name="mean")(hidden)
@@ -113,7 +112,13 @@ Head = CategoricalHead | MultiCategoricalHead | BoxHead
 
 
 def embedding(space: ActionSpace, width: int, std: float) -> Embedding:
-    """(previous action, first) → vector of `width`. std: its scale at the start."""
+    """Return the module that embeds the previous action.
+
+    Args:
+      space: the set of actions.
+      width: width of the embedding.
+      std: standard deviation of its initial components.
+    """
     if isinstance(space, Box):
         return BoxEmbedding(width, std)
     if isinstance(space, MultiDiscrete):
@@ -122,7 +127,7 @@ def embedding(space: ActionSpace, width: int, std: float) -> Embedding:
 
 
 def head(space: ActionSpace, config: HeadConfig) -> Head:
-    """Hidden vector → distribution over a policy's actions."""
+    """Return the module that maps a hidden vector to a distribution over actions."""
     if isinstance(space, Box):
         return BoxHead(space.n, config)
     small = nn.initializers.orthogonal(0.01)
@@ -132,7 +137,7 @@ def head(space: ActionSpace, config: HeadConfig) -> Head:
 
 
 def parameters(distribution: Distribution) -> dict[str, jax.Array]:
-    """The arrays that describe a distribution, by name: what a policy's step puts out. Inverse of `distribution_of`."""
+    """Return the parameters of a distribution by name, the inverse of `distribution_of`."""
     if isinstance(distribution, Categorical | MultiCategorical):
         return {"logits": distribution.logits}
     assert isinstance(distribution, Gaussian | TanhGaussian)
@@ -140,7 +145,7 @@ def parameters(distribution: Distribution) -> dict[str, jax.Array]:
 
 
 def distribution_of(space: ActionSpace, config: HeadConfig, parameters: Mapping[str, jax.Array]) -> Distribution:
-    """The distribution over a policy's actions that these arrays describe."""
+    """Return the distribution over actions that has these parameters."""
     if isinstance(space, Box):
         kind = TanhGaussian if config.action == "tanh" else Gaussian
         return kind(parameters["mean"], parameters["log_std"])

@@ -17,7 +17,7 @@ class KVCache(struct.PyTreeNode):
 
     keys, values: a tuple with the slots [B, H, S, D] of each layer; keys are rotated.
     episodes: int32 [B, S]; index of the episode that each slot belongs to.
-    length: int32 []; filled slots, the same for every environment.
+    length: int32 [B]; filled slots, the same number for every environment.
     position: int32 [B]; index within its episode of the last step, −1 when empty.
     episode: int32 [B]; index of the running episode.
     """
@@ -28,6 +28,11 @@ class KVCache(struct.PyTreeNode):
     length: jax.Array
     position: jax.Array
     episode: jax.Array
+
+    @property
+    def filled(self) -> jax.Array:
+        """int32 []: the number of filled slots, `length` of any environment."""
+        return self.length[0]
 
     @property
     def capacity(self) -> int:
@@ -41,7 +46,7 @@ class KVCache(struct.PyTreeNode):
 
     def context(self, layer: int) -> Context:
         """What attention in `layer` reads."""
-        return Context(self.keys[layer], self.values[layer], self.episodes, self.length)
+        return Context(self.keys[layer], self.values[layer], self.episodes, self.filled)
 
     def prefix(self, capacity: int) -> KVCache:
         """A copy that holds only the first `capacity` slots."""
@@ -49,7 +54,7 @@ class KVCache(struct.PyTreeNode):
 
     def last_steps(self, steps: int) -> KVCache:
         """The last `steps` filled slots alone, with the counters of the whole."""
-        return self._slots(self.length - steps, steps)
+        return self._slots(self.filled - steps, steps)
 
     def _slots(self, start: jax.Array | int, size: int) -> KVCache:
         """Slots start … start+size, the counters as they are."""
@@ -65,7 +70,7 @@ class KVCache(struct.PyTreeNode):
         """This cache followed by what `last_steps` took from its own continuation, whose counters it takes over."""
 
         def write(old: jax.Array, new: jax.Array, axis: int) -> jax.Array:
-            return lax.dynamic_update_slice_in_dim(old, new, self.length, axis)
+            return lax.dynamic_update_slice_in_dim(old, new, self.filled, axis)
 
         keys, values = jax.tree.map(
             lambda old, new: write(old, new, 2), (self.keys, self.values), (added.keys, added.values)
@@ -95,7 +100,7 @@ class KVCache(struct.PyTreeNode):
         opened = jnp.where(first & (slot < length), slot, 0).max(1)
         last = jnp.maximum(length - 1, 0)  # the first step opens the first episode, so nothing changes before it
         return self.replace(
-            length=jnp.asarray(length, jnp.int32),
+            length=jnp.full_like(self.length, length),
             position=jnp.where(length > 0, last - opened, -1).astype(jnp.int32),
             episode=lax.dynamic_index_in_dim(self.episodes, last, 1, keepdims=False),
         )
@@ -113,7 +118,7 @@ def empty_cache(
         keys=empty(),
         values=empty(),
         episodes=jnp.full((batch, capacity), -1, jnp.int32),
-        length=jnp.zeros((), jnp.int32),
+        length=jnp.zeros((batch,), jnp.int32),
         position=jnp.full((batch,), -1, jnp.int32),
         episode=jnp.full((batch,), first_episode, jnp.int32),
     )
@@ -128,7 +133,7 @@ def index_steps(cache: KVCache, first: jax.Array) -> tuple[jax.Array, jax.Array]
     step = jnp.arange(first.shape[1])
     last_first = lax.cummax(jnp.where(first, step, -1), axis=1)
     position = jnp.where(last_first >= 0, step - last_first, cache.position[:, None] + 1 + step)
-    opens_trial = (cache.length == 0) & (step == 0)
+    opens_trial = (cache.length[:, None] == 0) & (step == 0)
     episode = cache.episode[:, None] + jnp.cumsum(first & ~opens_trial, axis=1)
     return position.astype(jnp.int32), episode.astype(jnp.int32)
 
@@ -136,7 +141,7 @@ def index_steps(cache: KVCache, first: jax.Array) -> tuple[jax.Array, jax.Array]
 def advance(cache: KVCache, position: jax.Array, episode: jax.Array) -> KVCache:
     """Books Q steps (int32 [B, Q] each) into the counters; keys and values are written by the layers."""
     return cache.replace(
-        episodes=lax.dynamic_update_slice_in_dim(cache.episodes, episode, cache.length, axis=1),
+        episodes=lax.dynamic_update_slice_in_dim(cache.episodes, episode, cache.filled, axis=1),
         length=cache.length + position.shape[1],
         position=position[:, -1],
         episode=episode[:, -1],

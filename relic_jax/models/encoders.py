@@ -1,7 +1,7 @@
-"""Encoders: from what the policy reads at a step to one vector.
+"""Encoders, which turn the inputs of a step into one vector.
 
-Images become features first (`encode_images`); everything else reads features. Each image is encoded once, when the
-policy acts; later passes reuse its features.
+Images are first encoded as features (`StepEncoder.encode_images`). Each image is encoded once, when the policy acts.
+Later passes over the step reuse its features.
 """
 
 from __future__ import annotations
@@ -14,43 +14,46 @@ import jax
 import jax.numpy as jnp
 
 from relic_jax.config.policy import EncoderConfig
-from relic_jax.environment.base import ActionSpace, Image
+from relic_jax.environment.base import ActionSpace
 from relic_jax.models import actions, vision
-from relic_jax.models.grids import CELL_WIDTH, PATCH_WIDTH, CellEmbedding, shrunk, split_cells
-from relic_jax.models.statistics import normalized, nothing_seen
+from relic_jax.models.grids import CELL_WIDTH, PATCH_WIDTH, CellEmbedding, rescale, split_cells
+from relic_jax.models.statistics import initial_statistics, normalize
+from relic_jax.spaces import IMAGE_RANK
 from relic_jax.types import PyTree, StepInput
 
-IMAGE_RANK = 3
-"""Of an image, [height, width, channels] (`relic_jax.environment.base.Image`)."""
-
 IMAGE_ENCODER = "image_"
-"""Parameters of the n-th image's encoder are called this and n."""
+"""Prefix of the parameters of image encoders. The encoder of the n-th image is `image_n`."""
 
 CONVOLUTIONS = {
     "small": ((16, 4, 4), (32, 3, 2)),
     "nature": ((32, 8, 4), (64, 4, 2), (64, 3, 1)),
 }
-"""Channels, kernel and stride of each layer. small: patches of 4×4 first, an eighth of the cost of nature."""
+"""Channels, kernel size and stride of each layer. `small` costs an eighth of `nature`: its first layer has 4×4 patches.
+"""
 
 PATCHES = ((32, 4, 4), (64, 3, 2), (64, 3, 1))
-"""The same, of `Patches`: places of 8×8 pixels, of which the last layer sees the neighbours too."""
+"""The same for `Patches`. A cell of the result covers 8×8 pixels; the last layer also reads the neighbouring cells."""
 
 GRIDS = {"cells": CELL_WIDTH, "patches": PATCH_WIDTH}
-"""Encoders that keep places apart, so many numbers each, for the policy to glance at (`grids`)."""
+"""Encoders that keep a feature vector per cell, for `grids.SpatialAttention`, and the width of that vector."""
 
 SHORT, SHORT_WIDTH = 4, 32
-"""Vectors of up to SHORT numbers are embedded into SHORT_WIDTH."""
+"""With embedded vectors, a vector of up to `SHORT` components is mapped to `SHORT_WIDTH`."""
 
 
-def image_mask(spec: PyTree) -> tuple[bool, ...]:
-    """For each array of an observation, in tree order, whether it is an image. spec: `Environment.observation_spec`."""
-    return tuple(isinstance(x, Image) for x in jax.tree.leaves(spec))
+def extract_patches(x: jax.Array, kernel: int, stride: int) -> jax.Array:
+    """Extract the input patches of a convolution with padding "SAME".
 
+    A linear layer applied to the patches computes the convolution. On CPU, XLA's own convolution has a slow gradient
+    inside a loop.
 
-def patches(x: jax.Array, kernel: int, stride: int) -> jax.Array:
-    """What each step of a convolution with padding "SAME" reads: [N, H, W, C] → [N, ⌈H/stride⌉, ⌈W/stride⌉, kernel²·C].
+    Args:
+      x: [N, H, W, C].
+      kernel: side of the square kernel.
+      stride: stride along both axes.
 
-    A linear layer on it is the convolution. XLA on CPU is slow at the gradient of its own convolution inside a loop.
+    Returns:
+      [N, ⌈H/stride⌉, ⌈W/stride⌉, kernel²·C].
     """
     sizes = [-(-side // stride) for side in x.shape[1:3]]
     reach = [(size - 1) * stride + 1 for size in sizes]
@@ -61,44 +64,44 @@ def patches(x: jax.Array, kernel: int, stride: int) -> jax.Array:
 
 
 class Convolutions(nn.Module):
-    """Convolutions and one linear layer, each with a ReLU; orthogonal weights, no normalisation."""
+    """Convolutions and one linear layer, each followed by a ReLU, with orthogonal initialization and no norm."""
 
     layers: tuple[tuple[int, int, int], ...]
     features: int
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """float32 [N, H, W, C] of about unit scale. Returns float32 [N, features]."""
+        """Map float32 [N, H, W, C] of about unit scale to float32 [N, features]."""
         init = nn.initializers.orthogonal(2**0.5)
         for channels, kernel, stride in self.layers:
-            x = nn.relu(nn.Dense(channels, kernel_init=init)(patches(x, kernel, stride)))
+            x = nn.relu(nn.Dense(channels, kernel_init=init)(extract_patches(x, kernel, stride)))
         return nn.relu(nn.Dense(self.features, kernel_init=init)(x.reshape(x.shape[0], -1)))
 
 
 class Patches(nn.Module):
-    """Convolutions with a ReLU each, and a linear layer for each place alone: what is where, as if it were a grid."""
+    """Convolutions, each followed by a ReLU, and a linear layer per cell. Keeps a feature vector for each cell."""
 
     layers: tuple[tuple[int, int, int], ...]
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """float32 [N, H, W, C] of about unit scale. Returns float32 [N, places·PATCH_WIDTH]."""
+        """Map float32 [N, H, W, C] of about unit scale to float32 [N, cells·PATCH_WIDTH]."""
         init = nn.initializers.orthogonal(2**0.5)
         for channels, kernel, stride in self.layers:
-            x = nn.relu(nn.Dense(channels, kernel_init=init)(patches(x, kernel, stride)))
+            x = nn.relu(nn.Dense(channels, kernel_init=init)(extract_patches(x, kernel, stride)))
         x = nn.Dense(PATCH_WIDTH, kernel_init=nn.initializers.orthogonal())(x)
         return x.reshape(x.shape[0], -1)
 
 
-def places(kind: str, height: int, width: int) -> int:
-    """How many places an encoder of GRIDS keeps apart in an image of that size."""
+def num_cells(kind: str, height: int, width: int) -> int:
+    """Return the number of cells for which an encoder of `GRIDS` keeps a feature vector. kind: a key of `GRIDS`."""
     for _, _, stride in PATCHES if kind == "patches" else ():
         height, width = -(-height // stride), -(-width // stride)
     return height * width
 
 
 def image_encoder(config: EncoderConfig) -> nn.Module:
-    """The network for one image: [N, H, W, C] → float32 [N, features]."""
+    """Return the network that encodes one image: [N, H, W, C] → float32 [N, features]."""
     if config.image == "vit-b16":
         return vision.VisionTransformer(vision.VIT_B16, config.vit_dtype)
     if config.image == "cells":
@@ -111,7 +114,7 @@ def image_encoder(config: EncoderConfig) -> nn.Module:
 
 
 def encode_image(config: EncoderConfig, encoder: nn.Module, image: jax.Array) -> jax.Array:
-    """image: [..., H, W, C], uint8, or float of about unit scale. Returns float32 [..., features]."""
+    """Encode an image: [..., H, W, C], uint8 or float of about unit scale → float32 [..., features]."""
     x = image.reshape(-1, *image.shape[-IMAGE_RANK:])
     if config.image == "vit-b16":
         x = vision.vit_pixels(x, vision.VIT_B16.size)
@@ -122,36 +125,51 @@ def encode_image(config: EncoderConfig, encoder: nn.Module, image: jax.Array) ->
 
 
 class VectorEmbedding(nn.Module):
-    """A linear layer: up to SHORT numbers (a position, a heading) → SHORT_WIDTH, more (a one-hot goal) → width."""
+    """Linear layer. Short vectors, such as a position, map to `SHORT_WIDTH`; long ones, such as a goal, to `width`."""
 
     width: int
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """float32 [..., n] → float32 [..., SHORT_WIDTH or width]."""
+        """Map float32 [..., n] to float32 [..., SHORT_WIDTH or width]."""
         return nn.Dense(SHORT_WIDTH if x.shape[-1] <= SHORT else self.width, name="linear")(x)
 
 
-def vector_part(observation: PyTree, images: tuple[bool, ...], leading: int) -> jax.Array:
-    """What is no image, one after the other in tree order: float32 [..., D]. leading: number of axes before it."""
+def concatenate_vectors(observation: PyTree, images: tuple[bool, ...], leading: int) -> jax.Array:
+    """Concatenate the arrays of an observation that are not images, in tree order.
+
+    Args:
+      observation: pytree of arrays with the same `leading` leading axes.
+      images: for each array, whether it is an image.
+      leading: number of leading axes.
+
+    Returns:
+      float32 [..., D].
+    """
     leaves = [x for x, is_image in zip(jax.tree.leaves(observation), images, strict=True) if not is_image]
     flat = [x.reshape(*x.shape[:leading], -1).astype(jnp.float32) for x in leaves]
     return jnp.concatenate(flat, axis=-1)
 
 
 def split_like(arrays: Sequence[jax.Array], joined: jax.Array) -> list[jax.Array]:
-    """`joined`, which is as long as the arrays one after the other, cut as they are along the last axis."""
+    """Split `joined` along its last axis into parts of the same sizes as `arrays`."""
     ends = itertools.accumulate(x.shape[-1] for x in arrays)
     return jnp.split(joined, list(ends)[:-1], axis=-1)
 
 
 class StepEncoder(nn.Module):
-    """Concatenates [observation, previous reward, embedding of the previous action].
+    """Concatenates the observation, the previous reward and an embedding of the previous action.
 
-    The embedding has a start token of its own, used at the first step of each episode. Of an observation of several
-    arrays, the features of images come first, then the other arrays in tree order, flattened.
+    The embedding has a separate start token for the first step of each episode. If an observation has several arrays,
+    the image features come first, followed by the other arrays in tree order, flattened.
 
-    low, high: of the vector components, one after the other. images: `image_mask` of the observation.
+    Attributes:
+      config: architecture.
+      action_space: the set of actions.
+      width: width of the policy.
+      low: lower bounds of the vector components, concatenated in tree order.
+      high: upper bounds, in the same order.
+      images: for each array of the observation, whether it is an image.
     """
 
     config: EncoderConfig
@@ -162,36 +180,39 @@ class StepEncoder(nn.Module):
     images: tuple[bool, ...]
 
     def setup(self) -> None:
-        """Declares the parameters."""
+        """Declare the parameters."""
         std = 1.0 if self.config.observation == "raw" else self.width**-0.5
         self.action = actions.embedding(self.action_space, self.width, std)
         if self.config.observation == "normalized":
-            self.statistics = self.param("statistics", lambda _: nothing_seen(len(self.low)))
+            self.statistics = self.param("statistics", lambda _: initial_statistics(len(self.low)))
         self.image = [image_encoder(self.config) for _ in range(sum(self.images))]
         if self.config.vectors == "embedded":
             self.visual = [nn.Dense(self.width) for _ in range(sum(self.images))]
             self.vector = [VectorEmbedding(self.width) for _ in range(len(self.images) - sum(self.images))]
 
     def encode_images(self, inputs: StepInput) -> StepInput:
-        """The same inputs with float32 [..., features] in place of every image; what is features already stays."""
+        """Replace every image by its features, float32 [..., features]. Images that are already encoded are kept."""
         leaves, tree = jax.tree.flatten(inputs.observation)
         encoders = iter(self.image)
         for index in (index for index, is_image in enumerate(self.images) if is_image):
             encode = next(encoders)
+            # `images` says which arrays are images. An image has three axes of its own, its features have one.
             if leaves[index].ndim == inputs.first.ndim + IMAGE_RANK:
                 features = encode_image(self.config, encode, leaves[index])
                 leaves[index] = jax.lax.stop_gradient(features) if self.config.freeze else features
         return inputs.replace(observation=jax.tree.unflatten(tree, leaves))
 
     def cells(self, inputs: StepInput) -> jax.Array:
-        """Of all images of cells: float32 [..., n, w], w of GRIDS. inputs: encoded."""
+        """Return the cells of all images, float32 [..., n, w] with w of `GRIDS`. The inputs must be encoded."""
         leaves, width = jax.tree.leaves(inputs.observation), GRIDS[self.config.image]
         views = [split_cells(x, width) for x, is_image in zip(leaves, self.images, strict=True) if is_image]
         return jnp.concatenate(views, axis=-2)
 
     def goal(self, inputs: StepInput) -> jax.Array | None:
-        """What the step says is wanted: its vectors of more than SHORT numbers, flattened, float32 [..., g]. None where
-        there are none, and with `cells`, whose goals are in the view or have to be found out.
+        """Return the goal of the step: its vectors of more than `SHORT` components, concatenated, float32 [..., g].
+
+        Returns None if there are no such vectors, and for the encoder `cells`, whose observations contain no goal
+        vector.
         """
         shape, leaves = inputs.first.shape, jax.tree.leaves(inputs.observation)
         flat = [x.reshape(*shape, -1) for x, is_image in zip(leaves, self.images, strict=True) if not is_image]
@@ -201,19 +222,19 @@ class StepEncoder(nn.Module):
         return jnp.concatenate([x.astype(jnp.float32) for x in vectors], axis=-1)
 
     def __call__(self, inputs: StepInput) -> jax.Array:
-        """inputs: leading axes [...], with images or their features. Returns float32 [..., width of all]."""
+        """Encode inputs with leading axes [...], with images or their features. Returns float32 [..., total width]."""
         leaves = jax.tree.leaves(self.encode_images(inputs).observation)
         shape = inputs.first.shape
         flat = [x.reshape(*shape, -1).astype(jnp.float32) for x in leaves]
         features = [x for x, is_image in zip(flat, self.images, strict=True) if is_image]
         if self.config.image in GRIDS:
-            features = [shrunk(x, GRIDS[self.config.image]) for x in features]
+            features = [rescale(x, GRIDS[self.config.image]) for x in features]
         vectors = [x for x, is_image in zip(flat, self.images, strict=True) if not is_image]
         if vectors and self.config.observation == "scaled":
             low, high = jnp.asarray(self.low), jnp.asarray(self.high)
             vectors = split_like(vectors, 2 * (jnp.concatenate(vectors, axis=-1) - low) / (high - low) - 1)
         if vectors and self.config.observation == "normalized":
-            vectors = split_like(vectors, normalized(self.statistics, jnp.concatenate(vectors, axis=-1)))
+            vectors = split_like(vectors, normalize(self.statistics, jnp.concatenate(vectors, axis=-1)))
         if self.config.vectors == "embedded":
             features = [nn.relu(embed(x)) for embed, x in zip(self.visual, features, strict=True)]
             vectors = [embed(x) for embed, x in zip(self.vector, vectors, strict=True)]

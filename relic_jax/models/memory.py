@@ -1,7 +1,7 @@
-"""What every kind of memory of a policy offers, so that training and evaluation need not know which one it is.
+"""The interface of a policy's memory, which is the same for training and evaluation with every kind of memory.
 
-A memory is a pytree of arrays that lead with B (environments), but for `length`, which all environments share. There
-are two kinds: `cache.KVCache` keeps every step (transformer), `recurrent.Carry` a state of fixed size (RL²).
+A memory is a pytree of arrays with leading axis B, the environments. There are two kinds: `cache.KVCache` keeps every
+step (transformer), and `recurrent.Carry` keeps a state of fixed size (RL²).
 """
 
 from __future__ import annotations
@@ -15,38 +15,49 @@ from jax import lax
 
 
 class Memory(Protocol):
-    """A trial so far, as its policy remembers it. Immutable; every method returns another one."""
+    """The policy's memory of a trial. Memories are immutable; every method returns a new one."""
 
     @property
     def length(self) -> jax.Array:
-        """int32 []; steps that went in, the same number for every environment."""
+        """int32 [B]: number of steps in the memory. It is equal for all environments."""
+
+    @property
+    def filled(self) -> jax.Array:
+        """int32 []: the same number, as a scalar."""
 
     @property
     def capacity(self) -> int:
-        """Steps that there is room for."""
+        """Largest number of steps."""
 
     def replace(self, **fields: Any) -> Self:
-        """The same with other arrays in some fields."""
+        """Replace some of the arrays."""
 
     def prefix(self, capacity: int) -> Self:
-        """A copy with room for `capacity` steps only, which holds the first of those that are in it."""
+        """Return a copy that has room for `capacity` steps and holds the first of the steps."""
 
     def grown(self, capacity: int) -> Self:
-        """A copy with room for `capacity` steps, no fewer than now."""
+        """Return a copy that has room for `capacity` steps, at least as many as now."""
 
     def last_steps(self, steps: int) -> Self:
-        """What the last `steps` steps added, for `append`."""
+        """Return the part that the last `steps` steps added, for `append`."""
 
     def append(self, added: Self) -> Self:
-        """This memory followed by what `last_steps` took from its own continuation."""
+        """Return this memory followed by the `last_steps` of its continuation."""
 
     def as_of(self, earlier: Self) -> Self:
-        """This memory as it was at `earlier`, of which it is the continuation. May read no more than its counters."""
+        """Return this memory as it was at `earlier`, a memory of which it is the continuation.
+
+        Only the counters of `earlier` are guaranteed to be read.
+        """
 
     def rewound(self, first: jax.Array, length: jax.Array | int) -> Self:
-        """This memory as it was when it held `length` (int32 []) steps.
+        """Return this memory as it was when it held fewer steps.
 
-        first: bool [B, T], which steps of the trial open an episode. A memory that keeps no steps can only be emptied.
+        A recurrent memory does not keep its steps and can only be rewound to the start.
+
+        Args:
+          first: bool [B, T], the steps of the trial at which an episode starts.
+          length: int32 [], number of steps to keep.
         """
 
 
@@ -54,16 +65,16 @@ M = TypeVar("M", bound=Memory)
 
 
 def rows(memory: M, index: jax.Array) -> M:
-    """The environments `index` (int32 [b]) of a memory."""
+    """Select the environments `index`, int32 [b]."""
     if jax.default_backend() != "cpu":
-        return jax.tree.map(lambda x: x[index], memory.replace(length=None)).replace(length=memory.length)
+        return jax.tree.map(lambda x: x[index], memory)
 
     def one(i: jax.Array) -> M:
-        return jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, i, keepdims=False), memory.replace(length=None))
+        return jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, i, keepdims=False), memory)
 
-    return lax.map(one, index).replace(length=memory.length)  # XLA on CPU would gather number by number
+    return lax.map(one, index)  # on CPU, XLA would gather element by element
 
 
 def joined(parts: Sequence[M]) -> M:
-    """Memories of some environments each, all of one length, as one of all: the inverse of `rows`."""
-    return jax.tree.map(lambda *x: jnp.concatenate(x) if x[0].ndim else x[0], *parts)
+    """Concatenate the memories of several groups of environments, the inverse of `rows`."""
+    return jax.tree.map(lambda *x: jnp.concatenate(x), *parts)

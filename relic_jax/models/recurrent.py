@@ -25,11 +25,16 @@ class Carry(struct.PyTreeNode):
     """A memory (`memory.Memory`) of fixed size, however long the trial.
 
     state: float32 [B, layers, parts, width]; parts: the output, and of an LSTM the cell as well.
-    length: int32 []; steps that went in, the same for every environment.
+    length: int32 [B]; steps that went in, the same number for every environment.
     """
 
     state: jax.Array
     length: jax.Array
+
+    @property
+    def filled(self) -> jax.Array:
+        """int32 []: the number of steps, `length` of any environment."""
+        return self.length[0]
 
     @property
     def capacity(self) -> int:
@@ -62,13 +67,13 @@ class Carry(struct.PyTreeNode):
     def rewound(self, first: jax.Array, length: jax.Array | int) -> Carry:
         """The empty state: what came between is not kept, so `length` must be 0."""
         del first
-        return Carry(jnp.zeros_like(self.state), jnp.asarray(length, jnp.int32))
+        return Carry(jnp.zeros_like(self.state), jnp.full_like(self.length, length))
 
 
 def empty_carry(cfg: RecurrentConfig, kind: CellKind, batch: int) -> Carry:
     """The state at the start of a trial: zeros."""
     parts = {"gru": 1, "lstm": 2}[kind]
-    return Carry(jnp.zeros((batch, cfg.layers, parts, cfg.width), jnp.float32), jnp.zeros((), jnp.int32))
+    return Carry(jnp.zeros((batch, cfg.layers, parts, cfg.width), jnp.float32), jnp.zeros((batch,), jnp.int32))
 
 
 def gru(state: jax.Array, inputs: jax.Array, recurrent: jax.Array, candidate_bias: jax.Array) -> jax.Array:

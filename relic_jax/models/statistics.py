@@ -1,7 +1,7 @@
-"""Running mean and variance of vector observations, by which they are normalised.
+"""Running mean and variance of vector observations, used to normalize them.
 
-They are kept among the parameters (`encoder/statistics`), so they are saved, loaded and replicated with them, and stand
-still where nothing is trained. No gradient reaches them; the optimiser leaves them as they are.
+The statistics are part of the parameters (`encoder/statistics`), so they are saved, loaded and replicated with them.
+They have no gradient, the optimizer does not change them, and they are constant during evaluation.
 """
 
 from __future__ import annotations
@@ -13,31 +13,43 @@ import jax.numpy as jnp
 
 from relic_jax.types import PyTree
 
-LIMIT = 10.0  # of a normalised component: what was constant in training and is not any more
+LIMIT = 10.0
+"""Bound of a normalized component. It is reached by components that were almost constant in training."""
 Statistics = dict[str, jax.Array]
-"""mean, variance: float32 [D]. count: float32 [], how many observations they are of."""
+"""`mean` and `variance`: float32 [D]. `count`: float32 [], the number of observations."""
 
 
-def nothing_seen(size: int) -> Statistics:
-    """Mean 0 and variance 1 of no observations: leaves what it normalises as it is."""
+def initial_statistics(size: int) -> Statistics:
+    """Return statistics of no observations, with mean 0 and variance 1. size: number of components D."""
     return {"mean": jnp.zeros(size), "variance": jnp.ones(size), "count": jnp.zeros(())}
 
 
-def normalized(statistics: Statistics, x: jax.Array) -> jax.Array:
-    """(x − mean) / deviation, within ±`LIMIT`. x: float32 [..., D]. No gradient goes into the statistics."""
+def normalize(statistics: Statistics, x: jax.Array) -> jax.Array:
+    """Compute (x − mean) / √variance, clipped to ±`LIMIT`. x: float32 [..., D]. The statistics get no gradient."""
     mean, variance = (jax.lax.stop_gradient(statistics[name]) for name in ("mean", "variance"))
     return jnp.clip((x - mean) * jax.lax.rsqrt(variance + 1e-8), -LIMIT, LIMIT)
 
 
-def merged(
+def merge(
     statistics: Statistics,
     x: jax.Array,
     weight: jax.Array,
     total: Callable[[PyTree], PyTree] = lambda tree: tree,
 ) -> Statistics:
-    """The statistics with more observations taken in (Chan et al. 1979, the parallel form of Welford's update).
+    """Add observations to the statistics (Chan et al. 1979, the parallel form of Welford's algorithm).
 
-    x: float32 [..., D]. weight: float32 [...], 0 for what does not count, else 1. total: sums over devices.
+    With n observations of mean m and variance v, and n' new ones of mean m' and sum of squared deviations S':
+
+        N = n + n',    δ = m' − m,    mean = m + δ·n'/N,    variance = (n·v + S' + δ²·n·n'/N) / N
+
+    Args:
+      statistics: the statistics so far.
+      x: new observations, float32 [..., D].
+      weight: float32 [...], 1 for observations to include and 0 for others.
+      total: sums a pytree over devices.
+
+    Returns:
+      The statistics of all observations.
     """
     axes = tuple(range(weight.ndim))
     weight = weight[..., None]

@@ -233,7 +233,7 @@ class Transformer(nn.Module):
             keys.append(key)
             values.append(value)
         if cache.capacity and not decode:
-            start = kv.once_read(cache.length, x)
+            start = kv.once_read(cache.filled, x)
             keys = [kv_formats.write(slots, new, start) for slots, new in zip(cache.keys, keys, strict=True)]
             values = [kv_formats.write(slots, new, start) for slots, new in zip(cache.values, values, strict=True)]
         if cache.capacity:
@@ -256,4 +256,4 @@ def empty_memory(cfg: TransformerConfig, batch: int, capacity: int) -> KVCache:
 
 def decode_episodes(cache: KVCache, episode: jax.Array) -> jax.Array:
     """The cache's episode indices with the new step's written: int32 [B, S]."""
-    return jax.lax.dynamic_update_slice_in_dim(cache.episodes, episode, cache.length, axis=1)
+    return jax.lax.dynamic_update_slice_in_dim(cache.episodes, episode, cache.filled, axis=1)

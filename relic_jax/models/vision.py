@@ -1,9 +1,9 @@
-"""Image encoders of known architecture, so that weights trained elsewhere fit: ResNet-18 with GroupNorm, and ViT-B/16.
+"""Image encoders with the architecture of published weights: ResNet-18 with GroupNorm, and ViT-B/16.
 
-ResNet-18 is habitat-baselines' (He et al. 2016, arXiv 1512.03385; Wu & He 2018, arXiv 1803.08494): half the usual
-channels, GroupNorm in place of BatchNorm, a last convolution to about 2048 numbers, one linear layer. ViT-B/16
-(Dosovitskiy et al. 2021, arXiv 2010.11929) is timm's vit_base_patch16_224, VC-1's architecture; its feature is the
-class token. `relic_jax.interop.encoders` reads their weights.
+ResNet-18 is the one of habitat-baselines (He et al. 2016, arXiv 1512.03385; Wu & He 2018, arXiv 1803.08494): half the
+usual channels, GroupNorm instead of BatchNorm, a last convolution with about 2048 outputs, and one linear layer.
+ViT-B/16 (Dosovitskiy et al. 2021, arXiv 2010.11929) is vit_base_patch16_224 of timm, the architecture of VC-1. Its
+feature is the class token. `relic_jax.interop.encoders` reads the weights.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ import numpy as np
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 MARGIN = 256 / 224
-"""Pictures are resized to this many times the network's size, then cropped to it."""
+"""Images are resized to this multiple of the network's input size, then cropped to the input size."""
 COMPRESSED = 2048
-"""Numbers that ResNet-18's last convolution leaves of a picture, about."""
+"""Approximate number of outputs of ResNet-18's last convolution."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,13 +30,13 @@ class ViTConfig:
     """Sizes of a vision transformer."""
 
     size: int = 224
-    """Pixels of a side of the square picture."""
+    """Side of the square input image in pixels."""
     patch: int = 16
-    """Pixels of a side of a patch."""
+    """Side of a patch in pixels."""
     layers: int = 12
-    """Blocks."""
+    """Number of blocks."""
     width: int = 768
-    """Width of the residual stream, and of the feature."""
+    """Width of the residual stream and of the feature."""
     heads: int = 12
     """Attention heads."""
     mlp_width: int = 3072
@@ -44,7 +44,7 @@ class ViTConfig:
 
     @property
     def tokens(self) -> int:
-        """The patches and the class token."""
+        """Number of tokens: the patches and the class token."""
         return (self.size // self.patch) ** 2 + 1
 
 
@@ -52,10 +52,18 @@ VIT_B16 = ViTConfig()
 
 
 def vit_pixels(image: jax.Array, size: int) -> jax.Array:
-    """What VC-1 makes of a picture before its ViT sees it: [N, H, W, 3] → float32 [N, size, size, 3].
+    """Preprocess images as VC-1 does.
 
-    The shorter side is resized to 256/224 of `size` (bicubic with a = −1/2, antialiased), the centre is cut out, and of
-    uint8 ImageNet's mean and deviation are taken. Float pictures count as normalised already.
+    The shorter side is resized to 256/224 of `size` (bicubic with a = −1/2, antialiased), and the center is cropped.
+    uint8 images are normalized with the mean and standard deviation of ImageNet. Float images must be normalized
+    already.
+
+    Args:
+      image: [N, H, W, 3].
+      size: side of the network's input in pixels.
+
+    Returns:
+      float32 [N, size, size, 3].
     """
     height, width = image.shape[1:3]
     x = image.astype(jnp.float32)
@@ -70,9 +78,13 @@ def vit_pixels(image: jax.Array, size: int) -> jax.Array:
 
 
 def resizing(before: int, after: int, size: int) -> np.ndarray:
-    """The matrix that resizes `before` pixels to `after` and cuts the `size` in the middle out: float64 [size, before].
+    """Return the matrix that resizes `before` pixels to `after` and crops the central `size`: float64 [size, before].
 
-    Keys' cubic kernel (1981) with a = −1/2, widened where it shrinks, its weights normalised over the pixels there are.
+    Uses the cubic kernel of Keys (1981) with a = −1/2:
+
+        k(x) = 1.5|x|³ − 2.5|x|² + 1 for |x| ≤ 1,    −0.5|x|³ + 2.5|x|² − 4|x| + 2 for 1 < |x| < 2
+
+    The kernel is widened when shrinking, and its weights are normalized over the existing pixels.
     """
     pixel = np.arange(size) + round((after - size) / 2)
     centre = (pixel + 0.5) * before / after - 0.5
@@ -83,19 +95,19 @@ def resizing(before: int, after: int, size: int) -> np.ndarray:
 
 
 class ViTBlock(nn.Module):
-    """LayerNorm → attention → residual → LayerNorm → MLP → residual; the residual stream and the norms in float32."""
+    """LayerNorm → attention → residual → LayerNorm → MLP → residual, with float32 norms and residual stream."""
 
     config: ViTConfig
     dtype: Literal["float32", "bfloat16"]
 
     def linear(self, features: int, name: str) -> nn.Dense:
-        """A linear layer with a bias, computed in `dtype`."""
+        """Return a linear layer with a bias, computed in `dtype`."""
         init = nn.initializers.xavier_uniform()
         return nn.Dense(features, dtype=jnp.dtype(self.dtype), kernel_init=init, name=name)
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """float32 [N, L, d] → float32 [N, L, d]."""
+        """Map float32 [N, L, d] to float32 [N, L, d]."""
         cfg = self.config
         heads = (*x.shape[:2], 3, cfg.heads, cfg.width // cfg.heads)
         query, key, value = jnp.moveaxis(self.linear(3 * cfg.width, "qkv")(layer_norm("norm1")(x)).reshape(heads), 2, 0)
@@ -106,19 +118,19 @@ class ViTBlock(nn.Module):
 
 
 def layer_norm(name: str) -> nn.LayerNorm:
-    """In float32, with timm's epsilon."""
+    """Return a float32 layer norm with timm's epsilon."""
     return nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, name=name)
 
 
 class VisionTransformer(nn.Module):
-    """Patches, a class token, learned positions, blocks, a last norm."""
+    """Patch embedding, class token, learned positions, blocks and a final norm."""
 
     config: ViTConfig
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
 
     @nn.compact
     def __call__(self, pixels: jax.Array) -> jax.Array:
-        """float32 [N, size, size, 3], normalised. Returns the class token, float32 [N, width]."""
+        """Map normalized images float32 [N, size, size, 3] to the class token, float32 [N, width]."""
         cfg, count = self.config, self.config.size // self.config.patch
         x = pixels.reshape(-1, count, cfg.patch, count, cfg.patch, pixels.shape[-1]).swapaxes(2, 3)
         x = x.reshape(x.shape[0], count**2, -1)
@@ -134,19 +146,19 @@ class VisionTransformer(nn.Module):
 
 
 def convolution(channels: int, kernel: int, stride: int, name: str) -> nn.Conv:
-    """Without bias, padded by half the kernel on all sides, as PyTorch's layers are."""
+    """Return a convolution without bias, padded by half the kernel on all sides as in PyTorch."""
     padding = [(kernel // 2, kernel // 2)] * 2
     init = nn.initializers.he_normal()
     return nn.Conv(channels, (kernel, kernel), stride, padding, use_bias=False, kernel_init=init, name=name)
 
 
 def group_norm(groups: int, name: str) -> nn.GroupNorm:
-    """With PyTorch's epsilon."""
+    """Return a group norm with PyTorch's epsilon."""
     return nn.GroupNorm(groups, epsilon=1e-5, use_fast_variance=False, name=name)
 
 
 class BasicBlock(nn.Module):
-    """Two convolutions of 3×3 and a shortcut, which is a convolution of 1×1 where the shape changes."""
+    """Two 3×3 convolutions and a shortcut, which is a 1×1 convolution if the shape changes."""
 
     channels: int
     groups: int
@@ -154,7 +166,7 @@ class BasicBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """float32 [N, H, W, C] → float32 [N, ⌈H/stride⌉, ⌈W/stride⌉, channels]."""
+        """Map float32 [N, H, W, C] to float32 [N, ⌈H/stride⌉, ⌈W/stride⌉, channels]."""
         y = convolution(self.channels, 3, self.stride, "conv1")(x)
         y = nn.relu(group_norm(self.groups, "norm1")(y))
         y = group_norm(self.groups, "norm2")(convolution(self.channels, 3, 1, "conv2")(y))
@@ -165,14 +177,14 @@ class BasicBlock(nn.Module):
 
 
 class ResNet18(nn.Module):
-    """habitat-baselines' encoder: ResNet-18, a compressing convolution, a linear layer with a ReLU."""
+    """The encoder of habitat-baselines: ResNet-18, a compressing convolution, and a linear layer with a ReLU."""
 
     features: int
     channels: int = 32
 
     @nn.compact
     def __call__(self, image: jax.Array) -> jax.Array:
-        """float32 [N, H, W, C] of about unit scale. Returns float32 [N, features]."""
+        """Map float32 [N, H, W, C] of about unit scale to float32 [N, features]."""
         height, width = image.shape[1:3]
         groups = self.channels // 2
         x = nn.relu(group_norm(groups, "norm1")(convolution(self.channels, 7, 2, "conv1")(image)))

@@ -1,0 +1,1 @@
+"""Training: PPO with partial updates over the trials of in-context reinforcement learning."""

@@ -1,8 +1,9 @@
-"""Acting with simulators in worker processes: a loop on the host that feeds the same jitted update.
+"""Acting in environments that run in worker processes: a loop on the host around jitted steps of the policy.
 
-The environments are in one or two groups. While the policy acts for one, the workers simulate the other. Each group has
-a working copy of its part of the context, donated from step to step; what a segment added to the copies is joined and
-appended to the context for the update. An observation is uploaded once: the step that acts on it also stores it.
+The environments form one or two groups. While the policy acts in one group, the workers simulate the other. Each group
+has a working copy of its part of the context, which is donated from step to step. After a segment, the steps that were
+added to the copies are appended to the context, and the same jitted update follows as for environments inside jit. Each
+observation is transferred to the device once, by the step that acts on it and also stores it.
 """
 
 from __future__ import annotations
@@ -22,16 +23,29 @@ from relic_jax.environment.trials import TrialState, TrialStep
 from relic_jax.models.memory import Memory, joined, rows
 from relic_jax.models.policy import Policy
 from relic_jax.rl import context
-from relic_jax.rl.parallel import memory_specs, parallel, shardings_of
+from relic_jax.rl.parallel import parallel, shardings_of
 from relic_jax.rl.rollout import Collected, acting_sizes, buffer_sizes
-from relic_jax.rl.state import AXIS, Setup, TrainState, init_state, step_input
-from relic_jax.rl.update import Metrics, learn
+from relic_jax.rl.segment import learn
+from relic_jax.rl.state import AXIS, Metrics, Setup, TrainState, init_state, step_input
 from relic_jax.types import Params, PyTree, StepInput, Trajectory
+
+_SPLIT: Any = P(AXIS)
+_SPLIT_SECOND: Any = P(None, AXIS)
+COLLECTED_SPECS = Collected(
+    trial=_SPLIT, memory=_SPLIT, steps=_SPLIT, results=_SPLIT_SECOND, last_value=_SPLIT, observation=_SPLIT
+)
+"""PartitionSpecs of a `Collected`, whose arrays are split over the environments."""
 
 
 class Acted(NamedTuple):
-    """What acting stores, [b, K, ...]: what the policy read, with features in place of images; its action, that one's
-    log-probability, its value; the observation itself where the update looks at images again, else None.
+    """Buffers for the policy's part of a segment, leading axes [b, K].
+
+    Attributes:
+      inputs: inputs of the policy, with features in place of images.
+      action: the sampled action.
+      log_prob: its log-probability, float32.
+      value: the value prediction, float32.
+      observation: the observation with its images if the update trains the image encoder, otherwise None.
     """
 
     inputs: StepInput
@@ -42,31 +56,49 @@ class Acted(NamedTuple):
 
 
 class Running(NamedTuple):
-    """One group in the middle of acting. memory: its context. acted: buffers, None where nothing is stored."""
+    """State of one group while acting.
+
+    Attributes:
+      memory: the group's context.
+      acted: the group's buffers, or None if nothing is stored.
+    """
 
     memory: Memory
     acted: Acted | None
 
 
 class Actor:
-    """A policy that acts for groups of `environments` environments. Its functions are jitted.
+    """Jitted functions of a policy that acts in groups of environments.
 
-    window: the context is limited to that many last steps.
+    Args:
+      policy: the policy.
+      environments: number of environments in all groups.
+      window: limits the context to that number of last steps.
     """
 
     def __init__(self, policy: Policy, environments: int, window: int | None = None) -> None:
         limit = None if window is None else jnp.asarray(window, jnp.int32)
         step = functools.partial(_act, policy, environments, limit)
         self._step = jax.jit(step, donate_argnums=1)
-        self.peek = jax.jit(policy.peek)
+        self.value = jax.jit(policy.value)
 
     def __call__(
         self, params: Params, running: Running, trial: TrialState, key: jax.Array, start: int, index: int
     ) -> tuple[Running, jax.Array]:
-        """Acts in `trial`; `running` is donated. start: number of the group's first environment. index: of the step.
+        """Act for one step of a group.
 
-        Returns the actions, [b, ...], as the policy chose them. What is drawn for an environment does not depend on how
-        they are grouped.
+        The random numbers of an environment do not depend on the grouping.
+
+        Args:
+          params: parameters of the policy.
+          running: the group's state. It is donated.
+          trial: the group's trials.
+          key: typed PRNG key [], the same for all steps and groups of a segment.
+          start: number of the group's first environment.
+          index: index of the step.
+
+        Returns:
+          The group's next state, and the sampled actions, leading axis [b], in the units of the policy.
         """
         return self._step(params, running, step_input(trial), key, np.int32(start), np.int32(index))
 
@@ -77,28 +109,29 @@ def _act(
     window: jax.Array | None,
     params: Params,
     running: Running,
-    seen: StepInput,
+    observed: StepInput,
     key: jax.Array,
     start: jax.Array,
     index: jax.Array,
 ) -> tuple[Running, jax.Array]:
-    inputs = policy.encode_images(params, seen)
+    inputs = policy.encode_images(params, observed)
     output, memory = policy.act(params, running.memory, inputs, window=window)
     rows = start + jnp.arange(inputs.first.shape[0])
     keys = jax.random.split(jax.random.fold_in(key, index), environments)[rows]
     action = jax.vmap(lambda distribution, own: distribution.sample(own))(output.distribution, keys)
     acted = running.acted
     if acted is not None:
-        observation = seen.observation if policy.learns_images else None
+        observation = observed.observation if policy.trains_image_encoder else None
         new = Acted(inputs, action, output.distribution.log_prob(action), output.value, observation)
         acted = context.write_window(acted, jax.tree.map(lambda x: x[:, None], new), index)
     return Running(memory, acted), action
 
 
-class HostSegments:
-    """`rl.update.segment_step` for a `HostEnvironment`: called with a TrainState, returns the next one and the metrics.
+class HostRunner:
+    """Runs segments of training in a `HostEnvironment` (a `runner.Runner`). Exiting the context ends the workers.
 
-    A context manager, which ends the workers. Raises ConfigError where they cannot start.
+    Raises:
+      ConfigError: if the workers cannot start.
     """
 
     def __init__(self, setup: Setup) -> None:
@@ -110,11 +143,10 @@ class HostSegments:
         state = jax.eval_shape(lambda: init_state(setup))
         self._open = jax.jit(functools.partial(_opened, setup, state.trajectory), static_argnums=(2, 3))
         self._close = jax.jit(functools.partial(_closed, setup))
-        self._specs = _collected_specs(state.memory)
-        self._learn = parallel(setup, _learn, self._specs)
+        self._learn = parallel(setup, _learn, COLLECTED_SPECS)
         self._trials = HostTrials(env, env.start(trial.environments), setup.trials.show_last_reward)
 
-    def __enter__(self) -> HostSegments:
+    def __enter__(self) -> HostRunner:
         return self
 
     def __exit__(
@@ -123,26 +155,26 @@ class HostSegments:
         self._trials.pool.close()
 
     def __call__(self, state: TrainState) -> tuple[TrainState, Metrics]:
-        """One segment. `state` is donated to the update; what fails before that (PoolError) leaves it as it was."""
+        """Train for one segment. The state is donated to the update. A PoolError before the update leaves it intact."""
         segment = int(state.segment)
         if segment == 0:
             self._trials.reset(np.asarray(state.trial.task), np.asarray(state.trial.env))
         elif not self._trials.trials:
             state = self._resumed(state, segment * self._setup.config.trial.segment)
         collected = self._collect(state, segment)
-        shardings = shardings_of(self._setup.config, self._specs)
+        shardings = shardings_of(self._setup.config, COLLECTED_SPECS)
         return self._learn(state, jax.device_put(collected, shardings))
 
     def _resumed(self, state: TrainState, filled: int) -> TrainState:
-        """Puts fresh workers where a checkpoint's were, by playing the running episodes' actions again.
+        """Bring new workers to the state of a checkpoint's workers, by replaying the actions of the running episodes.
 
-        Where that leads elsewhere, the running episode ends as if its last step had been lost.
+        If a replay leads to a different observation, the running episode ends as if its last step had been lost.
         """
         steps = jax.device_get(state.trajectory.replace(inputs=None))
         ended = (steps.terminated | steps.truncated)[:, :filled]
-        begun = [int(row.nonzero()[0][-1]) + 1 if row.any() else 0 for row in ended]
-        applied = self._env.action_space.to_env(steps.action)
-        replay = [row[start:filled] for row, start in zip(applied, begun, strict=True)]
+        starts = [int(row.nonzero()[0][-1]) + 1 if row.any() else 0 for row in ended]
+        actions = self._env.action_space.to_env(steps.action)
+        replay = [row[start:filled] for row, start in zip(actions, starts, strict=True)]
         same = self._trials.resume(jax.device_get(state.trial), ended.sum(1), replay)
         truncated, valid = np.array(steps.truncated), np.array(steps.valid)
         truncated[~same, filled - 1], valid[~same, filled - 1] = True, False
@@ -150,7 +182,7 @@ class HostSegments:
         return state.replace(trajectory=state.trajectory.replace(truncated=new[0], valid=new[1]))
 
     def _collect(self, state: TrainState, segment: int) -> Collected:
-        """Acts for one segment. `memory` of the result holds the segment's own keys and values only."""
+        """Act for one segment. The memory of the result holds only the steps of the segment."""
         steps, trials = self._setup.config.trial.segment, self._trials
         acting = (state.params, state.memory, _act_key(state.key))
         params, memory, key = jax.device_put(acting, jax.devices()[0])
@@ -162,36 +194,36 @@ class HostSegments:
             running[group], action = self._actor(params, running[group], trial, key, start, index)
             return self._env.action_space.to_env(np.asarray(action))
 
-        happened: list[list[GroupStep]] = [[] for _ in running]
-        finals: list[list[np.ndarray]] = [[] for _ in running]
-        for found in trials.run(act, steps):
-            happened[found.group].append(found)
-            finals[found.group].append(self._final_value(params, running[found.group].memory, found))
+        group_steps: list[list[GroupStep]] = [[] for _ in running]
+        final_values: list[list[np.ndarray]] = [[] for _ in running]
+        for step in trials.run(act, steps):
+            group_steps[step.group].append(step)
+            final_values[step.group].append(self._final_value(params, running[step.group].memory, step))
         last_value = [
-            self._actor.peek(params, group.memory, step_input(trial))
+            self._actor.value(params, group.memory, step_input(trial))
             for group, trial in zip(running, trials.trials, strict=True)
         ]
         added, acted = self._close(tuple(running))
-        results, valid = _stacked([[(f.step, f.batch.valid) for f in group] for group in happened])
+        results, valid = _stacked([[(step.step, step.batch.valid) for step in group] for group in group_steps])
         return Collected(
             trial=trials.all,
             memory=added,
-            steps=_trajectory(acted, results, valid, _stacked(finals)),
+            steps=_trajectory(acted, results, valid, _stacked(final_values)),
             results=results,
             last_value=jnp.concatenate(last_value),
             observation=acted.observation,
         )
 
-    def _final_value(self, params: Params, memory: Memory, found: GroupStep) -> np.ndarray:
-        """Value of the observation that a time limit cut off, 0 elsewhere: float32 [b]."""
-        batch = found.batch
+    def _final_value(self, params: Params, memory: Memory, step: GroupStep) -> np.ndarray:
+        """Return the value of the final observation of truncated episodes, and 0 elsewhere: float32 [b]."""
+        batch = step.batch
         cut = batch.truncated & batch.valid
         if self._setup.config.ppo.time_limit == "terminal" or batch.final is None or not cut.any():
             return np.zeros(len(cut), np.float32)
         acted = self._env.action_space.from_env(batch.acted)
         fields: Any = (self._env.observe(batch.final), acted, batch.reward, np.zeros_like(cut))
         inputs = StepInput(*fields)
-        return np.where(cut, np.asarray(self._actor.peek(params, memory, inputs)), 0).astype(np.float32)
+        return np.where(cut, np.asarray(self._actor.value(params, memory, inputs)), 0).astype(np.float32)
 
 
 @jax.jit
@@ -200,17 +232,23 @@ def _act_key(key: jax.Array) -> jax.Array:
 
 
 def _learn(setup: Setup, state: TrainState, collected: Collected) -> tuple[TrainState, Metrics]:
-    """`learn`, with the keys of the segment that `_act_key` began."""
+    """Call `learn` with the keys of the same segment as `_act_key`."""
     key, own_key = jax.random.split(state.key)
-    _, update_key, after_key = jax.random.split(setup.own_key(own_key), 3)
+    _, update_key, after_key = jax.random.split(setup.device_key(own_key), 3)
     collected = collected._replace(memory=state.memory.append(collected.memory))
     return learn(setup, state.replace(key=key), state.memory, collected, update_key, after_key)
 
 
 def _opened(setup: Setup, steps: Trajectory, memory: Memory, start: jax.Array, count: int, size: int) -> Running:
-    """A working copy for `count` environments from `start` on, with room for `size` steps, and buffers for a segment.
+    """Return a working copy of the context and buffers for a segment, for a group of environments.
 
-    steps: shapes of the trial's. count, size: static.
+    Args:
+      setup: the training setup.
+      steps: shapes of the trajectory.
+      memory: the context of all environments.
+      start: number of the group's first environment.
+      count: number of environments in the group. Static.
+      size: number of steps for which the copy has room. Static.
     """
     part = rows(memory, start + jnp.arange(count)).prefix(size)
     shape = (count, setup.config.trial.segment)
@@ -220,25 +258,25 @@ def _opened(setup: Setup, steps: Trajectory, memory: Memory, start: jax.Array, c
         return jax.tree.map(lambda x: jnp.zeros((*shape, *x.shape[leading:]), x.dtype), tree)
 
     acted = zeros(Acted(steps.inputs, steps.action, steps.log_prob, steps.value, None), 2)
-    acted = acted._replace(observation=zeros(policy.spec, 0) if policy.learns_images else None)
+    acted = acted._replace(observation=zeros(policy.spaces.observation, 0) if policy.trains_image_encoder else None)
     return Running(policy.for_acting(part), acted)
 
 
 def _closed(setup: Setup, groups: tuple[Running, ...]) -> tuple[Memory, Acted]:
-    """What the segment added, of all environments."""
+    """Return the steps that the segment added to the context, and the buffers, of all environments."""
     segment = setup.config.trial.segment
-    memory = joined([setup.policy.stored(group.memory.last_steps(segment)) for group in groups])
+    memory = joined([setup.policy.for_storage(group.memory.last_steps(segment)) for group in groups])
     return memory, jax.tree.map(lambda *parts: jnp.concatenate(parts), *(group.acted for group in groups))
 
 
 def _stacked(groups: list[list[Any]]) -> Any:
-    """[K, B, ...] arrays from those of one step of one group, groups[g][k]: [b, ...]."""
+    """Stack arrays groups[g][k]: [b, ...] of step k of group g as [K, B, ...]."""
     parts = [jax.tree.map(lambda *steps: np.stack(steps), *group) for group in groups]
     return jax.tree.map(lambda *arrays: np.concatenate(arrays, axis=1), *parts)
 
 
 def _trajectory(acted: Acted, results: TrialStep, valid: Any, final_value: Any) -> Trajectory:
-    """results, valid (bool), final_value (float32): [K, B]."""
+    """Assemble the segment's trajectory. results, valid (bool), final_value (float32): leading axes [K, B]."""
     return Trajectory(
         inputs=acted.inputs,
         action=acted.action,
@@ -249,13 +287,4 @@ def _trajectory(acted: Acted, results: TrialStep, valid: Any, final_value: Any) 
         truncated=results.truncated.T,
         final_value=final_value.T,
         valid=valid.T,
-    )
-
-
-def _collected_specs(memory: Memory) -> Any:
-    """PartitionSpecs of a `Collected`: everything is split over the environments. memory: one of the same kind."""
-    split: Any = P(AXIS)
-    steps_first: Any = P(None, AXIS)
-    return Collected(
-        trial=split, memory=memory_specs(memory), steps=split, results=steps_first, last_value=split, observation=split
     )

@@ -1,4 +1,4 @@
-"""The clipped PPO losses (Schulman et al. 2017, arXiv 1707.06347), as ReLIC uses them. Elementwise; callers average."""
+"""The clipped losses of PPO (Schulman et al. 2017, arXiv 1707.06347), elementwise. Callers average them."""
 
 from __future__ import annotations
 
@@ -7,15 +7,36 @@ import jax.numpy as jnp
 
 
 def policy_loss(log_prob: jax.Array, old_log_prob: jax.Array, advantage: jax.Array, clip: float) -> jax.Array:
-    """−min(ρ·A, clip(ρ, 1−ε, 1+ε)·A) with ρ = exp(log π − log π_old). All float32 [...]."""
+    """Compute the clipped surrogate loss of the policy.
+
+        ρ = exp(log π − log π_old),    loss = −min(ρ·A, clip(ρ, 1 − ε, 1 + ε)·A)
+
+    Args:
+      log_prob: log-probability under the current policy, float32 [...].
+      old_log_prob: log-probability under the acting policy, float32 [...].
+      advantage: A, float32 [...].
+      clip: ε.
+
+    Returns:
+      float32 [...].
+    """
     ratio = jnp.exp(log_prob - old_log_prob)
     return -jnp.minimum(ratio * advantage, jnp.clip(ratio, 1 - clip, 1 + clip) * advantage)
 
 
 def value_loss(value: jax.Array, old_value: jax.Array, returns: jax.Array, clip: float | None) -> jax.Array:
-    """½(v − R)², where a v further than `clip` from the old value is replaced by the bound: no gradient there.
+    """Compute the squared error ½(v − R)² of the value.
 
-    All float32 [...]. clip None: no clipping.
+    A value that is further than `clip` from the old value is replaced by the bound, where the loss has no gradient.
+
+    Args:
+      value: v, float32 [...].
+      old_value: value predicted before the update, float32 [...].
+      returns: R, float32 [...].
+      clip: largest change of the value, or None for no clipping.
+
+    Returns:
+      float32 [...].
     """
     if clip is not None:
         delta = jax.lax.stop_gradient(value) - old_value

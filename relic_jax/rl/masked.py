@@ -1,7 +1,11 @@
-"""Means over valid steps of all devices: a sum of sums divided by a sum of counts, 0 where there is no valid step.
+"""Means over the valid steps of all devices: the sum of all sums divided by the sum of all counts.
 
-A device that lost more steps than another weighs less. Callers average over devices at the end (`Setup.mean`), so each
-device divides its own sum by the mean count of the devices: mean_d(sum_d / mean_d(count_d)) = Σ sum_d / Σ count_d.
+The result is 0 if there is no valid step. Callers average over D devices at the end (`Setup.mean`), so each device
+divides its sum s_d by the mean count of the devices:
+
+    (1/D) Σ_d s_d / ((1/D) Σ_d n_d) = Σ_d s_d / Σ_d n_d
+
+A device that lost more steps than another then has less weight.
 """
 
 from __future__ import annotations
@@ -15,51 +19,67 @@ from relic_jax.rl.state import Setup
 
 
 class Counts(NamedTuple):
-    """What sums over a minibatch's valid steps are divided by, float32 [] or [minibatches]. loss: for its gradient.
-    metrics: for what is reported.
+    """Divisors of sums over the valid steps of a minibatch, float32 [] or [minibatches].
+
+    Attributes:
+      loss: divisor for the loss and its gradient.
+      metrics: divisor for the metrics.
     """
 
     loss: jax.Array
     metrics: jax.Array
 
 
-def count_of(setup: Setup, valid: jax.Array) -> jax.Array:
-    """Number of valid steps, the mean over devices; 1 where there is none. valid: bool [...]. Returns float32 []."""
-    return at_least_some(setup.mean(_number(valid)))
+def mean_count(setup: Setup, valid: jax.Array) -> jax.Array:
+    """Return the number of valid steps averaged over devices, or 1 if there is none. valid: bool [...]."""
+    return nonzero(setup.mean(_count(valid)))
 
 
-def at_least_some(count: jax.Array) -> jax.Array:
-    """A count that can be divided by. It may be less than 1: it is a mean over devices."""
+def nonzero(count: jax.Array) -> jax.Array:
+    """Replace a count of 0 by 1. Counts are means over devices, so they can lie between 0 and 1."""
     return jnp.where(count > 0, count, 1.0)
 
 
-def _number(valid: jax.Array) -> jax.Array:
-    return valid.sum(dtype=jnp.int32).astype(jnp.float32)  # in float32 a sum of ones would stop at 2^24
+def _count(valid: jax.Array) -> jax.Array:
+    return valid.sum(dtype=jnp.int32).astype(jnp.float32)  # a float32 sum of ones would stop at 2^24
 
 
 def mean_of_valid(x: jax.Array, valid: jax.Array | None, count: jax.Array | None = None) -> jax.Array:
-    """Sum over the valid steps divided by `count` (None: their number here). valid None: the plain mean.
+    """Return the sum over the valid steps divided by their number.
 
-    x: float32 [...]; valid: bool [...]; count: float32 [].
+    Args:
+      x: float32 [...].
+      valid: bool [...], or None for the mean over all steps.
+      count: the divisor, float32 []. None counts the valid steps.
+
+    Returns:
+      float32 [].
     """
     if valid is None:
         return x.mean()
-    return jnp.sum(x, where=valid) / (at_least_some(_number(valid)) if count is None else count)
+    return jnp.sum(x, where=valid) / (nonzero(_count(valid)) if count is None else count)
 
 
-def normalized(
+def normalize_advantages(
     setup: Setup, advantage: jax.Array, length: jax.Array | int, valid: jax.Array | None = None
 ) -> jax.Array:
-    """Advantages float32 [B, T] with mean 0 and deviation 1 over the first `length` steps of all environments.
+    """Normalize advantages to mean 0 and standard deviation 1 over the trial so far and all environments.
 
-    valid: bool [B, T], which of them count; the others are 0. None: all.
+    The window of the update would be too short: late in a trial, the policy can already solve the task, and normalizing
+    would amplify the remaining noise.
 
-    Over the trial so far and not over the window: in a late segment everybody may know what to do, and what is left
-    there is noise that must not be blown up to the size of a discovery.
+    Args:
+      setup: the training setup.
+      advantage: float32 [B, T].
+      length: int32 [], number of steps of the trial so far.
+      valid: bool [B, T], the steps to include; the results of the other steps are 0. None includes all.
+
+    Returns:
+      float32 [B, T].
     """
     filled = jnp.broadcast_to(jnp.arange(advantage.shape[1]) < length, advantage.shape)
     filled = filled if valid is None else filled & valid
-    count = count_of(setup, filled)
+    count = mean_count(setup, filled)
     mean = setup.mean(mean_of_valid(advantage, filled, count))
     deviation = jnp.sqrt(setup.mean(mean_of_valid(jnp.square(advantage - mean), filled, count)))
     result = (advantage - mean) / (deviation + 1e-8)
@@ -67,14 +87,20 @@ def normalized(
 
 
 def step_counts(setup: Setup, valid: jax.Array | None, order: jax.Array, *, shared: bool) -> Counts | None:
-    """Counts of the minibatches of one optimiser step, [accumulate]; None where all steps are valid.
+    """Return the counts of the minibatches of one optimizer step, or None if all steps are valid.
 
-    valid: bool [B, K], of the loss window of all environments. order: int32 [accumulate, b], this device's rows of each
-    minibatch. shared: whether the devices share each minibatch, not the minibatches of the step.
-
-    With `gradient_reduction` "sum", gradients of means are summed: each minibatch has its own count, over all of its
-    rows. With "mean" they make one mean over the valid steps of all minibatches of the step: one count. Metrics are
+    With `gradient_reduction` "sum", each minibatch has a mean loss over its own valid steps, and the gradients are
+    summed. With "mean", there is one mean over the valid steps of all minibatches, so they share a count. Metrics are
     means over all valid steps of the epoch.
+
+    Args:
+      setup: the training setup.
+      valid: bool [B, K], the valid steps of the window.
+      order: int32 [accumulate, b], environments of this device in each minibatch.
+      shared: whether the devices share each minibatch (`update.devices_share_minibatches`).
+
+    Returns:
+      Counts float32 [accumulate].
     """
     if valid is None:
         return None
@@ -84,5 +110,5 @@ def step_counts(setup: Setup, valid: jax.Array | None, order: jax.Array, *, shar
     if setup.config.ppo.gradient_reduction == "mean":
         each = jnp.full_like(each, setup.mean(each.mean()))
     minibatches = valid.shape[0] // order.shape[1]
-    reported = setup.mean(_number(valid)) / minibatches
-    return Counts(at_least_some(each), jnp.full_like(each, at_least_some(reported)))
+    per_minibatch = setup.mean(_count(valid)) / minibatches
+    return Counts(nonzero(each), jnp.full_like(each, nonzero(per_minibatch)))

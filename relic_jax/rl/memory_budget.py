@@ -1,4 +1,7 @@
-"""What a run will hold in memory, worked out before anything is compiled."""
+"""Estimates of the memory that a run needs, computed before anything is compiled.
+
+All estimates are lower bounds. A config that exceeds the available memory is rejected with a one-line error.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,6 @@ from pathlib import Path
 import jax
 
 from relic_jax.config import ConfigError, EvalConfig, PolicyConfig, TrainConfig, changed, value_of
-from relic_jax.models.encoders import image_mask
 from relic_jax.rl.state import Setup, init_state
 from relic_jax.types import PyTree
 from relic_jax.validation import LARGEST, require
@@ -18,38 +20,38 @@ SIZES = (
     *("policy.transformer.max_positions", "policy.transformer.layers", "policy.recurrent.width"),
     *("policy.recurrent.layers", "policy.encoder.features"),
 )
-"""Fields that decide how much memory a run needs."""
+"""Config fields that determine how much memory a run needs."""
 UNKNOWN = 2**50
-"""Bytes that are certainly too many where nobody says how many there are."""
+"""Assumed number of available bytes if it is not known: larger than the memory of any machine."""
 _NUMBER = {"float32": 4, "bfloat16": 2, "int8": 1}
 _STEP = 18
-"""Bytes that a step leaves behind at the least, whatever the policy: action, rewards, value and flags."""
+"""Bytes stored per step for any policy: action, rewards, value and flags."""
 
 
 def tree_bytes(tree: PyTree) -> int:
-    """Bytes of a pytree of arrays or of their shapes."""
+    """Return the bytes of a pytree of arrays or of `jax.ShapeDtypeStruct`."""
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 def context_bytes(setup: Setup) -> int:
-    """Bytes of all environments' keys and values when the trial is full."""
+    """Return the bytes of the keys and values of all environments at the end of a trial."""
     trial = setup.config.trial
     return trial.environments * trial.steps * setup.config.policy.transformer.cache_bytes_per_step
 
 
 def segment_image_bytes(setup: Setup) -> int:
-    """Bytes of one segment's observations with their images, where the update learns from these, else 0.
+    """Return the bytes of one segment's observations with their images, or 0 if updates do not need the images.
 
-    Of the trial's other steps there are features, which count with the trajectory.
+    For the other steps of the trial only features are kept, as part of the trajectory.
     """
-    if not setup.policy.learns_images:
+    if not setup.policy.trains_image_encoder:
         return 0
     trial = setup.config.trial
-    return trial.environments * trial.segment * tree_bytes(setup.policy.spec)
+    return trial.environments * trial.segment * tree_bytes(setup.policy.spaces.observation)
 
 
 def context_line(setup: Setup) -> str:
-    """One line: what a step of context costs and what all of it comes to."""
+    """Return a one-line summary of the size of the context, per step and in total."""
     trial, transformer = setup.config.trial, setup.config.policy.transformer
     if setup.policy.is_recurrent:
         size = tree_bytes(jax.eval_shape(lambda: setup.policy.initial_memory(trial.environments, trial.steps)))
@@ -61,16 +63,20 @@ def context_line(setup: Setup) -> str:
 
 
 def step_bytes(policy: PolicyConfig) -> int:
-    """Bytes of keys and values per step and environment, rounded down; 0 of a recurrent state."""
+    """Return the bytes of keys and values per step and environment, rounded down. A recurrent memory has none."""
     if policy.memory != "transformer":
         return 0
     return 2 * policy.transformer.layers * policy.transformer.width * _NUMBER[policy.transformer.cache_format]
 
 
 def least_bytes(config: TrainConfig, images: bool = False) -> int:
-    """Bytes that a run needs at the least, from its sizes alone: Python's integers do not overflow.
+    """Return a lower bound of the bytes that a run needs, computed from its config in integers that cannot overflow.
 
-    images: whether observations contain any. Parameters count three times, with Adam's two moments.
+    Parameters count three times, because Adam stores two moments for each.
+
+    Args:
+      config: the run's config.
+      images: whether observations contain images.
     """
     policy, trial = config.policy, config.trial
     if policy.memory == "transformer":
@@ -86,7 +92,7 @@ def least_bytes(config: TrainConfig, images: bool = False) -> int:
 
 
 def largest_size(config: TrainConfig, images: bool = False) -> str:
-    """The field whose default value would save the most memory: the one to name where a run does not fit."""
+    """Return the config field whose default value would save the most memory, for errors."""
 
     def without(field: str) -> int:
         default: int = value_of(TrainConfig(), field)
@@ -96,25 +102,40 @@ def largest_size(config: TrainConfig, images: bool = False) -> str:
 
 
 def check_sizes(config: TrainConfig, images: bool = False, available: int | None = None) -> None:
-    """Raises ConfigError where a run is too large by its sizes alone, before any shape is made of them.
+    """Check the memory of a run by its config alone, before any array shape is computed.
 
-    images: whether observations contain any. available: bytes; None asks the machine.
+    Args:
+      config: the run's config.
+      images: whether observations contain images.
+      available: available bytes. None queries the device.
+
+    Raises:
+      ConfigError: if the run does not fit.
     """
     available = available_bytes(config.devices or 1) if available is None else available
     available, needed = available or UNKNOWN, least_bytes(config, images)
     if needed > available:
         field = largest_size(config, images)
-        allowed = f"what fits into {_mebibytes(available)} of memory; this takes at least {_mebibytes(needed)}"
+        allowed = f"a size that fits into {_mebibytes(available)} of memory; this takes at least {_mebibytes(needed)}"
         require(False, field, value_of(config, field), allowed)
 
 
 def check_evaluation(
     policy: PolicyConfig, config: EvalConfig, *, horizon: int, trials: int, available: int | None = None
 ) -> None:
-    """Raises ConfigError where an evaluation is too large by its sizes alone.
+    """Check the memory of an evaluation by its config alone.
 
-    horizon: steps of the longest episode. trials: that are played at a time. available: bytes; None asks the machine.
-    An estimate from below: episodes may be short, and then only the first part of the context is ever made.
+    The estimate counts a quarter of the context, because short episodes fill only the first of its four buffer sizes.
+
+    Args:
+      policy: architecture of the policy.
+      config: config of the evaluation.
+      horizon: steps of the longest episode.
+      trials: number of trials that run at the same time.
+      available: available bytes. None queries the device.
+
+    Raises:
+      ConfigError: if the evaluation does not fit.
     """
     longest, steps = LARGEST // horizon, horizon * -(-config.episodes // 4)
     allowed = f"at most {longest:,} (2^31 − 1 steps in all, of {horizon:,} an episode)"
@@ -122,50 +143,62 @@ def check_evaluation(
     available = available_bytes(1) if available is None else available
     available, needed = available or UNKNOWN, trials * steps * (step_bytes(policy) + _STEP)
     field = max(("episodes", "repeats"), key=lambda name: getattr(config, name))
-    allowed = f"what fits into {_mebibytes(available)} of memory; this takes at least {_mebibytes(needed)}"
+    allowed = f"a size that fits into {_mebibytes(available)} of memory; this takes at least {_mebibytes(needed)}"
     require(needed <= available, f"eval.{field}", getattr(config, field), f"{allowed}, {trials:,} trials at a time")
 
 
 def check_context(policy: PolicyConfig, steps: int, available: int | None = None) -> None:
-    """Raises ConfigError where the context of an exported policy cannot even be tried here. available: bytes, or None.
+    """Check the memory of an exported policy's context on this machine.
 
-    steps: that it has room for.
+    Args:
+      policy: architecture of the policy.
+      steps: capacity of the context.
+      available: available bytes. None queries the device.
+
+    Raises:
+      ConfigError: if the context does not fit.
     """
     require(steps <= LARGEST, "context", steps, "less than 2^31")
     available = (available_bytes(1) if available is None else available) or UNKNOWN
     needed = steps * step_bytes(policy)
-    allowed = f"what fits into {_mebibytes(available)} of memory; this takes at least {_mebibytes(needed)}"
+    allowed = f"a size that fits into {_mebibytes(available)} of memory; this takes at least {_mebibytes(needed)}"
     require(needed <= available, "context", steps, allowed)
 
 
 def check_memory(setup: Setup, available: int | None = None) -> None:
-    """Raises ConfigError, with the arithmetic, where a run cannot fit. available: bytes; None asks the machine.
+    """Check the memory of a run by the shapes of its state. Activations depend on the compiler and are not included.
 
-    An estimate from below: activations, which depend on the compiler, are left out.
+    Args:
+      setup: the training setup.
+      available: available bytes. None queries the device.
+
+    Raises:
+      ConfigError: if the run does not fit. The error lists the parts of the estimate.
     """
     available = available_bytes(setup.config.devices or 1) if available is None else available
     state = jax.eval_shape(lambda: init_state(setup))
     acting = jax.eval_shape(lambda memory: setup.policy.for_acting(memory), state.memory)
     context, rest = tree_bytes(state.memory), tree_bytes(state.replace(memory=None))
-    images = 2 * segment_image_bytes(setup)  # as they are acted on and, environment after environment, for the update
+    images = 2 * segment_image_bytes(setup)  # once while acting, once transposed for the update
     needed = 2 * context + tree_bytes(acting) + images + rest  # a refresh fills a second context, acting reads a copy
     if available is not None and needed > available:
-        kept = f"images of a segment, twice, {_mebibytes(images)}; " if images else ""
-        field = largest_size(setup.config, any(image_mask(setup.policy.spec)))
+        image_part = f"images of a segment, twice, {_mebibytes(images)}; " if images else ""
+        field = largest_size(setup.config, any(setup.policy.spaces.images))
         raise ConfigError(
-            f"{field} is {value_of(setup.config, field)}; allowed: what fits into {_mebibytes(available)} of memory; "
+            f"{field} is {value_of(setup.config, field)}; "
+            f"allowed: a size that fits into {_mebibytes(available)} of memory; "
             f"context {context_line(setup)}, twice during a refresh; acting's copy {_mebibytes(tree_bytes(acting))}; "
-            f"{kept}everything else {_mebibytes(rest)}; in all {_mebibytes(needed)}"
+            f"{image_part}everything else {_mebibytes(rest)}; in all {_mebibytes(needed)}"
         )
 
 
 def available_bytes(devices: int) -> int | None:
-    """Memory that the devices (on CPU: the machine) can still give, None where that is not known."""
+    """Return the available bytes of the devices (on CPU, of the machine), or None if they are not known."""
     if jax.default_backend() != "cpu":
         stats = [device.memory_stats() for device in jax.devices()[:devices]]
         known = [s["bytes_limit"] for s in stats if s and "bytes_limit" in s]
         return sum(known) if len(known) == devices else None
-    try:  # free memory alone would leave out what the system only keeps for files
+    try:  # MemAvailable includes the file cache, which the system can free
         lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
         return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
     except (OSError, StopIteration):

@@ -1,4 +1,4 @@
-"""Adam with ReLIC's clip, and its schedules in environment steps."""
+"""Adam with the gradient clipping of ReLIC, and schedules over environment steps."""
 
 from __future__ import annotations
 
@@ -10,10 +10,14 @@ from relic_jax.config import PPOConfig
 from relic_jax.rl.steps import StepCount
 from relic_jax.types import Params, PyTree
 
+Steps = StepCount | jax.Array | int
+"""Number of environment steps so far, in any form that `StepCount.of` accepts."""
+
 
 def make_optimizer(ppo: PPOConfig) -> optax.GradientTransformation:
-    """Norm clip over everything but the critic head, then Adam's direction; the learning rate is applied outside,
-    because it follows environment steps and not optimiser steps.
+    """Return the optimizer: clipping by the global norm of everything except the critic head, then Adam.
+
+    The learning rate is applied by the caller, because it depends on environment steps and not on optimizer steps.
     """
     return optax.chain(
         optax.masked(optax.clip_by_global_norm(ppo.max_grad_norm), clipped_mask),
@@ -22,23 +26,14 @@ def make_optimizer(ppo: PPOConfig) -> optax.GradientTransformation:
 
 
 def clipped_mask(params: Params) -> PyTree:
-    """True where the norm clip applies."""
+    """Return the tree of `params` with True for each array whose gradient is clipped."""
     return {name: jax.tree.map(lambda _, clip=name != "critic": clip, leaves) for name, leaves in params.items()}
 
 
-def global_norm(tree: PyTree) -> jax.Array:
-    """Euclidean norm over all leaves: float32 []."""
-    return jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)))
-
-
-Steps = StepCount | jax.Array | int
-"""Environment steps taken so far, what `StepCount.of` takes."""
-
-
 def learning_rate(ppo: PPOConfig, total_steps: int, env_steps: Steps) -> jax.Array:
-    """Linear warm-up from 1e-3 of the peak, then cosine to `lr_final`. Returns float32 []."""
+    """Return the learning rate, float32 []: a linear warm-up from 1e-3·lr to lr, then a cosine decay to `lr_final`."""
     env_steps = StepCount.of(env_steps)
-    # floats: optax's schedules would convert larger integers than 2^31 to int32
+    # floats, because the schedules of optax would convert integers above 2^31 to int32
     warmup = optax.linear_schedule(1e-3 * ppo.lr, ppo.lr, float(max(ppo.warmup_steps, 1)))
     decay_steps = float(max(total_steps - ppo.warmup_steps, 1))
     cosine = optax.cosine_decay_schedule(ppo.lr, decay_steps, alpha=ppo.lr_final / ppo.lr)
@@ -47,7 +42,7 @@ def learning_rate(ppo: PPOConfig, total_steps: int, env_steps: Steps) -> jax.Arr
 
 
 def entropy_coef(ppo: PPOConfig, total_steps: int, env_steps: Steps) -> jax.Array:
-    """Weight of the entropy bonus, linear over the run. Returns float32 []."""
+    """Return the weight of the entropy bonus, float32 [], which changes linearly over the run."""
     final = ppo.entropy_coef if ppo.entropy_coef_final is None else ppo.entropy_coef_final
     progress = jnp.minimum(StepCount.of(env_steps).as_float() / float(total_steps), 1.0)
     return ppo.entropy_coef + (final - ppo.entropy_coef) * progress

@@ -1,7 +1,7 @@
-"""Data parallelism: the environments are split over devices, parameters are replicated, gradients are averaged.
+"""Data parallelism: environments are split over devices, parameters are replicated, and gradients are averaged.
 
-Acting needs no communication, an optimiser step needs one all-reduce. On CPU, XLA runs one program mostly on one core,
-so there the "devices" are virtual, one per core.
+Acting needs no communication, and an optimizer step needs one all-reduce. On CPU, XLA runs a program mostly on one
+core, so the devices are virtual devices, one per core.
 """
 
 from __future__ import annotations
@@ -21,21 +21,20 @@ from jax.sharding import PartitionSpec as P
 from relic_jax.config import ConfigError, TrainConfig, devices_fit
 from relic_jax.interop import encoders
 from relic_jax.loading import start_params
-from relic_jax.models.memory import Memory
 from relic_jax.rl.state import AXIS, Setup, TrainState, init_state
 from relic_jax.types import PyTree
 
-MOST_OFFERED = 1024
-"""CPU devices that are made where a config asks for more than there are cores: each takes threads and memory."""
+MAX_CPU_DEVICES = 1024
+"""Largest number of virtual CPU devices that a config can request. Each one takes threads and memory."""
 
 
 def cores() -> int:
-    """CPU cores that this process may use."""
+    """Return the number of CPU cores available to this process."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def forced_devices() -> int | None:
-    """How many CPU devices JAX_NUM_CPU_DEVICES or XLA_FLAGS ask for; None: neither does."""
+    """Return the number of CPU devices set by JAX_NUM_CPU_DEVICES or XLA_FLAGS, or None if neither sets it."""
     config: Any = jax.config
     if config.jax_num_cpu_devices > 0:
         return int(config.jax_num_cpu_devices)
@@ -44,19 +43,25 @@ def forced_devices() -> int | None:
 
 
 def offer_cores(at_least: int = 1) -> None:
-    """Makes every CPU core a device, or as many devices as JAX's settings ask for.
+    """Create one CPU device per core, or as many as JAX's settings request.
 
-    To be called before anything touches a device: importing some suites does.
+    Call this before any device is used. Importing some environment suites already uses one.
+
+    Args:
+      at_least: smallest number of devices, up to `MAX_CPU_DEVICES`.
     """
-    with contextlib.suppress(RuntimeError):  # devices are in use already: what there is has to do
-        jax.config.update("jax_num_cpu_devices", max(forced_devices() or cores(), min(at_least, MOST_OFFERED)))
+    with contextlib.suppress(RuntimeError):  # JAX already has its devices
+        jax.config.update("jax_num_cpu_devices", max(forced_devices() or cores(), min(at_least, MAX_CPU_DEVICES)))
 
 
 def configure_devices(config: TrainConfig) -> TrainConfig:
-    """Fills in `devices`. Raises ConfigError where more are asked for than there are.
+    """Return the config with `devices` set.
 
-    Where `devices` is None: as many as jax has and as fit. JAX's own setting is touched only where more than one is
-    asked for; else the caller decides (the command line offers all CPU cores before, see `offer_cores`).
+    If `devices` is None, it becomes the largest number of available devices that fits the config. JAX's own setting is
+    changed only if `devices` is more than 1. The command line calls `offer_cores` first, to use all CPU cores.
+
+    Raises:
+      ConfigError: if `devices` is more than the number of available devices.
     """
     if (config.devices or 1) > 1:
         offer_cores(config.devices or 1)
@@ -70,48 +75,45 @@ def configure_devices(config: TrainConfig) -> TrainConfig:
 
 
 def data_mesh(config: TrainConfig) -> Mesh:
-    """The first `devices` devices in a row along the data axis."""
+    """Return a mesh of the first `devices` devices along the data axis."""
     return Mesh(np.asarray(jax.devices()[: config.devices or 1]), (AXIS,))
 
 
 def state_specs(state: TrainState) -> Any:
-    """A TrainState of PartitionSpecs: what is split over the environments (leading axis), what is on every device."""
+    """Return a TrainState of PartitionSpecs: arrays of the environments are split, everything else is replicated."""
 
-    def everywhere(tree: PyTree) -> PyTree:
+    def replicate(tree: PyTree) -> PyTree:
         return jax.tree.map(lambda _: P(), tree)
 
     def split(tree: PyTree) -> PyTree:
         return jax.tree.map(lambda _: P(AXIS), tree)
 
-    return everywhere(state).replace(
-        trial=split(state.trial),
-        trajectory=split(state.trajectory),
-        memory=memory_specs(state.memory),
+    return replicate(state).replace(
+        trial=split(state.trial), trajectory=split(state.trajectory), memory=split(state.memory)
     )
 
 
-def memory_specs(memory: Memory) -> Any:
-    """A memory of PartitionSpecs: split over the environments, but for what they share."""
-    specs: Any = jax.tree.map(lambda _: P(AXIS), memory)
-    return specs.replace(length=P())
-
-
 def state_shardings(config: TrainConfig, state: TrainState) -> Any:
-    """A TrainState of shardings, for creating, loading and donating."""
+    """Return a TrainState of shardings, for creating, restoring and donating the state."""
     return shardings_of(config, state_specs(state))
 
 
 def shardings_of(config: TrainConfig, specs: PyTree) -> Any:
-    """Shardings over the data axis from PartitionSpecs."""
+    """Return shardings over the data axis for a pytree of PartitionSpecs."""
     mesh = data_mesh(config)
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
 
 
 def parallel(setup: Setup, function: Callable[..., tuple[TrainState, Any]], *inputs: PyTree) -> Callable[..., Any]:
-    """`function(setup, state, *inputs) -> (state, metrics)` as one jitted call over all devices, its state donated.
+    """Return a jitted function that runs `function(setup, state, *inputs) -> (state, metrics)` on all devices.
 
-    inputs: PartitionSpecs of what else goes in. Inside, each device sees its share of the environments. Layouts are
-    pinned, so that the state that comes out goes in again without a second compilation.
+    Inside the function, each device has its share of the environments. The state is donated. Input and output layouts
+    are equal, so the resulting state can be passed in again without a second compilation.
+
+    Args:
+      setup: the training setup.
+      function: the function to run.
+      *inputs: PartitionSpecs of the inputs after the state.
     """
     config = setup.config
     devices = config.devices or 1
@@ -125,14 +127,14 @@ def parallel(setup: Setup, function: Callable[..., tuple[TrainState, Any]], *inp
         mesh=data_mesh(config),
         in_specs=(specs, *inputs),
         out_specs=(specs, P()),
-        check_vma=False,  # loops inside carry both split and replicated values; what must be averaged is averaged
+        check_vma=False,  # loops inside carry both split and replicated values
     )
     in_shardings = (shardings, *shardings_of(config, inputs))
     return jax.jit(run, donate_argnums=0, in_shardings=in_shardings, out_shardings=(shardings, None))
 
 
 def initial_state(setup: Setup) -> TrainState:
-    """The state before the first step, laid out over the devices, with the weights that the config starts from."""
+    """Return the state before the first step, sharded over the devices. Weights are loaded if the config names any."""
     shardings = state_shardings(setup.config, jax.eval_shape(lambda: init_state(setup)))
     state = jax.jit(lambda: init_state(setup), out_shardings=shardings)()
     params = state.params

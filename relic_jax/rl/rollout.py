@@ -1,8 +1,8 @@
-"""Acting: a scan over policy and environment inside jit, with the memory of the whole trial so far.
+"""Acting inside jit: a scan over policy and environment, with the memory of the whole trial so far.
 
-Attention reads the whole buffer that it is given, so a trial's first step would cost as much as its last. A segment
-therefore acts on a copy of the cache of about the right size, one of a few static sizes, and hands back only what it
-added: the cost follows the filled context, in one compiled function.
+Attention reads its whole buffer, so the first step of a trial would cost as much as the last one. A segment therefore
+acts on a copy of the cache that is only as large as needed, one of a few static sizes, and returns only the steps that
+it added. The cost then follows the number of filled steps, in one compiled function.
 """
 
 from __future__ import annotations
@@ -19,13 +19,21 @@ from relic_jax.models.policy import Policy
 from relic_jax.rl.state import Setup, step_input
 from relic_jax.types import Params, PyTree, StepInput, Trajectory
 
-MAX_SIZES = 8  # of the buffers that segments act on; each costs a compilation of the step
+MAX_SIZES = 8
+"""Number of buffer sizes on which segments act. Each one compiles the step once."""
 
 
 class Collected(NamedTuple):
-    """One segment. trial, memory: after it. steps: [B, K, ...]. results: TrialStep [K, B]. last_value: float32 [B],
-    of the observation that the trial goes on from. observation: [B, K, ...] with its images, where the update learns
-    from them (`Policy.learns_images`), else None; it ends with the update, the context keeps the features in `steps`.
+    """Result of acting for one segment of K steps in B environments.
+
+    Attributes:
+      trial: the trials after the segment.
+      memory: the memory after the segment.
+      steps: the segment's part of the trajectory, leading axes [B, K].
+      results: leading axes [K, B].
+      last_value: float32 [B], value of the observation after the segment.
+      observation: the observations with their images, leading axes [B, K], if the update trains the image encoder;
+        otherwise None. `steps` and the context contain only features.
     """
 
     trial: TrialState
@@ -37,49 +45,65 @@ class Collected(NamedTuple):
 
 
 def collect(setup: Setup, params: Params, trial: TrialState, memory: Memory, key: jax.Array) -> Collected:
-    """Acts for one segment of K steps."""
+    """Act for one segment.
+
+    Args:
+      setup: the training setup.
+      params: parameters of the policy.
+      trial: the trials at the start of the segment.
+      memory: the context so far.
+      key: typed PRNG key [].
+    """
     trial_steps, segment = setup.config.trial.steps, setup.config.trial.segment
 
     def act_in(size: int) -> Collected:
         working = setup.policy.for_acting(memory.prefix(size))
         collected = collect_within(setup, params, trial, working, key)
-        return collected._replace(memory=setup.policy.stored(collected.memory.last_steps(segment)))
+        return collected._replace(memory=setup.policy.for_storage(collected.memory.last_steps(segment)))
 
-    collected = with_size(trial_steps, segment, memory.length + segment, act_in, count=acting_sizes(setup.policy))
+    collected = with_size(trial_steps, segment, memory.filled + segment, act_in, count=acting_sizes(setup.policy))
     return collected._replace(memory=memory.append(collected.memory))
 
 
 def acting_sizes(policy: Policy) -> int:
-    """How many sizes of buffers to act on: one where what is in a memory does not change its size."""
+    """Return the number of buffer sizes for acting: one for a recurrent memory, whose size is fixed."""
     return 1 if policy.is_recurrent else MAX_SIZES
 
 
 def with_size(
     steps: int, segment: int, filled: jax.Array | int, function: Callable[[int], PyTree], *, count: int = MAX_SIZES
 ) -> PyTree:
-    """`function(size)` for the smallest static size that holds `filled` steps (int32 []) of a trial of `steps`."""
+    """Call `function(size)` with the smallest of the `buffer_sizes` that holds `filled` steps.
+
+    Args:
+      steps: steps of a trial.
+      segment: steps of a segment.
+      filled: int32 [], number of filled steps.
+      function: traced once for each size. All results must have the same shapes.
+      count: number of sizes.
+    """
     sizes = buffer_sizes(steps, segment, count)
     index = jnp.searchsorted(jnp.asarray(sizes), filled)
     return jax.lax.switch(index, [lambda size=size: function(size) for size in sizes])
 
 
 def buffer_sizes(steps: int, segment: int, count: int = MAX_SIZES) -> list[int]:
-    """Up to `count` evenly spaced sizes, multiples of `segment`, the last of which is `steps`."""
+    """Return up to `count` evenly spaced sizes, multiples of `segment`. The last one is `steps`."""
     segments = steps // segment
     count = min(count, segments)
     return [segment * -(-segments * (index + 1) // count) for index in range(count)]
 
 
 def collect_within(setup: Setup, params: Params, trial: TrialState, memory: Memory, key: jax.Array) -> Collected:
-    """`collect` against the whole of `memory`, which must have room for the segment."""
+    """Act for one segment against all of `memory`, which must have room for the segment. See `collect`."""
     policy = setup.policy
-    params = policy.for_steps(params)
+    params = policy.cast_weights(params)
 
     def step(carry: tuple[TrialState, Memory], key: jax.Array):
         trial, memory = carry
         action_key, env_key = jax.random.split(key)
-        seen = step_input(trial)
-        inputs = policy.encode_images(params, seen)
+        observed = step_input(trial)
+        inputs = policy.encode_images(params, observed)
         output, memory = policy.act(params, memory, inputs)
         action = output.distribution.sample(action_key)
         trial, result = setup.trials.step(env_key, trial, action)
@@ -93,23 +117,26 @@ def collect_within(setup: Setup, params: Params, trial: TrialState, memory: Memo
             truncated=result.truncated,
             final_value=final_value(setup, params, memory, action, result),
         )
-        return (trial, memory), (record, result, seen.observation if policy.learns_images else None)
+        return (trial, memory), (record, result, observed.observation if policy.trains_image_encoder else None)
 
     keys = jax.random.split(key, setup.config.trial.segment)
     (trial, memory), (records, results, observation) = jax.lax.scan(step, (trial, memory), keys)
     steps, observation = jax.tree.map(lambda x: x.swapaxes(0, 1), (records, observation))
-    return Collected(trial, memory, steps, results, policy.peek(params, memory, step_input(trial)), observation)
+    return Collected(trial, memory, steps, results, policy.value(params, memory, step_input(trial)), observation)
 
 
 def final_value(setup: Setup, params: Params, memory: Memory, action: jax.Array, result: TrialStep) -> jax.Array:
-    """Value of the observation that a time limit cut off, 0 elsewhere: float32 [B]. Costs only where there is one."""
+    """Return the value of the final observation of truncated episodes, and 0 elsewhere: float32 [B].
+
+    The value is computed only if at least one episode was truncated.
+    """
     zeros = jnp.zeros_like(result.reward)
     if setup.config.ppo.time_limit == "terminal":
         return zeros
 
-    def peek() -> jax.Array:
-        shown = setup.policy.action_space.to_policy(action)
-        inputs = StepInput(result.final_observation, shown, result.reward, jnp.zeros_like(result.truncated))
-        return jnp.where(result.truncated, setup.policy.peek(params, memory, inputs), 0.0)
+    def value() -> jax.Array:
+        previous = setup.policy.action_space.to_policy(action)
+        inputs = StepInput(result.final_observation, previous, result.reward, jnp.zeros_like(result.truncated))
+        return jnp.where(result.truncated, setup.policy.value(params, memory, inputs), 0.0)
 
-    return jax.lax.cond(result.truncated.any(), peek, lambda: zeros)
+    return jax.lax.cond(result.truncated.any(), value, lambda: zeros)

@@ -1,4 +1,4 @@
-"""What training carries from one jitted call to the next, and what it is built from."""
+"""The state that training carries from one jitted call to the next, and the static setup that its functions share."""
 
 from __future__ import annotations
 
@@ -18,14 +18,25 @@ from relic_jax.rl.optimizer import make_optimizer
 from relic_jax.rl.steps import StepCount
 from relic_jax.types import Params, PyTree, StepInput, Trajectory
 
+Metrics = dict[str, jax.Array]
+"""Metrics of an update by name, each float32 []."""
+
+AXIS = "data"
+"""Name of the device axis over which the environments are split."""
+
 
 class TrainState(struct.PyTreeNode):
-    """Everything that a run needs to go on bit for bit. All of it is checkpointed.
+    """Everything needed to resume a run bit for bit. All of it is saved in checkpoints.
 
-    params: pytree. opt_state: pytree, of the parameters that are trained (`Policy.trained`). key: typed PRNG key [].
-    env_steps: taken so far by all environments together. segment: int32 [], index in the trial of the segment
-    to come. trial: the N environments. trajectory: the trial's steps so far ([N, T] buffers). memory: what the
-    policy keeps of them.
+    Attributes:
+      params: parameters of the policy.
+      opt_state: state of the optimizer, for the trainable parameters (`Policy.trainable`).
+      key: typed PRNG key [].
+      env_steps: environment steps so far, summed over environments.
+      segment: int32 [], index in the trial of the next segment.
+      trial: the N environments.
+      trajectory: the trial's steps so far, in buffers [N, T].
+      memory: the policy's memory of the trial.
     """
 
     params: Params
@@ -38,15 +49,17 @@ class TrainState(struct.PyTreeNode):
     memory: Memory
 
 
-AXIS = "data"  # name of the device axis that environments are split over
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class Setup:
     """The static side of training: pure functions and sizes, closed over by jit.
 
-    tasks: the training split. local_environments: how many environments one device holds. axis: name of the device axis
-    inside a function that runs on several devices, None on one.
+    Attributes:
+      config: the run's config.
+      policy: the policy.
+      trials: steps the environments.
+      tasks: the training split, with a leading axis over tasks.
+      local_environments: number of environments on one device.
+      axis: name of the device axis inside a function that runs on several devices, otherwise None.
     """
 
     config: TrainConfig
@@ -62,33 +75,33 @@ class Setup:
         return make_optimizer(self.config.ppo)
 
     def mean(self, tree: PyTree) -> PyTree:
-        """Mean over devices."""
+        """Return the mean over devices."""
         return tree if self.axis is None else jax.lax.pmean(tree, self.axis)
 
     def total(self, tree: PyTree) -> PyTree:
-        """Sum over devices."""
+        """Return the sum over devices."""
         return tree if self.axis is None else jax.lax.psum(tree, self.axis)
 
-    def own_key(self, key: jax.Array) -> jax.Array:
-        """A key of this device's own, from one that all devices share."""
+    def device_key(self, key: jax.Array) -> jax.Array:
+        """Derive a different key for each device from a key that all devices share."""
         return key if self.axis is None else jax.random.fold_in(key, jax.lax.axis_index(self.axis))
 
 
 def make_setup(config: TrainConfig, env: Environment) -> Setup:
-    """Binds a config to an environment."""
+    """Return the setup for training in an environment."""
     trials = Trials(env, config.trial.show_last_reward)
     return Setup(config, policy_for(env, config.policy), trials, env.tasks("train"), config.trial.environments)
 
 
 def init_state(setup: Setup) -> TrainState:
-    """The state before the first step. Jittable."""
+    """Return the state before the first step. Can be jitted."""
     cfg = setup.config
     params_key, trial_key, key = jax.random.split(jax.random.key(cfg.seed), 3)
     params = setup.policy.init(params_key)
     trial = new_trial(setup, trial_key)
     return TrainState(
         params=params,
-        opt_state=setup.optimizer.init(setup.policy.trained(params)),
+        opt_state=setup.optimizer.init(setup.policy.trainable(params)),
         key=key,
         env_steps=StepCount.of(0),
         segment=jnp.zeros((), jnp.int32),
@@ -99,20 +112,20 @@ def init_state(setup: Setup) -> TrainState:
 
 
 def new_trial(setup: Setup, key: jax.Array) -> TrialState:
-    """All environments at the start of a trial, each in a task drawn uniformly from the training split."""
+    """Start a trial in every environment, each in a task drawn uniformly from the training split."""
     task_key, reset_key = jax.random.split(key)
-    chosen = jax.random.randint(task_key, (setup.local_environments,), 0, num_tasks(setup.tasks))
-    trial = setup.trials.reset(reset_key, jax.tree.map(lambda x: jnp.asarray(x)[chosen], setup.tasks))
-    return dataclasses.replace(trial, episode_steps=None)  # they follow from the trajectory, see `Trials.counting`
+    index = jax.random.randint(task_key, (setup.local_environments,), 0, num_tasks(setup.tasks))
+    trial = setup.trials.reset(reset_key, jax.tree.map(lambda x: jnp.asarray(x)[index], setup.tasks))
+    return dataclasses.replace(trial, episode_steps=None)  # derived from the trajectory by `Trials.counting`
 
 
 def step_input(trial: TrialState) -> StepInput:
-    """What the policy reads next. Leading axis [N]."""
+    """Return the inputs of the policy at the next step, leading axis [N]."""
     return StepInput(trial.observation, trial.previous_action, trial.previous_reward, trial.first, trial.legal)
 
 
 def empty_trajectory(setup: Setup, trial: TrialState) -> Trajectory:
-    """Zero buffers [N, T, ...] for the trial's steps. Of images there are features only."""
+    """Return zero buffers [N, T] for the steps of a trial, with features in place of images."""
     policy, steps = setup.policy, setup.config.trial.steps
     encoded = jax.eval_shape(lambda: policy.encode_images(policy.init(jax.random.key(0)), step_input(trial)))
     inputs = jax.tree.map(lambda x: jnp.zeros((x.shape[0], steps, *x.shape[1:]), x.dtype), encoded)
@@ -127,5 +140,5 @@ def empty_trajectory(setup: Setup, trial: TrialState) -> Trajectory:
         terminated=flag,
         truncated=flag,
         final_value=real,
-        valid=flag if setup.trials.env.may_fail else None,
+        valid=flag if setup.trials.env.on_host else None,
     )

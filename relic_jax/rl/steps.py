@@ -1,4 +1,4 @@
-"""A step counter of 64 bits in two 32-bit words: JAX has no 64-bit integers by default."""
+"""A 64-bit step counter in two 32-bit words, because JAX has no 64-bit integers by default."""
 
 from __future__ import annotations
 
@@ -11,9 +11,13 @@ _WORD = 2**32
 
 
 class StepCount(struct.PyTreeNode):
-    """A number of steps, 0 … 2^64 − 1. high, low: uint32 []; the number is high · 2^32 + low.
+    """A number of steps, 0 … 2^64 − 1, equal to high·2^32 + low.
 
-    `count + n` works under jit; `int(count)` reads it on the host.
+    `count + n` works under jit. `int(count)` reads the number on the host.
+
+    Attributes:
+      high: uint32 [].
+      low: uint32 [].
     """
 
     high: jax.Array
@@ -21,7 +25,7 @@ class StepCount(struct.PyTreeNode):
 
     @classmethod
     def of(cls, steps: StepCount | jax.Array | int) -> StepCount:
-        """The counter that stands at `steps`: a counter, an array int32 [] or uint32 [], or any Python integer."""
+        """Convert a counter, an array (int32 [] or uint32 []) or a Python integer to a counter."""
         if isinstance(steps, StepCount):
             return steps
         if not isinstance(steps, int):
@@ -33,14 +37,14 @@ class StepCount(struct.PyTreeNode):
         return int(self.high) * _WORD + int(self.low)
 
     def __add__(self, steps: int) -> StepCount:
-        """`steps` later. steps: 0 or more, static."""
+        """Add a static number of steps, 0 or more."""
         high, low = (np.uint32(word) for word in divmod(steps, _WORD))
         total = self.low + low
         carry = (total < low).astype(jnp.uint32)
         return StepCount(self.high + high + carry, total)
 
     def since(self, steps: int) -> StepCount:
-        """How much is over `steps` (static), 0 before that. Exact."""
+        """Return the exact difference to a static number of steps, or 0 if the counter is smaller."""
         high, low = (np.uint32(word) for word in divmod(steps, _WORD))
         borrow = (self.low < low).astype(jnp.uint32)
         before = self.is_before(steps)
@@ -49,10 +53,10 @@ class StepCount(struct.PyTreeNode):
         )
 
     def is_before(self, steps: int) -> jax.Array:
-        """Whether the counter is less than `steps` (static): bool []."""
+        """Return whether the counter is less than a static number of steps: bool []."""
         high, low = (np.uint32(word) for word in divmod(steps, _WORD))
         return (self.high < high) | ((self.high == high) & (self.low < low))
 
     def as_float(self) -> jax.Array:
-        """The nearest float32 [] (to within one rounding more, from 2^32 on)."""
+        """Return the number as float32 []. From 2^32 on, it can be off by one additional rounding."""
         return self.high.astype(jnp.float32) * np.float32(_WORD) + self.low.astype(jnp.float32)

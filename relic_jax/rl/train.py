@@ -1,4 +1,4 @@
-"""The host loop over jitted chunks: progress, checkpoints, resuming, stopping. No numbers are computed here."""
+"""The training loop on the host: progress, checkpoints, resuming and stopping. The numerics are in the runners."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import dataclasses
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,27 +22,30 @@ from relic_jax.horizon import warn_if_cut
 from relic_jax.interop import encoders
 from relic_jax.loading import start_params
 from relic_jax.locks import run_lock
-from relic_jax.models.encoders import image_mask
 from relic_jax.progress import Clock, duration
-from relic_jax.rl.finite import SOURCES
-from relic_jax.rl.host import HostSegments
+from relic_jax.rl.diagnostics import SOURCES
 from relic_jax.rl.memory_budget import check_memory, check_sizes
-from relic_jax.rl.parallel import configure_devices, initial_state, parallel, state_shardings
+from relic_jax.rl.parallel import configure_devices, initial_state, state_shardings
+from relic_jax.rl.runner import make_runner
 from relic_jax.rl.state import Setup, TrainState, init_state, make_setup
-from relic_jax.rl.update import segment_step, trial_step
-from relic_jax.spaces import spaces_of, spaces_to_json
+from relic_jax.spaces import image_mask, spaces_of, spaces_to_json
 from relic_jax.stopping import stop_signals
 from relic_jax.tracking import Record, Tracker
 
 
 class NonFiniteError(RuntimeError):
-    """A NaN or infinity appeared. The message names the step, the first_nonfinite and the last good checkpoint."""
+    """A NaN or infinity appeared. The message names the step, the first bad quantity and the last good checkpoint."""
 
 
 @dataclasses.dataclass
 class Result:
-    """How a run ended. state: the last one. finished: False where it was interrupted. seconds: of training, over all
-    resumptions. exit_code: for a process that a signal stopped, else 0.
+    """Result of a run.
+
+    Attributes:
+      state: the last state.
+      finished: False if the run was interrupted.
+      seconds: time spent training, including earlier parts of a resumed run.
+      exit_code: exit code for a process that was stopped by a signal, otherwise 0.
     """
 
     state: TrainState
@@ -54,7 +56,12 @@ class Result:
 
 @dataclasses.dataclass
 class Progress:
-    """Counters that survive a resumption. env_steps: taken so far. seconds: spent training."""
+    """Counters that are saved in checkpoints.
+
+    Attributes:
+      env_steps: environment steps so far.
+      seconds: time spent training.
+    """
 
     env_steps: int = 0
     seconds: float = 0.0
@@ -62,10 +69,17 @@ class Progress:
 
 @settings.with_standard
 def prepare(config: TrainConfig, env: Environment, *, resume: bool = False) -> Setup:
-    """Validates a config against its environment, the devices and their memory, and binds them.
+    """Validate a config against its environment, the devices and their memory, and return the setup of the run.
 
-    resume: weights to start from are in the run's checkpoint, their file is not asked for. Raises ConfigError before
-    anything is compiled; of simulators, one is started for a moment.
+    Nothing is compiled. If the environment runs in worker processes, one worker is started briefly.
+
+    Args:
+      config: the run's config.
+      env: its environment.
+      resume: whether the run resumes from a checkpoint, so files with initial weights are not needed.
+
+    Raises:
+      ConfigError: if the config is invalid, or the run does not fit into memory.
     """
     images = any(image_mask(env.observation_spec))
     validate(config, horizon=env.horizon, images=images)
@@ -81,24 +95,6 @@ def prepare(config: TrainConfig, env: Environment, *, resume: bool = False) -> S
     return setup
 
 
-Chunk = Callable[[TrainState], tuple[TrainState, Any]]
-
-
-def compile_chunk(setup: Setup) -> Chunk:
-    """The jitted chunk: traced once for the whole run, its state donated."""
-    return parallel(setup, trial_step if setup.config.chunk == "trial" else segment_step)
-
-
-@contextmanager
-def chunks(setup: Setup) -> Iterator[Chunk]:
-    """What takes a state to the next one, with the workers that it needs: a segment at a time where there are any."""
-    if setup.trials.env.on_host:
-        with HostSegments(setup) as segments:
-            yield segments
-    else:
-        yield compile_chunk(setup)
-
-
 @settings.with_standard
 def train(
     setup: Setup,
@@ -108,15 +104,25 @@ def train(
     resume: bool,
     stop: threading.Event | None = None,
 ) -> Result:
-    """Trains to the end, or until SIGINT or SIGTERM (in the main thread) or `stop`, which save and return.
+    """Train to the end of the run, or until it is stopped.
 
-    folder: the run folder; checkpoints go to `folder/checkpoints`. make_tracker: called with the environment steps that
-    were taken before. resume: go on from the newest checkpoint (from the start, where there is none yet).
-    Raises NonFiniteError, PoolError where simulators failed too often (after a checkpoint), LockedError where another
-    process works on the folder, and StorageError where nothing can be written any more.
+    SIGINT and SIGTERM (in the main thread) and `stop` save a checkpoint and return.
+
+    Args:
+      setup: the setup of the run, from `prepare`.
+      folder: the run folder. Checkpoints are written to `folder/checkpoints`.
+      make_tracker: called with the number of environment steps before the start.
+      resume: whether to continue from the newest checkpoint. Without a checkpoint, training starts from the beginning.
+      stop: stops training when it is set.
+
+    Raises:
+      NonFiniteError: if a number is not finite.
+      PoolError: if worker processes failed too often. A checkpoint is saved first.
+      LockedError: if another process uses the folder.
+      StorageError: if files cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    hint = f"what was saved before is whole, go on with: relic-jax train --resume {folder}"
+    hint = f"earlier checkpoints are complete, resume with: relic-jax train --resume {folder}"
     checkpoints = folder / "checkpoints"
     with run_lock(folder), storage_errors(hint), prng.using(prng_of(checkpoints) if resume else prng.current()):
         return _train(setup, folder, make_tracker, resume, stop)
@@ -133,17 +139,17 @@ def _train(
     state, progress = restore(setup, checkpoints) if resume else (initial_state(setup), Progress())
     tracker, total = make_tracker(progress.env_steps), total_env_steps(setup.config)
     saved_at, clock = time.monotonic(), Clock(progress.seconds, total, window=_window(setup.config))
-    begin = getattr(tracker, "begin", None)  # a user's own tracker need not have it
+    begin = getattr(tracker, "begin", None)  # optional in a custom tracker
     try:
         if begin is not None and progress.env_steps < total:
-            begin(_first_work(setup))
-        with stop_signals(stop) as stopping, chunks(setup) as chunk:
+            begin(_startup_message(setup))
+        with stop_signals(stop) as stopping, make_runner(setup) as run_chunk:
             while progress.env_steps < total and not stopping.is_set():
                 try:
-                    state, metrics = chunk(state)
+                    state, metrics = run_chunk(state)
                 except PoolError as error:
                     save(setup, checkpoints, state, progress)
-                    raise PoolError(f"{error}; saved, go on with: relic-jax train --resume {folder}") from None
+                    raise PoolError(f"{error}; saved, resume with: relic-jax train --resume {folder}") from None
                 done = list(records(setup.config, progress.env_steps, jax.device_get(metrics)))
                 reading = clock.read(int(done[-1]["env_steps"]))
                 progress.seconds = reading["seconds"]
@@ -163,28 +169,28 @@ def _train(
 
 
 def _window(config: TrainConfig) -> int:
-    """Environment steps that the speed is averaged over at least: two trials, whose later segments are slower."""
+    """Return the environment steps over which the speed is averaged: two trials, because later segments are slower."""
     return 2 * config.trial.environments * config.trial.steps
 
 
-def _first_work(setup: Setup) -> str:
-    """What happens before the first update is done, for a person who waits."""
+def _startup_message(setup: Setup) -> str:
+    """Describe what happens before the first update is done."""
     config, policy = setup.config, setup.config.policy
-    of = policy.transformer if policy.memory == "transformer" else policy.recurrent
-    what = "trial" if config.chunk == "trial" else "update"
-    text = f"compiling the first {what} ({policy.memory}, {of.layers} layers of width {of.width}"
+    memory = policy.transformer if policy.memory == "transformer" else policy.recurrent
+    chunk = "trial" if config.chunk == "trial" else "update"
+    text = f"compiling the first {chunk} ({policy.memory}, {memory.layers} layers of width {memory.width}"
     text += f", {config.trial.environments} environments, {config.trial.steps:,} steps of context)"
     return f"starting workers and {text}" if setup.trials.env.on_host else text
 
 
 def total_env_steps(config: TrainConfig) -> int:
-    """Environment steps of the whole run: whole trials."""
+    """Return the environment steps of the whole run, which consists of whole trials."""
     return config.trials * config.trial.environments * config.trial.steps
 
 
 @settings.with_standard
 def save(setup: Setup, checkpoints: Path, state: TrainState, progress: Progress) -> None:
-    """Writes a checkpoint named after the environment steps taken."""
+    """Save a checkpoint named after the number of environment steps, unless it exists."""
     if progress.env_steps not in checkpoint.complete_steps(checkpoints):
         spaces = spaces_to_json(spaces_of(setup.trials.env))
         checkpoint.save(checkpoints, progress.env_steps, state, setup.config, dataclasses.asdict(progress), spaces)
@@ -192,7 +198,7 @@ def save(setup: Setup, checkpoints: Path, state: TrainState, progress: Progress)
 
 @settings.with_standard
 def restore(setup: Setup, checkpoints: Path) -> tuple[TrainState, Progress]:
-    """The newest checkpoint's state and counters; fresh ones where there is none yet."""
+    """Restore the state and the counters of the newest checkpoint. Without a checkpoint, return initial ones."""
     steps = checkpoint.complete_steps(checkpoints)
     if not steps:
         return initial_state(setup), Progress()
@@ -206,7 +212,7 @@ def restore(setup: Setup, checkpoints: Path) -> tuple[TrainState, Progress]:
 
 
 def prng_of(checkpoints: Path) -> dict[str, Any]:
-    """What makes the random numbers of a run: as in its newest checkpoint, JAX's settings where there is none yet."""
+    """Return the PRNG settings of a run: those of its newest checkpoint, or JAX's current ones if there is none."""
     steps = checkpoint.complete_steps(checkpoints)
     if not steps:
         return prng.current()
@@ -216,7 +222,13 @@ def prng_of(checkpoints: Path) -> dict[str, Any]:
 
 
 def records(config: TrainConfig, env_steps: int, metrics: dict[str, np.ndarray]) -> Iterator[Record]:
-    """Splits a chunk's metrics (leading axis [U] or none) into one record per update."""
+    """Convert the metrics of a chunk to one record per update.
+
+    Args:
+      config: the run's config.
+      env_steps: environment steps before the chunk.
+      metrics: metrics by name, with a leading axis [U] or none.
+    """
     stacked = {name: np.atleast_1d(value) for name, value in metrics.items()}
     for index in range(len(stacked["loss"])):
         env_steps += config.trial.environments * config.trial.segment
@@ -231,7 +243,11 @@ def records(config: TrainConfig, env_steps: int, metrics: dict[str, np.ndarray])
 
 
 def check_finite(setup: Setup, record: Record, checkpoints: Path) -> None:
-    """Raises NonFiniteError where a record counts non-finite numbers; takes the counts out of it otherwise."""
+    """Remove the counts of non-finite numbers from a record.
+
+    Raises:
+      NonFiniteError: if a count is not 0.
+    """
     counts = {source: record.pop(f"nonfinite/{source}") for source in SOURCES}
     environment, step, task = (int(record.pop(f"nonfinite/{name}")) for name in ("environment", "step", "task"))
     first_nonfinite = next((source for source in SOURCES if counts[source]), None)
@@ -243,18 +259,18 @@ def check_finite(setup: Setup, record: Record, checkpoints: Path) -> None:
     if environment >= 0:
         where = f"; {setup.trials.env.name}, environment {environment}, step {step} of its trial"
         where += f", training task {task}{task_text(setup.tasks, task)}" if task >= 0 else ""
-    what, count = ("no legal action", "steps") if first_nonfinite == "legal" else ("not finite", "numbers")
+    problem, unit = ("no legal action", "steps") if first_nonfinite == "legal" else ("not finite", "numbers")
     name = "" if first_nonfinite == "legal" else f": {first_nonfinite}"
     raise NonFiniteError(
-        f"{what} at environment step {int(record['env_steps'])}{name} "
-        f"({int(counts[first_nonfinite])} {count}{where}); last good checkpoint: {good}"
+        f"{problem} at environment step {int(record['env_steps'])}{name} "
+        f"({int(counts[first_nonfinite])} {unit}{where}); last good checkpoint: {good}"
     )
 
 
 def task_text(tasks: Any, index: int) -> str:
-    """What a task is, in brackets, where that is one number such as a seed; else nothing."""
+    """Return a task in parentheses if it is a single number such as a seed, otherwise an empty string."""
     leaves = jax.tree.leaves(tasks)
     return f" ({leaves[0][index]})" if len(leaves) == 1 and np.ndim(leaves[0]) == 1 else ""
 
 
-__all__ = ["ConfigError", "NonFiniteError", "Result", "compile_chunk", "duration", "prepare", "train"]
+__all__ = ["ConfigError", "NonFiniteError", "Result", "duration", "prepare", "train"]

@@ -94,5 +94,5 @@ def check_memory(size: int, batch: int, slots: int) -> None:
     except (ValueError, OSError, AttributeError):
         return
     if size > available:
-        allowed = f"what fits into {available / 2**20:,.0f} MiB of memory; this takes {size / 2**20:,.0f} MiB"
+        allowed = f"a size that fits into {available / 2**20:,.0f} MiB of memory; this takes {size / 2**20:,.0f} MiB"
         raise ConfigError(f"capacity is {slots}, of {batch} contexts; allowed: {allowed}")

@@ -208,7 +208,7 @@ def test_a_mask_that_is_missing_or_leaves_nothing_is_said(masked, fault, said):
 def test_a_trial_is_trained_and_evaluated_without_an_illegal_action(masked, tiny, tmp_path):
     """The environment raises at the first one, which would be a fault and a lost step, and leaves a file, also where
     the seeds are tested before the training."""
-    from relic_jax.rl.host import HostSegments
+    from relic_jax.rl.host import HostRunner
     from relic_jax.rl.parallel import initial_state
     from relic_jax.rl.train import prepare
 
@@ -219,7 +219,7 @@ def test_a_trial_is_trained_and_evaluated_without_an_illegal_action(masked, tiny
     config = dataclasses.replace(config, ppo=dataclasses.replace(config.ppo, minibatches=1, last_update="partial"))
     setup = prepare(config, env)
     state = initial_state(setup)
-    with HostSegments(setup) as run:
+    with HostRunner(setup) as run:
         for index in range(2):
             state, metrics = run(state)
             assert metrics["lost_steps"] == 0 and np.isfinite(metrics["loss"]) and metrics["entropy"] < np.log(5)

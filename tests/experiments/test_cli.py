@@ -15,6 +15,7 @@ from relic_jax.config import ConfigError
 from relic_jax.envs.registry import make
 from relic_jax.evaluation import Curve, Report, in_jit
 from relic_jax.experiments import folders, presets, run
+from relic_jax.rl import runner
 from relic_jax.rl import train as training
 from relic_jax.rl.train import prepare, restore
 
@@ -34,7 +35,7 @@ def refused(cli, monkeypatch):
 
     def check(arguments, *said):
         with monkeypatch.context() as patch:
-            for module, name in ((training, "compile_chunk"), (in_jit, "chunk_function"), (run, "reference_means")):
+            for module, name in ((runner, "compile_chunk"), (in_jit, "chunk_function"), (run, "reference_means")):
                 patch.setattr(module, name, compiled)
             code, out, err = cli(*arguments)
         assert code == 2, err
@@ -385,7 +386,7 @@ def test_a_full_disk_is_one_line(cli, tmp_path, monkeypatch):
 
     monkeypatch.setattr("relic_jax.experiments.training.train", full)
     code, _, err = cli("train", "darkroom-smoke", "--runs", tmp_path)
-    hint = f"go on with: relic-jax train --resume {tmp_path / 'darkroom-smoke-seed0'}"
+    hint = f"resume with: relic-jax train --resume {tmp_path / 'darkroom-smoke-seed0'}"
     assert (code, err) == (2, f"relic-jax: [Errno 28] No space left on device: 'metrics.jsonl'; {hint}\n")
 
 

@@ -91,8 +91,8 @@ REFUSED = [
     (["--devices", "1000000000"], "devices is 1000000000; allowed: a divisor"),
     (["--devices", "4096", "--trial.environments", "16384"], "devices is 4096; allowed: at most"),
     (["--eval.episodes", "2147483647"], "eval.episodes is 2147483647; allowed: at most 21,474,836"),
-    (["--eval.episodes", "20000000"], "eval.episodes is 20000000; allowed: what fits into"),
-    (["--eval.repeats", "1000000000"], "eval.repeats is 1000000000; allowed: what fits into"),
+    (["--eval.episodes", "20000000"], "eval.episodes is 20000000; allowed: a size that fits into"),
+    (["--eval.repeats", "1000000000"], "eval.repeats is 1000000000; allowed: a size that fits into"),
     (["--eval.context-limit", "4294967296"], "eval.context_limit is 4294967296; allowed: less than 2^31"),
     (["--env", "python:.a:B"], "env is 'python:.a:B'; allowed: python:MODULE:NAME"),
     (

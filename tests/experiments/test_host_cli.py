@@ -19,7 +19,7 @@ from relic_jax.experiments import presets, run
 from relic_jax.experiments.arguments import with_current_names
 from relic_jax.experiments.training import parse_train
 from relic_jax.metrics import read_lines
-from relic_jax.rl.host import HostSegments
+from relic_jax.rl.host import HostRunner
 from relic_jax.rl.parallel import initial_state
 from relic_jax.rl.train import prepare
 
@@ -221,7 +221,7 @@ def test_object_navigation_trains_on_images(tiny):
     encoder = dataclasses.replace(config.policy.encoder, features=8)
     setup = prepare(dataclasses.replace(config, policy=dataclasses.replace(config.policy, encoder=encoder)), env)
     state = initial_state(setup)
-    with HostSegments(setup) as segments:
+    with HostRunner(setup) as segments:
         segments._trials.reset(np.asarray(state.trial.task), np.asarray(state.trial.env))
         found = segments._collect(state, 0)
         seen = found.steps.inputs.replace(observation=found.observation)

@@ -10,7 +10,7 @@ from relic_jax import checkpoint
 from relic_jax.envs.registry import make
 from relic_jax.experiments import folders
 from relic_jax.metrics import JsonLines, read_lines
-from relic_jax.rl import train as training
+from relic_jax.rl import runner
 from relic_jax.rl.steps import StepCount
 from relic_jax.rl.train import Progress, prepare, restore, save, train
 from relic_jax.tracking import Console
@@ -33,8 +33,8 @@ def setup(tiny):
 @pytest.fixture(autouse=True)
 def compile_once(setup, monkeypatch):
     if not hasattr(compile_once, "chunk"):
-        compile_once.chunk = training.compile_chunk(setup)
-    monkeypatch.setattr(training, "compile_chunk", lambda _: compile_once.chunk)
+        compile_once.chunk = runner.compile_chunk(setup)
+    monkeypatch.setattr(runner, "compile_chunk", lambda _: compile_once.chunk)
 
 
 def standing_at(setup, folder, steps):

@@ -232,7 +232,7 @@ def test_an_environment_that_a_config_names_but_the_policy_does_not_fit_is_refus
 
 
 def test_an_evaluation_that_no_memory_can_hold_is_refused(refused, begun):
-    said = "eval.episodes is 10000000; allowed: what fits into"
+    said = "eval.episodes is 10000000; allowed: a size that fits into"
     refused([begun("seed0"), "--episodes", 10_000_000, "--repeats", 1000], said)
 
 

@@ -15,13 +15,13 @@ from relic_jax.environment.trials import TrialStep
 from relic_jax.envs import registry
 from relic_jax.evaluation.in_jit import chunk_function
 from relic_jax.experiments import presets
-from relic_jax.models.encoders import image_mask
 from relic_jax.rl import rollout, update
-from relic_jax.rl.host import Actor, Running, _closed, _collected_specs, _learn, _opened, _trajectory
+from relic_jax.rl.host import COLLECTED_SPECS, Actor, Running, _closed, _learn, _opened, _trajectory
 from relic_jax.rl.parallel import parallel
 from relic_jax.rl.rollout import Collected
+from relic_jax.rl.runner import compile_chunk
 from relic_jax.rl.state import init_state, make_setup, step_input
-from relic_jax.rl.train import compile_chunk
+from relic_jax.spaces import image_mask
 
 EXTRAS = {
     "xland": "xminigrid",
@@ -55,7 +55,7 @@ def environment(config):
 
 
 def trace_hosted_update(setup, state):
-    """What `HostSegments` computes of a segment, its environments in one group."""
+    """What `HostRunner` computes of a segment, its environments in one group."""
     count, segment = setup.config.trial.environments, setup.config.trial.segment
     actor, env = Actor(setup.policy, count), setup.trials.env
 
@@ -67,11 +67,11 @@ def trace_hosted_update(setup, state):
         others = {name: number for name in env.spec.metrics if name != "success"}
         results = TrialStep(number, flag, flag, None, number, flag, others)
         steps = _trajectory(acted, results, flag, number)
-        last = actor.peek(state.params, running.memory, step_input(state.trial))
+        last = actor.value(state.params, running.memory, step_input(state.trial))
         return Collected(state.trial, added, steps, results, last, acted.observation)
 
     collected = jax.eval_shape(collect, state)
-    return jax.eval_shape(parallel(setup, _learn, _collected_specs(state.memory)), state, collected)
+    return jax.eval_shape(parallel(setup, _learn, COLLECTED_SPECS), state, collected)
 
 
 def trace_evaluation(setup, state):

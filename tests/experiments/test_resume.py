@@ -23,6 +23,7 @@ from relic_jax.experiments.faults import processes
 from relic_jax.experiments.faults.processes import arrays, end, logged, start, wait_until
 from relic_jax.experiments.faults.small import PER_UPDATE
 from relic_jax.metrics import JsonLines, read_lines
+from relic_jax.rl import runner
 from relic_jax.rl import train as training
 from relic_jax.rl.train import NonFiniteError, prepare, restore, train
 
@@ -65,7 +66,7 @@ def outcome(setup, folder):
 def compile_once():
     """Runs of one setup share their compiled chunk."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "compile_chunk", functools.cache(training.compile_chunk))
+        patch.setattr(runner, "compile_chunk", functools.cache(runner.compile_chunk))
         yield
 
 
@@ -113,7 +114,7 @@ def test_resumed_in_the_middle_of_a_trial(tiny, whole, tmp_path):
         go(setup, tmp_path, resume=False, at=kill_at(4))
     state, progress = restore(setup, tmp_path / "checkpoints")
     assert progress.env_steps == 3 * PER_UPDATE and int(state.segment) == 3
-    assert int(state.memory.length) > 0 and np.asarray(state.trajectory.action).any()
+    assert int(state.memory.filled) > 0 and np.asarray(state.trajectory.action).any()
     go(setup, tmp_path, resume=True)
     assert outcome(setup, tmp_path) == expected
 
@@ -241,7 +242,7 @@ def test_stopping_the_evaluation_says_how_to_go_on(tmp_path, finished, cli, monk
     monkeypatch.setattr(run, "evaluate_policies", evaluate)
     code, out, err = cli("train", "--resume", finished)
     assert (code, err) == (143, "")
-    assert f"stopped during evaluation, nothing written; go on with: relic-jax train --resume {finished}" in out
+    assert f"stopped during evaluation, nothing written; resume with: relic-jax train --resume {finished}" in out
 
 
 # --- what is not finite ---
@@ -435,7 +436,7 @@ def test_killed_terminated_and_interrupted_processes_end_as_if_nothing_had_been(
         wait_until(lambda here=here: logged(cut) > here, process)
         out, err = end(process, number, 128 + number)
         assert err == "" and out.splitlines()[-1].startswith("stopped at ")
-        assert out.splitlines()[-1].endswith(f"saved; go on with: relic-jax train --resume {cut}")
+        assert out.splitlines()[-1].endswith(f"saved; resume with: relic-jax train --resume {cut}")
         assert logged(cut) < total
 
     process = start("--resume", cut)

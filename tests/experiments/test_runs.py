@@ -201,7 +201,7 @@ def test_what_drawing_raises_on_a_full_disk_is_a_line(cli, copied, monkeypatch):
 
     monkeypatch.setattr(training, "finish", full)
     code, _, err = cli("train", "--resume", copied)
-    hint = f"go on with: relic-jax train --resume {copied}"
+    hint = f"resume with: relic-jax train --resume {copied}"
     assert (code, err) == (2, f"relic-jax: [Errno 28] No space left on device: 'trial.gif'; {hint}\n")
 
 
@@ -296,7 +296,7 @@ def test_signals_before_training_begins(tmp_path, number, code):
     process.send_signal(number)
     out, err = process.communicate(timeout=120)
     assert process.returncode == code and err.count("\n") <= 1
-    assert f"go on with: relic-jax train --resume {tmp_path / 'one'}" in out + err
+    assert f"resume with: relic-jax train --resume {tmp_path / 'one'}" in out + err
     assert not (tmp_path / "one" / "lock").exists()
 
 
@@ -321,4 +321,4 @@ def test_a_second_signal_ends_a_process_that_is_in_compiled_code():
 def test_signals_while_drawing(cli, copied, monkeypatch, number, code, word):
     monkeypatch.setattr(training, "finish", lambda folder, result: signal.raise_signal(number))
     found = cli("train", "--resume", copied)
-    assert (found[0], found[2]) == (code, f"relic-jax: {word} · go on with: relic-jax train --resume {copied}\n")
+    assert (found[0], found[2]) == (code, f"relic-jax: {word} · resume with: relic-jax train --resume {copied}\n")

@@ -16,7 +16,7 @@ from relic_jax.config import EvalConfig
 from relic_jax.envs.registry import make
 from relic_jax.evaluation import in_context_curves
 from relic_jax.metrics import JsonLines, read_lines
-from relic_jax.rl import train as training
+from relic_jax.rl import runner
 from relic_jax.rl.train import prepare, restore, train
 
 DATA = Path(__file__).parents[1] / "data" / "format-1"
@@ -106,7 +106,7 @@ def test_evaluations_agents_and_tasks_are_the_same_under_every_setting(begun_run
 
 
 def test_what_cannot_work_is_refused_by_name(begun_run, cli, monkeypatch):
-    monkeypatch.setattr(training, "compile_chunk", None)  # nothing is computed
+    monkeypatch.setattr(runner, "compile_chunk", None)  # nothing is computed
     with jax.disable_jit():
         for arguments in (("train", "darkroom-smoke"), ("train", "--resume", begun_run), ("evaluate", begun_run)):
             code, _, error = cli(*arguments)

@@ -25,6 +25,7 @@ from relic_jax.interop.policy import Foreign, export_policy, full_config, import
 from relic_jax.models import vision
 from relic_jax.models.policy import Policy
 from relic_jax.models.vision import VisionTransformer, ViTConfig, vit_pixels
+from relic_jax.spaces import Spaces, vector_spaces
 from relic_jax.types import StepInput
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
@@ -81,9 +82,9 @@ def imported(kind="objnav", name="sink_kv"):
     config = full_config(arrays, interop.transformer_fields(config))
     cfg = policy_config(arrays, config)
     cfg = dataclasses.replace(cfg, encoder=dataclasses.replace(cfg.encoder, vit_dtype="float32"))
-    policy = Policy(cfg, ACTIONS, (0.0,) * 22, (1.0,) * 22, SPEC)
+    policy = Policy(cfg, Spaces(SPEC, (0.0,) * 22, (1.0,) * 22, ACTIONS, 1))
     if kind == "darkroom":
-        policy = Policy(cfg, ACTIONS, (0.0, 0.0), (9.0, 9.0))
+        policy = Policy(cfg, vector_spaces((0.0, 0.0), (9.0, 9.0), ACTIONS))
     return arrays, policy, *import_policy(arrays, policy, config)
 
 
@@ -250,7 +251,7 @@ def test_what_the_original_does_not_use_comes_back_too():
     config = full_config(arrays, {**config, "is_sink_v_trainable": False})
     cfg = policy_config(arrays, config)
     assert cfg.transformer.sink == "kv0"
-    policy = Policy(cfg, ACTIONS, (0.0, 0.0), (9.0, 9.0))
+    policy = Policy(cfg, vector_spaces((0.0, 0.0), (9.0, 9.0), ACTIONS))
     params, foreign = import_policy(arrays, policy, config)
     assert "sink_value" not in params["transformer"]["blocks_0"]
     assert_same_files(theirs_only(export_policy(params, policy, foreign)), arrays)

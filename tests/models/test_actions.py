@@ -1,6 +1,5 @@
 """Both ends of continuous actions in the network: the embedding of the previous one, the head of the next one."""
 
-import dataclasses
 import functools
 
 import jax
@@ -13,6 +12,7 @@ from relic_jax.distributions import Categorical, Gaussian, TanhGaussian
 from relic_jax.environment.base import Box, Discrete
 from relic_jax.models import actions
 from relic_jax.models.policy import Policy
+from relic_jax.spaces import vector_spaces
 from relic_jax.types import StepInput
 
 BATCH, STEPS, SPACE = 3, 10, Box((-2.0, 0.0), (2.0, 1.0))
@@ -21,7 +21,7 @@ HEADS = [HeadConfig(action=action, std=std) for action in ("tanh", "gaussian") f
 
 def policy_with(head, observation="raw"):
     toy = TransformerConfig(layers=1, heads=2, width=8, mlp_width=12, max_positions=32)
-    return Policy(PolicyConfig(toy, EncoderConfig(observation), head), SPACE, (-1.0,) * 3, (1.0,) * 3)
+    return Policy(PolicyConfig(toy, EncoderConfig(observation), head), vector_spaces((-1.0,) * 3, (1.0,) * 3, SPACE))
 
 
 def random_params(policy, seed):
@@ -102,8 +102,7 @@ def test_deviations_start_as_configured_and_keep_their_limits(x):
 
 def test_discrete_actions_have_the_parameters_they_always_had():
     toy = TransformerConfig(layers=1, heads=2, width=8, mlp_width=12, max_positions=32)
-    policy = Policy(PolicyConfig(toy), Discrete(3), (-1.0,) * 2, (1.0,) * 2)
-    assert policy.action_space == dataclasses.replace(policy, actions=3).action_space
+    policy = Policy(PolicyConfig(toy), vector_spaces((-1.0,) * 2, (1.0,) * 2, Discrete(3)))
     params = jax.eval_shape(policy.init, jax.random.key(0))
     assert {name: x.shape for name, x in params["actor"].items()} == {"kernel": (8, 3), "bias": (3,)}
     assert jax.tree.map(jnp.shape, params["encoder"]) == {"action": {"embedding": (4, 8)}}

@@ -10,14 +10,15 @@ import pytest
 from jax import lax
 
 from relic_jax.config import ConfigError, EncoderConfig, PolicyConfig, TransformerConfig
-from relic_jax.environment.base import Image
+from relic_jax.environment.base import Discrete, Image
 from relic_jax.interop import files, layout
 from relic_jax.interop.encoders import check, load, save_encoder, vit_entries
 from relic_jax.models import vision
-from relic_jax.models.encoders import PATCHES, image_mask, patches, places
-from relic_jax.models.grids import CELL_WIDTH, GLANCE_HEADS, PATCH_WIDTH
+from relic_jax.models.encoders import PATCHES, extract_patches, num_cells
+from relic_jax.models.grids import CELL_WIDTH, PATCH_WIDTH, SPATIAL_HEADS
 from relic_jax.models.policy import Policy
 from relic_jax.models.vision import ViTConfig
+from relic_jax.spaces import Spaces, image_mask
 from relic_jax.types import StepInput
 
 TRANSFORMER = TransformerConfig(layers=1, heads=2, width=8, mlp_width=8, max_positions=32)
@@ -29,7 +30,9 @@ SPEC = {
 
 
 def policy_with(spec=SPEC, low=(-2.0, -2.0, 0.0, 0.0, 0.0), high=(2.0, 2.0, 1.0, 1.0, 1.0), **encoder):
-    return Policy(PolicyConfig(TRANSFORMER, EncoderConfig(features=5, **encoder)), 3, low, high, spec)
+    return Policy(
+        PolicyConfig(TRANSFORMER, EncoderConfig(features=5, **encoder)), Spaces(spec, low, high, Discrete(3), 1)
+    )
 
 
 def random_steps(seed=0, spec=SPEC, shape=(2, 6)):
@@ -68,7 +71,7 @@ def test_a_linear_layer_on_patches_is_a_convolution(size, kernel, stride):
     x = jnp.asarray(rng.normal(size=(2, *size, 3)), jnp.float32)
     weight = jnp.asarray(rng.normal(size=(kernel, kernel, 3, 4)), jnp.float32)
     expected = lax.conv_general_dilated(x, weight, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-    np.testing.assert_allclose(patches(x, kernel, stride) @ weight.reshape(-1, 4), expected, atol=1e-4)
+    np.testing.assert_allclose(extract_patches(x, kernel, stride) @ weight.reshape(-1, 4), expected, atol=1e-4)
 
 
 def test_images_are_arrays_of_rank_three():
@@ -106,7 +109,7 @@ def test_an_image_alone_and_two_images():
     params = fresh(alone)
     assert encode(alone, params, random_steps(spec=image)).shape == (2, 6, 5 + 1 + 8)
     two = policy_with({"left": image, "right": image}, (), ())
-    params, inputs = fresh(two), random_steps(spec=two.spec)
+    params, inputs = fresh(two), random_steps(spec=two.spaces.observation)
     features = encode_images(two, params, inputs).observation
     swapped = inputs.replace(observation={"left": inputs.observation["right"], "right": inputs.observation["left"]})
     assert (encode_images(two, params, swapped).observation["left"] != features["right"]).any()
@@ -154,11 +157,11 @@ def test_a_frozen_encoder_has_no_gradient(freeze):
     gradient = jax.jit(jax.grad(lambda p: jnp.sum(jnp.sin(encode(policy, p, inputs)))))(params)["encoder"]
     assert all(np.any(x) != freeze for x in jax.tree.leaves(gradient["image_0"]))
     assert np.any(gradient["action"]["embedding"])
-    assert policy.learns_images != freeze
+    assert policy.trains_image_encoder != freeze
 
 
 def test_a_policy_without_images_learns_none():
-    assert not dataclasses.replace(policy_with(), observation=None).learns_images
+    assert not policy_with(SPEC["gps"], (-2.0,) * 2, (2.0,) * 2).trains_image_encoder
 
 
 # --- vectors with layers of their own, and the larger encoders -------------------------------------------------------
@@ -212,7 +215,7 @@ def test_patches_are_the_convolutions_place_by_place():
         x = jax.nn.relu(x + layer["bias"])
     layer = params["encoder"]["image_0"][f"Dense_{len(PATCHES)}"]
     expected = (x @ layer["kernel"] + layer["bias"]).reshape(2, 3, -1)
-    assert expected.shape[-1] == places("patches", 9, 7) * PATCH_WIDTH == 2 * 1 * PATCH_WIDTH
+    assert expected.shape[-1] == num_cells("patches", 9, 7) * PATCH_WIDTH == 2 * 1 * PATCH_WIDTH
     found = encode_images(policy, params, inputs).observation["image"]
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
     seen = encode(policy, params, inputs)[..., : expected.shape[-1]]
@@ -238,9 +241,9 @@ def random_params(policy, seed):
 def test_a_frozen_encoder_is_no_business_of_the_optimiser(freeze):
     policy = policy_with(freeze=freeze)
     params = jax.eval_shape(policy.init, jax.random.key(0))
-    trained = policy.trained(params)
+    trained = policy.trainable(params)
     assert ("image_0" in trained["encoder"]) != freeze and "action" in trained["encoder"]
-    assert jax.tree.structure(policy.completed(trained, params)) == jax.tree.structure(params)
+    assert jax.tree.structure(policy.with_frozen(trained, params)) == jax.tree.structure(params)
 
 
 # --- weights from files ----------------------------------------------------------------------------------------------
@@ -280,8 +283,8 @@ def test_names_of_a_goal_become_queries_of_half_the_heads(tmp_path):
     save_encoder(file, "patches", source["encoder"]["image_0"], names)
     loaded = load(with_file(policy, file), params)
     jax.tree.map(np.testing.assert_array_equal, loaded["encoder"]["image_0"], source["encoder"]["image_0"])
-    for head in range(GLANCE_HEADS):
-        expected = names if head < GLANCE_HEADS // 2 else params["glance"]["names"][:, head]
+    for head in range(SPATIAL_HEADS):
+        expected = names if head < SPATIAL_HEADS // 2 else params["glance"]["names"][:, head]
         np.testing.assert_array_equal(loaded["glance"]["names"][:, head], expected)
     rest = ("query", "places", "mix", "out")
     jax.tree.map(np.testing.assert_array_equal, *([tree["glance"][name] for name in rest] for tree in (loaded, params)))

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from relic_jax.config import EncoderConfig, PolicyConfig, RecurrentConfig, TransformerConfig
-from relic_jax.environment.base import Image
-from relic_jax.models.grids import CELL_WIDTH, GLANCE_HEADS, GLANCE_WIDTH, PATCH_WIDTH, SpatialAttention
+from relic_jax.environment.base import Discrete, Image
+from relic_jax.models.grids import CELL_WIDTH, PATCH_WIDTH, SPATIAL_HEADS, SPATIAL_WIDTH, SpatialAttention
 from relic_jax.models.policy import Policy
+from relic_jax.spaces import Spaces
 from relic_jax.types import Span, StepInput
 
 WIDTH, CELLS = 8, 6
@@ -37,7 +38,7 @@ def test_a_glance_equals_a_rewriting_by_hand(goal):
     for index in np.ndindex(2, 3):
         h, seen = hidden[index], cells[index]
         parts, matches = [], []
-        for head in range(GLANCE_HEADS):
+        for head in range(SPATIAL_HEADS):
             query = h @ p["query"]["kernel"][:, head] + p["query"]["bias"][head]
             if goals:
                 query += goals[0][index] @ p["names"][:, head]
@@ -46,7 +47,7 @@ def test_a_glance_equals_a_rewriting_by_hand(goal):
             weights /= weights.sum()
             parts += [np.concatenate([weights @ p["places"], weights @ seen])]
         mixed = np.maximum(np.concatenate([h, *parts, matches]) @ p["mix"]["kernel"] + p["mix"]["bias"], 0)
-        assert mixed.shape == (GLANCE_WIDTH,)
+        assert mixed.shape == (SPATIAL_WIDTH,)
         np.testing.assert_allclose(
             found[index], h + mixed @ p["out"]["kernel"] + p["out"]["bias"], rtol=1e-4, atol=1e-4
         )
@@ -79,7 +80,8 @@ def policy_with(memory, image="cells"):
     encoder = EncoderConfig(observation="scaled", image=image)
     config = PolicyConfig(TRANSFORMER, encoder, memory=memory, recurrent=RecurrentConfig(width=WIDTH))
     numbers = 7 if image == "patches" else 2
-    return Policy(config, 3, (0.0,) * numbers, (1.0,) * numbers, GOAL if image == "patches" else SPEC)
+    spec = GOAL if image == "patches" else SPEC
+    return Policy(config, Spaces(spec, (0.0,) * numbers, (1.0,) * numbers, Discrete(3), 1))
 
 
 def outputs(output):
@@ -90,10 +92,13 @@ def outputs(output):
 def test_acting_equals_unrolling_from_images_and_from_features(memory, image):
     policy, steps, rng = policy_with(memory, image), 9, np.random.default_rng(2)
     params = random_like(jax.eval_shape(policy.init, jax.random.key(0)), 3, 0.2)
-    largest = jax.tree.map(lambda x: 255 if x.dtype == jnp.uint8 else 1, policy.spec)
+    spec = policy.spaces.observation
+    largest = jax.tree.map(lambda x: 255 if x.dtype == jnp.uint8 else 1, spec)
     inputs = StepInput(
         observation=jax.tree.map(
-            lambda x, top: jnp.asarray(top * rng.integers(0, 2, (2, steps, *x.shape)), x.dtype), policy.spec, largest
+            lambda x, top: jnp.asarray(top * rng.integers(0, 2, (2, steps, *x.shape)), x.dtype),
+            policy.spaces.observation,
+            largest,
         ),
         previous_action=jnp.asarray(rng.integers(-1, 3, (2, steps)), jnp.int32),
         previous_reward=jnp.asarray(rng.random((2, steps)), jnp.float32),
@@ -113,7 +118,7 @@ def test_acting_equals_unrolling_from_images_and_from_features(memory, image):
     for step in range(steps):
         output, carry = act(params, carry, jax.tree.map(lambda x, step=step: x[:, step], inputs))
         np.testing.assert_allclose(outputs(output), expected[:, step], atol=1e-5)
-    for name in sorted(set(policy.spec) - {"state"}):  # every view counts, and the goal
+    for name in sorted(set(policy.spaces.observation) - {"state"}):  # every view counts, and the goal
         changed = {**inputs.observation, name: largest[name] - inputs.observation[name]}
         other = dataclasses.replace(inputs, observation=changed)
         assert np.abs(unrolled(other) - expected).min((0, 1)).max() > 1e-3

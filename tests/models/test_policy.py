@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from relic_jax.config import EncoderConfig, PolicyConfig, TransformerConfig
+from relic_jax.environment.base import Discrete
 from relic_jax.envs.pointmass.env import PRESETS
 from relic_jax.models.attention import tiled
 from relic_jax.models.policy import Policy, policy_for
 from relic_jax.runtime import ConfigError
+from relic_jax.spaces import vector_spaces
 from relic_jax.types import Span, StepInput
 
 SINKS = ["kv", "kv0", "k0v", "k0v0", "token", "none"]
@@ -22,7 +24,9 @@ small_tiles = mock.patch.object(tiled, "CPU_TILES", tiled.Tiles(4, 4, 0))  # sev
 
 def policy_with(**fields):
     toy = TransformerConfig(layers=2, heads=2, width=8, mlp_width=12, max_positions=32)
-    return Policy(PolicyConfig(dataclasses.replace(toy, **fields)), 3, (-1.0, -1.0), (1.0, 1.0))
+    return Policy(
+        PolicyConfig(dataclasses.replace(toy, **fields)), vector_spaces((-1.0, -1.0), (1.0, 1.0), Discrete(3))
+    )
 
 
 def random_params(policy, seed):
@@ -133,7 +137,7 @@ def test_any_chunks_of_any_sizes_with_room_to_spare():
     for cuts, capacity in (((1, 8, STEPS), STEPS), ((6, 7, STEPS), STEPS + 7), ((STEPS,), STEPS + 1)):
         result, memory = run(params, inputs, cuts=cuts, capacity=capacity)
         np.testing.assert_allclose(result, expected, atol=1e-5)
-        assert memory.length == STEPS
+        assert memory.filled == STEPS
 
 
 @pytest.mark.parametrize(("sink", "inter_episode"), [(sink, True) for sink in SINKS[:5]] + [("kv", False)])
@@ -162,7 +166,7 @@ def test_weights_are_converted_once_for_many_steps():
     """Those of the blocks, in bfloat16: what comes out is the same to the last bit. In float32 nothing is done."""
     policy = policy_with(dtype="bfloat16")
     params, step = random_params(policy, 0), jax.tree.map(lambda x: x[:, 0], random_steps(1))
-    once = policy.for_steps(params)
+    once = policy.cast_weights(params)
     changed = jax.tree.map(lambda x, y: x.dtype != y.dtype, params, once)
     blocks = changed.pop("transformer")
     assert not any(jax.tree.leaves(changed))
@@ -171,7 +175,7 @@ def test_weights_are_converted_once_for_many_steps():
         assert different == (path[-1].key == "kernel")
     run = jax.jit(lambda params: outputs(policy.act(params, policy.initial_memory(BATCH, 4), step)[0]))
     np.testing.assert_array_equal(run(params), run(once))
-    assert policy_with().for_steps(params) is params
+    assert policy_with().cast_weights(params) is params
 
 
 @pytest.mark.parametrize("sink", ["kv", "token", "none"])
@@ -267,7 +271,7 @@ def test_peek_gives_the_value_of_the_step_and_keeps_the_memory(filled):
     if filled:
         _, memory = jax.jit(policy.unroll)(params, memory, past)
     before = jax.tree.map(np.array, memory)
-    peeked = jax.jit(policy.peek)(params, memory, present)
+    peeked = jax.jit(policy.value)(params, memory, present)
     jax.tree.map(np.testing.assert_array_equal, before, memory)
     expected = jax.jit(functools.partial(whole, policy))(params, steps_of(inputs, 0, filled + 1))
     np.testing.assert_allclose(peeked, expected[:, -1, -1], atol=1e-5)

@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 
 from relic_jax.config import PolicyConfig, RecurrentConfig
+from relic_jax.environment.base import Discrete
 from relic_jax.models.memory import joined, rows
 from relic_jax.models.policy import Policy
 from relic_jax.models.recurrent import Carry, Cell, empty_carry
+from relic_jax.spaces import vector_spaces
 from relic_jax.types import StepInput
 
 KINDS = ["gru", "lstm"]
@@ -117,7 +119,7 @@ def test_at_the_start_only_the_gate_that_keeps_is_biased_and_recurrent_weights_a
 
 def policy_with(kind, layers=2):
     config = PolicyConfig(memory=kind, recurrent=RecurrentConfig(layers=layers, width=WIDTH))
-    return Policy(config, 3, (-1.0, -1.0), (1.0, 1.0))
+    return Policy(config, vector_spaces((-1.0, -1.0), (1.0, 1.0), Discrete(3)))
 
 
 def random_params(policy, seed=1):
@@ -161,7 +163,7 @@ def test_acting_equals_unrolling_in_blocks_of_any_size(kind, layers):
     params, inputs = random_params(policy), random_steps()
     expected, memory = jax.jit(functools.partial(unrolled, policy))(params, inputs)
     assert np.abs(expected).max() > 0.5
-    assert memory.state.shape == (BATCH, layers, PARTS[kind], WIDTH) and memory.length == STEPS
+    assert memory.state.shape == (BATCH, layers, PARTS[kind], WIDTH) and memory.filled == STEPS
     chex.clear_trace_counter()
     act, carry, found = jax.jit(chex.assert_max_traces(policy.act, n=1)), policy.initial_memory(BATCH, STEPS), []
     for step in range(STEPS):
@@ -207,9 +209,9 @@ def test_peek_leaves_the_memory_and_no_window_can_be_asked_for():
     params, inputs = random_params(policy), random_steps()
     _, memory = jax.jit(functools.partial(unrolled, policy))(params, inputs)
     step = jax.tree.map(lambda x: x[:, 0], random_steps(5))
-    (expected, after), peeked = jax.jit(lambda m: (policy.act(params, m, step), policy.peek(params, m, step)))(memory)
+    (expected, after), peeked = jax.jit(lambda m: (policy.act(params, m, step), policy.value(params, m, step)))(memory)
     np.testing.assert_allclose(peeked, expected.value, atol=1e-6)
-    assert memory.length == STEPS and after.length == STEPS + 1
+    assert memory.filled == STEPS and after.filled == STEPS + 1
     with pytest.raises(ValueError, match="window"):
         policy.act(params, memory, step, window=jnp.int32(4))
 
@@ -219,7 +221,7 @@ def test_the_memory_is_small_and_starts_empty():
     for kind in KINDS:
         carry = empty_carry(config, kind, BATCH)
         assert carry.state.shape == (BATCH, 2, PARTS[kind], WIDTH)
-        assert not np.any(carry.state) and carry.length == 0
+        assert not np.any(carry.state) and carry.filled == 0
 
 
 # --- what training does with any memory, on both kinds ---
@@ -228,7 +230,7 @@ def test_the_memory_is_small_and_starts_empty():
 def both():
     small = PolicyConfig().transformer
     transformer = dataclasses.replace(small, layers=1, heads=2, width=WIDTH, mlp_width=8, max_positions=32)
-    return [policy_with("gru"), Policy(PolicyConfig(transformer), 3, (-1.0, -1.0), (1.0, 1.0))]
+    return [policy_with("gru"), Policy(PolicyConfig(transformer), vector_spaces((-1.0, -1.0), (1.0, 1.0), Discrete(3)))]
 
 
 @pytest.mark.parametrize("policy", both(), ids=["gru", "transformer"])
@@ -242,7 +244,7 @@ def test_every_memory_keeps_the_contract(policy):
         _, before = policy.unroll(params, policy.initial_memory(BATCH, STEPS), early)
         working = policy.for_acting(before.prefix(STEPS).grown(STEPS + 4))
         after = policy.unroll(params, before, late)[1]
-        added = policy.stored(policy.unroll(params, working, late)[1].last_steps(STEPS - 8))
+        added = policy.for_storage(policy.unroll(params, working, late)[1].last_steps(STEPS - 8))
         again, rewound = before.append(added), after.rewound(inputs.first, 0)
         parts = [rows(after, jnp.array([2])), rows(after, jnp.array([0, 1]))]
         once_more = policy.unroll(params, after.as_of(before), late)[1]
@@ -250,16 +252,16 @@ def test_every_memory_keeps_the_contract(policy):
         return after, again, once_more, joined(parts), policy.unroll(params, rewound, inputs)[1], afresh
 
     after, again, once_more, parts, renewed, afresh = run(params)
-    assert after.length == again.length == parts.length == STEPS <= after.capacity
+    assert after.filled == again.filled == parts.filled == STEPS <= after.capacity
     chex.assert_trees_all_close(again, after, atol=1e-6)
     chex.assert_trees_all_close(once_more, after, atol=1e-6)
     chex.assert_trees_all_close(renewed, afresh, atol=1e-6)
     order = jnp.array([2, 0, 1])
-    chex.assert_trees_all_equal(parts, jax.tree.map(lambda x: x[order] if x.ndim else x, after))
+    chex.assert_trees_all_equal(parts, jax.tree.map(lambda x: x[order], after))
     with mock.patch.object(jax, "default_backend", return_value="gpu"):  # all at once
         chex.assert_trees_all_equal(rows(after, order), parts)
 
 
 def test_a_carry_is_as_of_an_earlier_one_by_being_it():
-    earlier, later = (Carry(jnp.full((1, 1, 1, 2), float(n)), jnp.asarray(n)) for n in (1, 2))
+    earlier, later = (Carry(jnp.full((1, 1, 1, 2), float(n)), jnp.asarray([n])) for n in (1, 2))
     assert later.as_of(earlier) is earlier and earlier.append(later) is later

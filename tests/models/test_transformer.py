@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from relic_jax.config import PolicyConfig, TransformerConfig
+from relic_jax.environment.base import Discrete
 from relic_jax.models import cache as kv
 from relic_jax.models.policy import Policy
 from relic_jax.models.transformer import Transformer, empty_memory
+from relic_jax.spaces import vector_spaces
 
 SINKS = ["kv", "kv0", "k0v", "k0v0", "token", "none"]
 TINY = TransformerConfig(layers=2, heads=8, width=64, mlp_width=256, max_positions=2048)
@@ -41,7 +43,7 @@ def blocks_of(params):
 
 
 def policy_shapes(cfg, observation, actions):
-    policy = Policy(PolicyConfig(cfg), actions, (-1.0,) * observation, (1.0,) * observation)
+    policy = Policy(PolicyConfig(cfg), vector_spaces((-1.0,) * observation, (1.0,) * observation, Discrete(actions)))
     return jax.eval_shape(policy.init, jax.random.key(0))
 
 
@@ -86,7 +88,7 @@ def test_cache_takes_the_papers_bytes_per_step(cfg, kib):
 
 def test_initial_values():
     """The estimate of a standard deviation from n draws is off by its (2n)^(−1/2) part: 5 of those are allowed."""
-    policy = Policy(PolicyConfig(TINY), 5, (-1.0, -1.0), (1.0, 1.0))
+    policy = Policy(PolicyConfig(TINY), vector_spaces((-1.0, -1.0), (1.0, 1.0), Discrete(5)))
     params = jax.jit(policy.init)(jax.random.key(0))
     transformer, blocks = params["transformer"], blocks_of(params["transformer"])
     linear = [x["kernel"] for block in blocks for name, x in block.items() if name.endswith("_proj")]
@@ -110,7 +112,9 @@ def test_initial_values():
 
 def test_initial_values_by_the_number_of_inputs():
     """All the linear layers of `normal`, at 1/√inputs each (a normal distribution cut off at two deviations)."""
-    policy = Policy(PolicyConfig(dataclasses.replace(TINY, init="fan_in")), 5, (-1.0, -1.0), (1.0, 1.0))
+    policy = Policy(
+        PolicyConfig(dataclasses.replace(TINY, init="fan_in")), vector_spaces((-1.0, -1.0), (1.0, 1.0), Discrete(5))
+    )
     params = jax.jit(policy.init)(jax.random.key(0))
     linear = [x["kernel"] for block in blocks_of(params["transformer"]) for name, x in block.items() if "_proj" in name]
     linear += [params["proj_in"]["kernel"], params["proj_out"]["kernel"]]
@@ -145,7 +149,7 @@ def test_position_and_episode_of_every_step():
         np.testing.assert_array_equal(episode, np.array(expected_episode)[:, chunk])
         cache = kv.advance(cache, position, episode)
     np.testing.assert_array_equal(cache.episodes, expected_episode)
-    assert cache.length == 6
+    assert cache.filled == 6
 
 
 def rms_norm(x, scale):

@@ -7,9 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relic_jax.config import PolicyConfig, TransformerConfig
+from relic_jax.environment.base import Discrete
 from relic_jax.models.policy import Policy
 from relic_jax.rl import context
 from relic_jax.rl.context import shuffled_order, window, write_window
+from relic_jax.spaces import vector_spaces
 from relic_jax.types import StepInput
 
 STEPS = 24
@@ -81,9 +83,7 @@ def toy_context(policy, batch):
 
 POLICY = Policy(
     PolicyConfig(TransformerConfig(layers=2, heads=2, width=8, mlp_width=12, max_positions=32)),
-    3,
-    (-1.0, -1.0),
-    (1.0, 1.0),
+    vector_spaces((-1.0, -1.0), (1.0, 1.0), Discrete(3)),
 )
 
 

@@ -32,11 +32,12 @@ from relic_jax.envs.registry import make
 from relic_jax.evaluation import in_context_curves
 from relic_jax.experiments.run import env_of
 from relic_jax.metrics import JsonLines
-from relic_jax.rl import train as training
-from relic_jax.rl.host import HostSegments
+from relic_jax.rl import runner
+from relic_jax.rl.host import HostRunner
 from relic_jax.rl.parallel import initial_state
 from relic_jax.rl.rollout import collect
-from relic_jax.rl.train import compile_chunk, prepare, restore, train
+from relic_jax.rl.runner import compile_chunk
+from relic_jax.rl.train import prepare, restore, train
 
 
 def with_policy(config, **parts):
@@ -110,7 +111,7 @@ def outcome(setup, folder):
 
 
 def test_resumed_is_bit_for_bit_uninterrupted_and_statistics_are_in_the_checkpoint(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "compile_chunk", functools.cache(training.compile_chunk))  # one compilation for all
+    monkeypatch.setattr(runner, "compile_chunk", functools.cache(runner.compile_chunk))  # one compilation for all
     setup = prepare(config, make("pointmass-goal"))
     whole = run_to_the_end(setup, tmp_path / "whole")
     assert whole.finished
@@ -197,7 +198,7 @@ def test_a_segment_of_a_simulator_is_what_happened(hosted):
     env = reach(2)
     setup = prepare(hosted, env)
     state = initial_state(setup)
-    with HostSegments(setup) as run:
+    with HostRunner(setup) as run:
         run._trials.reset(np.asarray(state.trial.task), np.asarray(state.trial.env))
         steps = jax.device_get(run._collect(state, 0)).steps
     assert (np.abs(steps.action) > 1).any()

@@ -20,7 +20,8 @@ from relic_jax.experiments.faults.workers import HORIZON, corridor, killed_worke
 from relic_jax.metrics import JsonLines
 from relic_jax.rl import train as training
 from relic_jax.rl import update
-from relic_jax.rl.host import HostSegments
+from relic_jax.rl.diagnostics import episode_sums
+from relic_jax.rl.host import HostRunner
 from relic_jax.rl.parallel import initial_state
 from relic_jax.rl.state import init_state
 from relic_jax.rl.train import prepare, restore, train
@@ -41,7 +42,7 @@ def by_hand(env, task, seed, actions):
 
 
 def collected(setup, state, segments=1):
-    with HostSegments(setup) as run:
+    with HostRunner(setup) as run:
         for index in range(segments):
             run._trials.trials or run._trials.reset(np.asarray(state.trial.task), np.asarray(state.trial.env))
             found = run._collect(state, index)
@@ -113,7 +114,7 @@ def test_a_lost_step_has_no_advantage_and_what_precedes_is_bootstrapped(config):
 def test_metrics_are_those_of_the_steps_that_ended_episodes(config):
     """`Corridor` has the metrics success and jax; the first is known already, a third is put in its place here."""
     setup = prepare(config, corridor(WorkerConfig(workers=2)))
-    with HostSegments(setup) as run:
+    with HostRunner(setup) as run:
         state = initial_state(setup)
         run._trials.reset(np.asarray(state.trial.task), np.asarray(state.trial.env))
         found = run._collect(state, 0)
@@ -123,7 +124,7 @@ def test_metrics_are_those_of_the_steps_that_ended_episodes(config):
     numbers = np.arange(ended.size).reshape(ended.shape)
     assert 0 < ended.sum() < ended.size
     counted = found._replace(results=dataclasses.replace(results, metrics={"jax": numbers.astype(np.float32)}))
-    sums = jax.device_get(update.episode_sums(counted))
+    sums = jax.device_get(episode_sums(counted))
     assert sums["episode/jax"] == numbers[ended].sum()
     stacked = {**sums, "loss": np.zeros(())}
     (record,) = training.records(setup.config, 0, stacked)
@@ -206,12 +207,12 @@ def test_a_resumed_run_is_the_uninterrupted_one(config, tmp_path, devices):
 
 def test_an_episode_that_cannot_be_played_again_is_lost_on_resuming(config):
     setup = prepare(config, corridor())
-    with HostSegments(setup) as run:
+    with HostRunner(setup) as run:
         state, _ = run(initial_state(setup))
     before = jax.device_get(state.trial)
     moved = before.env + np.array([1, 1, 0, 0], np.int32)  # other seeds: other noise
     state = state.replace(trial=jax.device_put(before.replace(env=moved), state.trial.env.sharding))
-    with HostSegments(setup) as run:
+    with HostRunner(setup) as run:
         resumed = jax.device_get(run._resumed(state, 16).trajectory)
         trial = run._trials.all
     elsewhere = np.array([True, True, False, False])
@@ -226,7 +227,7 @@ def test_an_episode_that_cannot_be_played_again_is_lost_on_resuming(config):
 
 def test_too_many_failures_stop_the_run_with_a_checkpoint(config, tmp_path):
     setup = prepare(config, corridor(WorkerConfig(max_restarts=2), fault="crash", at=5))
-    with pytest.raises(PoolError, match=r"stopped after 3 worker failures.*saved, go on with: relic-jax") as error:
+    with pytest.raises(PoolError, match=r"stopped after 3 worker failures.*saved, resume with: relic-jax") as error:
         go(setup, tmp_path / "run")
     assert "\n" not in str(error.value)
     assert checkpoint.complete_steps(tmp_path / "run" / "checkpoints")
@@ -289,7 +290,7 @@ def test_the_policy_is_learned(config):
     )
     setup = prepare(dataclasses.replace(config, total_steps=45 * 16 * 48), corridor(WorkerConfig(workers=2)))
     state, reached = initial_state(setup), []
-    with HostSegments(setup) as run:
+    with HostRunner(setup) as run:
         for _ in range(45):
             state, metrics = run(state)
             reached.append(float(metrics["success_sum"] / metrics["episodes"]))

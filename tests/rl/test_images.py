@@ -27,8 +27,11 @@ from relic_jax.rl import update as up
 from relic_jax.rl.memory_budget import check_memory, segment_image_bytes
 from relic_jax.rl.parallel import initial_state
 from relic_jax.rl.rollout import collect
+from relic_jax.rl.runner import compile_chunk
+from relic_jax.rl.segment import learn, segment_step
 from relic_jax.rl.state import init_state, make_setup, step_input
-from relic_jax.rl.train import Progress, compile_chunk, prepare, restore, save
+from relic_jax.rl.train import Progress, prepare, restore, save
+from relic_jax.rl.trial import continue_trial
 
 TRANSFORMER = TransformerConfig(layers=1, heads=2, width=16, mlp_width=16, max_positions=32, attention="reference")
 
@@ -187,7 +190,7 @@ def test_a_refresh_reads_features_and_looks_at_nothing():
     setup, state, _, _ = gathered()
     broken = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), state.params["encoder"]["image_0"])
     blind = {**state.params, "encoder": {**state.params["encoder"], "image_0": broken}}
-    run = jax.jit(lambda s: up.continue_trial(setup, s, jax.random.key(1)))
+    run = jax.jit(lambda s: continue_trial(setup, s, jax.random.key(1)))
     chex.assert_trees_all_equal(run(state.replace(params=blind)).memory, run(state).memory)
 
 
@@ -196,7 +199,7 @@ def test_a_frozen_encoder_stays_and_its_images_are_not_kept():
     state = jax.jit(lambda: init_state(setup))()
     found = jax.eval_shape(lambda s: collect(setup, s.params, s.trial, s.memory, s.key), state)
     assert found.observation is None and segment_image_bytes(setup) == 0
-    after, _ = jax.jit(lambda s: up.segment_step(setup, s))(state)
+    after, _ = jax.jit(lambda s: segment_step(setup, s))(state)
     before, after = state.params["encoder"], after.params["encoder"]
     chex.assert_trees_all_equal(after["image_0"], before["image_0"])
     assert (after["action"]["embedding"] != before["action"]["embedding"]).any()
@@ -216,12 +219,12 @@ def test_updates_never_ask_a_frozen_encoder_nor_does_the_optimiser_know_it():
     assert not any("image_0" in str(path) for path, _ in jax.tree_util.tree_leaves_with_path(state.opt_state))
     encoder = state.params["encoder"]
     gone = {**encoder, "image_0": jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), encoder["image_0"])}
-    learn = jax.jit(lambda state: up.learn(setup, state, state.memory, found, key, key))
-    healthy, metrics = learn(state)
-    blinded, same = learn(state.replace(params={**state.params, "encoder": gone}))
+    step = jax.jit(lambda state: learn(setup, state, state.memory, found, key, key))
+    healthy, metrics = step(state)
+    blinded, same = step(state.replace(params={**state.params, "encoder": gone}))
     metrics.pop("nonfinite/params"), same.pop("nonfinite/params")
     chex.assert_trees_all_equal(same, metrics)
-    chex.assert_trees_all_equal(setup.policy.trained(blinded.params), setup.policy.trained(healthy.params))
+    chex.assert_trees_all_equal(setup.policy.trainable(blinded.params), setup.policy.trainable(healthy.params))
     chex.assert_trees_all_equal(blinded.memory, healthy.memory)  # nor does the refresh of the context
     assert np.isnan(jax.tree.leaves(blinded.params["encoder"]["image_0"])[0]).all()
 

@@ -9,7 +9,8 @@ import pytest
 from relic_jax.config import EncoderConfig, PolicyConfig, PPOConfig, TrainConfig, TransformerConfig, TrialConfig
 from relic_jax.envs.registry import make
 from relic_jax.rl.parallel import initial_state
-from relic_jax.rl.train import compile_chunk, prepare
+from relic_jax.rl.runner import compile_chunk
+from relic_jax.rl.train import prepare
 
 CONFIG = TrainConfig(
     total_steps=40_000,

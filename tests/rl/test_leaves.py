@@ -20,10 +20,11 @@ from relic_jax.config import (
 from relic_jax.environment.base import Image
 from relic_jax.envs.probes.env import PolicyProbe
 from relic_jax.evaluation.in_jit import chunk_function
-from relic_jax.models.encoders import image_mask
 from relic_jax.rl import update as up
 from relic_jax.rl.host import Actor, Running, _opened
+from relic_jax.rl.segment import trial_step
 from relic_jax.rl.state import init_state, make_setup, step_input
+from relic_jax.spaces import image_mask
 
 VECTORS = {"bit": jnp.bool_, "board": jnp.uint8, "count": jnp.int32, "half": jnp.float16, "real": jnp.float32}
 SHAPES = {"bit": (3,), "board": (2, 2, 3), "count": (), "half": (2, 2), "real": (5,)}
@@ -87,7 +88,7 @@ def test_a_trial_keeps_every_dtype(context_gradient, last_update, image):
         name: ((2, 16, *SHAPES[name]), dtype) for name, dtype in VECTORS.items()
     }
     assert kept["view"].dtype == jnp.float32 and kept["view"].ndim == 3
-    after, _ = jax.eval_shape(lambda s: up.trial_step(setup, s), state)
+    after, _ = jax.eval_shape(lambda s: trial_step(setup, s), state)
     assert specs(after) == specs(state)
 
 
@@ -105,7 +106,9 @@ def test_evaluation_and_workers_keep_every_dtype(memory):
     assert {name: x.dtype for name, x in steps.observation.items()} == {**VECTORS, "view": jnp.uint8}
     running = jax.eval_shape(lambda m: _opened(setup, state.trajectory, m, 0, 2, 8), state.memory)
     seen = jax.eval_shape(step_input, state.trial)
-    assert specs(running.acted.observation) == jax.tree.map(lambda x: ((2, 4, *x.shape), x.dtype), policy.spec)
+    assert specs(running.acted.observation) == jax.tree.map(
+        lambda x: ((2, 4, *x.shape), x.dtype), policy.spaces.observation
+    )
     after, _ = jax.eval_shape(Actor(policy, 2)._step, state.params, Running(*running), seen, state.key, 0, 0)
     assert specs(after) == specs(running)
 
@@ -114,7 +117,9 @@ def test_the_gradient_is_that_of_the_same_numbers_as_floats(drawn):
     setup, random = setup_of(), np.random.default_rng(0)
     draw = jax.jit(lambda: init_state(setup).trajectory)
     trajectory = jax.tree.map(lambda x: np.asarray(random.integers(0, 2, x.shape), x.dtype), jax.eval_shape(draw))
-    seen = {n: random.integers(0, 2, (2, 4, *x.shape)).astype(x.dtype) for n, x in setup.policy.spec.items()}
+    seen = {
+        n: random.integers(0, 2, (2, 4, *x.shape)).astype(x.dtype) for n, x in setup.policy.spaces.observation.items()
+    }
     number = random.normal(size=(2, 16)).astype(np.float32)
     batch = up.Batch(trajectory, setup.policy.initial_memory(2, 16), number, number, seen)
     params = drawn(setup.policy)

@@ -16,7 +16,7 @@ from relic_jax.environment.host import HostEnvironment
 from relic_jax.experiments.faults.corridor import Corridor
 from relic_jax.metrics import JsonLines, read_lines
 from relic_jax.rl import update as up
-from relic_jax.rl.masked import mean_of_valid, normalized, step_counts
+from relic_jax.rl.masked import mean_of_valid, normalize_advantages, step_counts
 from relic_jax.rl.parallel import parallel, state_shardings
 from relic_jax.rl.state import AXIS, init_state, make_setup
 from relic_jax.rl.train import prepare, train
@@ -56,7 +56,7 @@ def test_a_device_that_lost_steps_weighs_less(config):
     setup = make_setup(config(), corridor())
     advantage = np.array([[[1.0, 2.0, 3.0, 4.0]], [[10.0, 99.0, 99.0, 99.0]]], np.float32)
     valid = np.array([[[True] * 4], [[True, False, False, False]]])
-    found = on_devices(setup, lambda s, a, v: normalized(s, a, 4, v), advantage, valid)
+    found = on_devices(setup, lambda s, a, v: normalize_advantages(s, a, 4, v), advantage, valid)
     seen = advantage[valid]
     assert seen.mean() == 4
     np.testing.assert_allclose(found, np.where(valid, (advantage - 4) / seen.std(), 0), rtol=1e-5)
@@ -68,7 +68,7 @@ def test_where_no_step_is_valid_there_are_zeros(config, lost):
     advantage = np.random.default_rng(0).normal(size=(2, 3, 5)).astype(np.float32)
     valid = np.ones((2, 3, 5), bool)
     valid[0 if lost == "one device" else slice(None)] = False
-    found = np.asarray(on_devices(setup, lambda s, a, v: normalized(s, a, 5, v), advantage, valid))
+    found = np.asarray(on_devices(setup, lambda s, a, v: normalize_advantages(s, a, 5, v), advantage, valid))
     assert np.isfinite(found).all() and not found[~valid].any()
     if valid.any():
         np.testing.assert_allclose((found[valid].mean(), found[valid].std()), (0, 1), atol=1e-5)
@@ -88,7 +88,9 @@ def test_without_lost_steps_normalisation_is_bit_for_bit_that_of_plain_means(con
 
     for length in (1, 100, 300):
         expected = jax.jit(plain)(advantage, length)
-        np.testing.assert_array_equal(jax.jit(lambda a, n: normalized(setup, a, n))(advantage, length), expected)
+        np.testing.assert_array_equal(
+            jax.jit(lambda a, n: normalize_advantages(setup, a, n))(advantage, length), expected
+        )
 
 
 @pytest.mark.parametrize("shared", [True, False])

@@ -22,13 +22,16 @@ from relic_jax.config import (
 from relic_jax.envs.registry import make
 from relic_jax.evaluation import in_context_curves
 from relic_jax.experiments.presets import DARKROOM, PRESETS, rl2
-from relic_jax.rl import train as training
+from relic_jax.rl import runner
 from relic_jax.rl import update as up
 from relic_jax.rl.memory_budget import context_line
 from relic_jax.rl.parallel import initial_state
 from relic_jax.rl.rollout import collect
+from relic_jax.rl.runner import compile_chunk
+from relic_jax.rl.segment import segment_step
 from relic_jax.rl.state import init_state, make_setup
-from relic_jax.rl.train import Progress, compile_chunk, prepare, restore, save
+from relic_jax.rl.train import Progress, prepare, restore, save
+from relic_jax.rl.trial import continue_trial
 
 POLICY = PolicyConfig(memory="gru", recurrent=RecurrentConfig(width=24), encoder=EncoderConfig(observation="scaled"))
 RL2 = {"context_gradient": "stopped", "last_update": "partial", "shuffle": False, "refresh_every": None}
@@ -99,7 +102,7 @@ def test_the_gradient_is_that_of_the_segment_from_the_stored_state_or_of_the_who
         make_setup(config(context_gradient=c, value_clip=None), make("probe-bandit")) for c in ("stopped", "full")
     ]
     state, batch = in_the_middle(setups[0])
-    assert int(batch.memory.length) == 12 and np.any(batch.memory.state)
+    assert int(batch.memory.filled) == 12 and np.any(batch.memory.state)
     window, params, key = up.Window(jnp.asarray(12), 12, full=False), state.params, jax.random.key(0)
     gradients = [
         jax.jit(lambda p, setup=setup: up.gradient(setup, state.env_steps, p, batch, window, key))(params)[0]
@@ -122,7 +125,7 @@ def test_after_an_update_the_state_is_kept_or_recomputed_from_the_trials_beginni
     setup = make_setup(config(refresh_every=every), make("probe-bandit"))
     state, _ = in_the_middle(setup)
     state = state.replace(params=jax.tree.map(lambda x: 1.2 * x, state.params))  # an update
-    after = jax.jit(lambda s: up.continue_trial(setup, s, jax.random.key(0)))(state)
+    after = jax.jit(lambda s: continue_trial(setup, s, jax.random.key(0)))(state)
     inputs = jax.tree.map(lambda x: x[:, :24], state.trajectory.inputs)
     output, expected = jax.jit(setup.policy.unroll)(state.params, setup.policy.initial_memory(4, 36), inputs)
     assert np.abs(expected.state - state.memory.state).max() > 0.01
@@ -136,18 +139,18 @@ def test_after_an_update_the_state_is_kept_or_recomputed_from_the_trials_beginni
 
 
 def test_a_trials_end_empties_the_state_and_everything_is_traced_once(monkeypatch):
-    step = up.segment_step
+    step = segment_step
     chex.clear_trace_counter()
 
     @chex.assert_max_traces(n=1)
     def counted(setup, state):
         return step(setup, state)
 
-    monkeypatch.setattr(training, "segment_step", counted)
+    monkeypatch.setattr(runner, "segment_step", counted)
     setup = prepare(config(), make("probe-bandit"))
     chunk, state = compile_chunk(setup), initial_state(setup)
     for index in range(6):
-        assert int(state.memory.length) == 12 * (index % 3) and np.any(state.memory.state) == (index % 3 > 0)
+        assert int(state.memory.filled) == 12 * (index % 3) and np.any(state.memory.state) == (index % 3 > 0)
         state, _ = chunk(state)
     assert chunk._cache_size() == 1
 
@@ -159,7 +162,7 @@ def test_a_resumed_run_is_bit_for_bit_the_same(tmp_path):
         state, _ = chunk(state)
     save(setup, tmp_path, state, Progress(env_steps=int(state.env_steps)))
     loaded, _ = restore(setup, tmp_path)
-    assert int(loaded.memory.length) == 24
+    assert int(loaded.memory.filled) == 24
     for _ in range(3):
         (state, _), (loaded, _) = chunk(state), chunk(loaded)
     data = [jax.tree.map(np.asarray, s.replace(key=jax.random.key_data(s.key))) for s in (state, loaded)]
@@ -233,7 +236,7 @@ def test_only_the_memory_that_is_used_has_to_fit():
 
 def test_the_state_of_a_run_is_said_in_bytes():
     line = context_line(make_setup(config(), make("probe-bandit")))
-    assert line == "gru, 388 bytes for 4 trials of any length"  # 4 states of 24 numbers, one counter
+    assert line == "gru, 400 bytes for 4 trials of any length"  # 4 states of 24 numbers and a counter
 
 
 @pytest.mark.parametrize("name", [n for n, p in PRESETS.items() if p.config.policy.memory == "transformer"])

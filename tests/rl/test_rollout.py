@@ -51,8 +51,8 @@ def test_acting_on_a_prefix_equals_acting_on_the_whole_buffer(cache):
     for index in range(3):
         key = jax.random.key(index)
         found, expected = on_prefix(before, memory, key), on_whole(before, memory, key)
-        assert found.memory.kv_format == cache and int(found.memory.length) == 12 * (index + 1)
-        expected = expected._replace(memory=setup.policy.stored(expected.memory))
+        assert found.memory.kv_format == cache and int(found.memory.filled) == 12 * (index + 1)
+        expected = expected._replace(memory=setup.policy.for_storage(expected.memory))
         chex.assert_trees_all_close(found._replace(memory=None), expected._replace(memory=None), atol=1e-6)
         for mine, theirs in zip(jax.tree.leaves(found.memory), jax.tree.leaves(expected.memory), strict=True):
             filled = (slice(None),) * 2 + (slice(12 * (index + 1)),) if mine.ndim >= 3 else ...

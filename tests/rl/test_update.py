@@ -13,10 +13,13 @@ from relic_jax.config import PolicyConfig, PPOConfig, TrainConfig, TransformerCo
 from relic_jax.envs.darkroom.env import Darkroom
 from relic_jax.envs.registry import make
 from relic_jax.rl import update as up
-from relic_jax.rl.optimizer import global_norm, learning_rate, make_optimizer
+from relic_jax.rl.masked import normalize_advantages
+from relic_jax.rl.optimizer import learning_rate, make_optimizer
 from relic_jax.rl.parallel import initial_state, parallel, state_shardings
 from relic_jax.rl.rollout import collect
+from relic_jax.rl.segment import segment_step, trial_step
 from relic_jax.rl.state import init_state, make_setup, step_input
+from relic_jax.rl.trial import continue_trial
 from relic_jax.types import StepInput
 
 TRANSFORMER = TransformerConfig(layers=2, heads=2, width=16, mlp_width=16, max_positions=32)
@@ -121,7 +124,7 @@ def test_epochs_equal_a_plain_rewriting(kind):
             total = jax.tree.map(jnp.add, gradient(params, pair[:1]), gradient(params, pair[1:]))
             direction, opt_state = optimizer.update(total, opt_state, params)
             params = optax.apply_updates(params, jax.tree.map(lambda d: -rate * d, direction))
-    moved = global_norm(jax.tree.map(jnp.subtract, params, state.params))
+    moved = optax.global_norm(jax.tree.map(jnp.subtract, params, state.params))
     assert moved > 0.1
     chex.assert_trees_all_close(found, params, atol=2e-5)
 
@@ -140,8 +143,8 @@ def test_stopped_context_gives_the_same_outputs_and_only_the_segments_gradient()
     ]
     chex.assert_trees_all_close(*outputs, atol=1e-5)
     gradients = [gradient(setup, batch, window) for setup in (full, stopped)]
-    difference = global_norm(jax.tree.map(jnp.subtract, *gradients))
-    assert difference > 1e-2 * global_norm(gradients[0])  # they are different estimators …
+    difference = optax.global_norm(jax.tree.map(jnp.subtract, *gradients))
+    assert difference > 1e-2 * optax.global_norm(gradients[0])  # they are different estimators …
     first = window._replace(start=0)
     alone = batch._replace(memory=full.policy.initial_memory(4, 0))
     both = [
@@ -171,7 +174,7 @@ def test_after_an_update_the_context_is_shuffled_and_recomputed_with_the_new_wei
     setup = make_setup(config(), make("probe-bandit"))
     state, _ = gathered(setup, 1)
     state = state.replace(params=randomised(state.params, seed=9))
-    after = jax.jit(lambda s: up.continue_trial(setup, s, jax.random.key(1)))(state)
+    after = jax.jit(lambda s: continue_trial(setup, s, jax.random.key(1)))(state)
     filled = 2 * setup.config.trial.segment
     inputs = jax.tree.map(lambda x: x[:, :filled], after.trajectory.inputs)
     fresh = setup.policy.initial_memory(4, setup.config.trial.steps)
@@ -186,20 +189,20 @@ def test_after_an_update_the_context_is_shuffled_and_recomputed_with_the_new_wei
 def test_a_trial_in_one_call_equals_its_segments_and_ends_with_an_empty_context():
     setup = make_setup(config(context_gradient="stopped"), make("probe-bandit"))
     state = begin(setup)
-    whole, metrics = jax.jit(lambda s: up.trial_step(setup, s))(state)
-    step = jax.jit(lambda s: up.segment_step(setup, s))
+    whole, metrics = jax.jit(lambda s: trial_step(setup, s))(state)
+    step = jax.jit(lambda s: segment_step(setup, s))
     for index in range(setup.config.trial.updates):
         state, part = step(state)
         chex.assert_trees_all_close(part, jax.tree.map(lambda x, i=index: x[i], metrics), atol=1e-4, rtol=1e-4)
     chex.assert_trees_all_close(state.params, whole.params, atol=1e-4)
-    assert int(state.segment) == 0 and int(state.memory.length) == 0 and int(state.env_steps) == 4 * 36
+    assert int(state.segment) == 0 and int(state.memory.filled) == 0 and int(state.env_steps) == 4 * 36
     assert state.trial.first.all()
 
 
 def test_one_trace_serves_every_segment_of_a_growing_trial():
     chex.clear_trace_counter()
     setup = make_setup(config(context_gradient="stopped"), make("probe-bandit"))
-    counted = chex.assert_max_traces(lambda s, state: up.segment_step(s, state), n=1)
+    counted = chex.assert_max_traces(lambda s, state: segment_step(s, state), n=1)
     chunk, state = parallel(setup, counted), initial_state(setup)
     for _ in range(2 * setup.config.trial.updates):
         state, _ = chunk(state)
@@ -231,7 +234,7 @@ def test_acting_records_what_the_policy_saw_and_did():
     output, memory = jax.jit(policy.unroll)(params, state.memory, found.steps.inputs)
     np.testing.assert_allclose(output.distribution.log_prob(found.steps.action), found.steps.log_prob, atol=1e-5)
     np.testing.assert_allclose(output.value, found.steps.value, atol=1e-5)
-    following = jax.jit(policy.peek)(params, memory, step_input(found.trial))
+    following = jax.jit(policy.value)(params, memory, step_input(found.trial))
     np.testing.assert_allclose(following, found.last_value, atol=1e-5)
 
 
@@ -250,7 +253,7 @@ def test_credit_through_the_trial_ignores_episode_ends():
 def test_advantages_are_normalised_over_the_trial_so_far():
     setup = make_setup(config(), make("probe-bandit"))
     advantage = jnp.asarray(np.random.default_rng(0).normal(3.0, 2.0, (4, 36)), jnp.float32)
-    result = up.normalized(setup, advantage, 24)
+    result = normalize_advantages(setup, advantage, 24)
     seen = np.asarray(advantage[:, :24])
     np.testing.assert_allclose(result, (np.asarray(advantage) - seen.mean()) / seen.std(), rtol=1e-4, atol=1e-5)
 
@@ -260,14 +263,14 @@ def test_a_refresh_every_second_update_keeps_the_context_in_between():
     setup = make_setup(config(refresh_every=2), make("probe-bandit"))
     state, _ = gathered(setup, 0)
     state = state.replace(params=randomised(state.params, seed=9))
-    run = jax.jit(lambda s: up.continue_trial(setup, s, jax.random.key(1)))
+    run = jax.jit(lambda s: continue_trial(setup, s, jax.random.key(1)))
     kept = run(state)
     chex.assert_trees_all_equal((kept.memory, kept.trajectory), (state.memory, state.trajectory))
     state, _ = gathered(setup, 1)
     renewed = run(state.replace(params=randomised(state.params, seed=9)))
     assert (renewed.trajectory.value != state.trajectory.value).any()
     never = make_setup(config(refresh_every=None, shuffle=False), make("probe-bandit"))
-    kept = jax.jit(lambda s: up.continue_trial(never, s, jax.random.key(1)))(state)
+    kept = jax.jit(lambda s: continue_trial(never, s, jax.random.key(1)))(state)
     chex.assert_trees_all_equal((kept.memory, kept.trajectory), (state.memory, state.trajectory))
     assert int(kept.segment) == int(state.segment) + 1
 
@@ -324,6 +327,6 @@ def test_two_devices_make_the_update_of_one(reduction, minibatches, accumulate):
         setup = dataclasses.replace(one, config=dataclasses.replace(one.config, devices=devices))
         placed = jax.device_put(jax.device_get(state), state_shardings(setup.config, state))
         found.append(parallel(setup, updated)(placed)[0].params)
-    moved = global_norm(jax.tree.map(jnp.subtract, found[0], state.params))
+    moved = optax.global_norm(jax.tree.map(jnp.subtract, found[0], state.params))
     assert moved > 0.01
     chex.assert_trees_all_close(*map(jax.device_get, found), atol=1e-5)

@@ -12,11 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relic_jax.config import PolicyConfig, TransformerConfig
+from relic_jax.environment.base import Discrete
 from relic_jax.models import kv_formats
 from relic_jax.models.attention import AttentionInputs, Context, Sink, decode, select
 from relic_jax.models.attention.decode import flash_decode
 from relic_jax.models.attention.reference import attend_step
 from relic_jax.models.policy import Policy
+from relic_jax.spaces import vector_spaces
 from relic_jax.types import StepInput
 
 BATCH, HEADS, WIDTH, SLOTS = 3, 2, 32, 1300  # three parts (int8: two), the last of them cut off, as is its last tile
@@ -137,9 +139,9 @@ def test_on_a_gpu_it_is_what_it_is_in_xla(form):
 def test_a_policy_with_it_acts_the_same_here():
     config = TransformerConfig(layers=1, heads=2, width=32, mlp_width=16, max_positions=64)
     inputs = StepInput(jnp.ones((4, 2)), jnp.zeros(4, jnp.int32), jnp.ones(4), jnp.zeros(4, bool))
+    spaces = vector_spaces((0.0, 0.0), (1.0, 1.0), Discrete(3))
     plain, fused = (
-        Policy(PolicyConfig(dataclasses.replace(config, decode=choice)), 3, (0.0, 0.0), (1.0, 1.0))
-        for choice in ("xla", "fused")
+        Policy(PolicyConfig(dataclasses.replace(config, decode=choice)), spaces) for choice in ("xla", "fused")
     )
     params, results = jax.jit(plain.init)(jax.random.key(0)), []
     for policy in (plain, fused):
