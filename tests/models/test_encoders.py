@@ -115,7 +115,7 @@ def test_an_image_alone_and_two_images():
     assert (encode_images(two, params, swapped).observation["left"] != features["right"]).any()
 
 
-def test_bytes_and_unit_floats_are_the_same_picture():
+def test_bytes_and_unit_floats_are_the_same_image():
     policy, inputs = policy_with(), random_steps()
     params = fresh(policy)
     image = inputs.observation["image"].astype(jnp.float32) / 127.5 - 1

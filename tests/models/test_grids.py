@@ -1,4 +1,4 @@
-"""Views of grids: the glance against a rewriting in numpy, what it can find, and the policy that has it."""
+"""Spatial attention over grids: equality with numpy, what it can find, and a policy that uses it."""
 
 import dataclasses
 
@@ -22,15 +22,15 @@ def random_like(shapes, seed, scale=0.5):
     return jax.tree.map(lambda x: jnp.asarray(scale * rng.normal(size=x.shape), jnp.float32), shapes)
 
 
-def glance_params(seed, goal=None):
+def attention_params(seed, goal=None):
     sizes = (WIDTH,), (CELLS, CELL_WIDTH), *([] if goal is None else [(goal,)])
     like = jax.eval_shape(SpatialAttention().init, jax.random.key(0), *(jnp.zeros((1, *size)) for size in sizes))
     return random_like(like, seed)["params"]
 
 
 @pytest.mark.parametrize("goal", [None, 5])
-def test_a_glance_equals_a_rewriting_by_hand(goal):
-    p = jax.tree.map(lambda x: np.asarray(x, np.float64), glance_params(0, goal))
+def test_spatial_attention_equals_numpy(goal):
+    p = jax.tree.map(lambda x: np.asarray(x, np.float64), attention_params(0, goal))
     rng = np.random.default_rng(1)
     hidden, cells = rng.normal(size=(2, 3, WIDTH)), rng.normal(size=(2, 3, CELLS, CELL_WIDTH))
     goals = [] if goal is None else [rng.normal(size=(2, 3, goal))]
@@ -54,9 +54,9 @@ def test_a_glance_equals_a_rewriting_by_hand(goal):
 
 
 @pytest.mark.parametrize("place", range(CELLS))
-def test_a_glance_tells_where_what_was_asked_for_is(place):
+def test_spatial_attention_finds_the_queried_cell(place):
     """With a query that is the thing itself, and places that are one-hot: put out is the place, wherever it is."""
-    p = jax.tree.map(jnp.zeros_like, glance_params(0))
+    p = jax.tree.map(jnp.zeros_like, attention_params(0))
     thing, other = jnp.eye(CELL_WIDTH)[0], jnp.eye(CELL_WIDTH)[1]
     p["query"]["kernel"] = p["query"]["kernel"].at[:CELL_WIDTH, 0].set(50 * jnp.eye(WIDTH, CELL_WIDTH))
     p["places"] = jnp.eye(CELLS, CELL_WIDTH)

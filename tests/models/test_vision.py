@@ -77,7 +77,7 @@ def test_a_small_vit_equals_numpy():
     run, arrays = vit(SMALL)
     pixels = np.random.default_rng(1).normal(size=(3, 32, 32, 3)).astype(np.float32)
     expected = numpy_vit(arrays, SMALL, pixels)
-    assert np.abs(expected[0] - expected[1]).max() > 0.1  # the picture matters
+    assert np.abs(expected[0] - expected[1]).max() > 0.1  # the image matters
     np.testing.assert_allclose(run(pixels), expected, atol=2e-5)
 
 
@@ -117,7 +117,7 @@ def cubic(x):
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (48, 80), (300, 260), (256, 256)])
-def test_pictures_are_resized_cropped_and_normalised(shape):
+def test_images_are_resized_cropped_and_normalised(shape):
     """By the definition: weights of a kernel widened by the shrinkage, normalised over the pixels that exist."""
     image = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
     resized = [int(256 * side / min(shape)) for side in shape]
@@ -137,12 +137,12 @@ def test_pictures_are_resized_cropped_and_normalised(shape):
         np.testing.assert_allclose(found[0], unit[16:240, 16:240], atol=1e-5)
 
 
-def test_float_pictures_count_as_normalised():
+def test_float_images_count_as_normalised():
     image = np.random.default_rng(0).normal(size=(1, 256, 256, 3)).astype(np.float32)
     np.testing.assert_allclose(vit_pixels(jnp.asarray(image), 224), image[:, 16:240, 16:240], atol=1e-5)
 
 
-def test_pictures_are_prepared_as_torchvision_does():
+def test_images_are_prepared_as_torchvision_does():
     torch = pytest.importorskip("torch")
     transforms = pytest.importorskip("torchvision").transforms
     image = np.random.default_rng(0).integers(0, 256, (1, 96, 128, 3), np.uint8)
@@ -270,7 +270,7 @@ def test_resnet18_equals_torch():
 
 
 def test_sizes_are_those_of_the_models():
-    """ViT-B/16 without a head has 85.8M parameters; ResNet-18 compresses any picture to about 2048 numbers."""
+    """ViT-B/16 without a head has 85.8M parameters; ResNet-18 compresses any image to about 2048 numbers."""
     like = jax.eval_shape(VisionTransformer(VIT_B16).init, jax.random.key(0), jnp.zeros((1, 224, 224, 3)))
     assert sum(x.size for x in jax.tree.leaves(like)) == 85_798_656
     for side, channels in ((25, 2048), (64, 512), (256, 32)):

@@ -37,10 +37,10 @@ TRANSFORMER = TransformerConfig(layers=1, heads=2, width=16, mlp_width=16, max_p
 
 
 @dataclasses.dataclass(frozen=True)
-class PictureProbe(PolicyProbe):
-    """Rewarded if the action is the half of the picture that is bright."""
+class ImageProbe(PolicyProbe):
+    """Rewarded if the action is the half of the image that is bright."""
 
-    name: str = "probe-picture"
+    name: str = "probe-image"
     horizon: int = 2
 
     @property
@@ -76,7 +76,7 @@ def config(freeze=False, **ppo):
 @functools.cache
 def gathered():
     """(setup, state, batch, what was collected) as the second update of a trial finds them."""
-    setup = make_setup(config(), PictureProbe())
+    setup = make_setup(config(), ImageProbe())
 
     @jax.jit
     def gather():
@@ -119,7 +119,7 @@ def test_what_is_stored_is_what_the_images_mean_at_the_same_weights():
     assert stored.observation["image"].shape == (4, 8, 6)
     again = setup.policy.encode_images(state.params, stored.replace(observation=batch.observation))
     chex.assert_trees_all_close(again, stored, atol=1e-6)
-    assert np.ptp(stored.observation["image"], axis=(0, 1)).max() > 0.1  # the two pictures are told apart
+    assert np.ptp(stored.observation["image"], axis=(0, 1)).max() > 0.1  # the two images are told apart
 
 
 def test_the_state_that_is_carried_and_saved_holds_no_image_but_the_current_one():
@@ -132,7 +132,7 @@ def test_the_state_that_is_carried_and_saved_holds_no_image_but_the_current_one(
 def test_the_encoder_learns_through_the_loss_window_only(context_gradient):
     """The gradient is that of a loss in which the context's features are constants and the window's are not stored."""
     _, state, batch, _ = gathered()
-    loss = loss_function(make_setup(config(context_gradient=context_gradient), PictureProbe()))
+    loss = loss_function(make_setup(config(context_gradient=context_gradient), ImageProbe()))
     value, gradient = jax.jit(jax.value_and_grad(loss))(state.params, batch)
     encoder = gradient["encoder"]["image_0"]
     assert all(np.any(x) for x in jax.tree.leaves(encoder))
@@ -159,7 +159,7 @@ def test_the_encoder_learns_through_the_loss_window_only(context_gradient):
 def test_the_gradient_through_the_context_looks_at_the_images_once():
     """Not once for every size that a trial can have; and it is the gradient of the loss."""
     _, state, batch, _ = gathered()
-    setup = make_setup(config(context_gradient="full"), PictureProbe())
+    setup = make_setup(config(context_gradient="full"), ImageProbe())
     expected = jax.jit(jax.grad(loss_function(setup)))(state.params, batch)
     key = jax.random.key(0)
     with mock.patch.object(encoders, "encode_image", side_effect=encoders.encode_image) as looked:
@@ -195,7 +195,7 @@ def test_a_refresh_reads_features_and_looks_at_nothing():
 
 
 def test_a_frozen_encoder_stays_and_its_images_are_not_kept():
-    setup = make_setup(config(freeze=True), PictureProbe())
+    setup = make_setup(config(freeze=True), ImageProbe())
     state = jax.jit(lambda: init_state(setup))()
     found = jax.eval_shape(lambda s: collect(setup, s.params, s.trial, s.memory, s.key), state)
     assert found.observation is None and segment_image_bytes(setup) == 0
@@ -207,7 +207,7 @@ def test_a_frozen_encoder_stays_and_its_images_are_not_kept():
 
 def test_updates_never_ask_a_frozen_encoder_nor_does_the_optimiser_know_it():
     """With NaN for its weights from the end of acting on, everything else learns as ever."""
-    setup = make_setup(config(freeze=True), PictureProbe())
+    setup = make_setup(config(freeze=True), ImageProbe())
     key = jax.random.key(0)
 
     @jax.jit
@@ -230,41 +230,41 @@ def test_updates_never_ask_a_frozen_encoder_nor_does_the_optimiser_know_it():
 
 
 def test_a_run_starts_from_pretrained_weights_and_its_checkpoints_hold_them(tmp_path):
-    plain = make_setup(config(freeze=True), PictureProbe())
+    plain = make_setup(config(freeze=True), ImageProbe())
     source = jax.tree.map(lambda x: x + 1, initial_state(plain).params["encoder"]["image_0"])
     file = tmp_path / "encoder.safetensors"
     save_encoder(file, "small", source)
     encoder = EncoderConfig(features=6, freeze=True, weights=str(file))
     own = dataclasses.replace(config(), policy=PolicyConfig(TRANSFORMER, encoder))
-    setup = prepare(own, PictureProbe())
+    setup = prepare(own, ImageProbe())
     state = initial_state(setup)
     chex.assert_trees_all_equal(state.params["encoder"]["image_0"], source)
     save(setup, tmp_path / "checkpoints", state, Progress())
     file.unlink()
     with pytest.raises(ConfigError, match=r"policy\.encoder\.weights is .*; allowed: a file that exists"):
-        prepare(own, PictureProbe())
-    restored, _ = restore(prepare(own, PictureProbe(), resume=True), tmp_path / "checkpoints")
+        prepare(own, ImageProbe())
+    restored, _ = restore(prepare(own, ImageProbe(), resume=True), tmp_path / "checkpoints")
     chex.assert_trees_all_equal(restored.params, state.params)
 
 
 def test_a_vit_must_be_frozen():
     vit = PolicyConfig(TRANSFORMER, EncoderConfig(image="vit-b16"))
     with pytest.raises(ConfigError, match=r"policy\.encoder\.freeze is False; allowed: True, with a vit-b16"):
-        prepare(dataclasses.replace(config(), policy=vit), PictureProbe())
+        prepare(dataclasses.replace(config(), policy=vit), ImageProbe())
 
 
 def test_full_updates_need_all_images_and_are_refused():
     with pytest.raises(ConfigError, match=r"ppo\.last_update is 'full'; allowed: 'partial' where an image encoder"):
-        prepare(config(last_update="full"), PictureProbe())
-    prepare(config(last_update="full", freeze=True), PictureProbe())
+        prepare(config(last_update="full"), ImageProbe())
+    prepare(config(last_update="full", freeze=True), ImageProbe())
     with pytest.raises(ConfigError, match=r"policy\.encoder\.features is 0"):
         broken = PolicyConfig(TRANSFORMER, EncoderConfig(features=0))
-        prepare(dataclasses.replace(config(), policy=broken), PictureProbe())
+        prepare(dataclasses.replace(config(), policy=broken), ImageProbe())
 
 
 def test_memory_by_hand():
     """Features of 6 float32 for every step of the trial, 36 + 4 bytes of observation for every step of a segment."""
-    setup = make_setup(config(), PictureProbe())
+    setup = make_setup(config(), ImageProbe())
     state = jax.eval_shape(lambda: init_state(setup))
     features = state.trajectory.inputs.observation["image"]
     assert features.shape == (4, 24, 6) and features.dtype == jnp.float32
@@ -281,7 +281,7 @@ def test_what_is_seen_is_learned():
     trial = TrialConfig(environments=16, steps=48, updates=3)
     ppo = dataclasses.replace(config().ppo, lr_final=1e-4, max_grad_norm=0.5)
     settings = {"total_steps": trials * 16 * 48, "trial": trial, "ppo": ppo, "devices": 2}
-    setup = prepare(dataclasses.replace(config(), **settings), PictureProbe())
+    setup = prepare(dataclasses.replace(config(), **settings), ImageProbe())
     chunk, state = compile_chunk(setup), initial_state(setup)
     for _ in range(trials):
         state, metrics = chunk(state)
