@@ -1,4 +1,4 @@
-"""Shared by the tests: one compilation cache, a tiny training run, and the command line in this process."""
+"""Fixtures of all tests: one compilation cache, a tiny config, a run folder and the command line in this process."""
 
 import os
 import shutil
@@ -7,25 +7,25 @@ import tempfile
 
 import pytest
 
-# Compiled programs are shared between tests, and with the processes that tests start. Before jax is imported.
+# Tests and the processes that they start share compiled programs. Set before jax is imported.
 _OWN_CACHE = "JAX_COMPILATION_CACHE_DIR" not in os.environ
 if _OWN_CACHE:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="relic-jax-test-")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-# The key that marks runs as the user's own, see relic_jax.trust; of the tests, not of who runs them.
+# The key that signs runs (relic_jax.trust) is the tests' own, not that of the user who runs them.
 _OWN_CONFIG = "PYTEST_XDIST_WORKER" not in os.environ
 if _OWN_CONFIG:
     os.environ["XDG_CONFIG_HOME"] = tempfile.mkdtemp(prefix="relic-jax-test-")
-# Compiling is the cost here, not running: machine code need not be fast. XLA_FLAGS="" compiles as users do.
+# Compilation dominates the time of the tests, so it does not optimize. XLA_FLAGS="" compiles as for users.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import jax  # noqa: E402
 
-jax.config.update("jax_num_cpu_devices", 4)  # so that what runs on several devices can be tested on any machine
+jax.config.update("jax_num_cpu_devices", 4)  # tests of several devices run on any machine
 
 
 def pytest_addoption(parser):
-    parser.addoption("--kills", type=int, default=6, help="workers killed at random while training goes on")
+    parser.addoption("--kills", type=int, default=6, help="workers that are killed at random during training")
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def pytest_unconfigure():
 
 @pytest.fixture(scope="session")
 def tiny():
-    """`tiny(chunk=..., **fields)`: a config of two trials of four updates each, 64 environment steps per update."""
+    """Return `tiny(chunk=..., **fields)`, a config of two trials with four updates each, 64 environment steps per update."""
     from relic_jax.experiments.faults.small import small_config
 
     return small_config
@@ -50,7 +50,7 @@ def tiny():
 
 @pytest.fixture(scope="session")
 def drawn():
-    """`drawn(policy)`: parameters that all matter, sinks and statistics included; nothing is compiled for them."""
+    """Return `drawn(policy)`: random parameters in which every leaf, such as sinks and statistics, has an effect."""
     import jax.numpy as jnp
     import numpy as np
 
@@ -58,7 +58,7 @@ def drawn():
         random = np.random.default_rng(0)
 
         def one(x):
-            if x.ndim < 2:  # biases, scales and statistics, of which some must not be negative
+            if x.ndim < 2:  # biases, scales and statistics, some of which must be positive
                 return jnp.asarray(random.uniform(0.1, 0.6, x.shape), x.dtype)
             return jnp.asarray(random.normal(size=x.shape) / np.sqrt(np.prod(x.shape[:-1])), x.dtype)
 
@@ -69,7 +69,7 @@ def drawn():
 
 @pytest.fixture(scope="module")
 def begun_run(tiny, tmp_path_factory):
-    """A run folder whose one checkpoint is that of a run that has just begun."""
+    """Return a run folder with one checkpoint, from before the first update."""
     from relic_jax.envs.registry import make
     from relic_jax.experiments import folders
     from relic_jax.rl.train import prepare, restore, save
@@ -83,7 +83,7 @@ def begun_run(tiny, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def resealed():
-    """`resealed(folder)`: writes the checksums of an export or a checkpoint anew, of its files as they are now."""
+    """Return `resealed(folder)`, which writes the checksums of the present files of an export or a checkpoint."""
     from relic_jax.files import write_checksums
 
     return write_checksums
@@ -91,7 +91,7 @@ def resealed():
 
 @pytest.fixture
 def cli(capsys, monkeypatch):
-    """`cli(*arguments)` runs the console script's main here; returns (exit code, stdout, stderr)."""
+    """Return `cli(*arguments)`, which runs the console script in this process: (exit code, stdout, stderr)."""
     from relic_jax.experiments.cli import main
 
     def run(*arguments):
