@@ -1,4 +1,4 @@
-"""`python:MODULE:NAME`: an environment of one's own, from a module that Python can import (docs/environments.md)."""
+"""`python:MODULE:NAME`: a custom environment, from a module that Python can import (docs/environments.md)."""
 
 from __future__ import annotations
 
@@ -19,9 +19,19 @@ from relic_jax.environment.base import Environment, Image, PyTree
 
 
 def make(env: EnvConfig, workers: WorkerConfig) -> Environment:
-    """The environment NAME of `MODULE:NAME`, checked: an `Environment`, or what makes one without arguments.
+    """Return the custom environment of a name `python:MODULE:NAME`, after checking that it follows the interface.
 
-    The current folder is searched first. Raises ConfigError where it is not there or does not keep to the interface.
+    NAME is an `Environment`, or a callable without arguments that returns one. The current folder is searched first.
+
+    Args:
+        env: The configuration of the environment.
+        workers: Not read.
+
+    Returns:
+        The environment.
+
+    Raises:
+        ConfigError: The module or the name cannot be imported, or the environment does not follow the interface.
     """
     del workers
     field = f"env is {env.name!r}"
@@ -55,16 +65,16 @@ def make(env: EnvConfig, workers: WorkerConfig) -> Environment:
 
 
 def _place(error: Exception) -> str:
-    """An error of the user's own code with its type and its line."""
+    """Return the type, message, file and line of an error in the user's code."""
     frames = traceback.extract_tb(error.__traceback__)
     return f"{type(error).__name__}: {error}; {frames[-1].filename}, line {frames[-1].lineno}"
 
 
 @contextmanager
 def _current_folder_first() -> Iterator[None]:
-    """Python searches the current folder too; a console script's path begins at its own.
+    """Search the current folder first. The path of a console script starts with the script's folder instead.
 
-    The command line's own process keeps it, for what the module imports later. Any other keeps its own path.
+    The process of the command line keeps the change, for later imports of the module. Other processes restore theirs.
     """
     here = os.getcwd()
     if here in sys.path or "" in sys.path:
@@ -79,16 +89,21 @@ def _current_folder_first() -> Iterator[None]:
 
 
 def check(env: Environment, field: str) -> None:
-    """Whether an environment keeps to the interface: shapes, dtypes and trees.
+    """Check that an environment follows the interface: shapes, dtypes and pytree structures.
 
-    Where actions are masked, a random episode is played. Episodes need not end by the horizon: trials truncate them.
+    If it masks actions, a random episode is played. Episodes need not end by the horizon: trials truncate them.
 
-    field: what errors begin with. Raises ConfigError at the first thing that does not fit.
+    Args:
+        env: The environment.
+        field: Start of the error, e.g. `env is 'python:a:B'`.
+
+    Raises:
+        ConfigError: Names the first member that does not fit.
     """
 
-    def require(condition: Any, what: str, found: Any, allowed: str) -> None:
+    def require(condition: Any, member: str, value: Any, allowed: str) -> None:
         if not condition:
-            raise ConfigError(f"{field}, whose {what} is {found}; allowed: {allowed}")
+            raise ConfigError(f"{field}, whose {member} is {value}; allowed: {allowed}")
 
     try:
         hash(env)
@@ -128,7 +143,7 @@ def check(env: Environment, field: str) -> None:
 
 
 def _check_specs(specs: PyTree, require: Callable[[Any, str, Any, str], None]) -> None:
-    """Whether arrays of the observation can be read: numbers, and images of rank 3."""
+    """Check that the arrays of the observation hold numbers, and that images have rank 3."""
     for path, spec in jax.tree_util.tree_leaves_with_path(specs):
         what = f"observation_spec{jax.tree_util.keystr(path)}"
         require(hasattr(spec, "shape") and hasattr(spec, "dtype"), what, type(spec).__name__, "a jax.ShapeDtypeStruct")
@@ -140,9 +155,10 @@ def _check_specs(specs: PyTree, require: Callable[[Any, str, Any, str], None]) -
 
 
 def _first_episode(env: Environment) -> tuple[bool, bool]:
-    """Whether every step of a random episode of the first training task has a legal action, and the expert's is legal.
+    """Play a random episode of the first training task, in an environment that masks actions.
 
-    For environments that mask actions.
+    Returns:
+        (whether every step has a legal action, whether the expert's action is legal in every step).
     """
     task, actions = jax.tree.map(lambda x: jnp.asarray(x[0]), env.tasks("train")), env.action_space
 
@@ -168,5 +184,5 @@ def _first_episode(env: Environment) -> tuple[bool, bool]:
 
 
 def _types(tree: PyTree) -> str:
-    """Shapes and dtypes, where they are: a scan carries arrays that keep both."""
+    """Return shapes and dtypes in their tree, as text. A scan needs them unchanged from step to step."""
     return str(jax.tree.map(lambda x: f"{x.dtype.name}{list(x.shape)}", tree))

@@ -1,4 +1,4 @@
-"""Any gymnasium environment by its id, in worker processes: `gym:CartPole-v1`, or `gym:package:Id-v0`."""
+"""Gymnasium environments by their id, in worker processes: `gym:CartPole-v1`, or `gym:package:Id-v0`."""
 
 from __future__ import annotations
 
@@ -21,10 +21,9 @@ from relic_jax.validation import shown
 log = logging.getLogger("relic_jax.envs")
 ENTRY = "relic_jax.bridge.gym:GymEnvironment"
 SEEDS = {"train": range(80), "test": range(80, 100)}
-"""The default tasks: what the environment draws from a seed, again in every episode."""
+"""Default tasks by split: seeds. Every episode of a task is reset with its seed."""
 CHECKED_TASKS, CHECKED_STEPS, CHECK_SECONDS = 8, 5, 2.0
-"""So many tasks with a seed (in that time; one at least) are played twice for so many steps, to see that the seed
-decides what happens."""
+"""Tasks, steps and seconds of the check that a seed decides the task; at least one task is checked."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,10 +83,18 @@ def _announced(id: str, options: dict[str, Any], host: WorkerConfig, splits: dic
 
 
 def check_seed(name: str, pool: Pool, splits: dict[str, list[Any]]) -> None:
-    """Raises ConfigError where two episodes of one task with a seed differ: then the seed does not decide the task.
+    """Check that two episodes of one task with a seed are equal, because the seed has to decide the task.
 
-    pool: of a single environment. Observations, rewards and ends of the first steps are compared, under the same
-    actions. Tasks without a seed are not tested. Raises PoolError.
+    Compares observations, rewards and ends of the first steps under the same actions. Tasks without a seed are skipped.
+
+    Args:
+        name: Name of the environment, for errors.
+        pool: Workers with a single environment.
+        splits: Tasks by split.
+
+    Raises:
+        ConfigError: Two episodes differ.
+        PoolError: A worker failed.
     """
     seeded = [task for tasks in splits.values() for task in tasks if "seed" in task]
     until = time.monotonic() + CHECK_SECONDS
@@ -107,9 +114,9 @@ def check_seed(name: str, pool: Pool, splits: dict[str, list[Any]]) -> None:
 
 
 def _opening(pool: Pool, task: Any, trial: int) -> list[dict[str, np.ndarray]]:
-    """What is seen of the first episode of a trial, step by step, up to its end. trial: its seed.
+    """Return the named arrays of each step of the first episode of a trial with seed `trial`.
 
-    Empty where a step was lost, which says nothing about the environment.
+    Empty if a step was lost because a worker failed.
     """
     batch, random = pool.reset([task], [trial]), np.random.default_rng(0)
     actions = action_space_of(pool.spec, pool.spec.name)
@@ -126,7 +133,7 @@ def _opening(pool: Pool, task: Any, trial: int) -> list[dict[str, np.ndarray]]:
 
 
 def _seen(batch: Batch) -> dict[str, np.ndarray]:
-    """The observation that a step led to, its reward and how it ended, by name."""
+    """Return the observation after a step, its reward and whether the episode ended, by name."""
     ended = (batch.terminated | batch.truncated).any()
     arrays = batch.final if ended and batch.final is not None else batch.observation
     found = {f"observation {name!r}": x for name, x in arrays.items()}
@@ -139,7 +146,7 @@ def _mask(batch: Batch) -> dict[str, np.ndarray]:
 
 
 def read_tasks(path: str) -> dict[str, list[Any]]:
-    """Tasks of both splits from a JSON file, see `relic_jax.bridge.gym`. Raises ConfigError."""
+    """Return the tasks of both splits from a JSON file, see `relic_jax.bridge.gym`. Raises ConfigError."""
     allowed = 'a JSON file {"train": [task, …], "test": [task, …]}, each task an object of: seed, options, arguments'
     try:
         data = read_json(Path(path))

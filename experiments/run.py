@@ -1,4 +1,4 @@
-"""What a run folder holds, and the two jobs that fill it: training and evaluation.
+"""Contents of a run folder, and the evaluation that writes its results.
 
 config.json    the whole configuration
 origin.json    command, commit, versions and device it was started with
@@ -57,13 +57,13 @@ def check_workers(name: str, workers: WorkerConfig, default: WorkerConfig) -> No
 
 
 def env_of(config: TrainConfig) -> Environment:
-    """The environment of a run. Raises as `make_env` does, and where the config cannot work in any environment."""
+    """Return the environment of a run. Raises ConfigError if the config cannot work in any environment."""
     check_fields(config)
     return make_env(config.env, config.host, config.trial.action_repeat)
 
 
 def given_fields(arguments: Sequence[str]) -> frozenset[str]:
-    """Names of the config's fields that options set: `env` for --env NAME, `host.python` for --host.python=PATH."""
+    """Return the names of the fields that options set: `env` for --env NAME, `host.python` for --host.python=PATH."""
     options = (argument.partition("=")[0] for argument in arguments if argument.startswith("--"))
     return frozenset(option.removeprefix("--").replace("-", "_") for option in options)
 
@@ -117,8 +117,9 @@ def in_environment(policies: Sequence[LoadedPolicy], overrides: Overrides) -> tu
 
 
 def check_fits(policy: LoadedPolicy, env: Environment) -> None:
-    """Raises ConfigError where an environment's observations or actions are others than the policy's, or where its
-    observations leave the range that the policy was made for.
+    """Raise ConfigError if a policy cannot act in an environment.
+
+    Observations and actions must have the policy's shapes and dtypes, and observations must lie in its range.
     """
     spaces, field = spaces_of(env), f"env is {policy.config.env.name!r}"
     given, allowed = (
@@ -141,9 +142,18 @@ def _numbers(values: np.ndarray) -> str:
 
 
 def load(paths: Sequence[Path], name: str | None, *, trust: bool = False) -> list[LoadedPolicy]:
-    """The policies of runs, checkpoints or exports, or the shipped one called `name`. Raises ConfigError otherwise.
+    """Return the policies of runs, checkpoints or exports, or the pretrained one called `name`.
 
-    trust: treat them as the user's own.
+    Args:
+        paths: Folders of the policies. Empty if `name` is set.
+        name: A pretrained policy, or None.
+        trust: Treat the policies as the user's own.
+
+    Returns:
+        The policies.
+
+    Raises:
+        ConfigError: A policy cannot be loaded, or both or neither of `paths` and `name` are set.
     """
     if name is not None and paths:
         raise ConfigError(f"pretrained is {name!r}; allowed: None where paths are given")
@@ -154,14 +164,14 @@ def load(paths: Sequence[Path], name: str | None, *, trust: bool = False) -> lis
 
 
 def results_folder(trained: LoadedPolicy, path: Path | None) -> Path:
-    """Where results go unless it is said: into a run's or checkpoint's folder; of an export, where we are."""
+    """Return the default folder of results: the run or checkpoint; the current folder for an export."""
     return (
         path if path is not None and path in (trained.path, *trained.path.parents) and not is_export(path) else Path()
     )
 
 
 def label(trained: LoadedPolicy) -> str:
-    """What a policy is called in results: where it was found, or the name of what is shipped."""
+    """Return the name of a policy in results: its path, or the name of a pretrained one."""
     return f"pretrained {trained.path.name}" if trained.path.parent == SHIPPED else str(trained.path)
 
 
@@ -220,7 +230,7 @@ def result_files(stem: Path, figure: str = ".png") -> list[Path]:
 
 
 def write_results(stem: Path, report: Report, label: str, figure: str = ".png") -> list[Path]:
-    """Writes `result_files`, each whole or not at all. figure: suffix that `plotting.figure_format` knows."""
+    """Write `result_files`, each atomically. figure: a suffix that `plotting.figure_format` supports."""
     files = result_files(stem, figure)
     stem.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(files[0], as_json(report.to_json()))
@@ -230,13 +240,13 @@ def write_results(stem: Path, report: Report, label: str, figure: str = ".png") 
 
 
 def as_json(summary: dict[str, Any]) -> str:
-    """JSON with one line for every list of numbers, such as the returns of a trial."""
+    """Return JSON text with each list of numbers on one line."""
     indented = json.dumps(summary, indent=1) + "\n"  # line breaks are between values only, never in a string
     return re.sub(r'\[\n([^][{}"]*)\]', lambda numbers: f"[{' '.join(numbers[1].split())}]", indented)
 
 
 def write_trial(path: Path, env: Environment, curves: Curves) -> Path | None:
-    """A GIF of one trial, where the environment can be drawn."""
+    """Write a GIF of one trial; returns None if the environment cannot be drawn."""
     frames = env.render_trial(curves.trial)
     if frames is None:
         return None
