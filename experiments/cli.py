@@ -169,8 +169,8 @@ def play_main(arguments: Sequence[str]) -> None:
     overrides = run.Overrides(command.env, options, command.host, given, "relic-jax play")
     (trained,), env = run.in_environment(policies, overrides)
     if command.human:
-        _check_by_hand(command)
-        play.play_by_hand(env, command.tasks, command.task)
+        _check_human(command)
+        play.play_interactively(env, command.tasks, command.task)
         return
     if command.episodes is not None and command.episodes <= 0:
         raise ConfigError(f"episodes is {command.episodes}; allowed: more than 0")
@@ -181,12 +181,12 @@ def play_main(arguments: Sequence[str]) -> None:
     if out.suffix.lower() != ".gif" and is_suffix(out.suffix):
         raise ConfigError(f"out is '{out}'; allowed: a file that ends in .gif")
     folders.check_writable(out, "out")
-    returns = play.film(trained, env, out, command.tasks, command.task, command.episodes or quick)
+    returns = play.record(trained, env, out, command.tasks, command.task, command.episodes or quick)
     print("return by episode: " + " ".join(f"{value:.1f}" for value in returns))
     print(f"wrote {out}")
 
 
-def _check_by_hand(command: PlayCommand) -> None:
+def _check_human(command: PlayCommand) -> None:
     """Raise ConfigError if an option is set that --human does not read."""
     for field in ("out", "episodes"):
         if getattr(command, field) is not None:

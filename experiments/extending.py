@@ -1,4 +1,4 @@
-"""`relic-jax train --resume RUN --extend-to N`: a run goes on to another total of steps."""
+"""`relic-jax train --resume RUN --extend-to N`: resuming a run to a larger total of steps."""
 
 from __future__ import annotations
 
@@ -14,16 +14,25 @@ from relic_jax.files import write_atomically
 
 
 def steps_taken(path: Path) -> int:
-    """Environment steps of a checkpoint, or of a run's newest one; 0 where there is none."""
+    """Return the environment steps of a checkpoint, or of a run's newest one; 0 if there is none."""
     if checkpoint.is_checkpoint(path):
         return int(path.name) if path.name.isdecimal() else 0
     return max(checkpoint.complete_steps(path / "checkpoints"), default=0)
 
 
 def extended(path: Path, config: TrainConfig, total: int | None) -> TrainConfig:
-    """The config of a run that goes on to `total` steps. path: the run, or its checkpoint to go on from.
+    """Return the config of a run that is extended to `total` steps; `config` itself if `total` is None.
 
-    config: the run's own, which is the result where total is None. Raises ConfigError where that many were taken.
+    Args:
+        path: The run, or the checkpoint to resume from.
+        config: The run's config.
+        total: New total of environment steps.
+
+    Returns:
+        The new config.
+
+    Raises:
+        ConfigError: The run has already taken that many steps.
     """
     if total is None or total == config.total_steps:
         return config
@@ -34,10 +43,12 @@ def extended(path: Path, config: TrainConfig, total: int | None) -> TrainConfig:
 
 
 def record_extension(folder: Path, before: TrainConfig, after: TrainConfig) -> None:
-    """Writes the new config, and the extension into origin.json's list; nothing where the total is the same.
+    """Write the new config, and add the extension to the list in origin.json. Does nothing if the total is equal.
 
-    Raises OSError; config.json is as before then. A process that is killed in between leaves an entry of an extension
-    that did not begin.
+    If the process is killed between the two files, origin.json lists an extension that did not start.
+
+    Raises:
+        OSError: A file cannot be written. config.json is then unchanged.
     """
     if after.total_steps == before.total_steps:
         return

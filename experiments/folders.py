@@ -1,4 +1,4 @@
-"""A run's folder: it is created for a new run, and opened to go on with one."""
+"""Run folders: creating one for a new run, opening one to resume its run."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from relic_jax.provenance import own_commit
 from relic_jax.runtime import read_json
 
 MAX_NAME_BYTES = 200
-"""File systems take 255; temporary names are longer than the run's."""
+"""Longest name in bytes. File systems allow 255; names of temporary files are longer than the run's."""
 
 _RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in range(1, 10))}
 
 
 def check_name(name: str) -> None:
-    """Raises ConfigError where a run's name is no plain name of a folder that every file system takes."""
+    """Raise ConfigError if a run's name is not a folder name that every file system allows."""
     try:
         size = len(name.encode())
     except UnicodeEncodeError:
@@ -49,10 +49,10 @@ def check_name(name: str) -> None:
 
 @contextmanager
 def new_folder(folder: Path, config: TrainConfig) -> Iterator[None]:
-    """Makes a new run folder and holds its lock.
+    """Create a run folder and hold its lock.
 
-    Raises ConfigError where one of that name exists, where another process is making it, or where nothing can be
-    written.
+    Raises:
+        ConfigError: The folder exists, another process is creating it, or it cannot be written.
     """
     with ExitStack() as stack:
         try:
@@ -69,13 +69,13 @@ def new_folder(folder: Path, config: TrainConfig) -> Iterator[None]:
 
 @contextmanager
 def resumed_folder(folder: Path) -> Iterator[None]:
-    """Holds the lock of a run folder to go on with. Raises ConfigError where another process works on it."""
+    """Hold the lock of a run folder that is resumed. Raises ConfigError if another process holds it."""
     with run_lock(folder, "resume"):
         yield
 
 
 def create_folder(folder: Path, config: TrainConfig) -> None:
-    """Makes a new run folder. Raises as `new_folder` does."""
+    """Create a run folder. Raises as `new_folder` does."""
     with new_folder(folder, config):
         pass
 
@@ -102,13 +102,13 @@ def _write_new(folder: Path, config: TrainConfig) -> None:
 
 
 def run_of(path: Path) -> Path:
-    """The run folder that a user means who wants to go on: it itself, or that of one of its checkpoints."""
+    """Return the run folder of a path that is resumed: the path, or the run of a checkpoint."""
     run = path.parent.parent
     return run if checkpoint.is_checkpoint(path) and (run / "config.json").is_file() else path
 
 
 def read_config(folder: Path) -> TrainConfig:
-    """The config of an existing run. Raises ConfigError where there is none."""
+    """Return the config of a run folder. Raises ConfigError if it cannot be read."""
     try:
         return from_json((folder / "config.json").read_bytes().decode())
     except (OSError, UnicodeDecodeError):
@@ -118,10 +118,18 @@ def read_config(folder: Path) -> TrainConfig:
 
 
 def open_folder(path: Path, wanted: TrainConfig) -> TrainConfig:
-    """The config of an existing run, for resuming. path: it, or one of its checkpoints. wanted: what is asked for.
+    """Return the config of a run that is resumed, after checking its newest checkpoint.
 
-    Raises ConfigError where there is no run, or one of another config (it names the first field that differs), or where
-    the checkpoint to go on from, the newest unless `path` is one, is damaged or not its own.
+    Args:
+        path: The run folder, or the checkpoint to resume from.
+        wanted: The config of the command line.
+
+    Returns:
+        The run's config.
+
+    Raises:
+        ConfigError: There is no run, its config differs from `wanted` (the first such field is named), or the
+            checkpoint is damaged or belongs to another run.
     """
     folder = run_of(path)
     config = read_config(folder)
@@ -145,7 +153,7 @@ def open_folder(path: Path, wanted: TrainConfig) -> TrainConfig:
 
 
 def is_own(folder: Path, config: TrainConfig) -> bool:
-    """Whether this user started or went on with the run in `folder`, with this config's environment and workers."""
+    """Whether this user started or resumed the run in `folder` with this environment and these workers."""
     if trust.is_own(config, read_origin(folder).get("owner")):
         return True
     steps = checkpoint.complete_steps(folder / "checkpoints")
@@ -153,14 +161,14 @@ def is_own(folder: Path, config: TrainConfig) -> bool:
 
 
 def _extended(folder: Path, total_steps: int) -> bool:
-    """Whether the run was extended from this total of steps, so that checkpoints from before have it."""
+    """Whether the run was extended from this total of steps, which its earlier checkpoints then have."""
     extensions = read_origin(folder).get("extensions")
     found = extensions if isinstance(extensions, list) else []
     return any(isinstance(entry, dict) and entry.get("from") == total_steps for entry in found)
 
 
 def read_origin(folder: Path) -> dict[str, Any]:
-    """What `origin.json` holds; {} where it cannot be read."""
+    """Return the content of `origin.json`; {} if it cannot be read."""
     try:
         found = read_json(folder / "origin.json")
     except (OSError, ValueError):
@@ -169,7 +177,7 @@ def read_origin(folder: Path) -> dict[str, Any]:
 
 
 def origin() -> dict[str, Any]:
-    """Where a result comes from: command, commit (None where relic-jax is no checkout of its own), versions, device."""
+    """Return the origin of a result: command, commit (None outside a checkout of relic-jax), versions and device."""
     return {
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "commit": own_commit(),
@@ -179,7 +187,7 @@ def origin() -> dict[str, Any]:
 
 
 def check_writable(file: Path, field: str) -> None:
-    """Raises ConfigError where `file` cannot be written; makes the folder that it goes to."""
+    """Raise ConfigError if `file` cannot be written. Creates its folder."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         reason = "it is a folder" if file.is_dir() else ""

@@ -1,4 +1,4 @@
-"""`relic-jax habitat-dataset`: which houses, which objects where, in a file that training reads."""
+"""`relic-jax habitat-dataset`: episode datasets for object navigation."""
 
 from __future__ import annotations
 
@@ -20,46 +20,47 @@ from relic_jax.files import write_atomically
 from relic_jax.validation import require
 
 MOST = 100_000
-"""Layouts and episodes of a scene, objects of a layout: a file of them is held in memory."""
+"""Largest number of layouts, episodes and objects: the dataset is held in memory."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """Make an episode dataset: arrangements of objects in scenes, at places that can be reached."""
+    """Make an episode dataset: arrangements of objects in scenes, at places that the agent can reach."""
 
     out: Path
-    """The file, for --env.dataset; with --format habitat-lab, a folder."""
+    """File to write, for --env.dataset; with --format habitat-lab, a folder."""
     format: Literal["relic", "habitat-lab"] = "relic"
-    """Ours; or habitat-lab's own: ObjectNav and PointNav with configs for --env habitat-lab:CONFIG (soft only)."""
+    """relic: for --env extobjnav; habitat-lab: ObjectNav and PointNav of habitat-lab, with configs for
+    --env habitat-lab:CONFIG (soft only)."""
     backend: Literal["soft", "habitat"] = "soft"
-    """What simulates: our software simulator, or habitat-sim."""
+    """Simulator: our software simulator (soft), or habitat-sim (habitat)."""
     habitat_python: str = sys.executable
-    """The interpreter that has habitat_sim."""
+    """Path of the Python interpreter with habitat_sim."""
     scene_dataset: str = "default"
-    """A *.scene_dataset_config.json of habitat's."""
+    """Scene dataset configuration of habitat-sim, *.scene_dataset_config.json."""
     templates: str = ""
-    """Folder with habitat's object templates, whose names contain the categories'."""
+    """Folder with the object templates of habitat-sim; their names contain the categories."""
     receptacles: Path | None = None
-    """JSON file with the surfaces that objects may stand on, scene by scene (docs/habitat.md); default: the tables of
-    procedural houses (soft), navigable points of the floor (habitat)."""
+    """JSON file with the surfaces for objects by scene (docs/habitat.md). Default: the tables of procedural houses
+    (soft), navigable points of the floor (habitat)."""
     train: tuple[str, ...] = ()
-    """Scenes to train in; default: 37 procedural houses (soft)."""
+    """Training scenes. Default: 37 procedural houses (soft)."""
     test: tuple[str, ...] = ()
-    """Scenes to be tested in, others; default: 12 procedural houses (soft)."""
+    """Test scenes, which must not be training scenes. Default: 12 procedural houses (soft)."""
     categories: tuple[str, ...] = dataset.CATEGORIES
-    """Categories of objects, each of which must be in some scene."""
+    """Categories of objects. Each must occur in a scene."""
     layouts: int = 1
     """Arrangements per scene."""
     objects: int = 4
-    """Objects per arrangement, at most, each of another category."""
+    """Maximum number of objects per arrangement, all of different categories."""
     episodes: int = 20
     """Episodes per scene, with --format habitat-lab."""
     seed: int = 0
-    """Of the arrangements and the episodes."""
+    """Seed of the arrangements and the episodes."""
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Makes the file and says what is in it. Raises ConfigError."""
+    """Write the dataset and print its sizes. Raises ConfigError."""
     command = parse(Command, arguments, "relic-jax habitat-dataset")
     for field in ("layouts", "objects", "episodes"):
         require(1 <= getattr(command, field) <= MOST, field, getattr(command, field), f"1 … {MOST:,}")

@@ -1,4 +1,4 @@
-"""`relic-jax import-llamarl`: the original's policy (PyTorch) as ours, and with --reverse ours as the original's."""
+"""`relic-jax import-llamarl`: import a policy of the original PyTorch code, or export one for it (--reverse)."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ from relic_jax.runtime import parse_json, verify_files
 from relic_jax.spaces import image_mask, spaces_of, spaces_to_json
 
 KEPT = "llamarl.safetensors"
-"""What the way back needs, in the folder of an imported policy."""
+"""File in the folder of an imported policy with the tensors that only the original reads, for --reverse."""
 DEFAULT_ENV = {"embedded": "house-objnav-large", "raw": "darkroom-dpt"}
-"""Where an imported policy acts, by how it reads vectors."""
+"""Default environment of an imported policy, by its encoding of vectors."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,19 +44,20 @@ class Command:
     """Import a policy of the original ReLIC code, or (--reverse) export one for it."""
 
     source: tyro.conf.Positional[Path]
-    """The original's checkpoint (PyTorch, or safetensors with its names); with --reverse a run or checkpoint folder."""
+    """Checkpoint of the original (PyTorch, or safetensors with its names); with --reverse a run or checkpoint
+    folder."""
     to: Path
-    """A new folder, which evaluate and play read; with --reverse a file, .safetensors or else PyTorch's format."""
+    """Folder to create, for evaluate and play; with --reverse a file: .safetensors, otherwise in PyTorch's format."""
     reverse: bool = False
-    """From ours to the original's."""
+    """Export a policy for the original code."""
     env: str | None = None
-    """Environment that the policy acts in; default: house-objnav-large, or darkroom-dpt where it sees no goal."""
+    """Environment of the policy. Default: house-objnav-large, or darkroom-dpt if the policy reads no goal."""
     config: Path | None = None
-    """JSON file with the original's transformer_config; default: the config in the checkpoint, if any."""
+    """JSON file with the original's transformer_config. Default: the config in the checkpoint, if any."""
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Converts and says what was converted. Raises ConfigError."""
+    """Convert a policy and print its size. Raises ConfigError."""
     command = parse(Command, arguments, "relic-jax import-llamarl")
     if command.reverse:
         for field in ("env", "config"):
@@ -68,7 +69,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def import_checkpoint(command: Command) -> None:
-    """From the original's checkpoint to a folder that `run.load_policy` reads."""
+    """Convert a checkpoint of the original to a folder that `load_policy` reads."""
     if command.to.exists() and (not command.to.is_dir() or any(command.to.iterdir())):
         raise ConfigError(f"to is '{command.to}'; allowed: a new folder (it is already there)")
     arrays, about = files.read(command.source, "checkpoint")
@@ -90,7 +91,7 @@ def import_checkpoint(command: Command) -> None:
 
 
 def export_run(source: Path, to: Path) -> None:
-    """From a run or checkpoint folder to a file for the original."""
+    """Convert a run or checkpoint folder to a file for the original."""
     folders.check_writable(to, "to")
     trained = load_policy(source)
     kept = next((folder / KEPT for folder in (source, source.parent.parent) if (folder / KEPT).is_file()), None)
@@ -102,7 +103,7 @@ def export_run(source: Path, to: Path) -> None:
 
 
 def read_kept(file: Path) -> Foreign:
-    """What an import kept. Raises ConfigError where the file is not one."""
+    """Return the tensors that an import stored for --reverse. Raises ConfigError if the file cannot be read."""
     verify_files(file.parent, "import", required=False)  # earlier imports kept none
     arrays, about = files.read(file, "kept")
     if not all(isinstance(about.get(name), dict) for name in ("dtypes", "config")):
@@ -111,7 +112,7 @@ def read_kept(file: Path) -> Foreign:
 
 
 def train_config(policy: PolicyConfig, env: str | None) -> TrainConfig:
-    """The original's run for a policy of it: that of Darkroom, or that of object navigation."""
+    """Return the config of the original's run: Darkroom, or object navigation."""
     vectors = policy.encoder.vectors
     config = TrainConfig(env=EnvConfig(env or DEFAULT_ENV[vectors]), chunk="segment", policy=policy)
     if vectors == "raw":
@@ -125,7 +126,7 @@ def train_config(policy: PolicyConfig, env: str | None) -> TrainConfig:
 
 
 def read_json(file: Path) -> Any:
-    """The content of a JSON file. Raises ConfigError where it is none."""
+    """Return the content of a JSON file. Raises ConfigError if it cannot be read."""
     try:
         return parse_json(file.read_bytes().decode())
     except (OSError, ValueError):
@@ -133,7 +134,7 @@ def read_json(file: Path) -> Any:
 
 
 def _steps(about: dict[str, Any]) -> int:
-    """Environment steps that a checkpoint of the original says it was trained for."""
+    """Return the environment steps that a checkpoint of the original was trained for."""
     extra = about.get("extra_state")
     steps = extra.get("step") if isinstance(extra, dict) else None
     return steps if isinstance(steps, int) and steps >= 0 else 0

@@ -1,4 +1,4 @@
-"""`relic-jax play`: a film of a trained policy in one task, or a window in which a person acts in its place."""
+"""`relic-jax play`: a GIF of a trained policy in one task, or a window in which a person acts."""
 
 from __future__ import annotations
 
@@ -26,13 +26,24 @@ CURVE = 320  # pixels, width of the curve beside a film
 TEXT = (70, 74, 82)
 
 
-def film(
+def record(
     trained: LoadedPolicy, env: Environment, out: Path, split: Split, task: int, episodes: int | None
 ) -> np.ndarray:
-    """Runs a trained policy in one task and writes the trial as a GIF, beside it the return of every episode so far.
+    """Run a trained policy in one task and write a GIF of the trial beside the returns of its episodes so far.
 
-    task: index in the split. episodes: None for as many as the run is evaluated on. Returns its returns, float32
-    [episodes]. Raises ConfigError where there is no such task or the environment cannot be drawn.
+    Args:
+        trained: The policy.
+        env: The environment.
+        out: The GIF.
+        split: Split of the task.
+        task: Index of the task in the split.
+        episodes: Number of episodes. None: that of the run's evaluation.
+
+    Returns:
+        The returns, float32 [episodes].
+
+    Raises:
+        ConfigError: There is no such task, or the environment cannot be drawn.
     """
     if type(env).render_trial is Environment.render_trial:
         raise _cannot_be_drawn(env)
@@ -60,7 +71,7 @@ def _cannot_be_drawn(env: Environment) -> ConfigError:
 
 
 def _names(env: Environment) -> tuple[str, ...] | None:
-    """The names of discrete actions, where there is one for each."""
+    """Return the names of discrete actions, if there is one for each."""
     names, space = env.action_names, env.action_space
     return names if isinstance(space, Discrete) and names is not None and len(names) == space.n else None
 
@@ -82,7 +93,7 @@ def beside(frames: np.ndarray, trial: TrialRecord, episodes: int, names: tuple[s
 
 
 class _Curve:
-    """The return of each episode against its number. The running episode's is orange and still grows."""
+    """Plot of the return of each episode. The running episode is orange."""
 
     _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 12, 30, 38  # pixels around the plot
 
@@ -96,7 +107,7 @@ class _Curve:
         self._font = ImageFont.load_default(11)
 
     def draw(self, index: np.ndarray, step: int) -> np.ndarray:
-        """As of `step`: uint8 [height, CURVE, 3]. index: int [T], of the episode at every step."""
+        """Draw the plot at `step`: uint8 [height, CURVE, 3]. index: int [T], the episode of every step."""
         image = Image.new("RGB", self._size, WHITE)
         pen, current = ImageDraw.Draw(image), int(index[step])
         self._axes(pen)
@@ -133,10 +144,10 @@ class _Curve:
 
 
 class Game:
-    """One task in which a person acts, episode after episode."""
+    """A task in which a person acts, episode after episode."""
 
     def __init__(self, env: Environment, split: Split, task: int) -> None:
-        """Raises ConfigError where there is no such task."""
+        """Raises ConfigError if there is no such task."""
         self.env, self._task = env, one_task(env, split, task)
         trials, self._key = Trials(env), jax.random.key(0)
         self._step = jax.jit(trials.step)
@@ -144,7 +155,7 @@ class Game:
         self.episode, self.steps, self.reward, self.earned = 1, 0, 0.0, 0.0
 
     def act(self, action: int) -> None:
-        """Takes one step; where it ends the episode, the next one begins."""
+        """Take one step. After the end of an episode, the next one starts."""
         key = jax.random.fold_in(self._key, self.episode * self.env.horizon + self.steps)
         self._state, result = self._step(key, self._state, jnp.full((1,), action, jnp.int32))
         self.steps, self.reward = self.steps + 1, float(result.reward[0])
@@ -152,8 +163,8 @@ class Game:
         if bool(self._state.first[0]):
             self.episode, self.steps, self.earned = self.episode + 1, 0, 0.0
 
-    def picture(self) -> np.ndarray:
-        """What the agent sees where it sees images, else the environment's own drawing: uint8 [H, W, 3]."""
+    def image(self) -> np.ndarray:
+        """Return the first image of the observation, or a rendering if there is none: uint8 [H, W, 3]."""
         observation = jax.tree.map(lambda x: np.asarray(x[0]), self._state.observation)
         mask = image_mask(self.env.observation_spec)
         images = [x for x, is_image in zip(jax.tree.leaves(observation), mask, strict=True) if is_image]
@@ -177,7 +188,7 @@ class Game:
         return frames[-1]
 
     def caption(self) -> str:
-        """Where the game stands and which keys there are."""
+        """Return a line with episode, step, reward, return and keys."""
         return (
             f"episode {self.episode}   step {self.steps}   reward {self.reward:.2f}   return {self.earned:.2f}   "
             f"keys {_keys(self.env)}, q: end"
@@ -185,11 +196,11 @@ class Game:
 
 
 def _keys(env: Environment) -> str:
-    """The keys of the actions, with names where there are any."""
+    """Return the keys of the actions, with their names if they have any."""
     return registry.numbered(env.action_names, env.action_space.n) or f"0–{env.action_space.n - 1}: actions"
 
 
-def play_by_hand(env: Environment, split: Split, task: int) -> None:
+def play_interactively(env: Environment, split: Split, task: int) -> None:
     """Opens a window with a game and returns when it is closed.
 
     Raises ConfigError where there is no display, where Python was built without Tk, where there is no such task, and
@@ -215,7 +226,7 @@ def play_by_hand(env: Environment, split: Split, task: int) -> None:
     text.pack()
 
     def show() -> None:
-        image = Image.fromarray(game.picture())
+        image = Image.fromarray(game.image())
         scale = WINDOW_SIDE / max(image.size)
         size = round(image.width * scale), round(image.height * scale)
         photo = ImageTk.PhotoImage(image.resize(size, Image.Resampling.NEAREST))

@@ -1,4 +1,4 @@
-"""`relic-jax plot`: one figure from several curves."""
+"""`relic-jax plot`: several curves in one figure."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from relic_jax.plotting import TrainingCurve, curves_figure, figure_format, trai
 from relic_jax.progress import Activity
 
 PARTS = 100
-"""Points of a training curve, at most."""
+"""Maximum number of points of a training curve."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PlotCommand:
-    """One figure from several in-context curves, or from the training episodes of runs that have none yet."""
+    """Draw several in-context curves in one figure, or the training episodes of runs that were not evaluated yet."""
 
     paths: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Run folders, or result files (curve.json, and what relic-jax evaluate writes)."""
+    """Run folders, or result files (curve.json, or a JSON file of relic-jax evaluate)."""
     out: Path = Path("curves.png")
-    """The figure; it ends in .png, .pdf or .svg."""
+    """The figure, a file that ends in .png, .pdf or .svg."""
     training: bool = False
-    """Draw training episodes (metrics.jsonl of run folders) in any case."""
+    """Draw the training episodes (metrics.jsonl of run folders) even if the runs were evaluated."""
 
 
 def plot_main(arguments: Sequence[str]) -> None:
@@ -74,7 +74,7 @@ def drawing(paths: Sequence[Path], training: bool) -> tuple[Callable[[], Figure]
 
 
 def _check_comparable(paths: Sequence[Path], reports: Sequence[Report]) -> None:
-    """Raises ConfigError where curves are of different tasks."""
+    """Raise ConfigError if curves are of different tasks."""
     first = reports[0]
     for path, report in zip(paths, reports, strict=True):
         if (report.env, report.split_hash) != (first.env, first.split_hash):
@@ -83,7 +83,7 @@ def _check_comparable(paths: Sequence[Path], reports: Sequence[Report]) -> None:
 
 
 def labels(paths: Sequence[Path]) -> list[str]:
-    """A name for each curve: the folder's or the file's, and where those are the same the folder that it is in."""
+    """Return a name for each curve: that of its folder or file, with the parent folder if names are equal."""
     paths = [path.resolve() if path.name in ("", "..") else path for path in paths]
     names = [path.name if path.is_dir() else path.stem for path in paths]
     return [
@@ -105,7 +105,7 @@ def read_report(path: Path) -> Report:
 
 
 def _result_file(path: Path) -> Path:
-    """The file that a path means. Raises ConfigError where a folder holds several evaluations and no curve.json."""
+    """Return the result file of a path. Raises ConfigError if a folder has several evaluations and no curve.json."""
     if not path.is_dir() or (path / "curve.json").exists():
         return path / "curve.json" if path.is_dir() else path
     found = sorted(file for file in path.glob("*.json") if _report(file) is not None)
@@ -160,7 +160,7 @@ def training_curve(path: Path) -> TrainingCurve:
 
 
 def _env_name(folder: Path) -> str | None:
-    """The run's environment, where it is known."""
+    """Return the name of the run's environment, if it is known."""
     for file in (folder / "config.json", *sorted(folder.glob("checkpoints/*/meta.json"))):
         try:
             found = json.loads(file.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Which policies are seeds of one curve: runs that differ in nothing but their seed and what they ran on."""
+"""Pooling of seeds: runs whose configs differ in the seed and in resources only are seeds of one curve."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from relic_jax.parameters import fingerprint
 
 RESOURCES = ("workers", "python", "gpus", "start_timeout", "step_timeout", "max_restarts", "ray")
 MAY_DIFFER = frozenset(("seed", "devices", "checkpoint_minutes", *(f"host.{name}" for name in RESOURCES)))
-"""Fields in which runs of one curve may differ."""
+"""Fields in which the runs of one curve can differ."""
 GROUP_NAME = re.compile(r"[\w.+-]+")
 
 
@@ -44,7 +44,7 @@ def check_pool(policies: Sequence[LoadedPolicy], imported: Sequence[bool]) -> No
 
 
 def _difference(first: LoadedPolicy, other: LoadedPolicy) -> tuple[str, Any, Any] | None:
-    """(name, value of the first, value of the other) of a field that has to be equal and is not."""
+    """Return (name, first value, other value) of the first field that must be equal and is not; None if all are."""
     for name in differences(first.config, other.config):
         own, others = value_of(first.config, name), value_of(other.config, name)
         if name not in MAY_DIFFER and not (name == "start_from" and _numbered_alike(own, others)):
@@ -54,12 +54,12 @@ def _difference(first: LoadedPolicy, other: LoadedPolicy) -> tuple[str, Any, Any
 
 
 def _numbered_alike(*paths: str | None) -> bool:
-    """Whether paths differ in numbers alone: seeds may go on from the seeds of an earlier run."""
+    """Whether paths differ in numbers only: seeds can continue the seeds of an earlier run."""
     return None not in paths and len({re.sub(r"\d+", "N", str(path)) for path in paths}) == 1
 
 
 def groups(texts: Sequence[str]) -> dict[str, list[Path]]:
-    """Folders by group from texts `NAME=PATTERN[,PATTERN…]`; patterns as in a shell. Raises ConfigError."""
+    """Return the folders of each group, for texts `NAME=PATTERN[,PATTERN…]` with shell patterns."""
     found: dict[str, list[Path]] = {}
     for text in texts:
         name, _, patterns = text.partition("=")

@@ -43,10 +43,10 @@ def test_a_game_by_hand():
     """Episodes follow one another, and the picture is what the agent sees."""
     env = Room("tiny", "open", horizon=3, lens=Lens(9, 7), train_layouts=2, test_layouts=2)
     game = play.Game(env, "test", 5)
-    before = game.picture()
+    before = game.image()
     assert before.shape == (7, 9, 3) and before.dtype == np.uint8
     game.act(0)
-    assert (game.picture() != before).any() and game.caption().startswith("episode 1   step 1   ")
+    assert (game.image() != before).any() and game.caption().startswith("episode 1   step 1   ")
     game.act(3)
     game.act(3)
     assert game.caption().startswith("episode 2   step 0   ") and game.earned == 0
@@ -56,9 +56,9 @@ def test_a_game_by_hand():
 
 def test_a_game_without_images_is_drawn_by_the_environment():
     game = play.Game(make("darkroom-ad-9"), "test", 0)
-    before = game.picture()
+    before = game.image()
     game.act(0)
-    assert before.ndim == 3 and before.dtype == np.uint8 and (game.picture() != before).any()
+    assert before.ndim == 3 and before.dtype == np.uint8 and (game.image() != before).any()
 
 
 def test_keys_act_in_the_window():
@@ -70,7 +70,7 @@ def test_keys_act_in_the_window():
         mock.patch.object(tkinter, "Label"),
         mock.patch("PIL.ImageTk.PhotoImage", pictures.append),
     ):
-        play.play_by_hand(make("darkroom-ad-9"), "test", 0)
+        play.play_interactively(make("darkroom-ad-9"), "test", 0)
     assert len(pictures) == 2 and max(pictures[0].size) == play.WINDOW_SIDE
     assert (np.asarray(pictures[0]) != np.asarray(pictures[1])).any()
     window.destroy.assert_called_once()
