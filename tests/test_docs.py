@@ -33,7 +33,7 @@ def test_the_page_about_environments_runs(tmp_path, monkeypatch, cli):
         else:
             Path("script.py").write_text(code)
             runpy.run_path("script.py")
-    assert "python:corridors:CORRIDOR: one's own; horizon 20" in ran[0] and "8 train tasks" in ran[0]
+    assert "python:corridors:CORRIDOR: a custom environment; horizon 20" in ran[0] and "8 train tasks" in ran[0]
     assert Path("runs/corridor/curve.json").is_file() and "1000 train tasks" in ran[-1]
     assert Path("runs/from-python/checkpoints").is_dir()
 

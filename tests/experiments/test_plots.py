@@ -107,7 +107,7 @@ def test_evaluate_writes_the_figure_that_out_names(cli, begun_run, tmp_path, fig
 def test_other_suffixes_are_refused(cli, begun_run, tmp_path):
     for command, suffix, allowed in (
         ("evaluate", "jpg", ".png, .pdf, .svg"),
-        ("play", "mp4", "a film that ends in .gif"),
+        ("play", "mp4", "a file that ends in .gif"),
     ):
         code, _, err = cli(command, begun_run, "--out", tmp_path / f"result.{suffix}")
         assert code == 2 and err.count("\n") == 1 and allowed in err

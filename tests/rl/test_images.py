@@ -254,7 +254,7 @@ def test_a_vit_must_be_frozen():
 
 
 def test_full_updates_need_all_images_and_are_refused():
-    with pytest.raises(ConfigError, match=r"ppo\.last_update is 'full'; allowed: 'partial' where an image encoder"):
+    with pytest.raises(ConfigError, match=r"ppo\.last_update is 'full'; allowed: 'partial' if an image encoder"):
         prepare(config(last_update="full"), ImageProbe())
     prepare(config(last_update="full", freeze=True), ImageProbe())
     with pytest.raises(ConfigError, match=r"policy\.encoder\.features is 0"):

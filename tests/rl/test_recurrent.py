@@ -213,11 +213,11 @@ def refused(**fields):
 def test_what_a_recurrent_memory_cannot_do_is_refused_in_one_line():
     base = config()
     ppo = dataclasses.replace(base.ppo, shuffle=True, refresh_every=1)
-    assert refused(ppo=ppo).startswith("ppo.shuffle is True; allowed: False where policy.memory is 'gru'")
+    assert refused(ppo=ppo).startswith("ppo.shuffle is True; allowed: False if policy.memory is 'gru'")
     ppo = dataclasses.replace(base.ppo, refresh_every=1, refresh_segments=2)
-    assert refused(ppo=ppo).startswith("ppo.refresh_segments is 2; allowed: None where policy.memory is 'gru'")
+    assert refused(ppo=ppo).startswith("ppo.refresh_segments is 2; allowed: None if policy.memory is 'gru'")
     evaluation = EvalConfig(context_limit=5)
-    assert refused(eval=evaluation).startswith("eval.context_limit is 5; allowed: None where policy.memory is 'gru'")
+    assert refused(eval=evaluation).startswith("eval.context_limit is 5; allowed: None if policy.memory is 'gru'")
     for field in ("layers", "width"):
         policy = dataclasses.replace(POLICY, recurrent=RecurrentConfig(**{field: 0}))
         assert refused(policy=policy) == f"policy.recurrent.{field} is 0; allowed: more than 0"
