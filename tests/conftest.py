@@ -42,7 +42,7 @@ def pytest_unconfigure():
 
 @pytest.fixture(scope="session")
 def tiny():
-    """Return `tiny(chunk=..., **fields)`, a config of two trials with four updates each, 64 environment steps per update."""
+    """Return `tiny(chunk=..., **fields)`, a config of two trials of four updates, 64 environment steps each."""
     from relic_jax.experiments.faults.small import small_config
 
     return small_config

@@ -135,6 +135,7 @@ def test_one_layer_after_a_drop_is_a_fresh_context_of_what_remains(loaded, sink)
     assert agent.steps == 100 - min(s for s in opened if 100 - s <= capacity)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inter_episode", [True, False])
 def test_deeper_policies_go_on_as_if_dropped_steps_were_out_of_sight(loaded, inter_episode):
     """As a context with room for everything whose dropped steps are hidden, where only differences of numbers count."""

@@ -44,6 +44,7 @@ def by_hand(logits, legal):
     return p / p.sum()
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(SIZES, st.integers(0, 2**31), st.sampled_from([1.0, 30.0, 3000.0]))
 def test_masked_components_by_hand(nvec, seed, scale):
@@ -72,6 +73,7 @@ def test_masked_components_by_hand(nvec, seed, scale):
     assert (np.asarray(slope)[~legal] == 0).all()
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 6), st.integers(0, 2**31), st.sampled_from([0.0, 1.0, 1e20, 3e38]))
 def test_one_component_is_a_categorical(n, seed, scale):

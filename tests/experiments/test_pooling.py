@@ -145,6 +145,7 @@ def test_other_configs_are_named(refused, begun):
 # --- groups ---
 
 
+@pytest.mark.slow
 def test_groups_are_evaluated_each_and_drawn_together(cli, begun, tmp_path, monkeypatch):
     runs = begun("seed0").parent
     for name, env in (("kv", "darkroom-ad-9"), ("none", "darkroom-ad-9-random")):

@@ -308,6 +308,7 @@ def assert_all_checkpoints_finite(setup, folder):
             assert np.isfinite(leaf).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("what", "when", "first_nonfinite"),
     [

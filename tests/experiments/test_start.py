@@ -62,6 +62,7 @@ def test_it_may_be_one_checkpoint_or_an_export(tiny, source, tmp_path):
     equal(begun.params, load_policy(source).params)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_does_not_ask_for_what_it_started_from(tiny, source, tmp_path):
     shutil.copytree(source, tmp_path / "source")
     config = tiny(start_from=str(tmp_path / "source"))

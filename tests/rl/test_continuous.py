@@ -110,6 +110,7 @@ def outcome(setup, folder):
     return [np.asarray(x).tobytes() for x in leaves], (folder / "metrics.jsonl").read_bytes()
 
 
+@pytest.mark.slow
 def test_resumed_is_bit_for_bit_uninterrupted_and_statistics_are_in_the_checkpoint(config, tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "compile_chunk", functools.cache(runner.compile_chunk))  # one compilation for all
     setup = prepare(config, make("pointmass-goal"))
@@ -126,6 +127,7 @@ def test_resumed_is_bit_for_bit_uninterrupted_and_statistics_are_in_the_checkpoi
     jax.tree.map(np.testing.assert_array_equal, statistics, whole.state.params["encoder"]["statistics"])
 
 
+@pytest.mark.slow
 def test_the_expert_acts_first_in_evaluation_of_repeated_actions(config):
     config = dataclasses.replace(config, trial=dataclasses.replace(config.trial, action_repeat=2))
     env = env_of(config)

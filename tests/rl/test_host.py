@@ -185,7 +185,8 @@ class Killed(BaseException):
     """Stands for SIGKILL."""
 
 
-@pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 2])
 def test_a_resumed_run_is_the_uninterrupted_one(config, tmp_path, devices):
     setup = prepare(dataclasses.replace(config, devices=devices), corridor())
     go(setup, tmp_path / "whole")
