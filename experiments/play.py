@@ -77,10 +77,16 @@ def _names(env: Environment) -> tuple[str, ...] | None:
 
 
 def beside(frames: np.ndarray, trial: TrialRecord, episodes: int, names: tuple[str, ...] | None = None) -> np.ndarray:
-    """The frames of a trial with the in-context curve as of each of them to their right: uint8 [n, H, W + CURVE, 3].
+    """Return the frames of a trial, each with the in-context curve up to its step on the right.
 
-    frames: uint8 [n, H, W, 3], of n evenly spaced steps of the trial, as every environment draws them; small ones are
-    enlarged. names: of discrete actions, which the panel tells; None: it does not.
+    Args:
+        frames: uint8 [n, H, W, 3], n evenly spaced steps of the trial. Small frames are enlarged.
+        trial: The trial.
+        episodes: Number of episodes on the horizontal axis.
+        names: Names of discrete actions, which the panel shows. None: no names.
+
+    Returns:
+        uint8 [n, H, W + CURVE, 3].
     """
     frames = np.stack([enlarge(frame) for frame in frames])
     index = np.cumsum(trial.first) - 1
@@ -98,8 +104,13 @@ class _Curve:
     _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 12, 30, 38  # pixels around the plot
 
     def __init__(self, height: int, episodes: int, running: np.ndarray, actions: list[str] | None = None) -> None:
-        """height: pixels. running: return of the episode up to and including each step, float [T]. actions: what is
-        done in each step, [T]; None: not told.
+        """Prepare the axes.
+
+        Args:
+            height: Height in pixels.
+            episodes: Number of episodes on the horizontal axis.
+            running: Return of the episode up to and including each step, float [T].
+            actions: Names of the actions, [T]. None: not shown.
         """
         self._actions = actions
         self._size, self._episodes, self._running = (CURVE, height), episodes, running
@@ -201,10 +212,9 @@ def _keys(env: Environment) -> str:
 
 
 def play_interactively(env: Environment, split: Split, task: int) -> None:
-    """Opens a window with a game and returns when it is closed.
+    """Open a window with a game and return when it is closed.
 
-    Raises ConfigError where there is no display, where Python was built without Tk, where there is no such task, and
-    where the environment lives in worker processes.
+    Raises ConfigError if there is no display, no Tk, or no such task, or if the environment lives in worker processes.
     """
     if env.on_host:
         raise ConfigError(f"human is True; allowed: False, {env.name} lives in worker processes")

@@ -92,9 +92,9 @@ def labels(paths: Sequence[Path]) -> list[str]:
 
 
 def read_report(path: Path) -> Report:
-    """The content of a curve file, or of a run folder's `curve.json`, or else of the one evaluation in the folder.
+    """Return the report in a curve file, in a run folder's `curve.json`, or else in its only evaluation.
 
-    Raises ConfigError where there is none, with the command that makes one.
+    Raises ConfigError if there is none; the error contains the command that makes one.
     """
     report = _report(_result_file(path))
     if report is None:
@@ -133,9 +133,9 @@ def _remedy(path: Path) -> str:
 
 
 def training_curve(path: Path) -> TrainingCurve:
-    """Return and success of a run's training episodes, means over at most PARTS equal parts of its updates.
+    """Compute return and success of a run's training episodes, as means over at most PARTS equal parts of its updates.
 
-    Raises ConfigError where the folder has no metrics.jsonl, or where no episode has ended in it.
+    Raises ConfigError if the folder has no metrics.jsonl, or if no episode has ended in it.
     """
     try:
         file = path / "metrics.jsonl"

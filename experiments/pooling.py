@@ -19,9 +19,11 @@ GROUP_NAME = re.compile(r"[\w.+-]+")
 
 
 def check_pool(policies: Sequence[LoadedPolicy], imported: Sequence[bool]) -> None:
-    """Raises ConfigError where two policies are not seeds of one curve, or one is there twice.
+    """Raise ConfigError if two policies are not seeds of one curve, or are the same policy.
 
-    imported: which of them were not trained here, so that their config's seed says nothing.
+    Args:
+        policies: The policies.
+        imported: Whether each was imported from the original code; its config then has no meaningful seed.
     """
     prints = [fingerprint(policy.params) for policy in policies] if len(policies) > 1 else [""]
     for index, other in enumerate(policies):

@@ -1,13 +1,12 @@
-"""Pretrains an image encoder on pictures of procedural houses, for `--policy.encoder.weights`.
+"""Pretrain an image encoder on images of procedural houses, for `--policy.encoder.weights`.
 
     python -m experiments.pretrain_encoder house-objnav-small --out houses.safetensors
 
 Object navigation is usually learned on features of a pretrained encoder (ReLIC: VC-1, frozen). No pretrained weights
-know these houses, but the renderer knows what every pixel shows. So the encoder learns to tell, of each of its places
-(patches of 8×8 pixels), which kinds of things are there, how far away, and of which colour, from training houses
-only. A kind is told by a product with its name; the names of the 20 categories are kept too, as what a policy's glance
-may ask for.
-The weights that `--policy.encoder.weights houses` names were made by this command.
+fit these houses, but the renderer knows what every pixel shows. The encoder therefore learns to predict the kinds, the
+distance and the colour of objects at each of its places (patches of 8×8 pixels), from training houses only. A kind is
+predicted by a product with its learned name. The names of the 20 categories are saved as well, as queries for the
+policy's spatial attention. The included weights, `--policy.encoder.weights houses`, were made with this command.
 """
 
 from __future__ import annotations
@@ -72,13 +71,13 @@ def picture(env: HouseNav, key: jax.Array, state: HouseState) -> tuple[jax.Array
 
 
 def by_place(pixels: jax.Array) -> jax.Array:
-    """Means over the pixels of each place: [H, W, C] → [n, C]."""
+    """Return the means over the pixels of each place: [H, W, C] → [n, C]."""
     height, width, channels = pixels.shape
     return pixels.reshape(height // PLACE, PLACE, width // PLACE, PLACE, channels).mean((1, 3)).reshape(-1, channels)
 
 
 def pictures(env: HouseNav, key: jax.Array, tasks: jax.Array) -> tuple[jax.Array, Labels]:
-    """A batch of them, POSES in each of HOUSES houses drawn from `tasks`."""
+    """Return a batch of images and labels: POSES in each of HOUSES houses drawn from `tasks`."""
     task_key, house_key, pose_key = jax.random.split(key, 3)
     chosen = jax.random.choice(task_key, tasks, (HOUSES,))
     states = jax.vmap(env.start)(jax.random.split(house_key, HOUSES), chosen)
@@ -88,9 +87,12 @@ def pictures(env: HouseNav, key: jax.Array, tasks: jax.Array) -> tuple[jax.Array
 
 
 def loss(params: Any, image: jax.Array, labels: Labels) -> tuple[jax.Array, jax.Array]:
-    """Per place, from the numbers that the encoder gives it: which kinds are there, how far away it is, and its
-    colour. Lengths are kept short, for the softmax of a glance. Also, of places that a category fills to FILLED, how
-    many were found under its name, how many there are, and how many were claimed: int32 [3].
+    """Compute the loss of the predicted kinds, distance and colour of each place.
+
+    A penalty keeps the features short, for the softmax of spatial attention.
+
+    Returns:
+        (the loss, int32 [3]: of places that a category fills to FILLED, the number found, present and claimed).
     """
     encoder = image_encoder(CONFIG).bind({"params": params["encoder"]})
     cells = split_cells(encode_image(CONFIG, encoder, image), PATCH_WIDTH)
@@ -107,7 +109,7 @@ def loss(params: Any, image: jax.Array, labels: Labels) -> tuple[jax.Array, jax.
 
 
 def drawn(key: jax.Array) -> Any:
-    """Parameters at the start. names: float32 [KINDS, PATCH_WIDTH]; what says that a place holds each kind."""
+    """Return initial parameters. names: float32 [KINDS, PATCH_WIDTH], the vectors that predict each kind."""
     encoder_key, names_key = jax.random.split(key)
     return {
         "encoder": image_encoder(CONFIG).init(encoder_key, jnp.zeros((1, PLACE, PLACE, 3)))["params"],
@@ -117,8 +119,8 @@ def drawn(key: jax.Array) -> Any:
     }
 
 
-def pretrain(env: HouseNav, batches: int, key: jax.Array, told: Callable[[str], None] = print) -> Any:
-    """The parameters after so many batches of pictures of training houses; says every ROUND batches how it goes."""
+def pretrain(env: HouseNav, batches: int, key: jax.Array, report: Callable[[str], None] = print) -> Any:
+    """Return the parameters after `batches` batches of images. Reports the loss every ROUND batches."""
     optimizer = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, batches))
     houses = jnp.asarray(env.tasks("train"))
     start_key, key = jax.random.split(key)
@@ -137,24 +139,26 @@ def pretrain(env: HouseNav, batches: int, key: jax.Array, told: Callable[[str], 
         carry, (wrong, counts) = some_steps(carry, first + jnp.arange(min(ROUND, batches - first)))
         done = min(first + ROUND, batches)
         per_second = done * HOUSES * POSES / (time.monotonic() - begin)
-        told(f"{done:,}/{batches:,} batches · {per_second:,.0f} pictures/s · loss {wrong.mean():.3f} · {said(counts)}")
+        report(
+            f"{done:,}/{batches:,} batches · {per_second:,.0f} pictures/s · loss {wrong.mean():.3f} · {said(counts)}"
+        )
     return carry[0]
 
 
 def score(counts: jax.Array) -> dict[str, float]:
-    """found: share of the places of objects; right: share of the claims. counts: [..., 3], of `loss`."""
+    """Return the recall (found) and the precision (right) of objects. counts: [..., 3], see `loss`."""
     found, there, claimed = np.asarray(counts).reshape(-1, 3).sum(0)
     return {"found": float(found / max(there, 1)), "right": float(found / max(claimed, 1))}
 
 
 def said(counts: jax.Array) -> str:
-    """The same in words."""
+    """Return the same as text."""
     shares = score(counts)
     return f"{shares['found']:.0%} of the places of objects found, {shares['right']:.0%} of the claims right"
 
 
 def main() -> None:
-    """Trains, says what the encoder sees in held-out houses, and writes it."""
+    """Train the encoder, evaluate it in held-out houses and write it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("env", choices=[name for name in registry.names() if name.startswith("house-objnav")])
     parser.add_argument("--out", type=Path, required=True, help="safetensors file")

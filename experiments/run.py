@@ -182,10 +182,20 @@ def evaluate_policies(
     progress: Callable[[float], None],
     env: Environment | None = None,
 ) -> tuple[Report, list[Curves], Environment]:
-    """Evaluates one or more policies, seeds pooled. config None: the first run's own. env None: the first one's own.
+    """Evaluate the policies of one curve, with their seeds pooled.
 
-    Returns (the content of curve.json, the curves, the environment). Raises ConfigError where the environment is to be
-    made and the policy is not the user's own and names what would be run.
+    Args:
+        policies: The policies.
+        config: Evaluation settings. None: those of the first policy.
+        split: Split of the tasks.
+        progress: Called with the fraction that is complete.
+        env: The environment. None: that of the first policy.
+
+    Returns:
+        (the report, the curve of each policy, the environment).
+
+    Raises:
+        ConfigError: The environment has to be made, and the policy is not the user's own and names a program to run.
     """
     first = policies[0].config
     if env is None:

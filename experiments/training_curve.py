@@ -19,7 +19,7 @@ from relic_jax.files import write_atomically
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """What training episodes returned, from metrics.jsonl."""
+    """Write return and success of training episodes, from metrics.jsonl."""
 
     paths: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Run folders."""
@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def curve(path: Path, parts: int) -> Iterator[str]:
-    """One row for each part in which an episode ended: means over its episodes. env_steps: of the run at its end."""
+    """Yield a row for each part in which an episode ended, with means over its episodes and the steps at its end."""
     updates = [json.loads(line) for line in (path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     bounds = [round(len(updates) * part / parts) for part in range(parts + 1)]
     for start, stop in itertools.pairwise(bounds):

@@ -81,20 +81,20 @@ class Option:
     flag: str | None
 
     def given(self, value: str) -> list[str]:
-        """The arguments that set it to `value`."""
+        """Return the arguments that set it to `value`."""
         if self.flag is None:
             return [value]
         return [f"{self.flag}={value}"] if value.startswith("-") else [self.flag, value]
 
     @property
     def said(self) -> tuple[str, ...]:
-        """What an error may call it."""
+        """Names of the option in errors."""
         return self.name, self.name.replace("_", "-"), self.name.rpartition(".")[2]
 
 
 @dataclasses.dataclass(frozen=True)
 class Attempt:
-    """How a command ended. code: None where it accepted its arguments. setup: of a run that would be trained."""
+    """How a command ended. code: None if it accepted its arguments. setup: of the run that it would train."""
 
     arguments: tuple[str, ...]
     code: int | None
@@ -103,7 +103,7 @@ class Attempt:
     setup: Any = None
 
     def fault(self, options: Sequence[Option]) -> str:
-        """What is wrong with the end, "" where nothing is. options: those that were set."""
+        """Return the fault of this ending, or "". options: those that were set."""
         if self.code in (None, 0):
             return ""
         if self.code != 2:
@@ -137,7 +137,7 @@ COMMANDS: dict[str, Any] = {
 
 
 def options_of(command: Any, prefix: str = "") -> list[Option]:
-    """Every option of a command's dataclass, those of nested dataclasses with their dotted names."""
+    """Return every option of a command's dataclass; those of nested dataclasses have dotted names."""
     found = []
     for name, hint in typing.get_type_hints(command, include_extras=True).items():
         plain, markers = (typing.get_args(hint)[0], typing.get_args(hint)[1:]) if _is_annotated(hint) else (hint, ())
@@ -154,14 +154,14 @@ def options_of(command: Any, prefix: str = "") -> list[Option]:
 
 
 def _env_options() -> list[tuple[str, Any]]:
-    """(name, type) of the options of all families of environments."""
+    """Return (name, type) of the options of all families of environments."""
     families = {registry.options_of(name) for name in registry.TABLE if registry.TABLE[name].options}
     hints = [item for family in families for item in typing.get_type_hints(family).items()]
     return [("horizon", int | None), *sorted(dict(hints).items())]
 
 
 def values(option: Option, command: str = "") -> list[str]:
-    """Odd and ordinary values for an option, as they are typed."""
+    """Return odd and ordinary values for an option, as text."""
     if option.name == "env" or (command, option.name) == ("envs", "name"):
         return [*ENVIRONMENTS, *TEXTS]
     return _values(option.hint)
@@ -179,7 +179,7 @@ def _values(hint: Any) -> list[str]:
 
 
 def arguments_for(option: Option, value: str) -> list[str]:
-    """The arguments that set an option. A switch takes no value: it is set or unset."""
+    """Return the arguments that set an option. Boolean options have no value: they are set or unset."""
     if option.hint is bool and value in ("True", "False") and option.flag is not None:
         head, _, last = option.flag.removeprefix("--").rpartition(".")
         last = last if value == "True" else f"no-{last}"
@@ -223,20 +223,20 @@ class Bench:
         return cls(place, pretrained_path("darkroom-dpt"), foreign, RESULTS / "darkroom-dpt" / "pooled.json")
 
     def _clear(self) -> None:
-        """Removes what a command left."""
+        """Remove the files that a command wrote."""
         for path in self.folder.iterdir():
             if path.name not in ("folder", "file"):
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
     def line(self, name: str, values: Mapping[Option, str]) -> list[str]:
-        """A command line that has all that its command needs, with some options set."""
+        """Return a complete command line of a command, with some options set."""
         positional, needed = self._needed()[name]
         replaced = any(option.flag is None or option.name == "resume" for option in values)
         given = [argument for option, value in values.items() for argument in arguments_for(option, value)]
         return [name, *([] if replaced else positional), *needed, *given]
 
     def _needed(self) -> dict[str, tuple[list[str], list[str]]]:
-        """What each command cannot do without: positional arguments, options."""
+        """Return the required (positional arguments, options) of each command."""
         return {
             "train": (["darkroom-smoke"], ["--runs", "runs"]),
             "evaluate": ([str(self.run)], ["--out", "results"]),
@@ -250,7 +250,7 @@ class Bench:
         }
 
     def attempt(self, *arguments: str) -> Attempt:
-        """Runs a command here, up to the point where work would begin."""
+        """Run a command here, up to the point where its work would start."""
         out, err, setups = io.StringIO(), io.StringIO(), []
 
         def accept(*given: Any, **_: Any) -> None:

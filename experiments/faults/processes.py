@@ -1,4 +1,4 @@
-"""Runs in processes of their own that are killed, run out of disk, or meet on one folder."""
+"""Runs in separate processes that are killed, run out of disk space, or share a folder."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def start(*arguments: Any, largest_file: int | None = None) -> Process:
 
 
 def wait_until(condition: Callable[[], bool], process: Process, seconds: float = 120.0) -> None:
-    """Waits for something that a process does. Raises AssertionError where it ends before, or takes too long."""
+    """Wait for an effect of a process. Raises AssertionError if the process ends first or takes too long."""
     end = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.communicate()
@@ -55,7 +55,7 @@ def wait_until(condition: Callable[[], bool], process: Process, seconds: float =
 
 
 def end(process: Process, number: int, code: int) -> tuple[str, str]:
-    """Sends a signal and waits. Returns (stdout, stderr). Raises AssertionError at another exit code."""
+    """Send a signal and wait. Returns (stdout, stderr). Raises AssertionError on another exit code."""
     process.send_signal(number)
     out, err = process.communicate(timeout=120)
     assert process.returncode == code, err
@@ -63,19 +63,19 @@ def end(process: Process, number: int, code: int) -> tuple[str, str]:
 
 
 def finish(process: Process) -> tuple[int, str]:
-    """Waits for the end. Returns (exit code, stderr)."""
+    """Wait for the end of a process. Returns (exit code, stderr)."""
     _, err = process.communicate(timeout=300)
     return process.returncode, err
 
 
 def logged(folder: Path) -> int:
-    """Lines of a run's metrics."""
+    """Return the lines of a run's metrics."""
     path = folder / "metrics.jsonl"
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
 def arrays(tree: Any) -> list[tuple[str, str, tuple[int, ...], bytes]]:
-    """Every leaf as (path, dtype, shape, bytes): equal lists are equal bit for bit."""
+    """Return every leaf as (path, dtype, shape, bytes). Equal lists are equal bit for bit."""
     found = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         typed = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
@@ -85,14 +85,14 @@ def arrays(tree: Any) -> list[tuple[str, str, tuple[int, ...], bytes]]:
 
 
 def newest_arrays(folder: Path) -> list[tuple[str, str, tuple[int, ...], bytes]]:
-    """Every leaf of a run's newest checkpoint."""
+    """Return every leaf of a run's newest checkpoint."""
     config = checkpoint.load_meta(checkpoint.find(folder))[0]
     setup = prepare(replace(config, devices=1), make(config.env))
     return arrays(restore(setup, folder / "checkpoints")[0])
 
 
 def differences(whole: Path, other: Path) -> list[str]:
-    """What differs between two runs that should be equal bit for bit."""
+    """Return the differences between two runs that should be equal bit for bit."""
     found = [
         f"{name} differs"
         for name in ("metrics.jsonl", "curve.csv")
@@ -103,7 +103,7 @@ def differences(whole: Path, other: Path) -> list[str]:
 
 
 def run_whole(runs: Path, updates: int) -> Path:
-    """A run that nothing happens to. Returns its folder."""
+    """Train a run without faults. Returns its folder."""
     options = (f"--total-steps={updates * 1000}", *OPTIONS)
     code, err = finish(start("darkroom-smoke", *options, "--runs", runs, "--name", "whole"))
     assert (code, err) == (0, ""), err
@@ -132,7 +132,7 @@ def killed_runs(whole: Path, count: int, writing: int, seed: int = 0) -> list[st
 
 
 def full_disk(whole: Path, largest_file: int) -> list[str]:
-    """Resumes a run where files cannot grow beyond some bytes, then where they can. Returns what is wrong."""
+    """Resume a run with a limit on the size of files, then without. Returns the faults."""
     name, total = f"disk-{largest_file}", logged(whole)
     folder, options = whole.parent / name, (f"--total-steps={total * 1000}", *OPTIONS)
     process = start("darkroom-smoke", *options, "--runs", whole.parent, "--name", name)
@@ -149,7 +149,7 @@ def full_disk(whole: Path, largest_file: int) -> list[str]:
 
 
 def two_processes(whole: Path) -> list[str]:
-    """A second process on a run's folder is refused and changes nothing. Returns what is wrong."""
+    """Start a second process on a run folder, which must be refused and change nothing. Returns the faults."""
     folder, total = whole.parent / "two", logged(whole)
     options = (f"--total-steps={total * 1000}", *OPTIONS)
     first = start("darkroom-smoke", *options, "--runs", whole.parent, "--name", "two")
