@@ -297,32 +297,30 @@ def _load(path: Path, wanted: dict[str, PyTree]) -> dict[str, Any]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences orbax's reading: it prints pages of tracebacks from its threads, and from what it leaves unfinished.
+    """Suppress orbax's log records, and its reports of coroutines that an error left unfinished.
 
-    In the command line's own process only: the streams and hooks of another program are not touched.
+    Only in a process of the command line: the loggers and hooks of another program stay as they are.
     """
     if not process.is_own():
         yield
         return
-    logger, hook = logging.getLogger("absl"), sys.unraisablehook
-    level = logger.level
-    sys.stderr.flush()
-    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    logger.setLevel(logging.CRITICAL)
+
+    def drop(_: logging.LogRecord) -> bool:
+        return False
+
+    loggers, hook = [logging.getLogger(name) for name in ("absl", "asyncio")], sys.unraisablehook
+    for logger in loggers:
+        logger.addFilter(drop)
     sys.unraisablehook = lambda _: None
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)
+            warnings.simplefilter("ignore", RuntimeWarning)  # coroutines that were never awaited
             yield
-            gc.collect()  # now, while nobody hears it
+            gc.collect()  # while the filters are active
     finally:
-        logger.setLevel(level)
+        for logger in loggers:
+            logger.removeFilter(drop)
         sys.unraisablehook = hook
-        sys.stderr.flush()
-        os.dup2(stderr, 2)
-        os.close(stderr)
-        os.close(nowhere)
 
 
 def _compact(state: TrainState, first: Callable[[Any], Any] = lambda length: length[0]) -> TrainState:
