@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from relic_jax.files import replacing
+
 SIDE = 200  # pixels; minimum of the shorter side
 LONGEST = 1000  # pixels; the longer side is not enlarged beyond it
 
@@ -32,11 +34,7 @@ def write_gif(path: str | os.PathLike[str], frames: np.ndarray, fps: float = 12.
     """
     path = Path(path)
     first, *others = (Image.fromarray(enlarge(frame)) for frame in frames)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with replacing(path) as partial:
         first.save(
             partial, format="GIF", save_all=True, append_images=others, duration=round(1000 / fps), loop=0, disposal=1
         )
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -109,9 +109,17 @@ def start(command: EvaluateCommand, overrides: run.Overrides) -> list[Report]:
     for group in groups:
         for file in run.result_files(_own_stem(stem, group), figure):
             folders.check_writable(file, "out")
+    with folders.locked_run(stem.parent):
+        return _evaluate(groups, config, command.tasks, stem, figure)
+
+
+def _evaluate(
+    groups: Sequence[Group], config: EvalConfig, tasks: Literal["test", "train"], stem: Path, figure: str
+) -> list[Report]:
+    """Evaluate every group and write its results."""
     reports, files = [], []
     for group in groups:
-        report, _, _ = evaluate(group.policies, config, command.tasks, env=group.env)
+        report, _, _ = evaluate(group.policies, config, tasks, env=group.env)
         with Activity(f"drawing {_own_stem(stem, group)}{figure}"):
             files += run.write_results(_own_stem(stem, group), report, group.name or "ReLIC", figure)
         print("\n".join(f"{group.name}: {line}" if group.name else line for line in run.describe_result(report)))

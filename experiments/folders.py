@@ -74,6 +74,23 @@ def resumed_folder(folder: Path) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def locked_run(folder: Path) -> Iterator[None]:
+    """Hold the lock of the run whose folder or checkpoint `folder` is; do nothing for other folders.
+
+    Raises:
+        LockedError: If another process works on the run.
+    """
+    folder = folder.absolute()
+    runs = [path for path in (folder, *folder.parents[:2]) if (path / "config.json").is_file()]
+    runs = [path for path in runs if (path / "checkpoints").is_dir()]
+    if not runs:
+        yield
+        return
+    with run_lock(runs[0], "run"):
+        yield
+
+
 def create_folder(folder: Path, config: TrainConfig) -> None:
     """Create a run folder. Raises as `new_folder` does."""
     with new_folder(folder, config):

@@ -34,7 +34,7 @@ from relic_jax.experiments.folders import origin
 from relic_jax.files import write_atomically
 from relic_jax.loading import SHIPPED, LoadedPolicy, is_export, load_policy, pretrained
 from relic_jax.plotting import plot_curves
-from relic_jax.spaces import image_mask, spaces_of, spaces_to_json
+from relic_jax.spaces import Spaces, image_mask, spaces_of, spaces_to_json
 
 GIF_FRAMES_PER_SECOND = 20.0
 
@@ -60,6 +60,11 @@ def env_of(config: TrainConfig) -> Environment:
     """Return the environment of a run. Raises ConfigError if the config cannot work in any environment."""
     check_fields(config)
     return make_env(config.env, config.host, config.trial.action_repeat)
+
+
+def spaces_of_config(config: TrainConfig) -> Spaces:
+    """Return the spaces of a config's environment, which is created for it. Raises as `make_env` does."""
+    return spaces_of(make_env(config.env, config.host, config.trial.action_repeat))
 
 
 def given_fields(arguments: Sequence[str]) -> frozenset[str]:
@@ -159,7 +164,11 @@ def load(paths: Sequence[Path], name: str | None, *, trust: bool = False) -> lis
         raise ConfigError(f"pretrained is {name!r}; allowed: None where paths are given")
     if name is None and not paths:
         raise ConfigError("paths is empty; allowed: a run, checkpoint or exported folder, or --pretrained NAME")
-    found = [pretrained(name)] if name is not None else [load_policy(path, trust=trust) for path in paths]
+    found = (
+        [pretrained(name)]
+        if name is not None
+        else [load_policy(path, trust=trust, spaces_of=spaces_of_config) for path in paths]
+    )
     return [replace(policy, own=policy.own or trust) for policy in found]
 
 

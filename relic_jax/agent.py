@@ -1,10 +1,10 @@
-"""`Agent`: a policy of this library that acts step by step and keeps its context itself."""
+"""`Agent`: acts with a policy of this library step by step."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
 import numpy as np
@@ -17,24 +17,48 @@ from relic_jax.models.kv_formats import KVFormat
 from relic_jax.models.policy import Policy
 from relic_jax.parameters import fingerprint
 from relic_jax.runtime import Autoreset, ConfigError, Full
+from relic_jax.spaces import Spaces
 from relic_jax.types import Params
 
 if TYPE_CHECKING:
     from relic_jax.config import TrainConfig
-    from relic_jax.loading import LoadedPolicy
+
+
+class TrainedPolicy(Protocol):
+    """What an agent needs of a policy, see `relic_jax.LoadedPolicy`."""
+
+    @property
+    def policy(self) -> Policy:
+        """The network."""
+
+    @property
+    def params(self) -> Params:
+        """Its parameters."""
+
+    @property
+    def config(self) -> TrainConfig:
+        """Configuration of the training."""
+
+    @property
+    def spaces(self) -> Spaces:
+        """Observations and actions."""
+
+    @property
+    def default_context(self) -> int:
+        """Steps in the context if the user does not choose."""
 
 
 class Agent(runtime.Agent):
-    """See `relic_jax.runtime.Agent`. One jitted step, compiled once, which reads and writes the context in place.
+    """See `relic_jax.runtime.Agent`. The step is jitted, compiled once, and updates the context in place.
 
-    Actions are drawn with jax's keys: the i-th of its life, counted from 1, with `fold_in(key(seed), i)`, unless `step`
-    is given a key of its own (`key=`, a typed PRNG key []).
+    Action number i, counted from 1, is drawn with the key `fold_in(key(seed), i)`, unless `step` gets a typed PRNG key
+    [] as the argument `key`.
     """
 
     @settings.with_standard
     def __init__(
         self,
-        loaded: LoadedPolicy,
+        loaded: TrainedPolicy,
         *,
         batch: int | None = None,
         capacity: int | None = None,
@@ -44,12 +68,24 @@ class Agent(runtime.Agent):
         autoreset: Autoreset | None = None,
         env: Any = None,
     ) -> None:
-        """capacity: None for `LoadedPolicy.default_context`. See `relic_jax.runtime.Agent` for the others.
+        """Create the agent.
 
-        env: of a policy that was trained on `gym:ID`, `step` takes the observations as `env` gives them.
+        Args:
+            loaded: The policy.
+            batch: See `relic_jax.runtime.Agent`, also for the other arguments.
+            capacity: Steps in the context; None for `LoadedPolicy.default_context`.
+            full: What happens when the context is full.
+            seed: Seed of the sampled actions.
+            greedy: Whether to take the most likely action.
+            autoreset: What the environment does after the end of an episode.
+            env: A gymnasium environment to read `batch` and `autoreset` from. If the policy was trained on `gym:ID`,
+                `step` takes observations in the form that `env` returns them.
+
+        Raises:
+            ConfigError: At the first invalid value.
         """
         policy, self._params = loaded.policy, loaded.params
-        # what is dropped turns the keys that stay, which would be rounded each time in a narrower format
+        # dropping episodes rotates the remaining keys; a narrower format would round them each time
         memory = policy.for_acting(policy.initial_memory(1, 1))
         own = memory.kv_format if isinstance(memory, KVCache) else "float32"
         form: KVFormat = "float32" if full == "drop" and policy.config.transformer.episode_rope else own
@@ -82,14 +118,14 @@ class Agent(runtime.Agent):
         legal: Any = None,
         **extra: Any,
     ) -> Any:
-        """See `relic_jax.runtime.Agent.step`. key: draws the action."""
+        """See `relic_jax.runtime.Agent.step`. The argument `key`, a typed PRNG key [], draws the action."""
         key = extra.get("key")
         inputs = {"key": key, "count": np.uint32(0)} if key is not None else self._own_key()
         return super().step(observation, reward, terminated, truncated, legal=legal, **inputs)
 
     def _own_key(self) -> dict[str, Any]:
         key, (high, low) = self._key, divmod(self._count + 1, 2**32)
-        if high:  # beyond 32 bits; 2^32 − 1 is folded in first, so that no key comes twice
+        if high:  # beyond 32 bits; folding in 2^32 − 1 first keeps all keys distinct
             key = jax.random.fold_in(jax.random.fold_in(key, 2**32 - 1), high)
         return {"key": key, "count": np.uint32(low)}
 
@@ -111,7 +147,11 @@ class Agent(runtime.Agent):
 
 
 def _reader(config: TrainConfig, env: Any) -> Callable[[Any], Any] | None:
-    """What makes observations of the gymnasium environment `env` what workers make of them. Raises ConfigError."""
+    """Return the conversion that workers apply to observations of a gymnasium environment; None for none.
+
+    Raises:
+        ConfigError: If `env` does not fit the policy.
+    """
     if env is None or not config.env.name.startswith("gym:"):
         return None
     try:
@@ -121,7 +161,7 @@ def _reader(config: TrainConfig, env: Any) -> Callable[[Any], Any] | None:
 
 
 def _step(policy: Policy, greedy: bool, params: Params, arrays: step.Arrays, inputs: step.Arrays) -> Any:
-    """`step.step` with an action. inputs: also a key and a count, folded into the key where it is not 0."""
+    """`step.step` with a sampled action. inputs: also a key, and a count to fold into it unless it is 0."""
     inputs = dict(inputs)
     key, count = inputs.pop("key"), inputs.pop("count")
     outputs, arrays = runtime.in_place(functools.partial(step.step, policy, params))(arrays, inputs)
@@ -132,4 +172,4 @@ def _step(policy: Policy, greedy: bool, params: Params, arrays: step.Arrays, inp
     return {**outputs, "action": distribution.sample(folded)}, arrays
 
 
-_run = jax.jit(_step, static_argnums=(0, 1), donate_argnums=3)  # one for all agents of a policy
+_run = jax.jit(_step, static_argnums=(0, 1), donate_argnums=3)  # shared by all agents of a policy

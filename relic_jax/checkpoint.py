@@ -120,7 +120,8 @@ def _write(
 
 def write_params(folder: Path, params: Params) -> None:
     """Writes parameters alone, which `load_params` reads, into a folder that is the caller's to make whole."""
-    ocp.save_checkpointables(folder.absolute() / "arrays", {"params": params})
+    with _quiet():
+        ocp.save_checkpointables(folder.absolute() / "arrays", {"params": params})
 
 
 def complete_steps(folder: Path) -> list[int]:

@@ -7,7 +7,6 @@ import dataclasses
 import importlib
 import json
 import math
-import os
 import sys
 import threading
 import time
@@ -80,9 +79,7 @@ def drop_events(folder: Path, env_steps: int, event: Any) -> bool:
         data = file.read_bytes()
         kept = b"".join(record for record, step in _events(data, event) if step <= env_steps)
         if kept != data and data:
-            temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-            temporary.write_bytes(kept)
-            os.replace(temporary, file)
+            write_atomically(file, kept)
     return bool(files)
 
 

@@ -1,9 +1,10 @@
-"""From a folder to a working policy: runs, checkpoints, exports, and what is shipped. There is no other loader."""
+"""Loading policies from run folders, checkpoints, exports and the policies that are included."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +22,29 @@ from relic_jax.parameters import named_parameters
 from relic_jax.results import check_training
 from relic_jax.rl.memory_budget import available_bytes, tree_bytes
 from relic_jax.runtime import Autoreset, Full, open_export, read_json, read_safetensors
-from relic_jax.spaces import Spaces, spaces_from_json, spaces_of
+from relic_jax.spaces import Spaces, spaces_from_json
 from relic_jax.types import Params
 from relic_jax.validation import shown
 
 FLOATS = ("float32", "float16", "bfloat16")
 SHIPPED = Path(__file__).resolve().parent / "pretrained"
+SpacesOf = Callable[[TrainConfig], Spaces]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LoadedPolicy:
-    """A trained policy, whatever it was loaded from. No environment is needed to use it.
+    """A trained policy. Using it needs no environment.
 
-    config: of its training. spaces: what it sees and does. training: environment steps, seconds, and where known the
-    command, the commit and the versions. evaluation: the report in its curve.json. None without one. path: of
-    the checkpoint or the export. own: whether this user trained it here, see `relic_jax.trust`; the environment and the
-    workers that `config` names can be any program where it is not.
+    Attributes:
+        policy: The network.
+        params: Its parameters, float32.
+        config: Configuration of the training.
+        spaces: Observations and actions.
+        training: Environment steps and seconds, and the command, commit and versions if they are known.
+        evaluation: The report in its curve.json; None if there is none.
+        path: The checkpoint or the export.
+        own: Whether this user trained it here, see `relic_jax.trust`. The environment and the workers that the config
+            of any other policy names can be arbitrary programs.
     """
 
     policy: Policy
@@ -50,7 +58,7 @@ class LoadedPolicy:
 
     @property
     def default_context(self) -> int:
-        """Steps that the policy was seen to handle: a trial of its training, or its evaluation where that is longer."""
+        """Steps in a trial of its training, or of its evaluation if that is longer."""
         horizon = self.spaces.horizon
         return max(self.config.trial.steps, self.config.eval.episodes * horizon, horizon)
 
@@ -65,65 +73,81 @@ class LoadedPolicy:
         autoreset: Autoreset | None = None,
         env: Any = None,
     ) -> Agent:
-        """One that acts with this policy; see `Agent`."""
+        """Return an agent that acts with this policy; see `Agent` for the arguments."""
         options: Any = {"batch": batch, "capacity": capacity, "full": full, "seed": seed, "greedy": greedy}
         return Agent(self, autoreset=autoreset, env=env, **options)
 
 
 @settings.with_standard
-def load_policy(path: str | Path, *, trust: bool = False) -> LoadedPolicy:
-    """The policy in a run folder (its newest checkpoint), a checkpoint folder, or a folder that was exported.
+def load_policy(path: str | Path, *, trust: bool = False, spaces_of: SpacesOf | None = None) -> LoadedPolicy:
+    """Load a policy.
 
-    Starts no program and imports no module that the folder names, unless `trust` allows it for a checkpoint of before
-    spaces were saved, whose environment has to be made. Raises ConfigError, in one line, where there is no policy, or
-    where a file is truncated, damaged, foreign or of a newer format.
+    Loading starts no program and imports no module that the folder names, except with `trust` and `spaces_of`, for a
+    checkpoint that has no saved spaces.
+
+    Args:
+        path: A run folder (its newest checkpoint is loaded), a checkpoint folder, or an export.
+        trust: Whether the environment that a config names can be created if another user wrote it.
+        spaces_of: Returns the spaces of a config's environment. Only called for checkpoints of early versions, which
+            did not save their spaces.
+
+    Raises:
+        ConfigError: If there is no policy at `path`, or a file is truncated, damaged, foreign or of a newer format.
     """
     path = Path(path)
     if is_export(path):
         return _load_export(path)
-    from relic_jax import checkpoint  # orbax takes most of a second to import
+    from relic_jax import checkpoint  # importing orbax takes most of a second
 
-    return _load_checkpoint(checkpoint.find(path), trust)
+    return _load_checkpoint(checkpoint.find(path), trust, spaces_of)
 
 
 def start_params(path: str | Path, like: Params) -> Params:
-    """The parameters at a path that `load_policy` takes, for a run to begin with: float32, in the tree of `like`.
+    """Load the parameters that a run starts with (`start_from`).
 
-    like: the run's own parameters or their shapes. Raises ConfigError where they are of other shapes.
+    Args:
+        path: As for `load_policy`.
+        like: The run's parameters, or their shapes.
+
+    Returns:
+        float32 parameters with the structure of `like`.
+
+    Raises:
+        ConfigError: If they cannot be loaded or have other shapes.
     """
     try:
-        found = named_parameters(load_policy(path).params)
+        leaves = named_parameters(load_policy(path).params)
     except ConfigError as error:
         raise ConfigError(f"start_from: {error}") from None
     except OSError as error:
         reason = f"a run, checkpoint or exported policy that can be read ({error.strerror})"
         raise ConfigError(f"start_from is {shown(str(path))}; allowed: {reason}") from None
     for name, leaf in named_parameters(like).items():
-        given = found[name].shape if name in found else "nothing"
-        if given != leaf.shape:
-            raise ConfigError(f"start_from is '{path}', its {name} is {given}; allowed in this run: {leaf.shape}")
-    return jax.tree.unflatten(jax.tree.structure(like), [found[name] for name in named_parameters(like)])
+        shape = leaves[name].shape if name in leaves else "nothing"
+        if shape != leaf.shape:
+            raise ConfigError(f"start_from is '{path}', its {name} is {shape}; allowed in this run: {leaf.shape}")
+    return jax.tree.unflatten(jax.tree.structure(like), [leaves[name] for name in named_parameters(like)])
 
 
 def pretrained(name: str) -> LoadedPolicy:
-    """A policy that is shipped with this library. Raises ConfigError where there is none of that name."""
+    """Load a policy that is included in this library. Raises ConfigError if there is none of that name."""
     return load_policy(pretrained_path(name))
 
 
 def pretrained_names() -> list[str]:
-    """The names of what is shipped."""
+    """Return the names of the included policies."""
     return sorted(path.parent.name for path in SHIPPED.glob("*/config.json"))
 
 
 def pretrained_path(name: str) -> Path:
-    """The folder of a policy that is shipped. Raises ConfigError where there is none of that name."""
+    """Return the folder of an included policy. Raises ConfigError if there is none of that name."""
     if name not in pretrained_names():
         raise ConfigError(f"pretrained is {name!r}; allowed: {', '.join(map(repr, pretrained_names()))}")
     return SHIPPED / name
 
 
 def is_export(path: Path) -> bool:
-    """Whether a folder is meant to be an export: its config.json is none of a run, nor are there checkpoints."""
+    """Return whether a folder looks like an export: it has a config.json of no run, and no checkpoints."""
     if not (path / "config.json").is_file() or (path / "checkpoints").is_dir() or (path / "meta.json").is_file():
         return False
     try:
@@ -143,7 +167,7 @@ def _load_export(path: Path) -> LoadedPolicy:
         evaluation = about.get("evaluation")
         report = None if evaluation is None else Report.from_json(evaluation)
     except (KeyError, TypeError, ValueError) as error:  # ConfigError is a ValueError
-        raise ConfigError(f"export is '{path}'; its config.json does not fit: {told(error)}") from None
+        raise ConfigError(f"export is '{path}'; its config.json does not fit: {error_line(error)}") from None
     if (path / "arrays").is_dir():
         from relic_jax import checkpoint
 
@@ -155,7 +179,7 @@ def _load_export(path: Path) -> LoadedPolicy:
     return LoadedPolicy(policy, params, config, spaces, training, report, path, own)
 
 
-def _load_checkpoint(path: Path, trusted: bool) -> LoadedPolicy:
+def _load_checkpoint(path: Path, trusted: bool, spaces_of: SpacesOf | None) -> LoadedPolicy:
     from relic_jax import checkpoint
 
     checkpoint.verify(path)
@@ -165,14 +189,14 @@ def _load_checkpoint(path: Path, trusted: bool) -> LoadedPolicy:
     if saved is None and not (trusted or own):
         trust.check_buildable(config, path)
     try:
-        spaces = _spaces_of_env(config) if saved is None else spaces_from_json(saved)
+        spaces = _spaces_without_file(config, spaces_of) if saved is None else spaces_from_json(saved)
         policy, abstract = policy_of(config, spaces)
     except ConfigError as error:
         raise ConfigError(f"checkpoint is '{path}'; its meta.json does not fit: {error}") from None
     params = checkpoint.load_params(path, abstract)
     folder = path.parent.parent
     training = {**_origin(folder / "origin.json"), **counters, "run": folder.name}
-    evaluation = _read_json(folder / "curve.json") or {}
+    evaluation = _read_object(folder / "curve.json") or {}
     checkpoints = evaluation.get("checkpoints")
     newest = str(checkpoints[-1]) if isinstance(checkpoints, list) and checkpoints else ""
     of_this = evaluation.get("seeds") == 1 and Path(newest).name == path.name and is_report(evaluation)
@@ -180,14 +204,25 @@ def _load_checkpoint(path: Path, trusted: bool) -> LoadedPolicy:
     return LoadedPolicy(policy, params, config, spaces, training, report, path, own)
 
 
+def _spaces_without_file(config: TrainConfig, spaces_of: SpacesOf | None) -> Spaces:
+    if spaces_of is None:
+        allowed = "spaces, or load_policy(path, spaces_of=relic_jax.experiments.run.spaces_of_config)"
+        raise ConfigError(f"spaces is missing (an early version did not save them); allowed: {allowed}")
+    return spaces_of(config)
+
+
 def policy_of(config: TrainConfig, spaces: Spaces) -> tuple[Policy, Params]:
-    """The policy that a config and spaces describe, and the shapes of its parameters. Raises ConfigError."""
+    """Return the policy of a config and spaces, and the shapes of its parameters.
+
+    Raises:
+        ConfigError: If no policy fits them, or it needs more memory than is available.
+    """
     check_acting_fields(config)
     try:
         policy = Policy(config.policy, spaces)
         abstract = jax.eval_shape(policy.init, jax.random.key(0))
     except (TypeError, ValueError, ArithmeticError, AssertionError, LookupError, FlaxError) as error:
-        raise ConfigError(f"no policy fits its config and its spaces ({told(error)})") from None
+        raise ConfigError(f"no policy fits its config and its spaces ({error_line(error)})") from None
     needed, available = tree_bytes(abstract), available_bytes(1)
     if available is not None and needed > available:
         allowed = f"a size that fits into {available / 2**20:,.0f} MiB of memory"
@@ -195,46 +230,44 @@ def policy_of(config: TrainConfig, spaces: Spaces) -> tuple[Policy, Params]:
     return policy, abstract
 
 
-def told(error: Exception) -> str:
-    """An error in one line: its text, behind its class where it is none of ours."""
+def error_line(error: Exception) -> str:
+    """Return an error's message as one line; after the name of its class unless it is a ConfigError."""
     line = (str(error).strip().splitlines() or [""])[0][:200]
     return str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {line}"
 
 
 def _origin(file: Path) -> dict[str, Any]:
-    """The text in a run's origin.json, but for the signature; nothing of what else may stand there."""
-    found = _read_json(file) or {}
-    return {name: x for name, x in found.items() if name != "owner" and (x is None or isinstance(x, str))}
+    """Return the texts in a run's origin.json, except for the signature."""
+    origin = _read_object(file) or {}
+    return {name: x for name, x in origin.items() if name != "owner" and (x is None or isinstance(x, str))}
 
 
-def _spaces_of_env(config: TrainConfig) -> Spaces:
-    """Of a checkpoint from before spaces were saved in it: those of its environment, by name."""
-    from relic_jax.environment.repeat import repeated
-    from relic_jax.envs.registry import UnknownEnvironmentError, make
-
+def _read_object(file: Path) -> dict[str, Any] | None:
     try:
-        return spaces_of(repeated(make(config.env, config.host), config.trial.action_repeat))
-    except UnknownEnvironmentError as error:
-        raise ConfigError(f"env is {config.env.name!r}; allowed: a name that relic-jax envs lists; {error}") from None
-
-
-def _read_json(file: Path) -> dict[str, Any] | None:
-    try:
-        found = read_json(file)
+        content = read_json(file)
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) else None
+    return content if isinstance(content, dict) else None
 
 
 def params_from_arrays(arrays: dict[str, np.ndarray], abstract: Params, path: Path) -> Params:
-    """The tree of float32 parameters. abstract: its shapes. path: named in errors."""
+    """Return the tree of float32 parameters.
+
+    Args:
+        arrays: Arrays by name, of a floating dtype.
+        abstract: The shapes that the tree must have.
+        path: Where the arrays come from, for errors.
+
+    Raises:
+        ConfigError: If an array is missing, unknown, or of another shape or dtype.
+    """
     for name, array in arrays.items():
         if array.dtype.name not in FLOATS:
             raise ConfigError(f"weights of '{path}': {name} is {array.dtype.name}; allowed: {', '.join(FLOATS)}")
     expected = named_parameters(abstract)
     for name in sorted({*expected, *arrays}):
-        given, allowed = (x[name].shape if name in x else "nothing" for x in (arrays, expected))
-        if given != allowed:
-            raise ConfigError(f"weights of '{path}': {name} is {given}; allowed by its config.json: {allowed}")
+        shape, allowed = (x[name].shape if name in x else "nothing" for x in (arrays, expected))
+        if shape != allowed:
+            raise ConfigError(f"weights of '{path}': {name} is {shape}; allowed by its config.json: {allowed}")
     leaves = [jnp.array(arrays[name], jnp.float32) for name in expected]
     return jax.tree.unflatten(jax.tree.structure(abstract), leaves)

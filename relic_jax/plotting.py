@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from relic_jax.runtime import ConfigError
+from relic_jax.errors import ConfigError
+from relic_jax.files import replacing
 
 if TYPE_CHECKING:
     from relic_jax.evaluation.report import Report
@@ -177,12 +177,8 @@ def _text(label: str) -> str:
 
 
 def write_figure(figure: Figure, path: Path) -> None:
-    """Writes the file whole or not at all, without the date. Raises ConfigError as `figure_format` does."""
+    """Write a figure to a file, atomically and without the date. Raises ConfigError as `figure_format` does."""
     kind_of_file = figure_format(path)
-    temporary = path.with_name(path.name + ".tmp")
     metadata = {"png": None, "pdf": {"CreationDate": None}, "svg": {"Date": None}}[kind_of_file]
-    try:
+    with replacing(path) as temporary:
         figure.savefig(temporary, dpi=130, format=kind_of_file, metadata=metadata)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -361,6 +361,8 @@ def test_loading_in_python_starts_nothing_even_without_saved_spaces(foreign_run,
         assert repr(evil["env"]) in str(error.value) and "\n" not in str(error.value)
     assert started == []
     with pytest.raises(AssertionError, match="a worker was started"):
+        load_policy(saved, trust=True, spaces_of=run.spaces_of_config)
+    with pytest.raises(ConfigError, match=r"spaces is missing .*; allowed: spaces, or load_policy\(path, spaces_of="):
         load_policy(saved, trust=True)
 
 

@@ -15,7 +15,7 @@ from relic_jax.config import ConfigError, to_data
 from relic_jax.errors import VerificationError as VerificationError
 from relic_jax.export import card, onnx_graph, runner, stablehlo, verify, weights
 from relic_jax.export.weights import DTYPES, Dtype
-from relic_jax.files import new_folder, write_checksums
+from relic_jax.files import new_folder, storage_failure, write_checksums
 from relic_jax.loading import LoadedPolicy, is_export, load_policy
 from relic_jax.models.policy import Policy
 from relic_jax.parameters import fingerprint
@@ -75,8 +75,13 @@ def export_policy(
             write_checksums(folder)  # now of all files
             name = name or loaded.training.get("run") or to.name
             (folder / "README.md").write_text(card.model_card(name, loaded, about, check, figure, note))
-    except OSError as error:
-        raise ConfigError(f"to is '{to}'; allowed: a folder that can be written ({error.strerror})") from None
+    except (ConfigError, VerificationError):
+        raise
+    except Exception as error:  # libraries wrap the system's errors
+        reason = storage_failure(error) or (error.strerror if isinstance(error, OSError) else None)
+        if reason is None:
+            raise
+        raise ConfigError(f"to is '{to}'; allowed: a folder that can be written ({reason})") from None
     return check
 
 

@@ -7,7 +7,6 @@ they are read as inert stand-ins, of which only plain values are kept.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from relic_jax.config import ConfigError
+from relic_jax.files import replacing, write_atomically
 from relic_jax.runtime import parse_json
 
 OURS = "relic_jax."
@@ -45,21 +45,19 @@ def write(path: Path, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]
 
     A PyTorch file is {"state_dict": …} as habitat-baselines loads it, with ours beside it.
     """
-    temporary = path.with_name(path.name + ".tmp")
     arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}  # safetensors ignores strides
     if path.suffix == ".safetensors":
-        from safetensors.numpy import save
+        from safetensors.numpy import save  # its save_file makes files that only the owner can read
 
-        temporary.write_bytes(save(arrays, {"relic_jax": json.dumps(about)}))  # its save_file lets nobody else read it
-    else:
-        torch = _torch()
-        tensors = {name: _tensor(torch, array) for name, array in arrays.items()}
-        ours = {name: x for name, x in tensors.items() if name.startswith(OURS)}
-        state = {name: x for name, x in tensors.items() if name not in ours}
-        torch.save({"state_dict": state, "extra_state": {"step": 0}, "relic_jax": {**about, "arrays": ours}}, temporary)
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+        write_atomically(path, save(arrays, {"relic_jax": json.dumps(about)}))
+        return
+    torch = _torch()
+    tensors = {name: _tensor(torch, array) for name, array in arrays.items()}
+    ours = {name: x for name, x in tensors.items() if name.startswith(OURS)}
+    state = {name: x for name, x in tensors.items() if name not in ours}
+    content = {"state_dict": state, "extra_state": {"step": 0}, "relic_jax": {**about, "arrays": ours}}
+    with replacing(path) as temporary:
+        torch.save(content, temporary)
 
 
 def _read_safetensors(path: Path, field: str) -> ArrayFile:

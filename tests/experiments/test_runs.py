@@ -87,9 +87,11 @@ def test_a_run_that_another_process_works_on_is_refused(cli, copied, tiny, tmp_p
     before = {path: path.read_bytes() for path in copied.rglob("*.json*")}
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         process.stdout.readline()
-        code, _, err = cli("train", "--resume", copied)
-        assert code == 2 and err.count("\n") == 1 and f"process {process.pid} on " in err
+        for arguments in (("train", "--resume", copied), ("evaluate", copied), ("evaluate", checkpoint.find(copied))):
+            code, _, err = cli(*arguments)
+            assert code == 2 and err.count("\n") == 1 and f"process {process.pid} on " in err
         process.communicate("")
+    assert not list(copied.rglob("evaluate-*"))
     assert {path: path.read_bytes() for path in copied.rglob("*.json*")} == before
 
 
@@ -135,11 +137,12 @@ def test_resuming_without_metrics_is_told(cli, copied, unfinished):
 
 
 LIMITED = """
-import resource, runpy, signal, sys
+import resource, signal, sys
+from relic_jax.experiments.cli import main
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
 sys.argv[:2] = ["relic-jax"]
-runpy.run_module("relic_jax.experiments.cli", run_name="__main__")
+main()
 """
 """Files cannot grow beyond so many bytes, as on a full disk."""
 
@@ -160,6 +163,20 @@ def test_files_that_cannot_grow_end_a_run_in_a_line(copied, limit):
     assert not list((copied / "checkpoints").glob("*.tmp"))
     checkpoint.load_meta(checkpoint.find(copied))
     assert read_lines(copied / "metrics.jsonl")[-1]["env_steps"] >= 512
+
+
+@pytest.mark.parametrize("format", ["safetensors", "stablehlo", "onnx", "orbax"])
+def test_an_export_onto_a_full_disk_is_one_line_and_leaves_nothing(copied, tmp_path, format):
+    if format == "onnx":
+        pytest.importorskip("onnx")
+    command = [sys.executable, "-c", LIMITED, 3000, "export", copied, "--to", tmp_path / "out", "--format", format]
+    environment = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    done = subprocess.run(
+        list(map(str, command)), cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert "File too large" in done.stderr and f"to is '{tmp_path / 'out'}'" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 @pytest.mark.parametrize("file", ["origin.json", "config.json"])
