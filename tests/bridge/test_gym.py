@@ -147,7 +147,7 @@ PICTURES = """
 
 
 def test_an_image_that_is_all_there_is_comes_without_a_vector(tmp_path):
-    """An array of no size can be neither learned from nor saved."""
+    """An empty array cannot be learned from or saved."""
     (tmp_path / "pictures.py").write_text(textwrap.dedent(PICTURES))
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\nPYTHONPATH="$PYTHONPATH:{tmp_path}" exec {sys.executable} "$@"\n')

@@ -1,4 +1,4 @@
-"""The pool against stepping the same environment in this process, and what happens when workers fail."""
+"""The pool is compared with stepping the same environment in this process, and workers fail in many ways."""
 
 import ast
 import os
@@ -46,7 +46,7 @@ def trials(count):
 
 
 class Replica:
-    """One environment's trial in this process, as the worker's documentation says it goes."""
+    """The trial of one environment in this process, as documented in `worker`."""
 
     def __init__(self, task, seed, horizon):
         self.env, self.task, self.seed, self.episode = Corridor(horizon=horizon), task, seed, 0
@@ -89,7 +89,7 @@ def check(batch, replicas, actions):
 
 
 def rows(batch, kept):
-    """The rows of a batch where `kept` (bool)."""
+    """Return the rows `kept` (bool) of a batch."""
     values = (jax.tree.map(lambda x: x[kept], value) for value in batch)
     return type(batch)(*values)
 
@@ -145,7 +145,7 @@ def test_results_do_not_depend_on_how_environments_are_spread():
 
 @pytest.mark.parametrize("fault", ["", "crash"])
 def test_trials_go_on_in_another_pool(tmp_path, fault):
-    """Also where a worker of that pool fails while it plays the actions again."""
+    """Even if a worker of this pool fails while it replays the actions."""
     rng, running = np.random.RandomState(0), [[] for _ in range(4)]
     with Pool(config()) as pool:
         replicas = started(pool)
@@ -270,7 +270,7 @@ def test_a_hundred_random_kills_lose_no_trial_and_leak_nothing():
                 time.sleep(rng.uniform(0, 0.05))
                 member = rng.choice(pool._members)
                 pid = member.process.pid
-                kept = member.failures < GIVE_UP - 1  # that many in a row, with no answer between, drop a trial
+                kept = member.failures < GIVE_UP - 1  # as many consecutive failures drop a trial
                 if pid is not None and member.phase == "up" and pid not in seen and kept:
                     seen.add(pid)
                     os.kill(pid, signal.SIGKILL)

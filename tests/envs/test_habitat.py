@@ -1,4 +1,4 @@
-"""Object navigation: exact geodesics, the ray caster, the task's numbers by hand, the expert, datasets, bad input.
+"""Object navigation: exact geodesics, the ray caster, hand-computed rewards, the expert, datasets, bad input.
 
 Tests that take `world` run on the software simulator and, where habitat_sim can be imported, on habitat-sim, which
 gets the same rooms as textured meshes: pytest -m habitat tests/envs/test_habitat.py
@@ -74,7 +74,7 @@ class World:
         return self._only(lambda: ExtObjNav(**options)), {"scene": scene, "objects": things}
 
     def flat(self, point):
-        """x and z, after a look at whether the point is on the floor."""
+        """Return (x, z) of a point, which must be on the floor."""
         assert abs(point[1]) <= self.lift
         return np.asarray(point)[[0, 2]]
 
@@ -182,7 +182,7 @@ def test_a_blocked_step_slides_along_the_wall(world, split_room):
     assert sim.act(FORWARD).collided
     position, _ = sim.pose()
     np.testing.assert_allclose(world.flat(position), [4.8, 3.0 - 0.125], atol=max(1e-3, world.slack))
-    for _ in range(40):  # it never gets through, nor stuck inside
+    for _ in range(40):  # it neither passes through nor gets stuck inside
         sim.act(FORWARD)
         position, _ = sim.pose()
         assert position[0] <= 4.8 + world.slack and math.isfinite(sim.distance(position, [np.array([9.0, 0, 9.0])]))
@@ -214,7 +214,7 @@ def test_turns_and_looks_follow_habitats_axes(world, open_room):
 
 
 def views(sim, *actions):
-    """(rgb, ids) after the actions, with depth from a camera of its own."""
+    """Return (rgb, ids) after the actions, with depth from a separate camera."""
     for action in actions:
         sim.act(action)
     return sim.look()
@@ -277,7 +277,7 @@ def every_ray(low, high, rays, depth):
 
 @pytest.mark.parametrize("seed", range(6))
 def test_rays_that_are_left_out_hit_nothing(seed):
-    """Boxes are only tried where they can be seen; trying all of them with every ray finds the same."""
+    """Culling does not change the result: each ray is compared with all boxes."""
     rng = np.random.RandomState(seed)
     sim = simulation(f"house-{seed}")
     sim.seed(seed)

@@ -16,7 +16,7 @@ FLOATS, SHORTS = 5126, 5123
 
 
 def parsed(data):
-    """(the JSON part, the binary part) of a GLB, after a look at its framing."""
+    """Check the framing of a GLB file and return (JSON part, binary part)."""
     magic, version, length = struct.unpack_from("<4sII", data)
     assert (magic, version, length) == (b"glTF", 2, len(data))
     size, kind = struct.unpack_from("<I4s", data, 12)
@@ -58,7 +58,7 @@ def test_boxes_are_closed_and_face_outwards():
     boxes = Boxes(low, low + rng.uniform(0.2, 2, (4, 3)), rng.randint(0, 255, (4, 3)).astype(np.uint8))
     for index, (corners, normals, places, color) in enumerate(triangles(glb.box_glb(boxes))):
         a, b, c = np.moveaxis(corners.astype(np.float64), 1, 0)
-        volume = (a * np.cross(b, c)).sum() / 6  # divergence theorem: right only where all sides face outwards
+        volume = (a * np.cross(b, c)).sum() / 6  # divergence theorem: correct only if all sides face outwards
         sides = boxes.high[index] - boxes.low[index]
         assert volume == pytest.approx(np.prod(sides), rel=1e-5)
         across = np.cross(b - a, c - a)

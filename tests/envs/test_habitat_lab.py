@@ -177,7 +177,7 @@ def test_equals_stepping_a_real_habitat_env(python, folder, kind):
 
 
 def test_a_pointgoal_that_is_followed_is_reached(python, folder):
-    """(distance, angle) to the goal is observed: turning to it and walking leads there, where no wall is between."""
+    """The observation is (distance, angle) to the goal: turning and walking leads there if no wall is in between."""
     env = environment(python, folder, "pointnav", horizon=60)
     successes = []
     with Pool(PoolConfig(env.entry, env.options, 1, 1, 1, python=python), env.spec) as pool:

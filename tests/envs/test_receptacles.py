@@ -1,4 +1,4 @@
-"""Receptacles: the file, where objects end up on them, datasets that use them, bad input."""
+"""Receptacles: their file, positions of objects on them, datasets that use them, bad input."""
 
 import json
 

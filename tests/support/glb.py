@@ -1,6 +1,6 @@
-"""Scenes of the software simulator as files for habitat-sim: textured GLB meshes and the JSON around them. Numpy alone.
+"""Export of the software simulator's scenes for habitat-sim: textured GLB meshes and their JSON. Needs only numpy.
 
-`write_set` makes a folder that is a whole scene dataset, so that the same houses can be walked in both simulators:
+`write_set` creates a complete scene dataset, which lets tests run the same houses in both simulators:
 
     set.scene_dataset_config.json       for `Settings.scene_dataset`
     stages/NAME.glb, .stage_config.json, scene_instances/NAME.scene_instance.json
@@ -24,11 +24,11 @@ from relic_jax.envs.habitat.soft.objects import OBJECT_SIZE, object_color
 FACES = np.array(
     [[0, 1, 3, 2], [4, 6, 7, 5], [0, 4, 5, 1], [2, 3, 7, 6], [0, 2, 6, 4], [1, 5, 7, 3]]
 )  # corners, numbered 4x + 2y + z, counter-clockwise from outside
-THICK = 0.1  # metres, of floor and ceiling
+THICK = 0.1  # meters; thickness of floor and ceiling
 
 
 def write_set(folder: str, houses: dict[str, House], categories: tuple[str, ...] = ()) -> str:
-    """Writes the scenes and a box for each category; returns the dataset's config file. Raises OSError."""
+    """Write the scenes and a box for each category. Return the config file of the dataset."""
     for name, house in houses.items():
         mesh = os.path.join(folder, "stages", name + ".glb")
         _write(mesh, box_glb(closed(house)))
@@ -40,7 +40,7 @@ def write_set(folder: str, houses: dict[str, House], categories: tuple[str, ...]
     for category in categories:
         mesh = os.path.join(folder, "objects", category + ".glb")
         _write(mesh, box_glb(Boxes(low, high, np.array([object_color(category)], np.uint8))))
-        content = {**_asset(category), "mass": 1.0, "COM": [0.0, 0.0, 0.0]}  # it stands on its position
+        content = {**_asset(category), "mass": 1.0, "COM": [0.0, 0.0, 0.0]}  # the origin is at its bottom
         _write_json(mesh.replace(".glb", ".object_config.json"), content)
     paths = {"stages": "stage", "objects": "object", "scene_instances": "scene"}
     suffixes = {"stage": "stage_config", "object": "object_config", "scene": "scene_instance"}
@@ -51,12 +51,12 @@ def write_set(folder: str, houses: dict[str, House], categories: tuple[str, ...]
 
 
 def _asset(name: str) -> dict[str, Any]:
-    """Meshes are y up; without being told, habitat-sim takes them for z up."""
+    """Return the config of an asset with y up. The default of habitat-sim is z up."""
     return {"render_asset": name + ".glb", "up": [0, 1, 0], "front": [0, 0, -1], "requires_lighting": False}
 
 
 def closed(house: House) -> Boxes:
-    """The house's boxes with outer walls, floor and ceiling."""
+    """Return the boxes of a house with outer walls, floor and ceiling."""
     x, z = house.size
     t, h = THICK, WALL_HEIGHT
     walls = [[-t, 0, -t, 0, h, z + t], [x, 0, -t, x + t, h, z + t], [0, 0, -t, x, h, 0], [0, 0, z, x, h, z + t]]
@@ -67,7 +67,7 @@ def closed(house: House) -> Boxes:
 
 
 def box_glb(boxes: Boxes) -> bytes:
-    """A binary glTF 2.0 file of boxes, each of its own colour under one chequered texture."""
+    """Return a binary glTF 2.0 file of boxes with separate colors and one checkered texture."""
     positions, normals, places = _vertices(boxes)
     indices = (np.arange(6)[:, None] * 4 + [0, 1, 2, 0, 2, 3]).astype(np.uint16).ravel()
     arrays = [positions, normals, places, indices]
@@ -107,7 +107,7 @@ def box_glb(boxes: Boxes) -> bytes:
 
 
 def _vertices(boxes: Boxes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of every box 6·4 vertices: positions and normals float32 [24·n, 3], texture coordinates (metres) [24·n, 2]."""
+    """Return the 6·4 vertices of each box: positions and normals [24·n, 3], texture coordinates in meters [24·n, 2]."""
     pick = np.indices((2, 2, 2)).reshape(3, 8).T.astype(bool)
     corners = np.where(pick, boxes.high[:, None], boxes.low[:, None])[:, FACES]  # [n, 6, 4, 3]
     outward = np.repeat(np.eye(3), 2, 0) * np.tile([[-1.0], [1.0]], (3, 1))
@@ -131,7 +131,7 @@ def _material(color: np.ndarray) -> dict[str, Any]:
 
 
 def chequers(size: int = 8) -> bytes:
-    """A PNG of 2×2 grey fields, `size` pixels each: one texture repeats every metre."""
+    """Return a PNG of 2×2 gray fields of `size` pixels. The texture repeats every meter."""
     odd = (np.indices((2 * size, 2 * size)) // size).sum(0) % 2
     grey = np.where(odd, 255, 215).astype(np.uint8)
     lines = b"".join(b"\0" + line.tobytes() for line in np.repeat(grey[..., None], 3, -1))

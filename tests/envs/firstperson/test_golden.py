@@ -1,4 +1,4 @@
-"""DPT's room and flat frames against what the real package did (tests/golden, recorded once)."""
+"""DPT's room and flat frames are compared with recordings of the real package (tests/golden)."""
 
 import pathlib
 

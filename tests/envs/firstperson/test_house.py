@@ -1,4 +1,4 @@
-"""Houses: what stands in them, how far it is, and ExtObjNav's task."""
+"""Houses: their contents, distances, and the task ExtObjNav."""
 
 import dataclasses
 import functools
@@ -48,7 +48,7 @@ def houses():
 
 
 def dijkstra(free, sources):
-    """Shortest ways in plain Python. free: bool [n, m]; sources: float [n, m], infinite where there is none."""
+    """Shortest paths in plain Python. free: bool [n, m]; sources: float [n, m], infinite for other cells."""
     best = np.full(free.shape, np.inf)
     heap = [(sources[cell], cell) for cell in np.ndindex(free.shape) if free[cell] and np.isfinite(sources[cell])]
     heapq.heapify(heap)
@@ -100,7 +100,7 @@ def test_a_step_in_the_open_is_a_quarter_metre_and_walls_are_slid_along():
 
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**31 - 1))
-@example(seed=20193701)  # a step that ends where rounding decides
+@example(seed=20193701)  # rounding decides where a step ends
 def test_the_agent_is_never_inside_anything(seed):
     random = np.random.RandomState(seed)
     free = random.uniform(size=(10, 10)) < 0.7
@@ -139,7 +139,7 @@ def test_houses_have_rooms_and_doors():
         pieces = houses().walls[index]
         lengths = np.linalg.norm(pieces[:, 1] - pieces[:, 0], axis=-1)
         assert (lengths > 0).sum() > 4 + 6  # more than one inner wall
-        # A door is a metre wide: of each wall's six pieces the last two are its jambs, one cell deep.
+        # A door is one meter wide. The last two of the six pieces of a wall are its jambs, one cell deep.
         jambs = lengths[:-4].reshape(-1, 6)[:, 4:]
         assert np.isin(np.round(jambs, 4), (0, CELL)).all()
 
@@ -222,7 +222,7 @@ def test_rewards_are_the_decrease_of_the_distance():
     np.testing.assert_allclose(results.reward[going_on], (before - after - 0.001)[going_on], atol=1e-5)
     np.testing.assert_array_equal(results.terminated, actions == STOP)
     assert results.truncated.any() and not (results.truncated & results.terminated).any()
-    last = results.truncated  # an episode's rewards add up to what it came nearer
+    last = results.truncated  # the rewards of an episode sum to the decrease of the distance
     expected = states.env.start_distance[:-1] - results.metrics["distance"] - 0.001 * 30
     np.testing.assert_allclose(results.episode_return[last], expected[last], atol=1e-4)
 

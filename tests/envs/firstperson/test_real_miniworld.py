@@ -1,4 +1,4 @@
-"""Step for step and pixel for pixel beside the real Miniworld, where it is installed (extra `miniworld`)."""
+"""Comparison with the real Miniworld, step by step and pixel by pixel, if it is installed (extra `miniworld`)."""
 
 import os
 
@@ -60,7 +60,7 @@ def world(env):
 
 
 def noisy_way(env, random):
-    """A random action, or half of the time the one that turns or goes straight to the box, so that it is reached."""
+    """Return a random action, or with probability 1/2 one that turns or moves towards the box, to reach it."""
     if random.random() < 0.5:
         return random.integers(3)
     x, _, z = env.box.pos - env.agent.pos
@@ -69,7 +69,7 @@ def noisy_way(env, random):
 
 
 def put_near_the_box(env, random):
-    """Moves the agent to within two metres of the box, where it is in no wall, so that mazes are solved, too."""
+    """Move the agent to a free position within two meters of the box, so that mazes are solved too."""
     for _ in range(1000):
         place = env.box.pos + random.uniform(-2, 2, 3) * np.array([1, 0, 1])
         free = not env.intersect(env.agent, place, env.agent.radius)
@@ -129,7 +129,7 @@ def test_ten_thousand_steps(name, real, monkeypatch):
 
 
 def frame_buffer(width, height, samples):
-    """What the package draws in. With one sample: as where the driver has no multisampling."""
+    """Return the frame buffer of the package. One sample: as with drivers without multisampling."""
     with pytest.MonkeyPatch.context() as patch:
         if samples == 1:
             patch.setattr(opengl.gl_info, "have_extension", lambda name: False)

@@ -1,4 +1,4 @@
-"""The renderer against hand-worked pictures and against a ray caster in plain numpy that goes pixel by pixel."""
+"""The renderer is compared with hand-computed images and with a ray caster in numpy that works per pixel."""
 
 import dataclasses
 import functools
@@ -159,7 +159,7 @@ def reference_ids(scene, camera, lens):
 
 
 def reference_hit(solids, k, eye, ray):
-    """Where rays meet solid k, NaN or infinite where they do not."""
+    """Return where rays meet solid k; NaN or infinite for rays that miss it."""
     bottom, top, yaw = float(solids.bottom[k]), float(solids.top[k]), float(solids.yaw[k])
     x, z = np.asarray(solids.centre[k], float)
     half = np.asarray(solids.half[k], float)
@@ -235,7 +235,7 @@ def test_of_many_solids_those_in_view_are_drawn_under_their_own_ids():
     nearest = np.asarray(drawer(dataclasses.replace(wide, solids=12))(scene, camera).objects)
     shown = np.unique(nearest)[2:]
     assert 3 < len(shown) <= 12
-    for identity in shown:  # nothing is drawn that is not there; what is farther than the twelve is not drawn
+    for identity in shown:  # absent solids are not drawn, nor those beyond the nearest twelve
         np.testing.assert_array_equal((nearest == identity) & (everything == identity), everything == identity)
 
 
@@ -258,13 +258,13 @@ def test_textures_are_drawn_on_floor_and_walls_only_where_asked_for():
     np.testing.assert_array_equal(plain[0], textured[0])  # the ceiling
 
 
-def test_four_samples_are_the_mean_of_four_pixels_of_a_finer_picture():
-    """The samples of a pixel are the centres of four of the sixteen pixels of a four times finer picture in it."""
+def test_four_samples_are_the_mean_of_four_pixels_of_a_finer_image():
+    """The samples of a pixel are centers of four of the sixteen pixels that cover it in an image with 4× resolution."""
     scene, camera = room(cubes(np.array([[4.5, 3.2]]), np.full(1, 0.4), np.array([[1.0, 0, 0]]))), looking(2, 3, 5)
     fine = np.asarray(drawer(Lens(80, 60), render)(scene, camera)).astype(int).reshape(15, 4, 20, 4, 3)
     mean = sum(fine[:, row, :, column] for column, row in ((1, 3), (3, 2), (0, 1), (2, 0))) / 4
     coarse = np.asarray(drawer(Lens(20, 15, samples=4), render)(scene, camera))
-    # Exact: colours are flat, so every sample has the bytes of its fine pixel, and the mean is rounded half up.
+    # Exact: colors are flat, so each sample has the bytes of its fine pixel, and the mean is rounded half up.
     np.testing.assert_array_equal(coarse, np.floor(mean + 0.5))
     assert (mean % 1 != 0).any()
 

@@ -77,7 +77,7 @@ def forward(env, position, turns, task):
 def test_only_the_walls_and_the_target_block():
     task = jax.tree.map(lambda x: x[0], DPT.tasks("test"))
     task = task.replace(centre=np.array([[4.5, 3], [1.2, 3], [3, 5], [3, 1]], np.float32), target=np.int32(0))
-    east, _ = forward(DPT, (3.0, 3.0), 0, task)  # would end 0.8 m from the target: refused whole
+    east, _ = forward(DPT, (3.0, 3.0), 0, task)  # would end 0.8 m from the target: no effect
     assert east.position.tolist() == [3.0, 3.0]
     west, _ = forward(DPT, (2.5, 3.0), 12, task)  # ends 0.6 m from a box that is not the target
     np.testing.assert_allclose(west.position, [1.8, 3.0], atol=1e-6)
@@ -214,7 +214,7 @@ def test_reaching_the_box_is_worth_less_the_later_and_wins_over_the_time_limit()
         timestep = env.transition(KEY, state, jnp.int32(2), task)[1]
         return float(timestep.reward), bool(timestep.terminated), bool(timestep.truncated)
 
-    near = 5 - level.REACH - 0.1  # the step of 0.15 m ends within reach, 5 cm from where it would be refused
+    near = 5 - level.REACH - 0.1  # the step of 0.15 m ends within reach, 5 cm before the box would block it
     assert after(89, near) == (pytest.approx(1 - 0.2 * 90 / 180), True, False)
     assert after(179, near) == (pytest.approx(0.8), True, False)
     assert after(179, 2.0) == (0.0, False, True) and after(10, 2.0) == (0.0, False, False)
