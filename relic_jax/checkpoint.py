@@ -48,15 +48,17 @@ def save(
     config: TrainConfig,
     counters: dict[str, Any],
     spaces: dict[str, Any] | None = None,
+    kernels: dict[str, str] | None = None,
 ) -> Path:
     """Writes `folder/step` atomically and prunes old checkpoints. counters: plain numbers, returned by `load_meta`.
 
-    spaces: `spaces_to_json` of the environment's, with which the policy can be built without it.
+    spaces: `spaces_to_json` of the environment's, with which the policy can be built without it. kernels: names of the
+    attention kernels that the run uses, returned by `load_kernels`.
     """
     arrays = _without_typed_keys(_compact(state))
     both = {"params": arrays.params, "rest": replace(arrays, params={})}
     with _all_or_nothing(folder / f"{step}.tmp"):
-        return _write(folder, step, both, config, counters, spaces)
+        return _write(folder, step, both, config, counters, spaces, kernels)
 
 
 def save_params(
@@ -95,6 +97,7 @@ def _write(
     config: TrainConfig,
     counters: dict[str, Any],
     spaces: dict[str, Any] | None,
+    kernels: dict[str, str] | None = None,
 ) -> Path:
     folder = folder.absolute()  # orbax insists
     final, temporary = folder / str(step), folder / f"{step}.tmp"
@@ -106,6 +109,7 @@ def _write(
     meta |= {"config": json.loads(to_json(config))}
     meta |= {"owner": trust.sign(config)}
     meta |= {} if spaces is None else {"spaces": spaces}
+    meta |= {} if kernels is None else {"kernels": kernels}
     (temporary / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
     write_checksums(temporary)
     sync(temporary)
@@ -200,6 +204,18 @@ def set_newer_aside(path: Path) -> list[Path]:
 def load_spaces(path: Path) -> dict[str, Any] | None:
     """The spaces that were saved, as JSON; None in checkpoints of before they were. Raises ConfigError."""
     return _read_meta(path).get("spaces")
+
+
+def load_kernels(path: Path) -> dict[str, str] | None:
+    """Return the names of the attention kernels that a run used, by their use. None if the checkpoint has none.
+
+    Raises:
+        ConfigError: The folder is no checkpoint.
+    """
+    kernels = _read_meta(path).get("kernels")
+    if not isinstance(kernels, dict):
+        return None
+    return {use: name for use, name in kernels.items() if isinstance(name, str)}
 
 
 def load_owner(path: Path) -> str | None:

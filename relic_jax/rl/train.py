@@ -23,6 +23,7 @@ from relic_jax.interop import encoders
 from relic_jax.loading import start_params
 from relic_jax.locks import run_lock
 from relic_jax.progress import Clock, duration
+from relic_jax.rl.attention_kernels import report_changes, used_kernels
 from relic_jax.rl.diagnostics import SOURCES
 from relic_jax.rl.memory_budget import check_memory, check_sizes
 from relic_jax.rl.parallel import configure_devices, initial_state, state_shardings
@@ -193,7 +194,8 @@ def save(setup: Setup, checkpoints: Path, state: TrainState, progress: Progress)
     """Save a checkpoint named after the number of environment steps, unless it exists."""
     if progress.env_steps not in checkpoint.complete_steps(checkpoints):
         spaces = spaces_to_json(spaces_of(setup.trials.env))
-        checkpoint.save(checkpoints, progress.env_steps, state, setup.config, dataclasses.asdict(progress), spaces)
+        counters, kernels = dataclasses.asdict(progress), used_kernels(setup.policy)
+        checkpoint.save(checkpoints, progress.env_steps, state, setup.config, counters, spaces, kernels)
 
 
 @settings.with_standard
@@ -205,6 +207,7 @@ def restore(setup: Setup, checkpoints: Path) -> tuple[TrainState, Progress]:
     path = checkpoints / str(steps[-1])
     checkpoint.verify(path)
     _, counters = checkpoint.load_meta(path)
+    report_changes(checkpoint.load_kernels(path), setup.policy)
     with prng.using(checkpoint.load_prng(path)):
         abstract = jax.eval_shape(lambda: init_state(setup))
         state = checkpoint.load_state(path, abstract, state_shardings(setup.config, abstract))

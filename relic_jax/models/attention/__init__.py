@@ -6,6 +6,6 @@ definition. Importing this package imports no kernel and compiles nothing.
 
 from relic_jax.models.attention.inputs import MASKED, AttentionInputs, Context, Sink
 from relic_jax.models.attention.reference import rotate
-from relic_jax.models.attention.select import Backend, Kernel, select, selected
+from relic_jax.models.attention.select import Backend, Kernel, select
 
-__all__ = ["MASKED", "AttentionInputs", "Backend", "Context", "Kernel", "Sink", "rotate", "select", "selected"]
+__all__ = ["MASKED", "AttentionInputs", "Backend", "Context", "Kernel", "Sink", "rotate", "select"]

@@ -106,19 +106,6 @@ def select(
     return _decode(config, backend) if decode else _block(config, backend, kv_format or config.cache_format)
 
 
-def selected(config: AttentionConfig, backend: Backend | None = None) -> dict[str, str]:
-    """Return the names of the kernels of a model, as checkpoints store them.
-
-    Args:
-        config: The model.
-        backend: The devices. None for those that JAX uses by default.
-
-    Returns:
-        The kernel of a "block" of steps, in updates and refreshes, and the kernel to "decode" a step when acting.
-    """
-    return {name: select(config, backend, decode=name == "decode").name for name in ("block", "decode")}
-
-
 def _block(config: AttentionConfig, backend: Backend, kv_format: KVFormat) -> Kernel:
     """Return the kernel for a block of steps."""
     if config.attention == "reference":

@@ -8,7 +8,7 @@ from unittest import mock
 import pytest
 
 from relic_jax.config import TransformerConfig
-from relic_jax.models.attention import Backend, cpu, decode, select, selected
+from relic_jax.models.attention import Backend, cpu, decode, select
 
 CPU, TURING, HOPPER, TPU = Backend("cpu"), Backend("gpu", 7.5), Backend("gpu", 9.0), Backend("tpu")
 FLOAT32 = TransformerConfig()
@@ -81,11 +81,6 @@ def test_the_kernel_of_a_step(backend, changes, expected):
 def test_without_triton():
     with mock.patch.object(decode, "triton", None):
         assert select(TransformerConfig(width=256), HOPPER, decode=True).name == "reference"
-
-
-def test_the_names_of_both():
-    assert selected(FLOAT32, CPU) == {"block": "cpu", "decode": "reference"}
-    assert selected(TransformerConfig(dtype="bfloat16", width=256), HOPPER) == {"block": "cudnn", "decode": "decode"}
 
 
 def test_devices_of_this_process():
