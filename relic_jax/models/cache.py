@@ -1,4 +1,4 @@
-"""The memory of a transformer policy: every past step's keys and values, preallocated for the whole trial."""
+"""The memory of a transformer policy: keys and values of every past step, preallocated for the whole trial."""
 
 from __future__ import annotations
 
@@ -13,13 +13,17 @@ from relic_jax.models.kv_formats import KVFormat, Slots
 
 
 class KVCache(struct.PyTreeNode):
-    """Explicit, passed in and returned. One array per layer: stacking the layers or another axis order is 4–15× slower.
+    """The keys and values of all past steps, passed in and returned explicitly.
 
-    keys, values: a tuple with the slots [B, H, S, D] of each layer; keys are rotated.
-    episodes: int32 [B, S]; index of the episode that each slot belongs to.
-    length: int32 [B]; filled slots, the same number for every environment.
-    position: int32 [B]; index within its episode of the last step, −1 when empty.
-    episode: int32 [B]; index of the running episode.
+    There is one array per layer. Stacked layers, or another order of the axes, are 4 to 15 times slower.
+
+    Attributes:
+        keys: One `Slots` of shape ``[B, H, S, D]`` per layer, rotated.
+        values: One `Slots` of shape ``[B, H, S, D]`` per layer.
+        episodes: int32 ``[B, S]``, index of the episode of each slot.
+        length: int32 ``[B]``, number of filled slots. It is the same for every environment.
+        position: int32 ``[B]``, index of the last step in its episode. −1 if the cache is empty.
+        episode: int32 ``[B]``, index of the running episode.
     """
 
     keys: tuple[Slots, ...]
@@ -45,19 +49,19 @@ class KVCache(struct.PyTreeNode):
         return self.keys[0].kv_format
 
     def context(self, layer: int) -> Context:
-        """What attention in `layer` reads."""
+        """Return the context that attention in ``layer`` reads."""
         return Context(self.keys[layer], self.values[layer], self.episodes, self.filled)
 
     def prefix(self, capacity: int) -> KVCache:
-        """A copy that holds only the first `capacity` slots."""
+        """Return a copy of the first ``capacity`` slots."""
         return self._slots(0, capacity)
 
     def last_steps(self, steps: int) -> KVCache:
-        """The last `steps` filled slots alone, with the counters of the whole."""
+        """Return the last ``steps`` filled slots, with the counters of the whole cache."""
         return self._slots(self.filled - steps, steps)
 
     def _slots(self, start: jax.Array | int, size: int) -> KVCache:
-        """Slots start … start+size, the counters as they are."""
+        """Return the slots ``start … start + size − 1`` with unchanged counters."""
         keys, values = jax.tree.map(
             lambda slots: kv_formats.tile(slots, start, size),
             (self.keys, self.values),
@@ -67,7 +71,7 @@ class KVCache(struct.PyTreeNode):
         return self.replace(keys=keys, values=values, episodes=episodes)
 
     def append(self, added: KVCache) -> KVCache:
-        """This cache followed by what `last_steps` took from its own continuation, whose counters it takes over."""
+        """Return this cache followed by the `last_steps` of its continuation, with the counters of ``added``."""
 
         def write(old: jax.Array, new: jax.Array, axis: int) -> jax.Array:
             return lax.dynamic_update_slice_in_dim(old, new, self.filled, axis)
@@ -78,7 +82,7 @@ class KVCache(struct.PyTreeNode):
         return added.replace(keys=keys, values=values, episodes=write(self.episodes, added.episodes, 1))
 
     def grown(self, capacity: int) -> KVCache:
-        """A copy with room for `capacity` slots, of which there may already be as many."""
+        """Return a copy with ``capacity`` slots, at least as many as now."""
         more = capacity - self.capacity
 
         def pad(x: jax.Array, axis: int, value: int) -> jax.Array:
@@ -88,31 +92,49 @@ class KVCache(struct.PyTreeNode):
         return self.replace(keys=keys, values=values, episodes=pad(self.episodes, 1, -1))
 
     def as_of(self, earlier: KVCache) -> KVCache:
-        """This cache with the counters of `earlier`: keys and values written since lie behind `length`, unread."""
+        """Return this cache with the counters of ``earlier``. Keys and values written since then are not read."""
         return self.replace(length=earlier.length, position=earlier.position, episode=earlier.episode)
 
     def rewound(self, first: jax.Array, length: jax.Array | int) -> KVCache:
-        """This cache as it was when it held `length` (int32 []) steps, one of those it holds at least.
+        """Return this cache as it was when it held fewer steps.
 
-        first: bool [B, S], which slots open an episode.
+        Args:
+            first: bool ``[B, S]``, whether the step of a slot is the first of its episode.
+            length: int32 ``[]``, number of steps to keep.
+
+        Returns:
+            The cache with the counters of that time.
         """
         slot = jnp.arange(self.capacity)
-        opened = jnp.where(first & (slot < length), slot, 0).max(1)
-        last = jnp.maximum(length - 1, 0)  # the first step opens the first episode, so nothing changes before it
+        start = jnp.where(first & (slot < length), slot, 0).max(1)
+        last = jnp.maximum(length - 1, 0)  # with length 0, slot 0: it belongs to the first episode
         return self.replace(
             length=jnp.full_like(self.length, length),
-            position=jnp.where(length > 0, last - opened, -1).astype(jnp.int32),
+            position=jnp.where(length > 0, last - start, -1).astype(jnp.int32),
             episode=lax.dynamic_index_in_dim(self.episodes, last, 1, keepdims=False),
         )
 
 
 def empty_cache(
-    batch: int, capacity: int, *, layers: int, heads: int, head_width: int, first_episode: int, form: KVFormat
+    batch: int, capacity: int, *, layers: int, heads: int, head_width: int, first_episode: int, kv_format: KVFormat
 ) -> KVCache:
-    """A cache of `capacity` slots with nothing in it. first_episode: index that the first episode will have."""
+    """Return an empty cache.
+
+    Args:
+        batch: B, number of environments.
+        capacity: S, number of slots.
+        layers: Number of layers.
+        heads: H, number of heads.
+        head_width: D, numbers per head.
+        first_episode: Index of the first episode.
+        kv_format: Format of keys and values.
+
+    Returns:
+        The cache.
+    """
 
     def empty() -> tuple[Slots, ...]:
-        return tuple(kv_formats.empty(batch, heads, capacity, head_width, form) for _ in range(layers))
+        return tuple(kv_formats.empty(batch, heads, capacity, head_width, kv_format) for _ in range(layers))
 
     return KVCache(
         keys=empty(),
@@ -125,21 +147,27 @@ def empty_cache(
 
 
 def index_steps(cache: KVCache, first: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Position within the episode and index of the episode for the next Q steps.
+    """Compute the position in the episode and the index of the episode of the next Q steps.
 
-    first: bool [B, Q]. Returns two int32 [B, Q]. The very first step of a trial opens the first episode whether or not
-    it is flagged.
+    The first step of a trial starts the first episode, whether or not it is marked.
+
+    Args:
+        cache: The steps before.
+        first: bool ``[B, Q]``, whether a step is the first of its episode.
+
+    Returns:
+        Positions and episodes, int32 ``[B, Q]`` each.
     """
     step = jnp.arange(first.shape[1])
     last_first = lax.cummax(jnp.where(first, step, -1), axis=1)
     position = jnp.where(last_first >= 0, step - last_first, cache.position[:, None] + 1 + step)
-    opens_trial = (cache.length[:, None] == 0) & (step == 0)
-    episode = cache.episode[:, None] + jnp.cumsum(first & ~opens_trial, axis=1)
+    starts_trial = (cache.length[:, None] == 0) & (step == 0)
+    episode = cache.episode[:, None] + jnp.cumsum(first & ~starts_trial, axis=1)
     return position.astype(jnp.int32), episode.astype(jnp.int32)
 
 
 def advance(cache: KVCache, position: jax.Array, episode: jax.Array) -> KVCache:
-    """Books Q steps (int32 [B, Q] each) into the counters; keys and values are written by the layers."""
+    """Add Q steps to the counters. ``position`` and ``episode`` are int32 ``[B, Q]``. Layers write keys and values."""
     return cache.replace(
         episodes=lax.dynamic_update_slice_in_dim(cache.episodes, episode, cache.filled, axis=1),
         length=cache.length + position.shape[1],
@@ -149,19 +177,26 @@ def advance(cache: KVCache, position: jax.Array, episode: jax.Array) -> KVCache:
 
 
 def once_read(start: jax.Array, x: jax.Array) -> jax.Array:
-    """`start` (int32 []), known only after x, which came of reading the cache.
+    """Return ``start`` with a data dependency on ``x``, which was computed from the cache.
 
-    A write that waits for all reads can be done in place. Where it merely could, XLA orders it before them, and copies
-    the whole cache to do so; optimisation barriers do not change that.
+    XLA writes in place if the write waits for all reads. Without the dependency it orders the write before them and
+    copies the whole cache. Optimization barriers do not change that.
+
+    Args:
+        start: int32 ``[]``, the slot to write to.
+        x: Any array that depends on all reads of the cache.
+
+    Returns:
+        ``start``.
     """
     bits = lax.bitcast_convert_type(jnp.abs(x.ravel()[0].astype(jnp.float32)), jnp.int32)
-    return start + jnp.minimum(bits, 0)  # the sign bit is clear: this is 0
+    return start + jnp.minimum(bits, 0)  # the sign bit is clear, so this adds 0
 
 
-def in_kv_format(cache: KVCache, form: KVFormat) -> KVCache:
-    """A copy whose keys and values are stored in another format."""
+def in_kv_format(cache: KVCache, kv_format: KVFormat) -> KVCache:
+    """Return a copy whose keys and values are stored in another format."""
 
     def convert(layers: tuple[Slots, ...]) -> tuple[Slots, ...]:
-        return tuple(kv_formats.encode(slots.decoded(jnp.dtype(jnp.float32)), form) for slots in layers)
+        return tuple(kv_formats.encode(slots.decoded(jnp.dtype(jnp.float32)), kv_format) for slots in layers)
 
     return cache.replace(keys=convert(cache.keys), values=convert(cache.values))

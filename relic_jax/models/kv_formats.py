@@ -1,8 +1,8 @@
-"""How keys and values are stored: as floats, or as int8 with one scale per head and step.
+"""How the cache stores keys and values: as floats, or as int8 with one scale per head and step.
 
-A step's own key and value are rounded to the format before anybody attends to them (`rounded`), so that one step at a
-time and a whole block see the same numbers. Training sees the rounding with a straight-through gradient (Bengio et al.
-2013, arXiv 1308.3432).
+The key and value of a step are rounded to the format before any step attends to them (`rounded`), so one step at a time
+and a whole block see the same numbers. In training, rounding has a straight-through gradient (Bengio et al. 2013, arXiv
+1308.3432).
 """
 
 from __future__ import annotations
@@ -18,57 +18,91 @@ _INT8_MAX = 127.0
 
 
 class Slots(NamedTuple):
-    """Keys or values of one layer. data: [B, H, S, D]. scale: float32 [B, H, S] of int8 data, None of floats."""
+    """Stored keys or values of one layer.
+
+    Attributes:
+        data: ``[B, H, S, D]`` in the dtype of the format.
+        scale: float32 ``[B, H, S]`` if the format is int8, else None.
+    """
 
     data: jax.Array
     scale: jax.Array | None = None
 
     @property
     def kv_format(self) -> KVFormat:
-        """The format, from the dtype."""
+        """The format, which the dtype of `data` names."""
         return cast(KVFormat, self.data.dtype.name)
 
     def decoded(self, dtype: jnp.dtype) -> jax.Array:
-        """The numbers that are stored: `dtype` [B, H, S, D]."""
+        """Return the stored numbers as ``dtype``, ``[B, H, S, D]``."""
         if self.scale is None:
             return self.data.astype(dtype)
         return (self.data.astype(jnp.float32) * self.scale[..., None]).astype(dtype)
 
 
-def encode(x: jax.Array, form: KVFormat) -> Slots:
-    """x [B, H, S, D], stored. int8: each step's largest number in a head becomes ±127."""
-    if form != "int8":
-        return Slots(x.astype(form))
+def encode(x: jax.Array, kv_format: KVFormat) -> Slots:
+    """Convert keys or values to a format.
+
+    In int8, the largest magnitude of each head and step becomes 127.
+
+    Args:
+        x: ``[B, H, S, D]``.
+        kv_format: The format.
+
+    Returns:
+        The stored numbers.
+    """
+    if kv_format != "int8":
+        return Slots(x.astype(kv_format))
     x = x.astype(jnp.float32)
     largest = jnp.abs(x).max(-1)
     scale = jnp.where(largest > 0, largest / _INT8_MAX, 1.0)
     return Slots(jnp.round(x / scale[..., None]).astype(jnp.int8), scale)
 
 
-def rounded(x: jax.Array, form: KVFormat) -> jax.Array:
-    """x as it comes back out of storage, in its own dtype; the gradient is that of x."""
-    if x.dtype == form:
+def rounded(x: jax.Array, kv_format: KVFormat) -> jax.Array:
+    """Round to the numbers that a format can store. The gradient is that of the identity.
+
+    Args:
+        x: ``[B, H, S, D]``.
+        kv_format: The format.
+
+    Returns:
+        The rounded numbers, in the dtype of ``x``.
+    """
+    if x.dtype == kv_format:
         return x
-    return x + lax.stop_gradient(encode(x, form).decoded(x.dtype) - x)
+    return x + lax.stop_gradient(encode(x, kv_format).decoded(x.dtype) - x)
 
 
-def empty(batch: int, heads: int, slots: int, width: int, form: KVFormat) -> Slots:
-    """Zeros."""
-    data = jnp.zeros((batch, heads, slots, width), form)
-    return Slots(data, jnp.ones((batch, heads, slots), jnp.float32) if form == "int8" else None)
+def empty(batch: int, heads: int, slots: int, width: int, kv_format: KVFormat) -> Slots:
+    """Return slots that hold zeros.
+
+    Args:
+        batch: B, environments.
+        heads: H, heads.
+        slots: S, slots.
+        width: D, numbers per head.
+        kv_format: The format.
+
+    Returns:
+        Slots of shape ``[B, H, S, D]``.
+    """
+    data = jnp.zeros((batch, heads, slots, width), kv_format)
+    return Slots(data, jnp.ones((batch, heads, slots), jnp.float32) if kv_format == "int8" else None)
 
 
 def write(slots: Slots, new: jax.Array, start: jax.Array) -> Slots:
-    """Stores new [B, H, Q, D] in slots start … start+Q."""
+    """Store ``new`` ``[B, H, Q, D]`` in the slots ``start … start + Q − 1``."""
     stored = encode(new, slots.kv_format)
     return jax.tree.map(lambda x, y: lax.dynamic_update_slice_in_dim(x, y, start, axis=2), slots, stored)
 
 
 def tile(slots: Slots, start: jax.Array | int, size: int) -> Slots:
-    """Slots start … start+size."""
+    """Return the slots ``start … start + size − 1``."""
     return jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, start, size, axis=2), slots)
 
 
-def bytes_per_number(form: KVFormat, head_width: int) -> float:
-    """Bytes that one stored number costs, its share of the scale included."""
-    return 1 + 4 / head_width if form == "int8" else float(jnp.dtype(form).itemsize)
+def bytes_per_number(kv_format: KVFormat, head_width: int) -> float:
+    """Return the bytes of one stored number of a head, its share of the scale included."""
+    return 1 + 4 / head_width if kv_format == "int8" else float(jnp.dtype(kv_format).itemsize)

@@ -1,7 +1,7 @@
 """Recurrent memory: a GRU or an LSTM over the whole trial, the network of RL².
 
-Duan et al. 2016, arXiv 1611.02779; Wang et al. 2016, arXiv 1611.05763. The state goes on through the ends of episodes,
-which the network is told of, and is emptied at the end of the trial.
+Duan et al. 2016, arXiv 1611.02779; Wang et al. 2016, arXiv 1611.05763. The state is kept across episodes and reset at
+the end of a trial. The start of an episode is an input.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ CellKind = Literal["gru", "lstm"]
 
 
 class Carry(struct.PyTreeNode):
-    """A memory (`memory.Memory`) of fixed size, however long the trial.
+    """A memory of fixed size, however long the trial (see `memory.Memory`).
 
-    state: float32 [B, layers, parts, width]; parts: the output, and of an LSTM the cell as well.
-    length: int32 [B]; steps that went in, the same number for every environment.
+    Attributes:
+        state: float32 ``[B, layers, parts, width]``. The parts are the output and, of an LSTM, the cell.
+        length: int32 ``[B]``, number of steps so far. It is the same for every environment.
     """
 
     state: jax.Array
@@ -38,48 +39,55 @@ class Carry(struct.PyTreeNode):
 
     @property
     def capacity(self) -> int:
-        """There is always room."""
+        """Unlimited."""
         return sys.maxsize
 
     def prefix(self, capacity: int) -> Carry:
-        """The same: there are no steps to leave out."""
+        """Return this memory. It holds no steps that could be left out."""
         del capacity
         return self
 
     def grown(self, capacity: int) -> Carry:
-        """The same."""
+        """Return this memory."""
         del capacity
         return self
 
     def last_steps(self, steps: int) -> Carry:
-        """The state after them."""
+        """Return this memory, the state after those steps."""
         del steps
         return self
 
     def append(self, added: Carry) -> Carry:
-        """The continuation itself."""
+        """Return ``added``, the state after the continuation."""
         return added
 
     def as_of(self, earlier: Carry) -> Carry:
-        """The earlier state itself."""
+        """Return ``earlier``."""
         return earlier
 
     def rewound(self, first: jax.Array, length: jax.Array | int) -> Carry:
-        """The empty state: what came between is not kept, so `length` must be 0."""
+        """Return the initial state. Earlier states are not kept, so ``length`` must be 0."""
         del first
         return Carry(jnp.zeros_like(self.state), jnp.full_like(self.length, length))
 
 
 def empty_carry(cfg: RecurrentConfig, kind: CellKind, batch: int) -> Carry:
-    """The state at the start of a trial: zeros."""
+    """Return the state at the start of a trial: zeros."""
     parts = {"gru": 1, "lstm": 2}[kind]
     return Carry(jnp.zeros((batch, cfg.layers, parts, cfg.width), jnp.float32), jnp.zeros((batch,), jnp.int32))
 
 
 def gru(state: jax.Array, inputs: jax.Array, recurrent: jax.Array, candidate_bias: jax.Array) -> jax.Array:
-    """One step of a GRU (Cho et al. 2014, in the variant of cuDNN, PyTorch and Flax). state: [B, 1, W].
+    """Compute one step of a GRU (Cho et al. 2014, arXiv 1406.1078, in the variant of cuDNN, PyTorch and Flax).
 
-    inputs: [B, 3W], the step's share of the reset gate, the update gate and the candidate; recurrent: [W, 3W].
+    Args:
+        state: ``[B, 1, W]``.
+        inputs: ``[B, 3W]``, projections of the step for the reset gate, the update gate and the candidate.
+        recurrent: Weights ``[W, 3W]``, in the same order.
+        candidate_bias: ``[W]``.
+
+    Returns:
+        The next state ``[B, 1, W]``.
     """
     old = state[:, 0]
     x, h = (jnp.split(gates, 3, axis=-1) for gates in (inputs, old @ recurrent))
@@ -89,9 +97,16 @@ def gru(state: jax.Array, inputs: jax.Array, recurrent: jax.Array, candidate_bia
 
 
 def lstm(state: jax.Array, inputs: jax.Array, recurrent: jax.Array) -> jax.Array:
-    """One step of an LSTM (Hochreiter & Schmidhuber 1997, with a forget gate). state: [B, 2, W], output and cell.
+    """Compute one step of an LSTM (Hochreiter & Schmidhuber 1997, with a forget gate).
 
-    inputs: [B, 4W], the step's share of the input gate, the forget gate, the candidate and the output gate.
+    Args:
+        state: ``[B, 2, W]``, output and cell.
+        inputs: ``[B, 4W]``, projections of the step for the input gate, the forget gate, the candidate and the output
+            gate.
+        recurrent: Weights ``[W, 4W]``, in the same order.
+
+    Returns:
+        The next state ``[B, 2, W]``.
     """
     i, f, g, o = jnp.split(inputs + state[:, 0] @ recurrent, 4, axis=-1)
     cell = nn.sigmoid(f) * state[:, 1] + nn.sigmoid(i) * jnp.tanh(g)
@@ -99,7 +114,7 @@ def lstm(state: jax.Array, inputs: jax.Array, recurrent: jax.Array) -> jax.Array
 
 
 def orthogonal_blocks(key: jax.Array, shape: tuple[int, int], dtype: Any) -> jax.Array:
-    """An initializer: [W, n·W], an orthogonal matrix for each gate."""
+    """Initialize weights ``[W, n·W]`` with an orthogonal matrix for each of the n gates."""
     blocks = jax.random.split(key, shape[1] // shape[0])
     square = (shape[0], shape[0])
     return jnp.concatenate([nn.initializers.orthogonal()(block, square, dtype) for block in blocks], axis=1)
@@ -114,15 +129,23 @@ class Cell(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, state: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """x: [B, Q, d]; state: [B, parts, W]. Returns (outputs [B, Q, W], the state after the block)."""
+        """Apply the cell to Q steps.
+
+        Args:
+            x: ``[B, Q, d]``.
+            state: ``[B, parts, W]``.
+
+        Returns:
+            Outputs ``[B, Q, W]`` and the state after the block.
+        """
         width, gates = self.width, {"gru": 3, "lstm": 4}[self.kind]
 
         def keep(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-            del key  # in both cells, the second gate is the one that keeps
+            del key  # in both cells, the second gate is the one that keeps the state
             return jnp.zeros(shape, dtype).at[width : 2 * width].set(self.keep_bias)
 
         lecun = nn.initializers.lecun_normal()
-        inputs = Linear(gates * width, kernel_init=lecun, bias_init=keep, name="input")(x)  # of the whole block at once
+        inputs = Linear(gates * width, kernel_init=lecun, bias_init=keep, name="input")(x)  # all steps at once
         recurrent = self.param("recurrent", orthogonal_blocks, (width, gates * width), jnp.float32)
         if self.kind == "gru":
             bias = self.param("candidate_bias", nn.initializers.zeros, (width,), jnp.float32)
@@ -136,16 +159,22 @@ class Cell(nn.Module):
 
 
 class Recurrent(nn.Module):
-    """Layers of cells. Whether a step opens an episode is an input of its own."""
+    """Layers of cells. Whether a step is the first of its episode is an additional input."""
 
     config: RecurrentConfig
     kind: CellKind
 
     @nn.compact
     def __call__(self, x: jax.Array, first: jax.Array, memory: Carry) -> tuple[jax.Array, Carry]:
-        """Q steps after those in `memory`, which gets no gradient. x: [B, Q, d] embedded steps; first: bool [B, Q].
+        """Apply the network to Q steps that follow those in the memory.
 
-        Returns (hidden [B, Q, width], the memory with the steps in it).
+        Args:
+            x: Embedded steps ``[B, Q, d]``.
+            first: bool ``[B, Q]``, whether a step is the first of its episode.
+            memory: The state before. It gets no gradient.
+
+        Returns:
+            Hidden states ``[B, Q, width]`` and the memory after the steps.
         """
         below = jnp.concatenate([x, first[..., None].astype(x.dtype)], axis=-1)
         begin = lax.stop_gradient(memory.state)

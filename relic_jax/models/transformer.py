@@ -1,8 +1,8 @@
-"""The ReLIC transformer (LlamaRL): pre-norm blocks, sinks, two position schemes, an explicit cache.
+"""The ReLIC transformer: pre-norm blocks, sinks, two position encodings, an explicit cache.
 
-Elawady et al. 2024, arXiv 2410.02751. Flax Linen holds the parameters; what is computed are the plain functions of
-`attention` and `cache`. The same module takes one step (`decode=True`) or a block of steps, and the two agree to
-rounding for every sink and wherever episodes start.
+Elawady et al. 2024, arXiv 2410.02751. Flax Linen holds the parameters. The computation is in the plain functions of
+`attention` and `cache`. The same module takes a single step (``decode=True``) or a block of steps. Both agree to
+rounding, for every kind of sink and wherever episodes start.
 """
 
 from __future__ import annotations
@@ -28,11 +28,15 @@ def kernel_init(cfg: TransformerConfig) -> nn.initializers.Initializer:
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm, statistics in float32 (Zhang & Sennrich 2019)."""
+    """Root-mean-square norm with statistics in float32 (Zhang & Sennrich 2019, arXiv 1910.07467).
+
+    `flax.linen.RMSNorm` has the same parameter but multiplies ``x · (rsqrt · scale)``, and this module multiplies
+    ``(x · rsqrt) · scale``. Trained policies would differ in the last bit, and resumed runs would not be bit for bit.
+    """
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[..., d] → [..., d]."""
+        """Normalize the last axis of ``[..., d]``."""
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
         y = x.astype(jnp.float32)
         y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + 1e-6)
@@ -40,21 +44,21 @@ class RMSNorm(nn.Module):
 
 
 class Linear(nn.Dense):
-    """`nn.Dense` over rows: XLA on CPU takes 2.5 times as long for the gradient of the same product over [B, Q, d]."""
+    """`nn.Dense` over rows. On CPU, XLA takes 2.5 times as long for the gradient of the product over ``[B, Q, d]``."""
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
-        """[..., d] → [..., features]."""
+        """Map ``[..., d]`` to ``[..., features]``."""
         rows = super().__call__(inputs.reshape(-1, inputs.shape[-1]))
         return rows.reshape(*inputs.shape[:-1], self.features)
 
 
 class Block(nn.Module):
-    """RMSNorm → attention → residual → RMSNorm → gated MLP → residual."""
+    """A pre-norm block: RMSNorm → attention → residual → RMSNorm → gated MLP → residual."""
 
     config: TransformerConfig
 
     def setup(self) -> None:
-        """Declares the parameters."""
+        """Declare the parameters."""
         cfg = self.config
 
         def linear(features: int) -> Linear:
@@ -71,7 +75,7 @@ class Block(nn.Module):
             self.sink_value = self.param("sink_value", nn.initializers.zeros, shape, jnp.float32)
 
     def learned_sink(self) -> Sink | None:
-        """The sink slot held by this block's parameters; None for `token` and `none`."""
+        """Return the sink in the parameters of this block. None for the kinds "token" and "none"."""
         if self.config.sink in ("none", "token"):
             return None
         zeros = jnp.zeros((self.config.heads, self.config.head_width), jnp.float32)
@@ -81,23 +85,31 @@ class Block(nn.Module):
         )
 
     def split_heads(self, x: jax.Array) -> jax.Array:
-        """[B, Q, d] → [B, H, Q, D]."""
+        """Reshape ``[B, Q, d]`` to ``[B, H, Q, D]``."""
         return x.reshape(*x.shape[:2], self.config.heads, self.config.head_width).swapaxes(1, 2)
 
     def mlp(self, x: jax.Array) -> jax.Array:
-        """down(gelu(gate(norm x)) · up(norm x)): [B, Q, d] → [B, Q, d]."""
+        """Return ``down(gelu(gate(norm x)) · up(norm x))``, ``[B, Q, d]``."""
         y = self.mlp_norm(x)
         return self.down_proj(nn.gelu(self.gate_proj(y), approximate=True) * self.up_proj(y))
 
     def residual(self, x: jax.Array, attended: jax.Array, keep: jax.Array | float) -> jax.Array:
-        """Adds the block's two branches to x [B, Q, d]. attended: [B, H, Q, D]."""
+        """Add both branches to x ``[B, Q, d]``. ``attended`` is the output of attention, ``[B, H, Q, D]``."""
         x = x + keep * self.o_proj(attended.swapaxes(1, 2).reshape(x.shape))
         return x + keep * self.mlp(x)
 
     def sink_token(self, token: jax.Array, keep: jax.Array | float) -> tuple[jax.Array, Sink]:
-        """Runs the sink token [d] through this block. It attends only to itself, so its attention output is its value.
+        """Apply the block to the sink token.
 
-        Returns (token [d], the sink slot it makes in this layer). Its rotation angle is 0: the key is not rotated.
+        The token attends only to itself, so the output of attention is its value. Its key is not rotated, because the
+        angle of index 0 is 0.
+
+        Args:
+            token: ``[d]``.
+            keep: 1, or 0 if depth dropout skips the block.
+
+        Returns:
+            The token after the block ``[d]`` and the sink of this layer.
         """
         y = self.attention_norm(token)[None, None]
         key, value = self.split_heads(self.k_proj(y)), self.split_heads(self.v_proj(y))
@@ -117,9 +129,22 @@ class Block(nn.Module):
         window: jax.Array | None,
         query_span: Span | None,
     ) -> tuple[jax.Array, Any, Any]:
-        """x: [B, Q, d] → (x [B, Q, d], or [B, q, d] of the q steps that are query_span, keys, values).
+        """Apply the block to Q steps.
 
-        decode: the slots [B, H, S, D] with the new step in them; otherwise the block's own, [B, H, Q, D].
+        Args:
+            x: ``[B, Q, d]``.
+            episodes: int32 ``[B, Q]``, index of the episode of each step.
+            context: The steps before. If decode, its episodes include the new step.
+            sink: The sink of this layer.
+            keep: 1, or 0 if depth dropout skips the block.
+            decode: Whether this is a single step (Q = 1) against the cache.
+            valid: See `AttentionInputs`.
+            window: See `AttentionInputs`.
+            query_span: The steps that are returned, q of them. None for all.
+
+        Returns:
+            x ``[B, Q or q, d]``, keys and values. If decode, these are the slots of the cache with the new step in
+            them, else those of the block, ``[B, H, Q, D]``.
         """
         cfg = self.config
         y = self.attention_norm(x)
@@ -153,14 +178,14 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Maps a block of embedded steps to hidden states, given the cache of the steps before."""
+    """The transformer: maps a block of embedded steps, and the cache of earlier steps, to hidden states."""
 
     config: TransformerConfig
 
     def setup(self) -> None:
-        """Declares the parameters."""
+        """Declare the parameters."""
         cfg = self.config
-        block = nn.remat(Block, static_argnums=(6,)) if cfg.remat else Block  # `decode`, self counted
+        block = nn.remat(Block, static_argnums=(6,)) if cfg.remat else Block  # 6 is `decode`, counted from self
         self.blocks = [block(cfg) for _ in range(cfg.layers)]
         self.norm = RMSNorm()
         if cfg.step_embedding:
@@ -170,11 +195,18 @@ class Transformer(nn.Module):
             self.sink_token = self.param("sink_token", nn.initializers.normal(0.02), (cfg.width,), jnp.float32)
 
     def embed_steps(self, position: jax.Array) -> jax.Array:
-        """int32 [...] index in the episode → [..., d]. Row 0 belongs to the sink where there is one."""
+        """Embed the indices of steps in their episodes: int32 ``[...]`` to ``[..., d]``. The sink has row 0, if any."""
         return self.step_embedding[position + self.config.first_index].astype(self.config.dtype)
 
+    def depth_coins(self, key: jax.Array | None) -> jax.Array:
+        """Draw which blocks depth dropout keeps: ``[layers]`` of 1 and 0. All are kept without a key."""
+        cfg = self.config
+        if key is None or cfg.depth_dropout <= 0:
+            return jnp.ones((cfg.layers,), cfg.dtype)
+        return jax.random.bernoulli(key, 1 - cfg.depth_dropout, (cfg.layers,)).astype(cfg.dtype)
+
     def sinks(self, keep: jax.Array) -> list[Sink | None]:
-        """The sink slot of every layer."""
+        """Return the sink of every layer. ``keep`` is ``[layers]``, see `depth_coins`."""
         if self.config.sink != "token":
             return [block.learned_sink() for block in self.blocks]
         token = self.sink_token.astype(self.config.dtype)
@@ -198,21 +230,25 @@ class Transformer(nn.Module):
         dropout_key: jax.Array | None = None,
         query_span: Span | None = None,
     ) -> tuple[jax.Array, KVCache]:
-        """Q steps after what `cache` holds.
+        """Apply the transformer to Q steps that follow those in the cache.
 
-        x: [B, Q, d] embedded steps; first: bool [B, Q]. decode: Q = 1, attends by reading the whole cache. valid: int32
-        [], only that many first steps of the block matter. window: int32 [] or [B], decode attends to that many last
-        steps.
-        dropout_key: draws the depth-dropout coins of a training pass. query_span: the steps whose hidden states are
-        returned, None for all; of the others the last block computes only keys and values. Returns (hidden [B, Q or
-        query_span.size, d], cache); the new steps are in the returned cache if it has any capacity (one of capacity 0
-        serves a pass over a whole trial).
+        Args:
+            x: Embedded steps ``[B, Q, d]``.
+            first: bool ``[B, Q]``, whether a step is the first of its episode.
+            cache: The earlier steps. A cache of capacity 0 serves a pass over a whole trial.
+            decode: Whether this is a single step (Q = 1), which attends by reading the whole cache.
+            valid: int32 ``[]``, number of steps of the block that matter. None for all.
+            window: int32 ``[]`` or ``[B]``, number of last steps that a decode step attends to. None for all.
+            dropout_key: Key for depth dropout, in training passes only.
+            query_span: The steps whose hidden states are returned. None for all. The last block computes only keys
+                and values of the others.
+
+        Returns:
+            Hidden states ``[B, Q or query_span.size, d]``, and the cache. It holds the new steps if it has capacity.
         """
         cfg = self.config
         position, episode = kv.index_steps(cache, first)
-        keep = jnp.ones((cfg.layers,), cfg.dtype)
-        if dropout_key is not None and cfg.depth_dropout > 0:
-            keep = jax.random.bernoulli(dropout_key, 1 - cfg.depth_dropout, (cfg.layers,)).astype(cfg.dtype)
+        keep = self.depth_coins(dropout_key)
         sinks = self.sinks(keep)
         x = x.astype(cfg.dtype)
         if cfg.step_embedding:
@@ -242,7 +278,7 @@ class Transformer(nn.Module):
 
 
 def empty_memory(cfg: TransformerConfig, batch: int, capacity: int) -> KVCache:
-    """An empty context with room for `capacity` steps of `batch` environments."""
+    """Return an empty cache with ``capacity`` slots for ``batch`` environments."""
     return kv.empty_cache(
         batch,
         capacity,
@@ -250,10 +286,10 @@ def empty_memory(cfg: TransformerConfig, batch: int, capacity: int) -> KVCache:
         heads=cfg.heads,
         head_width=cfg.head_width,
         first_episode=cfg.first_index,
-        form=cfg.cache_format,
+        kv_format=cfg.cache_format,
     )
 
 
 def decode_episodes(cache: KVCache, episode: jax.Array) -> jax.Array:
-    """The cache's episode indices with the new step's written: int32 [B, S]."""
+    """Return the episode of each slot, int32 ``[B, S]``, with that of the new step ``[B, 1]`` written."""
     return jax.lax.dynamic_update_slice_in_dim(cache.episodes, episode, cache.filled, axis=1)

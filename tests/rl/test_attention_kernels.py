@@ -8,6 +8,7 @@ import pytest
 
 from relic_jax import checkpoint
 from relic_jax.config import PolicyConfig, TransformerConfig
+from relic_jax.environment.base import Discrete
 from relic_jax.envs.registry import make
 from relic_jax.files import write_checksums
 from relic_jax.models.attention import cpu
@@ -15,6 +16,7 @@ from relic_jax.models.policy import Policy
 from relic_jax.rl import train as training
 from relic_jax.rl.attention_kernels import used_kernels
 from relic_jax.rl.train import prepare, restore
+from relic_jax.spaces import vector_spaces
 
 pytestmark = pytest.mark.skipif(
     jax.default_backend() != "cpu" or not cpu.available(8), reason="needs a CPU and a C++ compiler"
@@ -22,7 +24,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def policy_of(**fields):
-    return Policy(PolicyConfig(**fields), 3, (0.0,), (1.0,))
+    return Policy(PolicyConfig(**fields), vector_spaces((0.0,), (1.0,), Discrete(3)))
 
 
 @pytest.fixture
