@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays as some_array
 
 from relic_jax.config import ConfigError
-from relic_jax.environment.base import Image
+from relic_jax.environment.base import Discrete, Image
 from relic_jax.envs import registry
 from relic_jax.interop import files, layout
 from relic_jax.interop import policy as interop
@@ -82,9 +82,9 @@ def imported(kind="objnav", name="sink_kv"):
     config = full_config(arrays, interop.transformer_fields(config))
     cfg = policy_config(arrays, config)
     cfg = dataclasses.replace(cfg, encoder=dataclasses.replace(cfg.encoder, vit_dtype="float32"))
-    policy = Policy(cfg, Spaces(SPEC, (0.0,) * 22, (1.0,) * 22, ACTIONS, 1))
+    policy = Policy(cfg, Spaces(SPEC, (0.0,) * 22, (1.0,) * 22, Discrete(ACTIONS), 1))
     if kind == "darkroom":
-        policy = Policy(cfg, vector_spaces((0.0, 0.0), (9.0, 9.0), ACTIONS))
+        policy = Policy(cfg, vector_spaces((0.0, 0.0), (9.0, 9.0), Discrete(ACTIONS)))
     return arrays, policy, *import_policy(arrays, policy, config)
 
 
@@ -251,7 +251,7 @@ def test_what_the_original_does_not_use_comes_back_too():
     config = full_config(arrays, {**config, "is_sink_v_trainable": False})
     cfg = policy_config(arrays, config)
     assert cfg.transformer.sink == "kv0"
-    policy = Policy(cfg, vector_spaces((0.0, 0.0), (9.0, 9.0), ACTIONS))
+    policy = Policy(cfg, vector_spaces((0.0, 0.0), (9.0, 9.0), Discrete(ACTIONS)))
     params, foreign = import_policy(arrays, policy, config)
     assert "sink_value" not in params["transformer"]["blocks_0"]
     assert_same_files(theirs_only(export_policy(params, policy, foreign)), arrays)
