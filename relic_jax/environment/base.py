@@ -193,7 +193,7 @@ class Environment:
         raise NotImplementedError
 
     def step_within(
-        self, key: jax.Array, state: PyTree, action: jax.Array, task: PyTree, taken: jax.Array
+        self, key: jax.Array, state: PyTree, action: jax.Array, task: PyTree, elapsed: jax.Array
     ) -> tuple[PyTree, TimeStep, jax.Array]:
         """Take one step and truncate the episode at the horizon.
 
@@ -202,13 +202,13 @@ class Environment:
             state: The current state.
             action: An element of `action_space`.
             task: One task, without a leading axis.
-            taken: int32 []. Steps of the episode before this one.
+            elapsed: int32 []. Steps of the episode before this one.
 
         Returns:
             The next state, its `TimeStep`, and whether the horizon cut the episode: bool [].
         """
         state, timestep = self.step(key, state, action, task)
-        return state, *cut_at(one_end(timestep), taken + 1 >= self.horizon)
+        return state, *cut_at(one_end(timestep), elapsed + 1 >= self.horizon)
 
     def success(self, timestep: TimeStep, episode_return: jax.Array) -> jax.Array:
         """Return whether an episode that ended with `timestep` succeeded, bool []. Default: its last reward is > 0."""
@@ -309,11 +309,11 @@ class VisualEnvironment(Environment):
         return None
 
     def transition_within(
-        self, key: jax.Array, state: PyTree, action: jax.Array, task: PyTree, taken: jax.Array
+        self, key: jax.Array, state: PyTree, action: jax.Array, task: PyTree, elapsed: jax.Array
     ) -> tuple[PyTree, TimeStep, jax.Array]:
         """Take one step like `step_within`, with None as the observation."""
         state, timestep = self.transition(key, state, action, task)
-        return state, *cut_at(one_end(timestep), taken + 1 >= self.horizon)
+        return state, *cut_at(one_end(timestep), elapsed + 1 >= self.horizon)
 
     def reset(self, key: jax.Array, task: PyTree) -> tuple[PyTree, TimeStep]:
         """Start the first episode of a trial."""
@@ -325,10 +325,10 @@ class VisualEnvironment(Environment):
         return self._observed(*self.transition(key, state, action, task), task)
 
     def step_within(
-        self, key: jax.Array, state: PyTree, action: jax.Array, task: PyTree, taken: jax.Array
+        self, key: jax.Array, state: PyTree, action: jax.Array, task: PyTree, elapsed: jax.Array
     ) -> tuple[PyTree, TimeStep, jax.Array]:
         """Take one step, truncate the episode at the horizon, and observe the next state."""
-        state, timestep, cut = self.transition_within(key, state, action, task, taken)
+        state, timestep, cut = self.transition_within(key, state, action, task, elapsed)
         return *self._observed(state, timestep, task), cut
 
     def _observed(self, state: PyTree, timestep: TimeStep, task: PyTree) -> tuple[PyTree, TimeStep]:

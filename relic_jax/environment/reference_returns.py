@@ -148,13 +148,13 @@ def _episode(env: Environment, policy: ScriptedPolicy, key: jax.Array, task: PyT
 
     def step(carry: tuple[Any, ...], inputs: tuple[jax.Array, jax.Array]) -> tuple[tuple[Any, ...], None]:
         state, legal, episode_return, success, running = carry
-        key, taken = inputs
+        key, elapsed = inputs
         action_key, step_key = jax.random.split(key)
         action = policy(env, action_key, state, task, legal)
         if env.ends_in_time:
             state, timestep = env.step(step_key, state, action, task)
         else:
-            state, timestep, _ = env.step_within(step_key, state, action, task, taken)
+            state, timestep, _ = env.step_within(step_key, state, action, task, elapsed)
         episode_return += jnp.where(running, timestep.reward, 0.0)
         ended = timestep.terminated | timestep.truncated
         success = jnp.where(running & ended, env.success(timestep, episode_return), success)

@@ -66,7 +66,7 @@ class ActionRepeat(Wrapper):
         return self._repeat(key, state, action, lambda k, s, a: self.env.step(k, s, a, task))
 
     def step_within(
-        self, key: jax.Array, state: PyTree, action: jax.Array, task: PyTree, taken: jax.Array
+        self, key: jax.Array, state: PyTree, action: jax.Array, task: PyTree, elapsed: jax.Array
     ) -> tuple[PyTree, TimeStep, jax.Array]:
         """Take up to `times` steps, but none beyond the horizon of the wrapped environment.
 
@@ -75,15 +75,15 @@ class ActionRepeat(Wrapper):
             state: The current state.
             action: An element of `action_space`.
             task: One task, without a leading axis.
-            taken: int32 []. Actions of the episode before this one. With masks of legal actions, steps of the wrapped
+            elapsed: int32 []. Actions of the episode before this one. With masks of legal actions, steps of the wrapped
                 environment do not follow from it, so the horizon in actions applies.
 
         Returns:
             The next state, its `TimeStep`, and whether the horizon cut the episode: bool [].
         """
         if self.env.masks_actions:
-            return Environment.step_within(self, key, state, action, task, taken)
-        return self._repeat_within(key, state, taken, lambda k, s, n: self.env.step_within(k, s, action, task, n))
+            return Environment.step_within(self, key, state, action, task, elapsed)
+        return self._repeat_within(key, state, elapsed, lambda k, s, n: self.env.step_within(k, s, action, task, n))
 
     def _repeat(
         self,
@@ -111,11 +111,11 @@ class ActionRepeat(Wrapper):
         self,
         key: jax.Array,
         state: PyTree,
-        taken: jax.Array,
+        elapsed: jax.Array,
         step: Callable[[jax.Array, PyTree, jax.Array], tuple[PyTree, TimeStep, jax.Array]],
     ) -> tuple[PyTree, TimeStep, jax.Array]:
-        """Call `step(key, state, steps taken before)` up to `times` times."""
-        keys, before = jax.random.split(key, self.times), taken * self.times
+        """Call `step(key, state, steps elapsed)` up to `times` times."""
+        keys, before = jax.random.split(key, self.times), elapsed * self.times
 
         def again(carry: tuple[PyTree, TimeStep, jax.Array], inputs: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
             state, last, _ = carry
@@ -154,9 +154,11 @@ class VisualRepeat(ActionRepeat, VisualWrapper):
         return state, dataclasses.replace(timestep, legal=None)
 
     def transition_within(
-        self, key: jax.Array, state: PyTree, action: jax.Array, task: PyTree, taken: jax.Array
+        self, key: jax.Array, state: PyTree, action: jax.Array, task: PyTree, elapsed: jax.Array
     ) -> tuple[PyTree, TimeStep, jax.Array]:
         """Take up to `times` steps within the horizon, without an observation. See `step_within`."""
         if self.env.masks_actions:
-            return VisualEnvironment.transition_within(self, key, state, action, task, taken)
-        return self._repeat_within(key, state, taken, lambda k, s, n: self.env.transition_within(k, s, action, task, n))
+            return VisualEnvironment.transition_within(self, key, state, action, task, elapsed)
+        return self._repeat_within(
+            key, state, elapsed, lambda k, s, n: self.env.transition_within(k, s, action, task, n)
+        )

@@ -62,11 +62,11 @@ def _play_wave(policy: Policy, params: Params, hosted: HostTrials, config: EvalC
         return per_row(count.ended[rows] < config.expert_episodes, np.full_like(to_env, actions.expert_mark), to_env)
 
     groups: list[list[Steps]] = [[] for _ in running]
-    for taken in hosted.run(act, sizes[-1], count.enough):
-        before, step, ended = taken.before, taken.step, count.add(taken)
+    for group_step in hosted.run(act, sizes[-1], count.enough):
+        before, step, ended = group_step.before, group_step.step, count.add(group_step)
         observation = jax.tree.map(lambda x: x[0], before.observation)
-        values = (taken.batch.acted, step.reward, before.first, ended, step.episode_return, step.success)
-        groups[taken.group].append(Steps(*values, metrics=step.metrics, observation=observation, record=None))
+        values = (group_step.batch.acted, step.reward, before.first, ended, step.episode_return, step.success)
+        groups[group_step.group].append(Steps(*values, metrics=step.metrics, observation=observation, record=None))
     if not count.enough():
         raise PoolError(f"env {hosted.env.name!r}: too many episodes were lost to evaluate {config.episodes}")
     stacked = [jax.tree.map(lambda *x: np.stack(x), *group) for group in groups]
