@@ -316,6 +316,15 @@ register(
     {"key-to-door-9": "find a hidden key, then a hidden door, on a blind 9×9 grid"},
 )
 register(
+    "relic_jax.envs.gridobj.env:make",
+    {
+        "gridobj-9": "find the named object on a 9×9 grid, 6 kinds of objects, seen from one cell away",
+        "gridobj-13": "gridobj-9 on a 13×13 grid, 8 kinds of objects",
+        "gridobj-21": "gridobj-9 on a 21×21 grid, 12 kinds of objects",
+    },
+    options="relic_jax.envs.gridobj.env:GridObjOptions",
+)
+register(
     "relic_jax.envs.firstperson.room:PRESETS",
     {
         "miniworld-dpt4": "DPT's Miniworld: which of four boxes is rewarded; only four distinct tasks, and the "

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -38,7 +38,7 @@ class Mark:
 
 def trial_frames(
     positions: np.ndarray,
-    marks: Sequence[Mark],
+    marks: Sequence[Mark] | Callable[[int], Sequence[Mark]],
     episodes: np.ndarray,
     rewards: np.ndarray,
     size: tuple[int, int],
@@ -48,7 +48,7 @@ def trial_frames(
 
     Args:
         positions: [T, 2]; the agent's cell (x, y) at each step.
-        marks: Cells to mark.
+        marks: Cells to mark, or a function of the step that returns them.
         episodes: Int [T]; index of the episode at each step, ascending.
         rewards: [T]; reward of the action at each step.
         size: (width, height) of the grid in cells.
@@ -60,13 +60,12 @@ def trial_frames(
     positions = np.asarray(positions).astype(int)
     width, height = size
     cell = max(12, 320 // max(width, height))  # pixels; images of all presets have sides of at least 240 pixels
-    background = _background(size, cell, marks)
     first_visit = _first_visits(positions, size)
     running = running_returns(rewards, episodes)
     frames = []
     for step in np.linspace(0, len(positions) - 1, min(len(positions), max_frames)).round().astype(int):
         first = np.searchsorted(episodes, episodes[step])
-        grid = background.copy()
+        grid = _background(size, cell, marks(step) if callable(marks) else marks)
         visited = np.kron((first_visit <= step)[::-1], np.ones((cell, cell), bool))
         grid[visited & (grid == WHITE).all(-1)] = VISITED
         _draw_path(grid, positions[first : step + 1], height, cell)

@@ -21,6 +21,9 @@ EXPECTED = {
     "darkroom-large-40x20",
     "darkroom-permuted",
     "key-to-door-9",
+    "gridobj-9",
+    "gridobj-13",
+    "gridobj-21",
     "probe-value",
     "probe-discount",
     "probe-policy",
@@ -120,6 +123,7 @@ def test_what_the_interface_leaves_open_is_defined(name):
 NAMED = {
     "darkroom-dpt": ("right", "left", "up", "down", "stay"),
     "key-to-door-9": ("right", "left", "up", "down", "stay"),
+    "gridobj-9": ("right", "left", "up", "down", "stay"),
     "miniworld-open": ("turn left", "turn right", "forward", "nothing"),
     "miniworld-tmaze": ("turn left", "turn right", "forward"),
     "house-objnav-small": ("stop", "forward", "turn left", "turn right", "look up", "look down"),

@@ -1,0 +1,1 @@
+"""Multi-object Darkroom: each episode of a trial asks for one of several objects, which stay in their cells."""

@@ -1,0 +1,212 @@
+"""Multi-object Darkroom: object navigation on a grid.
+
+K objects, one of each kind, lie on an N×N grid for a whole trial. Every episode asks for one kind and starts in a
+random cell. The agent sees its own cell, the kind asked for and the objects within one cell. Early episodes have to
+explore; later ones can recall where an object was seen during the search for another. This is the object navigation of
+ReLIC (Elawady et al. 2024, arXiv 2410.02751, section 4.1) without images.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from relic_jax import prng
+from relic_jax.config import ConfigError, EnvConfig, WorkerConfig
+from relic_jax.environment.base import Discrete, Environment, Split, TimeStep, TrialRecord, first_timestep
+from relic_jax.envs.darkroom import render
+from relic_jax.envs.darkroom.env import MOVES, towards
+
+RADIUS = 1
+"""The agent sees objects at most so many cells away, along x and along y."""
+VIEW = (2 * RADIUS + 1) ** 2
+TRAIN_LAYOUTS, TEST_LAYOUTS = 10_000, 1_000
+STEP_REWARD = -0.01
+
+
+@dataclasses.dataclass(frozen=True)
+class GridObjOptions:
+    """Options of `gridobj-N`."""
+
+    asked: int | None = None
+    """Number of kinds of objects that a trial asks for, drawn by task; None: all. Fewer are easier to recall."""
+
+
+@struct.dataclass
+class GridObjState:
+    """State of an episode.
+
+    Attributes:
+        position: int32 [2]; the agent's cell (x, y).
+        target: int32 []; the kind that this episode asks for.
+        objects: int32 [K, 2]; the cell of the object of each kind, constant within a trial.
+        step: int32 []; steps taken in this episode.
+    """
+
+    position: jax.Array
+    target: jax.Array
+    objects: jax.Array
+    step: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class GridObj(Environment):
+    """Find the object of the kind that the episode asks for.
+
+    Reward 1 on reaching its cell, which terminates the episode, and −0.01 for every other step. An episode is truncated
+    after `horizon` steps.
+
+    Attributes:
+        name: Registered name.
+        size: N, cells along each side.
+        kinds: K, kinds of objects. One object of each kind lies on the grid.
+        horizon: Steps of the longest episode.
+        asked: Number of kinds that a trial asks for, 1 … K; None: all. The task decides which ones. Objects of the
+            other kinds lie on the grid too.
+    """
+
+    ends_in_time = True
+
+    name: str
+    size: int
+    kinds: int
+    horizon: int
+    asked: int | None = None
+
+    @property
+    def observation_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """What the agent sees.
+
+        position: float32 [2 N]; one-hot x, then one-hot y. target: float32 [K]; one-hot. view: float32 [K · 9]; for
+        each kind a one-hot of the neighbouring cell (Δx, then Δy, each −1 … 1) with its object, zeros if it is not in
+        view.
+        """
+        return {
+            "position": jax.ShapeDtypeStruct((2 * self.size,), jnp.float32),
+            "target": jax.ShapeDtypeStruct((self.kinds,), jnp.float32),
+            "view": jax.ShapeDtypeStruct((self.kinds * VIEW,), jnp.float32),
+        }
+
+    @property
+    def action_space(self) -> Discrete:
+        """0 x+1, 1 x−1, 2 y+1, 3 y−1, 4 stay."""
+        return Discrete(len(MOVES))
+
+    @property
+    def action_names(self) -> tuple[str, ...]:
+        """The names of the actions, in the order of `action_space`."""
+        return ("right", "left", "up", "down", "stay")
+
+    def layout(self, task: jax.Array) -> jax.Array:
+        """Return the cells of the objects, int32 [K, 2], all different. task: int32 [], the seed of the layout."""
+        cells = jax.random.permutation(jax.random.fold_in(prng.key(task), 0), self.size**2)[: self.kinds]
+        return jnp.stack([cells // self.size, cells % self.size], axis=-1).astype(jnp.int32)
+
+    def asked_kinds(self, task: jax.Array) -> jax.Array:
+        """Return the kinds that a trial asks for, int32 [asked]."""
+        order = jax.random.permutation(jax.random.fold_in(prng.key(task), 1), self.kinds)
+        return order[: self.kinds if self.asked is None else self.asked].astype(jnp.int32)
+
+    def reset(self, key: jax.Array, task: jax.Array) -> tuple[GridObjState, TimeStep]:
+        """Start an episode in a random cell with a random one of the kinds that the trial asks for."""
+        cell_key, kind_key = jax.random.split(key)
+        state = GridObjState(
+            position=jax.random.randint(cell_key, (2,), 0, self.size, jnp.int32),
+            target=jax.random.choice(kind_key, self.asked_kinds(task)),
+            objects=self.layout(task),
+            step=jnp.zeros((), jnp.int32),
+        )
+        return state, first_timestep(self.observe(state))
+
+    def step(
+        self, key: jax.Array, state: GridObjState, action: jax.Array, task: jax.Array
+    ) -> tuple[GridObjState, TimeStep]:
+        """Move the agent; deterministic. A move off the grid leaves it at the edge."""
+        del key, task
+        position = jnp.clip(state.position + jnp.asarray(MOVES)[action], 0, self.size - 1)
+        next_state = dataclasses.replace(state, position=position, step=state.step + 1)
+        found = jnp.all(position == state.objects[state.target])
+        return next_state, TimeStep(
+            observation=self.observe(next_state),
+            reward=jnp.where(found, 1.0, STEP_REWARD),
+            terminated=found,
+            truncated=(next_state.step >= self.horizon) & ~found,
+        )
+
+    def observe(self, state: GridObjState) -> dict[str, jax.Array]:
+        """Return the observation in `state`, see `observation_spec`."""
+        offset = state.objects - state.position
+        cell = (offset[:, 0] + RADIUS) * (2 * RADIUS + 1) + offset[:, 1] + RADIUS
+        view = jax.nn.one_hot(jnp.where(in_view(state), cell, -1), VIEW)
+        return {
+            "position": jax.nn.one_hot(state.position, self.size).reshape(-1),
+            "target": jax.nn.one_hot(state.target, self.kinds),
+            "view": view.reshape(-1),
+        }
+
+    def success(self, timestep: TimeStep, episode_return: jax.Array) -> jax.Array:
+        """Return whether the object was reached, bool []."""
+        del episode_return
+        return timestep.terminated
+
+    def metrics(self, state: GridObjState) -> dict[str, jax.Array]:
+        """Return the length of the episode in steps."""
+        return {"steps": state.step.astype(jnp.float32)}
+
+    def optimal_action(self, state: GridObjState, task: jax.Array) -> jax.Array:
+        """Return a step on a shortest path: along x first, then along y."""
+        del task
+        return towards(state.position, state.objects[state.target])
+
+    def record(self, state: GridObjState) -> GridObjState:
+        """Return the state: the observation has no cells as numbers."""
+        return state
+
+    def render_trial(self, trial: TrialRecord) -> np.ndarray:
+        """Return frames of a trial, uint8 [n, H, W, 3]: the object asked for in green, the others in yellow."""
+        state = trial.record
+
+        def marks(step: int) -> list[render.Mark]:
+            colours = [render.GREEN if kind == state.target[step] else render.GOLD for kind in range(self.kinds)]
+            return [render.Mark(cell, colour) for cell, colour in zip(state.objects[step], colours, strict=True)]
+
+        return render.trial_frames(
+            positions=state.position,
+            marks=marks,
+            episodes=np.cumsum(trial.first) - 1,
+            rewards=trial.reward,
+            size=(self.size, self.size),
+        )
+
+    def tasks(self, split: Split) -> np.ndarray:
+        """Return seeds of layouts, int32 [n]: 0 … 9,999 for training, 10,000 … 10,999 held out."""
+        seeds = np.arange(TRAIN_LAYOUTS + TEST_LAYOUTS, dtype=np.int32)
+        return seeds[:TRAIN_LAYOUTS] if split == "train" else seeds[TRAIN_LAYOUTS:]
+
+
+def in_view(state: GridObjState) -> jax.Array:
+    """Return which objects the agent sees, bool [K]."""
+    return jnp.all(jnp.abs(state.objects - state.position) <= RADIUS, axis=-1)
+
+
+PRESETS = {
+    preset.name: preset
+    for preset in (
+        GridObj("gridobj-9", 9, 6, 60),
+        GridObj("gridobj-13", 13, 8, 120),
+        GridObj("gridobj-21", 21, 12, 240),
+    )
+}
+
+
+def make(env: EnvConfig, workers: WorkerConfig) -> GridObj:
+    """Return the environment of a name in `PRESETS`. Raises ConfigError if `asked` is out of range."""
+    del workers
+    preset, asked = PRESETS[env.name], env.typed(GridObjOptions).asked
+    if asked is not None and not 1 <= asked <= preset.kinds:
+        raise ConfigError(f"env.asked is {asked!r}; allowed: 1 to {preset.kinds} for {env.name!r}, or None for all")
+    return dataclasses.replace(preset, asked=asked)
