@@ -7,7 +7,6 @@ copied; whoever runs the graph writes that into the slot `length`. Sizes of the 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 from typing import Any
 
@@ -18,6 +17,7 @@ import numpy as np
 from relic_jax import distributions, step
 from relic_jax.config import ConfigError
 from relic_jax.environment.base import Box, MultiDiscrete
+from relic_jax.export.onnx_nodes import Graph, load_onnx, value_info
 from relic_jax.models.actions import token_offsets
 from relic_jax.models.attention import MASKED, Sink
 from relic_jax.models.encoders import CONVOLUTIONS, GRIDS, PATCHES, SHORT, num_cells
@@ -28,16 +28,6 @@ from relic_jax.types import Params
 
 OPSET = 18
 IR_VERSION = 9  # of the time of that opset, so that older runtimes read it too
-
-
-def load_onnx() -> Any:
-    """The package. Raises ConfigError naming the extra where it, or onnxruntime, is not installed."""
-    try:
-        import onnx
-        import onnxruntime  # noqa: F401  # what is exported is run, to verify it
-    except ImportError:
-        raise ConfigError("format is 'onnx'; it needs: pip install 'relic-jax[onnx]'") from None
-    return onnx
 
 
 def in_float32(policy: Policy) -> Policy:
@@ -64,8 +54,8 @@ def build(policy: Policy, params: Params) -> bytes:
         onnx.helper.make_graph(
             graph.nodes,
             "relic_jax_step",
-            [_value_info(onnx, name, shape, dtype) for name, shape, dtype in _inputs(policy)],
-            [_value_info(onnx, *output) for output in _outputs(policy, distribution)],
+            [value_info(onnx, name, shape, dtype) for name, shape, dtype in _inputs(policy)],
+            [value_info(onnx, *output) for output in _outputs(policy, distribution)],
             [onnx.numpy_helper.from_array(array, name) for name, array in graph.constants.items()],
         ),
         opset_imports=[onnx.helper.make_opsetid("", OPSET)],
@@ -86,53 +76,6 @@ def check(policy: Policy) -> None:
     if any(policy.spaces.images) and encoder.image not in covered:
         allowed = f"a policy with an image encoder of {', '.join(covered)} (it is {encoder.image}); or stablehlo"
         raise ConfigError(f"format is 'onnx'; allowed: {allowed}")
-
-
-class Graph:
-    """Nodes and constants, named as they come."""
-
-    def __init__(self) -> None:
-        """Nothing yet."""
-        self.nodes: list[Any] = []
-        self.constants: dict[str, np.ndarray] = {}
-        self._onnx = load_onnx()
-
-    def constant(self, array: Any) -> str:
-        """Name of a constant."""
-        name = f"constant_{len(self.constants)}"
-        self.constants[name] = np.asarray(array)
-        return name
-
-    def op(self, kind: str, *inputs: Any, out: str | None = None, **attributes: Any) -> str:
-        """Adds a node with one output and returns its name. inputs: names, or arrays."""
-        name = out or f"{kind.lower()}_{len(self.nodes)}"
-        names = [x if isinstance(x, str) else self.constant(x) for x in inputs]
-        self.nodes.append(self._onnx.helper.make_node(kind, names, [name], **attributes))
-        return name
-
-    def halves(self, x: str, axis: int, half: int) -> tuple[str, str]:
-        """The two halves of `x` along an axis of twice that size."""
-        first = self.op("Slice", x, np.array([0]), np.array([half]), np.array([axis]))
-        return first, self.op("Slice", x, np.array([half]), np.array([2 * half]), np.array([axis]))
-
-    def split(self, x: str, sizes: list[int]) -> list[str]:
-        """Parts of `x` [b, n] along its last axis."""
-        ends = np.cumsum([0, *sizes])
-        cuts = itertools.pairwise(ends)
-        return [self.op("Slice", x, np.array([a]), np.array([b]), np.array([1])) for a, b in cuts]
-
-    def cast(self, x: str, dtype: Any) -> str:
-        """`x` in another dtype."""
-        return self.op("Cast", x, to=self._onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
-
-    def linear(self, x: str, layer: Params) -> str:
-        """x [..., in] → [..., out]."""
-        y = self.op("MatMul", x, layer["kernel"])
-        return self.op("Add", y, layer["bias"]) if "bias" in layer else y
-
-    def shaped(self, x: str, *shape: int) -> str:
-        """Reshaped; 0 stands for the size that was there, −1 for the rest."""
-        return self.op("Reshape", x, np.array(shape))
 
 
 def _inputs(policy: Policy) -> list[tuple[str, list[Any], Any]]:
@@ -159,10 +102,6 @@ def _outputs(policy: Policy, distribution: list[str]) -> list[tuple[str, list[An
             shape = [1 if size == "context" else size for size in array["shape"]]
             found.append((f"new_{array['name']}", shape, np.float32))
     return found
-
-
-def _value_info(onnx: Any, name: str, shape: list[Any], dtype: Any) -> Any:
-    return onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), shape)
 
 
 def _encoder(graph: Graph, policy: Policy, params: Params) -> tuple[str, list[str], list[str]]:

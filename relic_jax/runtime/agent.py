@@ -88,7 +88,7 @@ class Agent:
         """
         if env is not None:
             batch, autoreset = env_settings(env, batch, autoreset)
-        autoreset = autoreset or "same_step"
+        self.autoreset = autoreset = autoreset or "same_step"
         for name, value, allowed in (("autoreset", autoreset, AUTORESET), ("full", full, FULL)):
             if value not in allowed:
                 raise ConfigError(f"{name} is {value!r}; allowed: {', '.join(map(repr, allowed))}")
@@ -98,17 +98,16 @@ class Agent:
         shapes = {array["name"]: array["shape"] for array in about["step"]["memory"]}
         self._axes = {name: shape.index("context") if "context" in shape else None for name, shape in shapes.items()}
         self._is_state = all(axis is None for axis in self._axes.values())
-        if self._is_state and full == "window":
-            raise ConfigError("full is 'window'; allowed: 'drop' or 'error' with a recurrent policy")
         if self._is_state:
+            if full == "window":
+                raise ConfigError("full is 'window'; allowed: 'drop' or 'error' with a recurrent policy")
             capacity, slots = UNBOUNDED, 1
         elif slots is not None and (capacity > slots or (capacity < slots and full != "window")):
             raise ConfigError(f"capacity is {capacity}; allowed: {slots}, or with full='window' fewer")
-        self.autoreset, self._read = autoreset, read
         self.batch, self.capacity, self.full, self.seed, self.greedy = batch, capacity, full, seed, greedy
         self.about, self.spaces, self.actions = about, about["spaces"], Actions(about["spaces"]["action"])
         self.outputs: dict[str, np.ndarray] = {}
-        self._backend, self._rows, self._count = backend, batch or 1, 0
+        self._backend, self._read, self._rows, self._count = backend, read, batch or 1, 0
         self._slots = slots or (capacity + max(capacity // 4, 64) if full == "window" else capacity)
         check_memory(self._rows * self._slots, self._rows, self._slots)
         self._context = Rows.empty(self._rows, self._slots, about["step"]["first_index"])
