@@ -1,7 +1,7 @@
-"""The step as an ONNX graph, written operator by operator: what `relic_jax.step.step` computes, for any batch.
+"""`relic_jax.step.step` as an ONNX graph, for any batch size and any size of the context.
 
-The context goes in whole and only what the step adds to it comes out (`new_…`, one slot each), so that nothing of it is
-copied; whoever runs the graph writes that into the slot `length`. Sizes of the batch and of the context are open.
+The graph reads the whole context but returns only what the step adds to it (`new_…`, one slot each), which avoids
+copies. The caller writes these into the slot `length`.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ IR_VERSION = 9  # of the time of that opset, so that older runtimes read it too
 
 
 def in_float32(policy: Policy) -> Policy:
-    """The policy that the graph computes: activations in float32, whatever they were in training."""
+    """Return the policy with activations in float32, which is what the graph computes."""
     transformer = policy.config.transformer
     transformer = dataclasses.replace(transformer, dtype="float32", cache=transformer.cache_format)
     return dataclasses.replace(policy, config=dataclasses.replace(policy.config, transformer=transformer))
 
 
 def build(policy: Policy, params: Params) -> bytes:
-    """The model. params: float32. Raises ConfigError where the policy has a part that is not written here."""
+    """Return the serialized model. params: float32. Raises ConfigError if the policy has an unsupported part."""
     onnx, graph = load_onnx(), Graph()
     params = jax.tree.map(np.asarray, params)
     check(policy)
@@ -46,7 +46,7 @@ def build(policy: Policy, params: Params) -> bytes:
     encoded, views, goal = _encoder(graph, policy, params)
     hidden = _transformer(graph, policy, params, graph.linear(encoded, params["proj_in"]))
     hidden = graph.linear(hidden, params["proj_out"])
-    if policy.network.glances:
+    if policy.network.has_spatial_attention:
         hidden = _glance(graph, params["glance"], hidden, views, goal)
     distribution = _head(graph, policy, params["actor"], hidden)
     graph.op("Squeeze", graph.linear(hidden, params["critic"]), np.array([-1]), out="value")
@@ -67,7 +67,7 @@ def build(policy: Policy, params: Params) -> bytes:
 
 
 def check(policy: Policy) -> None:
-    """Raises ConfigError where the policy has a part that the graph does not cover."""
+    """Raise ConfigError if the policy has a part that the graph does not support."""
     encoder = policy.config.encoder
     if policy.is_recurrent:
         memory = policy.config.memory
