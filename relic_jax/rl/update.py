@@ -143,7 +143,7 @@ def run_epochs(
         direction, opt_state = setup.optimizer.update(gradients, opt_state, params)
         params = optax.apply_updates(params, jax.tree.map(lambda d: -rate * d, direction))
         clipped = {name: g for name, g in gradients.items() if name != "critic"}
-        return (params, opt_state), metrics | {"grad_norm": optax.global_norm(clipped)}
+        return (params, opt_state), metrics | {"grad_norm": optax.tree.norm(clipped)}
 
     def epoch(carry: tuple[Params, PyTree], key: jax.Array):
         order_key, dropout_key = jax.random.split(key)

@@ -124,7 +124,7 @@ def test_epochs_equal_a_plain_rewriting(kind):
             total = jax.tree.map(jnp.add, gradient(params, pair[:1]), gradient(params, pair[1:]))
             direction, opt_state = optimizer.update(total, opt_state, params)
             params = optax.apply_updates(params, jax.tree.map(lambda d: -rate * d, direction))
-    moved = optax.global_norm(jax.tree.map(jnp.subtract, params, state.params))
+    moved = optax.tree.norm(jax.tree.map(jnp.subtract, params, state.params))
     assert moved > 0.1
     chex.assert_trees_all_close(found, params, atol=2e-5)
 
@@ -143,8 +143,8 @@ def test_stopped_context_gives_the_same_outputs_and_only_the_segments_gradient()
     ]
     chex.assert_trees_all_close(*outputs, atol=1e-5)
     gradients = [gradient(setup, batch, window) for setup in (full, stopped)]
-    difference = optax.global_norm(jax.tree.map(jnp.subtract, *gradients))
-    assert difference > 1e-2 * optax.global_norm(gradients[0])  # they are different estimators …
+    difference = optax.tree.norm(jax.tree.map(jnp.subtract, *gradients))
+    assert difference > 1e-2 * optax.tree.norm(gradients[0])  # they are different estimators …
     first = window._replace(start=0)
     alone = batch._replace(memory=full.policy.initial_memory(4, 0))
     both = [
@@ -327,6 +327,6 @@ def test_two_devices_make_the_update_of_one(reduction, minibatches, accumulate):
         setup = dataclasses.replace(one, config=dataclasses.replace(one.config, devices=devices))
         placed = jax.device_put(jax.device_get(state), state_shardings(setup.config, state))
         found.append(parallel(setup, updated)(placed)[0].params)
-    moved = optax.global_norm(jax.tree.map(jnp.subtract, found[0], state.params))
+    moved = optax.tree.norm(jax.tree.map(jnp.subtract, found[0], state.params))
     assert moved > 0.01
     chex.assert_trees_all_close(*map(jax.device_get, found), atol=1e-5)
