@@ -1,8 +1,9 @@
-"""Checkpoints of a run. The only file that imports orbax. Nothing here reads or writes a pickle.
+"""Save and load the checkpoints of a run. No other module imports orbax. Nothing here reads or writes a pickle.
 
-A checkpoint is a folder `<step>/` with `arrays/params/` and `arrays/rest/` (orbax; the parameters can be read alone),
-`meta.json` (format, counters, the whole config) and `checksums.json` (SHA-256 of every file). It is written beside its
-final name and renamed into place, so a folder with a number for a name is complete, whenever the process was killed.
+A checkpoint is a folder `<step>/` with `arrays/params/` and `arrays/rest/` (orbax; the parameters can be read
+separately), `meta.json` (format, counters, the complete config) and `checksums.json` (SHA-256 of every file). It is
+written under a temporary name and then renamed. A folder whose name is a number is therefore complete, even if the
+process was killed.
 """
 
 from __future__ import annotations
@@ -36,9 +37,9 @@ from relic_jax.types import Params, PyTree
 
 FORMAT = "relic-jax-checkpoint-2"
 OLD_FORMAT = "relic-jax-checkpoint-1"
-"""Still read: there `env_steps` is one int32, what made the random numbers is not recorded (`prng.ORIGINAL`), and there
-may be no checksums."""
-KEEP = 2  # complete checkpoints kept: the newest, and one before it in case the newest turns out to be bad
+"""An earlier format that can be read. `env_steps` is one int32, the random number settings are not recorded
+(`prng.ORIGINAL`), and checksums can be missing."""
+KEEP = 2  # complete checkpoints to keep: the newest, and the one before in case the newest is damaged
 
 
 def save(
@@ -50,10 +51,20 @@ def save(
     spaces: dict[str, Any] | None = None,
     kernels: dict[str, str] | None = None,
 ) -> Path:
-    """Writes `folder/step` atomically and prunes old checkpoints. counters: plain numbers, returned by `load_meta`.
+    """Write the checkpoint `folder/step` atomically and remove old checkpoints.
 
-    spaces: `spaces_to_json` of the environment's, with which the policy can be built without it. kernels: names of the
-    attention kernels that the run uses, returned by `load_kernels`.
+    Args:
+        folder: The checkpoint folder of a run.
+        step: Number of the checkpoint.
+        state: The whole state of training.
+        config: Configuration of the run.
+        counters: Plain numbers, which `load_meta` returns.
+        spaces: The environment's spaces from `spaces_to_json`. With them, the policy can be built without the
+            environment.
+        kernels: Names of the attention kernels that the run uses, which `load_kernels` returns.
+
+    Returns:
+        The folder of the checkpoint.
     """
     arrays = _without_typed_keys(_compact(state))
     both = {"params": arrays.params, "rest": replace(arrays, params={})}
@@ -69,21 +80,24 @@ def save_params(
     counters: dict[str, Any],
     spaces: dict[str, Any] | None = None,
 ) -> Path:
-    """As `save`, of a policy that was not trained here: it can be evaluated and played, training cannot go on."""
+    """Write a checkpoint that holds only parameters, such as imported ones. See `save` for the arguments.
+
+    The policy can be evaluated and played, but training cannot be resumed from it.
+    """
     with _all_or_nothing(folder / f"{step}.tmp"):
         return _write(folder, step, {"params": params}, config, counters, spaces)
 
 
 @contextmanager
 def _all_or_nothing(temporary: Path) -> Iterator[None]:
-    """Where writing fails, removes what is there of it, which frees the disk; what orbax prints then is not shown."""
+    """Remove the temporary folder if writing fails, which frees the disk, and hide what orbax prints about it."""
     failure: Exception | None = None
     with _quiet():
         try:
             yield
         except Exception as error:
             failure = error
-            for _ in range(3):  # orbax's threads are still ending: they write, and print
+            for _ in range(3):  # orbax's threads still write and print while they end
                 shutil.rmtree(temporary, ignore_errors=True)
                 time.sleep(0.2)
     if failure is not None:
@@ -99,9 +113,9 @@ def _write(
     spaces: dict[str, Any] | None,
     kernels: dict[str, str] | None = None,
 ) -> Path:
-    folder = folder.absolute()  # orbax insists
+    folder = folder.absolute()  # orbax requires it
     final, temporary = folder / str(step), folder / f"{step}.tmp"
-    for unfinished in folder.glob("*.tmp"):  # of a process that was killed while it wrote
+    for unfinished in folder.glob("*.tmp"):  # left by a process that was killed while it wrote
         shutil.rmtree(unfinished, ignore_errors=True)
     temporary.mkdir(parents=True)
     ocp.save_checkpointables(temporary / "arrays", arrays)
@@ -117,21 +131,21 @@ def _write(
     os.replace(temporary, final)
     sync_entries(folder)
     for old in complete_steps(folder)[:-KEEP]:
-        os.replace(folder / str(old), folder / f"{old}.tmp")  # so that a process killed here leaves no half of one
+        os.replace(folder / str(old), folder / f"{old}.tmp")  # a kill leaves no partial checkpoint
         shutil.rmtree(folder / f"{old}.tmp")
     return final
 
 
 def write_params(folder: Path, params: Params) -> None:
-    """Writes parameters alone, which `load_params` reads, into a folder that is the caller's to make whole."""
+    """Write only parameters, which `load_params` reads, into a folder. The caller makes the write atomic."""
     with _quiet():
         ocp.save_checkpointables(folder.absolute() / "arrays", {"params": params})
 
 
 def complete_steps(folder: Path) -> list[int]:
-    """Steps of the checkpoints in a run's checkpoint folder, ascending: of all folders with a number for a name.
+    """Return the steps of the checkpoints in a run's checkpoint folder in ascending order.
 
-    Whether a checkpoint is undamaged is for `verify` to say.
+    Every folder whose name is a number counts. `verify` checks whether a checkpoint is damaged.
     """
     if not folder.is_dir():
         return []
@@ -140,7 +154,11 @@ def complete_steps(folder: Path) -> list[int]:
 
 
 def find(path: Path) -> Path:
-    """The checkpoint that a user means: a checkpoint folder itself, or the newest of a run folder."""
+    """Return the checkpoint that a path refers to: the checkpoint folder itself, or the newest one of a run folder.
+
+    Raises:
+        ConfigError: If there is no checkpoint.
+    """
     if is_checkpoint(path):
         return path
     steps = complete_steps(path / "checkpoints")
@@ -151,15 +169,17 @@ def find(path: Path) -> Path:
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether a folder is meant to be a checkpoint, also where a part of it is missing."""
+    """Return whether a folder is a checkpoint, possibly an incomplete one."""
     numbered = path.name.isdecimal() and path.parent.name == "checkpoints"
     return path.is_dir() and (numbered or (path / "meta.json").exists() or (path / "arrays").is_dir())
 
 
 def verify(path: Path) -> None:
-    """Reads all files of a checkpoint and compares them with their checksums.
+    """Read all files of a checkpoint and compare them with their checksums.
 
-    Raises ConfigError, which names the damaged file and, where there is one, the newest good checkpoint of the run.
+    Raises:
+        ConfigError: If a file is damaged. The message names the file and the newest undamaged checkpoint of the run,
+            if there is one.
     """
     try:
         _verify(path)
@@ -177,7 +197,7 @@ def _verify(path: Path) -> None:
 
 
 def _good_before(path: Path) -> Path | None:
-    """The newest undamaged checkpoint beside `path` that is older."""
+    """Return the newest undamaged checkpoint of the run that is older than `path`."""
     steps = complete_steps(path.parent)
     for step in reversed(steps[: steps.index(int(path.name))] if path.name.isdecimal() else []):
         try:
@@ -189,7 +209,14 @@ def _good_before(path: Path) -> Path | None:
 
 
 def set_newer_aside(path: Path) -> list[Path]:
-    """Renames the checkpoints of a run that are newer than `path`, so that `path` is its newest; returns them."""
+    """Rename the checkpoints of a run that are newer than `path`, which makes `path` its newest.
+
+    Args:
+        path: A checkpoint folder.
+
+    Returns:
+        The new paths of the renamed checkpoints.
+    """
     steps = complete_steps(path.parent)
     newer = [path.with_name(str(step)) for step in steps if step > int(path.name)]
     moved = []
@@ -202,7 +229,11 @@ def set_newer_aside(path: Path) -> list[Path]:
 
 
 def load_spaces(path: Path) -> dict[str, Any] | None:
-    """The spaces that were saved, as JSON; None in checkpoints of before they were. Raises ConfigError."""
+    """Return the saved spaces as JSON values. None for early checkpoints, which have none.
+
+    Raises:
+        ConfigError: If the folder is not a checkpoint.
+    """
     return _read_meta(path).get("spaces")
 
 
@@ -210,7 +241,7 @@ def load_kernels(path: Path) -> dict[str, str] | None:
     """Return the names of the attention kernels that a run used, by their use. None if the checkpoint has none.
 
     Raises:
-        ConfigError: The folder is no checkpoint.
+        ConfigError: If the folder is not a checkpoint.
     """
     kernels = _read_meta(path).get("kernels")
     if not isinstance(kernels, dict):
@@ -219,13 +250,21 @@ def load_kernels(path: Path) -> dict[str, str] | None:
 
 
 def load_owner(path: Path) -> str | None:
-    """The signature of whoever wrote the checkpoint (`relic_jax.trust`). Raises ConfigError."""
+    """Return the signature of the user who wrote the checkpoint (see `relic_jax.trust`). None if there is none.
+
+    Raises:
+        ConfigError: If the folder is not a checkpoint.
+    """
     owner = _read_meta(path).get("owner")
     return owner if isinstance(owner, str) else None
 
 
 def load_meta(path: Path) -> tuple[TrainConfig, dict[str, Any]]:
-    """Config and counters of a checkpoint. Raises ConfigError where the folder is foreign, newer or truncated."""
+    """Return the config and the counters of a checkpoint.
+
+    Raises:
+        ConfigError: If the folder is foreign, of a newer format, or truncated.
+    """
     meta = _read_meta(path)
     try:
         return from_json(json.dumps(meta["config"])), _counters(meta["counters"])
@@ -235,7 +274,7 @@ def load_meta(path: Path) -> tuple[TrainConfig, dict[str, Any]]:
 
 
 def _read_meta(path: Path) -> dict[str, Any]:
-    """The content of meta.json. Raises ConfigError where it is missing, foreign, newer or truncated."""
+    """Return the content of meta.json. Raises ConfigError if it is missing, foreign, of a newer format or truncated."""
     meta = read_record(path / "meta.json", "checkpoint", (FORMAT, OLD_FORMAT))
     if (meta["format"] == FORMAT or "prng" in meta) and not prng.is_known(meta.get("prng")):
         raise ConfigError(f"checkpoint is '{path}'; its meta.json does not fit: prng is {meta.get('prng')!r}")
@@ -251,7 +290,7 @@ def _counters(counters: Any) -> dict[str, Any]:
 
 
 def load_prng(path: Path) -> dict[str, Any]:
-    """The settings of `relic_jax.prng` that a run uses. For a folder that `load_meta` has read."""
+    """Return the settings of `relic_jax.prng` that a run uses. Call `load_meta` first, which checks the folder."""
     found: dict[str, Any] = _read_meta(path).get("prng", prng.ORIGINAL)
     return found
 
@@ -261,13 +300,24 @@ def _is_old(path: Path) -> bool:
 
 
 def load_state(path: Path, abstract: TrainState, shardings: TrainState) -> TrainState:
-    """The whole state. abstract: from `jax.eval_shape`, decides structure, shapes, dtypes. shardings: where it goes.
+    """Load the whole state of training. States of the old format are converted.
 
-    For a folder that `load_meta` has read, with its `load_prng` in use. States of the old format are converted.
+    Call `load_meta` first, which checks the folder, and load under the settings that `load_prng` returns.
+
+    Args:
+        path: The checkpoint folder.
+        abstract: The structure, shapes and dtypes, from `jax.eval_shape`.
+        shardings: The sharding of every array, in the same structure.
+
+    Returns:
+        The state.
+
+    Raises:
+        ConfigError: If the checkpoint holds only parameters, is truncated, or does not fit `abstract`.
     """
     if not (path / "arrays" / "rest").is_dir():
         raise ConfigError(
-            f"checkpoint '{path}' holds parameters alone (imported, or truncated); allowed: a trained run's"
+            f"checkpoint '{path}' holds only parameters (imported or truncated); allowed: a checkpoint of a trained run"
         )
     plain = jax.eval_shape(lambda state: _without_typed_keys(_compact(state)), abstract)
     placed = jax.tree.map(_placed, plain, _compact(shardings, lambda _: shardings.segment))
@@ -283,7 +333,18 @@ def load_state(path: Path, abstract: TrainState, shardings: TrainState) -> Train
 
 
 def load_params(path: Path, abstract: Params) -> Params:
-    """Only the parameters, on the first device. abstract: from `jax.eval_shape`."""
+    """Load only the parameters, to the first device.
+
+    Args:
+        path: The checkpoint folder.
+        abstract: The structure, shapes and dtypes, from `jax.eval_shape`.
+
+    Returns:
+        The parameters.
+
+    Raises:
+        ConfigError: If the checkpoint is truncated or does not fit `abstract`.
+    """
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     return _load(path, {"params": jax.tree.map(lambda x: _placed(x, device), abstract)})["params"]
 
@@ -297,9 +358,9 @@ def _load(path: Path, wanted: dict[str, PyTree]) -> dict[str, Any]:
     with _quiet():
         try:
             loaded = ocp.load_checkpointables(path.absolute() / "arrays", wanted)
-        except Exception as error:  # orbax and tensorstore raise many kinds; a user needs one line
+        except Exception as error:  # orbax and tensorstore raise many classes; report one line
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-            time.sleep(0.5)  # its threads are still ending, and say so
+            time.sleep(0.5)  # its threads print while they end
     if reason:
         raise ConfigError(f"checkpoint '{path}' is truncated or does not fit its config: {reason}")
     for expected, found in zip(jax.tree.leaves(wanted), jax.tree.leaves(loaded), strict=True):
@@ -308,7 +369,7 @@ def _load(path: Path, wanted: dict[str, PyTree]) -> dict[str, Any]:
                 f"checkpoint '{path}' holds an array {found.dtype}{list(found.shape)}; allowed by its config: "
                 f"{expected.dtype}{list(expected.shape)}"
             )
-    # on CPU, loaded arrays may lie in memory that is not ours to donate
+    # copy: on CPU, loaded arrays can be in memory that cannot be donated
     return jax.tree.map(jnp.copy, loaded)
 
 
@@ -316,7 +377,7 @@ def _load(path: Path, wanted: dict[str, PyTree]) -> dict[str, Any]:
 def _quiet() -> Iterator[None]:
     """Suppress orbax's log records, and its reports of coroutines that an error left unfinished.
 
-    Only in a process of the command line: the loggers and hooks of another program stay as they are.
+    Has an effect only in a process of the command line. The loggers and hooks of other programs stay unchanged.
     """
     if not process.is_own():
         yield

@@ -1,4 +1,4 @@
-"""Folders that are there whole or not at all, and what says that they stayed so."""
+"""Write folders atomically, detect storage failures, and record checksums."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from relic_jax.runtime.files import replacing as replacing
 from relic_jax.runtime.files import write_atomically as write_atomically
 
 NOT_SUMMED = (CHECKSUMS, "README.md")
-"""Files that no checksum is kept of: a model card may be edited."""
+"""Files without a checksum. A user can edit the model card."""
 
 
 def sync(folder: Path) -> None:
-    """Flushes a folder with all that is in it to disk, so that a rename never outlives its contents."""
+    """Flush a folder and all of its contents to disk, so a later rename cannot reach the disk before them."""
     for path in folder.rglob("*"):
         if path.is_dir():
             sync_entries(path)
         else:
-            with path.open("r+b" if sys.platform == "win32" else "rb") as file:  # Windows flushes what can be written
+            with path.open("r+b" if sys.platform == "win32" else "rb") as file:  # Windows needs write access
                 os.fsync(file.fileno())
     sync_entries(folder)
 
 
 def sync_entries(folder: Path) -> None:
-    """Flushes what is listed in a folder, where the system can: Windows cannot open folders."""
+    """Flush the entries of a folder to disk. Does nothing on Windows, which cannot open folders."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except PermissionError:
@@ -44,14 +44,14 @@ def sync_entries(folder: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems: folders are never flushed
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot flush folders
             raise
     finally:
         os.close(descriptor)
 
 
 STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO, errno.ESTALE, errno.EACCES, errno.EPERM}
-_SAID = re.compile(  # by what wraps an error of the system: tensorstore, safetensors, Pillow
+_SAID = re.compile(  # in messages of libraries that wrap an OSError: tensorstore, safetensors, Pillow
     r"No space left on device|[Dd]isk quota exceeded|Read-only file system|File too large|Input/output error"
     r"|Stale file handle|Permission denied|Operation not permitted|ENOSPC|EDQUOT|EROFS|EFBIG|ESTALE|EACCES"
 )
@@ -59,7 +59,14 @@ _SAID = re.compile(  # by what wraps an error of the system: tensorstore, safete
 
 @contextmanager
 def storage_errors(hint: str) -> Iterator[None]:
-    """Raises StorageError in place of what libraries raise where nothing can be written. hint: ends its line."""
+    """Turn the errors that libraries raise if storage fails into StorageError.
+
+    Args:
+        hint: Advice that ends the message.
+
+    Raises:
+        StorageError: If the body raises an error that `storage_failure` recognizes.
+    """
     try:
         yield
     except StorageError:
@@ -72,7 +79,10 @@ def storage_errors(hint: str) -> Iterator[None]:
 
 
 def storage_failure(error: BaseException) -> str | None:
-    """What the system said, in a line, where an error comes of storage, however it was wrapped; else None."""
+    """Return the system's message as one line if storage caused an error, else None.
+
+    The cause can be wrapped: chained errors, exception groups and messages are searched too.
+    """
     for inner in _chain(error):
         if isinstance(inner, OSError) and inner.errno in STORAGE:
             return " ".join(str(inner).split())
@@ -84,7 +94,7 @@ def storage_failure(error: BaseException) -> str | None:
 
 
 def _chain(error: BaseException | None, depth: int = 20) -> Iterator[BaseException]:
-    """An error with all that it was raised from or that it groups."""
+    """Yield an error, its causes and contexts, and the members of exception groups."""
     if error is None or depth == 0:
         return
     yield error
@@ -97,7 +107,7 @@ def _chain(error: BaseException | None, depth: int = 20) -> Iterator[BaseExcepti
 
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Errors of a file's descriptor name no file: this one."""
+    """Add the path to errors that do not name a file, which are those of a file descriptor."""
     try:
         yield
     except OSError as error:
@@ -107,7 +117,7 @@ def _named(path: Path) -> Iterator[None]:
 
 
 def append(file: BinaryIO, data: bytes) -> None:
-    """Writes all of data at the end of an unbuffered file, or nothing. Raises OSError."""
+    """Append all of the data to an unbuffered file, or none of it. Raises OSError if it cannot be written."""
     before, rest = os.fstat(file.fileno()).st_size, memoryview(data)
     with _named(Path(file.name)):
         try:
@@ -120,14 +130,22 @@ def append(file: BinaryIO, data: bytes) -> None:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Removes what killed processes left of writing this file. Only where no other process can be writing it."""
+    """Remove temporary files that killed processes left while they wrote this file.
+
+    No other process may be writing the file.
+    """
     for temporary in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         with suppress(OSError):
             temporary.unlink()
 
 
 def write_checksums(folder: Path, names: Sequence[str] | None = None) -> None:
-    """Writes CHECKSUMS, which `runtime.verify_files` reads, into a folder. names: of which files; None: of all."""
+    """Write the file CHECKSUMS, which `runtime.verify_files` reads, into a folder.
+
+    Args:
+        folder: The folder.
+        names: Paths of the files to include, relative to the folder. None: all files.
+    """
     if names is None:
         paths = (path for path in folder.rglob("*") if path.is_file())
         names = [path.relative_to(folder).as_posix() for path in paths]
@@ -137,7 +155,10 @@ def write_checksums(folder: Path, names: Sequence[str] | None = None) -> None:
 
 @contextmanager
 def new_folder(final: Path) -> Iterator[Path]:
-    """A folder beside `final` to write into; it takes that name, and the place of what has it, when all went well."""
+    """Yield a temporary folder beside `final` that is renamed to `final` if the body succeeds.
+
+    An existing `final` is replaced. If the body raises, it stays unchanged and the temporary folder is removed.
+    """
     final = final.absolute()
     final.parent.mkdir(parents=True, exist_ok=True)
     temporary, old = (final.with_name(f".{final.name}.{kind}-{os.getpid()}") for kind in ("new", "old"))

@@ -1,9 +1,9 @@
-"""One process at a time works on a run folder.
+"""Locks of run folders: only one process at a time works on a run.
 
-The file `lock` in the folder names its owner: host, process, when that started. It is made by a hard link, which is
-atomic on local and on network file systems. A lock is stale, and taken over, where its owner is gone: its process has
-ended, its number belongs to a process that started later, or the machine was started anew. Of processes that cannot be
-seen from here (another host, another container) the file's modification time tells: the owner renews it.
+The file `lock` in the folder names its owner: the host, the process and its start time. It is created with a hard link,
+which is atomic on local and on network file systems. A stale lock is taken over. A lock is stale if its owner's process
+has ended, if the process id belongs to a process that started later, or if the machine was rebooted. The owner also
+renews the file's modification time, which decides about processes on another host or in another container.
 """
 
 from __future__ import annotations
@@ -28,14 +28,20 @@ RENEW_SECONDS = 20.0
 STALE_SECONDS = 180.0
 
 _held: dict[Path, tuple[int, str]] = {}
-"""Folders that this process has locked: thread, token."""
+"""Thread and token of each folder that this process has locked."""
 
 
 @contextmanager
 def run_lock(folder: Path, field: str = "folder") -> Iterator[None]:
-    """Holds the lock of a run folder, which exists; the thread that has it may take it again.
+    """Hold the lock of an existing run folder. The lock is reentrant within a thread.
 
-    field: what the user set, for the message. Raises LockedError, OSError.
+    Args:
+        folder: The run folder.
+        field: Name of the user's option, for the message.
+
+    Raises:
+        LockedError: If another process or thread holds the lock.
+        OSError: If the lock cannot be written.
     """
     key = folder.resolve()
     if key in _held:
@@ -58,7 +64,7 @@ def run_lock(folder: Path, field: str = "folder") -> Iterator[None]:
 
 
 def is_lock_file(name: str) -> bool:
-    """Whether a file of a run folder is a lock, or what a killed process left of one."""
+    """Return whether a file of a run folder is a lock, or a temporary file of one that a killed process left."""
     return name == NAME or name.startswith(f".{NAME}-")
 
 
@@ -69,7 +75,7 @@ def _renew(file: Path, ended: threading.Event) -> None:
 
 
 def _acquire(folder: Path, field: str) -> str:
-    """Makes the lock. Returns the token that tells it from others."""
+    """Create the lock and return its token, which is unique."""
     token = uuid.uuid4().hex
     own = folder / f".{NAME}-{token}"
     owner = {"token": token, "pid": os.getpid(), "started": process_start(os.getpid()), **_machine()}
@@ -94,13 +100,13 @@ def _acquire(folder: Path, field: str) -> str:
 
 
 def _create(own: Path, lock: Path) -> bool:
-    """Gives our file the lock's name. False where that is taken."""
+    """Link our file to the lock's name. Return False if the lock exists."""
     try:
         os.link(own, lock)
         return True
     except FileExistsError:
         return False
-    except OSError:  # no hard links here: the next best thing
+    except OSError:  # no hard links on this file system
         try:
             with lock.open("x", encoding="utf-8", newline="\n") as file:
                 file.write(own.read_text(encoding="utf-8"))
@@ -110,7 +116,7 @@ def _create(own: Path, lock: Path) -> bool:
 
 
 def _remove(lock: Path, token: str | None, aside: Path) -> None:
-    """Removes a stale lock, unless another process has made a new one since it was read."""
+    """Remove a stale lock, unless another process has created a new one since it was read."""
     with contextlib.suppress(OSError):
         os.rename(lock, aside)
         if _read(aside).get("token") != token:
@@ -121,7 +127,7 @@ def _remove(lock: Path, token: str | None, aside: Path) -> None:
 
 @contextmanager
 def _one_at_a_time(folder: Path) -> Iterator[None]:
-    """Lets one process of this machine after the other look at a folder's lock, where the system can."""
+    """Serialize the processes of this machine that check a folder's lock, if the system supports it."""
     try:
         import fcntl
 
@@ -138,7 +144,7 @@ def _one_at_a_time(folder: Path) -> Iterator[None]:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """The owner that a lock names, {} where it cannot be read."""
+    """Return the owner that a lock names, or {} if it cannot be read."""
     try:
         found = json.loads(file.read_bytes().decode())
     except (OSError, ValueError, RecursionError):
@@ -151,10 +157,10 @@ def _is_stale(lock: Path, owner: dict[str, Any], own: Path) -> bool:
     pid, started = owner.get("pid"), owner.get("started")
     if isinstance(pid, int) and all(owner.get(name) == machine[name] for name in ("host", "machine")):
         if machine["boot"] is not None and owner.get("boot") not in (None, machine["boot"]):
-            return True  # the machine was started anew
+            return True  # the machine was rebooted
         if owner.get("processes") == machine["processes"] and (alive := is_alive(pid)) is not None:
             return not alive or started is None or process_start(pid) not in (None, started)
-    try:  # both times are the file system's, whatever the clocks of the hosts
+    try:  # both times come from the file system, so the clocks of the hosts do not matter
         os.utime(own)
         return own.stat().st_mtime - lock.stat().st_mtime > STALE_SECONDS
     except FileNotFoundError:
@@ -163,14 +169,14 @@ def _is_stale(lock: Path, owner: dict[str, Any], own: Path) -> bool:
 
 def _message(folder: Path, field: str, owner: dict[str, Any]) -> str:
     who = f"process {owner.get('pid', '?')} on {owner.get('host', '?')} since {owner.get('since', '?')}"
-    release = f"if that has ended, remove '{folder / NAME}', or wait {STALE_SECONDS:.0f} s"
+    release = f"if it has ended, remove '{folder / NAME}' or wait {STALE_SECONDS:.0f} s"
     return f"{field} is '{folder}'; allowed: a run that no other process works on ({who}; {release})"
 
 
 def _machine() -> dict[str, str | None]:
-    """What must be equal for a process to be visible from here. boot: differs after every start of the machine."""
+    """Return what identifies this machine and its process ids. Processes with equal values can see each other."""
     try:
-        processes: str | None = os.readlink("/proc/self/ns/pid")  # containers have numbers of their own
+        processes: str | None = os.readlink("/proc/self/ns/pid")  # containers have separate process ids
     except OSError:
         processes = None
     identity = _line("/etc/machine-id"), _line("/proc/sys/kernel/random/boot_id")
@@ -185,8 +191,8 @@ def _line(file: str) -> str | None:
 
 
 def is_alive(pid: int) -> bool | None:
-    """Whether a process of this machine runs; None where the system does not say."""
-    if sys.platform == "win32":  # os.kill would end it
+    """Return whether a process of this machine is running. None if the system cannot tell."""
+    if sys.platform == "win32":  # os.kill would end the process
         return None
     if pid <= 0:
         return False
@@ -194,13 +200,13 @@ def is_alive(pid: int) -> bool | None:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except (OSError, OverflowError):  # it is another user's
+    except (OSError, OverflowError):  # it belongs to another user
         return True
     return _state(pid) != "Z"  # a zombie has ended
 
 
 def process_start(pid: int) -> int | None:
-    """When a process started, in ticks since the machine did; None where the system does not say."""
+    """Return the start time of a process in clock ticks since boot. None if the system cannot tell."""
     fields = _stat(pid)
     return int(fields[19]) if len(fields) > 19 else None
 
@@ -210,7 +216,7 @@ def _state(pid: int) -> str | None:
 
 
 def _stat(pid: int) -> list[str]:
-    """The fields of Linux's /proc/PID/stat after the name, which may hold anything."""
+    """Return the fields of Linux's /proc/PID/stat after the name, which can contain any characters."""
     try:
         return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].decode().split()
     except (OSError, UnicodeDecodeError):

@@ -1,4 +1,4 @@
-"""How JAX makes random numbers. A run goes on with what it began with, whatever JAX's settings are by then."""
+"""Settings of JAX's random number generator. A resumed run keeps those it started with, even if JAX's have changed."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import jax
 
 IMPLEMENTATIONS = ("threefry2x32", "rbg", "unsafe_rbg")
 ORIGINAL = {"implementation": "threefry2x32", "partitionable": True}
-"""What runs used before it was recorded."""
+"""The settings of runs that did not record them."""
 
 
 def current() -> dict[str, Any]:
-    """JAX's settings now, as JSON values: `jax_default_prng_impl` and `jax_threefry_partitionable`."""
+    """Return the current values of `jax_default_prng_impl` and `jax_threefry_partitionable` as JSON values."""
     config: Any = jax.config
     return {
         "implementation": str(config.jax_default_prng_impl),
@@ -23,7 +23,7 @@ def current() -> dict[str, Any]:
 
 
 def is_known(settings: Any) -> bool:
-    """Whether this is what `current` gives."""
+    """Return whether this is a value that `current` can return."""
     return (
         isinstance(settings, dict)
         and set(settings) == set(ORIGINAL)
@@ -33,13 +33,17 @@ def is_known(settings: Any) -> bool:
 
 
 def key(seed: Any) -> jax.Array:
-    """The key of a task, an evaluation or an agent: threefry, whatever JAX's default. seed: int or integer array []."""
+    """Return the threefry key of a task, an evaluation or an agent, independent of JAX's default.
+
+    Args:
+        seed: An integer, or an integer array ``[]``.
+    """
     return jax.random.key(seed, impl="threefry2x32")
 
 
 @contextmanager
 def using(settings: dict[str, Any]) -> Iterator[None]:
-    """Within it, `jax.random.key` and what is drawn from keys follow `settings` (of `current`)."""
-    partitionable = getattr(jax, "threefry_partitionable", lambda _: nullcontext())  # a setting that JAX may give up
+    """Create and use keys under `settings`, a value of `current`, within the context."""
+    partitionable = getattr(jax, "threefry_partitionable", lambda _: nullcontext())  # JAX may remove this setting
     with jax.default_prng_impl(settings["implementation"]), partitionable(settings["partitionable"]):
         yield

@@ -1,4 +1,4 @@
-"""Which commit of relic-jax is running: optional, and never the commit of the user's own repository."""
+"""Find the commit of relic-jax that is running. It is optional and never the commit of the user's own repository."""
 
 from __future__ import annotations
 
@@ -12,10 +12,14 @@ TIMEOUT = 5.0  # seconds; a repository on a slow network folder must not delay a
 
 
 def own_commit(package: Path | None = None) -> str | None:
-    """The commit of the checkout that this package's source belongs to.
+    """Return the commit of the checkout that contains this package's source.
 
-    package: folder of the package, by default this one. None where there is no such checkout: relic-jax is installed
-    or copied into another project, git is missing, hangs, or refuses the repository.
+    Args:
+        package: Folder of the package. None: this package.
+
+    Returns:
+        The commit's hash. None if there is no such checkout because relic-jax is installed or copied into another
+        project, or if git is missing, hangs or refuses the repository.
     """
     package = package or Path(__file__).resolve().parent
     root = package.parent
@@ -37,8 +41,8 @@ def _is_ours(project: Path) -> bool:
 
 
 def _git(root: Path, *arguments: str) -> str | None:
-    """What git prints in a folder, without line end; None where it fails."""
-    # GIT_DIR and the like would lead git to another repository
+    """Return the output of git in a folder without the line end. None if git fails."""
+    # GIT_DIR and similar variables would select another repository
     environment = {name: value for name, value in os.environ.items() if not name.upper().startswith("GIT_")}
     environment |= {"GIT_CEILING_DIRECTORIES": str(root.parent), "GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0"}
     try:

@@ -1,6 +1,7 @@
-"""JAX's global settings. What would change results or break shapes is set aside inside our functions, thread by thread.
+"""Override JAX's global settings inside this library's functions, for the current thread.
 
-A program that uses this library can keep its own settings, such as 64-bit numbers, for its own computations.
+Settings that would change results or shapes have fixed values there. A program that uses this library can keep other
+settings, such as 64-bit numbers, for its own computations.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ STANDARD = {
     "numpy_rank_promotion": "allow",
     "threefry_partitionable": True,
 }
-"""What this library computes with, by the name of JAX's setting (`jax_…`, in the environment `JAX_…`)."""
+"""The values that this library uses, by the name of JAX's setting (`jax_…`; as an environment variable, `JAX_…`)."""
 
 Inputs = ParamSpec("Inputs")
 Output = TypeVar("Output")
@@ -28,18 +29,18 @@ Output = TypeVar("Output")
 
 @contextmanager
 def standard() -> Iterator[None]:
-    """Within it, the settings are STANDARD. Raises ConfigError where one cannot be set aside."""
+    """Use the settings in STANDARD within the context. Raises ConfigError if compilation is disabled."""
     check()
     with ExitStack() as stack:
         for name, value in STANDARD.items():
             setting: Any = getattr(jax, name, None)
-            if setting is not None:  # JAX may give one up
+            if setting is not None:  # JAX may remove a setting
                 stack.enter_context(setting(value))
         yield
 
 
 def with_standard(function: Callable[Inputs, Output]) -> Callable[Inputs, Output]:
-    """`function`, called with STANDARD settings."""
+    """Return a function that calls `function` under the settings in STANDARD."""
 
     @functools.wraps(function)
     def called(*arguments: Inputs.args, **named: Inputs.kwargs) -> Output:
@@ -50,7 +51,7 @@ def with_standard(function: Callable[Inputs, Output]) -> Callable[Inputs, Output
 
 
 def check() -> None:
-    """Raises ConfigError where compilation is off: programs are compiled whole, with what they donate and share."""
+    """Raise ConfigError if compilation is disabled. The library relies on it, for example to donate buffers."""
     config: Any = jax.config
     if config.jax_disable_jit:
         raise ConfigError("jax_disable_jit (JAX_DISABLE_JIT) is True; allowed: False, JAX's default")

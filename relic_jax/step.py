@@ -1,10 +1,10 @@
-"""A policy's step between flat dictionaries of arrays: what leaves this library, and what `Agent` runs.
+"""A policy's step as a function of flat dictionaries of arrays. `Agent` runs it and exports contain it.
 
     step(params, arrays, inputs) → (outputs, arrays)
 
-arrays: the context's keys and values, or a recurrent state. inputs: the observation, what happened before, and the
-counters of the context, which belong to the caller (`relic_jax.runtime.Rows`). Every name is the same in `Agent`,
-StableHLO, ONNX and files.
+`arrays` are the context's keys and values, or a recurrent state. `inputs` are the observation, the previous action and
+reward, and the counters of the context, which the caller keeps (`relic_jax.runtime.Rows`). The names are the same in
+`Agent`, StableHLO, ONNX and files.
 """
 
 from __future__ import annotations
@@ -26,17 +26,24 @@ from relic_jax.spaces import Spaces, spaces_to_json
 from relic_jax.types import Params, StepInput
 
 Arrays = dict[str, jax.Array]
-STATE = "state"  # a recurrent memory's array
+STATE = "state"  # name of a recurrent memory's array
 
 
 def step(policy: Policy, params: Params, arrays: Arrays, inputs: Arrays) -> tuple[Arrays, Arrays]:
-    """One step of B environments.
+    """Compute one step of B environments.
 
-    inputs: the observation's arrays [B, ...] by the names of `observation_names`; previous_action, previous_reward
-    and first as in `StepInput`, and `legal` where the policy was trained with masks; position, episode (int32 [B]) and
-    length (int32 []) of the memory; window: int32 [B], how many last steps each row sees, this one included; a
-    recurrent state is emptied where that is 1. Returns (`value` and the parameters of the distribution over actions,
-    the arrays after the step).
+    Args:
+        policy: The network.
+        params: Its parameters.
+        arrays: The memory's arrays, see `arrays_of`.
+        inputs: The observation's arrays ``[B, ...]`` by the names in `observation_names`; `previous_action`,
+            `previous_reward` and `first` as in `StepInput`; `legal` if the policy was trained with masks; the memory's
+            `position` and `episode`, int32 ``[B]``, and `length`, int32 ``[]``; `window`, int32 ``[B]``, the number of
+            last steps that each row attends to, including this one. A window of 1 resets a recurrent state.
+
+    Returns:
+        The outputs, which are `value` and the parameters of the action distribution, and the memory's arrays after the
+        step.
     """
     memory, window = memory_of(arrays, inputs), None if policy.is_recurrent else inputs["window"]
     leaves = [inputs[name] for name in observation_names(policy)]
@@ -48,19 +55,19 @@ def step(policy: Policy, params: Params, arrays: Arrays, inputs: Arrays) -> tupl
 
 
 def observation_names(policy: Policy) -> list[str]:
-    """Of the observation's arrays, in tree order: `observation`, or `observation.KEY`, …"""
+    """Return the names of the observation's arrays in tree order: `observation`, or `observation.KEY` and so on."""
     return [
         name for name, _, _ in named_leaves(spaces_to_json(policy.spaces)["observation"], policy.spaces.observation)
     ]
 
 
 def keys_name(policy: Policy) -> str:
-    """Keys are called differently where they are rotated by the index of their episode."""
+    """Return the name of the keys, which depends on whether they are rotated by the index of their episode."""
     return "rotated_keys" if policy.config.transformer.episode_rope else "keys"
 
 
 def arrays_of(policy: Policy, memory: Memory) -> Arrays:
-    """The context's arrays by name, without its counters."""
+    """Return the memory's arrays by name, without its counters."""
     if isinstance(memory, Carry):
         return {STATE: memory.state}
     assert isinstance(memory, KVCache)
@@ -74,7 +81,7 @@ def arrays_of(policy: Policy, memory: Memory) -> Arrays:
 
 
 def memory_of(arrays: Arrays, inputs: Arrays) -> Memory:
-    """The inverse of `arrays_of`; the counters are among the inputs of the step."""
+    """Invert `arrays_of`, with the counters from the inputs of the step."""
     if STATE in arrays:
         known = (jnp.asarray(inputs["window"]) > 1)[:, None, None, None]
         return Carry(jnp.where(known, arrays[STATE], 0), _per_row(inputs["length"], known.shape[0]))
@@ -102,15 +109,29 @@ def _layer(name: str) -> int:
 
 
 def empty(policy: Policy, batch: int, context: int, form: KVFormat) -> Memory:
-    """An empty memory. form: of keys and values, whatever the policy's own."""
+    """Return an empty memory.
+
+    Args:
+        policy: The network.
+        batch: B, number of environments.
+        context: Number of steps that the memory has room for.
+        form: Format of keys and values, which can differ from the policy's.
+    """
     memory = policy.initial_memory(batch, context)
     return kv.in_kv_format(memory, form) if isinstance(memory, KVCache) else memory
 
 
 def description(policy: Policy, form: KVFormat, context: int) -> dict[str, Any]:
-    """The `step` of a config.json: what the step needs to know, and its arrays. form: of keys and values.
+    """Return the field `step` of an export's config.json.
 
-    context: steps that the context is meant for. `max_episode_steps`: None without step embeddings.
+    Args:
+        policy: The network.
+        form: Format of keys and values.
+        context: Number of steps that the context is meant for.
+
+    Returns:
+        The names, shapes and dtypes of the memory's arrays, and the constants of the step. `max_episode_steps` is None
+        if the policy has no step embeddings.
     """
     transformer = policy.config.transformer
     memory = jax.eval_shape(lambda: empty(policy, 1, 1, form))
@@ -130,7 +151,7 @@ def description(policy: Policy, form: KVFormat, context: int) -> dict[str, Any]:
 
 
 def described_spaces(spaces: Spaces, policy: Policy, show_last_reward: bool, action_repeat: int) -> dict[str, Any]:
-    """The `spaces` of a config.json."""
+    """Return the field `spaces` of an export's config.json."""
     found = spaces_to_json(spaces)
     if found["action"]["type"] == "box":
         found["action"]["distribution"] = policy.config.head.action
@@ -138,7 +159,7 @@ def described_spaces(spaces: Spaces, policy: Policy, show_last_reward: bool, act
 
 
 def input_specs(policy: Policy, batch: Any) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes and dtypes of the inputs. batch: a number, or a symbolic size."""
+    """Return the shapes and dtypes of the inputs. ``batch`` is a number or a symbolic size."""
     found = dict(zip(observation_names(policy), jax.tree.leaves(policy.spaces.observation), strict=True))
     specs = {name: jax.ShapeDtypeStruct((batch, *x.shape), x.dtype) for name, x in found.items()}
     space = policy.action_space

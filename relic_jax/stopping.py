@@ -1,4 +1,4 @@
-"""How a process is asked to stop: SIGINT (Ctrl-C) and SIGTERM. Exit codes are 130 and 143, as in shells."""
+"""Stop a process on SIGINT (Ctrl-C) or SIGTERM. Exit codes are 130 and 143, as in shells."""
 
 from __future__ import annotations
 
@@ -12,15 +12,19 @@ from contextlib import contextmanager
 from types import FrameType
 
 PATIENCE_SECONDS = 2.0
-"""After a second signal, until a process that is busy in compiled code ends without cleaning up."""
+"""Seconds after a second signal until a process that is busy in compiled code ends without cleaning up."""
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM came."""
+    """The process received SIGTERM."""
 
 
 class Stop:
-    """Whether the process should stop: a signal came, or the caller's event is set. number: of the signal, or None."""
+    """A request to stop, made by a signal or by the caller's event.
+
+    Attributes:
+        number: Number of the signal. None if there was none.
+    """
 
     def __init__(self, event: threading.Event | None = None) -> None:
         self._event, self.number = event or threading.Event(), None
@@ -28,11 +32,11 @@ class Stop:
     number: int | None
 
     def is_set(self) -> bool:
-        """Whether it should stop."""
+        """Return whether the process should stop."""
         return self._event.is_set()
 
     def signalled(self, number: int) -> None:
-        """A signal came; the second one raises KeyboardInterrupt."""
+        """Record a signal. The second one raises KeyboardInterrupt."""
         if self.number is not None:
             raise_interrupt(number)
         self.number = int(number)
@@ -40,21 +44,27 @@ class Stop:
 
     @property
     def exit_code(self) -> int:
-        """What a shell reports of a process that a signal ended: 128 and its number; 0 where none came."""
+        """The exit code of a process that a signal ended, 128 plus its number. 0 if there was none."""
         return 0 if self.number is None else 128 + self.number
 
 
 def raise_interrupt(number: int, frame: FrameType | None = None) -> None:
-    """A signal handler: raises KeyboardInterrupt, or Terminated."""
+    """Raise Terminated for SIGTERM, else KeyboardInterrupt. A signal handler."""
     raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
 
 @contextmanager
 def stop_signals(event: threading.Event | None = None) -> Iterator[Stop]:
-    """Notes SIGINT and SIGTERM, so that a loop can end between its steps. A second signal is final.
+    """Record SIGINT and SIGTERM, which lets a loop end between its steps. A second signal raises.
 
-    event: one of the caller's, which may be set by other means too; None: a new one. Signals reach the main thread
-    only: elsewhere, as in a thread that a notebook starts, no handler is installed.
+    Only the main thread can install handlers. In another thread, such as one that a notebook starts, only the event
+    stops the loop.
+
+    Args:
+        event: An event that the caller can also set. None: a new one.
+
+    Yields:
+        The `Stop` to check.
     """
     stop = Stop(event)
     with _handlers(lambda number, frame: stop.signalled(number)):
@@ -63,10 +73,10 @@ def stop_signals(event: threading.Event | None = None) -> Iterator[Stop]:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Turns SIGTERM into an exception as Python does SIGINT, and ends a process that a second signal cannot interrupt.
+    """Turn SIGTERM into an exception, and end a process that a second signal cannot interrupt.
 
-    Python handles signals between its own instructions only: while XLA compiles, a signal waits. For the whole run of
-    a command line; does nothing outside the main thread.
+    Python handles signals only between its own instructions, so they wait while XLA compiles. Used for the lifetime of
+    a command. Does nothing outside the main thread.
     """
     with _handlers(raise_interrupt), _watched():
         yield
@@ -87,7 +97,7 @@ def _handlers(handle: object) -> Iterator[None]:
 
 @contextmanager
 def _watched() -> Iterator[None]:
-    """A thread hears of signals at once and ends the process after the second, if it has not ended by itself."""
+    """Start a thread that receives signals immediately and ends the process after the second one."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,8 +1,9 @@
-"""Which configs may start programs: those of the user's own runs, and others only where the user says so.
+"""Decide which configs can start programs: those of the user's own runs, and others only with the user's consent.
 
-A config names an environment and its workers: a module to import, an interpreter to start, files to read. Whoever
-loads a policy that somebody else made has not chosen these. Checkpoints and exports therefore carry a signature of
-those fields, made with a secret key that only this user can read. A copy or a move keeps it, an edit does not.
+A config names an environment and its workers: a module to import, an interpreter to start, files to read. A user who
+loads another user's policy did not choose these. Checkpoints and exports therefore contain a signature of these fields,
+made with a secret key that only the user can read. The signature stays valid if the files are copied or moved, but not
+if the fields are edited.
 """
 
 from __future__ import annotations
@@ -23,16 +24,16 @@ from relic_jax.config import ConfigError, TrainConfig, WorkerConfig
 
 KEY_BYTES = 32
 HARMLESS = frozenset(("workers", "backend", "text", "gpus", "start_timeout", "step_timeout", "max_restarts"))
-"""Fields of `WorkerConfig` and options of environments that are numbers or choices. Numbers are always harmless, other
-options may name a program, a module, a machine or a file."""
+"""Fields of `WorkerConfig` and options of environments that are numbers or choices. Numbers are always harmless. Other
+options can name a program, a module, a machine or a file."""
 PLAIN_PREFIXES = ("gymnax", "xland", "navix", "craftax", "playground", "metaworld", "gym")
-"""What may stand before the first colon of an environment's name where an id of an installed package follows."""
+"""Prefixes, before the first colon of an environment's name, that are followed by an id of an installed package."""
 PHYSICS = re.compile(r"[\w-]+:(generalized|positional|spring|mjx)")
-"""An environment of ours with a physics backend."""
+"""A registered environment with a physics backend."""
 
 
 def key_file() -> Path | None:
-    """Where this user's key is kept: `relic-jax/owner.key` in the user's configuration folder. None: there is none."""
+    """Return the path of the user's key in the configuration folder. None if there is no home folder."""
     base = os.environ.get("XDG_CONFIG_HOME", "")
     try:
         folder = Path(base) if os.path.isabs(base) else Path.home() / ".config"
@@ -42,11 +43,11 @@ def key_file() -> Path | None:
 
 
 def read_key() -> bytes | None:
-    """The key; None where there is none, or where somebody else can read it or wrote it."""
+    """Return the key. None if there is none, or if another user wrote it or can read it."""
     file = key_file()
     if file is None:
         return None
-    flags = ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY")  # each on some systems only
+    flags = ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY")  # each exists only on some systems
     try:
         descriptor = os.open(file, os.O_RDONLY | sum(getattr(os, flag, 0) for flag in flags))
     except (OSError, ValueError):
@@ -63,7 +64,7 @@ def read_key() -> bytes | None:
 
 
 def own_key() -> bytes | None:
-    """The key, made now where there is none; None where it cannot be kept (no home folder, a full or read-only one)."""
+    """Return the key, and create it if there is none. None if it cannot be stored."""
     file = key_file()
     if file is None or os.path.lexists(file):
         return read_key()
@@ -76,7 +77,7 @@ def own_key() -> bytes | None:
                 opened.write(secrets.token_bytes(KEY_BYTES))
                 opened.flush()
                 os.fsync(opened.fileno())
-            os.link(temporary, file)  # unlike a rename, it fails where another process was first
+            os.link(temporary, file)  # unlike a rename, it fails if another process was first
         finally:
             temporary.unlink(missing_ok=True)
     except (OSError, ValueError):
@@ -85,13 +86,13 @@ def own_key() -> bytes | None:
 
 
 def sign(config: TrainConfig) -> str | None:
-    """The user's signature of what a config may start; None where the user has no key."""
+    """Return the user's signature of the fields of a config that can start programs. None if the user has no key."""
     key = own_key()
     return None if key is None else _signature(key, config)
 
 
 def is_own(config: TrainConfig, signature: Any) -> bool:
-    """Whether this user signed a config with the same environment and workers."""
+    """Return whether this user signed a config with the same environment and workers."""
     key = read_key() if isinstance(signature, str) else None
     return key is not None and hmac.compare_digest(_signature(key, config).encode(), signature.encode())
 
@@ -105,14 +106,14 @@ def _signature(key: bytes, config: TrainConfig) -> str:
 
 
 def _changed(host: WorkerConfig) -> dict[str, Any]:
-    """The fields that differ from their defaults: fields of later versions then change no signature."""
+    """Return the fields that differ from their defaults. New fields of later versions then change no signature."""
     default = WorkerConfig()
     names = (field.name for field in dataclasses.fields(host))
     return {name: getattr(host, name) for name in names if getattr(host, name) != getattr(default, name)}
 
 
 def needs_trust(config: TrainConfig) -> dict[str, Any]:
-    """The fields of a config, by name, that would run a program, import a module or read a file that they name."""
+    """Return the fields of a config that name a program to run, a module to import or a file to read, by name."""
     env, host = config.env, _changed(config.host)
     found: dict[str, Any] = {} if _is_registered(env.name) else {"env": env.name}
     found |= {f"env.{name}": value for name, value in env.options.items() if not _is_harmless(name, value)}
@@ -124,7 +125,7 @@ def _is_harmless(name: str, value: Any) -> bool:
 
 
 def _is_registered(env: str) -> bool:
-    """Whether a name is that of an environment in relic-jax or in an installed package."""
+    """Return whether a name belongs to an environment of relic-jax or of an installed package."""
     prefix, colon, rest = env.partition(":")
     if not colon or PHYSICS.fullmatch(env):
         return True
@@ -134,9 +135,16 @@ def _is_registered(env: str) -> bool:
 
 
 def check(config: TrainConfig, source: Path, *, own: bool, given: Collection[str] = ()) -> None:
-    """Raises ConfigError where a config that is not the user's own would start or read what the user did not name.
+    """Check that a config only starts or reads what the user chose.
 
-    source: where the config comes from. given: names of the fields that the user set on the command line.
+    Args:
+        config: The config.
+        source: The file or folder of the config, for the message.
+        own: Whether the config is the user's own, see `is_own`.
+        given: Names of the fields that the user set on the command line.
+
+    Raises:
+        ConfigError: If the config is not the user's own and has other fields that need trust.
     """
     refused = {name: value for name, value in needs_trust(config).items() if name not in given}
     if own or not refused:
@@ -144,16 +152,16 @@ def check(config: TrainConfig, source: Path, *, own: bool, given: Collection[str
     fields = ", ".join(f"{name} is {value!r}" for name, value in refused.items())
     options = ", ".join(f"--{name.replace('_', '-')}" for name in refused)
     raise ConfigError(
-        f"{fields} in '{source}', which is not a run of yours, and following that can run code of others; allowed: "
+        f"{fields} in '{source}', which is not one of your runs, so this can run code that others wrote; allowed: "
         f"--trust, or {options} on the command line"
     )
 
 
 def check_buildable(config: TrainConfig, source: Path) -> None:
-    """Raises ConfigError where making the environment starts a process or imports a module that the config names."""
+    """Raise ConfigError if creating the environment starts a process or imports a module that the config names."""
     prefix = config.env.name.partition(":")[0]
     if needs_trust(config) or prefix in ("gym", "metaworld", "extobjnav"):
         raise ConfigError(
-            f"checkpoint is '{source}', of a version that did not save the spaces, so that its env {config.env.name!r} "
-            "has to be started to load it; allowed: with --trust (in Python: trust=True)"
+            f"checkpoint is '{source}' of a version that did not save the spaces, so loading it starts its env "
+            f"{config.env.name!r}; allowed: with --trust (in Python: trust=True)"
         )

@@ -413,7 +413,7 @@ def test_the_command_imports_evaluates_and_goes_back(tmp_path, cli, suffix):
     assert (code, err) == (0, "")
     assert_same_files(theirs_only(files.read(tmp_path / f"back{suffix}", "file").arrays), arrays)
     code, out, err = cli("train", "--resume", folder)
-    assert code == 2 and "holds parameters alone" in err and err.count("\n") == 1
+    assert code == 2 and "holds only parameters" in err and err.count("\n") == 1
     code, out, err = cli("import-llamarl", source, "--to", folder)
     assert code == 2 and "is already there" in err and err.count("\n") == 1
 
