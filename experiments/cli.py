@@ -74,7 +74,7 @@ class PlayCommand:
     """Run the environment and the workers that the policy's config names, even if another user made the policy. They
     can be any program."""
     host: WorkerConfig = dataclasses.field(default_factory=WorkerConfig)
-    """Worker processes, for environments that live in some. Default: the run's settings."""
+    """Worker processes, for environments that run in them. Default: the run's settings."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +109,7 @@ def main() -> None:
     commands |= {"envs": envs_main, "play": play_main, "export": export_main, "habitat-dataset": habitat_dataset.main}
     commands |= {"import-llamarl": import_llamarl.main}
     arguments = sys.argv[1:]
-    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be text
+    if isinstance(sys.stdout, io.TextIOWrapper):  # file names can contain bytes that are not text
         sys.stdout.reconfigure(errors="backslashreplace")
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)
@@ -124,17 +124,17 @@ def main() -> None:
             commands[arguments[0]](arguments[1:])
     except ConfigError as error:
         _fail(str(error), 2)
-    except BrokenPipeError:  # who read our output has seen enough, as `head` does (what breaks to a worker: the pool)
+    except BrokenPipeError:  # the reader closed the pipe, as `head` does; the pool handles pipes to workers
         sys.exit(1)
     except (NonFiniteError, PoolError, VerificationError) as error:
         _fail(str(error), 1)
-    except FloatingPointError as error:  # JAX's own search for NaN and infinity
+    except FloatingPointError as error:  # raised by jax_debug_nans and jax_debug_infs
         _fail(f"{error} (jax_debug_nans or jax_debug_infs is on)", 1)
     except Terminated as error:
         _fail(" · ".join(["terminated", *map(str, error.args)]), 143)
     except KeyboardInterrupt as error:
         _fail(" · ".join(["interrupted", *map(str, error.args)]), 130)
-    except Exception as error:  # libraries wrap what the system says of a full disk in errors of their own
+    except Exception as error:  # libraries wrap the OSError of a full disk
         line = str(error) if isinstance(error, OSError) else storage_failure(error)
         if line is None:
             raise
@@ -153,7 +153,7 @@ def _flush() -> None:
 
 def _fail(message: str, code: int) -> NoReturn:
     print("relic-jax: " + one_line(message), file=sys.stderr, flush=True)
-    sys.unraisablehook = lambda _: None  # threads that are still ending add nothing to that line
+    sys.unraisablehook = lambda _: None  # threads that are still ending print nothing after the message
     if sys.stderr is sys.__stderr__:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     sys.exit(code)

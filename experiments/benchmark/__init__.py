@@ -1,4 +1,4 @@
-"""Benchmarks that anyone can rerun: `python -m experiments.benchmark {act,update,rollout,…,all}`.
+"""Benchmarks: `python -m experiments.benchmark {act,update,rollout,…,all}`.
 
-Every suite's `cases(machine)` measures, and yields one JSON-able dict per case.
+Each suite is a module with a function `cases(machine)` that measures and yields one JSON-serializable dict per case.
 """

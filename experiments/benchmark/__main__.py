@@ -23,25 +23,25 @@ SUITES = ("act", "update", "refresh", "rollout", "train", "env", "suites", "brid
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """Measure this machine, then relic-jax on it: rates, and fractions of what the machine could do."""
+    """Measure this machine, then relic-jax on it: rates, and fractions of the machine's limits."""
 
     suites: Annotated[tuple[Suite, ...], tyro.conf.Positional] = ("all",)
-    """What to measure."""
+    """Suites to run."""
     out: Path | None = None
     """Write the numbers to this JSON file."""
     compare: Path | None = None
     """Print ratios to the numbers in this JSON file."""
     cases: int | None = None
-    """Only that many first cases of each suite; 0: only the machine is measured."""
+    """Number of cases to run of each suite; 0 measures the machine only. Default: all cases."""
 
 
 def main() -> None:
-    """Entry point."""
+    """Run the selected suites."""
     command = tyro.cli(Command, prog="python -m experiments.benchmark")
     earlier = read(command.compare) if command.compare else {}
     if command.out:
         command.out.parent.mkdir(parents=True, exist_ok=True)
-    origin = where_from()
+    origin = provenance()
     offer_cores()  # as a training run does
     machine = measure_machine()
     print(
@@ -49,18 +49,18 @@ def main() -> None:
         f"float32 products {machine.matrix_rate / 1e9:.0f} Gflop/s{' per core' if machine.platform == 'cpu' else ''}"
         f"{', attention compiled' if machine.native else ''}"
     )
-    found: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
     for suite in SUITES if "all" in command.suites else command.suites:
         cases = importlib.import_module(f"relic_jax.experiments.benchmark.{suite}").cases(machine)
         for case in itertools.islice(cases, command.cases):
-            found.append(case)
+            results.append(case)
             print(line(case, earlier.get(case["name"])), flush=True)
-            if command.out:  # after every case: some take minutes
-                write_atomically(command.out, json.dumps(document(origin, machine, found), indent=1) + "\n")
+            if command.out:  # after every case, because some take minutes
+                write_atomically(command.out, json.dumps(document(origin, machine, results), indent=1) + "\n")
 
 
 def line(case: dict[str, Any], before: dict[str, Any] | None) -> str:
-    """One case on one line."""
+    """Return a case as a line of text."""
     parts = [case["name"]]
     if "rate" in case:
         parts.append(f"{case['rate']:,.0f} {case['unit']}")
@@ -82,7 +82,7 @@ def line(case: dict[str, Any], before: dict[str, Any] | None) -> str:
     if "of_original" in case:
         parts.append(f"{case['of_original']:.1f}× the original")
     if "of_causal" in case:
-        parts.append(f"{case['of_causal']:.1f}× the original, were it causal")
+        parts.append(f"{case['of_causal']:.1f}× the original with causal attention")
     if "share" in case:
         parts.append(", ".join(f"{name} {share:.0%}" for name, share in case["share"].items()))
     if before and "rate" in before and "rate" in case:
@@ -90,19 +90,19 @@ def line(case: dict[str, Any], before: dict[str, Any] | None) -> str:
     return " · ".join(parts)
 
 
-def where_from() -> dict[str, str | None]:
-    """The command and the commit, as they are when it begins."""
+def provenance() -> dict[str, str | None]:
+    """Return the command and the commit at the start of the benchmark."""
     command = " ".join(["python -m experiments.benchmark", *sys.argv[1:]])
     return {"command": command, "commit": own_commit()}
 
 
 def document(origin: dict[str, str | None], machine: Machine, cases: list[dict[str, Any]]) -> dict[str, Any]:
-    """What is written: numbers and where they come from."""
+    """Return the contents of the output file: provenance, machine and cases."""
     return {**origin, "machine": dataclasses.asdict(machine), "cases": cases}
 
 
 def read(path: Path) -> dict[str, dict[str, Any]]:
-    """The cases of an earlier document, by name."""
+    """Return the cases of an earlier output file, by name."""
     return {case["name"]: case for case in json.loads(path.read_text(encoding="utf-8"))["cases"]}
 
 

@@ -1,4 +1,4 @@
-"""Acting: one step of the policy against a filled context. The floor is reading every key and value once."""
+"""Speed of acting: one policy step on a filled context. The floor is reading every key and value once."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ from relic_jax.experiments.benchmark.models import MODEL, act_bytes, benchmark_s
 from relic_jax.models.memory import Memory
 from relic_jax.rl.state import Setup, step_input
 
-STEPS = 32  # per call, so that what a call costs by itself does not count
+STEPS = 32  # per call, so that the overhead of a call is negligible
 
 
 def cases(machine: Machine) -> Iterator[dict[str, Any]]:
-    """On CPU contexts of 1k to 8k steps in float32 and int8, batch 20 as published. On accelerators in bfloat16, batch
-    256 and 64k steps too, by the fused kernel and in XLA.
+    """Yield one case per cache format, batch size and context length.
+
+    On CPU: contexts of 1k to 8k steps in float32 and int8, with the paper's batch size of 20. On accelerators: bfloat16
+    and int8, also with batch size 256 and with 64k steps, with the fused kernel and with XLA.
     """
     if machine.platform == "cpu":
         for model in (MODEL, replace(MODEL, cache="int8")):
@@ -38,7 +40,7 @@ def cases(machine: Machine) -> Iterator[dict[str, Any]]:
 
 
 def case(machine: Machine, cfg: TransformerConfig, *, batch: int, context: int) -> dict[str, Any]:
-    """One measurement. context: filled steps in the middle of the timed ones."""
+    """Measure one case. `context` is the number of filled steps halfway through the measurement."""
     setup = benchmark_setup(batch, context + STEPS // 2, STEPS, cfg)
     state = state_with_context(setup, context - STEPS // 2)
     memory: Any = setup.policy.for_acting(state.memory)
@@ -59,13 +61,13 @@ def case(machine: Machine, cfg: TransformerConfig, *, batch: int, context: int) 
         "unit": "actions/s",
         "milliseconds": 1e3 * seconds,
         "floor_fraction": needed / seconds / machine.copy_bandwidth,
-        "floor": f"{needed / 1e6:.0f} MB a step at the measured copy bandwidth",
+        "floor": f"{needed / 1e6:.0f} MB per step at the measured copy bandwidth",
         **run.cost,
     }
 
 
 def act_steps(setup: Setup, params: Any, memory: Memory) -> tuple[jax.Array, Memory]:
-    """STEPS steps on one observation. The parameters come last in the profile: they are few."""
+    """Act for STEPS steps on one observation."""
     inputs = step_input(state_with_context(setup, 0).trial)
     params = setup.policy.cast_weights(params)
 

@@ -1,7 +1,7 @@
-"""Acting one step at a time, as on a robot: latency of `Agent.step` in one environment, and time to the first action.
+"""Latency of `Agent.step` in one environment, as on a robot, and time to the first action.
 
-The floor of a step is reading every key and value once. A process of its own measures the time from `load_policy` to
-the first action, compiling included; nothing is in its compilation cache.
+The floor of a step is reading every key and value once. A separate process measures the time from `load_policy` to the
+first action, including compilation with an empty compilation cache.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 from relic_jax import export
 from relic_jax.config import PolicyConfig, TrainConfig, TransformerConfig
 from relic_jax.envs.registry import make
-from relic_jax.experiments.benchmark.measure import Machine, in_own_process
+from relic_jax.experiments.benchmark.measure import Machine, in_subprocess
 from relic_jax.experiments.benchmark.models import act_bytes
 from relic_jax.experiments.presets import SMALL, TINY
 from relic_jax.loading import LoadedPolicy, load_policy
@@ -34,7 +34,7 @@ STEPS = 500
 
 
 def cases(machine: Machine) -> Iterator[dict[str, Any]]:
-    """The tiny and the small model, at three capacities of the context."""
+    """Yield cases of the tiny and the small model with three context capacities."""
     models = {"tiny": TINY, "small": SMALL}
     for name, model in models.items():
         for context in CONTEXTS:
@@ -45,12 +45,12 @@ def cases(machine: Machine) -> Iterator[dict[str, Any]]:
             about = export.describe(loaded, loaded.params, "safetensors", "float32", 8192, None)
             export.write_artefact(to, loaded.policy, loaded.params, about, "safetensors", "float32")
             (to / "config.json").write_text(json.dumps(about), encoding="utf-8", newline="\n")
-            for found in in_own_process("relic_jax.experiments.benchmark.agent", folder):
-                yield {"name": f"agent/{name}/first-action/context8192", **found}
+            for times in in_subprocess("relic_jax.experiments.benchmark.agent", folder):
+                yield {"name": f"agent/{name}/first-action/context8192", **times}
 
 
 def random_policy(model: TransformerConfig) -> LoadedPolicy:
-    """One for Darkroom that was not trained: times do not depend on the numbers."""
+    """Return an untrained policy for Darkroom. Times do not depend on the parameters."""
     config = TrainConfig(policy=PolicyConfig(transformer=model))
     spaces = spaces_of(make(config.env))
     policy = Policy(config.policy, spaces)
@@ -59,7 +59,7 @@ def random_policy(model: TransformerConfig) -> LoadedPolicy:
 
 
 def latency(machine: Machine, name: str, model: TransformerConfig, context: int) -> dict[str, Any]:
-    """Milliseconds of a step, what is around the model included, after the first ones."""
+    """Measure the time of a step, including the overhead around the model, after 20 warm-up steps."""
     agent, times = random_policy(model).agent(capacity=context), []
     observation = np.zeros(2, np.float32)
     for index in range(STEPS + 20):
@@ -75,23 +75,23 @@ def latency(machine: Machine, name: str, model: TransformerConfig, context: int)
         "milliseconds": 1e3 * median,
         "p99_milliseconds": 1e3 * p99,
         "floor_fraction": needed / median / machine.copy_bandwidth,
-        "floor": f"{needed / 1e6:.1f} MB a step at the measured copy bandwidth",
+        "floor": f"{needed / 1e6:.1f} MB per step at the measured copy bandwidth",
     }
 
 
 def main() -> None:
-    """Loads the policy in the folder argv[1], acts once, prints the seconds that it took as JSON."""
+    """Load the policy in the folder argv[1], act once and print the durations in seconds as JSON."""
     start = time.perf_counter()
     loaded = load_policy(sys.argv[1])
     opened = time.perf_counter()
     loaded.agent().step(np.zeros(2, np.float32))
     acted = time.perf_counter()
-    age = time.time() - _STARTED  # the interpreter and all imports as well
+    age = time.time() - _STARTED  # includes the start of the interpreter and all imports
     print(json.dumps({"load_seconds": opened - start, "first_action_seconds": acted - start, "process_seconds": age}))
 
 
 def _process_start() -> float:
-    """When this process began, by the clock of `time.time`."""
+    """Return the start time of this process on the clock of `time.time`."""
     ticks = int(Path("/proc/self/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[19])
     boot = next(
         line for line in Path("/proc/stat").read_text(encoding="utf-8").splitlines() if line.startswith("btime")

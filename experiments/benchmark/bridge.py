@@ -1,18 +1,18 @@
-"""What the bridge costs.
+"""Overhead of the bridge to worker processes.
 
     python -m experiments.benchmark bridge
 
-Environment steps per second with arrays handed over to the caller, 8 environments, frames of 128×128×3, in a process
-of its own without jax:
+Measures environment steps per second, including the transfer of arrays to the caller, with 8 environments and frames of
+128×128×3, in a separate process without jax:
 
-    nothing NxM  an environment that does nothing, N workers × M environments; peer: gymnasium's AsyncVectorEnv with
-                 shared memory (one process per environment), the same frames; by turns in one run, medians
-    overlap      a simulator that takes 2 ms (it waits, as for a renderer) in 2 workers × 4 environments, and a policy
-                 that takes 2 ms per half-batch; peer: two bare processes that step the simulator and do nothing else
+    nothing NxM  an environment that does nothing, N workers × M environments. Peer: gymnasium's AsyncVectorEnv with
+                 shared memory (one process per environment) and the same frames. Medians of alternating rounds.
+    overlap      a simulator that sleeps for 2 ms per step, as if it waited for a renderer, in 2 workers × 4
+                 environments, and a policy that takes 2 ms per half-batch. Peer: two processes that only simulate.
 
-The ideal of `overlap`: a worker steps its 4 environments one after the other, 8 ms for both halves; the policy's 4 ms
-for both halves fit beside it; so 8 environment steps per 8 ms. `floor_fraction` is against this number, `of_peer`
-against what the bare processes reach, which have the operating system's delays too.
+In the ideal case of `overlap` a worker steps its 4 environments one after the other, which takes 8 ms for both halves.
+The policy's 4 ms for both halves run at the same time, so 8 environment steps take 8 ms. `floor_fraction` is the
+fraction of this ideal. `of_peer` is the ratio to the bare processes, which have the operating system's delays too.
 """
 
 from __future__ import annotations
@@ -37,18 +37,23 @@ FRAMES = "relic_jax.experiments.benchmark.frames:Frames"
 
 
 def cases(machine: Machine, seconds: float = 2.0) -> Iterator[dict[str, Any]]:
-    """Measures in a process of its own, which gymnasium's forks do no harm to; see `measured`."""
-    from relic_jax.experiments.benchmark.measure import in_own_process
+    """Yield the cases of `measured`, measured in a separate process because gymnasium forks."""
+    from relic_jax.experiments.benchmark.measure import in_subprocess
 
     del machine
-    return in_own_process("relic_jax.experiments.benchmark.bridge", str(seconds))
+    return in_subprocess("relic_jax.experiments.benchmark.bridge", str(seconds))
 
 
 def measured(seconds: float, rounds: int = 5) -> Iterator[dict[str, Any]]:
-    """Measures. seconds: of each turn. Yields JSON-able dicts:
+    """Measure every case.
 
-    name; rate, unit; peer, peer_rate, of_peer (the median of the turns' ratios); floor, floor_fraction where there is
-    an ideal; mark, reached: what was to be reached, and whether it was.
+    Args:
+        seconds: Duration of a round.
+        rounds: Number of rounds, which alternate between the bridge and its peer.
+
+    Yields:
+        JSON-serializable dicts: name; rate, unit; peer, peer_rate, of_peer (the median of the rounds' ratios); floor
+        and floor_fraction if there is an ideal; mark (the target) and reached (whether it was reached).
     """
     peer = _peer_rate()
     for workers, groups in ((1, 1), (2, 1), (2, 2)):
@@ -68,7 +73,7 @@ def measured(seconds: float, rounds: int = 5) -> Iterator[dict[str, Any]]:
 
 
 def _case(name: str, pairs: list[tuple[float, float]], peer: str) -> dict[str, Any]:
-    """pairs: (our rate, the peer's) of each turn."""
+    """Return a case. `pairs` holds (our rate, the peer's rate) of each round."""
     ours, theirs = (statistics.median(rates) for rates in zip(*pairs, strict=True))
     ratio = statistics.median(a / b for a, b in pairs)
     rates = {"rate": ours, "unit": "environment steps/s", "peer": peer, "peer_rate": theirs, "of_peer": ratio}
@@ -88,23 +93,23 @@ print(steps / (time.perf_counter() - start))
 
 
 def bare_rate(seconds: float, milliseconds: float, processes: int) -> float:
-    """Steps per second of `processes` simulators side by side that nobody waits for."""
+    """Return the steps per second of `processes` simulators that run in parallel without a bridge."""
     command = [sys.executable, "-c", BARE, str(seconds), str(milliseconds)]
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, encoding="utf-8") for _ in range(processes)]
     return sum(float(process.communicate()[0]) for process in running)
 
 
 def bridge_rate(pool: Pool, seconds: float, policy_seconds: float = 0.0) -> float:
-    """Environment steps per second with all groups in flight. policy_seconds: per group."""
+    """Return environment steps per second with all groups in flight. `policy_seconds` is per group."""
     pool.reset([0] * ENVIRONMENTS, [0] * ENVIRONMENTS)
     groups = range(pool.config.groups)
-    actions, steps, seen = np.zeros(ENVIRONMENTS // len(groups), np.int32), 0, 0
+    actions, steps, checksum = np.zeros(ENVIRONMENTS // len(groups), np.int32), 0, 0
     for group in groups:
         pool.send(actions, group)
     start = time.perf_counter()
     while time.perf_counter() - start < seconds:
         for group in groups:
-            seen += int(pool.receive(group).observation["rgb"][-1, -1, -1, -1])
+            checksum += int(pool.receive(group).observation["rgb"][-1, -1, -1, -1])
             if policy_seconds:
                 time.sleep(policy_seconds)
             pool.send(actions, group)
@@ -112,13 +117,13 @@ def bridge_rate(pool: Pool, seconds: float, policy_seconds: float = 0.0) -> floa
     elapsed = time.perf_counter() - start
     for group in groups:
         pool.receive(group)
-    if not seen:
+    if not checksum:
         raise RuntimeError("frames did not arrive")
     return steps / elapsed
 
 
 def _peer_rate() -> Callable[[float], float]:
-    """The same with gymnasium: a function of the seconds to measure."""
+    """Return a function that measures gymnasium's steps per second over a number of seconds."""
     import gymnasium
 
     class Frames(gymnasium.Env):
@@ -130,11 +135,11 @@ def _peer_rate() -> Callable[[float], float]:
         count = 0
 
         def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
-            """A frame."""
+            """Return the first frame."""
             return self.frames[0], {}
 
         def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
-            """Another frame."""
+            """Return the other frame."""
             self.count += 1
             return self.frames[self.count & 1], 0.0, False, False, {}
 
@@ -156,5 +161,5 @@ def _peer_rate() -> Callable[[float], float]:
 
 
 if __name__ == "__main__":
-    for found in measured(float(sys.argv[1])):
-        print(json.dumps(found), flush=True)
+    for case in measured(float(sys.argv[1])):
+        print(json.dumps(case), flush=True)

@@ -1,9 +1,9 @@
-"""Speed of the first-person environments: whole steps (dynamics, resets, picture), beside the real Miniworld.
+"""Speed of the first-person environments compared with Miniworld: whole steps with dynamics, resets and rendering.
 
     python -m experiments.benchmark env
 
-Environments run in batches inside a scan, split over all devices (on CPU: one per core). The real package runs in a
-process of its own, once for each setting of its software renderer's threads, and its best counts.
+Environments run in batches in a scan, split over all devices (on CPU: one per core). Miniworld runs in a separate
+process, once for each number of threads of its software renderer, and its best rate is reported.
 """
 
 from __future__ import annotations
@@ -30,22 +30,25 @@ from relic_jax.envs.firstperson.lens import Lens
 from relic_jax.envs.firstperson.renderer import render
 from relic_jax.experiments.benchmark.measure import Machine
 
-# Operations of the innermost loops, counted in the renderer's formulas: per column and wall, per column and solid (by
+# Arithmetic operations in the innermost loops of the renderer: per column and wall, per column and solid (for its
 # shape, then for finding the nearest), per pixel and layer.
 WALL, BOX_SOLID, ANY_SOLID, PICK, LAYER = 10, 40, 75, 13, 6
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """What to measure. changes: fields of the environment. peer: the real package's level. mark: least peer ratio, or
-    least rate where there is no peer.
-    """
+    """An environment to measure."""
 
     env: str
+    """Name of the environment."""
     lens: dict[str, Any]
+    """Fields of the environment's `Lens` that are changed."""
     batch: int
+    """Environments per device."""
     peer: str | None = None
+    """Level of Miniworld to compare with."""
     mark: float | None = None
+    """Target: the least ratio to the peer, or the least rate if there is no peer."""
 
 
 CASES = (
@@ -66,11 +69,18 @@ HOUSES = ("small", "medium", "large")
 
 
 def cases(machine: Machine, seconds: float = 1.0, rounds: int = 4) -> Iterator[dict[str, Any]]:
-    """Measures every case on all devices. seconds: of one round; the best round counts. Yields JSON-able dicts:
+    """Measure every case on all devices.
 
-    name; rate, unit; operations: arithmetic per frame, as counted; floor_fraction: rate · operations / the device's
-    multiply-add rate, which is measured here; peer_rate, of_peer: the real Miniworld's, None where it has no such
-    environment or is not installed; mark, reached: what was to be reached, and whether it was, None where nothing was.
+    Args:
+        machine: Not used.
+        seconds: Duration of a round.
+        rounds: Number of rounds, of which the best is reported.
+
+    Yields:
+        JSON-serializable dicts: name; rate, unit; operations (arithmetic operations per frame); floor_fraction (rate ·
+        operations / the measured multiply-add rate of the devices); peer_rate and of_peer for Miniworld, None if it has
+        no such environment or is not installed; mark (the target) and reached (whether it was reached), None if there
+        is no target.
     """
     del machine
     peak = vector_rate()
@@ -80,13 +90,13 @@ def cases(machine: Machine, seconds: float = 1.0, rounds: int = 4) -> Iterator[d
         yield measure(case, peak, peers, seconds, rounds)
     for size in HOUSES:
         yield building(f"house-objnav-{size}", rounds)
-        yield full_picture(f"house-objnav-{size}")
+        yield compare_with_unlimited(f"house-objnav-{size}")
 
 
 def measure(
     case: Case, peak: float, peers: dict[tuple[str, int, int], float | None], seconds: float, rounds: int
 ) -> dict[str, Any]:
-    """One case beside its peer. peers: rates of the real package by (level, width, height), filled in as needed."""
+    """Measure one case and its peer. `peers` caches the peers' rates by (level, width, height)."""
     env = registry.make(case.env)
     env = dataclasses.replace(env, lens=dataclasses.replace(env.lens, **case.lens))  # type: ignore[attr-defined, type-var]
     lens: Lens = env.lens  # type: ignore[attr-defined]
@@ -116,7 +126,7 @@ def measure(
 
 
 def building(name: str, rounds: int, batch: int = 512) -> dict[str, Any]:
-    """How long it takes to build a house, one of `batch` on one device."""
+    """Measure the rate of building houses in a batch on one device."""
     env: Any = registry.make(name)
     build = jax.jit(jax.vmap(lambda task: env.start(jax.random.key(0), task)))
     tasks = jnp.asarray(env.tasks("train")[:batch])
@@ -125,9 +135,11 @@ def building(name: str, rounds: int, batch: int = 512) -> dict[str, Any]:
     return {"name": f"env/{name}, building", "rate": batch / seconds, "unit": "houses/s", "batch": batch}
 
 
-def full_picture(name: str, frames: int = 512) -> dict[str, Any]:
-    """What the environment's limits on solids in view (`Lens.solids`, `Lens.layers`) leave out: shares of pixels and of
-    frames that differ from the picture without limits, at the start of an episode in each of `frames` houses.
+def compare_with_unlimited(name: str, frames: int = 512) -> dict[str, Any]:
+    """Measure the effect of the limits on visible solids (`Lens.solids`, `Lens.layers`) on images.
+
+    Returns the shares of pixels and of frames that differ from an image without limits, at the start of an episode in
+    each of `frames` houses.
     """
     env: Any = registry.make(name)
     wide = dataclasses.replace(env.lens, solids=64, layers=env.config.furniture + env.config.objects)
@@ -140,7 +152,7 @@ def full_picture(name: str, frames: int = 512) -> dict[str, Any]:
 
     pixels = np.stack([np.asarray(differs(task)) for task in env.tasks("test")[:frames]])
     return {
-        "name": f"env/{name}, against the picture without limits",
+        "name": f"env/{name}, compared with images without limits",
         "rate": float(pixels.mean()) * 1e5,
         "unit": "of 100,000 pixels differ",
         "frames": frames,
@@ -149,7 +161,7 @@ def full_picture(name: str, frames: int = 512) -> dict[str, Any]:
 
 
 def env_rate(env: Environment, batch: int, seconds: float, rounds: int) -> float:
-    """Steps a second of random actions, trials of `batch` environments on each device."""
+    """Return the steps per second of random actions, with `batch` environments per device."""
     mesh = Mesh(np.asarray(jax.devices()), ("device",))
     trials, count = Trials(env), len(jax.devices())
     tasks = jax.tree.map(lambda x: jnp.asarray(np.resize(x, (count * batch, *x.shape[1:]))), env.tasks("train"))
@@ -162,7 +174,7 @@ def env_rate(env: Environment, batch: int, seconds: float, rounds: int) -> float
             action_key, step_key = jax.random.split(key)
             action = jax.vmap(env.action_space.sample)(jax.random.split(action_key, batch), state.legal)
             state, result = trials.step(step_key, state, action)
-            # What is not used is not computed: of every observation something is.
+            # Use a value of every observation; otherwise XLA would not compute it.
             used = sum(jnp.max(leaf).astype(jnp.float32) for leaf in jax.tree.leaves(state.observation))
             return state, used + result.reward.sum()
 
@@ -192,7 +204,7 @@ def _seconds(function: Callable[[], Any]) -> float:
 
 
 def vector_rate() -> float:
-    """Multiplications and additions a second, in float32 vectors that stay in the first-level cache, on all devices."""
+    """Return the float32 multiplications and additions per second of all devices on vectors that fit the L1 cache."""
     count, length, depth = len(jax.devices()), 1024, 20_000
     mesh = Mesh(np.asarray(jax.devices()), ("device",))
 
@@ -211,7 +223,7 @@ def vector_rate() -> float:
 
 
 def operations_per_frame(env: Environment) -> int:
-    """The arithmetic that the renderer's formulas need for one picture, from the scene's sizes."""
+    """Return the number of arithmetic operations that rendering one image takes, from the sizes of the scene."""
     lens: Lens = env.lens  # type: ignore[attr-defined]
     task = jax.tree.map(lambda x: jnp.asarray(x[0]), env.tasks("train"))
     scene = jax.eval_shape(lambda t: _scene(env, t), task)
@@ -229,9 +241,9 @@ def _scene(env: Any, task: Any) -> Any:
 
 
 def real_rate(level: str, width: int, height: int, seconds: float) -> float | None:
-    """Steps a second of the real Miniworld's `level` in one process, the best of its renderer's thread settings.
+    """Return the steps per second of a level of Miniworld in one process, or None if it is not installed.
 
-    None where it is not installed.
+    Measures several numbers of threads of its renderer and returns the best rate.
     """
     if importlib.util.find_spec("miniworld") is None:
         return None

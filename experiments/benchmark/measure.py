@@ -1,4 +1,4 @@
-"""Timing, and the machine's own limits that every rate is compared with."""
+"""Timing, and the measured limits of the machine that rates are compared with."""
 
 from __future__ import annotations
 
@@ -25,39 +25,44 @@ from relic_jax.rl.parallel import cores
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """Medians over several calls. wall, cpu: seconds a call; cpu sums the seconds of all of the process's threads."""
+    """Median durations of a call."""
 
     wall: float
+    """Wall-clock seconds."""
     cpu: float
+    """CPU seconds, summed over all threads of the process."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A compiled function, which is called as itself. compile_seconds: what tracing and compiling it took."""
+    """A compiled function."""
 
     compiled: Any
+    """The executable."""
     compile_seconds: float
+    """Duration of tracing and compiling."""
 
     def __call__(self, *arguments: Any) -> Any:
-        """Runs it."""
+        """Run the function."""
         return self.compiled(*arguments)
 
     @property
     def cost(self) -> dict[str, float]:
-        """What a case says of it beside its speed. Temporary memory is that of one device."""
+        """Compile time and temporary memory of one device, as fields of a case."""
         temporary = self.compiled.memory_analysis().temp_size_in_bytes
         return {"compile_seconds": self.compile_seconds, "temporary_bytes": temporary}
 
 
 def program(function: Any, *arguments: Any) -> Program:
-    """A function from `jax.jit`, compiled for these arguments."""
+    """Compile a function returned by `jax.jit` for these arguments."""
     start = time.perf_counter()
     return Program(function.lower(*arguments).compile(), time.perf_counter() - start)
 
 
 def on_every_device(function: Callable[..., Any], *arguments: Any) -> Program:
-    """`function` compiled for these arguments so that every device does all of its work, as in data-parallel training
-    every device has its own environments (on CPU: every core).
+    """Compile `function` for these arguments so that every device runs all of it.
+
+    This is the load of data-parallel training, in which every device (on CPU: every core) has its own environments.
     """
     mesh = Mesh(np.asarray(jax.devices()), ("device",))
     mapped = jax.shard_map(function, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False)
@@ -65,7 +70,7 @@ def on_every_device(function: Callable[..., Any], *arguments: Any) -> Program:
 
 
 def timed(function: Callable[[], Any], *, repeats: int = 5) -> Timing:
-    """Median time of `function`, whose result is waited for. One call before the first measured one warms up."""
+    """Return the median time until the result of `function` is ready, after one warm-up call."""
     jax.block_until_ready(function())
     wall, cpu = [], []
     for _ in range(repeats):
@@ -76,8 +81,12 @@ def timed(function: Callable[[], Any], *, repeats: int = 5) -> Timing:
     return Timing(statistics.median(wall), statistics.median(cpu))
 
 
-def in_own_process(module: str, *arguments: str) -> Iterator[dict[str, Any]]:
-    """What `python -m module arguments` prints: one JSON object per line. Raises RuntimeError where it fails."""
+def in_subprocess(module: str, *arguments: str) -> Iterator[dict[str, Any]]:
+    """Run `python -m module arguments` and yield the JSON objects that it prints, one per line.
+
+    Raises:
+        RuntimeError: The process failed.
+    """
     command = [sys.executable, "-m", module, *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, encoding="utf-8") as process:
         assert process.stdout is not None
@@ -88,25 +97,28 @@ def in_own_process(module: str, *arguments: str) -> Iterator[dict[str, Any]]:
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """What the machine can do, measured: the floor under every other number.
-
-    native: whether attention is a compiled kernel here (`models.attention.cpu`). copy_bandwidth: bytes read plus
-    bytes written per second by a large copy. matrix_rate: float operations per second
-    (accelerator) or per CPU second (CPU) of a float32 product of 2048×2048 matrices (accelerator: 8192×8192, rounded to
-    tf32 where that is the platform's default, as in everything that is measured).
-    """
+    """Measured limits of the machine."""
 
     platform: str
+    """JAX's name of the platform, e.g. cpu."""
     device: str
+    """Kind of device."""
     cores: int
+    """CPU cores that this process can use."""
     jax: str
+    """Version of JAX."""
     python: str
+    """Version of Python."""
     native: bool
+    """Whether attention uses the compiled CPU kernel (`models.attention.cpu`)."""
     copy_bandwidth: float
+    """Bytes read plus bytes written per second by a large copy."""
     matrix_rate: float
+    """Floating-point operations per second (accelerator) or per CPU second (CPU) of a float32 matrix product, 2048×2048
+    on CPU and 8192×8192 on accelerators, in the platform's default precision (e.g. tf32)."""
 
     def rate_of(self, flops: float, timing: Timing) -> float:
-        """`flops` of every device in `timing` as a fraction of `matrix_rate`."""
+        """Return the rate of `flops` per device in `timing` as a fraction of `matrix_rate`."""
         seconds = timing.cpu / len(jax.devices()) if self.platform == "cpu" else timing.wall
         return flops / seconds / self.matrix_rate
 
@@ -114,7 +126,7 @@ class Machine:
 def against_arithmetic(
     machine: Machine, name: str, unit: str, steps: int, flops: float, timing: Timing, compiled: Program
 ) -> dict[str, Any]:
-    """The case of a program that every device ran on `steps` steps of its own, which take `flops`."""
+    """Return the case of a program that every device ran on its own `steps` steps, at `flops` per device."""
     return {
         "name": name,
         "rate": len(jax.devices()) * steps / timing.wall,
@@ -128,7 +140,7 @@ def against_arithmetic(
 
 
 def measure_machine() -> Machine:
-    """Takes a few seconds."""
+    """Measure the limits of the machine, which takes a few seconds."""
     on_cpu = jax.default_backend() == "cpu"
     size = 2048 if on_cpu else 8192
     matrix = jnp.eye(size, dtype=jnp.float32) + jax.random.normal(jax.random.key(0), (size, size)) / size
@@ -148,10 +160,10 @@ def measure_machine() -> Machine:
 
 def _copy_bandwidth(on_cpu: bool) -> float:
     size = 2**28 if on_cpu else 2**32
-    if on_cpu:  # XLA may split a copy over cores or elide it; the C library's copy is what a CPU's limit usually means
+    if on_cpu:  # XLA can split or elide a copy; the C library's copy is the usual measure of a CPU
         source, target = np.ones(size // 4, np.float32), np.zeros(size // 4, np.float32)
         return 2 * size / timed(lambda: np.copyto(target, source), repeats=9).wall
-    # in one call, so that there are no gaps between them
+    # in one call, to leave no gaps between the copies
     times, buffer = 20, jnp.ones(size // 4, jnp.float32)
     add = jax.jit(lambda x: jax.lax.fori_loop(0, times, lambda _, x: x + 1, x), donate_argnums=0)
 

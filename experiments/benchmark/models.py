@@ -1,4 +1,4 @@
-"""What the benchmarks run: setups with a context of a given length, and the operations and bytes that they need."""
+"""Setups of the benchmarks with a filled context, and the operations and bytes that a step needs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MODEL = replace(SMALL, depth_dropout=0.0)
 
 
 def benchmark_setup(environments: int, steps: int, segment: int, transformer: TransformerConfig = MODEL) -> Setup:
-    """One epoch of one minibatch on one device, Darkroom."""
+    """Return a Darkroom setup on one device with one epoch and one minibatch per update."""
     ppo = PPOConfig(
         epochs=1, minibatches=1, accumulate=1, context_gradient="stopped", last_update="partial", shuffle=False
     )
@@ -31,7 +31,7 @@ def benchmark_setup(environments: int, steps: int, segment: int, transformer: Tr
 
 
 def state_with_context(setup: Setup, length: int) -> TrainState:
-    """A state whose trial has got `length` steps far (all zeros: times do not depend on the numbers)."""
+    """Return a state after `length` steps of a trial, all zeros: times do not depend on the values."""
 
     @jax.jit
     def begin() -> TrainState:
@@ -48,25 +48,25 @@ def state_with_context(setup: Setup, length: int) -> TrainState:
 
 
 def dense_parameters(cfg: TransformerConfig) -> int:
-    """Weights that every step is multiplied by: those of the blocks and of the two projections around them."""
+    """Return the number of weights of the blocks and of the two projections around them."""
     return cfg.layers * (4 * cfg.width**2 + 3 * cfg.width * cfg.mlp_width) + 2 * cfg.width**2
 
 
 def update_flops(cfg: TransformerConfig, batch: int, queries: int, context: int) -> float:
-    """Of one epoch with the context's gradient stopped.
+    """Return the floating-point operations of one epoch with the gradient stopped at the context.
 
-    Against the context five products (scores and output forward; scores again, and gradients of weights and queries
-    backward); among the block's own steps, of which half are visible, gradients of keys and values besides.
+    Attention to the context takes five products: scores and output forward; scores, gradients of weights and gradients
+    of queries backward. Attention within the block, of which half is visible, also needs gradients of keys and values.
     """
     product = 2 * batch * queries * cfg.width * cfg.layers
     return product * (5 * context + 7 * queries / 2) + 6 * dense_parameters(cfg) * batch * queries
 
 
 def refresh_flops(cfg: TransformerConfig, batch: int, steps: int) -> float:
-    """Of recomputing a context of `steps`."""
+    """Return the floating-point operations of recomputing a context of `steps` steps."""
     return batch * (2 * cfg.layers * steps**2 * cfg.width + 2 * dense_parameters(cfg) * steps)
 
 
 def act_bytes(cfg: TransformerConfig, batch: int, context: int) -> float:
-    """That one acting step has to read: every key and value."""
+    """Return the bytes of all keys and values, which one acting step has to read."""
     return float(batch * context * cfg.cache_bytes_per_step)

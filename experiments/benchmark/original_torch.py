@@ -1,4 +1,4 @@
-"""The original's transformer in PyTorch, and how long a trial of `darkroom-relic-paper` takes it: see `original`."""
+"""The original's transformer in PyTorch, and the time of a trial of `darkroom-relic-paper`. See `original`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Past = tuple[torch.Tensor, torch.Tensor]
 
 
 def measured(causal: bool) -> dict[str, Any]:
-    """The case of the original's operations: every part timed at every length that a trial has, and summed."""
+    """Return the case of the original's operations: the times of every part at every length of a trial, summed."""
     config = presets.get("darkroom-relic-paper").config
     shape, trial, ppo = config.policy.transformer, config.trial, config.ppo
     model = LlamaRL(shape.layers, shape.heads, shape.width, shape.mlp_width, shape.max_positions, causal)
@@ -42,12 +42,12 @@ def measured(causal: bool) -> dict[str, Any]:
 
 
 def wall(function: Any, *arguments: Any) -> float:
-    """Median seconds of a call."""
+    """Return the median duration of a call in seconds."""
     return timed(functools.partial(function, *arguments), repeats=3).wall
 
 
 def gradient(model: LlamaRL, batch: int, steps: int) -> None:
-    """Forward and backward over a trial so far, as in an update, whose loss itself costs next to nothing."""
+    """Run forward and backward over a trial so far, as in an update. The cost of the loss is negligible."""
     model.zero_grad()
     hidden, _ = model(torch.randn(batch, steps, model.width), every_hundredth(batch, steps))
     hidden.square().mean().backward()
@@ -55,30 +55,33 @@ def gradient(model: LlamaRL, batch: int, steps: int) -> None:
 
 @torch.no_grad()
 def forward(model: LlamaRL, batch: int, steps: int) -> None:
-    """As in a refresh, and in evaluation."""
+    """Run forward over a trial so far, as in a refresh."""
     model(torch.randn(batch, steps, model.width), every_hundredth(batch, steps))
 
 
 @torch.no_grad()
 def step(model: LlamaRL, past: list[Past]) -> None:
-    """One step of acting: the context and one more, both of which are kept."""
+    """Act for one step on a context, and concatenate its keys and values."""
     batch, _, steps, _ = past[0][0].shape
     model(torch.randn(batch, 1, model.width), every_hundredth(batch, steps + 1), past)
 
 
 def every_hundredth(batch: int, steps: int) -> torch.Tensor:
-    """float32 [B, T]: 0 where an episode of 100 steps begins, else 1."""
+    """Return float32 [B, T]: 0 at the first step of each episode of 100 steps, else 1."""
     return (torch.arange(steps) % 100 != 0).float().expand(batch, -1)
 
 
 def random_past(model: LlamaRL, batch: int, steps: int) -> list[Past]:
-    """A context of `steps`: keys and values [B, H, S, D] of every layer."""
+    """Return a context of `steps` steps: keys and values [B, H, S, D] of every layer."""
     shape = batch, model.width // model.head_width, steps, model.head_width
     return [(torch.randn(shape), torch.randn(shape)) for _ in model.layers]
 
 
 class LlamaRL(nn.Module):
-    """Sink-KV, learned embedding of the step's index in its episode, keys rotated by the episode's index."""
+    """The original's transformer.
+
+    It has a Sink-KV, a learned embedding of the step's index in its episode, and keys rotated by the episode's index.
+    """
 
     def __init__(self, layers: int, heads: int, width: int, mlp_width: int, positions: int, causal: bool = True):
         super().__init__()
@@ -91,9 +94,15 @@ class LlamaRL(nn.Module):
     def forward(
         self, x: torch.Tensor, not_done: torch.Tensor, past: list[Past] | None = None
     ) -> tuple[torch.Tensor, list[Past]]:
-        """x: [B, Q, d], steps after `past`. not_done: [B, T], 0 where an episode begins, of `past` and these.
+        """Run the transformer on a block of steps.
 
-        Returns (hidden [B, Q, d], the context with these steps in it).
+        Args:
+            x: Inputs, [B, Q, d].
+            not_done: [B, T], 0 at the first step of each episode, of the context and the block.
+            past: The context before the block.
+
+        Returns:
+            Hidden states [B, Q, d] and the context including the block.
         """
         x = torch.cat([self.sink_tokens.expand(len(x), -1, -1), x], dim=1)
         newest = slice(not_done.shape[1] - (x.shape[1] - 1), None)
@@ -105,12 +114,12 @@ class LlamaRL(nn.Module):
         cos, sin = self.rotation(episode, x.dtype)
         context = []
         for number, layer in enumerate(self.layers):
-            x, kept = layer(x, cos, sin, past[number] if past else None)
-            context.append(kept)
+            x, cached = layer(x, cos, sin, past[number] if past else None)
+            context.append(cached)
         return self.norm(x[:, 1:]), context
 
     def rotation(self, episode: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-        """cos, sin [B, 1, Q, D]; the original reads its table from row `positions` on."""
+        """Return cos and sin [B, 1, Q, D]. The original reads its table from row `positions` on."""
         half = self.head_width // 2
         frequency = 10_000.0 ** (-torch.arange(half, dtype=torch.float32) / half)
         angle = torch.outer(torch.arange(2 * self.positions, dtype=torch.float32), frequency).repeat(1, 2)
@@ -119,7 +128,7 @@ class LlamaRL(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention and a gated MLP, each behind a norm."""
+    """A pre-norm block of attention and a gated MLP."""
 
     def __init__(self, heads: int, width: int, mlp_width: int, causal: bool):
         super().__init__()
@@ -127,14 +136,14 @@ class Layer(nn.Module):
         self.input_layernorm, self.post_attention_layernorm = Norm(width), Norm(width)
 
     def forward(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, past: Past | None):
-        """x [B, Q, d] → (x, keys and values with these steps')."""
-        attended, kept = self.self_attn(self.input_layernorm(x), cos, sin, past)
+        """Map x [B, Q, d] to (x, keys and values including these steps)."""
+        attended, cached = self.self_attn(self.input_layernorm(x), cos, sin, past)
         x = x + attended
-        return x + self.mlp(self.post_attention_layernorm(x)), kept
+        return x + self.mlp(self.post_attention_layernorm(x)), cached
 
 
 class Attention(nn.Module):
-    """The sink's key and value stand in for what the token in front gives."""
+    """Attention in which the sink's key and value replace those of the first token."""
 
     def __init__(self, heads: int, width: int, causal: bool):
         super().__init__()
@@ -144,33 +153,33 @@ class Attention(nn.Module):
         self.head_bias_value = nn.Parameter(torch.zeros(1, heads, 1, width // heads))
 
     def forward(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, past: Past | None):
-        """x [B, Q, d] → (x, keys and values of the context and of these steps)."""
+        """Map x [B, Q, d] to (x, keys and values of the context and of these steps)."""
         query, key, value = (
             p(x).unflatten(-1, self.shape).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj)
         )
-        query, key = (y * cos + turned(y) * sin for y in (query, key))
+        query, key = (y * cos + rotate_half(y) * sin for y in (query, key))
         if past is not None:
             key, value = (
                 torch.cat([y[:, :, :1], before, y[:, :, 1:]], dim=2)
                 for y, before in zip((key, value), past, strict=True)
             )
-        kept = key[:, :, 1:], value[:, :, 1:]
+        cached = key[:, :, 1:], value[:, :, 1:]
         key, value = (
             torch.cat([sink.expand(len(x), -1, -1, -1), y[:, :, 1:]], dim=2)
             for sink, y in ((self.head_bias_key, key), (self.head_bias_value, value))
         )
         out = F.scaled_dot_product_attention(query, key, value, is_causal=self.causal and past is None)
-        return self.o_proj(out.transpose(1, 2).flatten(2)), kept
+        return self.o_proj(out.transpose(1, 2).flatten(2)), cached
 
 
-def turned(x: torch.Tensor) -> torch.Tensor:
-    """(−second half, first half) of the last axis."""
+def rotate_half(x: torch.Tensor) -> torch.Tensor:
+    """Return (−second half, first half) of the last axis."""
     first, second = x.chunk(2, dim=-1)
     return torch.cat([-second, first], dim=-1)
 
 
 class MLP(nn.Module):
-    """down(gelu(gate x) · up x)."""
+    """A gated MLP: down(gelu(gate x) · up x)."""
 
     def __init__(self, width: int, mlp_width: int):
         super().__init__()
@@ -178,7 +187,7 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(mlp_width, width, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[B, Q, d] → [B, Q, d]."""
+        """Map [B, Q, d] to [B, Q, d]."""
         return self.down_proj(F.gelu(self.gate_proj(x), approximate="tanh") * self.up_proj(x))
 
 
@@ -190,7 +199,7 @@ class Norm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[..., d] → [..., d]."""
+        """Normalize the last axis."""
         return self.weight * (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6))
 
 

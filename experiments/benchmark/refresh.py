@@ -1,4 +1,4 @@
-"""Recomputing keys, values and value predictions of a whole context after an update. The floor is its arithmetic."""
+"""Speed of a refresh of a whole context after an update. The floor is its arithmetic."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ SEGMENT = 256
 
 
 def cases(machine: Machine) -> Iterator[dict[str, Any]]:
-    """4k and 8k steps, on an accelerator in bfloat16 and of 20 environments."""
+    """Yield cases of 4k and 8k steps. Accelerators use bfloat16 and 20 environments."""
     cfg, batch = (MODEL, 2) if machine.platform == "cpu" else (replace(MODEL, dtype="bfloat16"), 20)
     for steps in (4096, 8192):
         yield case(machine, cfg, batch=batch, steps=steps)
 
 
 def case(machine: Machine, cfg: TransformerConfig, *, batch: int, steps: int) -> dict[str, Any]:
-    """One measurement."""
+    """Measure one case."""
     setup = benchmark_setup(batch, steps, SEGMENT, cfg)
     state = state_with_context(setup, steps)
     compiled = on_every_device(functools.partial(run, setup), state)
@@ -39,7 +39,7 @@ def case(machine: Machine, cfg: TransformerConfig, *, batch: int, steps: int) ->
 
 
 def run(setup: Setup, state: TrainState) -> tuple[Memory, jax.Array]:
-    """All segments."""
+    """Refresh all segments."""
     trial, steps = setup.config.trial, state.trajectory
     segments = jnp.asarray(trial.updates, jnp.int32)
     return context.refresh(

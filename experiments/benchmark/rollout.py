@@ -1,4 +1,4 @@
-"""Acting in an environment: a whole segment of policy and environment, and the environment alone."""
+"""Speed of collecting a segment: the policy with its environment, and the environment alone."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ SEGMENT = 256
 
 
 def cases(machine: Machine) -> Iterator[dict[str, Any]]:
-    """The tiny model in Darkroom with 2k steps behind it, few and many environments."""
+    """Yield cases of the tiny model in Darkroom with a context of 2k steps and few and many environments."""
     del machine
     for environments in (8, 64):
         yield case(environments)
 
 
 def case(environments: int) -> dict[str, Any]:
-    """One measurement."""
+    """Measure one case."""
     setup = benchmark_setup(environments, 4096, SEGMENT, TINY)
     state = state_with_context(setup, 2048)
     whole, alone = (program(jax.jit(functools.partial(run, setup)), state) for run in (act, step))
@@ -41,12 +41,12 @@ def case(environments: int) -> dict[str, Any]:
 
 
 def act(setup: Setup, state: TrainState) -> Collected:
-    """One segment."""
+    """Collect one segment."""
     return collect(setup, state.params, state.trial, state.memory, jax.random.key(0))
 
 
 def step(setup: Setup, state: TrainState) -> Any:
-    """The same number of environment steps with random actions."""
+    """Take the same number of environment steps with random actions."""
 
     def one(trial: Any, key: jax.Array) -> tuple[Any, Any]:
         action_key, env_key = jax.random.split(key)

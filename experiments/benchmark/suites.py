@@ -1,10 +1,10 @@
-"""What our wrappers cost: trials of other suites' environments beside the suites' own auto-reset loop, in the same run.
+"""Overhead of wrapping other suites' environments, compared with the suites' own auto-reset loops.
 
     python -m experiments.benchmark suites
 
-Both are vmapped over as many environments, act at random in a scan on one device, reset where an episode ended, and
-carry every observation and reward on. Ours also keep the books of a trial and encode what the policy reads. Suites that
-are not installed are left out.
+Both loops are vmapped over the same number of environments, take random actions in a scan on one device, reset after
+the end of an episode, and carry every observation and reward. Ours also tracks trials and encodes observations. Suites
+that are not installed are skipped.
 """
 
 from __future__ import annotations
@@ -22,64 +22,66 @@ from relic_jax.environment.trials import Trials
 from relic_jax.envs import registry
 from relic_jax.experiments.benchmark.measure import Machine
 
-MARK = 0.9
-"""Of the suite's own steps per second that the wrapped environment is to reach."""
+TARGET = 0.9
+"""Fraction of the suite's own steps per second that the wrapped environment should reach."""
 
 Step = Callable[[jax.Array, Any, jax.Array], tuple[Any, Any]]
 
 
 class Loop(NamedTuple):
-    """Of many environments. start: keys -> state. step: (keys, state, actions) -> (state, what it showed)."""
+    """A loop over many environments. start: keys -> state. step: (keys, state, actions) -> (state, outputs)."""
 
     start: Callable[[jax.Array], Any]
     step: Step
 
 
 def each(start: Callable[[jax.Array], Any], step: Step) -> Loop:
-    """The loop of many, from that of ONE environment."""
+    """Return a loop over many environments from the functions of one environment."""
     return Loop(jax.vmap(start), jax.vmap(step))
 
 
 class Case(NamedTuple):
-    """name: of the environment. package: that has to be there. batch: environments. own: the suite's loop, made of our
-    environment.
-    """
+    """An environment to measure."""
 
     name: str
+    """Name of the environment."""
     package: str
+    """Package that has to be installed."""
     batch: int
+    """Number of environments."""
     own: Callable[[Any], Loop]
+    """Returns the suite's own loop for our environment."""
 
 
 def gymnax_loop(ours: Any) -> Loop:
-    """gymnax's `step`, which resets."""
+    """Return gymnax's loop. Its `step` resets."""
     import gymnax
 
     env, params = gymnax.make(ours.id)
 
     def step(key: jax.Array, state: Any, action: jax.Array) -> tuple[Any, Any]:
-        seen, state, reward, *_ = env.step(key, state, action, params)
-        return state, (seen, reward)
+        observation, state, reward, *_ = env.step(key, state, action, params)
+        return state, (observation, reward)
 
     return each(lambda key: env.reset(key, params)[1], step)
 
 
 def craftax_loop(ours: Any) -> Loop:
-    """Craftax's `step`, which resets."""
+    """Return Craftax's loop. Its `step` resets."""
     from craftax.craftax_env import make_craftax_env_from_name
 
     env = make_craftax_env_from_name(ours.id, auto_reset=True)
     params = env.default_params
 
     def step(key: jax.Array, state: Any, action: jax.Array) -> tuple[Any, Any]:
-        seen, state, reward, *_ = env.step(key, state, action, params)
-        return state, (seen, reward)
+        observation, state, reward, *_ = env.step(key, state, action, params)
+        return state, (observation, reward)
 
     return each(lambda key: env.reset(key, params)[1], step)
 
 
 def navix_loop(ours: Any) -> Loop:
-    """navix's `step`, which resets at the next one."""
+    """Return navix's loop. Its `step` resets at the step after the end of an episode."""
     import navix
 
     env = navix.make(ours.id, observation_fn=navix.observations.symbolic_first_person)
@@ -93,32 +95,32 @@ def navix_loop(ours: Any) -> Loop:
 
 
 def brax_loop(ours: Any) -> Loop:
-    """The body in brax's own training wrappers, which go back to an environment's first state."""
+    """Return brax's loop with its training wrappers, which reset to the first state of each environment."""
     from brax.envs.wrappers import training
 
     return Loop(*_batched(training.wrap(ours.brax, ours.horizon, 1)))
 
 
 def playground_loop(ours: Any) -> Loop:
-    """MuJoCo Playground's own training wrappers, which go back to an environment's first state."""
+    """Return MuJoCo Playground's loop with its training wrappers, which reset to each environment's first state."""
     from mujoco_playground import wrapper
 
     return Loop(*_batched(wrapper.wrap_for_brax_training(ours.own, ours.horizon, 1)))
 
 
 def _batched(env: Any) -> tuple[Callable[[jax.Array], Any], Step]:
-    """reset and step of many environments with brax's interface."""
+    """Return reset and step of a batch of environments with brax's interface."""
 
     def step(key: jax.Array, state: Any, action: jax.Array) -> tuple[Any, Any]:
         del key
         state = env.step(state, action)
         return state, (state.obs, state.reward)
 
-    return lambda keys: env.reset(jax.random.key_data(keys)), step  # its wrappers take keys of the old kind
+    return lambda keys: env.reset(jax.random.key_data(keys)), step  # its wrappers take raw keys
 
 
 def xland_loop(ours: Any) -> Loop:
-    """XLand-MiniGrid in its own auto-reset wrapper; as in its own training, every environment has its ruleset."""
+    """Return XLand-MiniGrid's loop with its auto-reset wrapper. As in its training, each environment has a ruleset."""
     import xminigrid
     from xminigrid.types import RuleSet
     from xminigrid.wrappers import GymAutoResetWrapper
@@ -153,8 +155,16 @@ CASES = (
 
 
 def cases(machine: Machine, seconds: float = 2.0, rounds: int = 5) -> Iterator[dict[str, Any]]:
-    """Yields JSON-able dicts: name; rate, unit of the wrapped environment; peer_rate: the suite's own; of_peer; mark,
-    reached. seconds: of one round; rounds alternate between the two, the best of each counts.
+    """Measure every case whose package is installed.
+
+    Args:
+        machine: Not used.
+        seconds: Duration of a round.
+        rounds: Number of rounds, which alternate between the two loops. The best round of each is reported.
+
+    Yields:
+        JSON-serializable dicts: name; rate and unit of the wrapped environment; peer_rate (the suite's own loop);
+        of_peer (the ratio); mark (the target) and reached (whether it was reached).
     """
     del machine
     for case in CASES:
@@ -163,7 +173,7 @@ def cases(machine: Machine, seconds: float = 2.0, rounds: int = 5) -> Iterator[d
 
 
 def measure(case: Case, seconds: float, rounds: int) -> dict[str, Any]:
-    """One environment, wrapped and as it comes."""
+    """Measure one environment in our loop and in the suite's."""
     env: Any = registry.make(case.name)
     trials = Trials(env)
     tasks = jax.tree.map(lambda x: jnp.asarray(x[: case.batch]), env.tasks("train"))
@@ -196,46 +206,48 @@ def measure(case: Case, seconds: float, rounds: int) -> dict[str, Any]:
         "peer_rate": peer,
         "of_peer": rate / peer,
         "peer": "the suite's own loop",
-        "mark": MARK,
-        "reached": rate / peer >= MARK,
+        "mark": TARGET,
+        "reached": rate / peer >= TARGET,
     }
 
 
 def runner(
     start: Callable[[jax.Array], Any], step: Step, actions: ActionSpace, batch: int, seconds: float
 ) -> Callable[[], float]:
-    """A function that measures steps a second, over about `seconds`, of a loop over a batch."""
+    """Return a function that measures the steps per second of a loop over about `seconds`."""
 
     def steps(carry: Any, length: int) -> Any:
         def body(carry: Any, key: jax.Array) -> tuple[Any, None]:
             action_key, step_key = jax.random.split(key)
-            return step(step_key, carry[0], drawn(action_key, actions, batch)), None
+            return step(step_key, carry[0], random_actions(action_key, actions, batch)), None
 
         return jax.lax.scan(body, carry, jax.random.split(jax.random.key(1), length))[0]
 
     run = jax.jit(steps, static_argnums=1)
-    state = jax.tree.map(strong, jax.jit(start)(jax.random.key(0)))
-    # the carry is what a step makes: some suites' states have other types after it than after a reset
-    state = jax.tree.map(strong, jax.jit(step)(jax.random.key(2), state, drawn(jax.random.key(3), actions, batch)))
+    state = jax.tree.map(without_weak_type, jax.jit(start)(jax.random.key(0)))
+    # Carry the state after a step: in some suites its dtypes differ from those after a reset.
+    state = jax.tree.map(
+        without_weak_type, jax.jit(step)(jax.random.key(2), state, random_actions(jax.random.key(3), actions, batch))
+    )
     length = max(8, int(8 * seconds / (duration(run, state, 8), duration(run, state, 8))[1]))
     duration(run, state, length)
     return lambda: batch * length / duration(run, state, length)
 
 
-def drawn(key: jax.Array, actions: ActionSpace, batch: int) -> jax.Array:
-    """Actions at random, as a policy gives them: int32 [batch], or float32 [batch, n] in [−1, 1]."""
+def random_actions(key: jax.Array, actions: ActionSpace, batch: int) -> jax.Array:
+    """Return random actions in the policy's format: int32 [batch], or float32 [batch, n] in [−1, 1]."""
     if isinstance(actions, Box):
         return jax.random.uniform(key, (batch, *actions.shape), jnp.float32, -1.0, 1.0)
     return jax.random.randint(key, (batch,), 0, actions.n, jnp.int32)
 
 
-def strong(x: jax.Array) -> jax.Array:
-    """The array with a type that is not weak, so that a scan can carry it."""
+def without_weak_type(x: jax.Array) -> jax.Array:
+    """Return the array without a weak type, so that a scan can carry it."""
     return x if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else jax.lax.convert_element_type(x, x.dtype)
 
 
 def duration(run: Callable[..., Any], *arguments: Any) -> float:
-    """Seconds that a call takes."""
-    begun = time.perf_counter()
+    """Return the duration of a call in seconds."""
+    start = time.perf_counter()
     jax.block_until_ready(run(*arguments))
-    return time.perf_counter() - begun
+    return time.perf_counter() - start

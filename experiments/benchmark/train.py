@@ -1,4 +1,4 @@
-"""Whole trials of training, and which share of their time goes to acting, updates and the refresh of the context."""
+"""Speed of whole training trials, and the shares of acting, updates and refreshes in their time."""
 
 from __future__ import annotations
 
@@ -23,12 +23,15 @@ from relic_jax.rl.train import prepare
 from relic_jax.rl.trial import continue_trial
 
 ORIGINAL = 191
-"""Environment steps/s of the original on two quiet cores, whose float32 products run at 227 Gflop/s each: one trial of
-8 × 4096 steps with its 16 updates in 172 s."""
+"""Environment steps per second of the original on two idle cores, each with 227 Gflop/s in float32 products: one trial
+of 8 × 4096 steps with 16 updates takes 172 s."""
 
 
 def cases(machine: Machine) -> Iterator[dict[str, Any]]:
-    """The paper's Darkroom run, with both gradients, and ours; where XLand-MiniGrid is installed, it and RL² on it."""
+    """Yield cases of the paper's Darkroom run with either context gradient, of ours, and of XLand-MiniGrid.
+
+    XLand-MiniGrid, with ReLIC and with RL², is skipped if it is not installed.
+    """
     del machine
     paper = presets.get("darkroom-relic-paper").config
     yield case("darkroom-relic-paper", paper, original=ORIGINAL)
@@ -41,7 +44,7 @@ def cases(machine: Machine) -> Iterator[dict[str, Any]]:
 
 
 def case(name: str, config: TrainConfig, original: float | None = None) -> dict[str, Any]:
-    """One trial, after one that warms up; then its parts in the middle of a trial, each compiled by itself."""
+    """Measure one trial after a warm-up trial, then its parts halfway through a trial, each compiled separately."""
     setup = prepare(config, make(config.env))
     trial = setup.config.trial
     state = initial_state(setup)
@@ -67,12 +70,12 @@ def case(name: str, config: TrainConfig, original: float | None = None) -> dict[
 
 
 def shares(setup: Setup) -> dict[str, float]:
-    """Of one segment in the middle of a trial: its parts' times over the whole's."""
+    """Return the shares of acting, update and refresh in the time of a segment halfway through a trial."""
     segment = setup.config.trial.updates // 2
 
     def acted(setup: Setup, state: TrainState) -> Any:
-        found = collect(setup, state.params, state.trial, state.memory, state.key)
-        return state.replace(trial=found.trial, memory=found.memory), {"value": found.last_value.mean()}
+        collected = collect(setup, state.params, state.trial, state.memory, state.key)
+        return state.replace(trial=collected.trial, memory=collected.memory), {"value": collected.last_value.mean()}
 
     def updated(setup: Setup, state: TrainState) -> Any:
         batch = update.make_batch(setup, state, state.memory, jnp.zeros(setup.local_environments))
@@ -98,7 +101,7 @@ def shares(setup: Setup) -> dict[str, float]:
 
 
 def in_the_middle(setup: Setup, function: Any, segment: int) -> Timing:
-    """Time of one call on a state that stands before segment `segment`."""
+    """Return the time of one call on a state before segment `segment`."""
     run, states = parallel(setup, function), []
 
     def fresh() -> TrainState:

@@ -1,4 +1,4 @@
-"""Learning: the gradient of one segment against a context that is read from the cache. The floor is its arithmetic."""
+"""Speed of learning: the gradient of one segment with a context from the cache. The floor is its arithmetic."""
 
 from __future__ import annotations
 
@@ -22,8 +22,11 @@ SEGMENT = 256
 
 
 def cases(machine: Machine) -> Iterator[dict[str, Any]]:
-    """On CPU contexts of 4k and 8k steps, by the compiled kernel and by XLA, and what 64k needs in temporary memory,
-    which is compiled and not run. On an accelerator 8k in bfloat16, by the platform's attention and by ours.
+    """Yield the cases of the platform.
+
+    On CPU: contexts of 4k and 8k steps, with the compiled kernel and with XLA, and the temporary memory for a context
+    of 64k steps, which is compiled and not run. On accelerators: 8k steps in bfloat16, with the platform's attention
+    and with ours.
     """
     if machine.platform != "cpu":
         half = replace(MODEL, dtype="bfloat16")
@@ -40,12 +43,12 @@ def cases(machine: Machine) -> Iterator[dict[str, Any]]:
 
 
 def variant(cfg: TransformerConfig) -> str:
-    """What a case's name says of how the model computes."""
+    """Return the suffix of a case's name: dtype and attention if they are not the defaults."""
     return "" if cfg == MODEL else f"/{cfg.dtype}" + ("" if cfg.attention == "auto" else f"/{cfg.attention}")
 
 
 def case(machine: Machine, cfg: TransformerConfig, *, batch: int, context: int) -> dict[str, Any]:
-    """One measurement."""
+    """Measure one case."""
     setup, state, before = arguments(cfg, batch, context)
     compiled = compile_update(setup, state, before)
     timing = timed(lambda: compiled(state, before))
@@ -55,7 +58,7 @@ def case(machine: Machine, cfg: TransformerConfig, *, batch: int, context: int) 
 
 
 def arguments(cfg: TransformerConfig, batch: int, context: int) -> tuple[Setup, TrainState, Memory]:
-    """A setup, its state after acting, and the context as acting found it."""
+    """Return a setup, its state after acting, and the context before acting."""
     setup = benchmark_setup(batch, context + SEGMENT, SEGMENT, cfg)
     state = state_with_context(setup, context)
     before = state.memory.prefix(context)
@@ -64,11 +67,11 @@ def arguments(cfg: TransformerConfig, batch: int, context: int) -> tuple[Setup, 
 
 
 def compile_update(setup: Setup, state: TrainState, before: Memory) -> Program:
-    """One epoch over all environments in one minibatch, on every device."""
+    """Compile one epoch over all environments in one minibatch, on every device."""
     return on_every_device(functools.partial(run, setup), state, before)
 
 
 def run(setup: Setup, state: TrainState, before: Memory) -> Params:
-    """The optimiser step that a segment leads to."""
+    """Return the parameters after the update of a segment."""
     batch = update.make_batch(setup, state.replace(memory=before), before, jnp.zeros(setup.local_environments))
     return update.update(setup, state, batch, jnp.asarray(False), jax.random.key(0))[0]

@@ -1,1 +1,1 @@
-"""Runs every command line of README.md and docs/ in a short form: `python -m experiments.docs_commands`."""
+"""Runs a short form of every command in README.md and docs/: `python -m experiments.docs_commands`."""

@@ -1,7 +1,7 @@
-"""`python -m experiments.docs_commands [PAGE ...]`: every command line of the docs, in its short form, with a table.
+"""`python -m experiments.docs_commands [PAGE ...]`: run a short form of every command in the docs and print a table.
 
-Commands run in this process and in a folder of their own, so that they share what is compiled; random and optimal lines
-are means of four episodes. Exit code 1 where a command fails, or where a line is of no known kind.
+Commands run in this process, to share compiled programs, and in a temporary folder. Random and optimal returns are
+means of four episodes. The exit code is 1 if a command fails or is of an unknown kind.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Annotated
 from unittest import mock
 
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")  # compiling is the cost here, not running
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")  # compiling takes most of the time
 
 import tyro
 
@@ -39,31 +39,35 @@ PAGES = ("README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").gl
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """Run every command line of the docs in its short form."""
+    """Run a short form of every command in the docs."""
 
     pages: Annotated[tuple[str, ...], tyro.conf.Positional] = PAGES
-    """Which pages."""
+    """Pages to read."""
     verbose: bool = False
-    """Print what the commands print."""
+    """Print the output of the commands."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A line of the table. result: ran, checked, as before, left out or FAILED. told: why, or the end of the output."""
+    """A row of the table, for one command."""
 
     line: pages.Line
+    """The command."""
     result: str
+    """ran, checked, repeated, skipped or FAILED."""
     seconds: float
-    told: str = ""
+    """Duration."""
+    message: str = ""
+    """Reason for the result, or the end of the output."""
 
     def __str__(self) -> str:
-        """One line, and the output of what failed."""
+        """Return the row as text, with the message in parentheses."""
         text = f"{self.line.page}:{self.line.number}  {self.result}  {self.seconds:.1f} s  {self.line.text}"
-        return text + (f"  ({self.told})" if self.told else "")
+        return text + (f"  ({self.message})" if self.message else "")
 
 
 def main() -> None:
-    """Entry point."""
+    """Run the commands of the selected pages."""
     command, rows, unknown = tyro.cli(Command, prog="python -m experiments.docs_commands"), [], []
     tests = collected_tests()
     with tempfile.TemporaryDirectory() as name:
@@ -77,14 +81,20 @@ def main() -> None:
                 print(rows[-1], flush=True)
     counts = {result: sum(row.result == result for row in rows) for result in dict.fromkeys(row.result for row in rows)}
     print("\n" + ", ".join(f"{count} {result}" for result, count in counts.items()))
-    for reason in sorted({row.told for row in rows if row.result == "left out"}):
-        print(f"left out for want of {reason}: {sum(row.told == reason for row in rows)}")
+    for reason in sorted({row.message for row in rows if row.result == "skipped"}):
+        print(f"skipped, needs {reason}: {sum(row.message == reason for row in rows)}")
     print("\n".join(unknown))
     sys.exit(1 if unknown or counts.get("FAILED") else 0)
 
 
 class Runner:
-    """Runs short forms in `folder`. tests: ids of all tests."""
+    """Runs the short forms of commands.
+
+    Args:
+        folder: Folder to run them in.
+        tests: Ids of all tests.
+        verbose: Whether to print the output of the commands.
+    """
 
     def __init__(self, folder: Path, tests: list[str], verbose: bool) -> None:
         self._folder, self._tests, self._verbose = folder, tests, verbose
@@ -96,47 +106,47 @@ class Runner:
             (folder / name).write_text(code, encoding="utf-8")
 
     def begin(self, page: Path) -> None:
-        """Writes the files that a page shows."""
+        """Write the files that a page contains."""
         for name, code in pages.files(page).items():
             (self._folder / name).write_text(code, encoding="utf-8")
 
     def row(self, line: pages.Line) -> Row:
-        """Does what is to be done for a command line."""
+        """Run or check a command and return its row."""
         start = time.monotonic()
         try:
             results = [self._do(step, line) for step in short.steps(line.text)]
         except UnknownCommandError:
-            results = [("FAILED", "a command of no known kind: experiments/docs_commands/short.py")]
+            results = [("FAILED", "unknown kind of command; add it to experiments/docs_commands/short.py")]
         except Exception:
             results = [("FAILED", traceback.format_exc())]
-        result, told = next((found for found in results if found[0] == "FAILED"), results[0])
-        return Row(line, result, time.monotonic() - start, told)
+        result, message = next((pair for pair in results if pair[0] == "FAILED"), results[0])
+        return Row(line, result, time.monotonic() - start, message)
 
     def _do(self, step: Step, line: pages.Line) -> tuple[str, str]:
-        if step.kind == "left":
-            return "left out", step.reason
+        if step.kind == "skip":
+            return "skipped", step.reason
         if step.kind == "install":
             return self._install(step.words)
         if step.kind == "tests":
             selected = [test for test in self._tests if selects(step.words[1:], test)]
             if not selected and (package := missing_package(step.words)):
-                return "left out", f"the package {package}"
-            return ("checked", f"{len(selected)} tests") if selected else ("FAILED", "selects no test")
+                return "skipped", f"the package {package}"
+            return ("checked", f"{len(selected)} tests") if selected else ("FAILED", "no test is selected")
         if step.kind == "mention":
             return self._mention(step.words)
         if (line.folder, step.words) in self._done:
-            return "as before", ""
+            return "repeated", ""
         for words in short.needed_runs(step.words, self._folder / line.folder):
             code, out = self._run(words, line.folder)
             if code:
                 return "FAILED", f"{' '.join(words)}: {out[-2000:]}"
-        self._make_room(step.words, self._folder / line.folder)
+        self._remove_outputs(step.words, self._folder / line.folder)
         code, out = self._run(short.with_newest_checkpoint(step.words, self._folder / line.folder), line.folder)
         self._done.add((line.folder, step.words))
         return ("ran", "") if code == 0 else ("FAILED", f"exit code {code}: {out[-2000:]}")
 
     def _run(self, words: tuple[str, ...], folder: str) -> tuple[int, str]:
-        """Exit code and output."""
+        """Return the exit code and the output of a command."""
         module = "relic_jax.experiments.cli" if words[0] == "relic-jax" else words[2]
         module = (
             f"{module}.__main__"
@@ -160,8 +170,8 @@ class Runner:
                 return end.code if isinstance(end.code, int) else int(bool(end.code)), out.getvalue()
         return 0, out.getvalue()
 
-    def _make_room(self, words: tuple[str, ...], folder: Path) -> None:
-        """Removes what a command would write anew: it is run more than once here."""
+    def _remove_outputs(self, words: tuple[str, ...], folder: Path) -> None:
+        """Remove the outputs of an earlier run of a command, which would not overwrite them."""
         made = [short.value(words, "--to")]
         if words[1:2] == ("train",) and "--resume" not in words:
             seed = short.value(words, "--seed") or "0"
@@ -171,10 +181,10 @@ class Runner:
                 shutil.rmtree(path)
 
     def _mention(self, words: tuple[str, ...]) -> tuple[str, str]:
-        """A command, or its options, without what it would need: both must exist."""
+        """Check that a command and its options exist, without running it."""
         code, out = self._run((*words[:2], "--help"), "")
         absent = [word for word in words[2:] if word not in out]
-        return ("FAILED", f"{absent[0]} is no option") if absent or code else ("checked", "exists")
+        return ("FAILED", f"{absent[0]} is not an option") if absent or code else ("checked", "exists")
 
     def _install(self, words: tuple[str, ...]) -> tuple[str, str]:
         project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -182,32 +192,32 @@ class Runner:
             for extras in re.findall(r"(?:relic-jax|^\.)\[([\w,]+)\]", word):
                 for extra in extras.split(","):
                     if extra not in project["optional-dependencies"]:
-                        return "FAILED", f"{extra} is no extra"
+                        return "FAILED", f"{extra} is not an extra"
             if word.endswith(".txt") and not (ROOT / word).is_file():
-                return "FAILED", f"{word} is no file"
-        return "checked", "its extras exist"
+                return "FAILED", f"{word} is not a file"
+        return "checked", "the extras exist"
 
     def _write_original(self, file: Path) -> None:
-        """A checkpoint of the original's, of a policy that was not trained."""
+        """Write a checkpoint of the original code with an untrained policy."""
         from relic_jax.experiments.faults.options import write_original
 
         write_original(file)
 
 
 def _few_episodes(env: Environment, split: Split, limit: int | None = None) -> ReferenceReturns:
-    """`reference_returns` of four episodes."""
+    """Return `reference_returns` over four episodes."""
     return reference_returns(env, split, episodes=4, limit=limit)
 
 
 def collected_tests() -> list[str]:
-    """Return the ids of all tests, slow ones included. `-q` is in pytest's addopts."""
+    """Return the ids of all tests, including slow ones. `-q` is in pytest's addopts."""
     command = [sys.executable, "-m", "pytest", "--collect-only", "-n", "0", "-m", "slow or not slow", "tests"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     return [line for line in done.stdout.splitlines() if "::" in line]
 
 
 def selects(arguments: tuple[str, ...], test: str) -> bool:
-    """Whether pytest with these arguments runs a test: by its paths and by -k."""
+    """Return whether pytest with these arguments selects a test by its path and by -k."""
     words = iter(arguments)
     paths, expression = [], ""
     for word in words:
@@ -225,7 +235,7 @@ def selects(arguments: tuple[str, ...], test: str) -> bool:
 
 
 def missing_package(words: tuple[str, ...]) -> str:
-    """A package that a file of tests skips itself without, and that is not installed; "" where there is none."""
+    """Return a package that is not installed and without which a test file is skipped, or ""."""
     files = [ROOT / word for word in words if word.endswith(".py") and (ROOT / word).is_file()]
     pattern = re.compile(r'^\w+ = pytest\.importorskip\("(\w+)', re.M)
     packages = [package for file in files for package in pattern.findall(file.read_text(encoding="utf-8"))]
@@ -233,7 +243,7 @@ def missing_package(words: tuple[str, ...]) -> str:
 
 
 def matches(expression: str, test: str) -> bool:
-    """Whether a test's id fits an expression of -k: words with and, or, not."""
+    """Return whether a test's id matches a -k expression of words, and, or, not."""
 
     def value(word: str) -> str:
         return word if word in ("and", "or", "not", "(", ")") else str(word.lower() in test.lower())

@@ -10,32 +10,47 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PROGRAMS = ("relic-jax", "python", "python3", "python3.9", "pip", "pytest", "conda", "ray", "cd", "git", "export")
-"""First words of command lines. A shell block may hold others, which are then errors."""
+"""First words of commands. A shell block can contain others, which are then errors."""
 _INLINE = re.compile(r"`((?:relic-jax|python -m experiments\.\w+|pytest|pip)(?:\s[^`]*)?)`")
 _ASSIGNED = re.compile(r"^[A-Z_]+=\S+")
 
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """A command line. page, number: where it is. text: in one line. folder: where a `cd` before it led."""
+    """A command line of a page."""
 
     page: str
+    """Path of the page."""
     number: int
+    """Line number on the page, from 1."""
     text: str
+    """The command on one line."""
     folder: str = ""
+    """Folder that a preceding `cd` changed to."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """Lines of code. language: of a fenced block; "" of an indented one."""
+    """A code block of a page."""
 
     number: int
+    """Line number on the page, from 1."""
     language: str
+    """Language of a fenced block; "" for an indented block."""
     lines: list[str]
+    """Lines of code."""
 
 
 def commands(page: Path, name: str) -> tuple[list[Line], list[str]]:
-    """The command lines of a page in order, and what could not be told to be one or not."""
+    """Return the commands of a page and the blocks that are neither commands nor code.
+
+    Args:
+        page: The Markdown file.
+        name: Name of the page in the results.
+
+    Returns:
+        The commands in order, and one message per unrecognized block.
+    """
     blocks, prose = split(page.read_text(encoding="utf-8"))
     found, unknown = [], []
     for block in blocks:
@@ -50,7 +65,7 @@ def commands(page: Path, name: str) -> tuple[list[Line], list[str]]:
 
 
 def files(page: Path) -> dict[str, str]:
-    """Python files that a page shows whole, by the name in their first line."""
+    """Return the Python files that a page contains, by the name in the comment on their first line."""
     blocks, _ = split(page.read_text(encoding="utf-8"))
     found = {}
     for block in blocks:
@@ -60,7 +75,7 @@ def files(page: Path) -> dict[str, str]:
 
 
 def split(text: str) -> tuple[list[Block], str]:
-    """Code blocks, and the page with their lines emptied."""
+    """Return the code blocks of a page, and its text with the lines of these blocks empty."""
     blocks: list[Block] = []
     prose: list[str] = []
     fence: Block | None = None
@@ -84,14 +99,14 @@ def split(text: str) -> tuple[list[Block], str]:
 
 
 def is_shell(block: Block) -> bool:
-    """Whether a block holds command lines."""
+    """Return whether a block contains commands."""
     if block.language:
         return block.language in ("sh", "bash", "console", "shell")
     return any(_ASSIGNED.match(line.strip()) or _first(line) in PROGRAMS for line in block.lines)
 
 
 def is_other(block: Block) -> bool:
-    """Whether a block is Python, or a drawing of a tree."""
+    """Return whether a block is code, text or a drawing of a folder tree."""
     code = textwrap.dedent("\n".join(block.lines))
     if block.language:
         return block.language in ("python", "json", "text")
@@ -105,7 +120,10 @@ def is_other(block: Block) -> bool:
 
 
 def shell_lines(block: Block) -> Iterator[tuple[int, str, str]]:
-    """(number, command, folder) of every command: continued lines joined, comments taken off, `&&` split."""
+    """Yield (number, command, folder) for every command of a block.
+
+    Continued lines are joined, comments are removed, and commands are split at `&&`.
+    """
     joined, start, folder = "", block.number, ""
     for offset, line in enumerate(block.lines):
         start = start if joined else block.number + offset + bool(block.language)

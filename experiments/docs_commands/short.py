@@ -1,4 +1,4 @@
-"""The short form of a command line: the same command, with small budgets appended and its placeholders filled in."""
+"""Short forms of commands: the same command with small budgets appended and its placeholders replaced."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from relic_jax.envs import registry
 from relic_jax.experiments import presets
 
 RUN = "darkroom-smoke-seed0"
-"""The run that RUN stands for."""
+"""The run that the placeholder RUN stands for."""
 NETWORK = (
     *("--policy.transformer.layers", "1", "--policy.transformer.heads", "2", "--policy.transformer.width", "16"),
     *("--policy.transformer.mlp-width", "16", "--policy.recurrent.width", "8"),
@@ -34,7 +34,7 @@ MODULES = {
     "relic_jax.experiments.kv_formats": (),
     "relic_jax.experiments.faults": ("options", "--options", "5"),
 }
-"""What is appended to `python -m MODULE`."""
+"""Options that are appended to `python -m MODULE`."""
 PLACEHOLDERS = {
     "PRESET": "darkroom-smoke",
     "RUN": f"runs/{RUN}",
@@ -58,46 +58,50 @@ PACKAGES = {
     "playground:": ("playground", "mujoco_playground"),
     **dict.fromkeys(registry.names("relic_jax.envs.brax"), ("brax", "brax")),
 }
-"""Extra and package of environments, by the beginning of their names."""
+"""(extra, package) of environments, by the start of their names."""
 ELSEWHERE = (
     (re.compile(r"\$HABITAT|--backend habitat|^HABITAT=|^conda "), "habitat-sim (conda)"),
-    (re.compile(r"habitat-lab:|lab/bin/|^python3\.9 -m venv lab"), "habitat-lab (an interpreter of its own)"),
+    (re.compile(r"habitat-lab:|lab/bin/|^python3\.9 -m venv lab"), "habitat-lab (in a separate interpreter)"),
     (re.compile(r"^ray |--host\.ray"), "a Ray cluster (extra ray)"),
     (re.compile(r"--human"), "a display"),
     (re.compile(r"^tensorboard "), "a browser"),
-    (re.compile(r"experiments\.docs_commands"), "an end: it is this command"),
+    (re.compile(r"experiments\.docs_commands"), "no check, because it is this command"),
     (re.compile(r"--policy\.encoder\.image vit-b16"), "the weights of VC-1"),
 )
-"""What needs more than this package, and what that is."""
+"""Patterns of commands that are skipped because they need more than this package, and the reason."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """What is done for a command line. words: run in its place. kind: run, mention, tests, install or left.
-
-    reason: of what is left out.
-    """
+    """A check of a command line."""
 
     kind: str
+    """run, mention (only check that it exists), tests, install or skip."""
     words: tuple[str, ...] = ()
+    """The command to run or check."""
     reason: str = ""
+    """Why the command is skipped."""
 
 
 class UnknownCommandError(ValueError):
-    """A command line of a kind that is not known here."""
+    """Raised for a command of an unknown kind."""
 
 
 def steps(text: str) -> list[Step]:
-    """What is done for a command line, more than one step where it stands for several. Raises UnknownCommandError."""
+    """Return the checks of a command line: several if it contains alternatives such as {a,b}.
+
+    Raises:
+        UnknownCommandError: The command is of an unknown kind.
+    """
     for pattern, reason in ELSEWHERE:
         if pattern.search(text):
-            return [Step("left", reason=reason)]
+            return [Step("skip", reason=reason)]
     if text.startswith("pip "):
         return [Step("install", tuple(shlex.split(text)))]
     words = [word for word in shlex.split(text) if not re.fullmatch(r"[A-Z_]+=\S*", word)]
     if words[:1] == ["pytest"]:
         return [Step("tests", tuple(words))]
-    plain = re.sub(r"\s\[[^\]]*\]", "", " ".join(words))  # what may be left out
+    plain = re.sub(r"\s\[[^\]]*\]", "", " ".join(words))  # optional parts
     if alternatives := re.search(r"\{([\w,]+)\}", plain):
         chosen = alternatives[1].split(",")
         return [step for one in chosen for step in steps(plain.replace(alternatives[0], one))]
@@ -105,7 +109,7 @@ def steps(text: str) -> list[Step]:
     if words[:1] == ["relic-jax"]:
         return [_relic_jax(words)]
     if words[:2] == ["python", "-m"] and (module := f"relic_jax.{words[2].removeprefix('relic_jax.')}") in MODULES:
-        options = [word for word in words[3:] if word != "--quick"]  # its counts are larger than these
+        options = [word for word in words[3:] if word != "--quick"]  # its counts are larger than those appended here
         return [Step("run", ("python", "-m", module, *options, *MODULES[module]))]
     raise UnknownCommandError(text)
 
@@ -113,11 +117,15 @@ def steps(text: str) -> list[Step]:
 def _relic_jax(words: list[str]) -> Step:
     if len(words) == 1:
         return Step("mention", ("relic-jax",))
-    command, given = words[1], words[2:]
-    options = [word for word in given if word.startswith("--")]
-    if options == given and command in ("train", "evaluate", "export", "habitat-dataset") and "--out" not in options:
-        return Step("mention", tuple(words))  # of a command, or of its options, without a run
-    if given[-1:] == ["--format"]:
+    command, arguments = words[1], words[2:]
+    options = [word for word in arguments if word.startswith("--")]
+    if (
+        options == arguments
+        and command in ("train", "evaluate", "export", "habitat-dataset")
+        and "--out" not in options
+    ):
+        return Step("mention", tuple(words))  # the text mentions a command or its options without a run
+    if arguments[-1:] == ["--format"]:
         words = [*words, "safetensors"]
     if command == "train":
         return _train(words)
@@ -131,9 +139,9 @@ def _relic_jax(words: list[str]) -> Step:
         files = {"FILE": PLACEHOLDERS["CHECKPOINT"], "FILE.pth": "back.safetensors"}
         return Step("run", tuple(files.get(word, word) for word in words))
     if command == "envs":
-        if given and (missing := missing_extra(given[0])):
-            return Step("left", reason=f"the extra {missing}")
-        lines = () if len(given) != 1 or given == ["darkroom-dpt"] else ("--no-reference-returns",)
+        if arguments and (missing := missing_extra(arguments[0])):
+            return Step("skip", reason=f"the extra {missing}")
+        lines = () if len(arguments) != 1 or arguments == ["darkroom-dpt"] else ("--no-reference-returns",)
         return Step("run", (*words, *lines))
     if command in ("plot", "export", "presets"):
         return Step("run", tuple(words))
@@ -146,18 +154,18 @@ def _train(words: list[str]) -> Step:
     named = words[2] in presets.PRESETS
     env = value(words, "--env") or (presets.PRESETS[words[2]].config.env.name if named else "")
     if missing := missing_extra(env):
-        return Step("left", reason=f"the extra {missing}")
+        return Step("skip", reason=f"the extra {missing}")
     start = value(words, "--start-from") or ""
-    network = () if start.startswith("relic_jax/") else NETWORK  # one that is shipped has its own sizes
+    network = () if start.startswith("relic_jax/") else NETWORK  # a pretrained policy has its own sizes
     name = ("--name", "started") if start == f"runs/{words[2]}-seed0" else ()
-    if "--env" in words and "--name" not in words:  # not in the place of the preset's own run
+    if "--env" in words and "--name" not in words:  # do not replace the run of the preset
         name = ("--name", re.sub(r"\W+", "-", env).strip("-"))
-    plain = re.sub(r" --seed 0\b", "", " ".join(words)).split()  # the default: the same command
+    plain = re.sub(r" --seed 0\b", "", " ".join(words)).split()  # the default, so the commands are equal
     return Step("run", (*plain, *name, *network, *TRAIN))
 
 
 def missing_extra(env: str) -> str:
-    """The extra that an environment needs and that is not installed; "" where there is none."""
+    """Return the extra that an environment needs and that is not installed, or ""."""
     for start, (extra, package) in PACKAGES.items():
         if env.startswith(start):
             return "" if importlib.util.find_spec(package) else extra
@@ -165,12 +173,12 @@ def missing_extra(env: str) -> str:
 
 
 def value(words: list[str] | tuple[str, ...], option: str) -> str | None:
-    """What follows an option."""
+    """Return the value of an option, or None."""
     return words[words.index(option) + 1] if option in words[:-1] else None
 
 
 def needed_runs(words: tuple[str, ...], folder: Path) -> list[tuple[str, ...]]:
-    """Command lines that make the runs that a command reads and that are not there yet, in `folder`."""
+    """Return the commands that create the missing runs in `folder` that a command reads."""
     found = []
     to = value(words, "--to")
     for word in dict.fromkeys(words):
@@ -180,13 +188,13 @@ def needed_runs(words: tuple[str, ...], folder: Path) -> list[tuple[str, ...]]:
         name = match[1]
         preset, _, seed = name.rpartition("-seed")
         line = ["relic-jax", "train", *((preset, "--seed", seed) if preset in presets.PRESETS else ("darkroom-smoke",))]
-        steps = () if preset in presets.PRESETS else ("--trial.steps", "104")  # an episode of Darkroom, and more
+        steps = () if preset in presets.PRESETS else ("--trial.steps", "104")  # more than one episode of Darkroom
         found.append((*line, "--name", name, *NETWORK, *TRAIN, *steps))
     return found
 
 
 def with_newest_checkpoint(words: tuple[str, ...], folder: Path) -> tuple[str, ...]:
-    """The words with the number of a run's newest checkpoint in the place of STEP."""
+    """Return the command with STEP replaced by the step of the run's newest checkpoint."""
 
     def filled(word: str) -> str:
         if not word.endswith("/checkpoints/STEP"):

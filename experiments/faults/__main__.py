@@ -1,4 +1,4 @@
-"""`python -m experiments.faults`: injects faults, with counts and a table. Exit code 1 where something went wrong."""
+"""`python -m experiments.faults`: injects faults and prints a table. The exit code is 1 if a check fails."""
 
 from __future__ import annotations
 
@@ -24,111 +24,111 @@ Row = tuple[str, int, list[str]]
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """Kill, damage, fill up, fuzz: nothing may be lost, nothing may differ silently, there is no traceback."""
+    """Inject faults and check that no data is lost or changed silently and that no traceback is printed."""
 
     parts: Annotated[tuple[Part, ...], tyro.conf.Positional] = PARTS
-    """Which faults: odd options, wrong bits, killed workers, killed runs, full disks, two processes on one run."""
+    """Faults: odd options, flipped bits, killed workers, killed runs, full disks, two processes on one run."""
     options: int = 600
-    """Command lines with odd values."""
+    """Number of command lines with odd values."""
     bits: int = 8
-    """Wrong bits in every file."""
+    """Number of bits to flip in every file."""
     workers: int = 20
-    """Workers that are killed."""
+    """Number of workers to kill."""
     kills: int = 10
-    """Kills of one run."""
+    """Number of times to kill a run."""
     writing: int = 3
-    """How many of them while a checkpoint is written."""
+    """Number of these kills that happen while a checkpoint is written."""
     disks: int = 4
-    """Sizes from which on a file cannot grow."""
+    """Number of limits on the size of a file to test."""
     quick: bool = False
-    """Small counts: about two minutes on two idle cores."""
+    """Use small counts, which take about two minutes on two idle cores."""
     seed: int = 0
-    """Of the values, bits and moments."""
+    """Random seed of the values, the bits and the times of kills."""
 
 
 QUICK: dict[str, Any] = {"options": 100, "bits": 1, "workers": 4, "kills": 3, "writing": 1, "disks": 1}
 
 
 def main() -> None:
-    """Entry point."""
+    """Inject the selected faults and print the results."""
     command = tyro.cli(Command, prog="python -m experiments.faults")
     command = dataclasses.replace(command, **QUICK) if command.quick else command
     offer_cores(2)
     rows: list[tuple[Row, float]] = []
     with tempfile.TemporaryDirectory() as name:
         for part in command.parts:
-            begun = time.monotonic()
+            start = time.monotonic()
             for row in ROWS[part](command, Path(name)):
-                rows.append((row, time.monotonic() - begun))
-                print(f"{row[0]}: {row[1]} tried, {len(row[2])} wrong", flush=True)
-                for what in row[2]:
-                    print(f"    {what}", flush=True)
-                begun = time.monotonic()
+                rows.append((row, time.monotonic() - start))
+                print(f"{row[0]}: {row[1]} tried, {len(row[2])} failed", flush=True)
+                for failure in row[2]:
+                    print(f"    {failure}", flush=True)
+                start = time.monotonic()
     width = max(len(row[0]) for row, _ in rows)
-    print(f"\n{'fault':{width}}  tried  wrong  seconds")
-    for (what, tried, wrong), seconds in rows:
-        print(f"{what:{width}}  {tried:5}  {len(wrong):5}  {seconds:7.0f}")
+    print(f"\n{'fault':{width}}  tried  failed  seconds")
+    for (fault, tried, failures), seconds in rows:
+        print(f"{fault:{width}}  {tried:5}  {len(failures):6}  {seconds:7.0f}")
     sys.exit(1 if any(row[2] for row, _ in rows) else 0)
 
 
 def odd_options(command: Command, folder: Path) -> Iterator[Row]:
-    """Random commands, each with one or two options set to odd values."""
+    """Run random commands, each with one or two options set to odd values."""
     bench, rng = options.Bench.make(folder / "options"), random.Random(command.seed)
     every = {name: options.options_of(kind) for name, kind in options.COMMANDS.items()}
-    wrong = []
+    failures = []
     for _ in range(command.options):
         name = rng.choice(["train", rng.choice(list(every))])
         chosen = rng.sample(every[name], min(rng.choice((1, 2)), len(every[name])))
         line = bench.line(name, {option: rng.choice(options.values(option, name)) for option in chosen})
         try:
-            what = bench.attempt(*line).fault(chosen)
+            fault = bench.attempt(*line).fault(chosen)
         except Exception as error:
-            what = f"{type(error).__name__}: {error}"
-        wrong += [f"{line}: {what}"[:500]] if what else []
-    yield "command lines with odd values", command.options, wrong
+            fault = f"{type(error).__name__}: {error}"
+        failures += [f"{line}: {fault}"[:500]] if fault else []
+    yield "command lines with odd values", command.options, failures
 
 
-def wrong_bits(command: Command, folder: Path) -> Iterator[Row]:
-    """Of a checkpoint and of every export format that can be made here."""
+def flipped_bits(command: Command, folder: Path) -> Iterator[Row]:
+    """Flip bits of a checkpoint and of every export format that can be written here."""
     onnx = all(importlib.util.find_spec(package) for package in ("onnx", "onnxruntime"))
     formats = ("safetensors", "stablehlo", "orbax", *(("onnx",) if onnx else ()))
-    for name, (count, wrong) in damage.damaged_folders(folder / "damage", command.bits, formats).items():
-        yield f"wrong bits, {name}", count, wrong
+    for name, (count, failures) in damage.damaged_folders(folder / "damage", command.bits, formats).items():
+        yield f"flipped bits, {name}", count, failures
 
 
 def killed_workers(command: Command, folder: Path) -> Iterator[Row]:
-    """While a run trains."""
+    """Kill workers while a run trains."""
     yield "killed workers", command.workers, workers.killed_workers(folder / "workers", command.workers)
 
 
 def _whole(command: Command, folder: Path) -> Path:
-    """The run that the others are compared with; made once."""
+    """Return the run without faults that the others are compared with, trained on first use."""
     runs = folder / "runs"
     return runs / "whole" if (runs / "whole").exists() else processes.run_whole(runs, 16 + 8 * command.kills)
 
 
 def killed_runs(command: Command, folder: Path) -> Iterator[Row]:
-    """One run, killed again and again."""
+    """Kill a run repeatedly and resume it."""
     whole = _whole(command, folder)
-    wrong = processes.killed_runs(whole, command.kills, command.writing, command.seed)
-    yield f"kills of a run, {command.writing} while it writes a checkpoint", command.kills, wrong
+    failures = processes.killed_runs(whole, command.kills, command.writing, command.seed)
+    yield f"kills of a run, {command.writing} while it writes a checkpoint", command.kills, failures
 
 
 def full_disks(command: Command, folder: Path) -> Iterator[Row]:
-    """Limits of a file's size that stop metrics, metadata or arrays."""
+    """Limit the size of files so that metrics, metadata or arrays cannot be written."""
     whole = _whole(command, folder)
     for size in (4096, 512, 65_536, 0)[: command.disks]:
-        yield f"no file beyond {size} bytes", 1, processes.full_disk(whole, size)
+        yield f"no file larger than {size} bytes", 1, processes.full_disk(whole, size)
 
 
 def two_processes(command: Command, folder: Path) -> Iterator[Row]:
-    """The second one on a run's folder."""
+    """Start a second process on a run folder."""
     yield "two processes on one run", 1, processes.two_processes(_whole(command, folder))
 
 
 ROWS: dict[Part, Callable[[Command, Path], Iterator[Row]]] = {
     "options": odd_options,
-    "damage": wrong_bits,
+    "damage": flipped_bits,
     "workers": killed_workers,
     "kills": killed_runs,
     "disks": full_disks,

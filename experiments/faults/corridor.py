@@ -68,7 +68,7 @@ class Corridor:
     def reset(self, task: Any, seed: int) -> dict[str, np.ndarray]:
         """Start an episode of the task {"goal": cell}."""
         if self.bad_reset and os.path.exists(self.bad_reset):
-            raise RuntimeError("cannot be put back")
+            raise RuntimeError("cannot be reset")
         self.task, self.seed, self.position, self.count = task, seed, 0, 0
         self.random = np.random.RandomState(seed)
         return self._observe()
@@ -118,7 +118,7 @@ class Corridor:
         if self.fault == "hang":
             time.sleep(3600)
         if self.fault == "stuck":
-            ctypes.PyDLL(None).sleep(3600)  # keeps the interpreter's lock
+            ctypes.PyDLL(None).sleep(3600)  # holds the GIL
         if self.fault == "raise":
             raise RuntimeError("the simulator raised")
         if self.fault == "print":

@@ -1,4 +1,4 @@
-"""Single wrong bits in every file of checkpoints and exports: they are refused, never loaded silently."""
+"""Flips single bits in every file of checkpoints and exports, which must then be refused."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from relic_jax.rl.train import prepare, restore, save
 
 
 def begun_run(folder: Path) -> Path:
-    """A run folder whose one checkpoint is that of a run that has just begun."""
+    """Return a run folder with one checkpoint, from before the first update."""
     config = small_config()
     setup = prepare(config, make(config.env))
     folders.create_folder(folder, setup.config)
@@ -27,11 +27,20 @@ def begun_run(folder: Path) -> Path:
 
 
 def flipped_bits(folder: Path, load: Callable[[Path], Any], each: int, seed: int = 0) -> tuple[int, list[str]]:
-    """Flips `each` random bits, one at a time, of every file in a folder; `load` must raise ConfigError, in one line.
+    """Flip random bits, one at a time, of every file in a folder. `load` must raise a one-line ConfigError.
 
-    Returns (flips, what is wrong). The card (README.md) and the figure beside it are for people and are left out.
+    The model card (README.md) and the figure are not read by programs and are skipped.
+
+    Args:
+        folder: A checkpoint or an export.
+        load: Loads the folder.
+        each: Number of bits to flip in each file.
+        seed: Random seed.
+
+    Returns:
+        The number of flips, and a message for each failure.
     """
-    rng, count, wrong = random.Random(seed), 0, []
+    rng, count, failures = random.Random(seed), 0, []
     load(folder)
     for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size):
         if path.name in ("README.md", "curve.png"):
@@ -39,32 +48,33 @@ def flipped_bits(folder: Path, load: Callable[[Path], Any], each: int, seed: int
         data = path.read_bytes()
         for place in (rng.randrange(len(data)) for _ in range(each)):
             path.write_bytes(data[:place] + bytes([data[place] ^ 1 << rng.randrange(8)]) + data[place + 1 :])
-            what = _how(folder, load)
-            wrong += [f"{path.relative_to(folder)}, byte {place}: {what}"] if what else []
+            failure = _failure(folder, load)
+            failures += [f"{path.relative_to(folder)}, byte {place}: {failure}"] if failure else []
             count += 1
         path.write_bytes(data)
-    return count, wrong
+    return count, failures
 
 
-def _how(folder: Path, load: Callable[[Path], Any]) -> str:
+def _failure(folder: Path, load: Callable[[Path], Any]) -> str:
+    """Return how loading a damaged folder failed to be refused, or ""."""
     try:
         load(folder)
     except ConfigError as error:
-        return "" if "\n" not in str(error) else "not one line"
+        return "" if "\n" not in str(error) else "the error has several lines"
     except Exception as error:
         return f"{type(error).__name__}: {error}"[:200]
     return "loaded silently"
 
 
 def damaged_folders(folder: Path, each: int, formats: tuple[str, ...]) -> dict[str, tuple[int, list[str]]]:
-    """`flipped_bits` of a checkpoint and of an export in every format: by name."""
+    """Return the results of `flipped_bits` on a checkpoint and on an export in each format, by name."""
     folder.mkdir(parents=True, exist_ok=True)
     newest = checkpoint.find(begun_run(folder / "run"))
     alone = shutil.copytree(newest, folder / "checkpoint")
-    found = {"checkpoint": flipped_bits(alone, load_policy, each)}
+    results = {"checkpoint": flipped_bits(alone, load_policy, each)}
     for name in formats:
         to, kind = folder / name, name
         export.export_policy(load_policy(newest), to, format=kind)  # type: ignore[arg-type]
         load: Callable[[Path], Any] = runtime.load if name in ("stablehlo", "onnx") else load_policy
-        found[f"export, {name}"] = flipped_bits(to, load, each)
-    return found
+        results[f"export, {name}"] = flipped_bits(to, load, each)
+    return results

@@ -1,7 +1,7 @@
-"""Odd values for every option of every command, from the commands' own fields; nothing is trained or simulated.
+"""Odd values for every option of every command. Nothing is trained or simulated.
 
-A command must end in exit code 2 with one line that names an option that was set, or it accepts the values. New fields
-are covered as soon as a command has them: their values follow from their types.
+A command must accept the values, or end with exit code 2 and a one-line error that names one of the options.
+Options and values are derived from the fields of the commands and their types, so new fields are covered automatically.
 """
 
 from __future__ import annotations
@@ -74,53 +74,61 @@ RESULTS = Path(__file__).resolve().parents[1] / "results"
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """A field of a command. name: dotted. hint: its type. flag: None of a positional argument."""
+    """A field of a command."""
 
     name: str
+    """Dotted name."""
     hint: Any
+    """Type."""
     flag: str | None
+    """Flag on the command line; None for a positional argument."""
 
-    def given(self, value: str) -> list[str]:
+    def arguments(self, value: str) -> list[str]:
         """Return the arguments that set it to `value`."""
         if self.flag is None:
             return [value]
         return [f"{self.flag}={value}"] if value.startswith("-") else [self.flag, value]
 
     @property
-    def said(self) -> tuple[str, ...]:
-        """Names of the option in errors."""
+    def aliases(self) -> tuple[str, ...]:
+        """Names that an error can use for the option."""
         return self.name, self.name.replace("_", "-"), self.name.rpartition(".")[2]
 
 
 @dataclasses.dataclass(frozen=True)
 class Attempt:
-    """How a command ended. code: None if it accepted its arguments. setup: of the run that it would train."""
+    """The result of a command."""
 
     arguments: tuple[str, ...]
+    """The command line."""
     code: int | None
+    """Exit code; None if the command accepted its arguments."""
     out: str
+    """Output on stdout."""
     err: str
+    """Output on stderr."""
     setup: Any = None
+    """Setup of the run that the command would train."""
 
     def fault(self, options: Sequence[Option]) -> str:
-        """Return the fault of this ending, or "". options: those that were set."""
+        """Return the fault of this result, or "". `options` are the options that were set."""
         if self.code in (None, 0):
             return ""
         if self.code != 2:
             return f"exit code {self.code}: {self.err}"
         if self.err.count("\n") != 1 or not self.err.startswith("relic-jax: "):
-            return f"not one line: {self.err!r}"
+            return f"not a one-line error: {self.err!r}"
         if any(not c.isprintable() for c in self.err[:-1]):
             return f"control characters: {self.err!r}"
-        named = any(name in self.err for option in options for name in option.said)
+        named = any(name in self.err for option in options for name in option.aliases)
         shown = any(o.flag is None or o.hint is bool for o in options) and any(
             one_line(a) in self.err for a in self.arguments[1:]
         )
-        return "" if named or shown else f"names no option: {self.err}"
+        return "" if named or shown else f"the error names no option: {self.err}"
 
 
 class Accepted(BaseException):
-    """Raised in place of the work that a command would begin."""
+    """Raised when a command would start its work."""
 
 
 COMMANDS: dict[str, Any] = {
@@ -184,7 +192,7 @@ def arguments_for(option: Option, value: str) -> list[str]:
         head, _, last = option.flag.removeprefix("--").rpartition(".")
         last = last if value == "True" else f"no-{last}"
         return ["--" + (f"{head}.{last}" if head else last)]
-    return option.given(value)
+    return option.arguments(value)
 
 
 WORK = (
@@ -198,23 +206,25 @@ WORK = (
         "relic_jax.checkpoint.save_params",
     ),
 )
-"""Where commands begin to work, once they have accepted their options."""
+"""Functions with which commands start their work after they have accepted their options."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Bench:
-    """A folder to run commands in, with a folder `folder` and a file `file`, which stay. run: a trained policy.
-    foreign: a file of the original's. curve: a curve.json.
-    """
+    """A folder to run commands in."""
 
     folder: Path
+    """Working folder, which contains a folder `folder` and a file `file`."""
     run: Path
+    """A trained policy."""
     foreign: Path
+    """A checkpoint of the original code."""
     curve: Path
+    """A learning curve in JSON."""
 
     @classmethod
     def make(cls, folder: Path) -> Bench:
-        """A bench in a new folder, with the policy that is shipped and the curve of a published run."""
+        """Return a bench in a new folder, with a pretrained policy and the curve of a published run."""
         place = folder / "a" / "b"
         (place / "folder").mkdir(parents=True)
         (place / "file").write_text("mine")
@@ -241,7 +251,7 @@ class Bench:
             "train": (["darkroom-smoke"], ["--runs", "runs"]),
             "evaluate": ([str(self.run)], ["--out", "results"]),
             "plot": ([str(self.curve)], []),
-            "play": ([str(self.run)], ["--out", "film.gif"]),
+            "play": ([str(self.run)], ["--out", "play.gif"]),
             "export": ([str(self.run)], ["--to", "export"]),
             "presets": ([], []),
             "envs": (["darkroom-dpt"], []),
@@ -250,7 +260,7 @@ class Bench:
         }
 
     def attempt(self, *arguments: str) -> Attempt:
-        """Run a command here, up to the point where its work would start."""
+        """Run a command in the folder up to the start of its work."""
         out, err, setups = io.StringIO(), io.StringIO(), []
 
         def accept(*given: Any, **_: Any) -> None:
@@ -261,7 +271,7 @@ class Bench:
         with contextlib.ExitStack() as stack:
             stack.enter_context(contextlib.chdir(self.folder))
             stack.enter_context(mock.patch.object(sys, "argv", ["relic-jax", *arguments]))
-            stack.enter_context(_nothing_begins(accept))
+            stack.enter_context(_work_replaced(accept))
             stack.enter_context(contextlib.redirect_stdout(out))
             stack.enter_context(contextlib.redirect_stderr(err))
             try:
@@ -277,12 +287,12 @@ class Bench:
 
 
 @contextlib.contextmanager
-def _nothing_begins(accept: Any) -> Iterator[None]:
-    """Work that commands would begin is accepted in its place, and no worker is started."""
+def _work_replaced(accept: Any) -> Iterator[None]:
+    """Call `accept` when a command would start its work, and refuse to start workers."""
 
     def refuse(error: type[Exception]) -> Any:
         def start(*_: Any, **__: Any) -> None:
-            raise error("nothing is started here")
+            raise error("workers are not started here")
 
         return start
 
@@ -301,7 +311,7 @@ def _is_annotated(hint: Any) -> bool:
 
 
 def write_original(file: Path) -> None:
-    """Writes a checkpoint as the original code has them, of a policy whose parameters are zeros."""
+    """Write a checkpoint in the original code's format, of a policy whose parameters are zeros."""
     policy = policy_for(make("darkroom-dpt"), PolicyConfig())
     params = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(policy.init, jax.random.key(0)))
     config = {"config": {"transformer_config": original_config(policy.config.transformer)}}
@@ -309,6 +319,6 @@ def write_original(file: Path) -> None:
 
 
 def trace(setup: Any) -> None:
-    """Traces a run's first chunk, without compiling it. Raises what the tracing raises."""
+    """Trace the first chunk of a run without compiling it. Raises the errors of tracing."""
     state = jax.eval_shape(lambda: init_state(setup))
     jax.eval_shape(compile_chunk(setup), state)

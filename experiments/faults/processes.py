@@ -26,7 +26,7 @@ OPTIONS = (
     *("--trial.environments=8", "--trial.steps=250", "--trial.updates=2", "--chunk=segment"),
     *("--checkpoint-minutes=0.00001", "--eval.episodes=1"),
 )
-"""Of a run of `darkroom-smoke` that writes a checkpoint after every update of 1,000 steps."""
+"""Options of a run of `darkroom-smoke` that writes a checkpoint after every update of 1,000 steps."""
 Process = subprocess.Popen[str]
 _LIMITED = """
 import resource
@@ -37,8 +37,11 @@ main()
 
 
 def start(*arguments: Any, largest_file: int | None = None) -> Process:
-    """`relic-jax train arguments`. largest_file: bytes that a file may have; writing beyond them fails, as on a full
-    disk.
+    """Start `relic-jax train` with these arguments.
+
+    Args:
+        *arguments: Arguments of the command.
+        largest_file: Largest size of a file in bytes. Writing more fails, as on a full disk.
     """
     module = ["-m", "relic_jax.experiments.cli"] if largest_file is None else ["-c", _LIMITED.format(largest_file)]
     command = [sys.executable, *module, "train", *map(str, arguments)]
@@ -50,7 +53,7 @@ def wait_until(condition: Callable[[], bool], process: Process, seconds: float =
     end = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end, "nothing happened"
+        assert time.monotonic() < end, "the condition was not met in time"
         time.sleep(0.001)
 
 
@@ -69,7 +72,7 @@ def finish(process: Process) -> tuple[int, str]:
 
 
 def logged(folder: Path) -> int:
-    """Return the lines of a run's metrics."""
+    """Return the number of lines in a run's metrics."""
     path = folder / "metrics.jsonl"
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
@@ -111,9 +114,9 @@ def run_whole(runs: Path, updates: int) -> Path:
 
 
 def killed_runs(whole: Path, count: int, writing: int, seed: int = 0) -> list[str]:
-    """Kills a run `count` times, `writing` of them while it writes a checkpoint, and resumes it each time.
+    """Kill a run `count` times, `writing` of them while it writes a checkpoint, and resume it each time.
 
-    Returns what is not as in `whole`, the run that nothing happened to.
+    Returns the differences to `whole`, the same run without kills.
     """
     rng, cut, total = random.Random(seed), whole.parent / f"cut-{count}", logged(whole)
     options = (f"--total-steps={total * 1000}", *OPTIONS)
@@ -154,9 +157,9 @@ def two_processes(whole: Path) -> list[str]:
     options = (f"--total-steps={total * 1000}", *OPTIONS)
     first = start("darkroom-smoke", *options, "--runs", whole.parent, "--name", "two")
     wait_until(lambda: logged(folder) > 1, first)
-    os.kill(first.pid, signal.SIGSTOP)  # else it might end before the second has begun
+    os.kill(first.pid, signal.SIGSTOP)  # otherwise it could end before the second one starts
     code, err = finish(start("--resume", folder))
     os.kill(first.pid, signal.SIGCONT)
-    found = [] if code == 2 and err.count("\n") == 1 else [f"the second: exit code {code}: {err[-400:]}"]
+    found = [] if code == 2 and err.count("\n") == 1 else [f"the second process: exit code {code}: {err[-400:]}"]
     code, err = finish(first)
-    return found + ([f"the first: exit code {code}: {err[-400:]}"] if code else differences(whole, folder))
+    return found + ([f"the first process: exit code {code}: {err[-400:]}"] if code else differences(whole, folder))

@@ -1,4 +1,4 @@
-"""A run that compiles and ends within seconds, for tests and fault injection."""
+"""A config that compiles and trains within seconds, for tests and fault injection."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PER_UPDATE = 64
 def small_config(
     chunk: Literal["trial", "segment"] = "segment", env: str = "darkroom-ad-9-random", **changes: Any
 ) -> TrainConfig:
-    """Two trials of four updates each, with the options that compile fast. changes: other fields of TrainConfig."""
+    """Return a config of two trials of four updates that compiles fast. `changes` are other fields of TrainConfig."""
     transformer = TransformerConfig(layers=1, heads=2, width=8, mlp_width=8, max_positions=128, attention="reference")
     learning = PPOConfig(
         lr=1e-3,

@@ -1,4 +1,4 @@
-"""Simulator workers that are killed while a run trains."""
+"""Kills worker processes while a run trains."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TASKS = {"train": [{"goal": goal} for goal in (-3, -2, 2, 3)], "test": [{"goal":
 
 
 def corridor(host: WorkerConfig | None = None, **options: Any) -> HostEnvironment:
-    """A noisy corridor in worker processes."""
+    """Return a noisy corridor in worker processes."""
     options = {"horizon": HORIZON, **options}
     spec = Corridor(**options).spec
     entry = "relic_jax.experiments.faults.corridor:Corridor"
@@ -31,7 +31,7 @@ def corridor(host: WorkerConfig | None = None, **options: Any) -> HostEnvironmen
 
 
 def processes_of(parent: int) -> list[int]:
-    """The living children of a process."""
+    """Return the running child processes of a process."""
     found = []
     for entry in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -43,7 +43,7 @@ def processes_of(parent: int) -> list[int]:
     return found
 
 
-class Noting(JsonLines):
+class CallingJsonLines(JsonLines):
     """Calls `at(env_steps)` before a record is logged."""
 
     def __init__(self, folder: Path, env_steps: int, at: Callable[[int], None]) -> None:
@@ -57,9 +57,17 @@ class Noting(JsonLines):
 
 
 def killed_workers(folder: Path, kills: int, config: TrainConfig | None = None) -> list[str]:
-    """Trains while one worker per update is killed, at a random moment of it. Returns what is wrong.
+    """Train while one worker per update is killed at a random time.
 
-    Nothing may be lost but the steps that were under way, and nothing may be left behind.
+    Only steps that were in progress may be lost, and no process or shared memory may remain.
+
+    Args:
+        folder: Run folder to create.
+        kills: Number of workers to kill.
+        config: Config of the run. Default: a small one.
+
+    Returns:
+        A message for each failure.
     """
     total = (kills + 3) * PER_UPDATE
     trial = TrialConfig(environments=4, steps=32, updates=2)
@@ -82,19 +90,19 @@ def killed_workers(folder: Path, kills: int, config: TrainConfig | None = None) 
             timers[-1].start()
 
     folder.mkdir(exist_ok=True)
-    result = train(setup, folder, lambda env_steps: Noting(folder, env_steps, at), resume=False)
+    result = train(setup, folder, lambda env_steps: CallingJsonLines(folder, env_steps, at), resume=False)
     for timer in timers:
         timer.join()
-    found = _wrong(result, total, read_lines(folder / "metrics.jsonl"), kills)
+    found = _failures(result, total, read_lines(folder / "metrics.jsonl"), kills)
     found += [] if len(killed) == kills else [f"{len(killed)} of {kills} workers were killed"]
-    found += [f"process {pid} is left" for pid in set(processes_of(os.getpid())) - before]
-    return found + [f"/dev/shm/{name} is left" for name in set(os.listdir("/dev/shm")) - memory]
+    found += [f"process {pid} remains" for pid in set(processes_of(os.getpid())) - before]
+    return found + [f"/dev/shm/{name} remains" for name in set(os.listdir("/dev/shm")) - memory]
 
 
-def _wrong(result: Result, total: int, records: list[Any], kills: int) -> list[str]:
-    found = [] if result.finished and int(result.state.env_steps) >= total else ["the run did not end"]
+def _failures(result: Result, total: int, records: list[Any], kills: int) -> list[str]:
+    found = [] if result.finished and int(result.state.env_steps) >= total else ["the run did not finish"]
     steps = [record["env_steps"] for record in records]
     if steps != list(range(PER_UPDATE, steps[-1] + 1, PER_UPDATE)) or steps[-1] < total:
-        found.append(f"updates are missing or there twice: {steps}")
+        found.append(f"updates are missing or repeated: {steps}")
     lost = sum(record["lost_steps"] for record in records)
-    return found if 0 < lost <= kills else [*found, f"{lost} steps were lost, with one environment a worker"]
+    return found if 0 < lost <= kills else [*found, f"{lost} steps were lost, with one environment per worker"]
