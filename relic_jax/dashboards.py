@@ -1,4 +1,4 @@
-"""Trackers of other projects: TensorBoard and Weights & Biases. Neither can end or delay training when it fails."""
+"""Trackers for TensorBoard and Weights & Biases. Training continues without delay if one of them fails."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MODULES = {"tensorboard": "tensorboardX", "wandb": "wandb"}
 
 
 def load_extra(extra: str) -> Any:
-    """The module behind an extra. Raises ConfigError where it is not installed."""
+    """Import the module of an extra. Raises ConfigError if it is not installed."""
     try:
         return importlib.import_module(_MODULES[extra])
     except ImportError:
@@ -31,10 +31,13 @@ def load_extra(extra: str) -> Any:
 
 
 class TensorBoard:
-    """Scalars for TensorBoard (extra `tensorboard`), in event files in `folder/tensorboard`.
+    """A tracker that writes scalars for TensorBoard (extra `tensorboard`) to event files in `folder/tensorboard`.
 
-    env_steps: those of the checkpoint that training goes on from; what the files hold after it is dropped. Writes in
-    the calling thread, so that a full disk is an error here and not a thread that ended.
+    It writes in the calling thread, which reports a full disk as an error. A background thread would only end.
+
+    Args:
+        folder: The run folder.
+        env_steps: Environment steps of the checkpoint that training resumes from. Later events are dropped.
     """
 
     FLUSH = 10.0  # seconds between flushes to disk
@@ -49,7 +52,7 @@ class TensorBoard:
         resumed = drop_events(folder, env_steps, self._proto.Event)
         self._writer = events.EventsWriter(str(folder / "events"), f".{uuid.uuid4().hex[:8]}")
         self._flushed = -math.inf
-        if resumed:  # a TensorBoard that runs has read the dropped events
+        if resumed:  # a running TensorBoard has already read the dropped events
             start = self._proto.SessionLog(status=self._proto.SessionLog.START)
             self._write(env_steps + 1, session_log=start)
 
@@ -57,7 +60,7 @@ class TensorBoard:
         self._writer.write_event(self._proto.Event(wall_time=time.time(), step=step, **content))
 
     def log(self, record: Record, clock: Record) -> None:
-        """One scalar per number."""
+        """Write one scalar per number."""
         for name, value in {**record, **clock}.items():
             self._write(int(record["env_steps"]), summary=self._scalar(name, value))
         if time.monotonic() - self._flushed > self.FLUSH:
@@ -65,14 +68,20 @@ class TensorBoard:
             self._flushed = time.monotonic()
 
     def close(self) -> None:
-        """Closes the event file."""
+        """Close the event file."""
         self._writer.close()
 
 
 def drop_events(folder: Path, env_steps: int, event: Any) -> bool:
-    """Drops from the event files of a folder what is after `env_steps`, and a record that a kill cut short.
+    """Drop the events after `env_steps`, and truncated ones, from a folder's event files. Replaces files atomically.
 
-    event: the protocol buffer's class. Returns whether there are event files. Each is replaced whole.
+    Args:
+        folder: The folder with event files.
+        env_steps: Environment steps of the last event to keep.
+        event: Class of the protocol buffer.
+
+    Returns:
+        Whether there are event files.
     """
     files = sorted(folder.glob("*.tfevents.*"))
     for file in files:
@@ -84,7 +93,10 @@ def drop_events(folder: Path, env_steps: int, event: Any) -> bool:
 
 
 def _events(data: bytes, event: Any) -> list[tuple[bytes, int]]:
-    """The whole records of an event file, each with its step: length (8 bytes), checksum (4), content, checksum (4)."""
+    """Return the complete records of an event file and their steps.
+
+    A record has a length (8 bytes), a checksum (4), the content and a checksum (4).
+    """
     found, start = [], 0
     while start + 12 <= len(data):
         end = start + 12 + int.from_bytes(data[start : start + 8], "little") + 4
@@ -92,7 +104,7 @@ def _events(data: bytes, event: Any) -> list[tuple[bytes, int]]:
             break
         try:
             step = event.FromString(data[start + 12 : end - 4]).step
-        except Exception:  # protobuf's DecodeError: what follows cannot be read by TensorBoard either
+        except Exception:  # protobuf's DecodeError: TensorBoard cannot read the rest either
             break
         found.append((data[start:end], step))
         start = end
@@ -106,20 +118,24 @@ class WandBOptions:
     project: str = "relic-jax"
     """Project."""
     entity: str | None = None
-    """User or team; None: the default one of the login."""
+    """User or team. None: the default of the login."""
     group: str | None = None
-    """Group of runs, e.g. the seeds of one experiment."""
+    """Group of runs, such as the seeds of one experiment."""
     tags: tuple[str, ...] = ()
     """Tags."""
     name: str | None = None
-    """Name of the run; None: that of its folder."""
+    """Name of the run. None: the name of its folder."""
 
 
 def wandb_run(folder: Path, options: WandBOptions) -> tuple[str, WandBOptions]:
-    """The id and the options of a run, which `folder/wandb.json` keeps from its first session on.
+    """Return the id and the options of a run, which `folder/wandb.json` stores in the first session.
 
-    options: those of the command line; defaults stand for what was kept. Raises ConfigError where they ask for another
-    project or entity than the run is in.
+    Args:
+        folder: The run folder.
+        options: Options of the command line. A default value keeps the stored one.
+
+    Raises:
+        ConfigError: If the options name another project or entity than the run's, or the file cannot be read.
     """
     file, default = folder / "wandb.json", WandBOptions()
     try:
@@ -128,7 +144,7 @@ def wandb_run(folder: Path, options: WandBOptions) -> tuple[str, WandBOptions]:
     except FileNotFoundError:
         return uuid.uuid4().hex[:8], options
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise ConfigError(f"track is 'wandb'; allowed: where '{file}' can be read, or is removed (a new run)") from None
+        raise ConfigError(f"track is 'wandb'; allowed: if '{file}' can be read, or is removed (a new run)") from None
     given = {f.name: getattr(options, f.name) for f in dataclasses.fields(options)}
     given = {name: value for name, value in given.items() if value != getattr(default, name)}
     for name in ("project", "entity"):
@@ -139,15 +155,15 @@ def wandb_run(folder: Path, options: WandBOptions) -> tuple[str, WandBOptions]:
 
 
 class WandB:
-    """Weights & Biases (extra `wandb`). The mode (online, offline) is the WANDB_MODE of the environment.
+    """A tracker for Weights & Biases (extra `wandb`). The environment variable WANDB_MODE sets the mode.
 
-    A resumed run goes on in the same W&B run, also offline. Charts are over env_steps: what was logged after the
-    checkpoint is logged again at the same place. Without a login or a network, the session is offline instead, and one
-    line says so.
+    A resumed run continues the same W&B run, also offline. The x-axis of charts is env_steps, so records after the
+    checkpoint are logged again at the same positions. Without a login or a network, the session is offline and prints a
+    warning.
     """
 
-    TIMEOUT = 30  # seconds, of one try to reach the server; it makes two
-    FINISH = 60.0  # seconds to wait for what is still to be sent
+    TIMEOUT = 30  # seconds of one attempt to reach the server; wandb makes two
+    FINISH = 60.0  # seconds to wait for unsent data
 
     def __init__(self, folder: Path, config: dict[str, Any], options: WandBOptions | None = None) -> None:
         wandb = load_extra("wandb")
@@ -160,29 +176,31 @@ class WandB:
         settings = wandb.Settings(init_timeout=self.TIMEOUT, login_timeout=self.TIMEOUT)
         try:
             self._run = wandb.init(**about, settings=settings)
-        except Exception as error:  # no login, no network, no such entity: of many classes
-            warn(f"wandb: {error}; this session is logged offline, send it later: wandb sync {folder / 'wandb'}/*")
+        except Exception as error:  # no login, no network, no such entity: many classes
+            warn(f"wandb: {error}; this session is logged offline, upload it later: wandb sync {folder / 'wandb'}/*")
             self._run = wandb.init(**about, mode="offline")
         self._run.define_metric("env_steps")
         self._run.define_metric("*", step_metric="env_steps")
 
     def log(self, record: Record, clock: Record) -> None:
-        """One row."""
+        """Log one row."""
         self._run.log({**record, **clock})
 
     def close(self) -> None:
-        """Ends the session of the W&B run. What cannot be sent soon is left for `wandb sync`."""
+        """End the session. After a timeout, unsent data is left for `wandb sync`."""
         ending = threading.Thread(target=self._run.finish, name="relic-jax-wandb", daemon=True)
         ending.start()
         ending.join(self.FINISH)
         if ending.is_alive():
-            warn(f"wandb: not everything is sent after {self.FINISH:.0f} s; later: wandb sync")
+            warn(f"wandb: some data was not sent within {self.FINISH:.0f} s, upload it later: wandb sync")
 
 
 class OptionalTracker:
-    """A tracker that training can do without: when it fails, one line says so and it gets nothing more.
+    """A tracker that training does not need. If it fails, a warning is printed and it receives no more records.
 
-    make: makes it; a ConfigError of that passes.
+    Args:
+        name: Name of the tracker, for the warning.
+        make: Creates the tracker. A ConfigError that it raises is passed on.
     """
 
     def __init__(self, name: str, make: Callable[[], Any]) -> None:
@@ -194,25 +212,25 @@ class OptionalTracker:
             return act()
         except ConfigError:
             raise
-        except Exception as error:  # of another project: of any class
-            warn(f"{self._name}: {type(error).__name__}: {error}; training goes on without it")
+        except Exception as error:  # other projects raise any class
+            warn(f"{self._name}: {type(error).__name__}: {error}; training continues without it")
             self._tracker = None
             return None
 
     def log(self, record: Record, clock: Record) -> None:
-        """One record, while it works."""
+        """Log one record, unless the tracker has failed."""
         tracker = self._tracker
         if tracker is not None:
             self._try(lambda: tracker.log(record, clock))
 
     def close(self) -> None:
-        """Ends it, while it works."""
+        """Close the tracker, unless it has failed."""
         tracker = self._tracker
         if tracker is not None:
             self._try(tracker.close)
 
 
 def warn(text: str) -> None:
-    """One line on standard error."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):  # a stream that is closed or full, or none
+    """Print a one-line warning to standard error."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # a closed or full stream, or None
         print("relic-jax: " + " ".join(text.split()), file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""The warning about episodes that the horizon truncates because their environment does not end them."""
+"""Warn about episodes that are truncated at the horizon because the environment does not end them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ def warn_if_cut(name: str, horizon: int, cut: Any) -> None:
     """Warn if the horizon cut an episode, once per environment and process.
 
     Args:
-        name: The environment's name.
-        horizon: Its horizon.
-        cut: A count, or flags, of the episodes that were cut. None: none.
+        name: Name of the environment.
+        horizon: Its horizon in steps.
+        cut: A count, or flags, of the truncated episodes. None: none.
     """
     if cut is not None and np.any(cut):
         warn(name, horizon)

@@ -1,4 +1,4 @@
-"""The numbers of a run in its folder: `metrics.jsonl` and `timing.jsonl`."""
+"""Write and read the metrics in a run folder: `metrics.jsonl` and `timing.jsonl`."""
 
 from __future__ import annotations
 
@@ -17,22 +17,33 @@ Record = dict[str, float]
 
 
 class Damage(NamedTuple):
-    """The first line of a file that is not a record. line: counted from 1."""
+    """The first line of a file that is not a record.
+
+    Attributes:
+        line: Number of the line, from 1.
+        reason: Why it is not a record.
+    """
 
     line: int
     reason: str
 
 
 class JsonLines:
-    """`metrics.jsonl`: the deterministic numbers, one line per update. `timing.jsonl`: seconds and steps per second.
+    """A tracker that writes one line per update to two files.
 
-    An interrupted run is resumed from its last checkpoint, so on opening, what was logged after `env_steps` (the
-    checkpoint's count) is dropped: the finished file equals that of an uninterrupted run. A file with a damaged line is
-    kept under another name, and its records before that line go on. tell: receives a line about what is missing.
+    `metrics.jsonl` has the deterministic numbers, `timing.jsonl` seconds and steps per second. An interrupted run
+    resumes from its last checkpoint. Opening the files therefore drops the records after the checkpoint, and the
+    finished file equals that of an uninterrupted run. A file with a damaged line is kept under another name, and
+    logging continues after the records before that line.
+
+    Args:
+        folder: The run folder.
+        env_steps: Environment steps of the checkpoint. Later records are dropped.
+        tell: Receives a one-line message about each loss of records. None: print to standard error.
     """
 
     def __init__(self, folder: Path, env_steps: int, tell: Callable[[str], None] | None = None) -> None:
-        """Raises OSError where the files cannot be read or written."""
+        """Open the files. Raises OSError if they cannot be read or written."""
         tell = tell or _to_stderr
         self._files: list[BinaryIO] = []
         for name in ("metrics.jsonl", "timing.jsonl"):
@@ -41,12 +52,12 @@ class JsonLines:
             self._files.append((folder / name).open("ab", buffering=0))
 
     def log(self, record: Record, clock: Record) -> None:
-        """One line to each file. Raises OSError; the lines before are whole then."""
+        """Append a line to each file. Raises OSError, which leaves the earlier lines intact."""
         for file, line in zip(self._files, (record, {"env_steps": record["env_steps"], **clock}), strict=True):
             append(file, (json.dumps(line) + "\n").encode())
 
     def close(self) -> None:
-        """Closes both files."""
+        """Close both files."""
         for file in self._files:
             file.close()
 
@@ -56,7 +67,7 @@ def _to_stderr(line: str) -> None:
 
 
 def _reopen(path: Path, env_steps: int) -> list[str]:
-    """Drops what comes after `env_steps`; returns what the user should know."""
+    """Drop the records after `env_steps`, and return messages for the user."""
     remove_leftovers(path)
     existed = path.exists()
     data = path.read_bytes() if existed else b""
@@ -69,18 +80,18 @@ def _reopen(path: Path, env_steps: int) -> list[str]:
         aside = _keep_aside(path)
         told.append(
             f"{path}: line {damage.line} cannot be read ({damage.reason}); the file is kept as {aside.name}, "
-            f"its records up to step {reached:,} go on"
+            f"logging continues after its record of step {reached:,}"
         )
     if reached < env_steps and path.name == "metrics.jsonl":
         what = "ends at step " + f"{reached:,}" if existed and kept else "has no records" if existed else "is missing"
-        told.append(f"{path}: {what}; the checkpoint is of step {env_steps:,}, records between them are lost")
+        told.append(f"{path}: {what}; the checkpoint is of step {env_steps:,}, the records in between are lost")
     if content != data:
         write_atomically(path, content)
     return told
 
 
 def _keep_aside(path: Path) -> Path:
-    """A second name for a file, `NAME.damaged-1` or the next number; its contents are not copied where links work."""
+    """Keep a file under a second name, `NAME.damaged-1` or the next free number. Copied only if links do not work."""
     number = 1
     while True:
         aside = path.with_name(f"{path.name}.damaged-{number}")
@@ -98,12 +109,12 @@ def _keep_aside(path: Path) -> Path:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a JSON-lines file up to the first line that is none. A kill may have cut the last line short."""
+    """Return the records of a JSON-lines file up to the first line that is not one. The last line can be truncated."""
     return _parse(path.read_bytes())[1]
 
 
 def _parse(data: bytes) -> tuple[list[bytes], list[dict[str, Any]], Damage | None]:
-    """(lines, their records, the first line that is none); blank lines, and a last line cut short, are left out."""
+    """Return lines, their records, and the first damaged line. Skips blank lines and a truncated last line."""
     lines: list[bytes] = []
     records: list[dict[str, Any]] = []
     *whole, last = data.split(b"\n")
@@ -120,7 +131,7 @@ def _parse(data: bytes) -> tuple[list[bytes], list[dict[str, Any]], Damage | Non
 
 
 def _record(line: bytes, after: float) -> dict[str, Any] | str:
-    """The record in a line, or why it is none. after: steps of the record before."""
+    """Return the record in a line, or the reason why it is not one. `after` is env_steps of the previous record."""
     try:
         found = json.loads(line.decode())
     except UnicodeDecodeError:

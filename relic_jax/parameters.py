@@ -1,4 +1,4 @@
-"""Parameters by name, and a fingerprint of them."""
+"""Names and a fingerprint of parameters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Figures, drawn from results. No pyplot: backend, settings and open figures of a session stay as they are."""
+"""Draw figures of results. Does not use pyplot, so the session's backend, settings and open figures do not change."""
 
 from __future__ import annotations
 
@@ -19,18 +19,25 @@ if TYPE_CHECKING:
     from relic_jax.evaluation.report import Report
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-"""Okabe and Ito's palette, which colour-blind readers can tell apart, without its yellow."""
+"""Okabe and Ito's palette, which colour-blind readers can distinguish, without its yellow."""
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (7, 2, 1.5, 2)))
 MARKERS = ("o", "s", "^", "D")
 FORMATS = {".png": "png", ".pdf": "pdf", ".svg": "svg"}
 INSIDE = 5
-"""More curves than that have their legend beside the axes."""
+"""Maximum number of curves for which the legend is inside the axes."""
 ROWS = 22
-"""Entries in a column of a legend beside the axes."""
+"""Maximum entries per column of a legend beside the axes."""
 
 
 class TrainingCurve(NamedTuple):
-    """What training episodes returned. env_steps, returns, successes: float [n], by part of the run; env: its name."""
+    """Returns of training episodes, averaged over n parts of the run.
+
+    Attributes:
+        env_steps: float ``[n]``, environment steps.
+        returns: float ``[n]``, mean return.
+        successes: float ``[n]``, success rate.
+        env: Name of the environment.
+    """
 
     env_steps: Sequence[float]
     returns: Sequence[float]
@@ -39,37 +46,45 @@ class TrainingCurve(NamedTuple):
 
 
 def figure_format(path: Path, field: str = "out") -> str:
-    """The format that a file's suffix asks for: 'png', 'pdf' or 'svg'; 'png' without one.
+    """Return the format that a file's suffix names: 'png', 'pdf' or 'svg'. Without a suffix, 'png'.
 
-    Raises ConfigError for another one.
+    Args:
+        path: The file.
+        field: Name of the user's option, for the message.
+
+    Raises:
+        ConfigError: If the suffix names another format.
     """
     suffix = path.suffix.lower()
     if suffix not in FORMATS and is_suffix(suffix):
-        raise ConfigError(f"{field} is '{path}'; allowed: a figure that ends in {', '.join(FORMATS)}")
+        raise ConfigError(f"{field} is '{path}'; allowed: a file name that ends in {', '.join(FORMATS)}")
     return FORMATS.get(suffix, "png")
 
 
 def is_suffix(text: str) -> bool:
-    """Whether what follows a name's last dot names a file format, like .jpg and .mp4; the .v2 and the .5 of names do
-    not.
-    """
+    """Return whether a suffix names a file format, such as .jpg and .mp4, unlike .v2 and .5."""
     return re.fullmatch(r"\.[A-Za-z]{2,}\d?", text) is not None
 
 
 def plot_curves(reports: Sequence[Report], labels: Sequence[str], path: Path) -> None:
-    """Writes `curves_figure`, whole or not at all. Raises ConfigError as `figure_format` does."""
+    """Write `curves_figure` atomically. Raises ConfigError as `figure_format` does."""
     figure_format(path)
     write_figure(curves_figure(reports, labels), path)
 
 
 def plot_training(curves: Sequence[TrainingCurve], labels: Sequence[str], path: Path) -> None:
-    """Writes `training_figure`. As `plot_curves`."""
+    """Write `training_figure` atomically. Raises ConfigError as `figure_format` does."""
     figure_format(path)
     write_figure(training_figure(curves, labels), path)
 
 
 def curves_figure(reports: Sequence[Report], labels: Sequence[str]) -> Figure:
-    """Return and success against the in-context episode, bands are 95% intervals."""
+    """Draw return and success against the episode in the context. Bands are 95% intervals.
+
+    Args:
+        reports: The evaluations, one curve each.
+        labels: Labels of the curves.
+    """
     figure, axes = _figure(len(reports))
     names = _named(reports, labels)
     for axis, kind in zip(axes, ("return", "success"), strict=True):
@@ -93,7 +108,7 @@ def curves_figure(reports: Sequence[Report], labels: Sequence[str]) -> Figure:
 
 
 def training_figure(curves: Sequence[TrainingCurve], labels: Sequence[str]) -> Figure:
-    """Return and success of training episodes against environment steps."""
+    """Draw return and success of training episodes against environment steps."""
     figure, axes = _figure(len(curves))
     for index, curve in enumerate(curves):
         style = _style(index) | {"marker": None if len(curve.env_steps) > 1 else "o"}
@@ -108,7 +123,7 @@ def training_figure(curves: Sequence[TrainingCurve], labels: Sequence[str]) -> F
 
 
 def _figure(count: int) -> tuple[Figure, Any]:
-    """A figure with two axes, wider and higher where a legend of `count` curves goes beside them."""
+    """Create a figure with two axes, larger if the legend of `count` curves is beside them."""
     columns = -(-(count + 2) // ROWS) if count > INSIDE else 0
     rows = min(count + 2, ROWS) if columns else 0
     figure = Figure(figsize=(11 + 2.4 * columns, max(4.2, 0.24 * rows)), layout="constrained")
@@ -117,21 +132,21 @@ def _figure(count: int) -> tuple[Figure, Any]:
 
 
 def _style(index: int) -> dict[str, Any]:
-    """Line, colour and marker of a curve; no two of the first 112 look alike."""
+    """Return line, colour and marker of a curve. The first 112 are distinct."""
     group, color = divmod(index, len(COLORS))
     dashes, marker = DASHES[group % len(DASHES)], MARKERS[group // len(DASHES) % len(MARKERS)]
     return {"color": COLORS[color], "linestyle": dashes, "marker": marker, "markersize": 3}
 
 
 def _named(reports: Sequence[Report], labels: Sequence[str]) -> list[str]:
-    """The labels, with the number of seeds where that is not the same for all curves."""
+    """Return the labels, with the number of seeds if it differs between curves."""
     if len({report.seeds for report in reports}) == 1:
         return list(labels)
     return [f"{label} ({_count(report.seeds)})" for label, report in zip(labels, reports, strict=True)]
 
 
 def _seeds(reports: Sequence[Report]) -> str:
-    """The end of the title: the number of seeds where it is the same for all curves."""
+    """Return the end of the title: the number of seeds if it is the same for all curves."""
     counts = {report.seeds for report in reports}
     if len(counts) > 1:
         return ""
@@ -143,7 +158,7 @@ def _count(seeds: int) -> str:
 
 
 def _draw_references(axis: Any, references: dict[str, float | None]) -> list[tuple[Any, str]]:
-    """Draw the reference returns as horizontal lines. Returns (line, label) for the legend."""
+    """Draw the reference returns as horizontal lines and return (line, label) for the legend."""
     found = []
     for name, style in (("optimal", "--"), ("random", ":")):
         value = references.get(name)
@@ -154,7 +169,7 @@ def _draw_references(axis: Any, references: dict[str, float | None]) -> list[tup
 
 
 def _finish(axes: Any, labels: Sequence[str], lines: list[tuple[Any, str]]) -> None:
-    """Limits, grid and legend: within the first axes for few curves, beside the axes for many."""
+    """Set limits, grid and legend, which is inside the first axes for few curves and beside the axes for many."""
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.25)
@@ -171,7 +186,7 @@ def _finish(axes: Any, labels: Sequence[str], lines: list[tuple[Any, str]]) -> N
 
 
 def _text(label: str) -> str:
-    """A label as it is: no mathematics between dollar signs, and a leading underscore does not hide it."""
+    """Escape a label: dollar signs do not start mathematics, and a leading underscore does not hide it."""
     text = label.replace("$", r"\$")
     return " " + text if text.startswith("_") else text
 

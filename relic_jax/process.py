@@ -1,6 +1,6 @@
-"""Whether this process is the command line's own, whose streams, hooks and search path are ours to set.
+"""Record whether this process runs the command line, which can then change its streams, hooks and search path.
 
-Elsewhere (a notebook, a service, a test) they belong to the program that imported this library.
+In any other process, such as a notebook, a service or a test, they belong to the program that imported this library.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ _OWN = ContextVar("own_process", default=False)
 
 
 def is_own() -> bool:
-    """Whether `own_process` is active."""
+    """Return whether `own_process` is active."""
     return _OWN.get()
 
 
 @contextmanager
 def own_process() -> Iterator[None]:
-    """Declares the process the command line's own, for a while."""
+    """Mark the process as that of the command line within the context."""
     token = _OWN.set(True)
     try:
         yield

@@ -1,4 +1,4 @@
-"""Says what is being done, and for how long, while nothing else is printed."""
+"""Show what the program is doing and for how long while it prints nothing else."""
 
 from __future__ import annotations
 
@@ -12,11 +12,17 @@ from typing import TextIO
 
 
 class Activity:
-    """What takes a while: a live line on a terminal, elsewhere a line every `interval` seconds.
+    """Progress of a long operation: a live line on a terminal, or a new line every `interval` seconds elsewhere.
 
-    A thread prints, so that it is seen during a single long call too. Nothing is printed for what ends within
-    `interval` seconds, but on a terminal, where it is one second. The live line is erased at the end. `show` changes
-    the text. stream: None for standard output; where that is closed or fails, nothing more is printed.
+    A thread prints, so progress is visible during a single long call. An operation that ends within `interval` seconds
+    (one second on a terminal) prints nothing. The live line is erased at the end. `show` changes the text. If the
+    stream is closed or fails, nothing more is printed.
+
+    Args:
+        text: Description of the operation.
+        stream: Where to print. None: standard output.
+        interval: Seconds between two lines.
+        at_once: Whether to print the text immediately.
     """
 
     def __init__(self, text: str, stream: TextIO | None = None, interval: float = 10.0, at_once: bool = False) -> None:
@@ -28,7 +34,7 @@ class Activity:
         self._start, self._shown, self._at_once = time.monotonic(), False, at_once
 
     def __enter__(self) -> Activity:
-        """Starts the thread."""
+        """Start the thread."""
         self._start = time.monotonic()
         if self._at_once:
             self._print()
@@ -38,20 +44,20 @@ class Activity:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Ends the thread and erases the live line."""
+        """End the thread and erase the live line."""
         self._ended.set()
         self._thread.join()
         if self._live and self._shown:
             self._write("\r\x1b[K")
 
     def show(self, text: str) -> None:
-        """Sets the text; on a terminal it is shown at once where a line is there already."""
+        """Set the text. A live line that is already visible changes immediately."""
         self._text = text
         if self._live and self._shown:
             self._print()
 
     def say(self, line: str) -> None:
-        """Prints a line that stays, in place of the live one."""
+        """Print a permanent line in place of the live one."""
         self._write(("\r\x1b[K" if self._live and self._shown else "") + line + "\n")
         self._shown = False
 
@@ -66,16 +72,19 @@ class Activity:
         self._write(f"\r\x1b[K{line}" if self._live else line + "\n")
 
     def _write(self, text: str) -> None:
-        with self._lock, contextlib.suppress(OSError, ValueError, AttributeError):  # closed, full, or no stream at all
+        with self._lock, contextlib.suppress(OSError, ValueError, AttributeError):  # closed, full, or None
             self._stream.write(text)
             self._stream.flush()
 
 
 class Clock:
-    """Seconds, speed and time left of a run. Speed is the recent one, without what the first chunk took to compile.
+    """Elapsed time, speed and remaining time of a run. The speed is recent and excludes compilation in the first chunk.
 
-    seconds: what the run took before, in earlier sessions. total: its environment steps. window: environment
-    steps that the speed is averaged over at least (and over a minute at least), once there are so many.
+    Args:
+        seconds: Duration of the run's earlier sessions.
+        total: Environment steps of the run.
+        window: Minimum number of environment steps that the speed is averaged over, in addition to a minimum of one
+            minute.
     """
 
     def __init__(self, seconds: float, total: int, window: int = 0) -> None:
@@ -84,10 +93,14 @@ class Clock:
         self._ends: deque[tuple[float, int]] = deque()
 
     def read(self, env_steps: int) -> dict[str, float]:
-        """At the end of a chunk, after which the run has taken `env_steps`.
+        """Read the clock at the end of a chunk.
 
-        Returns `seconds` of the run so far; after the first chunk `startup_seconds`, after later ones
-        `steps_per_second` and `seconds_left`.
+        Args:
+            env_steps: Environment steps of the run so far.
+
+        Returns:
+            `seconds` of the run so far, and `startup_seconds` after the first chunk, or `steps_per_second` and
+            `seconds_left` after a later one.
         """
         now = time.monotonic()
         self._ends.append((now, env_steps))
@@ -103,7 +116,7 @@ class Clock:
 
 
 def is_terminal(stream: TextIO | None) -> bool:
-    """Whether a stream is a terminal; some that notebooks and test runners put in place do not know."""
+    """Return whether a stream is a terminal. False if a notebook's or a test runner's replacement cannot tell."""
     try:
         return bool(stream is not None and stream.isatty())
     except (AttributeError, ValueError, OSError):
@@ -111,7 +124,7 @@ def is_terminal(stream: TextIO | None) -> bool:
 
 
 def duration(seconds: float) -> str:
-    """75 → '1:15'."""
+    """Format a duration, such as 75 as '1:15'."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

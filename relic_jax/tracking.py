@@ -1,6 +1,6 @@
-"""What training tells: the trackers' interface and the console. Fed with plain numbers between jitted calls.
+"""The interface of trackers, and the console. Trackers receive plain numbers between jitted calls.
 
-`metrics.jsonl` is `relic_jax.metrics`, TensorBoard and W&B are `relic_jax.dashboards`.
+`relic_jax.metrics` writes `metrics.jsonl`. `relic_jax.dashboards` supports TensorBoard and W&B.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from relic_jax.progress import Activity, duration, is_terminal
 
 
 class Tracker(Protocol):
-    """Receives one record per update. Records are deterministic; what depends on the clock comes separately.
+    """Receives one record per update. Records are deterministic. Numbers that depend on the clock are separate.
 
-    The clock's numbers: `seconds` of training so far; with the first update or trial of a session `startup_seconds`
-    (compiling included), with all later ones `steps_per_second` and `seconds_left`. A tracker may also define
-    `begin(what)`: called before the first update, which compiles, with what is being done.
+    The clock's numbers are `seconds` of training so far and, with the first update or trial of a session,
+    `startup_seconds` (which includes compilation), or `steps_per_second` and `seconds_left` with later ones. A tracker
+    can also define `begin(what)`, which is called with a description before the first update, which compiles.
     """
 
     def log(self, record: Record, clock: Record) -> None:
-        """Takes one record."""
+        """Log one record."""
 
     def close(self) -> None:
-        """Ends; nothing is logged after."""
+        """Close the tracker. It receives no more records."""
 
 
 class Console:
-    """Progress for a person: a live line on a terminal, plain lines every few seconds elsewhere."""
+    """A tracker that prints progress: a live line on a terminal, or a new line every few seconds elsewhere."""
 
     def __init__(self, total_steps: int, stream: TextIO | None = None, interval: float = 10.0) -> None:
         self._total, self._stream = total_steps, stream or sys.stdout
@@ -43,7 +43,7 @@ class Console:
         self._activity: Activity | None = None
 
     def begin(self, what: str) -> None:
-        """Says what is done until the first record comes, and for how long."""
+        """Show an activity and its duration until the first record."""
         self._activity = Activity(what, self._stream, at_once=True)
         self._activity.__enter__()
 
@@ -53,7 +53,7 @@ class Console:
             self._activity = None
 
     def log(self, record: Record, clock: Record) -> None:
-        """Prints a line about what came since the last one, unless that is recent."""
+        """Print a line that combines the records since the last one, unless that was printed recently."""
         self._begun()
         self._since.append(record)
         now = time.monotonic()
@@ -65,7 +65,7 @@ class Console:
         self._write(f"\r\x1b[K{line}" if self._live else line + "\n")
 
     def line(self, record: Record, clock: Record) -> str:
-        """One line: progress, speed, time left, return, success, losses."""
+        """Format one line: progress, speed, time left, return, success, losses."""
         steps = int(record["env_steps"])
         parts = [
             f"{steps:>9,}/{self._total:,} steps ({min(steps / self._total, 1):4.0%})",
@@ -80,7 +80,7 @@ class Console:
         return " · ".join(parts)
 
     def close(self) -> None:
-        """Ends the live line."""
+        """End the live line."""
         self._begun()
         if self._live:
             self._write("\n")
@@ -89,9 +89,9 @@ class Console:
         try:
             self._stream.write(text)
             self._stream.flush()
-        except BrokenPipeError:  # nobody reads any more: the command ends
+        except BrokenPipeError:  # the reader has closed the pipe: end the command
             raise
-        except (OSError, ValueError, AttributeError):  # a log on a full disk, a closed stream, none: training goes on
+        except (OSError, ValueError, AttributeError):  # full disk, closed stream, or None: continue training
             pass
 
 
@@ -99,34 +99,35 @@ _LOSSES = (("policy", "policy_loss"), ("value", "value_loss"), ("entropy", "entr
 
 
 class Trackers:
-    """Several trackers as one."""
+    """A tracker that passes everything on to several trackers."""
 
     def __init__(self, trackers: Iterable[Tracker]) -> None:
         self._trackers = list(trackers)
 
     def begin(self, what: str) -> None:
-        """To those that have it."""
+        """Call `begin` of the trackers that define it."""
         for tracker in self._trackers:
             begin = getattr(tracker, "begin", None)
             if begin is not None:
                 begin(what)
 
     def log(self, record: Record, clock: Record) -> None:
-        """To each in turn."""
+        """Log one record to each tracker."""
         for tracker in self._trackers:
             tracker.log(record, clock)
 
     def close(self) -> None:
-        """Each in turn, also after one that fails."""
+        """Close each tracker, even if another one fails."""
         with contextlib.ExitStack() as closing:
             for tracker in reversed(self._trackers):
                 closing.callback(tracker.close)
 
 
 def combined(records: list[Record]) -> Record:
-    """Several records as one: means, of what is measured per episode over the episodes; the newest `env_steps`.
+    """Combine records into one with mean values and the newest `env_steps`.
 
-    One record alone says little about a trial: its first segments explore and its last ones know.
+    Values per episode are weighted by the number of episodes. A single record does not describe a trial well, because
+    the policy explores in the first segments and exploits in the last ones.
     """
     values: Record = {}
     for name in {name: None for record in records for name in record}:

@@ -115,7 +115,7 @@ def test_a_failure_is_one_line_and_the_tracker_gets_nothing_more(capsys):
         tracker.log(record(step), CLOCK)
     tracker.close()
     assert failing.seen == [10, 20]
-    said = "relic-jax: tensorboard: OSError: [Errno 28] No space left on device; training goes on without it\n"
+    said = "relic-jax: tensorboard: OSError: [Errno 28] No space left on device; training continues without it\n"
     assert capsys.readouterr() == ("", said)
 
 
@@ -218,7 +218,7 @@ def test_a_resumed_run_goes_on_in_the_same_wandb_run(tmp_path, fake):
     with pytest.raises(ConfigError, match=r"wandb\.project is 'theirs'; allowed: 'mine', which this run is in"):
         wandb_run(tmp_path, WandBOptions("theirs"))
     (tmp_path / "wandb.json").write_text("{")
-    with pytest.raises(ConfigError, match=r"allowed: where '.*wandb\.json' can be read"):
+    with pytest.raises(ConfigError, match=r"allowed: if '.*wandb\.json' can be read"):
         wandb_run(tmp_path, WandBOptions())
 
 
@@ -240,7 +240,7 @@ def test_an_end_that_hangs_is_not_waited_for(tmp_path, fake, capsys, monkeypatch
     tracker._run.finish = ended.wait
     tracker.close()
     ended.set()
-    assert "not everything is sent" in capsys.readouterr().err
+    assert "some data was not sent" in capsys.readouterr().err
 
 
 def test_the_real_wandb_offline(tmp_path, monkeypatch):

@@ -55,7 +55,7 @@ def test_a_damaged_line_is_kept_aside_and_told(tmp_path, case, where):
     assert (tmp_path / "metrics.jsonl").read_bytes() == b"".join(line + b"\n" for line in LINES[:where])
     assert f"line {where + 1} cannot be read" in told[0] and "metrics.jsonl.damaged-1" in told[0]
     assert all("\n" not in line for line in told)
-    assert "records between them are lost" in told[1]
+    assert "the records in between are lost" in told[1]
 
 
 @pytest.mark.parametrize("tail", [LINES[3][:1], LINES[3][:-1], LINES[3][:9], b"", b"\n", b"\r\n \n"])

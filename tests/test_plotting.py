@@ -162,6 +162,6 @@ def test_the_suffix_decides_the_format(tmp_path, suffix):
 
 @pytest.mark.parametrize("suffix", [".jpg", ".gif", ".json", ".html"])
 def test_another_suffix_is_refused(tmp_path, suffix):
-    with pytest.raises(ConfigError, match=r"out is '.*'; allowed: a figure that ends in \.png, \.pdf, \.svg"):
+    with pytest.raises(ConfigError, match=r"out is '.*'; allowed: a file name that ends in \.png, \.pdf, \.svg"):
         plot_curves([report()], ["ours"], tmp_path / f"figure{suffix}")
     assert not list(tmp_path.iterdir())
