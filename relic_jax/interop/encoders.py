@@ -1,4 +1,4 @@
-"""Weights of image encoders: from files in the names of timm, of habitat-baselines or of our own, into a policy."""
+"""Load image encoder weights into a policy from files with the names of timm, habitat-baselines or this library."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from relic_jax.models.vision import ViTConfig
 from relic_jax.types import Params
 
 UNUSED = ("head.", "decoder", "mask_token")
-"""What files of a pretrained ViT hold beside the encoder."""
+"""Prefixes of arrays in files of a pretrained ViT that are not part of the encoder."""
 FIELD = "policy.encoder.weights"
 SHIPPED = {"houses": Path(__file__).resolve().parents[1] / "pretrained" / "houses.safetensors"}
-"""Encoders that need no file: houses, patches of the procedural houses (`experiments.pretrain_encoder`)."""
+"""Encoder weights that are included: `houses`, for patches of procedural houses (`experiments.pretrain_encoder`)."""
 NAMES = "names"
-"""What a goal's entries look like, float32 [g, PATCH_WIDTH]: queries that find each of them in a view of `patches`."""
+"""Array of queries that find each of the goal's objects in the features of `patches`, float32 [g, PATCH_WIDTH]."""
 NAMED_HEADS = SPATIAL_HEADS // 2
-"""That many of the glance's heads ask for what has the goal's name; the others learn what to ask for."""
+"""Number of heads of the spatial attention that start with the queries in `NAMES`. The others start at random."""
 
 
 def vit_entries(cfg: ViTConfig) -> list[Entry]:
-    """timm's names of a ViT with a class token."""
+    """Return the arrays of a ViT with a class token, in timm's names."""
 
     def linear(theirs: str, ours: str) -> list[Entry]:
         return [Entry(f"{theirs}.weight", f"{ours}/kernel", "linear"), Entry(f"{theirs}.bias", f"{ours}/bias")]
@@ -54,7 +54,7 @@ def vit_entries(cfg: ViTConfig) -> list[Entry]:
 
 
 def resnet_entries() -> list[Entry]:
-    """habitat-baselines' names of ResNet-18, its compression and the linear layer on it."""
+    """Return the arrays of ResNet-18, its compression and the linear layer, in habitat-baselines' names."""
 
     def convolution(theirs: str, ours: str, norm: str) -> list[Entry]:
         stem, index = theirs.rsplit(".", 1)
@@ -82,7 +82,15 @@ def resnet_entries() -> list[Entry]:
 
 
 def check(policy: Policy, *, weights: bool) -> None:
-    """Raises ConfigError where the images do not fit the encoder. weights: or where its weights' file does not."""
+    """Check that the encoder fits the images.
+
+    Args:
+        policy: The network.
+        weights: Whether to also check the file with the encoder's weights.
+
+    Raises:
+        ConfigError: If the images or the file do not fit the encoder.
+    """
     images = [
         x
         for x, is_image in zip(jax.tree.leaves(policy.spaces.observation), policy.spaces.images, strict=True)
@@ -91,18 +99,27 @@ def check(policy: Policy, *, weights: bool) -> None:
     encoder = policy.config.encoder
     for image in images:
         if encoder.image == "vit-b16" and image.shape[-1] != 3:
-            allowed = f"another for images of {image.shape[-1]} channels (it sees 3)"
+            allowed = f"another encoder for images of {image.shape[-1]} channels (it takes 3)"
             raise ConfigError(f"policy.encoder.image is 'vit-b16'; allowed: {allowed}")
     if encoder.weights is None or not weights:
         return
     if not images:
-        raise ConfigError(f"{FIELD} is '{encoder.weights}'; allowed: None, where observations have no images")
+        raise ConfigError(f"{FIELD} is '{encoder.weights}'; allowed: None, if observations have no images")
     read_weights(policy, jax.eval_shape(policy.init, jax.random.key(0)))
 
 
 def load(policy: Policy, params: Params) -> Params:
-    """The parameters with those from `policy.encoder.weights`, placed as they were; all images share them at the start.
-    Raises ConfigError where the file does not fit.
+    """Replace the encoder's parameters by those in the file `policy.encoder.weights`. All images start with them.
+
+    Args:
+        policy: The network.
+        params: Its parameters.
+
+    Returns:
+        The parameters, with unchanged sharding.
+
+    Raises:
+        ConfigError: If the file does not fit.
     """
     if policy.config.encoder.weights is None:
         return params
@@ -118,14 +135,22 @@ def load(policy: Policy, params: Params) -> Params:
 
 
 def placed_like(old: jax.Array, new: jax.typing.ArrayLike) -> jax.Array:
-    """`new`, laid out over the devices as `old` is. A copy: on CPU it may lie in memory that is not ours to donate."""
+    """Return a copy of `new` with the sharding of `old`. It is a copy because memory on CPU may not be donatable."""
     return jnp.copy(jax.device_put(new, old.sharding))
 
 
 def read_weights(policy: Policy, like: Params) -> tuple[dict[str, Params], np.ndarray | None]:
-    """For each image its encoder's parameters, and the goal's `NAMES` where there are any, from the file.
+    """Read the encoder weights from the file that the policy's config names.
 
-    like: the policy's parameters or their shapes. Raises ConfigError where the file does not fit.
+    Args:
+        policy: The network.
+        like: Its parameters, or their shapes.
+
+    Returns:
+        The parameters of each image's encoder, and the array `NAMES` if the file has it.
+
+    Raises:
+        ConfigError: If the file does not fit.
     """
     encoder = policy.config.encoder
     file = SHIPPED.get(str(encoder.weights), Path(str(encoder.weights)))
@@ -133,20 +158,25 @@ def read_weights(policy: Policy, like: Params) -> tuple[dict[str, Params], np.nd
     field = f"{FIELD} '{encoder.weights}'"
     names = arrays.pop(NAMES, None) if encoder.image == "patches" else None
     if names is not None and (names.shape, names.dtype) != (expected := _shape_of_names(like), np.dtype(np.float32)):
-        asked = "none, of observations without a goal" if expected is None else f"float32 {list(expected)}"
+        asked = "none, for observations without a goal" if expected is None else f"float32 {list(expected)}"
         raise ConfigError(f"{field} has {NAMES!r}, {names.dtype} {list(names.shape)}; allowed: {asked}")
     found = sorted(name for name in like["encoder"] if name.startswith(IMAGE_ENCODER))
     return {name: read_encoder(encoder.image, arrays, like["encoder"][name], field) for name in found}, names
 
 
 def _shape_of_names(like: Params) -> tuple[int, int] | None:
-    """None: the policy's glance has no goal."""
+    """Return the shape of `NAMES`. None if the spatial attention has no goal."""
     names = like["glance"].get("names")
     return None if names is None else (names.shape[0], names.shape[-1])
 
 
 def encoder_entries(kind: str, like: Params) -> list[Entry]:
-    """Where the arrays of an encoder lie. kind: of `EncoderConfig.image`. like: its parameters or their shapes."""
+    """Return the arrays of an encoder.
+
+    Args:
+        kind: The encoder, a value of `EncoderConfig.image`.
+        like: Its parameters, or their shapes.
+    """
     if kind == "vit-b16":
         return vit_entries(vision.VIT_B16)
     if kind == "resnet18":
@@ -155,7 +185,20 @@ def encoder_entries(kind: str, like: Params) -> list[Entry]:
 
 
 def read_encoder(kind: str, arrays: dict[str, np.ndarray], like: Params, field: str) -> Params:
-    """One encoder's parameters from arrays. Raises ConfigError at an array that is missing, unknown or misshapen."""
+    """Convert arrays to the parameters of one encoder.
+
+    Args:
+        kind: The encoder, a value of `EncoderConfig.image`.
+        arrays: Arrays by name.
+        like: The encoder's parameters, or their shapes.
+        field: Where the arrays come from, for the message.
+
+    Returns:
+        The parameters.
+
+    Raises:
+        ConfigError: If an array is missing, unknown or of another shape.
+    """
     entries = encoder_entries(kind, like)
     if kind == "vit-b16":
         arrays = {name: x for name, x in arrays.items() if not name.startswith(UNUSED)}
@@ -167,8 +210,13 @@ def read_encoder(kind: str, arrays: dict[str, np.ndarray], like: Params, field: 
 
 
 def save_encoder(path: Path, kind: str, params: Params, names: np.ndarray | None = None) -> None:
-    """Writes one encoder's parameters to a file that `policy.encoder.weights` can name. kind: `EncoderConfig.image`.
-    names: see `NAMES`; of patches only.
+    """Write one encoder's parameters to a file that `policy.encoder.weights` can name.
+
+    Args:
+        path: The file.
+        kind: The encoder, a value of `EncoderConfig.image`.
+        params: Its parameters.
+        names: The array `NAMES`, only for patches.
     """
     arrays = layout.write(encoder_entries(kind, params), params)
     files.write(path, arrays if names is None else {**arrays, NAMES: names}, {"encoder": kind})

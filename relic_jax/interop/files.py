@@ -1,7 +1,7 @@
-"""Named arrays in files: safetensors, and PyTorch's own through its weights-only loader (extra `torch`).
+"""Read and write named arrays in safetensors files and in PyTorch files (extra `torch`).
 
-No file can run code here. A PyTorch checkpoint may hold objects of classes that are not installed (habitat's config);
-they are read as inert stand-ins, of which only plain values are kept.
+Files cannot run code: PyTorch files are read with the weights-only loader. Objects of classes that are not installed,
+such as habitat's config, become inert stand-ins, and only their plain values are used.
 """
 
 from __future__ import annotations
@@ -18,22 +18,32 @@ from relic_jax.files import replacing, write_atomically
 from relic_jax.runtime import parse_json
 
 OURS = "relic_jax."
-"""Arrays of this prefix are ours, beside those of the other code."""
+"""Prefix of this library's arrays beside those of the other code."""
 STATE_KEYS = ("state_dict", "model")
-"""Where PyTorch checkpoints keep their parameters, if not at the top."""
+"""Keys under which PyTorch checkpoints store their parameters, if not at the top level."""
 
 
 class ArrayFile(NamedTuple):
-    """arrays: name → array, any dtype. about: what else the file says, plain values."""
+    """Content of a file.
+
+    Attributes:
+        arrays: Arrays by name, of any dtype.
+        about: Other content of the file, plain values.
+    """
 
     arrays: dict[str, np.ndarray]
     about: dict[str, Any]
 
 
 def read(path: Path, field: str) -> ArrayFile:
-    """The arrays of a .safetensors file, or of a PyTorch file of any other suffix.
+    """Read a .safetensors file, or a PyTorch file with any other suffix.
 
-    field: what the path is called in errors. Raises ConfigError where the file is missing, truncated or something else.
+    Args:
+        path: The file.
+        field: Name of the path in messages.
+
+    Raises:
+        ConfigError: If the file is missing, truncated or in another format.
     """
     if not path.is_file():
         raise ConfigError(f"{field} is '{path}'; allowed: a file that exists")
@@ -41,13 +51,18 @@ def read(path: Path, field: str) -> ArrayFile:
 
 
 def write(path: Path, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> None:
-    """Writes a file that `read` understands, whole or not at all; its suffix decides the format.
+    """Write a file for `read` atomically. The suffix decides the format.
 
-    A PyTorch file is {"state_dict": …} as habitat-baselines loads it, with ours beside it.
+    A PyTorch file is {"state_dict": …}, which habitat-baselines loads, with this library's arrays beside it.
+
+    Args:
+        path: The file.
+        arrays: Arrays by name.
+        about: Other content, plain values.
     """
     arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}  # safetensors ignores strides
     if path.suffix == ".safetensors":
-        from safetensors.numpy import save  # its save_file makes files that only the owner can read
+        from safetensors.numpy import save  # files of its save_file can only be read by their owner
 
         write_atomically(path, save(arrays, {"relic_jax": json.dumps(about)}))
         return
@@ -67,10 +82,10 @@ def _read_safetensors(path: Path, field: str) -> ArrayFile:
         with safe_open(path, framework="np") as file:
             about = parse_json((file.metadata() or {}).get("relic_jax", "{}"))
             if not isinstance(about, dict):
-                raise TypeError(f"what it says of itself is a {type(about).__name__}")
+                raise TypeError(f"its metadata is a {type(about).__name__}")
             return ArrayFile({name: file.get_tensor(name) for name in file.keys()}, about)  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, TypeError, AttributeError, LookupError) as error:
-        raise _unreadable(path, field, "a whole safetensors file", error) from None
+        raise _unreadable(path, field, "a complete safetensors file", error) from None
 
 
 def _read_torch(path: Path, field: str) -> ArrayFile:
@@ -80,8 +95,8 @@ def _read_torch(path: Path, field: str) -> ArrayFile:
         stand_ins = [(type("StandIn", (StandIn,), {}), name) for name in unknown]
         with torch.serialization.safe_globals(stand_ins):
             found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # zip, pickle and torch raise many kinds; a user needs one line
-        raise _unreadable(path, field, "a whole PyTorch checkpoint (torch.save, not of before 1.6)", error) from None
+    except Exception as error:  # zip, pickle and torch raise many classes; report one line
+        raise _unreadable(path, field, "a complete PyTorch checkpoint (torch.save of 1.6 or later)", error) from None
     if not isinstance(found, dict):
         raise ConfigError(f"{field} is '{path}'; allowed: a PyTorch checkpoint that is a dictionary")
     state = next((found[key] for key in STATE_KEYS if isinstance(found.get(key), dict)), found)
@@ -123,19 +138,22 @@ def _tensor(torch: Any, array: np.ndarray) -> Any:
 
 
 class StandIn:
-    """An object of a class that is not known here. It keeps what it was given and does nothing."""
+    """An object of an unknown class. It stores its state and does nothing."""
 
     state: Any = None
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        """Takes anything."""
+        """Accept any arguments."""
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
 
 
 def plain(value: Any) -> Any:
-    """The dictionaries, lists and scalars in a value; omegaconf's containers and nodes as what they hold; else None."""
+    """Return the dictionaries, lists and scalars in a value.
+
+    Containers and nodes of omegaconf are replaced by their content, and any other object by None.
+    """
     if isinstance(value, StandIn):
         state = value.state if isinstance(value.state, dict) else {}
         return plain(state.get("_content", state.get("_val")))

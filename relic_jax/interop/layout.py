@@ -1,4 +1,4 @@
-"""How arrays of PyTorch lie in our parameters: permutations and reshapes only, so that both ways are exact."""
+"""Convert between PyTorch's arrays and our parameters with permutations and reshapes only, which are exact."""
 
 from __future__ import annotations
 
@@ -16,10 +16,14 @@ EXACT = ("float32", "float16", "bfloat16")
 
 
 class Entry(NamedTuple):
-    """One array. theirs: its name there. ours: its path in our parameters, joined by slashes.
+    """One array in both layouts.
 
-    kind: same; linear: [out, in] there, [in, out] here; convolution: [O, I, H, W] there, [H, W, I, O] here, or with the
-    first three in one. shape: theirs, where ours and the kind do not tell.
+    Attributes:
+        theirs: Name in PyTorch.
+        ours: Path in our parameters, joined by slashes.
+        kind: Layout. "same" in both; "linear" is ``[out, in]`` in PyTorch and ``[in, out]`` here; "convolution" is
+            ``[O, I, H, W]`` in PyTorch and ``[H, W, I, O]`` here, or the same with the first three axes merged.
+        shape: Shape in PyTorch, if our shape and the kind do not determine it.
     """
 
     theirs: str
@@ -29,21 +33,21 @@ class Entry(NamedTuple):
 
 
 def their_shape(entry: Entry, ours: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape that an array has there. ours: its shape here."""
+    """Return the shape of an array in PyTorch from its shape in our parameters."""
     if entry.shape is not None:
         return entry.shape
     return {"same": ours, "linear": ours[::-1], "convolution": (ours[-1], *ours[-2:-1], *ours[:-2])}[entry.kind]
 
 
 def to_ours(array: np.ndarray, entry: Entry, shape: tuple[int, ...]) -> np.ndarray:
-    """float32, of our `shape`."""
+    """Convert an array to our layout: float32 of the given shape."""
     axes = {"same": None, "linear": (1, 0), "convolution": (2, 3, 1, 0)}[entry.kind]
     array = array.astype(np.float32)
     return (array if axes is None else array.transpose(axes)).reshape(shape)
 
 
 def to_theirs(array: np.ndarray, entry: Entry) -> np.ndarray:
-    """The inverse of `to_ours`, float32."""
+    """Convert a float32 array to PyTorch's layout, the inverse of `to_ours`."""
     shape = their_shape(entry, array.shape)
     if entry.kind == "same":
         return array.reshape(shape)
@@ -54,14 +58,14 @@ def to_theirs(array: np.ndarray, entry: Entry) -> np.ndarray:
 
 
 def get(params: Params, path: str) -> Any:
-    """The array at a path joined by slashes."""
+    """Return the array at a path joined by slashes."""
     for name in path.split("/"):
         params = params[name]
     return params
 
 
 def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters from paths joined by slashes."""
+    """Build a tree of parameters from paths joined by slashes."""
     tree: dict[str, Any] = {}
     for path, value in flat.items():
         *parents, name = path.split("/")
@@ -73,16 +77,25 @@ def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def paths(params: Params) -> list[str]:
-    """The paths of all arrays, joined by slashes."""
+    """Return the paths of all arrays, joined by slashes."""
     found, _ = jax.tree_util.tree_flatten_with_path(params)
     return ["/".join(str(part.key) for part in path) for path, _ in found]
 
 
 def read(entries: Sequence[Entry], arrays: Mapping[str, np.ndarray], like: Params, field: str) -> Params:
-    """Our parameters from their arrays: those that `entries` name.
+    """Convert PyTorch's arrays to our parameters.
 
-    like: arrays or shapes of ours. field: what the arrays come from, in errors. Raises ConfigError at the first array
-    that is missing or has another shape, or a dtype that float32 does not hold exactly.
+    Args:
+        entries: The arrays to convert.
+        arrays: PyTorch's arrays by name.
+        like: Our parameters, or their shapes.
+        field: Where the arrays come from, for the message.
+
+    Returns:
+        The parameters that `entries` name.
+
+    Raises:
+        ConfigError: If an array is missing, or has another shape or a dtype that float32 cannot represent exactly.
     """
     found = {}
     for entry in entries:
@@ -100,5 +113,5 @@ def read(entries: Sequence[Entry], arrays: Mapping[str, np.ndarray], like: Param
 
 
 def write(entries: Sequence[Entry], params: Params) -> dict[str, np.ndarray]:
-    """Their arrays from our parameters, float32."""
+    """Convert our parameters to PyTorch's arrays, float32."""
     return {entry.theirs: to_theirs(np.asarray(get(params, entry.ours), np.float32), entry) for entry in entries}

@@ -1,10 +1,12 @@
-"""The original's transformer (LlamaRL in PyTorch): its weights in our parameter tree, its outputs from our code.
+"""Convert the weights of the original transformer (LlamaRL in PyTorch), and compute its outputs with our code.
 
-Two facts of the original that an importer must know (both reproduced by the golden files):
-- its rotary table is read with an offset of `max_position_embeddings` M. Among steps only differences of the index
-  matter, but a rotated query meets the UNROTATED sink key at angle M + index, so the sink key is rotated by −M here;
-- with a sink token its step-by-step decoding disagrees with its own full forward pass from layer 2 on. Ours agrees
-  with the full forward pass for every sink.
+An importer must know two facts about the original, both of which the golden files reproduce:
+
+- It reads its rotary table with an offset of `max_position_embeddings` M. Between steps, only differences of the index
+  matter. A rotated query and the unrotated sink key, however, have an angle of M + index, so the import rotates the
+  sink key by −M.
+- With a sink token, its step-by-step decoding differs from its full forward pass from layer 2 on. Our decoding agrees
+  with the full forward pass for every kind of sink.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from relic_jax.models import cache as kv
 from relic_jax.models.transformer import SinkKind, Transformer, empty_memory
 from relic_jax.types import Params
 
-# ours → the original's, inside a layer
+# our name → the original's name, within a layer
 _LINEAR = {f"{name}_proj": f"self_attn.{name}_proj" for name in "qkvo"} | {
     f"{name}_proj": f"mlp.{name}_proj" for name in ("gate", "up", "down")
 }
@@ -37,9 +39,14 @@ _NORM = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layern
 
 
 def transformer_config(config: Mapping[str, Any], arrays: Mapping[str, Any] | None = None) -> TransformerConfig:
-    """Our architecture for the original's config. Raises ConfigError where the original does something we do not.
+    """Convert the original's config to ours.
 
-    arrays: the weights; a half of the sink that the config calls frozen but that is not 0 counts as learned.
+    Args:
+        config: The original's config.
+        arrays: The weights. A sink key or value that the config calls frozen counts as learned if it is not 0.
+
+    Raises:
+        ConfigError: If a field is missing or has a value that is not supported.
     """
     for field in _REQUIRED:
         if field not in config:
@@ -90,9 +97,17 @@ def _sink_kind(config: Mapping[str, Any], arrays: Mapping[str, Any]) -> SinkKind
 
 
 def import_transformer(arrays: Mapping[str, Any], config: Mapping[str, Any]) -> Params:
-    """The original's arrays (PyTorch layout, names of its state dict) as parameters of our `Transformer`, float32.
+    """Convert the original's arrays to parameters of `Transformer`.
 
-    Raises ConfigError naming a missing array.
+    Args:
+        arrays: Arrays in PyTorch's layout, by the names of the original's state dict.
+        config: The original's config.
+
+    Returns:
+        float32 parameters.
+
+    Raises:
+        ConfigError: If an array is missing.
     """
     cfg = transformer_config(config, arrays)
 
@@ -113,10 +128,17 @@ def import_transformer(arrays: Mapping[str, Any], config: Mapping[str, Any]) -> 
 
 
 def export_transformer(params: Params, cfg: TransformerConfig) -> dict[str, np.ndarray]:
-    """The way back from `import_transformer`: float32 arrays in the original's layout and names.
+    """Convert parameters of `Transformer` to the original's arrays, the inverse of `import_transformer`.
 
-    Halves of a sink that are not learned are 0, and its unused sink token too. The sink keys are rotated by +M; in
-    float32 no rotation is undone exactly, so that whoever needs that keeps the pair (`relic_jax.interop.policy`).
+    Sink keys and values that are not learned are 0, as is an unused sink token. The sink keys are rotated by +M. In
+    float32, this does not invert the import's rotation exactly. `relic_jax.interop.policy` therefore stores both keys.
+
+    Args:
+        params: The parameters.
+        cfg: Configuration of the transformer.
+
+    Returns:
+        float32 arrays in PyTorch's layout, by the names of the original's state dict.
     """
     params = jax.tree.map(lambda x: np.asarray(x, np.float32), params)
     arrays = {"norm.weight": params["norm"]["scale"], "embed_pos.weight": params["step_embedding"]}
@@ -149,7 +171,7 @@ def _import_sink(get: Callable[[str], np.ndarray], cfg: TransformerConfig, prefi
 
 
 def _rotate_sink(key: np.ndarray, index: int) -> np.ndarray:
-    """Rotates a sink key [H, D] as if it stood at `index`; in float64, since the angle is large."""
+    """Rotate a sink key ``[H, D]`` by the angle of `index`, in float64 because the angle is large."""
     half = key.shape[-1] // 2
     angle = index * 10_000.0 ** (-np.arange(half) / half)
     a, b = key[:, :half].astype(np.float64), key[:, half:].astype(np.float64)
@@ -165,11 +187,20 @@ def hidden_states(
     *,
     step_by_step: bool = False,
 ) -> np.ndarray:
-    """What the original calls last_hidden_state, computed by OUR transformer in float32.
+    """Compute the original's last_hidden_state with our transformer in float32.
 
-    arrays: name → array in the original's layout. config: the original's config as a dict. inputs_embeds: [B, T, d].
-    not_done: [B, T], 0 where a step opens an episode. step_by_step: decode one step at a time against the cache instead
-    of one pass over the block. Returns float32 [B, T, d].
+    Args:
+        arrays: Arrays in the original's layout, by name.
+        config: The original's config.
+        inputs_embeds: Embedded steps ``[B, T, d]``.
+        not_done: ``[B, T]``, 0 at the first step of an episode.
+        step_by_step: Whether to decode one step at a time with the cache instead of the whole block at once.
+
+    Returns:
+        float32 ``[B, T, d]``.
+
+    Raises:
+        ConfigError: If the config is not supported, an array is missing, or a shape does not fit.
     """
     cfg, params = transformer_config(config, arrays), import_transformer(arrays, config)
     x, first = jnp.asarray(inputs_embeds, jnp.float32), jnp.asarray(not_done) == 0

@@ -1,12 +1,12 @@
-"""The original's whole policy (`PointNavResNetTransformerPolicy` in PyTorch) as ours, and back, bit for bit.
+"""Convert the original's policy (`PointNavResNetTransformerPolicy` in PyTorch) to ours and back, bit for bit.
 
-Three observations are known: a picture seen through a frozen ViT-B/16, a one-hot target and GPS, each embedded
-(object navigation); or vectors and the reward as they are (Darkroom). Names are those of the original's state dict.
+Two kinds of observations are supported: an image encoded by a frozen ViT-B/16, a one-hot target and GPS, each of them
+embedded (object navigation); or raw vectors and the reward (Darkroom). Names are those of the original's state dict.
 
-The way there and back is exact. All arrays but one kind are only permuted. The exception is the sink key, which is
-rotated (`llamarl`): float32 is no closed set under rotation, so no inverse can be exact. Each file therefore carries
-the PAIR (ours, theirs) of every sink key; whoever converts one of them, in either direction, takes the other from the
-pair if it is still the pair's bit for bit, and rotates if it has been trained since.
+The round trip is exact. All arrays except the sink keys are only permuted. The sink keys are rotated (see `llamarl`),
+and a rotation in float32 has no exact inverse. Each file therefore stores the pair (ours, theirs) of every sink key. A
+conversion in either direction takes the other key from the pair if the key still equals the pair's bit for bit, and
+rotates the key if it has been trained since.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ TRANSFORMER = "net.state_encoder.model."
 VISION = "net.visual_encoder.net."
 PROJECTION = "net.state_encoder.feats_proj.weight"
 SENSORS = ("ohts_embeding", "gps_embedding")
-"""Embeddings of vectors, in the order in which the original concatenates them (the spelling is the original's)."""
+"""Embeddings of vectors in the order in which the original concatenates them, in the original's spelling."""
 POLICY_FIELDS = {
     "n_layers": "num_hidden_layers",
     "n_heads": "num_attention_heads",
@@ -42,12 +42,16 @@ POLICY_FIELDS = {
     "n_mlp_hidden": "intermediate_size",
     "activation": "hidden_act",
 }
-"""The original has two names for some fields: that of its policy's config, and that of its transformer's."""
+"""Fields with two names in the original: in the policy's config and in the transformer's."""
 
 
 class Foreign(NamedTuple):
-    """What the original's arrays say that our parameters do not. kept: arrays. dtypes: of those that are not float32.
-    config: of the transformer, in the original's names.
+    """Content of the original's file that our parameters do not represent.
+
+    Attributes:
+        kept: Arrays by name.
+        dtypes: Dtypes of the arrays that are not float32, by name.
+        config: Configuration of the transformer, in the original's names.
     """
 
     kept: dict[str, np.ndarray]
@@ -56,11 +60,11 @@ class Foreign(NamedTuple):
 
     @classmethod
     def nothing(cls) -> Foreign:
-        """Of a policy that never was the original's."""
+        """Return the value for a policy that was not imported."""
         return cls({}, {}, {})
 
     def dtype(self, name: str) -> np.dtype:
-        """An array's dtype there."""
+        """Return the dtype of an array in the original's file."""
         return jnp.dtype(self.dtypes.get(name, "float32"))
 
 
@@ -68,7 +72,7 @@ class Foreign(NamedTuple):
 
 
 def transformer_fields(config: Any) -> dict[str, Any]:
-    """The transformer's config in the original's whole config, in a part of it, or none: {}. Plain values."""
+    """Find the transformer's config within the original's config. Returns plain values, or {} if there is none."""
     if not isinstance(config, dict):
         return {}
     if "transformer_config" in config:
@@ -87,7 +91,15 @@ def transformer_fields(config: Any) -> dict[str, Any]:
 
 
 def full_config(arrays: Mapping[str, np.ndarray], given: Mapping[str, Any]) -> dict[str, Any]:
-    """The transformer's config: what is given, completed from the arrays. Raises ConfigError where they disagree."""
+    """Complete the transformer's config from the arrays.
+
+    Args:
+        arrays: The original's arrays by name.
+        given: The known fields.
+
+    Raises:
+        ConfigError: If the arrays contradict a field, or a field or an array is missing.
+    """
     own = {name.removeprefix(TRANSFORMER): x for name, x in arrays.items() if name.startswith(TRANSFORMER)}
     for name in ("embed_pos.weight", "layers.0.mlp.gate_proj.weight"):
         if name not in own:
@@ -107,7 +119,7 @@ def full_config(arrays: Mapping[str, np.ndarray], given: Mapping[str, Any]) -> d
             raise ConfigError(f"config has {field} {given[field]!r}; allowed: {found!r}, as the checkpoint's arrays")
     heads, width = {**sizes, **given}.get("num_attention_heads"), sizes["hidden_size"]
     if heads is None:
-        raise ConfigError("config lacks 'num_attention_heads'; without a sink the arrays do not tell: give --config")
+        raise ConfigError("config lacks 'num_attention_heads'; arrays without a sink do not determine it: use --config")
     shapes = {"sink_tokens": (1, 1, width), "head_bias_key": (1, heads, 1, width // heads)}
     shapes["head_bias_value"] = shapes["head_bias_key"]
     for name, array in own.items():
@@ -124,7 +136,7 @@ def full_config(arrays: Mapping[str, np.ndarray], given: Mapping[str, Any]) -> d
 
 
 def policy_config(arrays: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> PolicyConfig:
-    """Our architecture for the original's arrays and its transformer's config (`full_config`)."""
+    """Return our config for the original's arrays and its transformer's config from `full_config`."""
     own = {name.removeprefix(TRANSFORMER): x for name, x in arrays.items() if name.startswith(TRANSFORMER)}
     embedded = any(name.startswith((VISION, NET + SENSORS[0], NET + SENSORS[1])) for name in arrays)
     encoder = EncoderConfig()
@@ -133,11 +145,21 @@ def policy_config(arrays: Mapping[str, np.ndarray], config: Mapping[str, Any]) -
     return PolicyConfig(llamarl.transformer_config(config, own), encoder)
 
 
-# --- where everything lies -------------------------------------------------------------------------------------------
+# --- layout ----------------------------------------------------------------------------------------------------------
 
 
 def sensors(policy: Policy) -> list[tuple[int, str]]:
-    """(index among the observation's vectors, the original's name of its embedding), in the original's order."""
+    """Return the embeddings of the observation's vectors in the original's order.
+
+    Args:
+        policy: The network.
+
+    Returns:
+        For each embedding, the index of its vector in the observation, and the original's name.
+
+    Raises:
+        ConfigError: If the observation has several goals or several GPS vectors.
+    """
     leaves = jax.tree.leaves(policy.spaces.observation)
     sizes = [int(np.prod(x.shape)) for x, image in zip(leaves, policy.spaces.images, strict=True) if not image]
     names = [SENSORS[1] if size <= SHORT else SENSORS[0] for size in sizes]
@@ -147,7 +169,7 @@ def sensors(policy: Policy) -> list[tuple[int, str]]:
 
 
 def entries(policy: Policy) -> list[Entry]:
-    """All arrays that are only permuted, outside of the transformer and the input projection."""
+    """Return the arrays outside of the transformer and the input projection, all of which are only permuted."""
     found = [
         Entry("net.prev_action_embedding.weight", "encoder/action/embedding"),
         Entry("net.state_encoder.feats_proj.bias", "proj_in/bias"),
@@ -172,8 +194,8 @@ def _linear(theirs: str, ours: str) -> list[Entry]:
 
 
 def input_order(policy: Policy, inputs: int) -> np.ndarray:
-    """For each of our projection's inputs, which of the original's it is: int [inputs]."""
-    if policy.config.encoder.vectors == "raw":  # both: vectors, reward, action
+    """Return the index of the original's input for each input of our projection, int ``[inputs]``."""
+    if policy.config.encoder.vectors == "raw":  # same order in both: vectors, reward, action
         return np.arange(inputs)
     width = policy.config.transformer.width
     visual = [("visual", width)] if any(policy.spaces.images) else []
@@ -187,7 +209,7 @@ def input_order(policy: Policy, inputs: int) -> np.ndarray:
 
 
 def check_expressible(policy: Policy) -> None:
-    """Raises ConfigError where a policy does something that the original's cannot."""
+    """Raise ConfigError if the original does not support a policy."""
     encoder, transformer, images = (
         policy.config.encoder,
         policy.config.transformer,
@@ -196,7 +218,7 @@ def check_expressible(policy: Policy) -> None:
     embedded = encoder.vectors == "embedded"
     rules = (
         ("policy.encoder.observation", encoder.observation, encoder.observation == "raw", "'raw'"),
-        ("policy.encoder.vectors", encoder.vectors, embedded or not any(images), "'embedded', where there are images"),
+        ("policy.encoder.vectors", encoder.vectors, embedded or not any(images), "'embedded', if there are images"),
         ("policy.encoder.image", encoder.image, not any(images) or encoder.image == "vit-b16", "'vit-b16'"),
         ("policy.encoder.reward", encoder.reward, not (embedded and encoder.reward), "False, with embedded vectors"),
         ("policy.transformer.step_embedding", transformer.step_embedding, transformer.step_embedding, "True"),
@@ -209,16 +231,25 @@ def check_expressible(policy: Policy) -> None:
             raise ConfigError(f"{field} is {value!r}; allowed for the original's policy: {allowed}")
 
 
-# --- there and back --------------------------------------------------------------------------------------------------
+# --- conversion ------------------------------------------------------------------------------------------------------
 
 
 def import_policy(
     arrays: Mapping[str, np.ndarray], policy: Policy, config: Mapping[str, Any]
 ) -> tuple[Params, Foreign]:
-    """The original's arrays as parameters of `policy`, whose config is `policy_config`'s, and what the way back needs.
+    """Convert the original's arrays to parameters of `policy`.
 
-    config: of the transformer (`full_config`). Raises ConfigError where an array is missing, misshapen or unknown, and
-    where the way back would not give every array bit for bit (it is tried).
+    Args:
+        arrays: The original's arrays by name.
+        policy: The network, with the config that `policy_config` returns.
+        config: Configuration of the transformer, from `full_config`.
+
+    Returns:
+        The parameters, and the additional content that `export_policy` needs.
+
+    Raises:
+        ConfigError: If an array is missing, unknown or of another shape, or if exporting the parameters would not
+            restore every array bit for bit, which is checked.
     """
     check_expressible(policy)
     like = jax.eval_shape(policy.init, jax.random.key(0))
@@ -237,16 +268,25 @@ def import_policy(
     back = export_policy(params, policy, foreign)
     for name, array in known.items():
         if name not in back:
-            raise ConfigError(f"checkpoint has {name!r}; allowed: what our policy has a place for")
+            raise ConfigError(f"checkpoint has {name!r}; allowed: arrays that this library's policy has")
         if not _same(back[name], array):
-            raise ConfigError(f"checkpoint has {name!r}, which would not come back as it was; allowed: finite numbers")
+            raise ConfigError(f"checkpoint has {name!r}, which an export would change; allowed: finite numbers")
     return jax.tree.map(jnp.asarray, params), foreign
 
 
 def export_policy(params: Params, policy: Policy, foreign: Foreign) -> dict[str, np.ndarray]:
-    """A policy's parameters as the original's arrays, with the pairs of sink keys beside them (names with OURS).
+    """Convert a policy's parameters to the original's arrays.
 
-    foreign: of the import, where it is one. Raises ConfigError where the original has no such policy.
+    Args:
+        params: The parameters.
+        policy: The network.
+        foreign: The additional content from `import_policy`, or `Foreign.nothing()`.
+
+    Returns:
+        The original's arrays by name, and the pairs of sink keys, whose names start with `OURS`.
+
+    Raises:
+        ConfigError: If the original does not support such a policy.
     """
     check_expressible(policy)
     params = jax.tree.map(lambda x: np.asarray(x, np.float32), params)
@@ -269,12 +309,12 @@ def export_policy(params: Params, policy: Policy, foreign: Foreign) -> dict[str,
 
 
 def sink_name(layer: int) -> str:
-    """The original's name of a layer's sink key."""
+    """Return the original's name of a layer's sink key."""
     return f"{TRANSFORMER}layers.{layer}.self_attn.head_bias_key"
 
 
 def original_config(cfg: TransformerConfig) -> dict[str, Any]:
-    """The original's config of a transformer, in the names of its policy's config."""
+    """Convert the config of a transformer to the original's, in the names of its policy's config."""
     config = {"n_layers": cfg.layers, "n_heads": cfg.heads, "n_hidden": cfg.width, "n_mlp_hidden": cfg.mlp_width}
     return {
         "model_name": "llamarl",
@@ -297,7 +337,7 @@ def original_config(cfg: TransformerConfig) -> dict[str, Any]:
 
 
 def _foreign(arrays: Mapping[str, np.ndarray], params: Params, policy: Policy, config: Mapping[str, Any]) -> Foreign:
-    """What is to be kept: arrays that no parameter of ours stands for, and the pairs of sink keys."""
+    """Collect the arrays that our parameters do not represent, and the pairs of sink keys."""
     sink, kept = policy.config.transformer.sink, {}
     unused = {"sink_tokens": sink != "token", "head_bias_key": sink not in ("kv", "kv0")}
     unused["head_bias_value"] = sink not in ("kv", "k0v")
@@ -314,7 +354,7 @@ def _foreign(arrays: Mapping[str, np.ndarray], params: Params, policy: Policy, c
 
 
 def _pairs(arrays: Mapping[str, np.ndarray]) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """(layer, our sink key, theirs) for each pair."""
+    """Yield the layer, our sink key and theirs for each pair."""
     for name, ours in arrays.items():
         layer = name.removeprefix(f"{OURS}ours.")
         theirs = arrays.get(f"{OURS}theirs.{layer}")
@@ -323,7 +363,7 @@ def _pairs(arrays: Mapping[str, np.ndarray]) -> Iterator[tuple[int, np.ndarray, 
 
 
 def _same(a: np.ndarray | None, b: np.ndarray) -> bool:
-    """Whether two arrays are equal bit for bit."""
+    """Return whether two arrays are equal bit for bit."""
     return a is not None and (a.shape, a.dtype, a.tobytes()) == (b.shape, b.dtype, b.tobytes())
 
 
@@ -331,5 +371,5 @@ def _check_shapes(params: Params, like: Params) -> None:
     for path in layout.paths(like):
         found, expected = layout.get(params, path).shape, layout.get(like, path).shape
         if found != expected:
-            allowed = f"{list(expected)}, as the observations and actions of the environment have it"
+            allowed = f"{list(expected)}, for the observations and actions of the environment"
             raise ConfigError(f"checkpoint has {path!r} of shape {list(found)}; allowed: {allowed}")

@@ -92,7 +92,8 @@ def test_an_evaluation_in_a_run_folder_is_found(cli, trained, tmp_path):
 
 def test_a_suffix_that_cannot_be_written_is_refused_before_anything_is_read(cli, tmp_path):
     code, _, err = cli("plot", tmp_path / "nowhere", "--out", tmp_path / "figure.jpg")
-    assert code == 2 and f"out is '{tmp_path / 'figure.jpg'}'; allowed: a file name that ends in .png, .pdf, .svg" in err
+    assert code == 2
+    assert f"out is '{tmp_path / 'figure.jpg'}'; allowed: a file name that ends in .png, .pdf, .svg" in err
 
 
 @pytest.mark.parametrize("figure", [".pdf", ".svg"])

@@ -291,7 +291,7 @@ def test_names_of_a_goal_become_queries_of_half_the_heads(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("goal", "allowed"), [(7, r"float32 \[7, 32\]"), (None, "none, of observations without a goal")]
+    ("goal", "allowed"), [(7, r"float32 \[7, 32\]"), (None, "none, for observations without a goal")]
 )
 def test_names_that_do_not_fit_are_one_line(goal, allowed, tmp_path):
     spec = {"image": SPEC["image"]} | ({} if goal is None else {"target": jax.ShapeDtypeStruct((goal,), jnp.float32)})
