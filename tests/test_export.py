@@ -304,7 +304,8 @@ def test_recurrent_policies_come_back_bit_for_bit(build, tmp_path, name):
     check = export_policy(policy, tmp_path / "out", format=name)
     assert same(policy, load_policy(tmp_path / "out")) and check["largest_difference"] == 0
     card = (tmp_path / "out" / "README.md").read_text()
-    assert f"the state of its {policy.config.policy.memory.upper()}" in card and "has no limit of steps" in card
+    assert f"the state of its {policy.config.policy.memory.upper()}" in card
+    assert "has no limit on the number of steps" in card
     with pytest.raises(
         ConfigError, match=r"format is 'onnx'; allowed: a policy with a transformer \(it is (gru|lstm)\)"
     ):
@@ -324,7 +325,7 @@ def test_what_is_there_already_is_not_overwritten(build, tmp_path):
     policy, out = build(), tmp_path / "out"
     out.mkdir()
     (out / "mine.txt").write_text("precious")
-    with pytest.raises(ConfigError, match="which holds something else; allowed: a new folder"):
+    with pytest.raises(ConfigError, match="which has other content; allowed: a new folder"):
         export_policy(policy, out)
     assert [path.name for path in out.iterdir()] == ["mine.txt"]
     (out / "mine.txt").unlink()
@@ -489,7 +490,7 @@ def test_the_command_line(cli, begun_run, tmp_path):
         (["export", begun_run], "to is missing; allowed: a new folder"),
         (["export", "--to", out], "paths is empty; allowed: a run, checkpoint or exported folder"),
         (["export", tmp_path / "nowhere", "--to", out], "nowhere"),
-        (["export", begun_run, "--to", begun_run], "which holds something else"),
+        (["export", begun_run, "--to", begun_run], "which has other content"),
         (["evaluate", "--pretrained", "darkroom-x"], "pretrained is 'darkroom-x'; allowed: 'darkroom-dpt'"),
         (["play", out, "--pretrained", "darkroom-dpt"], "pretrained is 'darkroom-dpt'; allowed: None where paths"),
     ):

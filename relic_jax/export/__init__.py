@@ -1,4 +1,4 @@
-"""Policies in standard formats: safetensors, StableHLO, ONNX, orbax; each verified against the policy it came from."""
+"""Export policies as safetensors, StableHLO, ONNX or orbax. Every export is verified against the original policy."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _EVALUATION = (
     *("env", "split", "split_hash", "tasks", "episodes", "repeats", "seeds", "expert_episodes", "context_limit"),
     *("reference_returns", "return", "success", "gain", "later_gain"),
 )
-_LARGE = 256 * 2**20  # of keys and values of one environment, from which on one is enough to verify with
+_LARGE = 256 * 2**20  # bytes of keys and values per environment, above which verification uses only one
 
 
 @settings.with_standard
@@ -42,19 +42,32 @@ def export_policy(
     loaded: LoadedPolicy,
     to: Path,
     *,
-    format: ExportFormat = "safetensors",  # it is what users call it
+    format: ExportFormat = "safetensors",  # the name of the option
     dtype: Dtype = "float32",
     context: int | None = None,
     name: str | None = None,
     preset: str | None = None,
     note: str = "",
 ) -> dict[str, Any]:
-    """Writes a policy to the folder `to`, whole or not at all, and returns the content of its verification.json.
+    """Write a policy to a folder atomically.
 
-    context: steps that its context has room for (StableHLO: fixed); None: `LoadedPolicy.default_context`. name: of the
-    model; None: of its run. preset: what it was trained as. note: is said in the card, after the results. Raises
-    ConfigError at the first value that cannot work, before anything is written, and VerificationError where the result
-    differs from the policy.
+    Args:
+        loaded: The policy.
+        to: The folder.
+        format: Format of the export.
+        dtype: Dtype of the weights. Other than float32 only with safetensors.
+        context: Number of steps that the context has room for, which StableHLO fixes. None:
+            `LoadedPolicy.default_context`.
+        name: Name of the model. None: the name of its run.
+        preset: Name of the preset that it was trained with.
+        note: Text for the model card, after the results.
+
+    Returns:
+        The content of its verification.json.
+
+    Raises:
+        ConfigError: If an argument is invalid. Nothing is written then.
+        VerificationError: If the export differs from the policy.
     """
     context = loaded.default_context if context is None else context
     check_request(to, format, dtype, context, loaded.spaces.horizon)
@@ -72,12 +85,12 @@ def export_policy(
             check = verified(folder, loaded, params, about, format, dtype)
             (folder / "verification.json").write_text(json.dumps(check, indent=1) + "\n")
             figure = write_figure(folder, loaded)
-            write_checksums(folder)  # now of all files
+            write_checksums(folder)  # of all files
             name = name or loaded.training.get("run") or to.name
             (folder / "README.md").write_text(card.model_card(name, loaded, about, check, figure, note))
     except (ConfigError, VerificationError):
         raise
-    except Exception as error:  # libraries wrap the system's errors
+    except Exception as error:  # libraries wrap OSError
         reason = storage_failure(error) or (error.strerror if isinstance(error, OSError) else None)
         if reason is None:
             raise
@@ -86,7 +99,7 @@ def export_policy(
 
 
 def check_request(to: Path, format: str, dtype: str, context: int, horizon: int) -> None:
-    """Raises ConfigError at the first value that cannot work."""
+    """Raise ConfigError at the first invalid argument of `export_policy`. ``horizon`` is the environment's."""
     if format not in ARTEFACTS:
         raise ConfigError(f"format is {format!r}; allowed: {', '.join(map(repr, ARTEFACTS))}")
     if dtype not in DTYPES:
@@ -99,10 +112,10 @@ def check_request(to: Path, format: str, dtype: str, context: int, horizon: int)
         there = read_about(to).get("artefact") if to.is_dir() and is_export(to) else None
         if there != ARTEFACTS[format]:
             allowed = f"a new folder, or an earlier export of format {format!r}"
-            raise ConfigError(f"to is '{to}', which holds something else; allowed: {allowed}")
+            raise ConfigError(f"to is '{to}', which has other content; allowed: {allowed}")
     parent = next(path for path in to.absolute().parents if path.exists())
     if not parent.is_dir():
-        raise ConfigError(f"to is '{to}'; allowed: a folder that can be made ('{parent}' is a file)")
+        raise ConfigError(f"to is '{to}'; allowed: a folder that can be created ('{parent}' is a file)")
 
 
 def describe(
@@ -113,7 +126,7 @@ def describe(
     context: int,
     preset: str | None,
 ) -> dict[str, Any]:
-    """The content of config.json."""
+    """Return the content of config.json. See `export_policy` for the arguments."""
     policy, trial = loaded.policy, loaded.config.trial
     config = to_data(loaded.config)
     evaluation = loaded.evaluation and loaded.evaluation.to_json()
@@ -145,7 +158,7 @@ def write_artefact(
     format: ExportFormat,
     dtype: Dtype,
 ) -> None:
-    """Writes the policy itself; with StableHLO and ONNX also what runs them, and the weights for `load_policy`."""
+    """Write the policy. StableHLO and ONNX exports also get code to run them, and the weights for `load_policy`."""
     if format == "orbax":
         from relic_jax import checkpoint
 
@@ -169,7 +182,7 @@ def verified(
     format: ExportFormat,
     dtype: Dtype,
 ) -> dict[str, Any]:
-    """Loads what was written and runs it beside the policy. Raises VerificationError where they differ."""
+    """Load the export, run it beside the policy and return the differences. Raises VerificationError if too large."""
     policy, context = loaded.policy, about["step"]["context"]
     other: Backend
     if format == "onnx":
@@ -191,7 +204,7 @@ def verified(
             about, original, verify.live(about, policy, params), batch=batch, context=context
         )["largest_difference"]
     if loaded.policy.config.transformer.dtype != transformer.dtype:
-        found["reference"] = "the policy with activations in float32, as the graph has them"
+        found["reference"] = "the policy with activations in float32, which the graph uses"
     if not found["largest_scaled_difference"] <= tolerance:
         raise VerificationError(
             f"the {format} export differs from the policy by {found['largest_scaled_difference']:.2g}, more than "
@@ -201,7 +214,7 @@ def verified(
 
 
 def write_figure(folder: Path, loaded: LoadedPolicy) -> bool:
-    """Copies the in-context curve from where the policy came from, where it is its own."""
+    """Copy the figure of the evaluation, if the policy has one, and return whether it does."""
     source = next(
         (p for p in (loaded.path / "curve.png", loaded.path.parent.parent / "curve.png") if p.is_file()), None
     )

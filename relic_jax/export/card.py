@@ -1,4 +1,4 @@
-"""The model card: a README.md with a front matter that model hubs read, written from what is known of the run."""
+"""Write the model card of an export: a README.md with front matter for model hubs."""
 
 from __future__ import annotations
 
@@ -16,44 +16,50 @@ import relic_jax
 
 agent = relic_jax.load_policy("FOLDER").agent()
 action = agent.step(observation)
-action = agent.step(observation, reward, terminated, truncated)  # and so on
+action = agent.step(observation, reward, terminated, truncated)  # all later steps
 ```
 
 `relic-jax evaluate FOLDER` and `relic-jax play FOLDER` run it in its environment.""",
     "arrays": """\
 The parameters are an orbax checkpoint (`params` in `arrays/`); `relic_jax.load_policy("FOLDER")` reads them too.""",
     "policy.stablehlo": """\
-Needs jax and flatbuffers (with which jax reads the file) and nothing else; `run.py` lies in this folder. Runs on CPU
-and CUDA, for any batch.
+Needs only jax and flatbuffers, with which jax reads the file, and `run.py` in this folder. Runs on CPU and CUDA with
+any batch size.
 
 ```python
 from run import load
 
 agent = load("FOLDER")
 action = agent.step(observation)
-action = agent.step(observation, reward, terminated, truncated)  # and so on
+action = agent.step(observation, reward, terminated, truncated)  # all later steps
 ```""",
     "policy.onnx": """\
-Needs numpy and onnxruntime and nothing else; `run.py` lies in this folder. For any batch and any length of context.
+Needs only numpy and onnxruntime, and `run.py` in this folder. Runs with any batch size and any length of the context.
 
 ```python
 from run import load
 
 agent = load("FOLDER")
 action = agent.step(observation)
-action = agent.step(observation, reward, terminated, truncated)  # and so on
+action = agent.step(observation, reward, terminated, truncated)  # all later steps
 ```
 
-The graph takes the context's keys and values whole and gives back what the step adds to them (`new_…`).""",
+The graph's inputs are all keys and values of the context. Its outputs are those of the new step (`new_…`).""",
 }
 
 
 def model_card(
     name: str, loaded: LoadedPolicy, about: dict[str, Any], check: dict[str, Any], figure: bool, note: str
 ) -> str:
-    """The content of README.md. name: of the model. about: its config.json. check: its verification.json.
+    """Return the content of README.md.
 
-    figure: whether there is a curve.png. note: comes after the results.
+    Args:
+        name: Name of the model.
+        loaded: The policy.
+        about: Content of its config.json.
+        check: Content of its verification.json.
+        figure: Whether there is a curve.png.
+        note: Text after the results.
     """
     sections = [
         _front_matter(name, about),
@@ -103,25 +109,26 @@ def _introduction(loaded: LoadedPolicy, about: dict[str, Any]) -> str:
         method = "partial updates (ReLIC, Elawady et al. 2024, arXiv 2410.02751) and a recurrent memory (RL², Duan et "
         method += "al. 2016, arXiv 1611.02779)"
     else:
-        net, where = architecture["transformer"], "the context of a transformer, step by step,"
+        net, where = architecture["transformer"], "the context of a transformer"
         size = f"{net['layers']} layers of width {net['width']} with {net['heads']} heads, sink `{net['sink']}`"
         method = "partial updates and Sink-KV attention (ReLIC, Elawady et al. 2024, arXiv 2410.02751)"
     return (
-        f"A policy that learns in context: it keeps what happened in its task in {where} and gets better from episode "
-        f"to episode with its weights frozen. Trained by reinforcement learning with {method} with relic-jax.\n\n"
+        f"A policy that learns in context: it stores the history of its task in {where} and improves from episode to "
+        f"episode while the weights are frozen. It was trained with relic-jax by reinforcement learning with {method}."
+        "\n\n"
         f"Environment `{loaded.config.env.name}`; {weights['parameters']:,} parameters in {weights['dtype']}; {size}."
     )
 
 
 def _results(evaluation: dict[str, Any] | None, dtype: str, figure: bool) -> str:
     if not evaluation:
-        return "This policy was not evaluated before it was exported."
+        return "This policy was not evaluated before the export."
     report = Report.from_json(evaluation)
     kind_of_tasks = "held-out" if report.split == "test" else "training"
     count = f"{report.tasks} {kind_of_tasks} tasks (split {report.split_hash}), {report.repeats} trials of each"
     text = (
-        f"{count}, {report.episodes} episodes in one context, actions sampled, weights frozen; 95% bootstrap "
-        "intervals.\n\n| episode | return | success |\n|---|---|---|\n"
+        f"{count}, {report.episodes} episodes in one context, actions sampled, weights frozen. Intervals are 95% "
+        "bootstrap intervals.\n\n| episode | return | success |\n|---|---|---|\n"
     )
     total = len(report.returns.mean)
     for episode in sorted({1, 2, 3, 5, 10, 20, total} & set(range(1, total + 1))):
@@ -151,39 +158,40 @@ def _spaces(about: dict[str, Any]) -> str:
     describe(spaces["observation"], "observation")
     action = spaces["action"]
     if action["type"] == "discrete":
-        does = f"one of {action['n']} actions, an integer"
+        does = f"an integer, one of {action['n']} actions"
     elif action["type"] == "multi_discrete":
-        does = f"{len(action['nvec'])} choices at a time among {action['nvec']}, integers"
+        does = f"{len(action['nvec'])} integers, choices among {action['nvec']}"
     else:
-        does = f"{len(action['low'])} numbers, float32, from {action['low']} to {action['high']}"
+        does = f"{len(action['low'])} float32 numbers from {action['low']} to {action['high']}"
     if action.get("masked"):
         size = action.get("n") or sum(action["nvec"])
-        does += f"; only legal ones, by a mask that every step is given (`legal`: bool [{size}])"
+        does += f"; only legal ones, according to a mask that every step takes (`legal`: bool [{size}])"
     if spaces.get("action_names"):
         does += f" ({_named(spaces['action_names'])})"
     if spaces.get("observation_names"):
         observed[-1] += f" ({_named(spaces['observation_names'])})"
-    text = f"Sees {', '.join(observed)}, its previous action and reward. Does: {does}."
-    text += f" Episodes of at most {spaces['horizon']} steps."
+    text = f"Input: {', '.join(observed)}, the previous action and reward. Output: {does}."
+    text += f" Episodes have at most {spaces['horizon']} steps."
     repeat = spaces["action_repeat"]
-    text += f" Each action lasts {repeat} steps of the environment, whose rewards are summed." if repeat > 1 else ""
-    last = "is shown with the first observation of the next" if spaces["show_last_reward"] else "is not shown"
-    return f"{text} An episode's last reward {last} (the agent sees to that)."
+    text += f" Each action is repeated for {repeat} environment steps, whose rewards are summed." if repeat > 1 else ""
+    last = "an input at the first step of the next one" if spaces["show_last_reward"] else "not an input"
+    return f"{text} The last reward of an episode is {last}, which the agent handles."
 
 
 def _named(names: list[str]) -> str:
-    """'0 left, 1 right'."""
+    """Format names with their indices, such as '0 left, 1 right'."""
     return ", ".join(f"{index} {name}" for index, name in enumerate(names))
 
 
 def _limits(loaded: LoadedPolicy, about: dict[str, Any]) -> str:
     trial, context = loaded.config.trial.steps, about["step"]["context"]
-    room = "has no limit of steps here" if loaded.policy.is_recurrent else f"is set up here for contexts of {context:,}"
+    context_limit = "has no limit on the number of steps"
+    room = context_limit if loaded.policy.is_recurrent else f"is exported for contexts of {context:,} steps"
     return (
         f"For research on in-context reinforcement learning, in tasks like those of "
-        f"`{loaded.config.env.name}`; it knows no others. It was trained on trials of {trial:,} steps and {room}. It "
-        "explores at the start of every new task, so its first episodes are worse than the later ones. Nothing was "
-        "done to make its actions safe outside of a simulator."
+        f"`{loaded.config.env.name}`. It was not trained on any others. It was trained on trials of {trial:,} steps "
+        f"and {room}. It explores at the start of every new task, so its first episodes are worse than the later ones. "
+        "No measures were taken to make its actions safe outside of a simulator."
     )
 
 
@@ -191,7 +199,7 @@ def _training(training: dict[str, Any]) -> str:
     names = ("preset", "command", "commit", "env_steps", "seconds", "device", "jax", "run", "original")
     rows = [f"| {name} | {_cell(name, training[name])} |" for name in names if training.get(name) is not None]
     rows.append(f"| seed | {training['config']['seed']} |")
-    return "\n".join(["| | |", "|---|---|", *rows]) + "\n\nThe whole configuration is in `config.json`."
+    return "\n".join(["| | |", "|---|---|", *rows]) + "\n\nThe complete configuration is in `config.json`."
 
 
 def _cell(name: str, value: Any) -> str:
@@ -204,12 +212,12 @@ def _cell(name: str, value: Any) -> str:
 
 def _verification(check: dict[str, Any]) -> str:
     text = (
-        f"After it was written, this export was loaded and run beside the policy it came from, {check['steps']} steps "
-        f"of {check['batch']} environments across {check['episode_ends']} ends of episodes. Largest difference in any "
-        f"output: {check['largest_difference']:.2g} ({check['largest_scaled_difference']:.2g} of the output's largest "
-        "number, where that is more than 1)."
+        f"This export was loaded and compared with the original policy over {check['steps']} steps of {check['batch']} "
+        f"environments, which included {check['episode_ends']} ends of episodes. The largest difference in any output "
+        f"was {check['largest_difference']:.2g} ({check['largest_scaled_difference']:.2g} relative to the output's "
+        "largest number if that is more than 1)."
     )
     rounding = check.get("largest_difference_by_rounding")
     if rounding is not None:
         text += f" Rounding the weights to {check['dtype']} changed outputs by up to {rounding:.2g}."
-    return text + " All numbers: `verification.json`."
+    return text + " All numbers are in `verification.json`."

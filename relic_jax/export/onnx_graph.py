@@ -1,7 +1,7 @@
-"""`relic_jax.step.step` as an ONNX graph, for any batch size and any size of the context.
+"""Build an ONNX graph of `relic_jax.step.step` for any batch size and any size of the context.
 
-The graph reads the whole context but returns only what the step adds to it (`new_…`, one slot each), which avoids
-copies. The caller writes these into the slot `length`.
+The graph reads the whole context but returns only the new slot of each array (`new_…`), which avoids copies. The caller
+writes it to the slot `length`.
 """
 
 from __future__ import annotations
@@ -27,18 +27,29 @@ from relic_jax.models.statistics import LIMIT
 from relic_jax.types import Params
 
 OPSET = 18
-IR_VERSION = 9  # of the time of that opset, so that older runtimes read it too
+IR_VERSION = 9  # as old as the opset, for older runtimes
 
 
 def in_float32(policy: Policy) -> Policy:
-    """Return the policy with activations in float32, which is what the graph computes."""
+    """Return the policy with activations in float32, which the graph uses."""
     transformer = policy.config.transformer
     transformer = dataclasses.replace(transformer, dtype="float32", cache=transformer.cache_format)
     return dataclasses.replace(policy, config=dataclasses.replace(policy.config, transformer=transformer))
 
 
 def build(policy: Policy, params: Params) -> bytes:
-    """Return the serialized model. params: float32. Raises ConfigError if the policy has an unsupported part."""
+    """Build the graph.
+
+    Args:
+        policy: The network.
+        params: Its parameters, float32.
+
+    Returns:
+        The serialized model.
+
+    Raises:
+        ConfigError: If the policy has an unsupported part, or onnx is not installed.
+    """
     onnx, graph = load_onnx(), Graph()
     params = jax.tree.map(np.asarray, params)
     check(policy)
@@ -79,8 +90,8 @@ def check(policy: Policy) -> None:
 
 
 def _inputs(policy: Policy) -> list[tuple[str, list[Any], Any]]:
-    """(name, shape, dtype) of everything that goes in."""
-    batch = 1  # stands for the open size
+    """Return the name, shape and dtype of every input."""
+    batch = 1  # a placeholder for the symbolic size
     found: list[tuple[str, list[Any], Any]] = []
     for name, spec in step.input_specs(policy, batch).items():
         found.append((name, ["batch", *spec.shape[1:]] if spec.shape else [], spec.dtype))
@@ -91,7 +102,7 @@ def _inputs(policy: Policy) -> list[tuple[str, list[Any], Any]]:
 
 
 def _outputs(policy: Policy, distribution: list[str]) -> list[tuple[str, list[Any], Any]]:
-    """(name, shape, dtype) of everything that comes out."""
+    """Return the name, shape and dtype of every output."""
     space = policy.action_space
     size = space.mask_size or space.n
     found: list[tuple[str, list[Any], Any]] = [(name, ["batch", size], np.float32) for name in distribution]
@@ -105,7 +116,7 @@ def _outputs(policy: Policy, distribution: list[str]) -> list[tuple[str, list[An
 
 
 def _encoder(graph: Graph, policy: Policy, params: Params) -> tuple[str, list[str], list[str]]:
-    """`StepEncoder`: [b, width of all], the features of each image, [b, features], and the goals, [b, n] each."""
+    """Add `StepEncoder`. Returns the features [b, d], those of each image [b, n], and the goals [b, n]."""
     encoder, cfg = params["encoder"], policy.config.encoder
     names, specs = step.observation_names(policy), jax.tree.leaves(policy.spaces.observation)
     images: list[str] = []
@@ -154,7 +165,7 @@ def _previous_action(graph: Graph, policy: Policy, params: Params) -> str:
 
 
 def _image(graph: Graph, policy: Policy, params: Params, name: str, spec: Any) -> str:
-    """Cells or convolutions: [b, features]. `extract_patches` pads as "SAME" does, half before and half after."""
+    """Add an image encoder. Returns [b, features]. Padding is "SAME", half before and half after the image."""
     x = graph.cast(name, np.float32)
     if spec.dtype == jnp.uint8:
         x = graph.op("Sub", graph.op("Div", x, np.float32(127.5)), np.float32(1))
@@ -189,7 +200,7 @@ def _image(graph: Graph, policy: Policy, params: Params, name: str, spec: Any) -
 
 
 def _glance(graph: Graph, params: Params, hidden: str, views: list[str], goal: list[str]) -> str:
-    """`SpatialAttention`: [b, d] → [b, d]. views: [b, cells·w] each. goal: [b, n] each."""
+    """Add `SpatialAttention`, [b, d] → [b, d]. Views are [b, cells·w] each, goals [b, n] each."""
     width = params["places"].shape[-1]
     cells = graph.shaped(_joined(graph, views), 0, -1, width)
     query = {name: x.reshape(*x.shape[:-2], -1) for name, x in params["query"].items()}
@@ -211,7 +222,7 @@ def _glance(graph: Graph, params: Params, hidden: str, views: list[str], goal: l
 
 
 def _counters(graph: Graph) -> None:
-    """`cache.index_steps` of one step: position_after and episode_after, int32 [b]."""
+    """Add `cache.index_steps` of one step: position_after and episode_after, int32 [b]."""
     graph.op("Where", "first", np.int32(0), graph.op("Add", "position", np.int32(1)), out="position_after")
     going_on = graph.op("Not", graph.op("Equal", "length", np.int32(0)))
     opens = graph.cast(graph.op("And", "first", going_on), np.int32)
@@ -219,7 +230,7 @@ def _counters(graph: Graph) -> None:
 
 
 def _transformer(graph: Graph, policy: Policy, params: Params, x: str) -> str:
-    """`Transformer` for one step: x [b, d] → [b, d]."""
+    """Add `Transformer` for one step, [b, d] → [b, d]."""
     cfg, weights = policy.config.transformer, params["transformer"]
     _counters(graph)
     if cfg.step_embedding:
@@ -237,7 +248,7 @@ def _transformer(graph: Graph, policy: Policy, params: Params, x: str) -> str:
 
 
 def _sinks(policy: Policy, params: Params) -> list[Sink | None]:
-    """The sink slot of every layer, which depends on the parameters alone."""
+    """Return the sink slot of every layer, which depends only on the parameters."""
     keep = jnp.ones((policy.config.transformer.layers,), jnp.float32)
     network: Any = policy.network
     found = network.apply({"params": params}, method=lambda net: net.transformer.sinks(keep))
@@ -251,7 +262,7 @@ def _norm(graph: Graph, x: str, params: Params) -> str:
 
 
 def _mlp(graph: Graph, block: Params, x: str) -> str:
-    """`down(gelu(gate x) · up x)`, GELU in its tanh approximation."""
+    """Add `down(gelu(gate x) · up x)` with the tanh approximation of GELU."""
     gate = graph.linear(x, block["gate_proj"])
     cube = graph.op("Mul", graph.op("Mul", gate, gate), gate)
     inner = graph.op("Add", gate, graph.op("Mul", cube, np.float32(0.044715)))
@@ -261,7 +272,7 @@ def _mlp(graph: Graph, block: Params, x: str) -> str:
 
 
 def _visible(graph: Graph, policy: Policy) -> str:
-    """Which slots the step sees: bool [b, 1, s, 1]."""
+    """Add the mask of the slots that the step attends to, bool [b, 1, s, 1]."""
     size = graph.op("Slice", graph.op("Shape", f"{step.keys_name(policy)}.0"), np.array([2]), np.array([3]))
     count = graph.op("Squeeze", size)
     slot = graph.cast(graph.op("Range", np.int64(0), count, np.int64(1)), np.int32)
@@ -278,7 +289,7 @@ def _visible(graph: Graph, policy: Policy) -> str:
 
 
 def _angle(graph: Graph, head_width: int) -> tuple[str, str]:
-    """cos and sin of the episode's rotation, [b, 1, D/2]."""
+    """Add the cosine and sine of the episode's rotation, [b, 1, D/2]."""
     half = head_width // 2
     frequency = np.asarray(10_000.0 ** (-np.arange(half) / half), np.float32)
     index = graph.op("Unsqueeze", graph.cast("episode_after", np.float32), np.array([1, 2]))
@@ -287,7 +298,7 @@ def _angle(graph: Graph, head_width: int) -> tuple[str, str]:
 
 
 def _rotated(graph: Graph, x: str, angle: tuple[str, str], head_width: int) -> str:
-    """`attention.rotate` of one step: [b, H, D]."""
+    """Add `attention.rotate` of one step, [b, H, D]."""
     (cos, sin), (a, b) = angle, graph.halves(x, 2, head_width // 2)
     first = graph.op("Sub", graph.op("Mul", a, cos), graph.op("Mul", b, sin))
     second = graph.op("Add", graph.op("Mul", b, cos), graph.op("Mul", a, sin))
@@ -295,7 +306,7 @@ def _rotated(graph: Graph, x: str, angle: tuple[str, str], head_width: int) -> s
 
 
 def _stored(graph: Graph, x: str, form: str) -> str:
-    """`kv_formats.rounded`: x [b, H, D] as it comes back out of storage."""
+    """Add `kv_formats.rounded` of x [b, H, D]."""
     if form == "bfloat16":
         bfloat16 = int(load_onnx().TensorProto.BFLOAT16)
         return graph.cast(graph.op("Cast", x, to=bfloat16), np.float32)
@@ -317,7 +328,7 @@ def _attention(
     angle: tuple[str, str],
     sink: Sink | None,
 ) -> str:
-    """`attend_step`: softmax over [sink, context, the step itself]. x: [b, d] → [b, d]."""
+    """Add `attend_step`, a softmax over the context, the step itself and the sink, [b, d] → [b, d]."""
     cfg = policy.config.transformer
     heads, width = cfg.heads, cfg.head_width
     query, key, value = (graph.shaped(graph.linear(x, block[f"{n}_proj"]), 0, heads, width) for n in "qkv")
@@ -328,7 +339,7 @@ def _attention(
     for name, part in zip(names, (key, value), strict=True):
         graph.op("Unsqueeze", part, np.array([2]), out=f"new_{name}")
     query = graph.op("Mul", query, np.float32(1 / math.sqrt(width)))
-    past = graph.op("MatMul", names[0], graph.op("Unsqueeze", query, np.array([3])))  # [b, H, s, 1]: keys stay put
+    past = graph.op("MatMul", names[0], graph.op("Unsqueeze", query, np.array([3])))  # [b, H, s, 1], no transposes
     scores = [graph.op("Where", visible, past, np.float32(MASKED)), _dot(graph, query, key)]
     if sink is not None:
         scores.append(_dot(graph, query, np.asarray(sink.key, np.float32)))
@@ -347,13 +358,13 @@ def _attention(
 
 
 def _dot(graph: Graph, query: str, key: Any) -> str:
-    """Score of one key per head: [b, H, 1, 1]."""
+    """Add the score of one key per head, [b, H, 1, 1]."""
     total = graph.op("ReduceSum", graph.op("Mul", query, key), np.array([-1]), keepdims=1)
     return graph.op("Unsqueeze", total, np.array([3]))
 
 
 def _head(graph: Graph, policy: Policy, params: Params, hidden: str) -> list[str]:
-    """Names of the distribution's parameters, [b, n] each."""
+    """Add the actor head. Returns the names of the distribution's parameters, [b, n] each."""
     if not isinstance(policy.action_space, Box):
         logits = graph.linear(hidden, params)
         if policy.spaces.masked:

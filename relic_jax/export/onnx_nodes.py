@@ -12,10 +12,10 @@ from relic_jax.types import Params
 
 
 def load_onnx() -> Any:
-    """Return the package onnx. Raises ConfigError that names the extra if it or onnxruntime is not installed."""
+    """Import onnx. Raises ConfigError that names the extra if onnx or onnxruntime is not installed."""
     try:
         import onnx
-        import onnxruntime  # noqa: F401  # verifies the export
+        import onnxruntime  # noqa: F401  # needed for verification
     except ImportError:
         raise ConfigError("format is 'onnx'; it needs: pip install 'relic-jax[onnx]'") from None
     return onnx
@@ -37,7 +37,14 @@ class Graph:
         return name
 
     def op(self, kind: str, *inputs: Any, out: str | None = None, **attributes: Any) -> str:
-        """Add a node with one output and return its name. inputs: names, or arrays."""
+        """Add a node with one output and return its name.
+
+        Args:
+            kind: The operator.
+            *inputs: Names of values, or arrays, which become constants.
+            out: Name of the output. None: a generated name.
+            **attributes: Attributes of the node.
+        """
         name = out or f"{kind.lower()}_{len(self.nodes)}"
         names = [x if isinstance(x, str) else self.constant(x) for x in inputs]
         self.nodes.append(self._onnx.helper.make_node(kind, names, [name], **attributes))
@@ -64,7 +71,7 @@ class Graph:
         return self.op("Add", y, layer["bias"]) if "bias" in layer else y
 
     def shaped(self, x: str, *shape: int) -> str:
-        """Reshape `x`; a size of 0 keeps the current one, −1 stands for the rest."""
+        """Reshape `x`. A size of 0 keeps the current size, and −1 is inferred."""
         return self.op("Reshape", x, np.array(shape))
 
 

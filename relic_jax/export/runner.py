@@ -1,4 +1,4 @@
-"""What makes an export run without relic-jax: `run.py`, and a copy of `relic_jax.runtime`."""
+"""Write the files that run an export without relic-jax: `run.py` and a copy of `relic_jax.runtime`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PACKAGE = "relic_jax_runtime"
 RUN = f'''\
 """Run the policy in this folder.
 
-`from run import load` gives an agent; `python run.py` checks that it runs. Needs numpy, and jax or onnxruntime.
+`run.load` returns an agent. `python run.py` checks that it runs. Needs numpy, and jax or onnxruntime.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The step as StableHLO (`jax.export`): weights inside, open batch, fixed size of the context, for CPU and CUDA."""
+"""Export the step as StableHLO with `jax.export`: weights included, any batch size, a fixed context, CPU and CUDA."""
 
 from __future__ import annotations
 
@@ -17,8 +17,17 @@ PLATFORMS = ("cpu", "cuda")
 
 
 def build(policy: Policy, params: Params, context: int) -> bytes:
-    """The serialised step. context: slots. Lowering for CUDA needs no GPU."""
-    transformer = dataclasses.replace(policy.config.transformer, decode="xla")  # a kernel is no stable operation
+    """Lower the step, which does not need a GPU.
+
+    Args:
+        policy: The network.
+        params: Its parameters.
+        context: Number of slots of the context.
+
+    Returns:
+        The serialized step.
+    """
+    transformer = dataclasses.replace(policy.config.transformer, decode="xla")  # StableHLO cannot contain our kernels
     policy = dataclasses.replace(policy, config=dataclasses.replace(policy.config, transformer=transformer))
     (batch,) = export.symbolic_shape("b")
     memory = jax.eval_shape(lambda: step.empty(policy, 1, context, "float32"))

@@ -1,4 +1,4 @@
-"""Runs what was exported beside the policy that it came from, and says how far they differ."""
+"""Verify an export: run it beside the original policy and measure the differences."""
 
 from __future__ import annotations
 
@@ -16,19 +16,24 @@ from relic_jax.spaces import is_image
 from relic_jax.types import Params
 
 STEPS = 200
-EPISODE = 37  # steps of the longest episode meanwhile, so that there are several
+EPISODE = 37  # steps of the longest episode, for several episodes within STEPS
 TOLERANCE = 1e-5
-"""Of float32: the largest difference in an output (all logits, all values), in units of its largest number where that
-is more than 1: what float32 leaves of a sum is in proportion to its terms."""
+"""Tolerance for float32 activations: the largest difference in an output, relative to the output's largest number if
+that is more than 1. Rounding errors of a sum are proportional to its terms."""
 TOLERANCE_BFLOAT16 = 2e-2
-"""Where activations are bfloat16, as 8 bits of mantissa through a few layers."""
+"""Tolerance for bfloat16 activations, which have 8 bits of precision, after a few layers."""
 
 
 class Beside:
-    """Two backends in one, given the same inputs. largest, scaled: how far their outputs differed so far."""
+    """A backend that passes its inputs to two backends, compares the outputs, and returns those of the reference.
+
+    Attributes:
+        largest: The largest difference so far.
+        scaled: The largest difference so far relative to the output's largest number if that is more than 1.
+    """
 
     def __init__(self, reference: Backend, other: Backend) -> None:
-        """Passes on what `reference` computes."""
+        """Create the backend. Its outputs are those of `reference`."""
         self._both = reference, other
         self.largest = self.scaled = 0.0
 
@@ -49,7 +54,7 @@ class Beside:
         stepped = [b.step(own, dict(inputs)) for b, own in zip(self._both, arrays["both"], strict=True)]
         (expected, _), (found, _) = stepped
         for name, x in expected.items():
-            hidden = (x < MASKED / 2) & (found[name] < MASKED / 2)  # logits of what is not legal
+            hidden = (x < MASKED / 2) & (found[name] < MASKED / 2)  # logits of illegal actions
             x = np.where(hidden, 0, x)
             difference = np.abs(np.where(hidden, 0, np.asarray(found[name], np.float64)) - x)
             if not np.isfinite(difference).all():
@@ -68,7 +73,7 @@ class Beside:
 
 
 def live(about: Mapping[str, Any], policy: Policy, params: Params) -> runtime.Jax:
-    """The policy itself as a backend."""
+    """Return a backend that runs the policy itself. ``about`` is the content of its config.json."""
 
     @functools.partial(jax.jit, donate_argnums=1)
     def run(params: Params, arrays: Arrays, inputs: Arrays) -> Any:
@@ -80,9 +85,18 @@ def live(about: Mapping[str, Any], policy: Policy, params: Params) -> runtime.Ja
 def compare(
     about: Mapping[str, Any], reference: Backend, other: Backend, *, batch: int, context: int, steps: int = STEPS
 ) -> dict[str, Any]:
-    """Both take the same `steps` steps across episode ends, with actions sampled from the reference.
+    """Run two backends on the same steps of several episodes, with actions sampled from the reference.
 
-    about: a config.json. context: slots. Returns plain numbers.
+    Args:
+        about: Content of config.json.
+        reference: The backend that samples the actions.
+        other: The backend to compare.
+        batch: Number of environments.
+        context: Number of slots of the context.
+        steps: Number of steps.
+
+    Returns:
+        The arguments and the largest differences, plain numbers.
     """
     beside, random = Beside(reference, other), np.random.default_rng(0)
     agent = runtime.Agent(
@@ -110,7 +124,7 @@ def compare(
 
 
 def _legal(actions: runtime.Actions, random: np.random.Generator, batch: int) -> np.ndarray | None:
-    """Masks with at least one legal choice for every component: bool [batch, n]. None where there are no masks."""
+    """Sample masks with at least one legal choice per component, bool [batch, n]. None if actions are not masked."""
     if not actions.masked:
         return None
     noise = random.random((batch, sum(actions.sizes)))
@@ -120,7 +134,7 @@ def _legal(actions: runtime.Actions, random: np.random.Generator, batch: int) ->
 
 
 def _observation(spaces: Mapping[str, Any], random: np.random.Generator, batch: int) -> Any:
-    """Uniform in the range of each component; of images any pixels."""
+    """Sample an observation uniformly within the range of each component, with any pixels in images."""
     low, high = np.asarray(spaces["low"]), np.asarray(spaces["high"])
     taken = 0
 

@@ -1,4 +1,4 @@
-"""Parameters as a safetensors file, in a dtype of choice."""
+"""Write parameters to a safetensors file in a selected dtype."""
 
 from __future__ import annotations
 
@@ -19,7 +19,18 @@ DTYPES = ("float32", "float16", "bfloat16")
 
 
 def rounded(params: Params, dtype: Dtype) -> Params:
-    """The float32 parameters that a file in `dtype` gives back. Raises ConfigError where one is not finite in it."""
+    """Round parameters to the values that a file in `dtype` restores.
+
+    Args:
+        params: The parameters.
+        dtype: Dtype of the file.
+
+    Returns:
+        float32 parameters.
+
+    Raises:
+        ConfigError: If a parameter is not finite in `dtype`.
+    """
     found = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32).astype(dtype).astype(jnp.float32), params)
     for name, x in named_parameters(found).items():
         if not np.isfinite(x).all():
@@ -28,6 +39,6 @@ def rounded(params: Params, dtype: Dtype) -> Params:
 
 
 def write(path: Path, params: Params, dtype: Dtype, metadata: dict[str, str]) -> None:
-    """Writes the file. metadata: goes into its header."""
+    """Write the file. ``metadata`` is stored in its header."""
     arrays = {name: np.ascontiguousarray(jnp.asarray(x).astype(dtype)) for name, x in named_parameters(params).items()}
     path.write_bytes(save(arrays, metadata))
