@@ -51,7 +51,7 @@ _RULES = ConstructorRegistry()
 
 @_RULES.struct_rule
 def _env_rule(info: StructTypeInfo) -> StructConstructorSpec | None:
-    """The fields of `EnvConfig` on the command line: its name, and what the family of its default declares."""
+    """Return the fields of `EnvConfig` on the command line: its name and the options of its default's family."""
     if info.type is not EnvConfig:
         return None
     default = info.default if isinstance(info.default, EnvConfig) else EnvConfig()
@@ -132,7 +132,7 @@ def check_env_options(name: str, arguments: Sequence[str]) -> None:
 
 
 def find_env(name: str) -> registry.Entry:
-    """The registry's entry of an environment. Raises ConfigError that names the nearest environments."""
+    """Return the registry's entry of an environment. Raises ConfigError that names the nearest environments."""
     try:
         return registry.find(name)
     except registry.UnknownEnvironmentError as error:

@@ -37,7 +37,7 @@ class EnvsCommand:
     json: bool = False
     """Print JSON: an object with NAME, else a list of them."""
     host: WorkerConfig = dataclasses.field(default_factory=WorkerConfig)
-    """Worker processes, for environments that live in some (with NAME)."""
+    """Worker processes, for environments that run in them (with NAME)."""
 
 
 def presets_main(arguments: Sequence[str]) -> None:

@@ -64,7 +64,7 @@ class EvaluateCommand:
     """Run the environment and the workers that a policy's config names, even if another user made the policy. They can
     be any program."""
     host: WorkerConfig = dataclasses.field(default_factory=WorkerConfig)
-    """Worker processes, for environments that live in some. Default: the run's settings."""
+    """Worker processes, for environments that run in them. Default: the run's settings."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -67,13 +67,13 @@ def compare(path: Path) -> list[dict[str, Any]]:
 
 
 def with_format(config: TrainConfig, form: str) -> TrainConfig:
-    """The same policy with its keys and values stored as `form`."""
+    """Return the same policy with keys and values stored as `form`."""
     transformer = dataclasses.replace(config.policy.transformer, cache=form)  # type: ignore[arg-type]
     return dataclasses.replace(config, policy=dataclasses.replace(config.policy, transformer=transformer))
 
 
 def inputs_of(trial: TrialRecord, config: TrainConfig) -> StepInput:
-    """What the policy read in a trial, [1, T, ...]."""
+    """Return the inputs of the policy in a trial, [1, T, ...]."""
     first = jnp.asarray(trial.first)
     hidden = jnp.arange(len(first)) == 0 if config.trial.show_last_reward else first
     inputs = StepInput(

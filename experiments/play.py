@@ -158,7 +158,7 @@ class Game:
     """A task in which a person acts, episode after episode."""
 
     def __init__(self, env: Environment, split: Split, task: int) -> None:
-        """Raises ConfigError if there is no such task."""
+        """Raise ConfigError if there is no such task."""
         self.env, self._task = env, one_task(env, split, task)
         trials, self._key = Trials(env), jax.random.key(0)
         self._step = jax.jit(trials.step)

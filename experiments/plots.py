@@ -116,7 +116,7 @@ def _result_file(path: Path) -> Path:
 
 
 def _report(file: Path) -> Report | None:
-    """The report in a file; None if there is none."""
+    """Return the report in a file, or None if there is none."""
     try:
         return Report.from_json(json.loads(file.read_bytes())) if file.is_file() else None
     except (OSError, ValueError, RecursionError):  # ConfigError is a ValueError

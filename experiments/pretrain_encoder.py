@@ -36,25 +36,27 @@ from relic_jax.models.encoders import encode_image, image_encoder
 from relic_jax.models.grids import PATCH_WIDTH, split_cells
 
 ROUND, TEST_BATCHES = 100, 40
-LEARNING_RATE = 3e-3  # of Adam, falling to 0 as a cosine
-HOUSES, POSES = 16, 16  # of a batch; building a house costs as much as some ten pictures of it
-PITCHES = jnp.array([0.1, 0.2, 0.4, 0.2, 0.1])  # how often each pitch, from looking down to looking up
+LEARNING_RATE = 3e-3  # learning rate of Adam, with a cosine decay to 0
+HOUSES, POSES = 16, 16  # per batch; building a house takes as long as about ten images of it
+PITCHES = jnp.array([0.1, 0.2, 0.4, 0.2, 0.1])  # probability of each pitch, from down to up
 NOTHING, WALL, FURNITURE, FIRST = range(4)  # kinds of pixels: floor and ceiling, …; the first category
 KINDS = FIRST + CATEGORIES
-WEIGHT = jnp.where(jnp.arange(KINDS) < FIRST, 1.0, 3.0)  # objects are few
+WEIGHT = jnp.where(jnp.arange(KINDS) < FIRST, 1.0, 3.0)  # objects are rare
 LOOK_WEIGHT = jnp.array([0.2, 2.0, 2.0, 2.0])  # of distance and colours
-FILLED = 0.25  # share of a place's pixels from which on a category counts as fully there
-SHORTER = 0.003  # weight of the squared length of what is said of a place
-PLACE = 8  # pixels, of a place's sides
+FILLED = 0.25  # share of a place's pixels above which a category counts as present
+SHORTER = 0.003  # weight of the squared length of the features of a place
+PLACE = 8  # side of a place in pixels
 CONFIG = EncoderConfig(image="patches")
 Labels = dict[str, jax.Array]
 
 
 def picture(env: HouseNav, key: jax.Array, state: HouseState) -> tuple[jax.Array, Labels]:
-    """From a random place in the house. Returns uint8 [H, W, 3] and what is in each of the encoder's n places:
+    """Render an image from a random position in the house.
 
-    kinds: float32 [n, KINDS]; shares of its pixels. look: float32 [n, 4]; means of the log of the distance in metres
-    and of the colour, 0 to 1.
+    Returns:
+        The image, uint8 [H, W, 3], and labels of the encoder's n places. kinds: float32 [n, KINDS], the share of each
+        kind in the pixels of the place. look: float32 [n, 4], the means of the log of the distance in metres and of
+        the colour in [0, 1].
     """
     episode_key, pitch_key = jax.random.split(key)
     state = env.restart(episode_key, state, jnp.zeros((), jnp.int32))

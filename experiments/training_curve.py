@@ -30,7 +30,7 @@ class Command:
 
 
 def main() -> None:
-    """Entry point."""
+    """Write the training curves of runs as CSV."""
     command = tyro.cli(Command, prog="python -m experiments.training_curve")
     rows = ["run,env_steps,episodes,return,success"]
     rows += [row for path in command.paths for row in curve(path, command.parts)]

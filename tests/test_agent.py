@@ -1,4 +1,4 @@
-"""The agent against the evaluation's path step for step, what dropping leaves, and contexts in files."""
+"""The agent compared step by step with evaluation, dropped episodes, and contexts in files."""
 
 import dataclasses
 
@@ -28,7 +28,7 @@ from relic_jax.types import StepInput
 
 @pytest.fixture(scope="module")
 def loaded(tiny, drawn):
-    """`loaded(env, **transformer)`: a policy with random parameters, sinks that matter, and no file."""
+    """Return `loaded(env, **transformer)`: a policy with random parameters, including sinks, and no file."""
 
     def build(env="darkroom-ad-9", encoder=None, memory="transformer", **transformer):
         config = TransformerConfig(
@@ -44,7 +44,7 @@ def loaded(tiny, drawn):
 
 
 def inputs(rng, steps, size=2, batch=None):
-    """Random observations, rewards, ends of episodes (about every fifth step), their kind, and actions."""
+    """Return random observations, rewards, ends of episodes (about every fifth step), their kind, and actions."""
     shape = (steps,) if batch is None else (steps, batch)
     observations = rng.integers(0, 9, (*shape, size)).astype(np.float32)
     ended = rng.random(shape) < 0.2
@@ -54,7 +54,7 @@ def inputs(rng, steps, size=2, batch=None):
 
 
 def play(agent, observations, rewards, ended, terminal, actions):
-    """The agent's logits and values, [T, B, ...], where it does what it is told."""
+    """Return the agent's logits and values, [T, B, ...], with prescribed actions."""
     found = []
     for x, reward, end, kind, action in zip(observations, rewards, ended, terminal, actions, strict=True):
         agent._choose = lambda outputs, action=action: np.atleast_1d(action)
@@ -123,7 +123,7 @@ def test_without_a_batch_it_is_the_first_row(loaded):
 
 @pytest.mark.parametrize("sink", ["kv", "token", "none"])
 def test_one_layer_after_a_drop_is_a_fresh_context_of_what_remains(loaded, sink):
-    """Its keys and values depend on their own steps alone, and episodes are numbered from the start again."""
+    """With one layer, keys and values depend on their own steps only. Episodes are renumbered from 0."""
     policy, capacity = loaded(layers=1, sink=sink), 24
     data = inputs(np.random.default_rng(1), 100)
     agent, fresh = policy.agent(capacity=capacity), policy.agent(capacity=capacity)
@@ -138,7 +138,7 @@ def test_one_layer_after_a_drop_is_a_fresh_context_of_what_remains(loaded, sink)
 @pytest.mark.slow
 @pytest.mark.parametrize("inter_episode", [True, False])
 def test_deeper_policies_go_on_as_if_dropped_steps_were_out_of_sight(loaded, inter_episode):
-    """As a context with room for everything whose dropped steps are hidden, where only differences of numbers count."""
+    """This equals a context with room for all steps that masks the dropped ones."""
     policy, capacity, batch = loaded(sink="none", inter_episode=inter_episode), 20, 2
     data = inputs(np.random.default_rng(2), 90, batch=batch)
     dropping, roomy = policy.agent(batch=batch, capacity=capacity), policy.agent(batch=batch, capacity=90)
@@ -279,7 +279,7 @@ def test_the_step_is_traced_once(loaded, monkeypatch):
 
 
 def test_one_environment_is_written_in_place(loaded):
-    """Without copies of the context, of which XLA on CPU makes several where arrays have a leading axis of 1."""
+    """The context is not copied. On CPU, XLA makes several copies if arrays have a leading axis of 1."""
     policy = loaded()
     agent = policy.agent(capacity=4096)
     arrays = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in agent._arrays.items()}
@@ -324,7 +324,7 @@ def test_bad_values_are_one_line(loaded):
         running.step(x)
     with pytest.raises(ConfigError, match="the running episode fills the context"):
         running.step(x)
-    running.step(x, 0.0, True)  # where it ends, there is something to drop
+    running.step(x, 0.0, True)  # an episode that ends can be dropped
     assert running.steps == 1
     endless = loaded(max_positions=5).agent(capacity=50)
     with pytest.raises(ConfigError, match="the episode is longer than 4 steps"):
@@ -351,7 +351,7 @@ def test_numbers_are_tested_after_the_cast(value, dtype, said):
 @settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_dropping_keeps_whole_episodes_and_as_many_as_fit(data):
-    """Against the plainest account: per row a list of episodes' lengths."""
+    """Compare with a reference that keeps a list of the episodes' lengths per row."""
     rows, capacity = data.draw(st.integers(1, 3)), data.draw(st.integers(4, 12))
     context, lengths = Rows.empty(rows, capacity, 1), [[] for _ in range(rows)]
     running = np.zeros(rows, int)

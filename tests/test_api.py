@@ -1,4 +1,4 @@
-"""`relic_jax.train` and what it returns: the same files as the command line, in a script, a loop and a thread."""
+"""`relic_jax.train` and the run that it returns, in a script, an event loop and a thread."""
 
 import asyncio
 import dataclasses
@@ -24,7 +24,7 @@ README = Path(__file__).parents[1] / "README.md"
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """The run that the README's code makes, with a small preset."""
+    """Return the run that the README's code trains, with a small preset."""
     (code,) = re.findall(r"^```python\n(import relic_jax\n.*?)^```$", README.read_text(), flags=re.M | re.S)
     assert len(code.strip().splitlines()) < 10
     names = {"observation": np.zeros(2, np.float32), "reward": 0.0, "terminated": False, "truncated": False}

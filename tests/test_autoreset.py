@@ -1,4 +1,4 @@
-"""The agent in gymnasium's vector environments: whatever these do after an end, it sees the episodes one by one."""
+"""The agent in gymnasium's vector environments: with every autoreset mode it sees the same episodes."""
 
 import dataclasses
 
@@ -22,7 +22,7 @@ ROWS, STEPS = 3, 60
 
 
 class Tape(gymnasium.Env):
-    """Every observation and reward is a number of its own, so that a wrong one shows. Episodes of 2 … 6 steps."""
+    """Returns a distinct number for every observation and reward, in episodes of 2 … 6 steps."""
 
     observation_space = gymnasium.spaces.Box(-100, 100, (2,), np.float32)
     action_space = gymnasium.spaces.Discrete(5)
@@ -45,7 +45,7 @@ class Tape(gymnasium.Env):
 
 
 class Recorder:
-    """A backend that passes on, and keeps what each step read."""
+    """Forwards to a backend and records the inputs of each step."""
 
     def __init__(self, backend):
         self.backend, self.seen = backend, []
@@ -72,7 +72,7 @@ def loaded(tiny, drawn):
 
 
 def recorded(agent):
-    """What the agent acted on in each row, step for step: observation, first, reward, value, action."""
+    """Return the agent's steps in each row: observation, first, reward, value, action."""
     steps = [[] for _ in range(agent.batch or 1)]
     agent._backend = Recorder(agent._backend)
 
@@ -91,7 +91,7 @@ def recorded(agent):
 
 
 def vector_steps(policy, mode, **options):
-    """Plays ROWS environments in one of gymnasium's vector environments."""
+    """Play ROWS environments in one of gymnasium's vector environments."""
     envs = SyncVectorEnv([lambda row=row: Tape(row) for row in range(ROWS)], autoreset_mode=MODES[mode])
     agent = policy.agent(env=envs, greedy=True, **options)
     assert (agent.batch, agent.autoreset) == (ROWS, mode)
@@ -107,7 +107,7 @@ def vector_steps(policy, mode, **options):
 
 
 def single_steps(policy, row, **options):
-    """Plays one of them alone, reset by hand."""
+    """Play one of them alone with explicit resets."""
     env, agent = Tape(row), policy.agent(greedy=True, **options)
     act, steps = recorded(agent)
     action = act(env.reset()[0])
@@ -122,7 +122,7 @@ def single_steps(policy, row, **options):
 CASES = [
     ("next_step", {}, {"capacity": 100}),
     ("next_step", {"show_last_reward": True}, {"capacity": 100}),
-    ("next_step", {}, {"capacity": 12}),  # whole episodes are dropped, one of them alone may fill it
+    ("next_step", {}, {"capacity": 12}),  # whole episodes are dropped, and one episode can fill the context
     ("next_step", {"show_last_reward": True}, {"capacity": 6}),
     ("next_step", {}, {"capacity": 12, "full": "window"}),
     ("next_step", {"memory": "lstm", "show_last_reward": True}, {}),
@@ -157,7 +157,7 @@ def test_a_row_may_wait_while_its_context_is_saved(loaded, tmp_path):
     np.testing.assert_array_equal(agents[1].steps, [2, 3])
     for agent in agents:
         agent.step(x[1])
-        agent.step(x[2], 1.0, True)  # all rows wait: nothing is computed
+        agent.step(x[2], 1.0, True)  # if all rows wait, nothing is computed
         np.testing.assert_array_equal(agent.steps, [3, 4])
         assert agent.step(x[3]).shape == (2,)
     np.testing.assert_array_equal(agents[0].outputs["value"], agents[1].outputs["value"])
@@ -200,7 +200,7 @@ def test_what_an_environment_says_of_itself(loaded):
 
 
 def test_a_policy_of_a_gymnasium_environment_reads_it_as_it_is(loaded):
-    """One-hot cells in place of FrozenLake's numbers, as its workers encode them."""
+    """FrozenLake's cell numbers are one-hot encoded, as its workers encode them."""
     policy = loaded()
     spaces = dataclasses.replace(policy.spaces, observation=jax.ShapeDtypeStruct((16,), jnp.float32))
     spaces = dataclasses.replace(spaces, low=(0.0,) * 16, high=(1.0,) * 16, action_space=Discrete(4))

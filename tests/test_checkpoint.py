@@ -1,4 +1,4 @@
-"""Checkpoints: exact, atomic, and refused in one line where they are not what they should be."""
+"""Checkpoints are exact and atomic, and damaged ones are refused with a one-line error."""
 
 import ast
 import json
@@ -28,7 +28,7 @@ def setup(tiny):
 
 @pytest.fixture(scope="module")
 def state(setup):
-    """A state in which no two arrays are equal by accident, NaN-free but with extreme numbers."""
+    """Return a state with distinct arrays and extreme values, without NaN."""
     state, _ = restore(setup, Path("no checkpoints here"))
     rng = np.random.default_rng(0)
 
@@ -46,12 +46,12 @@ def save(folder, step, state, setup):
 
 
 def load(path, setup):
-    assert checkpoint.complete_steps(path.parent)[-1] == int(path.name)  # `restore` takes the newest
+    assert checkpoint.complete_steps(path.parent)[-1] == int(path.name)  # `restore` reads the newest
     return restore(setup, path.parent)[0]
 
 
 def arrays(tree):
-    """Every leaf as (path, dtype, shape, bytes): equal lists are equal bit for bit."""
+    """Return every leaf as (path, dtype, shape, bytes). Equal lists are equal bit for bit."""
     found = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         typed = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
@@ -67,7 +67,7 @@ def test_state_comes_back_bit_for_bit_with_its_typed_key(tmp_path, setup, state)
     assert jax.random.bits(loaded.key) == jax.random.bits(state.key)
 
 
-def test_loading_says_nothing(tmp_path, setup, state, capfd):
+def test_loading_prints_nothing(tmp_path, setup, state, capfd):
     path = save(tmp_path, 64, state, setup)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -101,7 +101,7 @@ def test_saving_a_step_again_replaces_it(tmp_path, setup, state):
 
 
 class Crash(BaseException):
-    """Stands for a process that ends here."""
+    """Represents the end of the process."""
 
 
 @pytest.mark.parametrize("where", ["arrays", "sync", "replace"])
@@ -115,7 +115,7 @@ def test_a_crash_before_the_rename_leaves_the_previous_one_and_is_cleaned_up_lat
 
     with monkeypatch.context() as patch:
         target, name = {
-            "arrays": (Path, "write_text"),  # meta.json comes after the arrays
+            "arrays": (Path, "write_text"),  # meta.json is written after the arrays
             "sync": (os, "fsync"),
             "replace": (os, "replace"),
         }[where]
@@ -165,7 +165,7 @@ def test_damaged_arrays_are_refused_in_one_line(tmp_path, setup, state, capfd, p
     if damage == "folder deleted":
         shutil.rmtree(folder)
     else:
-        for file in folder.rglob("d/*"):  # where the numbers are
+        for file in folder.rglob("d/*"):  # the files that hold the numbers
             if damage == "deleted":
                 file.unlink()
             else:
@@ -176,7 +176,7 @@ def test_damaged_arrays_are_refused_in_one_line(tmp_path, setup, state, capfd, p
 
 
 def test_every_single_file_of_the_arrays_matters_or_is_not_needed(tmp_path, setup, state):
-    """Whichever file is cut short: the exact state comes back, or the checkpoint is refused. Never something else."""
+    """If a file is truncated, the exact state is restored or the checkpoint is refused."""
     path = save(tmp_path, 64, state, setup)
     for file in sorted(p for p in (path / "arrays").rglob("*") if p.is_file() and p.stat().st_size):
         content = file.read_bytes()

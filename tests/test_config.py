@@ -1,4 +1,4 @@
-"""Configs: JSON round trip, what is refused and how it is said."""
+"""Configs: JSON round trip, validation and error messages."""
 
 import copy
 import dataclasses
@@ -40,7 +40,7 @@ json_values = scalars | st.lists(scalars, max_size=3) | st.dictionaries(st.text(
 
 
 def strategy(hint):
-    """Any value of a field's type."""
+    """Return a strategy for values of a field's type."""
     if dataclasses.is_dataclass(hint):
         fields = {name: strategy(h) for name, h in typing.get_type_hints(hint).items()}
         return st.builds(hint, **fields)
@@ -56,14 +56,14 @@ def strategy(hint):
 
 
 def changed(field, value, config=None):
-    """`config` (default: the defaults) with the dotted `field` set."""
+    """Return `config` (default: the default config) with the dotted `field` set."""
     config = config or TrainConfig()
     head, _, rest = field.partition(".")
     return replace(config, **{head: changed(rest, value, getattr(config, head)) if rest else value})
 
 
 def leaves(config, path=""):
-    """(dotted name, value) of every field that is not a config itself."""
+    """Yield (dotted name, value) of every field that is not a config."""
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if isinstance(value, EnvConfig):
@@ -75,7 +75,7 @@ def leaves(config, path=""):
             yield path + field.name, value
 
 
-@settings(deadline=None)  # machines are busy at times
+@settings(deadline=None)  # no deadline, because machines can be busy
 @given(strategy(TrainConfig))
 def test_json_round_trip_of_any_config(config):
     again = from_json(to_json(config))

@@ -1,4 +1,4 @@
-"""Checksums: one wrong byte in any file of a checkpoint or an export is refused, and the file is named."""
+"""Checksums: one wrong byte in any file of a checkpoint or an export is an error that names the file."""
 
 import dataclasses
 import json
@@ -35,7 +35,7 @@ def positions(size):
 
 
 def assert_every_byte_counts(folder, load, but=("README.md",)):
-    """Flips single bits, shortens, empties, lengthens and deletes every file; `load` refuses all of them by name."""
+    """Flip bits of, truncate, empty, extend and delete every file. `load` must name the file in its error."""
     load()
     count = 0
     for path, data in content(folder).items():
@@ -60,7 +60,7 @@ def assert_every_byte_counts(folder, load, but=("README.md",)):
 
 @pytest.fixture
 def folder(begun_run, tmp_path):
-    """A copy of a checkpoint that has no run around it."""
+    """Return a copy of a checkpoint outside of a run folder."""
     return shutil.copytree(checkpoint.find(begun_run), tmp_path / "copy")
 
 
@@ -74,7 +74,7 @@ def test_every_byte_of_a_checkpoint(folder):
 
 @pytest.fixture(scope="module")
 def exported(begun_run, tmp_path_factory):
-    """`exported(format)`: a folder to be broken; what is verified at an export is in tests/test_export.py."""
+    """Return `exported(format)`: an export to damage. tests/test_export.py tests the verification."""
     policy = load_policy(begun_run)
 
     def export_once(format):
@@ -162,7 +162,7 @@ def test_what_was_written_before_checksums_still_loads(exported, folder):
         {"a/../../b": "x"}, {"nowhere": "sha256:0"},
     ],
 )  # fmt: skip
-def test_lists_that_are_none_are_refused_and_lead_nowhere(tmp_path, monkeypatch, files):
+def test_bad_checksum_lists_are_refused_and_read_no_other_file(tmp_path, monkeypatch, files):
     (tmp_path / "folder" / "a").mkdir(parents=True)
     try:
         text = checksums_text(files)
@@ -204,7 +204,7 @@ def test_json_is_read_strictly(text, said):
 
 @pytest.fixture
 def run_folder(tiny, tmp_path):
-    """A run with checkpoints 0 and 64, none of which was trained."""
+    """Return a run with checkpoints 0 and 64, both untrained."""
     config = tiny(env="darkroom-ad-9")
     setup = prepare(config, make(config.env))
     run = tmp_path / "run"
@@ -261,7 +261,7 @@ def test_without_its_meta_a_checkpoint_is_an_error_and_no_fresh_start(refused, r
 
 
 def resumed_from(cli, monkeypatch, path):
-    """Runs `train --resume path` up to the point where training would begin; returns (output, steps taken before)."""
+    """Run `train --resume path` up to the start of training. Return (output, steps taken before)."""
     steps = []
 
     def train(setup, folder, make_tracker, *, resume, **_):
@@ -317,7 +317,7 @@ def test_what_an_import_kept_is_compared_too(tmp_path):
 
     kept = tmp_path / import_llamarl.KEPT
     files.write(kept, {"x": np.zeros(3, np.float32)}, {"dtypes": {}, "config": {}})
-    import_llamarl.read_kept(kept)  # of before checksums
+    import_llamarl.read_kept(kept)  # from before checksums existed
     write_checksums(tmp_path, [kept.name])
     import_llamarl.read_kept(kept)
     data = kept.read_bytes()
@@ -327,7 +327,7 @@ def test_what_an_import_kept_is_compared_too(tmp_path):
 
 
 def test_pruning_leaves_no_half_of_a_checkpoint(run_folder, monkeypatch, tiny):
-    """A process that is killed while it removes an old checkpoint leaves a folder that nothing takes for one."""
+    """A process that is killed while it removes an old checkpoint leaves a folder that is ignored."""
     setup = prepare(tiny(env="darkroom-ad-9"), make("darkroom-ad-9"))
     state, progress = restore(setup, run_folder / "checkpoints")
     remove = shutil.rmtree

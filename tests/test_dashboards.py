@@ -1,4 +1,4 @@
-"""TensorBoard and W&B: what they hold after a resumption, and that their failures end nothing."""
+"""TensorBoard and W&B: contents after resuming, and failures that do not stop training."""
 
 import json
 import sys
@@ -22,7 +22,7 @@ def record(env_steps, **values):
 
 
 def events(folder):
-    """Every event of a run: (step, {tag: value}), in the order of the files' names and of what is in them."""
+    """Return the events of a run as (step, {tag: value}), in the order of file names and of records."""
     from tensorboardX.proto import event_pb2
 
     found = []
@@ -60,7 +60,7 @@ def test_tensorboard_drops_what_lies_after_the_checkpoint(tmp_path):
     log(tmp_path, 20, 30, 40, scale=2)
     assert scalars(tmp_path, "return") == [(10, 10.0), (20, 20.0), (30, 60.0), (40, 80.0)]
     starts = [step for step, _, event in events(tmp_path) if event.session_log.status == event.session_log.START]
-    assert starts == [21]  # what a TensorBoard that runs has read of later steps is dropped there too
+    assert starts == [21]  # a running TensorBoard also drops later steps that it has read
     log(tmp_path, 0, 10, scale=3)  # there was no checkpoint yet
     assert scalars(tmp_path, "return") == [(10, 30.0)]
 
@@ -72,7 +72,9 @@ def test_an_event_that_a_kill_cut_short_is_dropped(tmp_path):
     file.write_bytes(file.read_bytes()[:-5])
     log(tmp_path, 20, 30)
     assert scalars(tmp_path, "return") == [(10, 10.0), (20, 20.0), (30, 30.0)]
-    assert len(scalars(tmp_path, "seconds_left")) == 2  # the one that was cut is gone, its file can be read to the end
+    assert (
+        len(scalars(tmp_path, "seconds_left")) == 2
+    )  # the truncated event is gone, and its file can be read to the end
 
 
 def test_steps_of_more_than_32_bits(tmp_path):
@@ -87,7 +89,7 @@ def test_steps_of_more_than_32_bits(tmp_path):
 
 @pytest.mark.parametrize(("extra", "module"), [("wandb", "wandb"), ("tensorboard", "tensorboardX")])
 def test_a_missing_extra_is_named(tmp_path, monkeypatch, extra, module):
-    monkeypatch.setitem(sys.modules, module, None)  # what python does where it is not installed
+    monkeypatch.setitem(sys.modules, module, None)  # simulates a package that is not installed
     makers = {"wandb": lambda: WandB(tmp_path, {}), "tensorboard": lambda: TensorBoard(tmp_path)}
     for attempt in (makers[extra], lambda: load_extra(extra), lambda: OptionalTracker(extra, makers[extra])):
         with pytest.raises(ConfigError) as error:
@@ -129,7 +131,7 @@ def test_a_tracker_that_cannot_be_made_is_one_line(tmp_path, capsys):
 
 
 def test_a_full_disk_does_not_block_tensorboard(tmp_path, capsys):
-    """tensorboardX writes in a thread, which a full disk ends; what is logged then waits for it for ever."""
+    """tensorboardX writes in a thread that a full disk stops. Without handling, later calls would block."""
     pytest.importorskip("tensorboardX")
     made = TensorBoard(tmp_path)
     tracker = OptionalTracker("tensorboard", lambda: made)
@@ -169,7 +171,7 @@ class FakeRun:
 
 
 class FakeWandB:
-    """refuses: online sessions raise this."""
+    """A fake of W&B. Online sessions raise `refuses`."""
 
     Settings = dict
 
@@ -208,7 +210,7 @@ def test_wandb_gets_every_record_over_env_steps(tmp_path, fake):
 def test_a_resumed_run_goes_on_in_the_same_wandb_run(tmp_path, fake):
     wandb = fake()
     WandB(tmp_path, {}, WandBOptions("mine", tags=("x",)))
-    WandB(tmp_path, {})  # options need not be given again
+    WandB(tmp_path, {})  # options do not have to be set again
     first, second = (run.options for run in wandb.runs)
     assert first["id"] == second["id"] and second["resume"] == "allow"
     assert (second["project"], second["tags"]) == ("mine", ["x"])
@@ -261,4 +263,4 @@ def test_the_real_wandb_offline(tmp_path, monkeypatch):
         and kept["project"] == "relic-jax"
     )
     assert all(b"env_steps" in file.read_bytes() for file in files)
-    assert dashboards.load_extra("wandb").run is None  # nothing is left open
+    assert dashboards.load_extra("wandb").run is None  # no file remains open

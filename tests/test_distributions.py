@@ -7,13 +7,13 @@ from relic_jax.distributions import Categorical, Gaussian, TanhGaussian
 
 
 def test_closed_forms_by_hand():
-    """Logits log 1, log 2, log 5 plus any constant are probabilities ⅛, ¼, ⅝."""
+    """Logits log 1, log 2, log 5 plus any constant have probabilities ⅛, ¼, ⅝."""
     probabilities = np.array([1, 2, 5]) / 8
     entropy = 3 / 8 + 2 / 4 + 5 / 8 * np.log2(8 / 5)  # bits
     for constant in (0.0, -30.0, 80.0):
         policy = Categorical(jnp.log(jnp.array([1.0, 2.0, 5.0])) + constant)
         for action in range(3):
-            # float32 keeps a logit of 80 to 80·2⁻²⁴ ≈ 5e-6
+            # float32 stores a logit of 80 with an error of 80·2⁻²⁴ ≈ 5e-6
             np.testing.assert_allclose(policy.log_prob(jnp.int32(action)), np.log(probabilities[action]), atol=1e-5)
         np.testing.assert_allclose(policy.entropy(), entropy * np.log(2), atol=1e-5)
         assert policy.mode() == 2
@@ -42,7 +42,7 @@ def test_every_leading_axis_is_a_batch():
 
 
 def test_gradients_of_log_prob_and_entropy():
-    """∂log p_a/∂z = 1_a − p and ∂H/∂z = −p (log p + H)."""
+    """Compare with ∂log p_a/∂z = 1_a − p and ∂H/∂z = −p (log p + H)."""
     z = jnp.array([0.3, -1.0, 0.7])
     p, entropy = jax.nn.softmax(z), Categorical(z).entropy()
     d_log_prob = jax.grad(lambda z: Categorical(z).log_prob(jnp.int32(1)))(z)
@@ -52,7 +52,7 @@ def test_gradients_of_log_prob_and_entropy():
 
 
 def test_sampling_frequencies():
-    """A frequency of n draws has standard deviation sqrt(p(1−p)/n); five of those miss by chance once in 10⁶ times."""
+    """Frequencies of n draws have standard deviation sqrt(p(1−p)/n). Five of these fail by chance once in 10⁶ runs."""
     n, p = 20_000, np.array([0.05, 0.15, 0.8])
     policy = Categorical(jnp.broadcast_to(jnp.log(p), (n, 3)))
     actions = policy.sample(jax.random.key(0))
@@ -73,7 +73,7 @@ def test_an_action_of_probability_zero_is_never_drawn():
 
 
 def test_gaussian_closed_forms_by_hand():
-    """N(1, 2²) at 3 and N(0, 1) at 0: log-densities −½ − log 2 − ½log 2π and −½log 2π."""
+    """N(1, 2²) at 3 and N(0, 1) at 0 have log-densities −½ − log 2 − ½log 2π and −½log 2π."""
     policy = Gaussian(jnp.array([1.0, 0.0]), jnp.log(jnp.array([2.0, 1.0])))
     half_log = 0.5 * np.log(2 * np.pi)
     np.testing.assert_allclose(policy.log_prob(jnp.array([3.0, 0.0])), -0.5 - np.log(2) - 2 * half_log, rtol=1e-6)
@@ -81,12 +81,12 @@ def test_gaussian_closed_forms_by_hand():
     np.testing.assert_array_equal(policy.mode(), [1.0, 0.0])
 
 
-GRID = np.tanh(np.linspace(-10, 10, 200_001))  # of the open interval, finer towards the bounds
+GRID = np.tanh(np.linspace(-10, 10, 200_001))  # grid on the open interval, finer towards the bounds
 
 
 @pytest.mark.parametrize(("mean", "std"), [(0.0, 0.5), (0.8, 0.3), (-1.0, 1.0), (2.0, 0.7), (0.0, 2.0)])
 def test_squashed_density_integrates_to_one_and_to_its_entropy(mean, std):
-    """By numerical integration of the definition in float64, which the float32 log-density is then compared with."""
+    """Integrate the definition numerically in float64 and compare the float32 log-density with it."""
     policy = TanhGaussian(jnp.array([mean], jnp.float32), jnp.log(jnp.array([std], jnp.float32)))
     x = np.arctanh(GRID)
     density = np.exp(-0.5 * ((x - mean) / std) ** 2) / (std * np.sqrt(2 * np.pi)) / (1 - GRID**2)
@@ -99,7 +99,7 @@ def test_squashed_density_integrates_to_one_and_to_its_entropy(mean, std):
 
 
 def test_squashed_samples_have_the_density():
-    """Moments of 200,000 draws against those of tanh of 2,000,000 normal draws, within five standard errors."""
+    """Moments of 200,000 draws equal those of tanh of 2,000,000 normal draws within five standard errors."""
     policy = TanhGaussian(jnp.full((200_000, 1), 0.6), jnp.full((200_000, 1), np.log(0.8)))
     drawn = np.asarray(policy.sample(jax.random.key(0)), np.float64)[:, 0]
     x = np.random.default_rng(0).normal(0.6, 0.8, 2_000_000)

@@ -1,4 +1,4 @@
-"""The pages' code is run as it stands."""
+"""The code of the documentation runs."""
 
 import re
 import runpy
@@ -11,7 +11,7 @@ PAGE = Path(__file__).parent.parent / "docs" / "environments.md"
 
 
 def blocks():
-    """(language, code) of the page's fenced blocks, in order."""
+    """Return (language, code) of the page's fenced blocks, in order."""
     return re.findall(r"^```(python|sh)\n(.*?)^```$", PAGE.read_text(), flags=re.M | re.S)
 
 
@@ -128,7 +128,7 @@ def test_what_is_no_environment_is_one_line(tmp_path, monkeypatch, cli, name, me
     assert not (tmp_path / "runs").exists()
 
 
-def test_one_s_own_is_made_without_arguments_or_given(tmp_path, monkeypatch):
+def test_custom_environments_are_classes_or_instances(tmp_path, monkeypatch):
     from relic_jax.envs import registry
 
     (tmp_path / "small2.py").write_text(SMALL + "\nFINE = Fine()\n")

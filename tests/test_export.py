@@ -1,4 +1,4 @@
-"""Every format against the live policy, loading of what was written, and refusals in one line."""
+"""Exports in every format compared with the policy, loading of exports, and one-line errors."""
 
 import dataclasses
 import json
@@ -64,7 +64,7 @@ CONTINUOUS = dataclasses.replace(VECTOR, action_space=Box((-2.0, 0.0), (2.0, 1.0
 
 @pytest.fixture(scope="module")
 def build(tiny, drawn):
-    """`build(...)`: a policy with random parameters."""
+    """Return `build(...)`: a policy with random parameters."""
 
     def make_policy(spaces=VECTOR, encoder=None, head=None, memory="transformer", **transformer):
         parts = {"encoder": encoder or EncoderConfig(), "head": head or HeadConfig(), "memory": memory}
@@ -78,7 +78,7 @@ def build(tiny, drawn):
 
 @pytest.fixture(scope="module")
 def exported(build, tmp_path_factory):
-    """`exported(format)`: a policy that was exported in that format, and where to. Not to be written to."""
+    """Return `exported(format)`: a policy and its export in that format, which tests must not change."""
     done = {}
 
     def export_once(name):
@@ -139,7 +139,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_onnx_is_the_policy(build, case):
-    """200 steps across ends of episodes in onnxruntime, with a context so small that episodes are dropped."""
+    """Run 200 steps across ends of episodes in onnxruntime, with a small context that drops episodes."""
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnx")
     policy = build(**CASES[case])
@@ -148,14 +148,14 @@ def test_onnx_is_the_policy(build, case):
     other = runtime.Onnx(model, about, threads=1)
     reference = verify.live(about, policy.policy, policy.params)
     found = verify.compare(about, reference, other, batch=3, context=80)
-    # int8: a number at the edge between two steps of the format may fall to either side
+    # int8: a value halfway between two steps of the format can be rounded either way
     tolerance = 2e-2 if "int8" in case or "bfloat16" in case else verify.TOLERANCE
     assert found["largest_scaled_difference"] <= tolerance
     assert found["episode_ends"] > 10
 
 
 def in_double_precision(model):
-    """The graph of an ONNX model with float64 in the place of float32, as bytes."""
+    """Return an ONNX model with float64 in place of float32, as bytes."""
     onnx = pytest.importorskip("onnx")
     single, double = onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE
 
@@ -179,7 +179,7 @@ def in_double_precision(model):
 
 
 class Double(runtime.Onnx):
-    """Runs such a graph."""
+    """Runs a graph returned by `in_double_precision`."""
 
     def empty(self, batch, slots):
         return {name: wide(x) for name, x in super().empty(batch, slots).items()}
@@ -193,7 +193,7 @@ def wide(x):
 
 
 def test_onnx_is_as_near_to_exact_arithmetic_as_a_trained_policy_is():
-    """Where logits reach 16, float32 rounds both programs by more than 1e-5, each in its own way."""
+    """If logits reach 16, both programs have different float32 rounding errors of more than 1e-5."""
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     trained = pretrained("darkroom-dpt")
@@ -224,7 +224,7 @@ def test_stablehlo_is_the_policy(build, exported, tmp_path, case):
     program = jax_export.deserialize(bytearray((folder / "policy.stablehlo").read_bytes()))
     assert program.platforms == ("cpu", "cuda")
     assert same(policy, load_policy(folder))
-    agent = runtime.load(folder, batch=5)  # another batch than it was verified with
+    agent = runtime.load(folder, batch=5)  # a batch size that the export was not verified with
     live = policy.agent(batch=5)
     observation = {"goal": np.zeros((5, 3), np.float32), "view": np.full((5, 11, 13, 3), 9, np.uint8)}
     observation = observation if case == "images" else np.ones((5, 2), np.float32)
@@ -233,7 +233,7 @@ def test_stablehlo_is_the_policy(build, exported, tmp_path, case):
 
 
 def bare_environment(folder, *packages):
-    """The Python of a new virtual environment that has those packages and what they require, and nothing else."""
+    """Return the Python of a new virtual environment with only these packages and their requirements."""
     venv.create(folder, symlinks=True)
     site = next(folder.glob("lib/python*/site-packages"))
     wanted, there = list(packages), set()
@@ -267,7 +267,7 @@ print(json.dumps([action.tolist(), agent.outputs["value"].tolist(), runtime.POLI
 @pytest.mark.skipif(os.name != "posix", reason="links to installed packages")
 @pytest.mark.parametrize(("name", "packages"), [("stablehlo", "jax flatbuffers"), ("onnx", "onnxruntime")])
 def test_exports_run_in_a_bare_environment(exported, tmp_path, name, packages):
-    """One that has jax (and what it reads the file with) and nothing else, or onnxruntime and nothing else."""
+    """The environment has only jax and the package that reads the file, or only onnxruntime."""
     _, folder, _ = exported(name)
     python = bare_environment(tmp_path / "venv", *packages.split())
     absent = ["flax", "optax", "orbax", "safetensors", "jax" if name == "onnx" else "onnxruntime"]
@@ -285,7 +285,7 @@ def test_exports_run_in_a_bare_environment(exported, tmp_path, name, packages):
 
 
 def test_a_context_goes_from_one_kind_of_agent_to_another(exported, tmp_path):
-    """What was learned with this library is known to its export."""
+    """An export continues with a context that was saved by this library."""
     policy, folder, _ = exported("stablehlo")
     live, other = policy.agent(), runtime.load(folder)
     for index in range(20):
@@ -454,7 +454,7 @@ def test_checkpoints_of_before_spaces_were_saved_ask_the_environment(begun_run, 
 
 @pytest.mark.parametrize("env", ["darkroom-dpt", "pointmass-goal", "house-objnav-small", "miniworld-tmaze"])
 def test_spaces_come_back_from_json(env):
-    """Those of files from before images were written too, in which arrays of rank 3 are images."""
+    """This includes early files without a mark for images, in which arrays of rank 3 are images."""
     spaces = spaces_of(make(env))
     data = json.loads(json.dumps(spaces_to_json(spaces)))
     old = json.loads(json.dumps(data).replace(', "image": true', "").replace(', "image": false', ""))
@@ -484,8 +484,8 @@ def test_the_command_line(cli, begun_run, tmp_path):
     card = (out / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: relic-jax\n") and "not evaluated" in card and "# begun" in card
     assert json.loads((out / "verification.json").read_text())["episode_ends"] > 5
-    code, said, err = cli("play", out, "--episodes", 2, "--out", tmp_path / "film.gif")
-    assert code == 0 and (tmp_path / "film.gif").is_file()
+    code, said, err = cli("play", out, "--episodes", 2, "--out", tmp_path / "play.gif")
+    assert code == 0 and (tmp_path / "play.gif").is_file()
     for arguments, told in (
         (["export", begun_run], "to is missing; allowed: a new folder"),
         (["export", "--to", out], "paths is empty; allowed: a run, checkpoint or exported folder"),

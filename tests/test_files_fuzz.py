@@ -1,4 +1,4 @@
-"""Whatever stands in a file that is read: it is refused in one line that says where, or used. No tracebacks."""
+"""Edited and damaged files are used, or refused with a one-line error that names the place."""
 
 import contextlib
 import copy
@@ -31,7 +31,7 @@ from relic_jax.validation import MAX_LAYERS
 
 pytestmark = pytest.mark.slow
 
-SLOW = 240.0  # seconds, after which something hangs, on a busy machine too
+SLOW = 240.0  # seconds, enough on a busy machine; more means a hang
 ODD = (
     *(0, -1, 1, 2, 7, 2**31, 2**63, 2**64, 10**30, 1.5, -0.5, 1e38, 1e300, 1e-320, float("nan"), float("inf")),
     *(True, False, None, "", "x", "1", "nan", "../../x", "a\nb", "\x00", "\ud800", "batch", "float32", "object"),
@@ -41,7 +41,7 @@ RAW = ('{"a": 1, "a": 2}', "[" * 5000 + "]" * 5000, "1e400", "-1e999", "1" * 500
 
 
 def places(value, way=()):
-    """The way to every value inside a JSON value."""
+    """Yield the path to every value in a JSON value."""
     yield way
     items = value.items() if isinstance(value, dict) else enumerate(value[:3]) if isinstance(value, list) else ()
     for key, item in items:
@@ -49,14 +49,14 @@ def places(value, way=()):
 
 
 class Raw:
-    """Text that goes into a JSON file as it is."""
+    """Text that is written to a JSON file without quotes."""
 
     def __init__(self, text):
         self.text = text
 
 
 def written(value):
-    """JSON text. NaN and infinities as Python writes them."""
+    """Return JSON text, with NaN and infinities as Python writes them."""
     texts = []
 
     def marked(x):
@@ -74,7 +74,7 @@ def written(value):
 
 
 def changed(value, way, new):
-    """A copy with the value at `way` replaced; `...` removes it."""
+    """Return a copy with the value at `way` replaced. `...` removes it."""
     if not way:
         return {} if new is ... else new
     value = copy.deepcopy(value)
@@ -89,14 +89,14 @@ def changed(value, way, new):
 
 
 def mutations(original):
-    """Texts of JSON files with one or two values replaced, removed, or of broken syntax."""
+    """Return a strategy for JSON texts with one or two values replaced or removed, or with invalid syntax."""
     found = sorted(places(original), key=str)
     new = st.one_of(st.sampled_from(ODD), st.just(...), st.sampled_from(RAW).map(Raw))
 
     def apply(edits):
         value = original
         for way, replacement in edits:
-            with contextlib.suppress(KeyError, IndexError, TypeError):  # a first edit took the place away
+            with contextlib.suppress(KeyError, IndexError, TypeError):  # the first edit removed the place
                 value = changed(value, way, replacement)
         return written(value)
 
@@ -104,7 +104,7 @@ def mutations(original):
 
 
 def one_line(action):
-    """Runs it; returns the message of what it refused, or None. Anything but ConfigError is a failure of the test."""
+    """Run a function and return the message of its ConfigError, or None. Other errors fail the test."""
     start = time.monotonic()
     try:
         action()
@@ -128,7 +128,7 @@ def policy(begun_run):
 
 @pytest.fixture(scope="module")
 def exported(policy, tmp_path_factory):
-    """An export to be edited, without the checksums that would find it first, as exports were before these."""
+    """Return an export to edit, without checksums, which would detect every edit."""
     folder = tmp_path_factory.mktemp("exports") / "out"
     export_policy(policy, folder)
     about = json.loads((folder / "config.json").read_text())
@@ -142,7 +142,7 @@ def exported(policy, tmp_path_factory):
 
 
 def used(policy):
-    """What users do with a policy: its description, and an agent that acts."""
+    """Use a policy as users do: describe it and act with its agent."""
     from relic_jax.export import card, describe
 
     about = describe(policy, policy.params, "safetensors", "float32", 100, None)
@@ -192,7 +192,7 @@ def test_edited_configs_of_exports_name_their_field(exported, way, field):
     folder, about = exported
     for new in ("x", -1, 2**63, [[]], {"x": 1}, True):
         if field == "spaces.high" and new == 2**63:
-            continue  # a range may be that wide
+            continue  # such a wide range is allowed
         if (field in ("env", "evaluation.reference_returns") and isinstance(new, str | dict)) or new is ...:
             continue
         (folder / "config.json").write_text(json.dumps(changed(about, way, new)))
@@ -239,7 +239,7 @@ class Empty:
 
 @pytest.fixture(scope="module")
 def run_copy(begun_run, tmp_path_factory):
-    """A run whose checkpoint has no checksums, as format 1."""
+    """Return a run whose checkpoint has no checksums, as in format 1."""
     folder = shutil.copytree(begun_run, tmp_path_factory.mktemp("runs") / "run")
     saved = checkpoint.find(folder)
     (saved / "checksums.json").unlink()
@@ -302,7 +302,7 @@ def test_the_config_of_a_run(run_copy):
     def check(text):
         (folder / "config.json").write_text(text, errors="surrogatepass")
         one_line(lambda: folders.read_config(folder))
-        assert is_export(folder) is False  # there are checkpoints
+        assert is_export(folder) is False  # the run has checkpoints
 
     check()
     (folder / "config.json").write_text(json.dumps(original))
@@ -387,7 +387,7 @@ def test_what_an_import_kept(tmp_path):
 
 @pytest.fixture(scope="module")
 def context(policy, tmp_path_factory):
-    """(agent that takes contexts, file, what the file says of itself, its arrays)."""
+    """Return (agent that loads contexts, file, the metadata of the file, its arrays)."""
     agent = policy.agent(batch=2, capacity=12)
     for step in range(9):
         agent.step(np.full((2, 2), step % 9, np.float32), 0.5, step == 4)
@@ -400,14 +400,14 @@ def context(policy, tmp_path_factory):
 
 
 def sealed(meta, arrays):
-    """A context file with a checksum that fits, as whoever edits one could write it."""
+    """Write a context file with a valid checksum, as someone who edits it could."""
     meta = {**meta, "sha256": context_checksum(meta, arrays)}
     return save(arrays, {"relic_jax": json.dumps(meta)})
 
 
 def goes_on(agent, file):
     agent.restore(file)
-    for step in range(6):  # until episodes have to be dropped
+    for step in range(6):  # long enough to drop episodes
         agent.step(np.zeros((2, 2), np.float32), 0.0, step == 3)
 
 
@@ -491,7 +491,7 @@ def test_arrays_of_a_context(context):
 
 
 def refused_setup(action):
-    """As `one_line`, of what workers read."""
+    """Do the same as `one_line` for files that workers read."""
     try:
         return one_line(action)
     except SetupError as error:

@@ -1,4 +1,4 @@
-"""The lock of a run folder: who has it, when it is stale, and who gets it."""
+"""The lock of a run folder: its owner, stale locks, and competing processes."""
 
 import json
 import os
@@ -28,7 +28,7 @@ def holder(folder):
 
 
 def own_lock(folder, **changes):
-    """Writes a lock of this process with changes to its owner."""
+    """Write a lock of this process with changes to its owner."""
     with run_lock(folder):
         owner = json.loads((folder / "lock").read_text())
     (folder / "lock").write_text(json.dumps({**owner, **changes}))
@@ -62,7 +62,7 @@ def test_the_lock_of_a_killed_process_is_stale(tmp_path):
     deadline = time.monotonic() + 10
     while locks._state(process.pid) not in ("Z", None) and time.monotonic() < deadline:
         time.sleep(0.01)
-    with run_lock(tmp_path):  # it is not even waited for: a zombie
+    with run_lock(tmp_path):  # the process is a zombie, because it has not been waited for
         assert json.loads((tmp_path / "lock").read_text())["pid"] == os.getpid()
     process.communicate()
 

@@ -1,4 +1,4 @@
-"""Masks of legal actions and several discrete actions at a time: distributions, from the policy to its exports."""
+"""Masks of legal actions and several discrete actions per step, from distributions to exports."""
 
 import dataclasses
 import json
@@ -39,7 +39,7 @@ def split(x, nvec):
 
 
 def by_hand(logits, legal):
-    """Probabilities in float64 by the definition."""
+    """Compute probabilities in float64 by the definition."""
     p = np.exp(np.where(legal, np.asarray(logits, np.float64), -np.inf) - logits[legal].max())
     return p / p.sum()
 
@@ -48,7 +48,7 @@ def by_hand(logits, legal):
 @settings(max_examples=25, deadline=None)
 @given(SIZES, st.integers(0, 2**31), st.sampled_from([1.0, 30.0, 3000.0]))
 def test_masked_components_by_hand(nvec, seed, scale):
-    """Log-probabilities, entropy, its gradient, mode and draws against the definition in float64."""
+    """Compare log-probabilities, entropy, its gradient, mode and draws with the definition in float64."""
     random = np.random.default_rng(seed)
     logits = (scale * random.normal(size=sum(nvec))).astype(np.float32)
     legal = random.random(sum(nvec)) < 0.5
@@ -77,7 +77,7 @@ def test_masked_components_by_hand(nvec, seed, scale):
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 6), st.integers(0, 2**31), st.sampled_from([0.0, 1.0, 1e20, 3e38]))
 def test_one_component_is_a_categorical(n, seed, scale):
-    """And both are finite for any finite logits, any −inf among them, and any mask, also one without a legal action."""
+    """Both are finite for any logits, including −inf, and for any mask, even without a legal action."""
     random = np.random.default_rng(seed)
     logits = (scale * random.uniform(-1, 1, n)).astype(np.float32)
     logits[random.random(n) < 0.3] = -np.inf
@@ -95,7 +95,7 @@ def test_one_component_is_a_categorical(n, seed, scale):
                 assert np.isfinite(number) and np.isfinite(slope).all(), (logits, mask)
                 numbers.append(number)
         assert 0 <= numbers[1] <= np.log(n) + 1e-5
-        if numbers[0] > MASKED:  # what stands for −inf is another number there
+        if numbers[0] > MASKED:  # the replacement for −inf differs there
             np.testing.assert_allclose(numbers[:2], numbers[2:], rtol=1e-5, atol=1e-5)
 
 
@@ -112,7 +112,7 @@ def test_a_single_legal_action_is_certain_and_an_illegal_one_impossible():
 
 
 def test_minus_infinity_without_a_mask_gives_the_entropy_of_the_others():
-    """Today's 0 · −inf."""
+    """A naive sum would contain 0 · −inf."""
     policy = Categorical(jnp.array([0.0, -jnp.inf, 0.0]))
     np.testing.assert_allclose(policy.entropy(), np.log(2), rtol=1e-6)
     np.testing.assert_allclose(jax.grad(lambda z: Categorical(z).entropy())(policy.logits), np.zeros(3), atol=1e-6)
@@ -142,14 +142,14 @@ def test_random_actions_of_a_space_are_legal_and_reach_every_legal_choice(nvec, 
 
 
 @pytest.mark.parametrize("nvec", [(), (0,), (2, -1), (2.0,), [2]])
-def test_what_is_no_multidiscrete_is_refused(nvec):
+def test_bad_multidiscrete_spaces_are_refused(nvec):
     with pytest.raises(ValueError, match="allowed"):
         MultiDiscrete(nvec)
 
 
 @dataclasses.dataclass(frozen=True)
 class Both(MaskProbe):
-    """MaskProbe's masks on the first of two components; the second, of two, has one legal choice in turn."""
+    """MaskProbe's masks on the first component; the second has two choices, one of which is legal in turn."""
 
     name: str = "both"
     action_space = MultiDiscrete((5, 2))
@@ -240,8 +240,11 @@ def trained_both():
 
 
 def test_updates_keep_the_masks_that_were_acted_with(trained_both):
-    """The newest segment's stored masks allow its actions after shuffling and refreshing, the first update's KL is 0
-    before its step, entropies are those of masked distributions, and every number is finite."""
+    """Updates use the stored masks.
+
+    The masks of the newest segment allow its actions after shuffling and refreshing, the KL divergence of the first
+    update is 0 before its step, entropies are those of masked distributions, and every number is finite.
+    """
     setup, states, metrics = trained_both
     space = setup.policy.action_space
     for filled, state in enumerate(states[1:3], 1):
@@ -249,7 +252,7 @@ def test_updates_keep_the_masks_that_were_acted_with(trained_both):
         size = filled * setup.config.trial.segment
         assert space.allows(steps.inputs.legal[:, :size], steps.action[:, :size]).all()
         assert (steps.log_prob > MASKED / 2).all()
-    bound = np.log(4)  # of five actions at most four are legal, of the two others one
+    bound = np.log(4)  # at most four of five actions are legal, and one of the other two
     for found in metrics:
         assert all(np.isfinite(x) for name, x in found.items()), found
         assert 0.5 < found["entropy"] <= bound + 1e-6
@@ -260,7 +263,7 @@ def test_updates_keep_the_masks_that_were_acted_with(trained_both):
 
 
 def test_a_loss_does_not_depend_on_the_logits_of_what_is_not_legal(trained_both):
-    """Its gradient is that of the loss written down with the legal actions alone."""
+    """Its gradient equals that of a loss with the legal actions only."""
     setup, states, _ = trained_both
     state = states[0]
 
@@ -294,7 +297,7 @@ def test_a_step_without_a_legal_action_stops_the_training(trained_both, tmp_path
     setup, states, metrics = trained_both
 
     def poisoned(state):
-        legal = state.trial.legal.at[2].set(jnp.arange(7) < 5)  # the second component has none
+        legal = state.trial.legal.at[2].set(jnp.arange(7) < 5)  # the second component has no legal action
         collected = collect(setup, state.params, state.trial.replace(legal=legal), state.memory, jax.random.key(1))
         found = {name: x for name, x in metrics[0].items() if name in ("loss", "grad_norm")}
         counts = count_nonfinite(setup.policy.action_space, collected, found, state.params)
@@ -308,7 +311,7 @@ def test_a_step_without_a_legal_action_stops_the_training(trained_both, tmp_path
 
 
 def test_evaluation_and_reference_lines_respect_masks():
-    """Every illegal action costs 4, of 3.5 to 3.75 that an episode can earn."""
+    """Every illegal action costs 4. An episode can earn 3.5 to 3.75."""
     for env in (MaskProbe(), Both()):
         lines = reference_returns(env, "test", episodes=64)
         assert lines.random.mean_return > 1 and 3.5 <= lines.optimal.mean_return <= 3.75
@@ -335,7 +338,7 @@ def test_a_repeated_action_stops_where_it_is_no_longer_legal():
 
 @dataclasses.dataclass(frozen=True)
 class Wrong(MaskProbe):
-    """What `change` says is wrong with it."""
+    """An environment with the fault that `change` names."""
 
     change: str = ""
 
@@ -389,7 +392,7 @@ def test_what_does_is_not():
 # --- agents and exports ---
 
 
-def test_agents_take_legal_actions_and_refuse_what_is_no_mask(drawn):
+def test_agents_take_legal_actions_and_refuse_bad_masks(drawn):
     for env in (MaskProbe(), Both()):
         loaded, random = loaded_of(env, drawn), np.random.default_rng(0)
         size, space = env.action_space.mask_size, env.action_space

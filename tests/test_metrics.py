@@ -1,4 +1,4 @@
-"""metrics.jsonl after kills, power cuts, editors and full disks: nothing is lost that was readable or unreadable."""
+"""metrics.jsonl after kills, power failures, edits and full disks: no line is lost."""
 
 import errno
 import json
@@ -33,7 +33,7 @@ DAMAGED = {
 
 
 def reopened(folder, content, env_steps=40):
-    """Opens a run's metrics for resuming; returns what the user is told."""
+    """Open a run's metrics for resuming and return the messages for the user."""
     told = []
     (folder / "metrics.jsonl").write_bytes(content)
     (folder / "timing.jsonl").write_bytes(b"")
@@ -43,8 +43,8 @@ def reopened(folder, content, env_steps=40):
 
 @pytest.mark.parametrize("where", range(4), ids=["first", "second", "third", "last"])
 @pytest.mark.parametrize("case", DAMAGED)
-def test_a_damaged_line_is_kept_aside_and_told(tmp_path, case, where):
-    """A damaged first line emptied the file, and nothing was said."""
+def test_a_damaged_line_is_kept_aside_and_reported(tmp_path, case, where):
+    """Regression: a damaged first line emptied the file without a message."""
     if case == "steps that go back" and where == 0:
         return  # is a good record there
     lines = list(LINES)
@@ -106,7 +106,7 @@ def test_nothing_is_rewritten_where_it_cannot_be_kept_aside(tmp_path, monkeypatc
 @pytest.mark.parametrize(
     ("steps", "said"), [(None, "is missing"), ((), "has no records"), ((10, 20), "ends at step 20")]
 )
-def test_missing_records_are_told(tmp_path, steps, said):
+def test_missing_records_are_reported(tmp_path, steps, said):
     if steps is not None:
         (tmp_path / "metrics.jsonl").write_bytes(b"".join(line + b"\n" for line in LINES[: len(steps)]))
     told = []
@@ -120,7 +120,7 @@ def test_a_new_run_and_a_whole_file_say_nothing(tmp_path):
     assert reopened(tmp_path, b"\n".join(LINES) + b"\n") == told == []
 
 
-def test_users_are_told_on_stderr(tmp_path, capsys):
+def test_messages_go_to_stderr(tmp_path, capsys):
     JsonLines(tmp_path, 40).close()
     err = capsys.readouterr().err
     assert err.startswith("relic-jax: ") and err.count("\n") == 1
@@ -139,7 +139,7 @@ def test_a_line_that_did_not_fit_is_not_there(tmp_path, monkeypatch):
     before = (tmp_path / "metrics.jsonl").read_bytes()
 
     class Full:
-        """Takes some bytes, then the disk is full."""
+        """A file that accepts some bytes, then fails as on a full disk."""
 
         def __init__(self, file):
             self.file, self.name, self.fileno = file, file.name, file.fileno
@@ -192,14 +192,14 @@ def said():
 @pytest.mark.parametrize(
     ("make", "line"), [(wrapped, "quota"), (while_handling, "Read-only"), (grouped, "No space left"), (said, "ENOSPC")]
 )
-def test_what_the_system_said_is_found_in_what_libraries_raise(make, line):
+def test_storage_errors_are_found_in_errors_of_libraries(make, line):
     found = storage_failure(raised(make))
     assert line in found and "\n" not in found
     with pytest.raises(StorageError, match=f"{line}.*; go on"), storage_errors("go on"):
         make()
 
 
-def test_other_errors_are_none_of_storage():
+def test_other_errors_are_not_storage_errors():
     with pytest.raises(ZeroDivisionError), storage_errors("go on"):
         1 / 0  # noqa: B018
     assert storage_failure(FileNotFoundError(2, "No such file or directory")) is None

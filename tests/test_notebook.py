@@ -1,4 +1,4 @@
-"""Training and loading inside another program: its loop, its threads, and its process-wide settings are left alone."""
+"""Training and loading inside another program do not change its event loop, threads and process-wide settings."""
 
 import asyncio
 import logging
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def process_state():
-    """What is the process's own and not this library's."""
+    """Return the state of the process that this library must not change."""
     return {
         "signals": [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)],
         "levels": [logging.getLogger(name).level for name in ("", "absl", "jax", "relic_jax")],
@@ -50,7 +50,7 @@ def go(setup, folder, **options):
 
 
 def test_in_a_running_loop_and_in_a_thread_beside_it(setup, tmp_path, capsys):
-    """A notebook runs cells in the main thread, inside of a running loop; they may start threads."""
+    """A notebook runs cells in the main thread, inside a running event loop. Cells can start threads."""
     before = process_state()
     results = []
 
@@ -89,7 +89,7 @@ def test_a_thread_is_stopped_by_its_event_and_saves(setup, tmp_path):
 def test_an_interrupt_of_the_cell_stops_after_the_chunk_and_saves(setup, tmp_path):
     class Interrupted:
         def log(self, record, clock):
-            signal.raise_signal(signal.SIGINT)  # what a notebook's stop button sends
+            signal.raise_signal(signal.SIGINT)  # the signal of a notebook's stop button
 
         def close(self):
             pass
@@ -126,7 +126,7 @@ def test_loading_touches_no_stream_nor_hook_of_another_program(setup, tmp_path, 
     assert seen[1]["own"] and seen[1]["streams"] != before["streams"] and process_state() == before
 
 
-def test_an_environment_of_ones_own_leaves_the_search_path(tmp_path, monkeypatch):
+def test_a_custom_environment_leaves_the_search_path(tmp_path, monkeypatch):
     (tmp_path / "mine_here.py").write_text(
         "from relic_jax.envs.darkroom.env import PRESETS\nENV = PRESETS['darkroom-ad-9']\n"
     )

@@ -112,7 +112,7 @@ def run(*command, cwd, timeout=240, **environment):
 
 
 def tracked():
-    """The repository's files by name, without build outputs."""
+    """Return the repository's files by name, without build outputs."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     try:
         names = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
@@ -123,7 +123,7 @@ def tracked():
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """A copy of what a build reads."""
+    """Return a copy of the files that a build reads."""
     folder = tmp_path_factory.mktemp("source")
     for name in tracked():
         if not name.startswith(("tests/", "docs/", "experiments/results/")) or name.endswith("figure.json"):
@@ -144,7 +144,7 @@ def wheel(source, tmp_path_factory):
 
 @pytest.fixture(scope="module", params=["wheel", "editable"])
 def installed(request, source, tmp_path_factory):
-    """(scripts of a fresh environment, the folder that relic_jax is imported from)."""
+    """Return (scripts of a fresh environment, the folder that relic_jax is imported from)."""
     folder = tmp_path_factory.mktemp(request.param) / "environment"
     venv.create(folder, with_pip=False, symlinks=os.name != "nt")
     scripts = folder / ("Scripts" if os.name == "nt" else "bin")
@@ -160,7 +160,7 @@ def installed(request, source, tmp_path_factory):
 
 @pytest.fixture
 def project(tmp_path):
-    """A project with its own packages `envs` and `experiments`."""
+    """Return a project with its own packages `envs` and `experiments`."""
     for name, content in {
         "envs/__init__.py": "",
         "envs/mine.py": ENVS,

@@ -1,4 +1,4 @@
-"""What Windows and macOS lack is hidden, in a process of its own: the command line works without."""
+"""The command line in a separate process without the modules and functions that Windows and macOS lack."""
 
 import os
 import subprocess
@@ -50,13 +50,13 @@ TINY += ["--eval.tasks=2", "--policy.transformer.layers=1", "--ppo.minibatches=1
 def on_windows(*arguments):
     code = WINDOWS.replace("PRESENT", repr(PRESENT_ON_WINDOWS)).replace("UNIX", repr(UNIX))
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    nothing = {**os.environ, "PATH": str(ROOT / "nowhere")}  # Python's own way to end a process is hidden too
+    nothing = {**os.environ, "PATH": str(ROOT / "nowhere")}  # Python's function to end a process is also hidden
     return subprocess.run(command, cwd=ROOT, env=nothing, capture_output=True, text=True, timeout=300, check=False)
 
 
 @pytest.mark.slow
 def test_the_command_line_trains_without_what_windows_lacks(tmp_path):
-    """Importing fcntl kept the whole command line from starting."""
+    """Regression: the command line did not start, because it imported fcntl."""
     done = on_windows("train", "darkroom-smoke", *TINY, "--runs", tmp_path, "--name", "run")
     assert (done.returncode, done.stderr) == (0, "")
     names = {path.name for path in (tmp_path / "run").iterdir()}
@@ -72,7 +72,7 @@ def test_worker_processes_are_refused_in_a_line():
 
 @pytest.mark.slow
 def test_text_files_are_utf8_and_any_locale_will_do(tmp_path):
-    """Python warns of every file that is opened in the locale's encoding; what a terminal lacks is escaped."""
+    """Python warns if a file is opened with the locale's encoding. Output that it cannot encode is escaped."""
     command = [sys.executable, "-X", "warn_default_encoding"]
     command += ["-m", "relic_jax.experiments.cli", "evaluate", "--pretrained=darkroom-dpt", "--limit=1", "--episodes=2"]
     locale = {"PYTHONPATH": str(ROOT), "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
@@ -98,7 +98,7 @@ def test_how_a_worker_ended_is_known_without_waitid(monkeypatch, how):
 
 @pytest.mark.skipif(not process.supported(), reason="no workers here")
 def test_a_worker_starts_and_ends_as_on_macos(monkeypatch):
-    """Memory by a temporary file, no signal from the kernel, no waitid."""
+    """Shared memory is a temporary file, and there is no signal at the parent's death and no waitid."""
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.delattr("os.waitid", raising=False)
     monkeypatch.delattr("os.memfd_create", raising=False)

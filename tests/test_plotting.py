@@ -71,7 +71,7 @@ def test_a_crash_while_writing_leaves_the_old_figure(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_no_global_state_of_matplotlib_is_touched(tmp_path):
-    """A notebook's backend, its settings and its open figures stay as they are."""
+    """A notebook's backend, settings and open figures do not change."""
     code = """
 import sys
 import matplotlib
@@ -114,7 +114,7 @@ def test_no_two_of_many_curves_look_alike_and_the_legend_covers_none():
     assert not any(box.overlaps(axis.patch.get_window_extent()) for axis in figure.axes)
     assert not box.overlaps(figure._suptitle.get_window_extent())
     assert box.x1 <= figure.bbox.x1 and box.y0 >= figure.bbox.y0
-    assert all(axis.patch.get_window_extent().width > 300 for axis in figure.axes)  # and leaves them their room
+    assert all(axis.patch.get_window_extent().width > 300 for axis in figure.axes)  # and leaves room for the curves
 
 
 @pytest.mark.parametrize("episodes", [1, 2, 3, 7, 40, 1000])
@@ -135,7 +135,7 @@ def test_ticks_are_whole_episodes(episodes):
         ([1, 3], "0123456789ab)", ["a (1 seed)", "b (3 seeds)"]),
     ],
 )
-def test_seeds_are_told_per_curve(seeds, title, legend):
+def test_seeds_are_named_per_curve(seeds, title, legend):
     figure = curves_figure([dataclasses.replace(report(), seeds=count) for count in seeds], "abcdef"[: len(seeds)])
     assert figure.get_suptitle().endswith(title)
     where = figure.axes[1 if len(seeds) > 5 else 0].get_legend()
@@ -146,7 +146,7 @@ def test_names_are_drawn_as_they_are(tmp_path):
     figure = curves_figure([report(), report()], ["_hidden", "cost $5 of $x_"])
     texts = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
     assert texts[0].strip() == "_hidden" and len(texts) == 4
-    plot_curves([report()], ["$\\frac{"], tmp_path / "figure.png")  # no mathematics, so no error in it
+    plot_curves([report()], ["$\\frac{"], tmp_path / "figure.png")  # no math mode, so no parse error
     assert pixels(tmp_path / "figure.png").size
 
 

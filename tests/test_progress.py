@@ -1,4 +1,4 @@
-"""Progress and speed: what a person who waits is told."""
+"""Progress messages and speed."""
 
 import io
 import time
@@ -14,7 +14,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_what_takes_long_is_said_every_interval():
+def test_long_work_is_reported_every_interval():
     stream = io.StringIO()
     with Activity("drawing", stream, interval=0.05):
         time.sleep(0.3)
@@ -53,7 +53,7 @@ def test_a_stream_that_fails_ends_nothing(error):
 
 @pytest.fixture
 def now(monkeypatch):
-    """`now(seconds)` sets the clock."""
+    """Return `now(seconds)`, which sets the clock."""
     at = [1000.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: at[0])
 
@@ -64,7 +64,7 @@ def now(monkeypatch):
 
 
 def test_compiling_counts_neither_in_the_speed_nor_in_the_time_left(now):
-    """80 s of compiling, then 1000 steps in every second: 100 000 steps take 100 s."""
+    """After 80 s of compiling, 1000 steps take a second, so 100,000 steps take 100 s."""
     clock = Clock(0.0, 100_000)
     now(81)
     assert clock.read(1000) == {"seconds": 81, "startup_seconds": 81}
@@ -93,7 +93,7 @@ def test_the_speed_is_the_recent_one_over_a_minute_and_over_the_window(now):
         fast = clock.read(20_000 + 1000 * (second - 199))
     assert fast["steps_per_second"] == pytest.approx(1000)
     clock = Clock(0.0, 10**6, window=10_000)
-    for index in range(100):  # one step of a trial in 100 takes 100 times as long: the window holds one always
+    for index in range(100):  # one in 100 steps takes 100 times as long, and the window always contains one
         now(index + 99 * (index // 10))
         reading = clock.read(1000 * (index + 1))
     assert reading["steps_per_second"] == pytest.approx(1000 / 10.9, rel=0.15)

@@ -1,4 +1,4 @@
-"""The commit that a run records: relic-jax's own, or none."""
+"""The commit that a run records: that of relic-jax, or none."""
 
 import os
 import shutil
@@ -22,7 +22,7 @@ def git(folder, *arguments):
 
 
 def checkout(root, name="relic-jax", tracked=True, inside="."):
-    """A repository with a package in it; returns (folder of the package, commit)."""
+    """Create a repository with a package and return (folder of the package, commit)."""
     package = root / inside / "relic_jax"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("")
@@ -56,7 +56,7 @@ def test_a_worktree_is_a_checkout(tmp_path):
 @pytest.mark.parametrize(
     "options",
     [
-        {"name": "mine"},  # copied into a project of the user's
+        {"name": "mine"},  # copied into a user's project
         {"tracked": False},
         {"inside": "third_party"},
         {"inside": "venv/lib/python3.11/site-packages", "tracked": False},
@@ -108,7 +108,7 @@ def test_git_is_optional(case, tmp_path, monkeypatch, tiny):
 
 
 def test_training_starts_without_git(tmp_path, monkeypatch, tiny):
-    """It was refused: 'runs is …; allowed: a folder that can be written'."""
+    """Regression: training failed with 'runs is …; allowed: a folder that can be written'."""
     monkeypatch.setenv("PATH", str(tmp_path))
     folders.create_folder(tmp_path / "run", tiny())
     assert (tmp_path / "run" / "config.json").is_file()

@@ -1,4 +1,4 @@
-"""What the README names is there."""
+"""The commands of the README exist."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Trackers: what the files hold, what a person sees, what a kill leaves behind."""
+"""Trackers: contents of files, console output, and files after a kill."""
 
 import io
 import json
@@ -85,7 +85,7 @@ def test_write_atomically_keeps_the_old_content_when_it_fails(tmp_path):
     assert path.read_text() == "old"
 
 
-def test_console_line_says_where_the_run_is_and_how_it_does():
+def test_console_line_shows_progress_and_returns():
     losses = {"policy_loss": -0.01234, "value_loss": 0.5, "entropy": 1.609}
     line = Console(4000, io.StringIO()).line({"env_steps": 1000, "return": 12.25, "success": 0.5, **losses}, CLOCK)
     parts = [part.strip() for part in line.split(" · ")]
@@ -150,7 +150,7 @@ def tickers():
     return [thread for thread in threading.enumerate() if thread.name == "relic-jax-progress"]
 
 
-def test_what_is_compiled_is_said_until_the_first_record_comes():
+def test_compilation_is_shown_until_the_first_record():
     stream = io.StringIO()
     console = Console(20, stream)
     console.begin("compiling the first update")
@@ -170,7 +170,7 @@ def test_a_console_that_cannot_be_written_to_ends_nothing():
 
     for stream in (Full(), None):
         console = Console(20, stream)
-        console._stream = stream  # None: as sys.stdout is where there is none
+        console._stream = stream  # None, the value of sys.stdout without a console
         console.begin("compiling")
         console.log(record(10), CLOCK)
         console.close()

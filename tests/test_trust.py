@@ -1,4 +1,4 @@
-"""A policy file is data: what its config names is started only for its owner, or where the user says so."""
+"""Programs that a policy's config names are started only for its owner, or if the user allows it."""
 
 import dataclasses
 import hashlib
@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
-    """A user of their own, with a key in `home/relic-jax`."""
+    """Return a home folder with a key in `home/relic-jax`."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
     return tmp_path / "home"
@@ -49,7 +49,7 @@ def test_the_key_is_made_once_and_only_its_owner_can_read_it(home):
 
 
 @pytest.mark.parametrize("damage", ["readable", "writable", "link", "short", "long", "folder", "pipe"])
-def test_a_key_that_may_be_somebody_elses_counts_for_nothing(home, damage):
+def test_an_unsafe_or_damaged_key_is_ignored(home, damage):
     signature = trust.sign(config_of())
     file = home / "relic-jax" / "owner.key"
     key = file.read_bytes()
@@ -70,11 +70,11 @@ def test_a_key_that_may_be_somebody_elses_counts_for_nothing(home, damage):
     assert not trust.is_own(config_of(), signature)
 
 
-def test_where_no_key_can_be_kept_nothing_is_ones_own(monkeypatch, tmp_path):
+def test_without_a_key_nothing_belongs_to_the_user(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "file"))
     assert trust.sign(config_of()) is None and not trust.is_own(config_of(), None)
-    monkeypatch.setenv("XDG_CONFIG_HOME", "relative")  # such paths are to be ignored
+    monkeypatch.setenv("XDG_CONFIG_HOME", "relative")  # such paths are ignored
     monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError))
     assert trust.key_file() is None and trust.sign(config_of()) is None
     assert not (tmp_path / "relative").exists()
@@ -103,7 +103,7 @@ def test_a_signature_is_of_the_environment_and_the_workers():
         assert not trust.is_own(config, forged)
 
 
-def test_another_users_signature_is_not_ones_own(monkeypatch, tmp_path):
+def test_another_users_signature_is_not_valid(monkeypatch, tmp_path):
     signature = trust.sign(config_of())
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "somebody"))
     assert not trust.is_own(config_of(), signature)
@@ -129,7 +129,7 @@ def test_others_do(env):
 
 
 def test_every_field_of_the_workers_that_is_no_number_or_choice_needs_it():
-    """Fields of later versions do, unless somebody decides otherwise in `trust.HARMLESS`."""
+    """New fields need trust unless they are added to `trust.HARMLESS`."""
     for field in dataclasses.fields(WorkerConfig):
         text = field.type in ("str", "str | None") or field.type.startswith("tuple")
         assert text == (field.name not in trust.HARMLESS), field.name
@@ -150,7 +150,7 @@ def test_every_option_of_an_environment_that_is_no_number_or_choice_needs_it():
 
 
 def test_signatures_of_the_first_layout_stay_valid():
-    """There the options of the environment were fields of `host`, and only fields that were set were signed."""
+    """In the first layout, environment options were fields of `host`, and only fields that were set were signed."""
     key = trust.own_key()
     message = json.dumps({"env": "extobjnav", "host": {"dataset": "d", "horizon": 7, "workers": 3}}, sort_keys=True)
     signature = "hmac-sha256:" + hmac.new(key, message.encode(), hashlib.sha256).hexdigest()
@@ -164,7 +164,7 @@ def test_signatures_of_the_first_layout_stay_valid():
 
 @pytest.fixture
 def started(monkeypatch):
-    """Nothing may be imported or started: what is tried is listed."""
+    """Return the list of attempts to import or start something, which all fail."""
     tried = []
 
     class NoPool(Pool):
@@ -203,7 +203,7 @@ def edited(data, evil):
 
 @pytest.fixture
 def export(begun_run, tmp_path_factory, resealed):
-    """`export(evil)`: a downloaded policy whose config was edited, with checksums that fit."""
+    """Return `export(evil)`: a downloaded policy with an edited config and matching checksums."""
     made = tmp_path_factory.mktemp("downloaded")
 
     def make(evil):
@@ -220,7 +220,7 @@ def export(begun_run, tmp_path_factory, resealed):
 
 @pytest.fixture
 def foreign_run(begun_run, tmp_path, resealed):
-    """`foreign_run(evil)`: a copied run folder whose config was edited everywhere."""
+    """Return `foreign_run(evil)`: a copied run folder in which all configs are edited."""
 
     def make(evil, name="copied"):
         folder = shutil.copytree(begun_run, tmp_path / name)
@@ -249,7 +249,7 @@ def test_a_downloaded_policy_starts_nothing(cli, export, started, kind):
     folder = export(EVIL[kind])
     for arguments in (["evaluate", folder], ["play", folder], ["evaluate", "--group", f"a={folder}"]):
         assert_refused(cli, arguments, EVIL[kind])
-    agent = load_policy(folder).agent()  # parameters alone need no trust
+    agent = load_policy(folder).agent()  # loading only parameters needs no trust
     assert 0 <= agent.step([0.0, 0.0]) < 5
     code, _, err = cli("export", folder, "--to", "again")
     assert code == 0, err
@@ -268,13 +268,13 @@ def test_a_copied_run_with_an_edited_config_starts_nothing(cli, foreign_run, sta
 
 
 def not_made(env, workers=None):
-    """In place of `registry.make`."""
+    """Replace `registry.make`."""
     raise ConfigError(f"made {env.name} {workers}")
 
 
 @pytest.mark.slow
 def test_trust_or_the_same_option_lets_it_start(cli, export, foreign_run, monkeypatch):
-    """What is started is told from what is not by where the command fails."""
+    """The error of the command shows whether the environment was started."""
     monkeypatch.setattr(registry, "make", not_made)
     folder, copied = export(EVIL["interpreter"]), foreign_run(EVIL["gym"])
     for arguments in (
@@ -290,7 +290,7 @@ def test_trust_or_the_same_option_lets_it_start(cli, export, foreign_run, monkey
         code, _, err = cli(*arguments)
         assert code == 2 and "made " in err and "--trust" not in err, err
         assert ("python='mine'" in err) == ("mine" in " ".join(map(str, arguments)))
-    code, _, err = cli("evaluate", folder, "--env", "gym:Pendulum-v1")  # the interpreter is still the file's
+    code, _, err = cli("evaluate", folder, "--env", "gym:Pendulum-v1")  # the interpreter is still that of the file
     assert code == 2 and "host.python is 'evil/python'" in err
 
 
@@ -306,7 +306,7 @@ def test_a_preset_says_all_of_a_resumed_config(cli, foreign_run, monkeypatch):
 
 
 def own_run(tiny, folder, **host):
-    """A run of this user's in an environment whose worker would be started. Nothing is started to make it."""
+    """Return a run of this user in an environment with workers, without starting any."""
     from relic_jax.envs.registry import make
     from relic_jax.experiments import folders
     from relic_jax.rl.train import prepare, restore, save
@@ -320,7 +320,7 @@ def own_run(tiny, folder, **host):
 
 
 @pytest.mark.slow
-def test_ones_own_run_needs_no_trust_moved_or_copied_or_exported(cli, tiny, monkeypatch, tmp_path):
+def test_the_users_runs_need_no_trust_moved_or_copied_or_exported(cli, tiny, monkeypatch, tmp_path):
     folder = own_run(tiny, tmp_path / "run", python="/my/python")
     assert load_policy(folder).own
     export_policy(load_policy(folder), tmp_path / "exported")
@@ -349,7 +349,7 @@ def test_a_run_that_has_no_checkpoint_yet_is_known_by_its_folder(cli, tiny, monk
 
 
 def test_loading_in_python_starts_nothing_even_without_saved_spaces(foreign_run, resealed, started, tmp_path):
-    """Checkpoints of before spaces were saved ask their environment for them."""
+    """Checkpoints without saved spaces read them from their environment."""
     for kind, evil in (*EVIL.items(), ("plain", {"env": "gym:CartPole-v1"})):
         saved = checkpoint.find(foreign_run(evil, kind))
         meta = json.loads((saved / "meta.json").read_text())
@@ -378,7 +378,7 @@ def test_how_many_workers_a_file_asks_for_is_not_followed(export, monkeypatch):
 
 
 def test_a_finished_run_evaluates_itself_where_no_key_can_be_kept(monkeypatch, tmp_path, begun_run):
-    """Its config was the user's own when it was started."""
+    """Its config belonged to the user when the run was started."""
     from relic_jax.experiments import training as command
 
     seen = []

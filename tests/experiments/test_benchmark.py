@@ -11,7 +11,7 @@ MACHINE = Machine("cpu", "cpu", 2, "0", "3", native=True, copy_bandwidth=1e9, ma
 
 
 def test_what_was_measured_before_a_failure_is_kept(tmp_path, monkeypatch, capsys):
-    """The folder need not be there; cases that are measured are in the file when a later one fails."""
+    """The output folder is created, and the file holds the cases before a case that fails."""
 
     def cases(machine):
         yield {"name": "one", "rate": 2.0, "unit": "steps/s"}

@@ -1,4 +1,4 @@
-"""The command line: bad input is one line on stderr and exit code 2, before anything is compiled or overwritten."""
+"""The command line: bad input is a one-line error with exit code 2, before anything is compiled or overwritten."""
 
 import json
 import os
@@ -28,19 +28,19 @@ def files(folder):
 
 @pytest.fixture
 def refused(cli, monkeypatch):
-    """`refused(arguments, *said)`: exit code 2 and one line on stderr that says all of it, with nothing compiled."""
+    """Return `refused(arguments, *parts)`, which checks for a one-line error with these parts and no compilation."""
 
     def compiled(*_, **__):
         raise AssertionError("something was compiled")
 
-    def check(arguments, *said):
+    def check(arguments, *parts):
         with monkeypatch.context() as patch:
             for module, name in ((runner, "compile_chunk"), (in_jit, "chunk_function"), (run, "reference_means")):
                 patch.setattr(module, name, compiled)
             code, out, err = cli(*arguments)
         assert code == 2, err
         assert out == "" and err.startswith("relic-jax: ") and err.count("\n") == 1, err
-        for text in said:
+        for text in parts:
             assert str(text) in err
         return err
 
@@ -49,7 +49,7 @@ def refused(cli, monkeypatch):
 
 @pytest.fixture(scope="module")
 def untrained(tiny, tmp_path_factory):
-    """`untrained(name, **config)`: a run folder whose one checkpoint is that of a run that has just begun."""
+    """Return `untrained(name, **config)`: a run folder with one checkpoint, from before the first update."""
     runs = tmp_path_factory.mktemp("runs")
 
     def make_run(name, **changes):
@@ -133,7 +133,7 @@ def test_newlines_in_a_value_do_not_make_it_two_lines(refused):
 
 
 @pytest.mark.parametrize("extra", ["wandb", "tensorboard"])
-def test_missing_extra_is_said_before_the_run_folder_is_made(refused, tmp_path, monkeypatch, extra):
+def test_missing_extra_is_reported_before_the_run_folder_is_made(refused, tmp_path, monkeypatch, extra):
     monkeypatch.setitem(sys.modules, "wandb", None)
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     arguments = ["train", "darkroom-smoke", "--runs", tmp_path / "runs", "--track", extra]
@@ -187,7 +187,7 @@ def test_resuming_what_is_not_a_run(refused, tmp_path, config):
 
 @pytest.fixture
 def broken(untrained, tmp_path):
-    """A copy of a run, to be broken: (run folder, its checkpoint)."""
+    """Return a copy of a run that a test can damage: (run folder, its checkpoint)."""
     shutil.copytree(untrained("existing"), tmp_path / "broken")
     return tmp_path / "broken", tmp_path / "broken" / "checkpoints" / "0"
 
@@ -244,7 +244,7 @@ def test_foreign_folders(refused, tmp_path):
 # --- evaluate and plot ---
 
 
-def test_what_was_reached_is_told_with_the_environments_metrics():
+def test_results_are_reported_with_the_environments_metrics():
     def constant(*mean):
         return Curve(list(mean), list(mean), list(mean))
 
@@ -317,7 +317,7 @@ def test_evaluate_and_plot(cli, untrained, tmp_path):
 
 
 def test_evaluate_in_another_environment(cli, refused, untrained):
-    """Of the same spaces."""
+    """The other environment has the same spaces."""
     a, b = untrained("existing"), untrained("seed-1", seed=1)
     code, out, err = cli("evaluate", a, b, "--env", "darkroom-ad-9", "--episodes", "2", "--limit", "3")
     assert (code, err) == (0, "") and "darkroom-ad-9" in out
@@ -390,7 +390,7 @@ def test_a_full_disk_is_one_line(cli, tmp_path, monkeypatch):
     assert (code, err) == (2, f"relic-jax: [Errno 28] No space left on device: 'metrics.jsonl'; {hint}\n")
 
 
-# --- in a process of its own ---
+# --- in a separate process ---
 
 
 def process(*arguments):
@@ -398,7 +398,7 @@ def process(*arguments):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
-def test_nothing_else_is_said_in_a_real_process(tmp_path, broken):
+def test_a_real_process_prints_nothing_else(tmp_path, broken):
     folder, path = broken
     for file in (path / "arrays").rglob("d/*"):
         os.truncate(file, file.stat().st_size // 2)
@@ -411,7 +411,7 @@ def test_nothing_else_is_said_in_a_real_process(tmp_path, broken):
 
 
 @pytest.mark.parametrize("arguments", [("presets",), ("train", "--help")])
-def test_a_reader_who_has_seen_enough_is_no_error(arguments):
+def test_a_closed_pipe_is_no_error(arguments):
     read, write = os.pipe()
     os.close(read)
     command = [sys.executable, "-m", "relic_jax.experiments.cli", *arguments]
@@ -433,7 +433,7 @@ def test_curves_of_the_same_file_name_are_called_by_their_folders(tmp_path):
 
 
 def test_cores_are_offered_as_devices_before_an_environment_can_touch_one(cli, monkeypatch):
-    """Importing XLand-MiniGrid computes something, after which there is one CPU device for good."""
+    """Importing XLand-MiniGrid initializes JAX, after which the number of CPU devices is fixed at one."""
     offered = []
 
     def env_of(config):
@@ -447,7 +447,7 @@ def test_cores_are_offered_as_devices_before_an_environment_can_touch_one(cli, m
     assert "here it ends" in err
 
 
-# --- every command reads all of its command line ---
+# --- every command checks all of its arguments ---
 
 STRICT = [
     ["envs", "darkroom-dpt", "--nonsense"],
@@ -467,7 +467,7 @@ STRICT = [
 
 @pytest.mark.parametrize("arguments", STRICT, ids=" ".join)
 def test_what_is_not_an_option_is_refused(cli, monkeypatch, arguments):
-    monkeypatch.setattr(run, "reference_means", None)  # computing would be an error
+    monkeypatch.setattr(run, "reference_means", None)  # a computation would raise an error
     code, out, err = cli(*arguments)
     assert code == 2 and out == "" and arguments[-1] in err and "Traceback" not in err
 

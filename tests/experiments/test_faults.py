@@ -1,4 +1,4 @@
-"""Fault injection in small counts; `python -m experiments.faults` has more."""
+"""Fault injection with small counts. `python -m experiments.faults` runs larger ones."""
 
 import shutil
 
@@ -15,13 +15,13 @@ def test_every_part_can_be_run_and_is_in_the_quick_mode():
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A run of four updates that nothing happened to."""
+    """Return a run of four updates without faults."""
     return processes.run_whole(tmp_path_factory.mktemp("faults"), 4)
 
 
 @pytest.mark.slow
 def test_differences_are_found(whole, tmp_path):
-    """The comparison itself can fail."""
+    """The comparison detects differences."""
     other = tmp_path / "other"
     shutil.copytree(whole, other)
     assert processes.differences(whole, other) == []

@@ -1,4 +1,4 @@
-"""Odd values for every option of every command: exit code 2 and one line that names it, or they are accepted."""
+"""Odd values for every option of every command are accepted, or end in a one-line error that names the option."""
 
 import dataclasses
 import random
@@ -39,9 +39,9 @@ def test_every_field_of_a_run_is_an_option_that_is_tried():
 
 @st.composite
 def command_lines(draw):
-    """(command, the options that are set, values)."""
+    """Return (command, the options that are set, values)."""
     name = draw(st.sampled_from(sorted(COMMAND_OPTIONS)))
-    name = draw(st.sampled_from(["train", name]))  # half of them: it has most of the fields
+    name = draw(st.sampled_from(["train", name]))  # half of the cases, because it has most of the fields
     options = draw(st.lists(st.sampled_from(COMMAND_OPTIONS[name]), min_size=1, max_size=2, unique=True))
     return name, options, [draw(st.sampled_from(values(option, name))) for option in options]
 
@@ -64,7 +64,7 @@ def test_what_is_accepted_can_be_traced(bench):
             traced.add(attempt.setup.config)
 
 
-# Each of these was a traceback, a wrong field's name, or never ended.
+# Regressions: each of these printed a traceback, named a wrong field, or did not end.
 REFUSED = [
     (["--ppo.warmup-steps", "1000000000000001"], "ppo.warmup_steps is 1000000000000001; allowed: at most 1,000,000,"),
     (["--policy.transformer.width", "2147483648"], "policy.transformer.width is 2147483648; allowed: less than 2^31"),
@@ -151,7 +151,7 @@ def test_the_field_that_takes_the_memory_is_named():
 
 @pytest.mark.parametrize("odd", [2**70, -(2**70), 1e300, 1e-300, float("nan"), "a\0b"])
 def test_every_field_of_a_config_is_checked(odd):
-    """Also fields that are added later: no integer beyond int32, no real number beyond float32, no text with NUL."""
+    """Integers beyond int32, numbers beyond float32 and text with NUL are refused, for new fields too."""
     tried = 0
     for option in COMMAND_OPTIONS["train"]:
         kinds = getattr(option.hint, "__args__", (option.hint,))

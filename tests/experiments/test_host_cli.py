@@ -1,4 +1,4 @@
-"""The command line with environments in worker processes: from the command to the figure, and what is refused."""
+"""The command line with environments in worker processes: training, figures and errors."""
 
 import dataclasses
 import json
@@ -45,10 +45,10 @@ def test_gymnasium_from_the_command_to_the_figure(cli, tmp_path, tasks):
     assert code == 0 and "2 training tasks (gym:CartPole-v1" in out, err
     summary = json.loads((tmp_path / "run" / "evaluate-train-1-episodes.json").read_text())
     assert 5 < summary["reference_returns"]["random"] < 29 and summary["reference_returns"]["optimal"] is None
-    film = tmp_path / "film.gif"
-    code, _, err = cli("play", tmp_path / "run", "--episodes", 1, "--out", film)  # there is nothing to draw
+    out = tmp_path / "play.gif"
+    code, _, err = cli("play", tmp_path / "run", "--episodes", 1, "--out", out)  # the environment cannot be drawn
     assert (
-        code == 2 and "allowed: an environment that can be drawn" in err and err.count("\n") == 1 and not film.exists()
+        code == 2 and "allowed: an environment that can be drawn" in err and err.count("\n") == 1 and not out.exists()
     )
     code, _, err = cli("play", tmp_path / "run", "--human")
     assert code == 2 and "gym:CartPole-v1 lives in worker processes" in err and err.count("\n") == 1
@@ -113,7 +113,7 @@ def test_bad_tasks_for_gymnasium(tmp_path, content, said):
 
 
 def small(scenes, position=(2, 1, 2), **changes):
-    """A dataset of the software simulator with one mug in every scene."""
+    """Return a dataset of the software simulator with one mug in every scene."""
     tasks = [{"scene": scene, "objects": [{"category": "mug", "position": list(position)}]} for scene in scenes]
     data = {"format": dataset.FORMAT, "backend": "soft", "scene_dataset": "default", "categories": ["mug"]}
     return {**data, "train": tasks[:1], "test": tasks[1:], **changes}
@@ -148,7 +148,7 @@ def test_object_navigation_refuses_bad_input_before_training(cli, tmp_path, data
 
 
 def test_a_worker_of_another_protocol_is_refused_before_training(cli, tmp_path, monkeypatch):
-    """Its packages are copies of ours but for the protocol's number."""
+    """The worker's packages are copies of ours with another protocol number."""
     root = process.LAUNCH.parent.parent.parent
     for package in ("relic_jax", "envs"):
         shutil.copytree(root / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))

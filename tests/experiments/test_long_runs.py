@@ -1,4 +1,4 @@
-"""Runs of more steps than 32 bits count: the state, the schedule, the records, the checkpoints and resuming."""
+"""Runs of more than 2³² steps: state, schedules, records, checkpoints and resuming."""
 
 import json
 
@@ -22,7 +22,7 @@ TOTAL = 2**32 + 256
 
 
 class Stopped(BaseException):
-    """Stands for a process that ends."""
+    """Represents the end of a process."""
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def compile_once(setup, monkeypatch):
 
 
 def standing_at(setup, folder, steps):
-    """A run folder whose checkpoint is a fresh state that has taken `steps` already."""
+    """Return a run folder whose checkpoint is an initial state with its step counter at `steps`."""
     folders.create_folder(folder, setup.config)
     state, _ = restore(setup, folder / "checkpoints")
     state = state.replace(env_steps=StepCount.of(steps))
@@ -71,7 +71,7 @@ def test_over_2_to_the_31(setup, tmp_path):
     with pytest.raises(Stopped):
         go(setup, folder, stop=start + 4 * PER_UPDATE)
     assert checkpoint.complete_steps(folder / "checkpoints")[-1] == start + 3 * PER_UPDATE
-    with pytest.raises(Stopped):  # resumed beyond the border: what was logged after the checkpoint comes again
+    with pytest.raises(Stopped):  # resumed beyond the limit: records after the checkpoint are logged again
         go(setup, folder, stop=start + 5 * PER_UPDATE)
     check(setup, read_lines(folder / "metrics.jsonl"), start)
 

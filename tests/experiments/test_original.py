@@ -1,4 +1,4 @@
-"""The peer of the speed benchmark: the original's transformer in PyTorch gives the original's reference arrays."""
+"""The PyTorch transformer of the speed benchmark reproduces the original's reference arrays."""
 
 import json
 import pathlib
@@ -12,7 +12,7 @@ GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "sink_kv.npz"
 
 @pytest.fixture(scope="module")
 def reference():
-    """(the model with the reference's weights in float64, its arrays)."""
+    """Return (the model with the reference's weights in float64, its arrays)."""
     from relic_jax.experiments.benchmark.original_torch import LlamaRL
 
     arrays = dict(np.load(GOLDEN))

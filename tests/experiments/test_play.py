@@ -1,4 +1,4 @@
-"""Films of one task, and a person's game without a window."""
+"""GIFs of one task, and interactive play without a window."""
 
 import tkinter
 from types import SimpleNamespace
@@ -16,8 +16,8 @@ from relic_jax.envs.registry import make
 from relic_jax.experiments import play
 
 
-def test_a_film_of_the_task_that_was_asked_for(cli, begun_run, tmp_path):
-    out = tmp_path / "film.gif"
+def test_a_gif_of_the_selected_task(cli, begun_run, tmp_path):
+    out = tmp_path / "play.gif"
     code, said, err = cli("play", begun_run, "--task", 3, "--episodes", 2, "--out", out)
     assert code == 0, err
     assert f"wrote {out}" in said and len(said.splitlines()[0].split(":")[1].split()) == 2
@@ -39,8 +39,8 @@ def test_bad_values_are_one_line(cli, begun_run, tmp_path, monkeypatch):
         assert code == 2 and out == "" and err.count("\n") == 1 and said in err
 
 
-def test_a_game_by_hand():
-    """Episodes follow one another, and the picture is what the agent sees."""
+def test_interactive_episodes():
+    """Episodes follow each other, and the window shows the agent's image."""
     env = Room("tiny", "open", horizon=3, lens=Lens(9, 7), train_layouts=2, test_layouts=2)
     game = play.Game(env, "test", 5)
     before = game.image()
@@ -54,7 +54,7 @@ def test_a_game_by_hand():
         play.Game(env, "test", 8)
 
 
-def test_a_game_without_images_is_drawn_by_the_environment():
+def test_interactive_episodes_without_images_are_drawn_by_the_environment():
     game = play.Game(make("darkroom-ad-9"), "test", 0)
     before = game.image()
     game.act(0)
@@ -62,7 +62,7 @@ def test_a_game_without_images_is_drawn_by_the_environment():
 
 
 def test_keys_act_in_the_window():
-    """A window that cannot be seen: 0 acts, 9 and letters do nothing, q ends it."""
+    """In a hidden window, 0 acts, 9 and letters do nothing, and q quits."""
     pictures, window = [], mock.Mock()
     window.mainloop = lambda: [window.bind.call_args.args[1](SimpleNamespace(char=key)) for key in ("0", "9", "x", "q")]
     with (
@@ -77,7 +77,7 @@ def test_keys_act_in_the_window():
 
 
 def test_a_policy_in_another_environment_of_the_same_spaces(cli, begun_run, tmp_path):
-    out = tmp_path / "film.gif"
+    out = tmp_path / "play.gif"
     code, _, err = cli("play", begun_run, "--env", "darkroom-ad-9-random", "--episodes", 2, "--out", out)
     assert code == 0 and out.is_file(), err
     code, _, err = cli("play", begun_run, "--env", "miniworld-open", "--out", out)
@@ -86,8 +86,8 @@ def test_a_policy_in_another_environment_of_the_same_spaces(cli, begun_run, tmp_
     assert code == 2 and err.count("\n") == 1 and "did you mean" in err
 
 
-def test_the_film_names_the_action_of_each_step():
-    """Two trials that differ in their actions alone look different beside the curve only where actions have names."""
+def test_the_gif_names_the_action_of_each_step():
+    """GIFs of two trials that differ in actions only differ beside the curve if the actions have names."""
     env = make("darkroom-ad-9")
     frames = np.zeros((3, 20, 20, 3), np.uint8)
 

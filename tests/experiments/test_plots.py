@@ -1,4 +1,4 @@
-"""`relic-jax plot` and the figures of `evaluate`: what can be drawn, from which files."""
+"""`relic-jax plot` and the figures of `evaluate`: inputs, output files and errors."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ def update(env_steps, episodes, mean, success=0.5):
 
 @pytest.fixture
 def trained(tmp_path):
-    """`trained(name, updates)`: a folder as training from Python leaves it: metrics and checkpoints, nothing else."""
+    """Return `trained(name, updates)`: a folder with metrics and checkpoints only, as `rl.train` leaves it."""
 
     def make(name, updates):
         folder = tmp_path / name
@@ -112,7 +112,7 @@ def test_other_suffixes_are_refused(cli, begun_run, tmp_path):
     ):
         code, _, err = cli(command, begun_run, "--out", tmp_path / f"result.{suffix}")
         assert code == 2 and err.count("\n") == 1 and allowed in err
-    code, _, err = cli("play", begun_run, "--human", "--out", tmp_path / "film.gif")
+    code, _, err = cli("play", begun_run, "--human", "--out", tmp_path / "play.gif")
     assert code == 2 and "allowed: None with --human" in err
     assert not list(tmp_path.iterdir())
 

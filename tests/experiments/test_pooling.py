@@ -1,4 +1,4 @@
-"""Seeds of one curve are runs that differ in nothing but their seed; groups of them share a figure."""
+"""Runs that differ in the seed only are pooled into one curve. Groups of them share a figure."""
 
 import dataclasses
 import json
@@ -20,7 +20,7 @@ from relic_jax.rl.train import prepare, restore, save
 
 @pytest.fixture(scope="module")
 def begun(tiny, tmp_path_factory):
-    """`begun(name, **config)`: a run folder whose one checkpoint, of step 0, is that of a run that has just begun."""
+    """Return `begun(name, **config)`: a run folder with one checkpoint, of step 0."""
     runs = tmp_path_factory.mktemp("runs")
 
     def make_run(name, **changes):
@@ -60,7 +60,7 @@ def with_config(loaded, **changes):
 
 
 def another(loaded, **changes):
-    """Like a second run: other parameters."""
+    """Return the policy with other parameters, like that of a second run."""
     params = jax.tree.map(lambda x: x + 1, loaded.params)
     return dataclasses.replace(with_config(loaded, **changes), params=params)
 
@@ -113,7 +113,7 @@ def test_one_seed_counts_once_unless_it_says_nothing(begun):
     loaded = load_policy(begun("seed0"))
     with pytest.raises(ConfigError, match="both have seed 0; allowed: one run of each seed"):
         pooling.check_pool([loaded, another(loaded)], [False, False])
-    pooling.check_pool([loaded, another(loaded)], [True, True])  # imported: the seed is only ours
+    pooling.check_pool([loaded, another(loaded)], [True, True])  # imported: the seed in the config has no meaning
     with pytest.raises(ConfigError, match="are the same policy"):
         pooling.check_pool([loaded, with_config(loaded, seed=1)], [True, True])
 
@@ -139,7 +139,7 @@ def test_other_configs_are_named(refused, begun):
     refused([run, begun("longer", total_steps=1024, seed=1)], "has total_steps 1024; allowed to pool with: 512")
     random = begun("random", env="darkroom-ad-9-random")
     refused([run, random], "has env 'darkroom-ad-9-random'; allowed to pool with: 'darkroom-ad-9'", "--group")
-    refused([run, random, "--env", "darkroom-ad-9"], "has env 'darkroom-ad-9-random'")  # trained in others still
+    refused([run, random, "--env", "darkroom-ad-9"], "has env 'darkroom-ad-9-random'")  # trained in another one
 
 
 # --- groups ---

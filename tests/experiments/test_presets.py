@@ -1,4 +1,4 @@
-"""Every preset starts: its first update and a step of its evaluation are traced, which shows every shape and dtype."""
+"""The first update and an evaluation step of every preset are traced, which checks all shapes and dtypes."""
 
 import dataclasses
 import importlib.util
@@ -27,11 +27,11 @@ EXTRAS = {
     "xland": "xminigrid",
     **dict.fromkeys(registry.names("relic_jax.envs.brax"), "brax"),
 }
-"""What presets' environments need, by the beginning of their names: the module of an extra."""
+"""Modules of the extras that the presets' environments need, by the start of the environments' names."""
 
 
 def announced(env):
-    """What the simulators of an environment announce, so that none has to be started; None where none has to be."""
+    """Return the spec that an environment's simulator would announce, or None if it has no simulator."""
     vector, image = ArraySpec("float32", (39,)), ArraySpec("uint8", (60, 80, 3))
     if env.startswith("metaworld:"):
         action = ArraySpec("float32", (4,))
@@ -42,7 +42,7 @@ def announced(env):
 
 
 def environment(config):
-    """A preset's environment, on simulators that are described but not started."""
+    """Return a preset's environment without starting its simulators."""
     for prefix, module in EXTRAS.items():
         if config.env.name.startswith(prefix) and importlib.util.find_spec(module) is None:
             pytest.skip(f"needs the extra {'xland' if prefix == 'xland' else 'brax'}")
@@ -55,7 +55,7 @@ def environment(config):
 
 
 def trace_hosted_update(setup, state):
-    """What `HostRunner` computes of a segment, its environments in one group."""
+    """Trace the computations of `HostRunner` for a segment, with all environments in one group."""
     count, segment = setup.config.trial.environments, setup.config.trial.segment
     actor, env = Actor(setup.policy, count), setup.trials.env
 
@@ -75,7 +75,7 @@ def trace_hosted_update(setup, state):
 
 
 def trace_evaluation(setup, state):
-    """A step of what `in_context_curves` compiles."""
+    """Trace an evaluation step."""
     env, batch = setup.trials.env, setup.config.trial.environments
     memory = jax.eval_shape(lambda: setup.policy.for_acting(setup.policy.initial_memory(batch, env.horizon)))
     if isinstance(env, HostEnvironment):
@@ -98,7 +98,7 @@ def specs(tree):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", presets.PRESETS)
 def test_preset_starts(name, monkeypatch):
-    monkeypatch.setattr(rollout, "MAX_SIZES", 1)  # of the buffers: each is traced by itself
+    monkeypatch.setattr(rollout, "MAX_SIZES", 1)  # of the buffers, each of which is traced separately
     monkeypatch.setattr(update, "GRADIENT_SIZES", 1)
     config = dataclasses.replace(presets.get(name).config, devices=1)
     env = environment(config)

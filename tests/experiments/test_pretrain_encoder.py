@@ -1,4 +1,4 @@
-"""Labelled pictures of houses, what the shipped encoder sees in houses held out from it, and a short training."""
+"""Labels of rendered houses, the included encoder on held-out houses, and a short training run."""
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ TEST = jnp.asarray(ENV.tasks("test"))
 
 @pytest.fixture
 def few(monkeypatch):
-    """Batches of 3 houses and 2 pictures of each."""
+    """Use batches of 3 houses with 2 images each."""
     monkeypatch.setattr(pretrain_encoder, "HOUSES", 3)
     monkeypatch.setattr(pretrain_encoder, "POSES", 2)
 
@@ -45,7 +45,7 @@ def test_places_are_means_of_their_pixels():
 
 
 def test_labels_are_what_the_renderer_drew():
-    """Shares sum to 1; pixels of walls, of furniture and of each category are as many as the renderer's ids say."""
+    """Shares sum to 1, and the pixels of walls, furniture and categories match the renderer's ids."""
     state = jax.jit(ENV.start)(jax.random.key(1), TEST[0])
     for seed in range(4):
         key = jax.random.key(seed)
@@ -67,7 +67,7 @@ def test_labels_are_what_the_renderer_drew():
 
 
 def test_the_shipped_encoder_finds_by_name_what_is_in_held_out_houses():
-    """Where something fills half a place, its name's best match is a place of it: mostly, not once in 64 times."""
+    """If an object fills half a place, its name mostly matches one of its places best. Chance is one in 64."""
     arrays = dict(files.read(SHIPPED["houses"], "file").arrays)
     names = arrays.pop(NAMES)
     encoder = image_encoder(CONFIG)
@@ -84,7 +84,7 @@ def test_the_shipped_encoder_finds_by_name_what_is_in_held_out_houses():
 
 
 def test_scores_are_shares_of_what_is_there_and_of_what_is_claimed():
-    """Two batches: 3 + 1 found of 6 + 2 there, of 4 + 1 claimed."""
+    """In two batches 3 + 1 are found of 6 + 2 present and 4 + 1 claimed."""
     counts = jnp.array([[3, 6, 4], [1, 2, 1]])
     assert pretrain_encoder.score(counts) == {"found": 0.5, "right": 0.8}
     assert pretrain_encoder.said(counts) == "50% of the places of objects found, 80% of the claims right"

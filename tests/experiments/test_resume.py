@@ -1,4 +1,4 @@
-"""Interrupted and resumed runs are bit for bit the uninterrupted one, and what is not finite is never saved."""
+"""Resumed runs equal uninterrupted ones bit for bit, and non-finite values are never saved."""
 
 import dataclasses
 import functools
@@ -29,11 +29,11 @@ from relic_jax.rl.train import NonFiniteError, prepare, restore, train
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL: nothing after it is done."""
+    """Represents SIGKILL: no cleanup runs after it."""
 
 
 class Interrupting(JsonLines):
-    """Does something at a record: `at(env_steps)` is called before it is logged."""
+    """Calls `at(env_steps)` before a record is logged."""
 
     def __init__(self, folder, env_steps, at):
         super().__init__(folder, env_steps)
@@ -58,13 +58,13 @@ def kill_at(update):
 
 
 def outcome(setup, folder):
-    """What must be equal bit for bit: the newest checkpoint's arrays and the metrics file."""
+    """Return what must be equal bit for bit: the newest checkpoint's arrays and the metrics file."""
     return arrays(restore(setup, folder / "checkpoints")[0]), (folder / "metrics.jsonl").read_bytes()
 
 
 @pytest.fixture(scope="module", autouse=True)
 def compile_once():
-    """Runs of one setup share their compiled chunk."""
+    """Share the compiled chunk between runs of one setup."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runner, "compile_chunk", functools.cache(runner.compile_chunk))
         yield
@@ -72,7 +72,7 @@ def compile_once():
 
 @pytest.fixture(scope="module", params=["trial", "segment"])
 def whole(request, tiny, tmp_path_factory):
-    """(setup, outcome of the uninterrupted run) in both chunk modes."""
+    """Return (setup, outcome of the uninterrupted run) in both chunk modes."""
     setup = prepare(tiny(request.param), make("darkroom-ad-9-random"))
     folder = tmp_path_factory.mktemp(request.param)
     result = go(setup, folder, resume=False)
@@ -109,7 +109,7 @@ def test_killed_again_and_again(whole, tmp_path):
 def test_resumed_in_the_middle_of_a_trial(tiny, whole, tmp_path):
     setup, expected = whole
     if setup.config.chunk == "trial":
-        return  # has no such moment
+        return  # a chunk of a whole trial cannot be interrupted there
     with pytest.raises(Killed):
         go(setup, tmp_path, resume=False, at=kill_at(4))
     state, progress = restore(setup, tmp_path / "checkpoints")
@@ -156,7 +156,7 @@ def test_killed_before_the_first_checkpoint_starts_from_the_beginning(whole, tmp
 def test_stopped_by_a_signal_saves_and_goes_on(whole, tmp_path, number):
     setup, expected = whole
     before = signal.getsignal(number)
-    setup_rare = replace(setup, config=replace(setup.config, checkpoint_minutes=1e9))  # it is the signal that saves
+    setup_rare = replace(setup, config=replace(setup.config, checkpoint_minutes=1e9))  # only the signal saves
 
     def at(env_steps):
         if env_steps == 2 * PER_UPDATE:
@@ -212,7 +212,7 @@ def test_seconds_add_up_over_resumptions(whole, tmp_path):
 
 @pytest.fixture(scope="module")
 def finished(tiny, tmp_path_factory):
-    """The folder of a run that has trained to its end but is not evaluated."""
+    """Return the folder of a run that has finished training but is not evaluated."""
     setup = prepare(tiny("segment"), make("darkroom-ad-9-random"))
     folder = tmp_path_factory.mktemp("runs") / "finished"
     folders.create_folder(folder, setup.config)
@@ -245,12 +245,12 @@ def test_stopping_the_evaluation_says_how_to_go_on(tmp_path, finished, cli, monk
     assert f"stopped during evaluation, nothing written; resume with: relic-jax train --resume {finished}" in out
 
 
-# --- what is not finite ---
+# --- non-finite values ---
 
 
 @struct.dataclass
 class PoisonedTask:
-    """From step `reward_at` of an episode on, rewards are NaN; from step `observation_at` on, observations are."""
+    """Returns NaN rewards from step `reward_at` of an episode on, and NaN observations from `observation_at` on."""
 
     goal: jax.Array
     reward_at: jax.Array
@@ -275,7 +275,7 @@ class Poisoned(Darkroom):
 
 
 POISONED = Poisoned("darkroom-ad-9-random", 9, 9, 64, start="random")
-"""Episodes are as long as a trial, so that steps 33 … 48 are those of the third update."""
+"""Length of an episode, which is that of a trial, so steps 33 … 48 belong to the third update."""
 
 
 @pytest.fixture(scope="module")
@@ -285,7 +285,7 @@ def poisoned(tiny):
 
 @pytest.fixture
 def poison(monkeypatch):
-    """`poison(reward_at=…)` sets the running tasks of whatever is resumed."""
+    """Return `poison(reward_at=…)`, which sets the running tasks of resumed runs."""
 
     def set_tasks(**steps):
         def poisoned_restore(setup, checkpoints):
@@ -315,10 +315,10 @@ def assert_all_checkpoints_finite(setup, folder):
         ("reward_at", 40, "reward"),
         ("reward_at", 48, "reward"),  # the segment's last step
         ("observation_at", 40, "observation"),
-        ("observation_at", 48, "observation"),  # seen by nobody in this segment but the bootstrap value
+        ("observation_at", 48, "observation"),  # read in this segment by the bootstrap value only
     ],
 )
-def test_nan_from_the_environment_stops_the_run_and_names_step_culprit_and_checkpoint(
+def test_nan_from_the_environment_stops_the_run_and_names_step_array_and_checkpoint(
     poisoned, poison, tmp_path, what, when, first_nonfinite
 ):
     setup = poisoned("segment")
@@ -327,7 +327,7 @@ def test_nan_from_the_environment_stops_the_run_and_names_step_culprit_and_check
         go(setup, tmp_path, resume=True)
     message = str(error.value)
     assert "\n" not in message and f"environment step {3 * PER_UPDATE}: " in message
-    step = when if what == "observation_at" else when - 1  # an observation counts for the step that is taken on it
+    step = when if what == "observation_at" else when - 1  # an observation belongs to the step that acts on it
     assert f"; darkroom-ad-9-random, environment 0, step {step} of its trial); " in message
     assert f": {first_nonfinite} (" in message
     assert message.endswith(f"last good checkpoint: {tmp_path / 'checkpoints' / str(2 * PER_UPDATE)}")

@@ -37,7 +37,7 @@ def start(*arguments):
 
 @pytest.fixture(scope="module")
 def trained(tiny, tmp_path_factory):
-    """(setup, folder) of a run that has trained to its end, not evaluated. To be copied."""
+    """Return (setup, folder) of a run that has finished training but is not evaluated. Tests use copies of it."""
     setup = prepare(tiny("segment"), make("darkroom-ad-9-random"))
     folder = tmp_path_factory.mktemp("runs") / "trained"
     folders.create_folder(folder, setup.config)
@@ -52,7 +52,7 @@ def copied(trained, tmp_path):
 
 @pytest.fixture
 def unfinished(monkeypatch):
-    """Runs are trained but not evaluated."""
+    """Skip evaluation: runs are only trained."""
     monkeypatch.setattr(training, "finish", lambda folder, result: None)
 
 
@@ -127,7 +127,7 @@ def test_resuming_with_a_damaged_first_line_keeps_the_file_and_says_where(cli, c
     assert f"{file}: line 1 cannot be read (not UTF-8); the file is kept as metrics.jsonl.damaged-1" in err
 
 
-def test_resuming_without_metrics_is_told(cli, copied, unfinished):
+def test_resuming_without_metrics_is_reported(cli, copied, unfinished):
     (copied / "metrics.jsonl").unlink()
     code, _, err = cli("train", "--resume", copied)
     assert code == 0 and "metrics.jsonl: is missing" in err and err.count("\n") == 1
@@ -144,13 +144,13 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
 sys.argv[:2] = ["relic-jax"]
 main()
 """
-"""Files cannot grow beyond so many bytes, as on a full disk."""
+"""Largest size of a file in bytes. Writing more fails, as on a full disk."""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("limit", [0, 600, 20_000])
 def test_files_that_cannot_grow_end_a_run_in_a_line(copied, limit):
-    """The lock, then metrics, then the arrays of a checkpoint: the last error comes wrapped by orbax."""
+    """The limit stops the lock, the metrics or the arrays of a checkpoint, whose error orbax wraps."""
     before = checkpoint.complete_steps(copied / "checkpoints")
     command = [sys.executable, "-c", LIMITED, limit, "train", "--resume", copied, "--extend-to=1024"]
     environment = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false"}
@@ -318,7 +318,7 @@ def test_signals_before_training_begins(tmp_path, number, code):
 
 
 def test_a_second_signal_ends_a_process_that_is_in_compiled_code():
-    """Python's own handlers wait until compiled code returns."""
+    """Python's signal handlers wait until compiled code returns."""
     code = "import hashlib; from relic_jax.stopping import interruptible, stop_signals\n"
     code += "with interruptible(), stop_signals():\n    print('ready', flush=True)\n"
     code += "    hashlib.pbkdf2_hmac('sha256', b'password', b'salt', 2**31 - 1)\n"

@@ -1,4 +1,4 @@
-"""Files that earlier versions wrote: run folders are evaluated and resumed, exports act.
+"""Files of earlier versions: run folders are evaluated and resumed, exports act.
 
 `tests/data/format-1` and `format-2` are runs that were interrupted in their second trial. `expected.jsonl`
 holds the metrics of the same runs without interruption. `exports-2` holds three exports of one policy, contexts that

@@ -1,4 +1,4 @@
-"""JAX's global settings: results do not depend on them, or one line refuses them."""
+"""Results do not depend on JAX's global settings, or a one-line error refuses the setting."""
 
 import os
 import shutil
@@ -33,7 +33,7 @@ SET = {
 
 @pytest.mark.slow
 def test_a_run_is_resumed_evaluated_and_exported_under_every_setting(tmp_path):
-    """It began with threefry and 32 bits: what follows are the numbers that it would have written without them."""
+    """The run started with threefry and 32 bits, and continues with the results of these settings."""
     run = shutil.copytree(DATA, tmp_path / "run")
     code = (
         "import sys\nfrom relic_jax.experiments.cli import main\n"
@@ -52,7 +52,7 @@ def test_a_run_is_resumed_evaluated_and_exported_under_every_setting(tmp_path):
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL."""
+    """Represents SIGKILL."""
 
 
 def go(setup, folder, *, resume=False, at=None):
@@ -106,7 +106,7 @@ def test_evaluations_agents_and_tasks_are_the_same_under_every_setting(begun_run
 
 
 def test_what_cannot_work_is_refused_by_name(begun_run, cli, monkeypatch):
-    monkeypatch.setattr(runner, "compile_chunk", None)  # nothing is computed
+    monkeypatch.setattr(runner, "compile_chunk", None)  # no computation runs
     with jax.disable_jit():
         for arguments in (("train", "darkroom-smoke"), ("train", "--resume", begun_run), ("evaluate", begun_run)):
             code, _, error = cli(*arguments)

@@ -1,4 +1,4 @@
-"""Runs that start from the parameters of another, whatever these were saved as."""
+"""Runs that start from the parameters of a run, a checkpoint or an export."""
 
 import dataclasses
 import shutil
@@ -40,7 +40,7 @@ def equal(a, b):
 @pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 2])
 def test_a_run_starts_from_the_newest_parameters_of_another_and_learns_on(tiny, source, tmp_path, devices):
-    """With another seed and longer trials; only parameters are taken over."""
+    """The new run has another seed and longer trials. It copies the parameters only."""
     config = tiny(seed=1, devices=devices, start_from=str(source))
     config = dataclasses.replace(config, trial=dataclasses.replace(config.trial, steps=128))
     begun = initial_state(setup_of(config))

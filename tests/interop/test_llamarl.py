@@ -1,4 +1,4 @@
-"""The original's outputs (tests/golden, computed by its PyTorch code) from our code, and a plain NumPy transformer."""
+"""The outputs of the original PyTorch code (tests/golden) compared with ours and with a NumPy transformer."""
 
 import functools
 import json
@@ -21,7 +21,7 @@ TOLERANCE = 2e-5  # float32 against float64; outputs reach 6, keys and values 5
 
 @functools.cache
 def golden(name):
-    """(config, arrays, parameters, gradients)."""
+    """Return (config, arrays, parameters, gradients)."""
     with np.load(GOLDEN / f"{name}.npz") as file:
         arrays = dict(file)
 
@@ -35,7 +35,7 @@ def golden(name):
 
 
 def turn(x, index):
-    """x [..., D] rotated by `index` [...]: component i of the halves by the angle index·10000^(−2i/D)."""
+    """Rotate x [..., D] by `index` [...]: component i of the halves by the angle index·10000^(−2i/D)."""
     half = x.shape[-1] // 2
     angle = np.asarray(index)[..., None] / 10_000.0 ** (np.arange(half) / half)
     z = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * angle)
@@ -51,7 +51,7 @@ def gelu(x):
 
 
 def numpy_transformer(params, config, x, not_done):
-    """Returns (hidden [B, T, d], [(keys, values) of each layer, [B, H, T, D]]) of the whole sequence at once."""
+    """Return (hidden [B, T, d], [(keys, values) of each layer, [B, H, T, D]]) of the whole sequence at once."""
     p = {name: np.asarray(array, np.float64) for name, array in params.items()}
     heads, offset = config["num_attention_heads"], config["max_position_embeddings"]
     token, sink_kv = config["add_sink_tokens"], config["add_sink_kv"]
@@ -61,7 +61,7 @@ def numpy_transformer(params, config, x, not_done):
         opens = t == 0 or not not_done[b, t]
         position[b, t] = 0 if opens else position[b, t - 1] + 1
         episode[b, t] = 0 if t == 0 else episode[b, t - 1] + opens
-    if token or sink_kv:  # index 0 is the sink's
+    if token or sink_kv:  # index 0 is the sink
         position, episode = position + 1, episode + 1
     if token:
         x = np.concatenate([np.broadcast_to(p["sink_tokens"], (batch, 1, width)), x], axis=1)
@@ -97,11 +97,11 @@ def numpy_transformer(params, config, x, not_done):
     return rms_norm(x, p["norm.weight"])[:, token:], caches
 
 
-# --- ours, seen in the original's layout -----------------------------------------------------------------------------
+# --- our results in the original's layout -----------------------------------------------------------------------------
 
 
 def to_original(tree, config):
-    """Gradients of our parameters as gradients of the original's, by the chain rule of the import."""
+    """Convert gradients of our parameters to the original's, by the chain rule of the import."""
     linear = {f"{n}_proj": f"self_attn.{n}_proj" for n in "qkvo"} | {f"{n}_proj": f"mlp.{n}_proj" for n in MLP}
     norms = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
     result = {"norm.weight": tree["norm"]["scale"], "embed_pos.weight": tree["step_embedding"]}
@@ -120,7 +120,7 @@ def to_original(tree, config):
 
 
 def run_ours(params, config, x, not_done, cotangent):
-    """(hidden, cache, gradients of Σ hidden·cotangent in the original's layout)."""
+    """Return (hidden, cache, gradients of Σ hidden·cotangent in the original's layout)."""
     cfg = transformer_config(config, params)
     cache = empty_memory(cfg, *x.shape[:2])
     x, cotangent = jnp.asarray(x, jnp.float32), jnp.asarray(cotangent, jnp.float32)
@@ -136,7 +136,7 @@ def run_ours(params, config, x, not_done, cotangent):
 
 
 def assert_gradients_close(actual, expected, tolerance):
-    """Gradients are sums over all steps and reach 50: differences are relative to each one's largest entry."""
+    """Compare gradients relative to the largest entry of each, because they are sums over steps and reach 50."""
     for name, gradient in expected.items():
         np.testing.assert_allclose(
             actual[name], gradient, rtol=0, atol=tolerance * np.abs(gradient).max(), err_msg=name
@@ -159,7 +159,7 @@ def test_hidden_states_cache_and_every_gradient_equal_the_originals(name):
         np.testing.assert_allclose(keys, arrays[f"cache/{layer}/key"], rtol=0, atol=TOLERANCE)
         np.testing.assert_allclose(cache.values[layer].data, arrays[f"cache/{layer}/value"], rtol=0, atol=TOLERANCE)
 
-    if config["add_sink_kv"]:  # the token exists there, unused
+    if config["add_sink_kv"]:  # the token exists there but is not used
         assert not np.any(grads["sink_tokens"])
         grads = {n: g for n, g in grads.items() if n != "sink_tokens"}
     assert gradients.keys() == grads.keys()
@@ -192,7 +192,7 @@ LEARNED = {"kv": {"key", "value"}, "kv0": {"key"}, "k0v": {"value"}}
 
 
 def frozen(params, config, kind):
-    """A set with a sink as the original would train it with frozen halves: they stay 0."""
+    """Return a set with a sink whose frozen halves stay 0, as in the original's training."""
     halves = LEARNED.get(kind, set())
     config = {**config, "is_sink_k_trainable": "key" in halves, "is_sink_v_trainable": "value" in halves}
     return {n: a * ("head_bias" not in n or n.split("head_bias_")[1] in halves) for n, a in params.items()}, config
@@ -220,7 +220,7 @@ def random_model(kind, rope, inter, seed=0, layers=3, heads=2, width=24, mlp=40,
         shapes |= {f"self_attn.head_bias_{half}": (1, heads, 1, width // heads) for half in ("key", "value")}
     shapes = {f"layers.{layer}.{n}": s for layer in range(layers) for n, s in shapes.items()}
     shapes |= {"embed_pos.weight": (positions, width), "norm.weight": (width,), "sink_tokens": (1, 1, width)}
-    # exact in float32, so that both sides compute with the same numbers
+    # exact in float32, so both sides compute with the same values
     params = {
         n: (rng.normal(size=s) * (s[-1] ** -0.5 if len(s) == 2 else 1.0)).astype(np.float32) for n, s in shapes.items()
     }
@@ -253,11 +253,11 @@ def test_a_frozen_half_that_is_not_zero_counts_as_learned():
     [(kind, True, True) for kind in KINDS] + [("kv", True, False), ("token", False, False), ("none", False, True)],
 )
 def test_every_sink_equals_numpy_in_outputs_steps_and_gradients(kind, rope, inter):
-    """Gradients along one random direction per parameter, against central differences in float64."""
+    """Compare gradients along one random direction per parameter with central differences in float64."""
     params, config, rng = random_model(kind, rope, inter)
     x, cotangent = rng.normal(size=(2, 2, 70, 24)).astype(np.float32)
     not_done = rng.random((2, 70)) > 0.15
-    not_done[:, 0] = [True, False]  # the first step opens the first episode, flagged or not
+    not_done[:, 0] = [True, False]  # the first step starts the first episode, flagged or not
     expected, _ = numpy_transformer(params, config, x, not_done)
     hidden, _, gradients = run_ours(params, config, x, not_done, cotangent)
     stepped = hidden_states(params, config, x, not_done, step_by_step=True)

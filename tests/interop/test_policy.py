@@ -1,4 +1,4 @@
-"""The original's whole policy: what ours computes with its weights, and that nothing is lost on the way back."""
+"""Import and export of the original's policies: equal outputs, and a round trip without loss."""
 
 import dataclasses
 import functools
@@ -32,7 +32,7 @@ GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 ACTIONS, TARGETS, WIDTH = 6, 20, 32
 SMALL_VIT = ViTConfig(size=32, patch=16, layers=1, width=12, heads=2, mlp_width=8)
 PICTURE = (24, 28, 3)
-SPEC = {  # in tree order gps comes before the target, in the original after it
+SPEC = {  # gps is before the target in tree order and after it in the original
     "gps": jax.ShapeDtypeStruct((2,), jnp.float32),
     "image": Image(PICTURE, jnp.uint8),
     "target": jax.ShapeDtypeStruct((TARGETS,), jnp.float32),
@@ -46,7 +46,7 @@ def small_vit(monkeypatch):
 
 @functools.cache
 def golden(name="sink_kv"):
-    """(config, arrays) of the original's transformer; a float sink key, so that rotating it rounds."""
+    """Return (config, arrays) of the original's transformer, with a float sink key, so that its rotation rounds."""
     with np.load(GOLDEN / f"{name}.npz") as file:
         found = dict(file)
     arrays = {n.removeprefix("param/"): a.astype(np.float32) for n, a in found.items() if n.startswith("param/")}
@@ -54,8 +54,11 @@ def golden(name="sink_kv"):
 
 
 def state_dict(kind="objnav", name="sink_kv", seed=0):
-    """(arrays in the names and shapes of the original's state dict, its transformer's config): random but for the
-    golden transformer; the visual encoder in half precision, as the original keeps it."""
+    """Return (arrays of the original's state dict, its transformer's config).
+
+    Arrays are random except those of the golden transformer. The visual encoder is in half precision, as in the
+    original.
+    """
     config, transformer = golden(name)
     rng = np.random.default_rng(seed)
     inputs = {"visual_fc.0": (12, WIDTH), "ohts_embeding": (TARGETS, WIDTH), "gps_embedding": (2, 32)}
@@ -77,7 +80,7 @@ def state_dict(kind="objnav", name="sink_kv", seed=0):
 
 
 def imported(kind="objnav", name="sink_kv"):
-    """(arrays, policy, params, foreign)."""
+    """Return (arrays, policy, params, foreign)."""
     arrays, config = state_dict(kind, name)
     config = full_config(arrays, interop.transformer_fields(config))
     cfg = policy_config(arrays, config)
@@ -89,7 +92,7 @@ def imported(kind="objnav", name="sink_kv"):
 
 
 def assert_same_files(a, b):
-    """The same arrays, bit for bit."""
+    """Assert that two files hold the same arrays, bit for bit."""
     assert a.keys() == b.keys()
     for name, array in a.items():
         assert (array.dtype, array.shape) == (b[name].dtype, b[name].shape), name
@@ -100,12 +103,14 @@ def theirs_only(arrays):
     return {name: array for name, array in arrays.items() if not name.startswith(OURS)}
 
 
-# --- what is computed ------------------------------------------------------------------------------------------------
+# --- outputs ------------------------------------------------------------------------------------------------------
 
 
 def original_outputs(p, config, steps):
-    """(logits, values) [B, T, …] by the description of the original: everything around the transformer in NumPy, which
-    comes from the golden weights (`hidden_states` is compared with the original's outputs elsewhere)."""
+    """Compute the original's (logits, values), [B, T, …], in NumPy around the transformer with the golden weights.
+
+    Another test compares `hidden_states` with the original's outputs.
+    """
 
     def linear(x, name):
         return x @ p[f"{name}.weight"].T + p[f"{name}.bias"]
@@ -168,13 +173,13 @@ def test_ours_computes_what_the_original_does(kind, name):
         first=jnp.asarray(steps["first"]),
     )
     output, _ = jax.jit(lambda p, x: policy.unroll(p, policy.initial_memory(2, 0), x))(params, inputs)
-    shift = logits - np.asarray(output.distribution.logits)  # of logits only differences mean anything
+    shift = logits - np.asarray(output.distribution.logits)  # only differences of logits matter
     assert np.ptp(logits) > 1 and np.ptp(values) > 1
     np.testing.assert_allclose(shift - shift[..., :1], 0, atol=1e-4)
     np.testing.assert_allclose(output.value, values, atol=1e-4)
 
 
-# --- there and back --------------------------------------------------------------------------------------------------
+# --- round trip ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("kind", "name"), [("objnav", "sink_kv"), ("darkroom", "no_sink"), ("darkroom", "sink_token")])
@@ -187,7 +192,7 @@ def test_there_and_back_every_array_is_equal_bit_for_bit(kind, name):
 
 
 def test_rotating_forth_and_back_alone_would_lose_bits():
-    """So the pairs are what makes it exact."""
+    """This shows that the stored pairs are needed for exactness."""
     arrays, policy, params, foreign = imported()
     kept = {n: a for n, a in foreign.kept.items() if not n.startswith(OURS)}
     back = export_policy(params, policy, foreign._replace(kept=kept))
@@ -210,7 +215,7 @@ finite = st.floats(width=32, allow_nan=False, allow_infinity=False, allow_subnor
 @settings(max_examples=15, deadline=None)
 @given(some_array(np.float32, (2, 4, 8), elements=finite))
 def test_any_sink_key_of_ours_comes_back_as_it_was(keys):
-    """Also where its halves differ by so much that a rotated float32 cannot hold the smaller one."""
+    """This includes keys whose halves differ so much that a rotated float32 cannot hold the smaller one."""
     _, policy, params, foreign = once()
     changed = with_sink_keys(params, keys)
     with np.errstate(over="ignore", invalid="ignore"):
@@ -244,10 +249,10 @@ def test_a_sink_key_that_was_trained_since_is_rotated_anew(side):
 
 
 def test_what_the_original_does_not_use_comes_back_too():
-    """Its sink token beside a Sink-KV, and the zeros of halves that are frozen."""
+    """The export restores the sink token beside a Sink-KV, and the zeros of frozen halves."""
     arrays, config = state_dict("darkroom")
     values = [n for n in arrays if n.endswith("head_bias_value")]
-    arrays |= {n: -np.zeros_like(arrays[n]) for n in values}  # −0 is a bit pattern too
+    arrays |= {n: -np.zeros_like(arrays[n]) for n in values}  # −0 has its own bit pattern
     config = full_config(arrays, {**config, "is_sink_v_trainable": False})
     cfg = policy_config(arrays, config)
     assert cfg.transformer.sink == "kv0"
@@ -258,7 +263,7 @@ def test_what_the_original_does_not_use_comes_back_too():
 
 
 def test_a_policy_of_ours_goes_there_and_back():
-    """One that never was the original's, through a file."""
+    """Export a policy of relic-jax to a file and import it again."""
     _, policy, params, _ = imported("darkroom")
     params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(0), x.shape), params)
     arrays = export_policy(params, policy, Foreign.nothing())
@@ -268,7 +273,7 @@ def test_a_policy_of_ours_goes_there_and_back():
     jax.tree.map(np.testing.assert_array_equal, back, params)
 
 
-# --- what is refused, and what is inferred ---------------------------------------------------------------------------
+# --- errors, and configs inferred from arrays -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -340,7 +345,7 @@ def test_files_hold_arrays_of_every_dtype_and_what_is_said_beside(tmp_path, suff
         pytest.importorskip("torch")
     rng = np.random.default_rng(0)
     arrays = {n: rng.normal(size=(3, 4)).astype(jnp.dtype(n)) for n in ("float32", "float16", "bfloat16")}
-    arrays["transposed"] = rng.normal(size=(3, 4)).astype(np.float32).T  # its memory is in another order
+    arrays["transposed"] = rng.normal(size=(3, 4)).astype(np.float32).T  # a transposed layout in memory
     arrays[OURS + "beside"] = np.ones(2, np.float32)
     files.write(tmp_path / f"x{suffix}", arrays, {"config": {"n_heads": 4}})
     found, about = files.read(tmp_path / f"x{suffix}", "file")
@@ -382,7 +387,7 @@ def spring():
 
 
 class Trap:
-    """Calls `spring` when it is unpickled."""
+    """Calls `spring` when unpickled."""
 
     sprung = False
 

@@ -1,4 +1,4 @@
-"""Both ends of continuous actions in the network: the embedding of the previous one, the head of the next one."""
+"""Continuous actions in the network: the embedding of the previous action and the head for the next one."""
 
 import functools
 
@@ -67,7 +67,7 @@ def test_acting_equals_unrolling_and_log_probabilities_are_the_same_in_both(head
     assert isinstance(block.distribution, {"tanh": TanhGaussian, "gaussian": Gaussian}[head.action])
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), acted, block)
     assert action.shape == (BATCH, STEPS, 2) and log_prob.shape == (BATCH, STEPS)
-    # the quotient of densities at one stored action, so that PPO's ratio is 1 before the first update
+    # the ratio of densities at a stored action, which is PPO's ratio, is 1 before the first update
     np.testing.assert_allclose(jnp.exp(again - log_prob), 1, atol=1e-4)
     assert np.abs(block.distribution.mean).max() > 0.1
     spread = np.ptp(np.asarray(block.distribution.log_std), axis=(0, 1))

@@ -1,4 +1,4 @@
-"""From observations with images to vectors: convolutions, features in place of images, what is frozen."""
+"""Encoders of observations with images: convolutions, stored features, frozen weights."""
 
 import dataclasses
 import functools
@@ -94,7 +94,7 @@ def test_the_vector_is_features_then_vectors_then_reward_and_action(observation)
     np.testing.assert_allclose(encode(policy, params, inputs), expected, atol=1e-6)
 
 
-def test_perceiving_twice_is_perceiving_once():
+def test_encoding_images_twice_equals_encoding_them_once():
     policy, inputs = policy_with(), random_steps()
     params = fresh(policy)
     encoded = encode_images(policy, params, inputs)
@@ -103,7 +103,7 @@ def test_perceiving_twice_is_perceiving_once():
 
 
 def test_an_image_alone_and_two_images():
-    """Without other arrays, and with an encoder for each image."""
+    """Covers images without other arrays, and one encoder per image."""
     image = SPEC["image"]
     alone = policy_with(image, (), ())
     params = fresh(alone)
@@ -122,11 +122,11 @@ def test_bytes_and_unit_floats_are_the_same_image():
     as_float = inputs.replace(observation={**inputs.observation, "image": image})
     found = encode_images(policy, params, as_float).observation["image"]
     np.testing.assert_allclose(found, encode_images(policy, params, inputs).observation["image"], atol=1e-6)
-    assert (found > 0).mean() > 0.2  # not all of it behind the last ReLU
+    assert (found > 0).mean() > 0.2  # the last ReLU does not zero all of it
 
 
 def test_acting_equals_unrolling_with_images():
-    """From images and from their features, step by step and as a block."""
+    """Compare images and their features, step by step and as a block."""
     policy, inputs = policy_with(), random_steps(1)
     params = jax.tree.map(lambda x: 3 * x, fresh(policy))
 
@@ -164,14 +164,14 @@ def test_a_policy_without_images_learns_none():
     assert not policy_with(SPEC["gps"], (-2.0,) * 2, (2.0,) * 2).trains_image_encoder
 
 
-# --- vectors with layers of their own, and the larger encoders -------------------------------------------------------
+# --- vectors with separate layers, and the larger encoders -------------------------------------------------------
 
 TINY_VIT = ViTConfig(size=32, patch=16, layers=1, width=12, heads=2, mlp_width=8)
 
 
 @pytest.mark.parametrize("observation", ["raw", "scaled"])
 def test_embedded_vectors_each_have_a_layer(observation):
-    """A short vector goes to 32 numbers, a long one to the width, features through a ReLU."""
+    """Short vectors have 32 features, long ones as many as the width. Features pass through a ReLU."""
     spec = {**SPEC, "target": jax.ShapeDtypeStruct((5,), jnp.float32)}
     low, high = (-2.0, -2.0, *(0.0,) * 5), (2.0, 2.0, *(1.0,) * 5)
     policy = policy_with(spec, low, high, vectors="embedded", observation=observation, reward=False)
@@ -190,7 +190,7 @@ def test_embedded_vectors_each_have_a_layer(observation):
     np.testing.assert_allclose(encode(policy, params, inputs), jnp.concatenate(parts, axis=-1), atol=1e-5)
 
 
-def test_cells_are_looked_at_alone():
+def test_cells_are_encoded_separately():
     policy, inputs = policy_with(image="cells"), random_steps(shape=(2, 3))
     params = random_params(policy, 0)
     layer, image = params["encoder"]["image_0"]["linear"], inputs.observation["image"].astype(jnp.float32) / 255
@@ -232,13 +232,13 @@ def test_larger_encoders_give_features_of_bytes(image, monkeypatch):
 
 
 def random_params(policy, seed):
-    """Parameters of the right shapes, in no time."""
+    """Return random parameters of the right shapes without running the initializers."""
     rng, like = np.random.default_rng(seed), jax.eval_shape(policy.init, jax.random.key(0))
     return jax.tree.map(lambda x: jnp.asarray(0.1 * rng.normal(size=x.shape), jnp.float32), like)
 
 
 @pytest.mark.parametrize("freeze", [False, True])
-def test_a_frozen_encoder_is_no_business_of_the_optimiser(freeze):
+def test_a_frozen_encoder_has_no_optimizer_state(freeze):
     policy = policy_with(freeze=freeze)
     params = jax.eval_shape(policy.init, jax.random.key(0))
     trained = policy.trainable(params)
@@ -256,7 +256,7 @@ def with_file(policy, file):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("image", ["small", "nature", "cells", "patches", "resnet18", "vit-b16"])
-def test_weights_come_out_of_a_file_as_they_went_in(image, tmp_path, monkeypatch):
+def test_weights_are_restored_exactly_from_a_file(image, tmp_path, monkeypatch):
     monkeypatch.setattr(vision, "VIT_B16", TINY_VIT)
     spec = {"left": SPEC["image"], "right": SPEC["image"]}
     policy = policy_with(spec, (), (), image=image, freeze=True)
@@ -266,7 +266,7 @@ def test_weights_come_out_of_a_file_as_they_went_in(image, tmp_path, monkeypatch
     policy = with_file(policy, file)
     check(policy, weights=True)
     loaded = load(policy, params)
-    for name in ("image_0", "image_1"):  # the two images start from the same
+    for name in ("image_0", "image_1"):  # both images start from the same weights
         jax.tree.map(np.testing.assert_array_equal, loaded["encoder"][name], source["encoder"]["image_0"])
     jax.tree.map(np.testing.assert_array_equal, loaded["encoder"]["action"], params["encoder"]["action"])
     assert jax.tree.map(jnp.shape, loaded) == jax.tree.map(jnp.shape, params)
@@ -339,7 +339,7 @@ def test_an_encoder_that_cannot_see_these_images_is_refused():
         check(grey, weights=True)
     with pytest.raises(ConfigError, match=r"policy\.encoder\.weights is 'none\.safetensors'; allowed: a file"):
         check(with_file(policy_with(), "none.safetensors"), weights=True)
-    check(with_file(policy_with(), "none.safetensors"), weights=False)  # a resumed run: its checkpoint has them
+    check(with_file(policy_with(), "none.safetensors"), weights=False)  # a resumed run has them in its checkpoint
     blind = policy_with(jax.ShapeDtypeStruct((2,), jnp.float32), (0.0, 0.0), (1.0, 1.0))
     with pytest.raises(ConfigError, match="no images"):
         check(with_file(blind, "none.safetensors"), weights=True)

@@ -1,4 +1,4 @@
-"""Spatial attention over grids: equality with numpy, what it can find, and a policy that uses it."""
+"""Spatial attention over grids: equality with numpy, finding a queried cell, and a policy that uses it."""
 
 import dataclasses
 
@@ -55,7 +55,7 @@ def test_spatial_attention_equals_numpy(goal):
 
 @pytest.mark.parametrize("place", range(CELLS))
 def test_spatial_attention_finds_the_queried_cell(place):
-    """With a query that is the thing itself, and places that are one-hot: put out is the place, wherever it is."""
+    """With the object as query and one-hot places, the output is the place of the object, for every place."""
     p = jax.tree.map(jnp.zeros_like, attention_params(0))
     thing, other = jnp.eye(CELL_WIDTH)[0], jnp.eye(CELL_WIDTH)[1]
     p["query"]["kernel"] = p["query"]["kernel"].at[:CELL_WIDTH, 0].set(50 * jnp.eye(WIDTH, CELL_WIDTH))
@@ -118,7 +118,7 @@ def test_acting_equals_unrolling_from_images_and_from_features(memory, image):
     for step in range(steps):
         output, carry = act(params, carry, jax.tree.map(lambda x, step=step: x[:, step], inputs))
         np.testing.assert_allclose(outputs(output), expected[:, step], atol=1e-5)
-    for name in sorted(set(policy.spaces.observation) - {"state"}):  # every view counts, and the goal
+    for name in sorted(set(policy.spaces.observation) - {"state"}):  # the outputs depend on every view and on the goal
         changed = {**inputs.observation, name: largest[name] - inputs.observation[name]}
         other = dataclasses.replace(inputs, observation=changed)
         assert np.abs(unrolled(other) - expected).min((0, 1)).max() > 1e-3

@@ -1,4 +1,4 @@
-"""Storage formats of keys and values: what is lost, and that it is lost once."""
+"""Storage formats of keys and values: rounding errors, which do not grow if values are stored again."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ def normal(seed, *shape):
 
 
 def test_int8_by_hand():
-    """The largest number, 2, becomes 127: a unit is 2/127, and 1 is 63.5 of them, which rounds to even: 64."""
+    """The largest value, 2, becomes 127, so a unit is 2/127. 1 is 63.5 units, which rounds to even: 64."""
     stored = kv_formats.encode(jnp.array([[[[1.0, -2.0, 0.0]]], [[[0.0, 0.0, 0.0]]]]), "int8")
     np.testing.assert_array_equal(stored.data[:, 0, 0], [[64, -127, 0], [0, 0, 0]])
     np.testing.assert_allclose(stored.scale[:, 0, 0], [2 / 127, 1])

@@ -1,4 +1,4 @@
-"""The recurrent memory against a rewriting in numpy, Flax's own cells, and itself step by step."""
+"""The recurrent memory compared with numpy, with Flax's cells, and with itself step by step."""
 
 import dataclasses
 import functools
@@ -30,7 +30,7 @@ def normal(seed, *shape):
 
 
 def cell_case(kind, inputs=5):
-    """(cell, random parameters, x [B, Q, d], state)."""
+    """Return (cell, random parameters, x [B, Q, d], state)."""
     cell = Cell(kind, WIDTH, keep_bias=1.0)
     x, state = normal(0, BATCH, STEPS, inputs), normal(1, BATCH, PARTS[kind], WIDTH)
     shapes = jax.eval_shape(lambda: cell.init(jax.random.key(0), x, state))["params"]
@@ -44,7 +44,7 @@ def sigmoid(x):
 
 
 def by_hand(kind, params, x, state):
-    """Gate by gate and step by step, in double precision."""
+    """Compute a cell gate by gate and step by step, in float64."""
     double = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
     width, h = WIDTH, state[:, 0].astype(np.float64)
     c, outputs = state[:, -1].astype(np.float64), []
@@ -147,7 +147,7 @@ def outputs(output):
 
 
 def unrolled(policy, params, inputs, *cuts):
-    """(outputs, memory) of blocks that end at `cuts` and at the end."""
+    """Return (outputs, memory) of blocks that end at `cuts` and at the end."""
     memory, parts = policy.initial_memory(BATCH, STEPS), []
     for start, stop in itertools.pairwise((0, *cuts, inputs.first.shape[1])):
         block = jax.tree.map(lambda x, start=start, stop=stop: x[:, start:stop], inputs)
@@ -184,7 +184,7 @@ def test_the_state_goes_on_through_episode_ends_of_which_the_network_is_told(kin
     before = run(inputs)
     for changed in (
         inputs.replace(observation=inputs.observation.at[:, 3].add(1.0)),
-        inputs.replace(first=flags.at[:, 3].set(True)),  # nothing but the flag
+        inputs.replace(first=flags.at[:, 3].set(True)),  # only the flag
     ):
         difference = np.abs(run(changed) - before).max((0, 2))
         assert (difference[:3] == 0).all() and (difference[3:] > 1e-4).all()
@@ -224,7 +224,7 @@ def test_the_memory_is_small_and_starts_empty():
         assert not np.any(carry.state) and carry.filled == 0
 
 
-# --- what training does with any memory, on both kinds ---
+# --- operations of training on any memory, for both kinds ---
 
 
 def both():
@@ -235,7 +235,7 @@ def both():
 
 @pytest.mark.parametrize("policy", both(), ids=["gru", "transformer"])
 def test_every_memory_keeps_the_contract(policy):
-    """What a copy of the right size added, put behind the original, is the continuation; and the way back."""
+    """Steps added by a copy of the right size, appended to the original, continue it, and the reverse."""
     params, inputs = random_params(policy), random_steps()
     early, late = (jax.tree.map(lambda x, part=part: x[:, part], inputs) for part in (slice(0, 8), slice(8, STEPS)))
 
@@ -262,6 +262,6 @@ def test_every_memory_keeps_the_contract(policy):
         chex.assert_trees_all_equal(rows(after, order), parts)
 
 
-def test_a_carry_is_as_of_an_earlier_one_by_being_it():
+def test_a_carry_from_an_earlier_step_is_that_carry():
     earlier, later = (Carry(jnp.full((1, 1, 1, 2), float(n)), jnp.asarray([n])) for n in (1, 2))
     assert later.as_of(earlier) is earlier and earlier.append(later) is later

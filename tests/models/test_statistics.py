@@ -1,4 +1,4 @@
-"""Running statistics against numpy's of all that was seen."""
+"""Running statistics compared with numpy's statistics of all values."""
 
 import jax
 import jax.numpy as jnp

@@ -33,7 +33,7 @@ def count(tree):
 
 
 def random_params(cfg, seed):
-    """Every parameter random, sinks included: none keeps the value it starts at."""
+    """Return random values for all parameters, including sinks."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda x: jnp.asarray(0.5 * rng.normal(size=x.shape), jnp.float32), shapes_of(cfg))
 
@@ -48,8 +48,11 @@ def policy_shapes(cfg, observation, actions):
 
 
 def test_tiny_has_the_papers_272k_parameters():
-    """The whole Darkroom policy: transformer 262,720 (131,072 of them positions), the two projections 8,512,
-    previous-action embedding 384, actor and critic 390."""
+    """Count the parameters of the Darkroom policy.
+
+    The transformer has 262,720 (131,072 of them positions), the two projections 8,512, the embedding of the previous
+    action 384, actor and critic 390.
+    """
     params = policy_shapes(TINY, observation=2, actions=5)
     assert count(params["transformer"]) == 262_720
     assert count(params["transformer"]["step_embedding"]) == 131_072
@@ -57,14 +60,14 @@ def test_tiny_has_the_papers_272k_parameters():
 
 
 def object_navigation_around(width, actions=4):
-    """Parameters around the transformer: visual, target and GPS encoders, action embedding, projections, heads."""
+    """Return the parameters outside the transformer: encoders, action embedding, projections, heads."""
     features = (768 + 1) * width + (20 + 1) * width + (2 + 1) * 32 + (actions + 1) * width
     projections = (3 * width + 32 + 1) * width + (width + 1) * width
     return features + projections + (width + 1) * (actions + 1)
 
 
 def test_small_has_the_papers_13m_parameters_of_which_4m_in_the_blocks():
-    """13.1M is the object-navigation policy; the transformer alone, its 32,768 positions included, has 12.6M."""
+    """The object-navigation policy has 13.1M parameters, the transformer with its 32,768 positions 12.6M."""
     params = shapes_of(SMALL)
     assert count(blocks_of(params)) == 4_197_376
     assert count(params) == 12_586_240
@@ -77,7 +80,7 @@ def test_large_has_the_papers_104m_parameters():
 
 @pytest.mark.parametrize(("cfg", "kib"), [(TINY, 1), (SMALL, 8), (LARGE, 48)])
 def test_cache_takes_the_papers_bytes_per_step(cfg, kib):
-    """Keys and values of all layers, float32; the episode's index is 4 bytes more."""
+    """A step stores float32 keys and values of all layers, and 4 bytes for the episode's index."""
     assert cfg.cache_bytes_per_step == kib * 1024
     cache = jax.eval_shape(lambda: empty_memory(cfg, 3, 10))
     assert sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((cache.keys, cache.values))) == 3 * 10 * kib * 1024
@@ -87,7 +90,7 @@ def test_cache_takes_the_papers_bytes_per_step(cfg, kib):
 
 
 def test_initial_values():
-    """The estimate of a standard deviation from n draws is off by its (2n)^(−1/2) part: 5 of those are allowed."""
+    """An estimated standard deviation of n draws has a relative error of (2n)^(−1/2). The tolerance is 5 of these."""
     policy = Policy(PolicyConfig(TINY), vector_spaces((-1.0, -1.0), (1.0, 1.0), Discrete(5)))
     params = jax.jit(policy.init)(jax.random.key(0))
     transformer, blocks = params["transformer"], blocks_of(params["transformer"])
@@ -111,7 +114,7 @@ def test_initial_values():
 
 
 def test_initial_values_by_the_number_of_inputs():
-    """All the linear layers of `normal`, at 1/√inputs each (a normal distribution cut off at two deviations)."""
+    """With `normal`, all linear layers have 1/√inputs (a normal distribution truncated at two deviations)."""
     policy = Policy(
         PolicyConfig(dataclasses.replace(TINY, init="fan_in")), vector_spaces((-1.0, -1.0), (1.0, 1.0), Discrete(5))
     )
@@ -135,7 +138,7 @@ def test_only_the_learned_halves_of_a_sink_are_parameters(sink):
 
 
 def test_position_and_episode_of_every_step():
-    """Positions restart at every flag; the very first step opens the first episode whether or not it is flagged."""
+    """Positions restart at every flag. The first step starts the first episode, whether or not it is flagged."""
     first = jnp.array([[1, 0, 0, 1, 0, 1], [0, 0, 1, 1, 0, 0]], bool)
     expected_position = [[0, 1, 2, 0, 1, 0], [0, 1, 0, 0, 1, 2]]
     expected_episode = [[1, 1, 1, 2, 2, 3], [1, 1, 2, 3, 3, 3]]
@@ -158,7 +161,7 @@ def rms_norm(x, scale):
 
 @pytest.mark.parametrize("sink", ["kv", "token"])
 def test_depth_dropout_drops_whole_blocks_with_one_coin_per_block_and_pass(sink):
-    """A pass equals the transformer without the dropped blocks; with all dropped, the norm of the embedding."""
+    """A pass equals the transformer without the dropped blocks. With all dropped, it is the norm of the embedding."""
     cfg = dataclasses.replace(TOY, sink=sink, depth_dropout=0.5)
     params = random_params(cfg, 1)
     rng = np.random.default_rng(2)
@@ -170,7 +173,7 @@ def test_depth_dropout_drops_whole_blocks_with_one_coin_per_block_and_pass(sink)
         return Transformer(cfg).apply({"params": params}, x, first, empty_memory(cfg, 2, 0), dropout_key=key)[0]
 
     def without(blocks):
-        """The residual branches of these blocks end in zeros."""
+        """Return the parameters with the outputs of these blocks' residual branches set to zero."""
         dropped = {
             f"blocks_{i}": {
                 **params[f"blocks_{i}"],

@@ -1,4 +1,4 @@
-"""ViT and ResNet against plain NumPy always, against timm, torch and torchvision where these are installed."""
+"""ViT and ResNet compared with NumPy, and with timm, torch and torchvision if these are installed."""
 
 import dataclasses
 import math
@@ -17,19 +17,19 @@ SMALL = ViTConfig(size=32, patch=8, layers=2, width=24, heads=3, mlp_width=40)
 
 
 def random_arrays(entries, like, seed=0):
-    """Random arrays in the other code's names and shapes, of about the scale that keeps activations of unit scale."""
+    """Return random arrays with another library's names and shapes, scaled for activations of about unit scale."""
     rng = np.random.default_rng(seed)
     arrays = {}
     for entry in entries:
         shape = layout.their_shape(entry, tuple(layout.get(like, entry.ours).shape))
         fan_in = np.prod(shape[1:]) if entry.kind != "same" else 25.0
-        scale = entry.ours.endswith("scale")  # of norms: around 1
+        scale = entry.ours.endswith("scale")  # scales of norms are around 1
         arrays[entry.theirs] = (scale + rng.normal(size=shape) / np.sqrt(fan_in)).astype(np.float32)
     return arrays
 
 
 def vit(cfg, dtype="float32", seed=0):
-    """(function of pixels, arrays in timm's names)."""
+    """Return (function of pixels, arrays with timm's names)."""
     model = VisionTransformer(cfg, dtype)
     like = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, cfg.size, cfg.size, 3)))["params"]
     arrays = random_arrays(vit_entries(cfg), like, seed)
@@ -39,7 +39,7 @@ def vit(cfg, dtype="float32", seed=0):
 
 
 def numpy_vit(p, cfg, pixels):
-    """The class token, in float64, in timm's names and layout. pixels: [N, H, W, 3]."""
+    """Compute the class token in float64 with timm's names and layout. pixels: [N, H, W, 3]."""
     p = {name: array.astype(np.float64) for name, array in p.items()}
 
     def norm(x, name):
@@ -110,7 +110,7 @@ def test_vit_equals_timms(cfg):
 
 
 def cubic(x):
-    """Keys' kernel with a = −1/2."""
+    """Compute Keys' cubic kernel with a = −1/2."""
     x = np.abs(x)
     near, far = 1.5 * x**3 - 2.5 * x**2 + 1, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
     return np.where(x <= 1, near, np.where(x < 2, far, 0))
@@ -118,7 +118,7 @@ def cubic(x):
 
 @pytest.mark.parametrize("shape", [(64, 64), (48, 80), (300, 260), (256, 256)])
 def test_images_are_resized_cropped_and_normalised(shape):
-    """By the definition: weights of a kernel widened by the shrinkage, normalised over the pixels that exist."""
+    """Compare with the definition: a kernel widened by the scale factor, normalized over the existing pixels."""
     image = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
     resized = [int(256 * side / min(shape)) for side in shape]
     matrices = []
@@ -159,11 +159,11 @@ def test_images_are_prepared_as_torchvision_does():
 
 # --- ResNet-18 -------------------------------------------------------------------------------------------------------
 
-NARROW = 4  # channels of the first layer instead of 32: as many layers, little to compute
+NARROW = 4  # channels of the first layer instead of 32: the same layers at a lower cost
 
 
 def resnet(channels, shape, features=7, seed=0):
-    """(function of images, arrays in habitat-baselines' names)."""
+    """Return (function of images, arrays with habitat-baselines' names)."""
     model = ResNet18(features, channels)
     like = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(shape))["params"]
     arrays = random_arrays(resnet_entries(), like, seed)
@@ -173,7 +173,7 @@ def resnet(channels, shape, features=7, seed=0):
 
 
 def numpy_resnet(p, channels, image):
-    """In float64, channels first, in habitat-baselines' names. image: [N, C, H, W]."""
+    """Compute the features in float64, channels first, with habitat-baselines' names. image: [N, C, H, W]."""
     p = {name: array.astype(np.float64) for name, array in p.items()}
 
     def convolve(x, name, stride):
@@ -208,7 +208,7 @@ def numpy_resnet(p, channels, image):
 
 
 def test_a_narrow_resnet_equals_numpy():
-    shape = (2, 70, 41, 2)  # sides that no stride divides
+    shape = (2, 70, 41, 2)  # sides that are not multiples of the strides
     image = np.random.default_rng(1).normal(size=shape).astype(np.float32)
     run, arrays = resnet(NARROW, shape)
     expected = numpy_resnet(arrays, NARROW, image.transpose(0, 3, 1, 2).astype(np.float64))
@@ -217,7 +217,7 @@ def test_a_narrow_resnet_equals_numpy():
 
 
 def torch_resnet(torch, channels, into, after, flat, features):
-    """Layers of torch, wired as habitat-baselines describes them, under its names."""
+    """Return layers of torch connected as in habitat-baselines, with its names."""
     nn = torch.nn
 
     def convolution(a, b, size, stride=1):

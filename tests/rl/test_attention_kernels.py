@@ -29,7 +29,7 @@ def policy_of(**fields):
 
 @pytest.fixture
 def without_a_compiler(monkeypatch, tmp_path):
-    """As in a process that starts where there is no compiler and no cached kernel."""
+    """Simulate a process that starts without a compiler and without a cached kernel."""
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -39,7 +39,7 @@ def without_a_compiler(monkeypatch, tmp_path):
 
 
 def test_used_kernels():
-    """In int8 the memory that acts is a float32 copy, which the compiled kernel takes."""
+    """With int8, the memory for acting is a float32 copy, which the compiled kernel supports."""
     int8 = TransformerConfig(cache="int8")
     assert used_kernels(policy_of()) == {"block": "cpu", "decode": "reference", "peek": "cpu"}
     assert used_kernels(policy_of(transformer=int8)) == {"block": "tiled", "decode": "reference", "peek": "cpu"}
@@ -48,7 +48,7 @@ def test_used_kernels():
 
 @pytest.fixture
 def saved(tiny, tmp_path):
-    """(setup, its checkpoint folder) with a checkpoint."""
+    """Return (setup, checkpoint folder) with one checkpoint."""
     transformer = TransformerConfig(layers=1, heads=2, width=16, mlp_width=16, max_positions=64)
     config = dataclasses.replace(tiny(), policy=PolicyConfig(transformer))
     setup = prepare(config, make(config.env))
@@ -75,7 +75,7 @@ def test_resuming_without_a_compiler_logs_one_line(saved, caplog, without_a_comp
 
 @pytest.mark.parametrize("stored", [None, 3, {}, {"block": 3}, {"other": "cpu"}])
 def test_a_checkpoint_that_names_no_kernels_is_restored(saved, caplog, stored):
-    """Those of version 0.1 have no such field."""
+    """Checkpoints of version 0.1 have no such field."""
     setup, folder = saved
     meta = json.loads((folder / "0" / "meta.json").read_text())
     del meta["kernels"]

@@ -19,7 +19,7 @@ order_of = jax.jit(shuffled_order)
 
 
 def random_layout(seed: int, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Flags of a trial: `first[t + 1]` where `ended[t]`; what lies after `length` is left over from another trial."""
+    """Return the flags of a trial: `first[t + 1]` if `ended[t]`. Steps after `length` belong to an earlier trial."""
     rng = np.random.default_rng(seed)
     ended = rng.random(STEPS) < 0.3
     first = np.concatenate([[True], ended[:-1]])
@@ -33,7 +33,7 @@ def test_only_complete_episodes_move_and_they_move_whole(seed, length):
     first, ended = random_layout(seed, length)
     order = np.asarray(order_of(jax.random.key(seed), jnp.asarray(first), jnp.asarray(ended), jnp.asarray(length)))
     assert sorted(order) == list(range(STEPS))
-    assert (order[length:] == np.arange(length, STEPS)).all()  # what is not filled stays behind
+    assert (order[length:] == np.arange(length, STEPS)).all()  # steps that are not filled stay at the end
     starts = [t for t in range(length) if first[t]]
     episodes = [list(range(a, b)) for a, b in zip(starts, [*starts[1:], length], strict=True)]
     running = [] if ended[length - 1] else episodes.pop()
@@ -67,7 +67,7 @@ def test_windows_round_trip():
 
 
 def toy_context(policy, batch):
-    """(parameters, inputs) of a full trial of STEPS steps."""
+    """Return (parameters, inputs) of a full trial of STEPS steps."""
     rng = np.random.default_rng(3)
     first = rng.random((batch, STEPS)) < 0.2
     first[:, 0] = True
@@ -90,9 +90,9 @@ POLICY = Policy(
 @pytest.mark.parametrize("start", [0, 1, 3])
 @pytest.mark.parametrize("rows", [8, 1024])
 def test_a_refresh_of_the_last_segments_leaves_the_others_alone(start, rows, monkeypatch):
-    """With the weights that made the context nothing changes; with others, only what is recomputed does.
+    """With the weights that computed the context nothing changes. With others, only the refreshed steps change.
 
-    rows 8: one environment at a time; 1024: all at once.
+    rows=8 refreshes one environment at a time, rows=1024 all of them at once.
     """
     monkeypatch.setattr(context, "ROWS", rows)
     batch, segment, segments = 4, 6, 4

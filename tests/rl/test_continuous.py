@@ -1,4 +1,4 @@
-"""The whole learner with continuous actions: inside jit, with simulators in worker processes, resumed, evaluated."""
+"""Training with continuous actions: inside jit, with simulators in worker processes, resumed and evaluated."""
 
 import dataclasses
 import functools
@@ -46,7 +46,7 @@ def with_policy(config, **parts):
 
 @pytest.fixture
 def config(tiny):
-    """Two trials of four updates of the point, observations normalised."""
+    """Return a config of two trials of four updates of the point mass, with normalized observations."""
     return with_policy(tiny(env="pointmass-goal"), encoder=EncoderConfig("normalized"))
 
 
@@ -55,7 +55,7 @@ def config(tiny):
 
 @pytest.mark.parametrize("action", ["tanh", "gaussian"])
 def test_stored_densities_and_previous_actions_are_those_of_the_stored_actions(config, action):
-    """Wide at the start, so that normal draws are clipped and squashed ones come near to the bounds."""
+    """A large initial deviation clips normal draws and brings squashed draws close to the bounds."""
     setup = prepare(with_policy(config, head=HeadConfig(action=action, log_std=0.49)), make("pointmass-goal"))
 
     @jax.jit
@@ -76,11 +76,11 @@ def test_stored_densities_and_previous_actions_are_those_of_the_stored_actions(c
     np.testing.assert_array_equal(steps.inputs.previous_action[:, 0], 0)
     np.testing.assert_allclose(
         np.diff(steps.inputs.observation, axis=1), 0.1 * clipped[:, :-1], atol=1e-6
-    )  # what reached the environment is within its bounds
+    )  # actions in the environment are within its bounds
 
 
 def test_statistics_are_those_of_all_observations_and_take_no_part_in_learning(config):
-    """Against numpy, after each of three segments, on two devices; the optimiser leaves them alone."""
+    """Compare with numpy after each of three segments, on two devices. The optimizer does not change the statistics."""
     setup = prepare(dataclasses.replace(config, devices=2), make("pointmass-goal"))
     step, state, seen = compile_chunk(setup), initial_state(setup), []
     for index in range(3):
@@ -112,7 +112,7 @@ def outcome(setup, folder):
 
 @pytest.mark.slow
 def test_resumed_is_bit_for_bit_uninterrupted_and_statistics_are_in_the_checkpoint(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(runner, "compile_chunk", functools.cache(runner.compile_chunk))  # one compilation for all
+    monkeypatch.setattr(runner, "compile_chunk", functools.cache(runner.compile_chunk))  # compile once for all runs
     setup = prepare(config, make("pointmass-goal"))
     whole = run_to_the_end(setup, tmp_path / "whole")
     assert whole.finished
@@ -168,7 +168,7 @@ LEARNER = TrainConfig(
 @pytest.mark.slow
 @pytest.mark.parametrize("head", [HeadConfig("tanh"), HeadConfig("gaussian", std="state")], ids=lambda h: h.action)
 def test_the_target_action_is_learned(head):
-    """0.25 without looking, 1 at best; see `ContinuousProbe`."""
+    """A policy that ignores observations earns 0.25, the best one 1. See `ContinuousProbe`."""
     trials = 40
     config = dataclasses.replace(with_policy(LEARNER, head=head), total_steps=trials * 16 * 60)
     setup = prepare(config, make(config.env))
@@ -190,7 +190,7 @@ def reach(workers=1):
 
 @pytest.fixture
 def hosted(tiny, monkeypatch):
-    monkeypatch.chdir(Path(inspect.getfile(Reach)).parent)  # workers search the current folder
+    monkeypatch.chdir(Path(inspect.getfile(Reach)).parent)  # workers import from the current folder
     trial = TrialConfig(environments=4, steps=32, updates=2)
     config = with_policy(tiny(env="reach", trial=trial, total_steps=4 * 64), head=HeadConfig("gaussian", log_std=0.0))
     return with_policy(config, encoder=EncoderConfig("normalized"))
@@ -235,20 +235,20 @@ def test_the_expert_of_a_simulator_acts_when_asked(hosted):
     setup = prepare(hosted, reach())
     params = setup.policy.init(jax.random.key(0))
     curves = in_context_curves(setup.policy, params, setup.trials.env, EvalConfig(episodes=3, expert_episodes=2))
-    # at most 2 an axis: the distances left are 2 then 0, and 2.5 then 0.5 then 0... summed over both axes
+    # at most 2 per axis: the remaining distances, summed over both axes, are 2 then 0, and 2.5 then 0.5 then 0
     np.testing.assert_allclose(curves.returns[:, :2], [[-2.0] * 2, [-2.0] * 2], atol=1e-5)
     lines = reference_returns(setup.trials.env, "test", episodes=4)
     assert lines.optimal.mean_return == pytest.approx(-2.0) and lines.random.mean_return < -10
 
 
-def test_gymnasium_with_bounds_of_ones_own(tmp_path):
-    """Bounds that differ between components, in an array of two axes: the environment gets its own back."""
+def test_gymnasium_with_custom_bounds(tmp_path):
+    """Bounds differ between components of a 2D array. The environment receives actions in its own units."""
     gymnasium = pytest.importorskip("gymnasium")
     from relic_jax.bridge.gym import GymEnvironment
     from relic_jax.bridge.worker import SetupError
 
     class Env(gymnasium.Env):
-        observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float32)  # which nothing scales
+        observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float32)  # which are not scaled
         action_space = gymnasium.spaces.Box(np.array([[-1.0, 0.0]], np.float32), np.array([[3.0, 0.5]], np.float32))
 
         def reset(self, seed=None, options=None):
@@ -290,7 +290,7 @@ def test_bad_heads_are_one_line(head, words):
     assert words in str(error.value) and "\n" not in str(error.value)
 
 
-def test_a_wide_gaussian_and_no_repeat_of_none():
+def test_a_wide_gaussian_is_valid_and_an_action_repeat_of_0_is_not():
     validate(with_policy(LEARNER, head=HeadConfig("gaussian", log_std_max=1.5)), horizon=1)
     with pytest.raises(ConfigError, match=r"trial\.action_repeat is 0"):
         validate(dataclasses.replace(LEARNER, trial=TrialConfig(action_repeat=0)), horizon=1)

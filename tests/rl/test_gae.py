@@ -7,7 +7,7 @@ from relic_jax.rl.gae import advantages
 
 
 def by_definition(reward, value, last_value, ended, final_value, length, gamma, lam):
-    """A_t = Σ_k (γλ)^k δ_{t+k}, the sum ending with the episode or the context."""
+    """Compute A_t = Σ_k (γλ)^k δ_{t+k}, in which the sum ends with the episode or the context."""
     result = np.zeros(len(reward))
     for t in range(length):
         weight = 1.0

@@ -1,4 +1,4 @@
-"""Training and evaluation with environments in worker processes, on a noisy corridor that the test can step itself."""
+"""Training and evaluation with environments in worker processes, on a noisy corridor that tests can step directly."""
 
 import dataclasses
 
@@ -28,7 +28,7 @@ from relic_jax.rl.train import prepare, restore, train
 
 
 def by_hand(env, task, seed, actions):
-    """What a trial's actions lead to without faults: observations before each, rewards, terminated, truncated."""
+    """Step an environment without faults: return observations before each action, rewards, terminated, truncated."""
     simulator, episode, rows = Corridor(**env.options), 0, []
     observation = simulator.reset(task, episode_seed(seed, 0))
     for action in actions:
@@ -56,7 +56,7 @@ def config(tiny):
 
 @pytest.mark.parametrize(("workers", "credit"), [(1, "terminal"), (2, "bootstrap"), (4, "terminal")])
 def test_a_segment_is_what_happened(config, workers, credit):
-    """Numbers of the policy against one pass over the block, those of the environment against stepping it here."""
+    """Compare the policy's outputs with one pass over the block, and the environment's with stepping it here."""
     config = dataclasses.replace(config, ppo=dataclasses.replace(config.ppo, time_limit=credit))
     setup = prepare(config, corridor(WorkerConfig(workers=workers)))
     state = initial_state(setup)
@@ -85,7 +85,7 @@ def test_a_segment_is_what_happened(config, workers, credit):
     assert ((steps.final_value != 0) == (steps.truncated & (credit == "bootstrap"))).all()
 
 
-def test_what_happens_does_not_depend_on_workers_or_groups(config):
+def test_results_do_not_depend_on_workers_or_groups(config):
     found = []
     for workers in (1, 2, 4):
         setup = prepare(config, corridor(WorkerConfig(workers=workers)))
@@ -112,7 +112,7 @@ def test_a_lost_step_has_no_advantage_and_what_precedes_is_bootstrapped(config):
 
 
 def test_metrics_are_those_of_the_steps_that_ended_episodes(config):
-    """`Corridor` has the metrics success and jax; the first is known already, a third is put in its place here."""
+    """`Corridor` has the metrics success and jax. The first is built in, so the test replaces it by a third."""
     setup = prepare(config, corridor(WorkerConfig(workers=2)))
     with HostRunner(setup) as run:
         state = initial_state(setup)
@@ -133,7 +133,7 @@ def test_metrics_are_those_of_the_steps_that_ended_episodes(config):
 
 
 def test_lost_steps_do_not_count(config):
-    """Neither in the loss (whatever is written into one), nor in the statistics of episodes."""
+    """Lost steps affect neither the loss, whatever values they hold, nor the statistics of episodes."""
     setup = training.make_setup(config, corridor())
     state = jax.jit(lambda: init_state(setup))()
     rng = np.random.RandomState(0)
@@ -182,7 +182,7 @@ def arrays(setup, folder):
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL."""
+    """Represents SIGKILL."""
 
 
 @pytest.mark.slow
@@ -242,7 +242,7 @@ def test_too_many_failures_stop_the_run_with_a_checkpoint(config, tmp_path):
         ({}, {"fault": "none", "strange": 1}, "unexpected keyword argument 'strange'"),
     ],
 )
-def test_what_cannot_start_is_one_line_before_training(config, host, options, words):
+def test_failures_to_start_are_one_line_before_training(config, host, options, words):
     env = dataclasses.replace(corridor(WorkerConfig(**host)), options={"horizon": HORIZON, **options})
     with pytest.raises(ConfigError, match=words) as error:
         prepare(config, env)
@@ -265,7 +265,7 @@ def test_evaluation_plays_every_task_and_lets_the_expert_begin(config, per_worke
     assert curves.successes[:, :2].all() and not curves.successes[:, 2:].all()
     assert (curves.returns[:, :2] > 1).all() and (curves.returns[:, :2] < 1.1).all()
     assert {name: x.shape for name, x in curves.metrics.items()} == {"jax": curves.returns.shape}
-    first = curves.trial  # of the goal −4: the expert needs two steps
+    first = curves.trial  # for the goal −4 the expert needs two steps
     assert first.action[:4].tolist() == [0, 0, 0, 0] and first.first[:5].tolist() == [True, False] * 2 + [True]
     assert first.observation[:2, 48].tolist() == [0, -2]
     lines = reference_returns(env, "test", episodes=60)
@@ -283,7 +283,7 @@ def test_evaluation_survives_crashes_and_counts_whole_episodes(config, tmp_path)
 
 @pytest.mark.slow
 def test_the_policy_is_learned(config):
-    """The observation tells where the goal is; 0.35 of the episodes reach it by chance."""
+    """The observation contains the goal. Random actions reach it in 0.35 of the episodes."""
     config = dataclasses.replace(
         config,
         trial=TrialConfig(environments=16, steps=48, updates=1),
@@ -300,6 +300,8 @@ def test_the_policy_is_learned(config):
 
 @pytest.mark.slow
 def test_training_goes_on_through_random_kills(config, tmp_path, kills):
-    """One worker per update is killed, at a random moment of it. Nothing is lost but the steps that were under way, and
-    nothing is left behind."""
+    """One worker per update is killed at a random time.
+
+    Only steps that were in progress are lost, and no process or shared memory remains.
+    """
     assert killed_workers(tmp_path / "run", kills, config) == []

@@ -1,4 +1,4 @@
-"""Learning from images: looked at once when acting, and once more, with gradient, in the loss window only."""
+"""Learning from images: they are encoded once for acting, and again with gradient in the loss window only."""
 
 import dataclasses
 import functools
@@ -38,7 +38,7 @@ TRANSFORMER = TransformerConfig(layers=1, heads=2, width=16, mlp_width=16, max_p
 
 @dataclasses.dataclass(frozen=True)
 class ImageProbe(PolicyProbe):
-    """Rewarded if the action is the half of the image that is bright."""
+    """Rewards actions that name the bright half of the image."""
 
     name: str = "probe-image"
     horizon: int = 2
@@ -55,7 +55,7 @@ class ImageProbe(PolicyProbe):
 
 
 def randomised(params):
-    """Parameters away from their start, so that what is seen reaches the outputs."""
+    """Return random parameters, with which images affect the outputs."""
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(1), len(leaves))
     moved = [x + 0.4 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
@@ -75,7 +75,7 @@ def config(freeze=False, **ppo):
 
 @functools.cache
 def gathered():
-    """(setup, state, batch, what was collected) as the second update of a trial finds them."""
+    """Return (setup, state, batch, collected steps) before the second update of a trial."""
     setup = make_setup(config(), ImageProbe())
 
     @jax.jit
@@ -100,7 +100,7 @@ PLACES = {"before": slice(0, 8), "inside": slice(8, 16)}
 
 
 def poisoned(batch, place, value=jnp.nan):
-    """The batch with the trajectory's features before or inside the window replaced."""
+    """Return the batch with the trajectory's features before or inside the window replaced."""
     inputs = batch.trajectory.inputs
     features = inputs.observation["image"].at[:, PLACES[place]].set(value)
     inputs = inputs.replace(observation={**inputs.observation, "image": features})
@@ -108,7 +108,7 @@ def poisoned(batch, place, value=jnp.nan):
 
 
 def loss_function(setup):
-    """The window's loss of (params, batch), without dropout."""
+    """Return the window's loss as a function of (params, batch), without dropout."""
     return lambda params, batch: up.minibatch_loss(setup, 0, params, batch, WINDOW, jax.random.key(0))[0]
 
 
@@ -119,7 +119,7 @@ def test_what_is_stored_is_what_the_images_mean_at_the_same_weights():
     assert stored.observation["image"].shape == (4, 8, 6)
     again = setup.policy.encode_images(state.params, stored.replace(observation=batch.observation))
     chex.assert_trees_all_close(again, stored, atol=1e-6)
-    assert np.ptp(stored.observation["image"], axis=(0, 1)).max() > 0.1  # the two images are told apart
+    assert np.ptp(stored.observation["image"], axis=(0, 1)).max() > 0.1  # the two images have different features
 
 
 def test_the_state_that_is_carried_and_saved_holds_no_image_but_the_current_one():
@@ -130,18 +130,18 @@ def test_the_state_that_is_carried_and_saved_holds_no_image_but_the_current_one(
 
 @pytest.mark.parametrize("context_gradient", ["stopped", "full"])
 def test_the_encoder_learns_through_the_loss_window_only(context_gradient):
-    """The gradient is that of a loss in which the context's features are constants and the window's are not stored."""
+    """The gradient equals that of a loss with constant features in the context and recomputed ones in the window."""
     _, state, batch, _ = gathered()
     loss = loss_function(make_setup(config(context_gradient=context_gradient), ImageProbe()))
     value, gradient = jax.jit(jax.value_and_grad(loss))(state.params, batch)
     encoder = gradient["encoder"]["image_0"]
     assert all(np.any(x) for x in jax.tree.leaves(encoder))
-    # the window's own features are computed, not read
+    # the window's features are recomputed, not read
     chex.assert_trees_all_close(jax.jit(jax.grad(loss))(state.params, poisoned(batch, "inside")), gradient, atol=1e-6)
-    # the context's are read, where the cache is not
+    # the context's features are read if the cache is not
     changed = jax.jit(loss)(state.params, poisoned(batch, "before", 3.0))
     assert (abs(float(changed - value)) > 1e-5) == (context_gradient == "full")
-    # nothing else depends on the encoder: central differences with the batch as it is
+    # nothing else depends on the encoder: central differences with the unchanged batch
     leaves, tree = jax.tree.flatten(encoder)
     keys = jax.random.split(jax.random.key(1), len(leaves))
     way = [jax.random.normal(k, x.shape) / x.size**0.5 for k, x in zip(keys, leaves, strict=True)]
@@ -156,8 +156,8 @@ def test_the_encoder_learns_through_the_loss_window_only(context_gradient):
     np.testing.assert_allclose(slope, sum(jnp.vdot(x, w) for x, w in zip(leaves, way, strict=True)), rtol=0.02)
 
 
-def test_the_gradient_through_the_context_looks_at_the_images_once():
-    """Not once for every size that a trial can have; and it is the gradient of the loss."""
+def test_the_gradient_through_the_context_encodes_images_once():
+    """Images are not encoded once per context size, and the gradient is that of the loss."""
     _, state, batch, _ = gathered()
     setup = make_setup(config(context_gradient="full"), ImageProbe())
     expected = jax.jit(jax.grad(loss_function(setup)))(state.params, batch)
@@ -168,8 +168,8 @@ def test_the_gradient_through_the_context_looks_at_the_images_once():
     assert looked.call_count == 1
 
 
-def test_a_trial_of_one_update_looks_at_all_of_it_again():
-    """Whatever its features were: the outputs are those of a pass over the images."""
+def test_a_trial_of_one_update_encodes_all_images_again():
+    """Stored features are not used: the outputs equal those of a pass over the images."""
     setup, state, batch, _ = gathered()
     images = jax.random.randint(jax.random.key(0), (4, 24, 6, 6, 1), 0, 256).astype(jnp.uint8)
     inputs = batch.trajectory.inputs
@@ -185,8 +185,8 @@ def test_a_trial_of_one_update_looks_at_all_of_it_again():
     chex.assert_trees_all_close(*both(state.params), atol=1e-5)
 
 
-def test_a_refresh_reads_features_and_looks_at_nothing():
-    """With an encoder that makes NaN of every image, the context comes out finite and as if it were sound."""
+def test_a_refresh_reads_features_and_encodes_no_image():
+    """With an encoder that returns NaN, the context is finite and equals that of an intact encoder."""
     setup, state, _, _ = gathered()
     broken = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), state.params["encoder"]["image_0"])
     blind = {**state.params, "encoder": {**state.params["encoder"], "image_0": broken}}
@@ -205,8 +205,8 @@ def test_a_frozen_encoder_stays_and_its_images_are_not_kept():
     assert (after["action"]["embedding"] != before["action"]["embedding"]).any()
 
 
-def test_updates_never_ask_a_frozen_encoder_nor_does_the_optimiser_know_it():
-    """With NaN for its weights from the end of acting on, everything else learns as ever."""
+def test_updates_and_the_optimizer_do_not_use_a_frozen_encoder():
+    """With NaN as its weights after acting, all other parameters are updated as before."""
     setup = make_setup(config(freeze=True), ImageProbe())
     key = jax.random.key(0)
 
@@ -225,7 +225,7 @@ def test_updates_never_ask_a_frozen_encoder_nor_does_the_optimiser_know_it():
     metrics.pop("nonfinite/params"), same.pop("nonfinite/params")
     chex.assert_trees_all_equal(same, metrics)
     chex.assert_trees_all_equal(setup.policy.trainable(blinded.params), setup.policy.trainable(healthy.params))
-    chex.assert_trees_all_equal(blinded.memory, healthy.memory)  # nor does the refresh of the context
+    chex.assert_trees_all_equal(blinded.memory, healthy.memory)  # the refresh of the context does not use it either
     assert np.isnan(jax.tree.leaves(blinded.params["encoder"]["image_0"])[0]).all()
 
 
@@ -263,7 +263,7 @@ def test_full_updates_need_all_images_and_are_refused():
 
 
 def test_memory_by_hand():
-    """Features of 6 float32 for every step of the trial, 36 + 4 bytes of observation for every step of a segment."""
+    """Every step of the trial stores 6 float32 features, every step of a segment 36 + 4 bytes of observations."""
     setup = make_setup(config(), ImageProbe())
     state = jax.eval_shape(lambda: init_state(setup))
     features = state.trajectory.inputs.observation["image"]
@@ -275,8 +275,8 @@ def test_memory_by_hand():
 
 
 @pytest.mark.slow
-def test_what_is_seen_is_learned():
-    """On two devices."""
+def test_images_are_learned_from():
+    """Train on two devices."""
     trials = 30
     trial = TrialConfig(environments=16, steps=48, updates=3)
     ppo = dataclasses.replace(config().ppo, lr_final=1e-4, max_grad_norm=0.5)

@@ -1,4 +1,4 @@
-"""The whole learner on the probe environments: each isolates one ability and is solved in seconds."""
+"""Training on the probe environments. Each one isolates one ability and is solved in seconds."""
 
 import dataclasses
 
@@ -35,7 +35,7 @@ CONFIG = TrainConfig(
 
 
 def trained(name: str, trials: int, **changes):
-    """(setup, state, mean return of the last trial's episodes) after training on a probe."""
+    """Train on a probe and return (setup, state, mean return of the last trial's episodes)."""
     config = dataclasses.replace(CONFIG, env=name, total_steps=trials * 16 * 60, **changes)
     setup = prepare(config, make(name))
     chunk, state = compile_chunk(setup), initial_state(setup)
@@ -46,7 +46,7 @@ def trained(name: str, trials: int, **changes):
 
 
 def values_at(setup, state, position: int) -> np.ndarray:
-    """The last collected values of steps at `position` in their episode, while the weights stand still."""
+    """Return the last collected values of steps at `position` in their episode, with constant weights."""
     from relic_jax.rl.rollout import collect
 
     fresh = setup.policy.initial_memory(16, 60)
@@ -79,10 +79,10 @@ def test_memory_within_an_episode_is_learned():
 
 @pytest.mark.slow
 def test_learning_in_context_is_learned():
-    """Five arms, the best one is the task, four pulls an episode.
+    """The task is the best of five arms. An episode has four pulls.
 
-    0.8 by chance; whoever tries arm after arm but forgets at an episode's end gets (4 + 3 + 2 + 1) / 5 = 2 on average.
-    After 120 trials one seed in five has not got that far yet.
+    Random pulls earn 0.8. A policy that tries one arm after the other but forgets at the end of an episode earns
+    (4 + 3 + 2 + 1) / 5 = 2 on average. After 120 trials one seed in five has not reached this return.
     """
     ppo = dataclasses.replace(CONFIG.ppo, context_gradient="full", entropy_coef=0.05)
     assert trained("probe-bandit", 200, ppo=ppo)[2] > 3.0
@@ -101,7 +101,7 @@ def test_two_devices_learn_as_one_and_stay_in_step():
 
 @pytest.mark.slow
 def test_masks_are_learned_with():
-    """Random legal actions earn 2.0, the best ones 3.625, a policy that does not get the masks less than 3."""
+    """Random legal actions earn 2.0, the best actions 3.625, and a policy without the masks less than 3."""
     assert trained("probe-mask", 15)[2] > 3.4
 
 

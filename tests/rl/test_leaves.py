@@ -1,4 +1,4 @@
-"""Observations of several arrays: an image, and vectors of every dtype and rank, which keep it from end to end."""
+"""Observations of several arrays: an image, and vectors whose dtype and rank are preserved from end to end."""
 
 import dataclasses
 
@@ -32,7 +32,7 @@ SHAPES = {"bit": (3,), "board": (2, 2, 3), "count": (), "half": (2, 2), "real": 
 
 @dataclasses.dataclass(frozen=True)
 class Mixed(PolicyProbe):
-    """Rewarded if the action is what its arrays say."""
+    """Rewards the action that the arrays encode."""
 
     name: str = "probe-mixed"
     horizon: int = 2
@@ -66,7 +66,7 @@ def specs(tree):
 
 def test_an_array_is_an_image_because_its_spec_says_so():
     spec = Mixed().observation_spec
-    assert image_mask(spec) == (False,) * 5 + (True,)  # `board` has rank 3 too
+    assert image_mask(spec) == (False,) * 5 + (True,)  # `board` also has rank 3
     assert jax.eval_shape(lambda x: x, spec["view"]) == jax.ShapeDtypeStruct((4, 4, 1), jnp.uint8)
     assert Image((4, 4, 1), jnp.uint8) == spec["view"] and hash(Image((4, 4, 1), jnp.uint8)) == hash(spec["view"])
     plain = jax.ShapeDtypeStruct((4, 4, 1), jnp.uint8)
@@ -80,7 +80,7 @@ def test_an_array_is_an_image_because_its_spec_says_so():
     ("context_gradient", "last_update"), [("full", "partial"), ("stopped", "partial"), ("full", "full")]
 )
 def test_a_trial_keeps_every_dtype(context_gradient, last_update, image):
-    """Acting, updates, shuffles and refreshes; with `cells` and `patches` the vectors are goals as well."""
+    """Covers acting, updates, shuffles and refreshes. With `cells` and `patches` the vectors are also goals."""
     setup = setup_of(image=image, context_gradient=context_gradient, last_update=last_update)
     state = jax.eval_shape(lambda: init_state(setup))
     kept = state.trajectory.inputs.observation

@@ -1,4 +1,4 @@
-"""Means over valid steps are sums of sums over sums of counts, on however many devices."""
+"""Means over valid steps are ratios of total sums and total counts, on any number of devices."""
 
 import dataclasses
 import os
@@ -47,7 +47,7 @@ def config(tiny):
 
 
 def on_devices(setup, function, *arrays):
-    """`function(setup, …)` with each array's leading axis split over as many devices as that is long."""
+    """Return `function(setup, …)` with the leading axis of each array split over as many devices as it has elements."""
     setup = dataclasses.replace(setup, local_environments=1, axis=AXIS)
     return jax.vmap(lambda *own: function(setup, *own), axis_name=AXIS)(*map(jnp.asarray, arrays))
 
@@ -96,7 +96,7 @@ def test_without_lost_steps_normalisation_is_bit_for_bit_that_of_plain_means(con
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
 def test_counts_of_minibatches(config, reduction, shared):
-    """Two devices of four environments each, against numpy: what a sum divided by the count adds up to."""
+    """Compare sums divided by counts with numpy, on two devices of four environments each."""
     setup = make_setup(config(gradient_reduction=reduction), corridor())
     random = np.random.default_rng(2)
     valid, x = random.random((2, 4, 6)) < 0.4, random.normal(size=(2, 4, 6)).astype(np.float32)
@@ -125,7 +125,7 @@ def masks():
 
 @pytest.fixture(scope="module")
 def updates(config):
-    """updates(devices, **ppo)(mask): parameters and metrics after an update from one state."""
+    """Return updates(devices, **ppo)(mask): parameters and metrics after an update from one state."""
     setup = make_setup(config(), corridor())
     state = jax.device_get(jax.jit(lambda: init_state(setup))())
     random = np.random.default_rng(4)
@@ -160,7 +160,7 @@ def updates(config):
 @pytest.mark.parametrize("reduction", [pytest.param("sum", marks=pytest.mark.slow), "mean"])
 @pytest.mark.parametrize("minibatches", [4, pytest.param(1, marks=pytest.mark.slow)])
 def test_one_two_and_four_devices_make_the_same_update(updates, reduction, minibatches):
-    """One minibatch is split over the devices, four are dealt out. One step an epoch: the order plays no part."""
+    """One minibatch is split over the devices, four are distributed. With one step per epoch, order is irrelevant."""
     make, before = updates
     if (reduction, minibatches) == ("sum", 1):
         return  # as "mean"
@@ -187,7 +187,7 @@ def test_a_mean_over_minibatches_is_that_over_all_their_valid_steps(updates):
 
 @pytest.mark.slow
 def test_failing_workers_do_not_change_what_devices_compute(config, tmp_path):
-    """The worker of environment 0 crashes at every step: one of four devices has nothing to learn from."""
+    """The worker of environment 0 crashes at every step, so one of four devices has no valid steps."""
     found, trial = [], TrialConfig(environments=4, steps=8, updates=2)
     for devices in (1, 2, 4):
         short = dataclasses.replace(config(devices), trial=trial, total_steps=32)

@@ -1,4 +1,4 @@
-"""Memory that a run needs, by hand; and what the compiler needs on top for a long context."""
+"""Memory of a run from the sizes of its arrays, and the additional memory of compiled programs with long contexts."""
 
 import dataclasses
 
@@ -24,7 +24,7 @@ def setup_with(steps, updates, environments=1, **transformer):
 
 @pytest.mark.parametrize(("cache", "per_step"), [("float32", 8192), ("bfloat16", 4096), ("int8", 2304)])
 def test_context_by_hand(cache, per_step):
-    """Keys and values of 4 layers of width 256; int8 adds a float32 scale per 32 of them."""
+    """The context holds keys and values of 4 layers of width 256. int8 adds a float32 scale per 32 of them."""
     setup = setup_with(65_536, 256, environments=4, cache=cache)
     assert context_bytes(setup) == 4 * 65_536 * per_step
     memory = jax.eval_shape(lambda: setup.policy.initial_memory(4, 65_536))
@@ -35,7 +35,7 @@ def test_context_by_hand(cache, per_step):
 
 def test_a_run_that_cannot_fit_is_refused_with_the_arithmetic():
     setup = setup_with(65_536, 256, environments=4)
-    check_memory(setup, available=7 * 2**30)  # three times 2 GiB and a little
+    check_memory(setup, available=7 * 2**30)  # slightly more than three times 2 GiB
     with pytest.raises(ConfigError) as error:
         check_memory(setup, available=6 * 2**30)
     for part in ("trial.steps is 65536", "6,144 MiB", "8,192 bytes", "4 × 65,536 steps", "2,048 MiB"):
@@ -48,7 +48,7 @@ def test_what_this_machine_can_give_is_known():
 
 @pytest.mark.parametrize("form", ["float32", "int8"])
 def test_an_update_against_64k_steps_needs_little_beside_the_context(form):
-    """Compiled, not run. What the compiler adds to the arguments stays below 256 MiB."""
+    """The update is compiled and not run. Its memory besides the arguments stays below 256 MiB."""
     from relic_jax.experiments.benchmark import update as benchmark
 
     setup = setup_with(65_536 + 256, 257, cache=form)
@@ -60,7 +60,7 @@ def test_an_update_against_64k_steps_needs_little_beside_the_context(form):
 
 
 def test_a_refresh_writes_the_context_in_place():
-    """Compiled, not run: what the compiler adds is far less than one copy of keys and values."""
+    """The refresh is compiled and not run. Its memory besides the arguments is far less than a copy of the context."""
     from relic_jax.experiments.benchmark import refresh as benchmark
 
     setup = setup_with(8192, 32, environments=2)
@@ -71,7 +71,7 @@ def test_a_refresh_writes_the_context_in_place():
 
 
 def test_acting_on_a_short_context_does_not_read_the_long_buffer():
-    """The buffer that a first segment acts on is an eighth of the trial's, whatever the trial's length."""
+    """The buffer of the first segment is an eighth of the trial's buffer, for any length of the trial."""
     from relic_jax.rl.rollout import with_size
 
     setup = setup_with(4096, 16)

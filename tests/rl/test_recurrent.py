@@ -1,4 +1,4 @@
-"""RL²: a recurrent memory in the learner. Truncated backpropagation, what is recomputed, and what is learned."""
+"""RL²: training with a recurrent memory. Tests truncated backpropagation, recomputed states and learning."""
 
 import dataclasses
 
@@ -51,7 +51,7 @@ def config(trial=None, policy=POLICY, **ppo):
 
 
 def in_the_middle(setup):
-    """(state, batch) as an update finds them after two segments of a trial, the policy far from uniform."""
+    """Return (state, batch) before an update after two segments of a trial, with a policy far from uniform."""
 
     @jax.jit
     def gather():
@@ -73,7 +73,7 @@ def in_the_middle(setup):
 
 
 def plain_loss(setup, params, batch, memory, start):
-    """The loss on steps 12 … 24, acted again step by step from `memory`, which is of before step `start`."""
+    """Compute the loss on steps 12 … 24 by acting again step by step from `memory`, the state before step `start`."""
     ppo, steps = setup.config.ppo, batch.trajectory
 
     def act(memory, inputs):
@@ -97,7 +97,7 @@ def dot(a, b):
 
 
 def test_the_gradient_is_that_of_the_segment_from_the_stored_state_or_of_the_whole_trial():
-    """Both against central differences of the loss of what is acted again, along both."""
+    """Compare both gradients with central differences of the loss of steps that are acted again."""
     setups = [
         make_setup(config(context_gradient=c, value_clip=None), make("probe-bandit")) for c in ("stopped", "full")
     ]
@@ -172,7 +172,7 @@ def test_a_resumed_run_is_bit_for_bit_the_same(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 2])
 def test_memory_within_an_episode_is_learned(devices):
-    """The cue of the first step is the right action of the last: chance 0.5."""
+    """The cue at the first step is the right action at the last step. Random actions earn 0.5."""
     trial = TrialConfig(environments=16, steps=60, updates=3)
     learning = {"minibatches": 1, "epochs": 4, "lr": 5e-3, "value_clip": None, "max_grad_norm": 0.5}
     cfg = dataclasses.replace(config(trial, **learning, normalize_advantages=True), chunk="trial", env="probe-memory")
@@ -185,7 +185,7 @@ def test_memory_within_an_episode_is_learned(devices):
 
 @pytest.mark.slow
 def test_learning_in_context_is_learned_and_shows_in_the_curve():
-    """Five arms, the best one is the task, four pulls an episode: 0.8 by chance, 2 without memory across episodes."""
+    """Four pulls of five arms per episode earn 0.8 at random and 2 without memory across episodes."""
     trial = TrialConfig(environments=16, steps=60, updates=3)
     learning = {"minibatches": 1, "epochs": 4, "lr": 2e-3, "max_grad_norm": 0.5, "value_clip": None}
     policy = dataclasses.replace(POLICY, recurrent=RecurrentConfig(width=32))
@@ -234,9 +234,9 @@ def test_only_the_memory_that_is_used_has_to_fit():
     validate(dataclasses.replace(config(), policy=dataclasses.replace(POLICY, transformer=transformer)), horizon=4)
 
 
-def test_the_state_of_a_run_is_said_in_bytes():
+def test_the_size_of_the_state_is_reported_in_bytes():
     line = context_line(make_setup(config(), make("probe-bandit")))
-    assert line == "gru, 400 bytes for 4 trials of any length"  # 4 states of 24 numbers and a counter
+    assert line == "gru, 400 bytes for 4 trials of any length"  # 4 states of 24 floats and a counter
 
 
 @pytest.mark.parametrize("name", [n for n, p in PRESETS.items() if p.config.policy.memory == "transformer"])

@@ -1,4 +1,4 @@
-"""Acting on a buffer of the right size: the same numbers, and a cost that follows what is filled."""
+"""Acting on a prefix of the buffer: equal results, and a cost that depends on the filled steps only."""
 
 import dataclasses
 
@@ -38,7 +38,7 @@ def test_the_smallest_size_that_holds_what_is_filled_is_taken(segments, segment,
 
 @pytest.mark.parametrize("cache", ["float32", "bfloat16", "int8"])
 def test_acting_on_a_prefix_equals_acting_on_the_whole_buffer(cache):
-    """Every segment of a trial, in every format: trials, records and the context that is handed back."""
+    """Compare trials, records and the returned context of every segment of a trial, in every format."""
     policy = PolicyConfig(transformer=dataclasses.replace(TRANSFORMER, cache=cache))
     trial = TrialConfig(environments=3, steps=36, updates=3)
     setup = make_setup(TrainConfig(env="probe-bandit", policy=policy, trial=trial), make("probe-bandit"))

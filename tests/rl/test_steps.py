@@ -1,4 +1,4 @@
-"""The step counter of two words: exact, and accurate as a float, as far as any run goes."""
+"""The step counter of two words is exact, and accurate as a float, for runs of any length."""
 
 import math
 
@@ -53,7 +53,7 @@ def test_schedules_are_accurate_as_far_as_a_run_goes(total, warmup):
 
 
 def test_runs_of_fewer_steps_keep_their_schedule_bit_for_bit():
-    """Against optax's schedules on 32-bit integers, which runs used before."""
+    """Compare with optax's schedules on 32-bit integers, which earlier versions used."""
     ppo, total = PPOConfig(warmup_steps=10_000), 2**31 - 1
     warmup = optax.linear_schedule(1e-3 * ppo.lr, ppo.lr, ppo.warmup_steps)
     cosine = optax.cosine_decay_schedule(ppo.lr, total - ppo.warmup_steps, alpha=ppo.lr_final / ppo.lr)

@@ -1,4 +1,4 @@
-"""The jitted partial update against a slow, plain rewriting of the method, and its invariants."""
+"""The jitted partial update compared with a slow reference implementation, and its invariants."""
 
 import dataclasses
 
@@ -38,7 +38,7 @@ def config(**ppo) -> TrainConfig:
 
 
 def randomised(params, seed=1):
-    """Parameters away from their start, where sinks are 0 and the policy is uniform."""
+    """Return random parameters. At initialization sinks are 0 and the policy is uniform."""
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(seed), len(leaves))
     return jax.tree.unflatten(
@@ -47,7 +47,7 @@ def randomised(params, seed=1):
 
 
 def begin(setup):
-    """A state at the start of a trial, its parameters randomised."""
+    """Return a state at the start of a trial with random parameters."""
 
     @jax.jit
     def make_state():
@@ -58,7 +58,7 @@ def begin(setup):
 
 
 def gathered(setup, segments):
-    """(state, batch) as an update finds them in the middle of a trial: after `segments` segments and one more."""
+    """Return (state, batch) before an update halfway through a trial, after `segments` segments and one more."""
 
     @jax.jit
     def gather(state):
@@ -75,7 +75,7 @@ def gathered(setup, segments):
 
 
 def plain_loss(setup, params, batch, window, rows):
-    """The same loss from the definition: reference attention over the whole context, loss on the window."""
+    """Compute the loss by its definition: reference attention to the whole context, loss on the window."""
     ppo = setup.config.ppo
     policy = dataclasses.replace(
         setup.policy, config=PolicyConfig(transformer=dataclasses.replace(TRANSFORMER, attention="reference"))
@@ -109,7 +109,7 @@ def windows(setup, state):
 
 @pytest.mark.parametrize("kind", ["partial", pytest.param("full", marks=pytest.mark.slow)])
 def test_epochs_equal_a_plain_rewriting(kind):
-    """Two epochs of four minibatches of one environment, gradients of two summed per Adam step, one loop each."""
+    """Compare two epochs of four minibatches of one environment, with the gradients of two summed per Adam step."""
     setup = make_setup(config(), make("probe-bandit"))
     state, batch = gathered(setup, 1 if kind == "partial" else 2)
     window, key, ppo = windows(setup, state)[kind], jax.random.key(3), setup.config.ppo
@@ -144,14 +144,14 @@ def test_stopped_context_gives_the_same_outputs_and_only_the_segments_gradient()
     chex.assert_trees_all_close(*outputs, atol=1e-5)
     gradients = [gradient(setup, batch, window) for setup in (full, stopped)]
     difference = optax.tree.norm(jax.tree.map(jnp.subtract, *gradients))
-    assert difference > 1e-2 * optax.tree.norm(gradients[0])  # they are different estimators …
+    assert difference > 1e-2 * optax.tree.norm(gradients[0])  # the estimators differ with a context …
     first = window._replace(start=0)
     alone = batch._replace(memory=full.policy.initial_memory(4, 0))
     both = [
         jax.jit(jax.grad(lambda p, s=s: up.minibatch_loss(s, 0, p, alone, first, nothing)[0]))(state.params)
         for s in (full, stopped)
     ]
-    chex.assert_trees_all_close(*both, atol=1e-6)  # … and the same one where there is no context
+    chex.assert_trees_all_close(*both, atol=1e-6)  # … and are equal without one
 
 
 @pytest.mark.slow
@@ -183,7 +183,7 @@ def test_after_an_update_the_context_is_shuffled_and_recomputed_with_the_new_wei
     np.testing.assert_allclose(after.trajectory.value[:, :filled], output.value, atol=1e-5)
     before, now = (np.asarray(t.log_prob[:, :filled]) for t in (state.trajectory, after.trajectory))
     assert (before != now).any()
-    np.testing.assert_array_equal(np.sort(before), np.sort(now))  # the acting policy's, only in another order
+    np.testing.assert_array_equal(np.sort(before), np.sort(now))  # those of the acting policy, in another order
 
 
 def test_a_trial_in_one_call_equals_its_segments_and_ends_with_an_empty_context():
@@ -277,7 +277,7 @@ def test_a_refresh_every_second_update_keeps_the_context_in_between():
 
 @pytest.mark.slow
 def test_the_full_gradient_computes_only_what_is_filled():
-    """Steps behind the window do not count, not even where they are not numbers."""
+    """Steps after the window have no effect, even if they are NaN."""
     setup = make_setup(config(), make("probe-bandit"))
     state, batch = gathered(setup, 1)
     window, key = windows(setup, state)["partial"], jax.random.key(0)
@@ -310,7 +310,7 @@ def test_activations_kept_or_recomputed_give_the_same_gradient():
 @pytest.mark.parametrize("reduction", ["sum", pytest.param("mean", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("minibatches", "accumulate"), [(4, 4), pytest.param(2, 2, marks=pytest.mark.slow)])
 def test_two_devices_make_the_update_of_one(reduction, minibatches, accumulate):
-    """Minibatches of one environment are dealt out, those of two are shared. One step an epoch: order plays no part."""
+    """Minibatches of one environment are distributed, those of two are split. There is one step per epoch."""
     settings = {"minibatches": minibatches, "accumulate": accumulate, "epochs": 1, "gradient_reduction": reduction}
     one = make_setup(config(**settings), make("probe-bandit"))
     state, _ = gathered(one, 1)
