@@ -1,8 +1,8 @@
-"""What storing keys and values in fewer bits does to a trained policy: to its outputs along a trial, and to its curve.
+"""Effect of storing keys and values in fewer bits on a trained policy: on its outputs along a trial and on its curve.
 
     python -m experiments.kv_formats runs/darkroom-dpt-seed0 --out experiments/results/kv_formats.json
 
-Outputs are compared in one trial on the first held-out task, as the float32 policy played it; curves are played anew.
+Outputs are compared in one trial on the first held-out task, with the actions of the float32 policy. Each format has its own curve.
 """
 
 from __future__ import annotations

@@ -142,7 +142,7 @@ def pretrain(env: HouseNav, batches: int, key: jax.Array, report: Callable[[str]
         done = min(first + ROUND, batches)
         per_second = done * HOUSES * POSES / (time.monotonic() - begin)
         report(
-            f"{done:,}/{batches:,} batches · {per_second:,.0f} pictures/s · loss {wrong.mean():.3f} · {said(counts)}"
+            f"{done:,}/{batches:,} batches · {per_second:,.0f} images/s · loss {wrong.mean():.3f} · {summary(counts)}"
         )
     return carry[0]
 
@@ -153,8 +153,8 @@ def score(counts: jax.Array) -> dict[str, float]:
     return {"found": float(found / max(there, 1)), "right": float(found / max(claimed, 1))}
 
 
-def said(counts: jax.Array) -> str:
-    """Return the same as text."""
+def summary(counts: jax.Array) -> str:
+    """Return the recall and precision as text."""
     shares = score(counts)
     return f"{shares['found']:.0%} of the places of objects found, {shares['right']:.0%} of the claims right"
 
@@ -178,7 +178,7 @@ def main() -> None:
     test = jax.jit(lambda key: loss(params, *pictures(env, key, jnp.asarray(env.tasks("test"))))[1])
     counts = jnp.stack([test(jax.random.key(index)) for index in range(TEST_BATCHES)])
     tested = TEST_BATCHES * HOUSES * POSES
-    print(f"held-out houses, {tested:,} pictures: {said(counts)}")
+    print(f"held-out houses, {tested:,} images: {summary(counts)}")
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     save_encoder(arguments.out, CONFIG.image, params["encoder"], np.asarray(params["names"][FIRST:]))
     report = {**origin(), "pictures": batches * HOUSES * POSES, "held_out": {"pictures": tested, **score(counts)}}

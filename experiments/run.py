@@ -92,7 +92,7 @@ class Overrides:
     prog: str = "relic-jax"
 
     def apply(self, policy: LoadedPolicy) -> TrainConfig:
-        """Return the policy's config with what is set in place of its own."""
+        """Return the policy's config with these overrides."""
         config = policy.config
         name = self.name or config.env.name
         check_workers(name, self.workers, WorkerConfig())

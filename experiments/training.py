@@ -60,7 +60,7 @@ class TrainCommand:
 def train_main(arguments: Sequence[str]) -> None:
     """Run `relic-jax train`."""
     command, folder, resume = parse_train(arguments)
-    offer_cores(command.config.devices or 1)  # before the environment is made: importing a suite may touch a device
+    offer_cores(command.config.devices or 1)  # first, because importing a suite can initialize devices
     try:
         start(command, folder, resume)
     except Stopped as stopped:

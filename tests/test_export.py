@@ -507,7 +507,7 @@ def test_the_shipped_policy_learns_in_context(cli, tmp_path, monkeypatch):
     assert last > first + 20 and summary["checkpoints"] == ["pretrained darkroom-dpt"]
 
 
-def test_what_is_shipped_is_small_and_says_where_it_comes_from():
+def test_included_policies_are_small_and_name_their_origin():
     assert pretrained_names() == ["darkroom-dpt"]
     folder = pretrained_path("darkroom-dpt")
     assert sum(path.stat().st_size for path in folder.iterdir()) < 1_000_000

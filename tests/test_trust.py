@@ -86,7 +86,7 @@ def test_several_processes_agree_on_one_key(tmp_path):
     assert len({process.communicate()[0] for process in processes}) == 1
 
 
-# --- what is signed ---
+# --- signatures ---
 
 
 def test_a_signature_is_of_the_environment_and_the_workers():
@@ -111,7 +111,7 @@ def test_another_users_signature_is_not_valid(monkeypatch, tmp_path):
     assert not trust.is_own(config_of(), signature)
 
 
-# --- what needs trust ---
+# --- configs that need trust ---
 
 
 @pytest.mark.parametrize("env", [*registry.names(), "ant-dir:mjx", "gym:CartPole-v1", "gymnax:CartPole-v1",

@@ -29,7 +29,8 @@ MINIWORLD = TrainConfig(
     eval=EvalConfig(episodes=10),
 )
 
-LONG_EPISODES = replace(  # credit ends with the episode: else stopping at once, and so starting anew, would pay
+# Credit ends with the episode. Otherwise stopping immediately, which starts a new episode, would be rewarded.
+LONG_EPISODES = replace(
     MINIWORLD.ppo,
     credit="episode",
     time_limit="bootstrap",
@@ -44,7 +45,7 @@ HOUSE = replace(
     total_steps=1_500_000,
     policy=PolicyConfig(
         transformer=replace(MINIWORLD.policy.transformer, max_positions=512, init="fan_in"),
-        encoder=EncoderConfig(  # no reward, as in the original: it would show the way, step by step
+        encoder=EncoderConfig(  # without the reward, as in the original, because it would reveal the path
             observation="scaled", reward=False, vectors="embedded", image="patches", weights="houses", freeze=True
         ),
     ),

@@ -66,7 +66,7 @@ def test_labels_are_what_the_renderer_drew():
         np.testing.assert_allclose(pixels, expected, atol=0.05)
 
 
-def test_the_shipped_encoder_finds_by_name_what_is_in_held_out_houses():
+def test_the_included_encoder_finds_objects_by_name_in_held_out_houses():
     """If an object fills half a place, its name mostly matches one of its places best. Chance is one in 64."""
     arrays = dict(files.read(SHIPPED["houses"], "file").arrays)
     names = arrays.pop(NAMES)
@@ -87,15 +87,15 @@ def test_scores_are_shares_of_what_is_there_and_of_what_is_claimed():
     """In two batches 3 + 1 are found of 6 + 2 present and 4 + 1 claimed."""
     counts = jnp.array([[3, 6, 4], [1, 2, 1]])
     assert pretrain_encoder.score(counts) == {"found": 0.5, "right": 0.8}
-    assert pretrain_encoder.said(counts) == "50% of the places of objects found, 80% of the claims right"
+    assert pretrain_encoder.summary(counts) == "50% of the places of objects found, 80% of the claims right"
     assert pretrain_encoder.score(jnp.zeros((1, 3), int)) == {"found": 0.0, "right": 0.0}
 
 
 @pytest.mark.slow
 def test_a_short_training_learns_and_its_file_fits(few, tmp_path):
-    said = []
-    params = pretrain(ENV, 40, jax.random.key(0), said.append)
-    assert said[-1].startswith("40/40 batches") and "loss" in said[-1]
+    messages = []
+    params = pretrain(ENV, 40, jax.random.key(0), messages.append)
+    assert messages[-1].startswith("40/40 batches") and "loss" in messages[-1]
     image, labels = jax.jit(lambda key: pictures(ENV, key, TEST))(jax.random.key(1))
     after, _ = pretrain_encoder.loss(params, image, labels)
     before, _ = pretrain_encoder.loss(pretrain_encoder.drawn(jax.random.key(0)), image, labels)

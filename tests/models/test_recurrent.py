@@ -258,7 +258,7 @@ def test_every_memory_keeps_the_contract(policy):
     chex.assert_trees_all_close(renewed, afresh, atol=1e-6)
     order = jnp.array([2, 0, 1])
     chex.assert_trees_all_equal(parts, jax.tree.map(lambda x: x[order], after))
-    with mock.patch.object(jax, "default_backend", return_value="gpu"):  # all at once
+    with mock.patch.object(jax, "default_backend", return_value="gpu"):  # in one call
         chex.assert_trees_all_equal(rows(after, order), parts)
 
 
