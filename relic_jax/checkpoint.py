@@ -187,7 +187,7 @@ def verify(path: Path) -> None:
         good = _good_before(path)
         if good is None:
             raise
-        advice = f"give '{good}' in place of the run, or move '{path}' away"
+        advice = f"use '{good}' instead of the run, or move '{path}' away"
         raise ConfigError(f"{error}; the newest good checkpoint is '{good}': {advice}") from None
 
 

@@ -113,7 +113,7 @@ def _events(data: bytes, event: Any) -> list[tuple[bytes, int]]:
 
 @dataclasses.dataclass(frozen=True)
 class WandBOptions:
-    """Where a run appears on Weights & Biases (with `--track wandb`)."""
+    """Project, name and tags of a run on Weights & Biases, for `--track wandb`."""
 
     project: str = "relic-jax"
     """Project."""
@@ -139,8 +139,8 @@ def wandb_run(folder: Path, options: WandBOptions) -> tuple[str, WandBOptions]:
     """
     file, default = folder / "wandb.json", WandBOptions()
     try:
-        kept = json.loads(file.read_text(encoding="utf-8"))
-        identifier, old = str(kept.pop("id")), WandBOptions(**{**kept, "tags": tuple(kept["tags"])})
+        stored = json.loads(file.read_text(encoding="utf-8"))
+        identifier, old = str(stored.pop("id")), WandBOptions(**{**stored, "tags": tuple(stored["tags"])})
     except FileNotFoundError:
         return uuid.uuid4().hex[:8], options
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

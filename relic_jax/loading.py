@@ -19,12 +19,11 @@ from relic_jax.config import ConfigError, TrainConfig, check_acting_fields, from
 from relic_jax.evaluation.report import Report, is_report
 from relic_jax.models.policy import Policy
 from relic_jax.parameters import named_parameters
-from relic_jax.results import check_training
 from relic_jax.rl.memory_budget import available_bytes, tree_bytes
 from relic_jax.runtime import Autoreset, Full, open_export, read_json, read_safetensors
 from relic_jax.spaces import Spaces, spaces_from_json
 from relic_jax.types import Params
-from relic_jax.validation import shown
+from relic_jax.validation import require, shown
 
 FLOATS = ("float32", "float16", "bfloat16")
 SHIPPED = Path(__file__).resolve().parent / "pretrained"
@@ -177,6 +176,17 @@ def _load_export(path: Path) -> LoadedPolicy:
     training = {name: value for name, value in about["training"].items() if name != "config"}
     own = trust.is_own(config, about.get("owner"))
     return LoadedPolicy(policy, params, config, spaces, training, report, path, own)
+
+
+def check_training(training: dict[str, Any]) -> None:
+    """Raise ConfigError if a field of the `training` record in an export's config.json is invalid."""
+    for name in ("env_steps", "seconds"):
+        number = training.get(name)
+        valid = number is None or (type(number) in (int, float) and 0 <= number < 2**63)
+        require(valid, f"training.{name}", number, "a number, 0 or more and below 2^63")
+    for name in ("command", "commit", "device", "jax", "run", "preset"):
+        text = training.get(name)
+        require(text is None or isinstance(text, str), f"training.{name}", text, "text")
 
 
 def _load_checkpoint(path: Path, trusted: bool, spaces_of: SpacesOf | None) -> LoadedPolicy:

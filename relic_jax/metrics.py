@@ -75,19 +75,19 @@ def _reopen(path: Path, env_steps: int) -> list[str]:
     kept = [(line, record) for line, record in zip(lines, records, strict=True) if record["env_steps"] <= env_steps]
     content = b"".join(line + b"\n" for line, _ in kept)
     reached = int(kept[-1][1]["env_steps"]) if kept else 0
-    told = []
+    messages = []
     if damage is not None:
         aside = _keep_aside(path)
-        told.append(
+        messages.append(
             f"{path}: line {damage.line} cannot be read ({damage.reason}); the file is kept as {aside.name}, "
             f"logging continues after its record of step {reached:,}"
         )
     if reached < env_steps and path.name == "metrics.jsonl":
-        what = "ends at step " + f"{reached:,}" if existed and kept else "has no records" if existed else "is missing"
-        told.append(f"{path}: {what}; the checkpoint is of step {env_steps:,}, the records in between are lost")
+        state = "ends at step " + f"{reached:,}" if existed and kept else "has no records" if existed else "is missing"
+        messages.append(f"{path}: {state}; the checkpoint is of step {env_steps:,}, the records in between are lost")
     if content != data:
         write_atomically(path, content)
-    return told
+    return messages
 
 
 def _keep_aside(path: Path) -> Path:

@@ -84,7 +84,7 @@ def interruptible() -> Iterator[None]:
 
 @contextmanager
 def _handlers(handle: object) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may install handlers
+    if threading.current_thread() is not threading.main_thread():  # only the main thread can install handlers
         yield
         return
     previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}  # type: ignore[arg-type]
@@ -115,10 +115,10 @@ def _watched() -> Iterator[None]:
 
 
 def _watch(wakeup: socket.socket, over: threading.Event) -> None:
-    seen = 0
+    signals = 0
     with wakeup, contextlib.suppress(OSError):
         while data := wakeup.recv(1):
             if data[0] in (signal.SIGINT, signal.SIGTERM):
-                seen += 1
-                if seen > 1 and not over.wait(PATIENCE_SECONDS):
+                signals += 1
+                if signals > 1 and not over.wait(PATIENCE_SECONDS):
                     os._exit(128 + data[0])

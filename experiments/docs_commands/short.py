@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
+import importlib.metadata
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 from relic_jax.envs import registry
@@ -45,20 +46,16 @@ PLACEHOLDERS = {
     "DIR": "dir",
     "python:my_module:MY_ENV": "python:corridors:CORRIDOR",
 }
-PACKAGES = {
-    "gym:miniworld": ("miniworld", "miniworld"),
-    "gym:MiniGrid": ("minigrid", "minigrid"),
-    "gym:BabyAI": ("minigrid", "minigrid"),
-    "gym:": ("gymnasium", "gymnasium"),
-    "metaworld": ("metaworld", "metaworld"),
-    "xland": ("xland", "xminigrid"),
-    "navix:": ("navix", "navix"),
-    "gymnax:": ("gymnax", "gymnax"),
-    "craftax:": ("craftax", "craftax"),
-    "playground:": ("playground", "mujoco_playground"),
-    **dict.fromkeys(registry.names("relic_jax.envs.brax"), ("brax", "brax")),
+EXTRAS = {
+    "gym:miniworld": "miniworld",
+    "gym:MiniGrid": "minigrid",
+    "gym:BabyAI": "minigrid",
+    "gym:": "gymnasium",
+    **{name: name for name in ("metaworld", "xland", "navix", "gymnax", "craftax", "playground")},
+    **dict.fromkeys(registry.names("relic_jax.envs.brax"), "brax"),
 }
-"""(extra, package) of environments, by the start of their names."""
+"""Extra of environments, by the start of their names."""
+PYPROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
 ELSEWHERE = (
     (re.compile(r"\$HABITAT|--backend habitat|^HABITAT=|^conda "), "habitat-sim (conda)"),
     (re.compile(r"habitat-lab:|lab/bin/|^python3\.9 -m venv lab"), "habitat-lab (in a separate interpreter)"),
@@ -166,10 +163,20 @@ def _train(words: list[str]) -> Step:
 
 def missing_extra(env: str) -> str:
     """Return the extra that an environment needs and that is not installed, or ""."""
-    for start, (extra, package) in PACKAGES.items():
-        if env.startswith(start):
-            return "" if importlib.util.find_spec(package) else extra
-    return ""
+    extra = next((extra for start, extra in EXTRAS.items() if env.startswith(start)), "")
+    if not extra:
+        return ""
+    requirements = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]["optional-dependencies"][extra]
+    names = (re.split(r"[^\w.-]", requirement)[0] for requirement in requirements)
+    return "" if all(map(_is_installed, names)) else extra
+
+
+def _is_installed(distribution: str) -> bool:
+    try:
+        importlib.metadata.distribution(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def value(words: list[str] | tuple[str, ...], option: str) -> str | None:

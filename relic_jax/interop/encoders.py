@@ -135,7 +135,7 @@ def load(policy: Policy, params: Params) -> Params:
 
 
 def placed_like(old: jax.Array, new: jax.typing.ArrayLike) -> jax.Array:
-    """Return a copy of `new` with the sharding of `old`. It is a copy because memory on CPU may not be donatable."""
+    """Return a copy of `new` with the sharding of `old`. Without a copy, an array on CPU cannot always be donated."""
     return jnp.copy(jax.device_put(new, old.sharding))
 
 

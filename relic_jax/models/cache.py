@@ -23,7 +23,7 @@ class KVCache(struct.PyTreeNode):
         episodes: int32 ``[B, S]``, index of the episode of each slot.
         length: int32 ``[B]``, number of filled slots. It is the same for every environment.
         position: int32 ``[B]``, index of the last step in its episode. −1 if the cache is empty.
-        episode: int32 ``[B]``, index of the running episode.
+        episode: int32 ``[B]``, index of the current episode.
     """
 
     keys: tuple[Slots, ...]
@@ -35,7 +35,7 @@ class KVCache(struct.PyTreeNode):
 
     @property
     def filled(self) -> jax.Array:
-        """int32 []: the number of filled slots, `length` of any environment."""
+        """int32 ``[]``: the number of filled slots, which is `length` of any environment."""
         return self.length[0]
 
     @property

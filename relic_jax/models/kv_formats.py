@@ -30,7 +30,7 @@ class Slots(NamedTuple):
 
     @property
     def kv_format(self) -> KVFormat:
-        """The format, which the dtype of `data` names."""
+        """The format, given by the dtype of `data`."""
         return cast(KVFormat, self.data.dtype.name)
 
     def decoded(self, dtype: jnp.dtype) -> jax.Array:

@@ -15,15 +15,15 @@ from jax import lax
 
 
 class Memory(Protocol):
-    """The policy's memory of a trial. Memories are immutable; every method returns a new one."""
+    """The policy's memory of a trial. Memories are immutable, so every method returns a new one."""
 
     @property
     def length(self) -> jax.Array:
-        """int32 [B]: number of steps in the memory. It is equal for all environments."""
+        """int32 ``[B]``: number of steps in the memory. It is equal for all environments."""
 
     @property
     def filled(self) -> jax.Array:
-        """int32 []: the same number, as a scalar."""
+        """int32 ``[]``: the same number as a scalar."""
 
     @property
     def capacity(self) -> int:
@@ -33,7 +33,7 @@ class Memory(Protocol):
         """Replace some of the arrays."""
 
     def prefix(self, capacity: int) -> Self:
-        """Return a copy that has room for `capacity` steps and holds the first of the steps."""
+        """Return a copy that has room for `capacity` steps and holds the first of them."""
 
     def grown(self, capacity: int) -> Self:
         """Return a copy that has room for `capacity` steps, at least as many as now."""
@@ -56,8 +56,11 @@ class Memory(Protocol):
         A recurrent memory does not keep its steps and can only be rewound to the start.
 
         Args:
-          first: bool [B, T], the steps of the trial at which an episode starts.
-          length: int32 [], number of steps to keep.
+            first: bool ``[B, T]``, whether a step of the trial is the first of its episode.
+            length: int32 ``[]``, number of steps to keep.
+
+        Returns:
+            The memory with the counters of that time.
         """
 
 
@@ -65,7 +68,7 @@ M = TypeVar("M", bound=Memory)
 
 
 def rows(memory: M, index: jax.Array) -> M:
-    """Select the environments `index`, int32 [b]."""
+    """Return the memory of the environments `index`, int32 ``[b]``."""
     if jax.default_backend() != "cpu":
         return jax.tree.map(lambda x: x[index], memory)
 

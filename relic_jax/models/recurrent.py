@@ -34,7 +34,7 @@ class Carry(struct.PyTreeNode):
 
     @property
     def filled(self) -> jax.Array:
-        """int32 []: the number of steps, `length` of any environment."""
+        """int32 ``[]``: the number of steps, which is `length` of any environment."""
         return self.length[0]
 
     @property
