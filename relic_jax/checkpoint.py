@@ -17,7 +17,7 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +33,7 @@ from relic_jax.files import sync, sync_entries, write_checksums
 from relic_jax.rl.state import TrainState
 from relic_jax.rl.steps import StepCount
 from relic_jax.runtime.files import read_record, verify_files
+from relic_jax.stored_state import compact, expanded, with_typed_key, without_typed_keys
 from relic_jax.types import Params, PyTree
 
 FORMAT = "relic-jax-checkpoint-2"
@@ -66,7 +67,7 @@ def save(
     Returns:
         The folder of the checkpoint.
     """
-    arrays = _without_typed_keys(_compact(state))
+    arrays = without_typed_keys(compact(state))
     both = {"params": arrays.params, "rest": replace(arrays, params={})}
     with _all_or_nothing(folder / f"{step}.tmp"):
         return _write(folder, step, both, config, counters, spaces, kernels)
@@ -250,11 +251,7 @@ def load_kernels(path: Path) -> dict[str, str] | None:
 
 
 def load_owner(path: Path) -> str | None:
-    """Return the signature of the user who wrote the checkpoint (see `relic_jax.trust`). None if there is none.
-
-    Raises:
-        ConfigError: If the folder is not a checkpoint.
-    """
+    """Return the signature of the user who wrote the checkpoint (`relic_jax.trust`). See `load_spaces` for errors."""
     owner = _read_meta(path).get("owner")
     return owner if isinstance(owner, str) else None
 
@@ -319,32 +316,21 @@ def load_state(path: Path, abstract: TrainState, shardings: TrainState) -> Train
         raise ConfigError(
             f"checkpoint '{path}' holds only parameters (imported or truncated); allowed: a checkpoint of a trained run"
         )
-    plain = jax.eval_shape(lambda state: _without_typed_keys(_compact(state)), abstract)
-    placed = jax.tree.map(_placed, plain, _compact(shardings, lambda _: shardings.segment))
+    plain = jax.eval_shape(lambda state: without_typed_keys(compact(state)), abstract)
+    placed = jax.tree.map(_placed, plain, compact(shardings, lambda _: shardings.segment))
     if is_old := _is_old(path):
         where: Any = shardings.env_steps
         placed = replace(placed, env_steps=_placed(jax.ShapeDtypeStruct((), jnp.int32), where.low))
     loaded = _load(path, {"params": placed.params, "rest": replace(placed, params={})})
-    state = _expanded(replace(loaded["rest"], params=loaded["params"]), abstract, shardings)
+    state = expanded(replace(loaded["rest"], params=loaded["params"]), abstract, shardings)
     if is_old:
         steps = StepCount.of(int(state.env_steps))
         state = replace(state, env_steps=jax.device_put(steps, shardings.env_steps))
-    return jax.tree.map(_with_typed_key, abstract, state)
+    return jax.tree.map(with_typed_key, abstract, state)
 
 
 def load_params(path: Path, abstract: Params) -> Params:
-    """Load only the parameters, to the first device.
-
-    Args:
-        path: The checkpoint folder.
-        abstract: The structure, shapes and dtypes, from `jax.eval_shape`.
-
-    Returns:
-        The parameters.
-
-    Raises:
-        ConfigError: If the checkpoint is truncated or does not fit `abstract`.
-    """
+    """Load only the parameters, to the first device. See `load_state` for the arguments and errors."""
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     return _load(path, {"params": jax.tree.map(lambda x: _placed(x, device), abstract)})["params"]
 
@@ -399,45 +385,3 @@ def _quiet() -> Iterator[None]:
         for logger in loggers:
             logger.removeFilter(drop)
         sys.unraisablehook = hook
-
-
-def _compact(state: TrainState, first: Callable[[Any], Any] = lambda length: length[0]) -> TrainState:
-    """Return the state as it is stored in the file.
-
-    Fields of an environment or of a policy input that are None are left out, and the length of the memory, which is
-    equal for all environments, is one number. first: returns this number.
-    """
-
-    def fields(record: Any) -> Any:
-        return {name: x for name, x in vars(record).items() if x is not None}
-
-    trajectory = replace(state.trajectory, inputs=fields(state.trajectory.inputs))
-    memory: Any = {**fields(state.memory), "length": first(state.memory.length)}
-    return replace(state, trial=fields(state.trial), trajectory=trajectory, memory=memory)
-
-
-def _expanded(state: TrainState, like: TrainState, shardings: TrainState) -> TrainState:
-    """Invert `_compact`."""
-
-    def record(found: Any, kind: type) -> Any:
-        return kind(**found)
-
-    inputs = record(state.trajectory.inputs, type(like.trajectory.inputs))
-    trial = record(state.trial, type(like.trial))
-    stored: Any = state.memory
-    length = jnp.full(like.memory.length.shape, stored["length"], jnp.int32)
-    length = jax.device_put(length, shardings.memory.length)
-    memory = record({**stored, "length": length}, type(like.memory))
-    return replace(state, trial=trial, trajectory=replace(state.trajectory, inputs=inputs), memory=memory)
-
-
-def _is_key(x: Any) -> bool:
-    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
-
-
-def _without_typed_keys(state: TrainState) -> TrainState:
-    return jax.tree.map(lambda x: jax.random.key_data(x) if _is_key(x) else x, state)
-
-
-def _with_typed_key(abstract: Any, x: Any) -> Any:
-    return jax.random.wrap_key_data(x) if _is_key(abstract) else x

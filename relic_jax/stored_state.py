@@ -1,0 +1,66 @@
+"""The form of a training state in a checkpoint, which stays the same while `TrainState` and its memories change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from relic_jax.rl.state import TrainState
+
+
+def compact(state: TrainState, first: Callable[[Any], Any] = lambda length: length[0]) -> TrainState:
+    """Convert a state to its stored form.
+
+    Fields of an environment or of a policy input that are None are left out, and the length of the memory, which is
+    equal for all environments, is one number.
+
+    Args:
+        state: The state, or a tree of the same structure.
+        first: Returns this number for the length of the memory.
+    """
+
+    def fields(record: Any) -> Any:
+        return {name: x for name, x in vars(record).items() if x is not None}
+
+    trajectory = replace(state.trajectory, inputs=fields(state.trajectory.inputs))
+    memory: Any = {**fields(state.memory), "length": first(state.memory.length)}
+    return replace(state, trial=fields(state.trial), trajectory=trajectory, memory=memory)
+
+
+def expanded(state: TrainState, like: TrainState, shardings: TrainState) -> TrainState:
+    """Invert `compact`.
+
+    Args:
+        state: The stored form.
+        like: A state with the structure and shapes to restore.
+        shardings: The sharding of every array, in the same structure.
+    """
+
+    def record(found: Any, kind: type) -> Any:
+        return kind(**found)
+
+    inputs = record(state.trajectory.inputs, type(like.trajectory.inputs))
+    trial = record(state.trial, type(like.trial))
+    stored: Any = state.memory
+    length = jnp.full(like.memory.length.shape, stored["length"], jnp.int32)
+    length = jax.device_put(length, shardings.memory.length)
+    memory = record({**stored, "length": length}, type(like.memory))
+    return replace(state, trial=trial, trajectory=replace(state.trajectory, inputs=inputs), memory=memory)
+
+
+def _is_key(x: Any) -> bool:
+    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def without_typed_keys(state: TrainState) -> TrainState:
+    """Replace typed random keys by their data."""
+    return jax.tree.map(lambda x: jax.random.key_data(x) if _is_key(x) else x, state)
+
+
+def with_typed_key(abstract: Any, x: Any) -> Any:
+    """Wrap the data of a random key if ``abstract`` is a typed key."""
+    return jax.random.wrap_key_data(x) if _is_key(abstract) else x
