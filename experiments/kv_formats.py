@@ -2,7 +2,8 @@
 
     python -m experiments.kv_formats runs/darkroom-dpt-seed0 --out experiments/results/kv_formats.json
 
-Outputs are compared in one trial on the first held-out task, with the actions of the float32 policy. Each format has its own curve.
+Outputs are compared in one trial on the first held-out task, with the actions of the float32 policy. Each format has
+its own curve.
 """
 
 from __future__ import annotations
