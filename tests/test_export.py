@@ -442,13 +442,16 @@ def test_runs_and_checkpoints_load_without_their_environment(begun_run, monkeypa
 
 def test_checkpoints_of_before_spaces_were_saved_ask_the_environment(begun_run, tmp_path, resealed):
     from relic_jax import checkpoint
+    from relic_jax.experiments.run import spaces_of_config
 
     shutil.copytree(checkpoint.find(begun_run), tmp_path / "0")
     meta = json.loads((tmp_path / "0" / "meta.json").read_text())
     spaces = meta.pop("spaces")
     (tmp_path / "0" / "meta.json").write_text(json.dumps(meta))
     resealed(tmp_path / "0")
-    loaded = load_policy(tmp_path / "0")
+    with pytest.raises(ConfigError, match=r"spaces is missing .*; allowed: .*spaces_of="):
+        load_policy(tmp_path / "0")
+    loaded = load_policy(tmp_path / "0", spaces_of=spaces_of_config)
     assert spaces_to_json(loaded.spaces) == spaces and same(loaded, load_policy(begun_run))
 
 
@@ -513,7 +516,7 @@ def test_included_policies_are_small_and_name_their_origin():
     assert sum(path.stat().st_size for path in folder.iterdir()) < 1_000_000
     loaded = pretrained("darkroom-dpt")
     assert loaded.training["preset"] == "darkroom-dpt" and loaded.config.seed == 0
-    assert "not the best of several" in (folder / "README.md").read_text()
+    assert "not the best one" in (folder / "README.md").read_text()
 
 
 def test_a_weight_that_a_narrow_format_cannot_hold_is_refused():
