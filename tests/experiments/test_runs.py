@@ -53,7 +53,7 @@ def copied(trained, tmp_path):
 @pytest.fixture
 def unfinished(monkeypatch):
     """Skip evaluation: runs are only trained."""
-    monkeypatch.setattr(training, "finish", lambda folder, result: None)
+    monkeypatch.setattr(training, "finish", lambda *_: None)
 
 
 # --- names ---
@@ -210,7 +210,7 @@ def test_a_checkpoint_that_fails_leaves_the_older_ones_and_no_part_of_itself(tra
 
 
 def test_what_drawing_raises_on_a_full_disk_is_a_line(cli, copied, monkeypatch):
-    def full(folder, result):
+    def full(*_):
         try:
             raise OSError(errno.ENOSPC, "No space left on device", "trial.gif")
         except OSError as error:
@@ -336,6 +336,6 @@ def test_a_second_signal_ends_a_process_that_is_in_compiled_code():
     ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
 )
 def test_signals_while_drawing(cli, copied, monkeypatch, number, code, word):
-    monkeypatch.setattr(training, "finish", lambda folder, result: signal.raise_signal(number))
+    monkeypatch.setattr(training, "finish", lambda *_: signal.raise_signal(number))
     found = cli("train", "--resume", copied)
     assert (found[0], found[2]) == (code, f"relic-jax: {word} · resume with: relic-jax train --resume {copied}\n")
