@@ -54,7 +54,7 @@ class Run:
         """Return an agent that acts step by step with the policy of the newest checkpoint.
 
         Args:
-          **options: See `LoadedPolicy.agent`, for example `batch`, `seed` and `greedy`.
+            **options: See `LoadedPolicy.agent`, for example `batch`, `seed` and `greedy`.
         """
         return self.policy().agent(**options)
 
@@ -74,20 +74,20 @@ class Run:
         """Evaluate the newest checkpoint as `relic-jax evaluate` does, and write its files.
 
         Args:
-          tasks: The split to evaluate on: "test" (held-out tasks) or "train".
-          episodes: Episodes per task, in one context. None: the run's setting.
-          repeats: Trials per task. None: the run's setting.
-          limit: Number of tasks, the first ones of the split. None: the run's setting.
-          expert_episodes: First episodes of each trial in which the scripted expert acts.
-          context_limit: The number of last steps that the policy sees. None: all.
-          env: Another environment with the same observations and actions. None: the run's.
-          out: Files are written to OUT.json, OUT.csv and OUT.png. None: named after the options, in the run folder.
+            tasks: The split to evaluate on: "test" (held-out tasks) or "train".
+            episodes: Episodes per task, in one context. None: the run's setting.
+            repeats: Trials per task. None: the run's setting.
+            limit: Number of tasks, the first ones of the split. None: the run's setting.
+            expert_episodes: First episodes of each trial in which the scripted expert acts.
+            context_limit: The number of last steps that the policy sees. None: all.
+            env: Another environment with the same observations and actions. None: the run's.
+            out: Files are written to OUT.json, OUT.csv and OUT.png. None: named after the options, in the run folder.
 
         Returns:
-          The evaluation report. `report.to_json()` is the content of the JSON file.
+            The evaluation report. `report.to_json()` is the content of the JSON file.
 
         Raises:
-          ConfigError: If an argument does not fit the run.
+            ConfigError: If an argument does not fit the run.
         """
         _check_choice("tasks", tasks, ("test", "train"))
         command = evaluation.EvaluateCommand(
@@ -113,14 +113,14 @@ class Run:
         Does not use pyplot: the matplotlib backend and open figures stay as they are.
 
         Args:
-          out: A file that ends in .png, .pdf or .svg, to which the figure is also written.
-          training: Draw the training episodes in either case.
+            out: A file that ends in .png, .pdf or .svg, to which the figure is also written.
+            training: Draw the training episodes in either case.
 
         Returns:
-          The figure.
+            The figure.
 
         Raises:
-          ConfigError: If the run has nothing to draw, or if the file cannot be written.
+            ConfigError: If the run has nothing to draw, or if the file cannot be written.
         """
         draw, _ = plots.drawing([self.path], training)
         if out is not None:
@@ -135,11 +135,11 @@ class Run:
         """Continue an interrupted run from its newest checkpoint, as `relic-jax train --resume` does.
 
         Args:
-          extend_to: The new total of environment steps, also for a finished run. None: the run's total.
-          stop: See `train`.
+            extend_to: The new total of environment steps, also for a finished run. None: the run's total.
+            stop: See `train`.
 
         Raises:
-          ConfigError: If the run cannot be resumed.
+            ConfigError: If the run cannot be resumed.
         """
         config = self.config
         command = training.TrainCommand(config, resume=self.path, extend_to=extend_to, trust=self.trust)
@@ -166,22 +166,22 @@ def train(
     raises KeyboardInterrupt. `load_run(path).resume()` continues the run.
 
     Args:
-      preset: The name of a preset (`relic-jax presets` lists them) or a config.
-      name: The name of the run folder. None: PRESET-seedN.
-      runs: The folder that holds the run folders.
-      track: Trackers to log to besides the run folder: "tensorboard", "wandb".
-      wandb: Options of the tracker "wandb".
-      stop: An event. If it is set, training stops after the current chunk, saves a checkpoint and returns. Use it to
-        stop training that runs in another thread.
-      **fields: Fields of `TrainConfig` that differ from the preset, for example `total_steps=100_000`, `seed=1`,
-        `ppo={"lr": 3e-4}` or `**{"ppo.lr": 3e-4}`.
+        preset: The name of a preset (`relic-jax presets` lists them) or a config.
+        name: The name of the run folder. None: PRESET-seedN.
+        runs: The folder that holds the run folders.
+        track: Trackers to log to besides the run folder: "tensorboard", "wandb".
+        wandb: Options of the tracker "wandb".
+        stop: An event. If it is set, training stops after the current chunk, saves a checkpoint and returns. Use it to
+          stop training that runs in another thread.
+        **fields: Fields of `TrainConfig` that differ from the preset, for example `total_steps=100_000`, `seed=1`,
+          `ppo={"lr": 3e-4}` or `**{"ppo.lr": 3e-4}`.
 
     Returns:
-      The run.
+        The run.
 
     Raises:
-      ConfigError: If an argument or a field does not fit, or if the run folder exists.
-      NonFiniteError: If a NaN or an infinity appears in training.
+        ConfigError: If an argument or a field does not fit, or if the run folder exists.
+        NonFiniteError: If a NaN or an infinity appears in training.
     """
     default = presets.get(preset).config if isinstance(preset, str) else preset
     if not isinstance(default, TrainConfig):
@@ -199,12 +199,12 @@ def load_run(path: str | Path, *, trust: bool = False) -> Run:
     """Return the run in a folder that `train` or the command line wrote.
 
     Args:
-      path: The run folder.
-      trust: Run the environment and the workers that the run's config names even if another user made the run. They
-        can be any program.
+        path: The run folder.
+        trust: Run the environment and the workers that the run's config names even if another user made the run. They
+          can be any program.
 
     Raises:
-      ConfigError: If the folder does not hold a run.
+        ConfigError: If the folder does not hold a run.
     """
     loaded = Run(Path(path), trust)
     _ = loaded.config
@@ -216,12 +216,12 @@ def make_env(name: str, *, action_repeat: int = 1, **options: Any) -> Environmen
     """Return an environment by its name.
 
     Args:
-      name: A name that `relic-jax envs` lists, or `python:MODULE:NAME` for a custom environment.
-      action_repeat: Environment steps that each action lasts.
-      **options: `horizon`, options of the environment's family and fields of `WorkerConfig`.
+        name: A name that `relic-jax envs` lists, or `python:MODULE:NAME` for a custom environment.
+        action_repeat: Environment steps that each action lasts.
+        **options: `horizon`, options of the environment's family and fields of `WorkerConfig`.
 
     Raises:
-      ConfigError: If the name is unknown, or if the environment does not read an option.
+        ConfigError: If the name is unknown, or if the environment does not read an option.
     """
     names = {field.name for field in dataclasses.fields(WorkerConfig)}
     workers = {option: value for option, value in options.items() if option in names}
@@ -236,11 +236,11 @@ def override(config: TrainConfig, fields: Mapping[str, Any]) -> TrainConfig:
     """Return the config with other values of some fields.
 
     Args:
-      config: The config.
-      fields: Values by field. A name can be dotted ("ppo.lr"). The value of a group of fields is a mapping or a config.
+        config: The config.
+        fields: Values by field. A name can be dotted ("ppo.lr"). A group of fields takes a mapping or a config.
 
     Raises:
-      ConfigError: If a field is unknown, or if a value has the wrong type.
+        ConfigError: If a field is unknown, or if a value has the wrong type.
     """
     content = json.loads(to_json(config))
     for name, value in fields.items():

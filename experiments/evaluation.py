@@ -92,12 +92,12 @@ def start(command: EvaluateCommand, overrides: run.Overrides) -> list[Report]:
     """Evaluate the policies of a command, write the results and return them, one for each group.
 
     Args:
-      command: The options of `relic-jax evaluate`.
-      overrides: The environment and the workers to use in place of the policies' own.
+        command: The options of `relic-jax evaluate`.
+        overrides: The environment and the workers to use in place of the policies' own.
 
     Raises:
-      ConfigError: If the options do not fit the policies.
-      Stopped: If a signal stopped the evaluation.
+        ConfigError: If the options do not fit the policies.
+        Stopped: If a signal stopped the evaluation.
     """
     groups = _groups(command, overrides)
     config = evaluation_config(command, groups[0].policies[0])

@@ -57,14 +57,14 @@ def drawing(paths: Sequence[Path], training: bool) -> tuple[Callable[[], Figure]
     """Read the curves at `paths`.
 
     Args:
-      paths: Run folders or result files.
-      training: Draw training episodes even if the runs have in-context curves.
+        paths: Run folders or result files.
+        training: Draw training episodes even if the runs have in-context curves.
 
     Returns:
-      (a function that draws the figure, whether it shows training episodes).
+        (a function that draws the figure, whether it shows training episodes).
 
     Raises:
-      ConfigError: If a path has nothing to draw, or if the curves are of different tasks.
+        ConfigError: If a path has nothing to draw, or if the curves are of different tasks.
     """
     if training or all(_has_only_metrics(path) for path in paths):
         return functools.partial(training_figure, [training_curve(path) for path in paths], labels(paths)), True

@@ -79,14 +79,14 @@ def start(command: TrainCommand, folder: Path, resume: bool, stop: threading.Eve
     """Train a new run or resume one, evaluate it on held-out tasks and draw its figures.
 
     Args:
-      command: The options of `relic-jax train`.
-      folder: The run folder.
-      resume: Whether the run exists.
-      stop: An event that stops the run, as SIGINT does.
+        command: The options of `relic-jax train`.
+        folder: The run folder.
+        resume: Whether the run exists.
+        stop: An event that stops the run, as SIGINT does.
 
     Raises:
-      ConfigError: If the options do not fit.
-      Stopped: If the run was stopped before it was complete.
+        ConfigError: If the options do not fit.
+        Stopped: If the run was stopped before it was complete.
     """
     env = run.env_of(command.config)
     setup = prepare(command.config, env, resume=resume)
@@ -147,16 +147,16 @@ def resolve(
     """Check a command and find its run folder.
 
     Args:
-      command: The options of `relic-jax train`.
-      preset: Begins the name of a new run. None: a run is resumed with its config.
-      default: The config that the options changed.
-      given: The names of the options that are set.
+        command: The options of `relic-jax train`.
+        preset: Begins the name of a new run. None: a run is resumed with its config.
+        default: The config that the options changed.
+        given: The names of the options that are set.
 
     Returns:
-      (the command with its final config, the run folder, whether the run is resumed).
+        (the command with its final config, the run folder, whether the run is resumed).
 
     Raises:
-      ConfigError: If the options do not fit each other or the run.
+        ConfigError: If the options do not fit each other or the run.
     """
     _check_wandb(command)
     if command.resume is not None:

@@ -45,11 +45,11 @@ def masked(logits: jax.Array, legal: jax.Array) -> jax.Array:
     If no action is legal, all actions are equally likely. Logits of illegal actions get no gradient.
 
     Args:
-      logits: float32 [..., n].
-      legal: bool [..., n].
+        logits: float32 [..., n].
+        legal: bool [..., n].
 
     Returns:
-      float32 [..., n].
+        float32 [..., n].
     """
     return jnp.where(legal, jnp.maximum(logits, MASKED / 2), MASKED)
 
@@ -61,8 +61,8 @@ class Categorical:
     Log-probabilities, entropies and their gradients are finite, also with logits of −inf and with masks.
 
     Attributes:
-      logits: float32 [..., n], not necessarily normalized; −inf for an action of probability 0.
-      finite: whether no logit is −inf, as for the outputs of a network. The logits are then used without a lower bound.
+        logits: float32 [..., n], not necessarily normalized; −inf for an action of probability 0.
+        finite: whether no logit is −inf, as for the outputs of a network. If so, logits have no lower bound.
     """
 
     logits: jax.Array
@@ -102,8 +102,8 @@ class MultiCategorical:
     Log-probabilities and entropies are sums over the components.
 
     Attributes:
-      logits: float32 [..., sum(nvec)], the logits of all components, concatenated.
-      nvec: number of choices of each component.
+        logits: float32 [..., sum(nvec)], the logits of all components, concatenated.
+        nvec: number of choices of each component.
     """
 
     logits: jax.Array
@@ -147,8 +147,8 @@ class Gaussian:
     gradient is unbiased for the environment with clipping (Fujita & Maeda 2018, arXiv 1802.07564, section 2).
 
     Attributes:
-      mean: float32 [..., A].
-      log_std: float32 [..., A].
+        mean: float32 [..., A].
+        log_std: float32 [..., A].
     """
 
     mean: jax.Array
@@ -183,8 +183,8 @@ class TanhGaussian:
     to 1e-3 nats per component for standard deviations up to 2.
 
     Attributes:
-      mean: float32 [..., A], mean of the normal.
-      log_std: float32 [..., A], logarithm of its standard deviation.
+        mean: float32 [..., A], mean of the normal.
+        log_std: float32 [..., A], logarithm of its standard deviation.
     """
 
     mean: jax.Array

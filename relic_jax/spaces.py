@@ -93,7 +93,7 @@ def spaces_to_json(spaces: Spaces) -> dict[str, Any]:
     """Convert spaces to JSON values.
 
     Raises:
-      ConfigError: if the observation is not a tree of dictionaries, tuples and arrays.
+        ConfigError: if the observation is not a tree of dictionaries, tuples and arrays.
     """
     return {
         "observation": _tree_to_json(spaces.observation),
@@ -109,7 +109,7 @@ def spaces_from_json(data: dict[str, Any]) -> Spaces:
     """Convert JSON values to spaces, the inverse of `spaces_to_json`.
 
     Raises:
-      ConfigError: if a field is missing or has an invalid value.
+        ConfigError: if a field is missing or has an invalid value.
     """
     check_spaces(data)
     try:
@@ -184,10 +184,10 @@ def is_image(data: Mapping[str, Any]) -> bool:
     Files written before the field `image` existed do not have it. In those files the images are the arrays of rank 3.
 
     Args:
-      data: JSON form of the array: `{"shape": …, "dtype": …, "image": …}`.
+        data: JSON form of the array: `{"shape": …, "dtype": …, "image": …}`.
 
     Raises:
-      ConfigError: if `image` is not a boolean, or is true for an array that is not of rank 3.
+        ConfigError: if `image` is not a boolean, or is true for an array that is not of rank 3.
     """
     rank = len(data["shape"])
     value = data.get("image", rank == IMAGE_RANK)

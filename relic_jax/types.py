@@ -26,13 +26,13 @@ class StepInput(struct.PyTreeNode):
     """Inputs of the policy at one step, with leading axis [B], or at a block of steps, with leading axes [B, Q].
 
     Attributes:
-      observation: pytree of arrays [B, (Q,) ...]. Images can be replaced by features (`Policy.encode_images`).
-      previous_action: int32 [B, (Q)] or [B, (Q), n], −1 at the first step of an episode. For a `Box`, float32
-        [B, (Q), n] in [−1, 1], ignored at the first step of an episode.
-      previous_reward: float32 [B, (Q)].
-      first: bool [B, (Q)], whether an episode starts at this step (the negation of `not_done` in the paper's code).
-      legal: bool [B, (Q), mask_size], the actions that are legal, or None if all are. It affects only the distribution
-        over actions.
+        observation: pytree of arrays [B, (Q,) ...]. Images can be replaced by features (`Policy.encode_images`).
+        previous_action: int32 [B, (Q)] or [B, (Q), n], −1 at the first step of an episode. For a `Box`, float32
+          [B, (Q), n] in [−1, 1], ignored at the first step of an episode.
+        previous_reward: float32 [B, (Q)].
+        first: bool [B, (Q)], whether an episode starts at this step (the negation of `not_done` in the paper's code).
+        legal: bool [B, (Q), mask_size], the actions that are legal, or None if all are. It affects only the
+            distribution over actions.
     """
 
     observation: PyTree
@@ -46,16 +46,16 @@ class Trajectory(struct.PyTreeNode):
     """The steps of a trial so far, in buffers for T steps. All arrays have leading axes [B, T].
 
     Attributes:
-      inputs: inputs of the policy, with features in place of images (`Policy.encode_images`).
-      action: the sampled action, int32 [B, T] or [B, T, n]; for a `Box`, float32 [B, T, n] before clipping.
-      log_prob: float32, log-probability of the action under the acting policy.
-      value: float32, the most recent value prediction.
-      reward: float32.
-      terminated: bool.
-      truncated: bool.
-      final_value: float32. If truncated, the value of the observation from which the episode would have continued;
-        otherwise 0.
-      valid: bool, or None if all steps are valid. The result of an invalid step is unknown, so it has no loss.
+        inputs: inputs of the policy, with features in place of images (`Policy.encode_images`).
+        action: the sampled action, int32 [B, T] or [B, T, n]; for a `Box`, float32 [B, T, n] before clipping.
+        log_prob: float32, log-probability of the action under the acting policy.
+        value: float32, the most recent value prediction.
+        reward: float32.
+        terminated: bool.
+        truncated: bool.
+        final_value: float32. If truncated, the value of the observation from which the episode would have continued;
+          otherwise 0.
+        valid: bool, or None if all steps are valid. The result of an invalid step is unknown, so it has no loss.
     """
 
     inputs: StepInput

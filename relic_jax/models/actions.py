@@ -115,9 +115,9 @@ def embedding(space: ActionSpace, width: int, std: float) -> Embedding:
     """Return the module that embeds the previous action.
 
     Args:
-      space: the set of actions.
-      width: width of the embedding.
-      std: standard deviation of its initial components.
+        space: the set of actions.
+        width: width of the embedding.
+        std: standard deviation of its initial components.
     """
     if isinstance(space, Box):
         return BoxEmbedding(width, std)

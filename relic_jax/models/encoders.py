@@ -48,12 +48,12 @@ def extract_patches(x: jax.Array, kernel: int, stride: int) -> jax.Array:
     inside a loop.
 
     Args:
-      x: [N, H, W, C].
-      kernel: side of the square kernel.
-      stride: stride along both axes.
+        x: [N, H, W, C].
+        kernel: side of the square kernel.
+        stride: stride along both axes.
 
     Returns:
-      [N, ⌈H/stride⌉, ⌈W/stride⌉, kernel²·C].
+        [N, ⌈H/stride⌉, ⌈W/stride⌉, kernel²·C].
     """
     sizes = [-(-side // stride) for side in x.shape[1:3]]
     reach = [(size - 1) * stride + 1 for size in sizes]
@@ -139,12 +139,12 @@ def concatenate_vectors(observation: PyTree, images: tuple[bool, ...], leading: 
     """Concatenate the arrays of an observation that are not images, in tree order.
 
     Args:
-      observation: pytree of arrays with the same `leading` leading axes.
-      images: for each array, whether it is an image.
-      leading: number of leading axes.
+        observation: pytree of arrays with the same `leading` leading axes.
+        images: for each array, whether it is an image.
+        leading: number of leading axes.
 
     Returns:
-      float32 [..., D].
+        float32 [..., D].
     """
     leaves = [x for x, is_image in zip(jax.tree.leaves(observation), images, strict=True) if not is_image]
     flat = [x.reshape(*x.shape[:leading], -1).astype(jnp.float32) for x in leaves]
@@ -164,12 +164,12 @@ class StepEncoder(nn.Module):
     the image features come first, followed by the other arrays in tree order, flattened.
 
     Attributes:
-      config: architecture.
-      action_space: the set of actions.
-      width: width of the policy.
-      low: lower bounds of the vector components, concatenated in tree order.
-      high: upper bounds, in the same order.
-      images: for each array of the observation, whether it is an image.
+        config: architecture.
+        action_space: the set of actions.
+        width: width of the policy.
+        low: lower bounds of the vector components, concatenated in tree order.
+        high: upper bounds, in the same order.
+        images: for each array of the observation, whether it is an image.
     """
 
     config: EncoderConfig

@@ -58,12 +58,12 @@ class SpatialAttention(nn.Module):
         """Apply the module.
 
         Args:
-          hidden: output of the memory, float32 [..., d].
-          cells: feature vectors of the cells of all images, float32 [..., n, w].
-          goal: goal vector, float32 [..., g], or None.
+            hidden: output of the memory, float32 [..., d].
+            cells: feature vectors of the cells of all images, float32 [..., n, w].
+            goal: goal vector, float32 [..., g], or None.
 
         Returns:
-          float32 [..., d].
+            float32 [..., d].
         """
         width = cells.shape[-1]
         query = nn.DenseGeneral((SPATIAL_HEADS, width), name="query")(hidden)

@@ -39,8 +39,8 @@ class PolicyOutput:
     """Output of the policy for one step or a block of steps.
 
     Attributes:
-      distribution: over actions, with the leading axes of the inputs.
-      value: float32, with the leading axes of the inputs.
+        distribution: over actions, with the leading axes of the inputs.
+        value: float32, with the leading axes of the inputs.
     """
 
     distribution: Distribution
@@ -132,8 +132,8 @@ class Policy:
     """Pure functions around `PolicyNetwork`. A policy holds no arrays.
 
     Attributes:
-      config: architecture of the network.
-      spaces: observations and actions of the environments it acts in.
+        config: architecture of the network.
+        spaces: observations and actions of the environments it acts in.
     """
 
     config: PolicyConfig
@@ -247,13 +247,13 @@ class Policy:
         """Take one step.
 
         Args:
-          params: parameters of the network.
-          memory: the context so far, with room for one more step.
-          inputs: inputs of the step, with leading axis [B].
-          window: int32 [] or [B]. Limits the context to that number of last steps.
+            params: parameters of the network.
+            memory: the context so far, with room for one more step.
+            inputs: inputs of the step, with leading axis [B].
+            window: int32 [] or [B]. Limits the context to that number of last steps.
 
         Returns:
-          The output, with leading axis [B], and the memory with the step added.
+            The output, with leading axis [B], and the memory with the step added.
         """
         block = jax.tree.map(lambda x: x[:, None], inputs)
         output, memory = self._apply(params, block, memory, decode=True, window=window)
@@ -272,16 +272,16 @@ class Policy:
         """Process a block of Q steps. Gradients flow through the block but not into `memory`.
 
         Args:
-          params: parameters of the network.
-          memory: the context before the block. A memory of capacity 0 is allowed for a pass over a whole trial whose
-            keys and values are not used again.
-          inputs: inputs of the steps, with leading axes [B, Q].
-          valid: int32 []. Only the first `valid` steps are computed; the outputs of the other steps are undefined.
-          dropout_key: typed PRNG key [] for depth dropout. Used only in training.
-          query_span: the steps whose outputs are returned. Fewer steps cost less. None returns all steps.
+            params: parameters of the network.
+            memory: the context before the block. A memory of capacity 0 is allowed for a pass over a whole trial whose
+              keys and values are not used again.
+            inputs: inputs of the steps, with leading axes [B, Q].
+            valid: int32 []. Only the first `valid` steps are computed; the outputs of the other steps are undefined.
+            dropout_key: typed PRNG key [] for depth dropout. Used only in training.
+            query_span: the steps whose outputs are returned. Fewer steps cost less. None returns all steps.
 
         Returns:
-          The output, with leading axes [B, Q], and the memory with the block added.
+            The output, with leading axes [B, Q], and the memory with the block added.
         """
         return self._apply(params, inputs, memory, valid=valid, dropout_key=dropout_key, query_span=query_span)
 
@@ -293,12 +293,12 @@ class Policy:
         """Return the value of a step without adding the step to the memory.
 
         Args:
-          params: parameters of the network.
-          memory: the context before the step.
-          inputs: inputs of the step, with leading axis [B].
+            params: parameters of the network.
+            memory: the context before the step.
+            inputs: inputs of the step, with leading axis [B].
 
         Returns:
-          float32 [B].
+            float32 [B].
         """
         output, _ = self.unroll(params, memory, jax.tree.map(lambda x: x[:, None], inputs))
         return output.value[:, 0]
@@ -311,10 +311,10 @@ class Policy:
         Without `encoder.observation == "normalized"` there are no statistics and the parameters do not change.
 
         Args:
-          params: parameters of the network.
-          observation: observations with leading axes [B, K].
-          valid: bool [B, K], the observations to include. None includes all.
-          total: sums a pytree over devices.
+            params: parameters of the network.
+            observation: observations with leading axes [B, K].
+            valid: bool [B, K], the observations to include. None includes all.
+            total: sums a pytree over devices.
         """
         if self.config.encoder.observation != "normalized":
             return params
@@ -328,7 +328,7 @@ def policy_for(env: Environment, config: PolicyConfig) -> Policy:
     """Return the policy for an environment's observations and actions.
 
     Raises:
-      ConfigError: if observations are scaled by their range and float32 cannot represent it.
+        ConfigError: if observations are scaled by their range and float32 cannot represent it.
     """
     spaces = spaces_of(env)
     if config.encoder.observation == "scaled":

@@ -43,13 +43,13 @@ def merge(
         N = n + n',    δ = m' − m,    mean = m + δ·n'/N,    variance = (n·v + S' + δ²·n·n'/N) / N
 
     Args:
-      statistics: the statistics so far.
-      x: new observations, float32 [..., D].
-      weight: float32 [...], 1 for observations to include and 0 for others.
-      total: sums a pytree over devices.
+        statistics: the statistics so far.
+        x: new observations, float32 [..., D].
+        weight: float32 [...], 1 for observations to include and 0 for others.
+        total: sums a pytree over devices.
 
     Returns:
-      The statistics of all observations.
+        The statistics of all observations.
     """
     axes = tuple(range(weight.ndim))
     weight = weight[..., None]

@@ -59,11 +59,11 @@ def vit_pixels(image: jax.Array, size: int) -> jax.Array:
     already.
 
     Args:
-      image: [N, H, W, 3].
-      size: side of the network's input in pixels.
+        image: [N, H, W, 3].
+        size: side of the network's input in pixels.
 
     Returns:
-      float32 [N, size, size, 3].
+        float32 [N, size, size, 3].
     """
     height, width = image.shape[1:3]
     x = image.astype(jnp.float32)

@@ -32,13 +32,13 @@ def shuffled_order(key: jax.Array, first: jax.Array, ended: jax.Array, length: j
     The running episode stays last among the filled steps, and the unfilled steps stay after them.
 
     Args:
-      key: typed PRNG key [].
-      first: bool [T], whether an episode starts at the step.
-      ended: bool [T], whether an episode ends at the step.
-      length: int32 [], number of filled steps.
+        key: typed PRNG key [].
+        first: bool [T], whether an episode starts at the step.
+        ended: bool [T], whether an episode ends at the step.
+        length: int32 [], number of filled steps.
 
     Returns:
-      int32 [T], the old index of each new step.
+        int32 [T], the old index of each new step.
     """
     steps = first.shape[0]
     step = jnp.arange(steps)
@@ -72,17 +72,17 @@ def refresh(
     A few environments are processed at a time, so the activations between two layers stay in a core's cache.
 
     Args:
-      policy: the policy.
-      params: its new parameters.
-      memory: the context, filled up to the end of `segments`.
-      inputs: inputs of the trial's steps, leading axes [B, T].
-      value: value predictions, float32 [B, T].
-      first_segment: int32 [], the first segment to recompute.
-      segments: int32 [], the number of filled segments. Each recomputed segment attends to all steps up to its own.
-      segment: steps per segment.
+        policy: the policy.
+        params: its new parameters.
+        memory: the context, filled up to the end of `segments`.
+        inputs: inputs of the trial's steps, leading axes [B, T].
+        value: value predictions, float32 [B, T].
+        first_segment: int32 [], the first segment to recompute.
+        segments: int32 [], the number of filled segments. Each recomputed segment attends to all steps up to its own.
+        segment: steps per segment.
 
     Returns:
-      The memory and the value predictions.
+        The memory and the value predictions.
     """
     batch = value.shape[0]
     limit = ROWS if jax.default_backend() == "cpu" else ACCELERATOR_ROWS

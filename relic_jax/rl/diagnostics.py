@@ -56,13 +56,13 @@ def count_nonfinite(actions: ActionSpace, collected: Collected, metrics: Metrics
     """Count the non-finite numbers in each of `SOURCES`.
 
     Args:
-      actions: action space of the policy.
-      collected: the segment.
-      metrics: metrics of the update, with `loss` and `grad_norm`.
-      params: parameters after the update.
+        actions: action space of the policy.
+        collected: the segment.
+        metrics: metrics of the update, with `loss` and `grad_norm`.
+        params: parameters after the update.
 
     Returns:
-      float32 [] for each `nonfinite/SOURCE`.
+        float32 [] for each `nonfinite/SOURCE`.
     """
 
     def count(tree: Any) -> jax.Array:
@@ -91,13 +91,13 @@ def first_nonfinite(setup: Setup, collected: Collected, start: jax.Array) -> Met
     environments the one with the smallest number.
 
     Args:
-      setup: the training setup.
-      collected: the segment.
-      start: int32 [], the segment's first step in the trial.
+        setup: the training setup.
+        collected: the segment.
+        start: int32 [], the segment's first step in the trial.
 
     Returns:
-      int32 [] for `nonfinite/environment`, `nonfinite/step` (in the trial) and `nonfinite/task` (in the training split,
-      −1 if the task is not part of it). All are −1 if everything is finite.
+        int32 [] for `nonfinite/environment`, `nonfinite/step` (in the trial) and `nonfinite/task` (in the training
+        split, −1 if the task is not part of it). All are −1 if everything is finite.
     """
     environments, segment = setup.local_environments, setup.config.trial.segment
     total = setup.config.trial.environments

@@ -25,17 +25,17 @@ def advantages(
     step, t = length − 1, V_{t+1} is `last_value`.
 
     Args:
-      reward: float32 [T].
-      value: V_t, float32 [T].
-      last_value: value of the observation after the last step, float32 [].
-      ended: bool [T].
-      final_value: float32 [T], the value after the end of an episode: 0 if it terminated.
-      length: int32 [].
-      gamma: discount γ.
-      gae_lambda: λ.
+        reward: float32 [T].
+        value: V_t, float32 [T].
+        last_value: value of the observation after the last step, float32 [].
+        ended: bool [T].
+        final_value: float32 [T], the value after the end of an episode: 0 if it terminated.
+        length: int32 [].
+        gamma: discount γ.
+        gae_lambda: λ.
 
     Returns:
-      float32 [T], 0 from `length` on.
+        float32 [T], 0 from `length` on.
     """
     step = jnp.arange(reward.shape[0])
     is_last = step == length - 1

@@ -41,11 +41,11 @@ class Acted(NamedTuple):
     """Buffers for the policy's part of a segment, leading axes [b, K].
 
     Attributes:
-      inputs: inputs of the policy, with features in place of images.
-      action: the sampled action.
-      log_prob: its log-probability, float32.
-      value: the value prediction, float32.
-      observation: the observation with its images if the update trains the image encoder, otherwise None.
+        inputs: inputs of the policy, with features in place of images.
+        action: the sampled action.
+        log_prob: its log-probability, float32.
+        value: the value prediction, float32.
+        observation: the observation with its images if the update trains the image encoder, otherwise None.
     """
 
     inputs: StepInput
@@ -59,8 +59,8 @@ class Running(NamedTuple):
     """State of one group while acting.
 
     Attributes:
-      memory: the group's context.
-      acted: the group's buffers, or None if nothing is stored.
+        memory: the group's context.
+        acted: the group's buffers, or None if nothing is stored.
     """
 
     memory: Memory
@@ -71,9 +71,9 @@ class Actor:
     """Jitted functions of a policy that acts in groups of environments.
 
     Args:
-      policy: the policy.
-      environments: number of environments in all groups.
-      window: limits the context to that number of last steps.
+        policy: the policy.
+        environments: number of environments in all groups.
+        window: limits the context to that number of last steps.
     """
 
     def __init__(self, policy: Policy, environments: int, window: int | None = None) -> None:
@@ -90,15 +90,15 @@ class Actor:
         The random numbers of an environment do not depend on the grouping.
 
         Args:
-          params: parameters of the policy.
-          running: the group's state. It is donated.
-          trial: the group's trials.
-          key: typed PRNG key [], the same for all steps and groups of a segment.
-          start: number of the group's first environment.
-          index: index of the step.
+            params: parameters of the policy.
+            running: the group's state. It is donated.
+            trial: the group's trials.
+            key: typed PRNG key [], the same for all steps and groups of a segment.
+            start: number of the group's first environment.
+            index: index of the step.
 
         Returns:
-          The group's next state, and the sampled actions, leading axis [b], in the units of the policy.
+            The group's next state, and the sampled actions, leading axis [b], in the units of the policy.
         """
         return self._step(params, running, step_input(trial), key, np.int32(start), np.int32(index))
 
@@ -131,7 +131,7 @@ class HostRunner:
     """Runs segments of training in a `HostEnvironment` (a `runner.Runner`). Exiting the context ends the workers.
 
     Raises:
-      ConfigError: if the workers cannot start.
+        ConfigError: if the workers cannot start.
     """
 
     def __init__(self, setup: Setup) -> None:
@@ -243,12 +243,12 @@ def _opened(setup: Setup, steps: Trajectory, memory: Memory, start: jax.Array, c
     """Return a working copy of the context and buffers for a segment, for a group of environments.
 
     Args:
-      setup: the training setup.
-      steps: shapes of the trajectory.
-      memory: the context of all environments.
-      start: number of the group's first environment.
-      count: number of environments in the group. Static.
-      size: number of steps for which the copy has room. Static.
+        setup: the training setup.
+        steps: shapes of the trajectory.
+        memory: the context of all environments.
+        start: number of the group's first environment.
+        count: number of environments in the group. Static.
+        size: number of steps for which the copy has room. Static.
     """
     part = rows(memory, start + jnp.arange(count)).prefix(size)
     shape = (count, setup.config.trial.segment)

@@ -12,13 +12,13 @@ def policy_loss(log_prob: jax.Array, old_log_prob: jax.Array, advantage: jax.Arr
         ρ = exp(log π − log π_old),    loss = −min(ρ·A, clip(ρ, 1 − ε, 1 + ε)·A)
 
     Args:
-      log_prob: log-probability under the current policy, float32 [...].
-      old_log_prob: log-probability under the acting policy, float32 [...].
-      advantage: A, float32 [...].
-      clip: ε.
+        log_prob: log-probability under the current policy, float32 [...].
+        old_log_prob: log-probability under the acting policy, float32 [...].
+        advantage: A, float32 [...].
+        clip: ε.
 
     Returns:
-      float32 [...].
+        float32 [...].
     """
     ratio = jnp.exp(log_prob - old_log_prob)
     return -jnp.minimum(ratio * advantage, jnp.clip(ratio, 1 - clip, 1 + clip) * advantage)
@@ -30,13 +30,13 @@ def value_loss(value: jax.Array, old_value: jax.Array, returns: jax.Array, clip:
     A value that is further than `clip` from the old value is replaced by the bound, where the loss has no gradient.
 
     Args:
-      value: v, float32 [...].
-      old_value: value predicted before the update, float32 [...].
-      returns: R, float32 [...].
-      clip: largest change of the value, or None for no clipping.
+        value: v, float32 [...].
+        old_value: value predicted before the update, float32 [...].
+        returns: R, float32 [...].
+        clip: largest change of the value, or None for no clipping.
 
     Returns:
-      float32 [...].
+        float32 [...].
     """
     if clip is not None:
         delta = jax.lax.stop_gradient(value) - old_value

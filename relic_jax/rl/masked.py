@@ -22,8 +22,8 @@ class Counts(NamedTuple):
     """Divisors of sums over the valid steps of a minibatch, float32 [] or [minibatches].
 
     Attributes:
-      loss: divisor for the loss and its gradient.
-      metrics: divisor for the metrics.
+        loss: divisor for the loss and its gradient.
+        metrics: divisor for the metrics.
     """
 
     loss: jax.Array
@@ -48,12 +48,12 @@ def mean_of_valid(x: jax.Array, valid: jax.Array | None, count: jax.Array | None
     """Return the sum over the valid steps divided by their number.
 
     Args:
-      x: float32 [...].
-      valid: bool [...], or None for the mean over all steps.
-      count: the divisor, float32 []. None counts the valid steps.
+        x: float32 [...].
+        valid: bool [...], or None for the mean over all steps.
+        count: the divisor, float32 []. None counts the valid steps.
 
     Returns:
-      float32 [].
+        float32 [].
     """
     if valid is None:
         return x.mean()
@@ -69,13 +69,13 @@ def normalize_advantages(
     would amplify the remaining noise.
 
     Args:
-      setup: the training setup.
-      advantage: float32 [B, T].
-      length: int32 [], number of steps of the trial so far.
-      valid: bool [B, T], the steps to include; the results of the other steps are 0. None includes all.
+        setup: the training setup.
+        advantage: float32 [B, T].
+        length: int32 [], number of steps of the trial so far.
+        valid: bool [B, T], the steps to include; the results of the other steps are 0. None includes all.
 
     Returns:
-      float32 [B, T].
+        float32 [B, T].
     """
     filled = jnp.broadcast_to(jnp.arange(advantage.shape[1]) < length, advantage.shape)
     filled = filled if valid is None else filled & valid
@@ -94,13 +94,13 @@ def step_counts(setup: Setup, valid: jax.Array | None, order: jax.Array, *, shar
     means over all valid steps of the epoch.
 
     Args:
-      setup: the training setup.
-      valid: bool [B, K], the valid steps of the window.
-      order: int32 [accumulate, b], environments of this device in each minibatch.
-      shared: whether the devices share each minibatch (`update.devices_share_minibatches`).
+        setup: the training setup.
+        valid: bool [B, K], the valid steps of the window.
+        order: int32 [accumulate, b], environments of this device in each minibatch.
+        shared: whether the devices share each minibatch (`update.devices_share_minibatches`).
 
     Returns:
-      Counts float32 [accumulate].
+        Counts float32 [accumulate].
     """
     if valid is None:
         return None

@@ -75,8 +75,8 @@ def least_bytes(config: TrainConfig, images: bool = False) -> int:
     Parameters count three times, because Adam stores two moments for each.
 
     Args:
-      config: the run's config.
-      images: whether observations contain images.
+        config: the run's config.
+        images: whether observations contain images.
     """
     policy, trial = config.policy, config.trial
     if policy.memory == "transformer":
@@ -105,12 +105,12 @@ def check_sizes(config: TrainConfig, images: bool = False, available: int | None
     """Check the memory of a run by its config alone, before any array shape is computed.
 
     Args:
-      config: the run's config.
-      images: whether observations contain images.
-      available: available bytes. None queries the device.
+        config: the run's config.
+        images: whether observations contain images.
+        available: available bytes. None queries the device.
 
     Raises:
-      ConfigError: if the run does not fit.
+        ConfigError: if the run does not fit.
     """
     available = available_bytes(config.devices or 1) if available is None else available
     available, needed = available or UNKNOWN, least_bytes(config, images)
@@ -128,14 +128,14 @@ def check_evaluation(
     The estimate counts a quarter of the context, because short episodes fill only the first of its four buffer sizes.
 
     Args:
-      policy: architecture of the policy.
-      config: config of the evaluation.
-      horizon: steps of the longest episode.
-      trials: number of trials that run at the same time.
-      available: available bytes. None queries the device.
+        policy: architecture of the policy.
+        config: config of the evaluation.
+        horizon: steps of the longest episode.
+        trials: number of trials that run at the same time.
+        available: available bytes. None queries the device.
 
     Raises:
-      ConfigError: if the evaluation does not fit.
+        ConfigError: if the evaluation does not fit.
     """
     longest, steps = LARGEST // horizon, horizon * -(-config.episodes // 4)
     allowed = f"at most {longest:,} (2^31 − 1 steps in all, of {horizon:,} an episode)"
@@ -151,12 +151,12 @@ def check_context(policy: PolicyConfig, steps: int, available: int | None = None
     """Check the memory of an exported policy's context on this machine.
 
     Args:
-      policy: architecture of the policy.
-      steps: capacity of the context.
-      available: available bytes. None queries the device.
+        policy: architecture of the policy.
+        steps: capacity of the context.
+        available: available bytes. None queries the device.
 
     Raises:
-      ConfigError: if the context does not fit.
+        ConfigError: if the context does not fit.
     """
     require(steps <= LARGEST, "context", steps, "less than 2^31")
     available = (available_bytes(1) if available is None else available) or UNKNOWN
@@ -169,11 +169,11 @@ def check_memory(setup: Setup, available: int | None = None) -> None:
     """Check the memory of a run by the shapes of its state. Activations depend on the compiler and are not included.
 
     Args:
-      setup: the training setup.
-      available: available bytes. None queries the device.
+        setup: the training setup.
+        available: available bytes. None queries the device.
 
     Raises:
-      ConfigError: if the run does not fit. The error lists the parts of the estimate.
+        ConfigError: if the run does not fit. The error lists the parts of the estimate.
     """
     available = available_bytes(setup.config.devices or 1) if available is None else available
     state = jax.eval_shape(lambda: init_state(setup))

@@ -48,7 +48,7 @@ def offer_cores(at_least: int = 1) -> None:
     Call this before any device is used. Importing some environment suites already uses one.
 
     Args:
-      at_least: smallest number of devices, up to `MAX_CPU_DEVICES`.
+        at_least: smallest number of devices, up to `MAX_CPU_DEVICES`.
     """
     with contextlib.suppress(RuntimeError):  # JAX already has its devices
         jax.config.update("jax_num_cpu_devices", max(forced_devices() or cores(), min(at_least, MAX_CPU_DEVICES)))
@@ -61,7 +61,7 @@ def configure_devices(config: TrainConfig) -> TrainConfig:
     changed only if `devices` is more than 1. The command line calls `offer_cores` first, to use all CPU cores.
 
     Raises:
-      ConfigError: if `devices` is more than the number of available devices.
+        ConfigError: if `devices` is more than the number of available devices.
     """
     if (config.devices or 1) > 1:
         offer_cores(config.devices or 1)
@@ -111,9 +111,9 @@ def parallel(setup: Setup, function: Callable[..., tuple[TrainState, Any]], *inp
     are equal, so the resulting state can be passed in again without a second compilation.
 
     Args:
-      setup: the training setup.
-      function: the function to run.
-      *inputs: PartitionSpecs of the inputs after the state.
+        setup: the training setup.
+        function: the function to run.
+        *inputs: PartitionSpecs of the inputs after the state.
     """
     config = setup.config
     devices = config.devices or 1

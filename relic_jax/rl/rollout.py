@@ -27,13 +27,13 @@ class Collected(NamedTuple):
     """Result of acting for one segment of K steps in B environments.
 
     Attributes:
-      trial: the trials after the segment.
-      memory: the memory after the segment.
-      steps: the segment's part of the trajectory, leading axes [B, K].
-      results: leading axes [K, B].
-      last_value: float32 [B], value of the observation after the segment.
-      observation: the observations with their images, leading axes [B, K], if the update trains the image encoder;
-        otherwise None. `steps` and the context contain only features.
+        trial: the trials after the segment.
+        memory: the memory after the segment.
+        steps: the segment's part of the trajectory, leading axes [B, K].
+        results: leading axes [K, B].
+        last_value: float32 [B], value of the observation after the segment.
+        observation: the observations with their images, leading axes [B, K], if the update trains the image encoder;
+          otherwise None. `steps` and the context contain only features.
     """
 
     trial: TrialState
@@ -48,11 +48,11 @@ def collect(setup: Setup, params: Params, trial: TrialState, memory: Memory, key
     """Act for one segment.
 
     Args:
-      setup: the training setup.
-      params: parameters of the policy.
-      trial: the trials at the start of the segment.
-      memory: the context so far.
-      key: typed PRNG key [].
+        setup: the training setup.
+        params: parameters of the policy.
+        trial: the trials at the start of the segment.
+        memory: the context so far.
+        key: typed PRNG key [].
     """
     trial_steps, segment = setup.config.trial.steps, setup.config.trial.segment
 
@@ -76,11 +76,11 @@ def with_size(
     """Call `function(size)` with the smallest of the `buffer_sizes` that holds `filled` steps.
 
     Args:
-      steps: steps of a trial.
-      segment: steps of a segment.
-      filled: int32 [], number of filled steps.
-      function: traced once for each size. All results must have the same shapes.
-      count: number of sizes.
+        steps: steps of a trial.
+        segment: steps of a segment.
+        filled: int32 [], number of filled steps.
+        function: traced once for each size. All results must have the same shapes.
+        count: number of sizes.
     """
     sizes = buffer_sizes(steps, segment, count)
     index = jnp.searchsorted(jnp.asarray(sizes), filled)

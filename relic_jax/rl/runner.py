@@ -35,10 +35,10 @@ class Runner(Protocol):
         """Advance by one chunk.
 
         Args:
-          state: the current state, which is donated.
+            state: the current state, which is donated.
 
         Returns:
-          The next state, and metrics. The metrics of a whole trial have a leading axis [U] over updates.
+            The next state, and metrics. The metrics of a whole trial have a leading axis [U] over updates.
         """
         ...
 
@@ -66,7 +66,7 @@ def make_runner(setup: Setup) -> Runner:
     """Return the runner for the environment of a setup.
 
     Raises:
-      ConfigError: if worker processes cannot start.
+        ConfigError: if worker processes cannot start.
     """
     return HostRunner(setup) if setup.trials.env.on_host else JittedRunner(setup)
 

@@ -23,7 +23,7 @@ def segment_step(setup: Setup, state: TrainState) -> tuple[TrainState, Metrics]:
     """Train for one segment.
 
     Returns:
-      The state at the start of the next segment, and metrics, each float32 [].
+        The state at the start of the next segment, and metrics, each float32 [].
     """
     key, own_key = jax.random.split(state.key)
     act_key, update_key, after_key = jax.random.split(setup.device_key(own_key), 3)
@@ -46,15 +46,15 @@ def learn(
     """Update the parameters after acting, and prepare the next segment.
 
     Args:
-      setup: the training setup.
-      state: the state before the segment.
-      before: the memory before the segment. Only the counters of a KV cache are used.
-      collected: the segment.
-      update_key: typed PRNG key [], for minibatches and dropout.
-      after_key: typed PRNG key [], for shuffling episodes or drawing new tasks.
+        setup: the training setup.
+        state: the state before the segment.
+        before: the memory before the segment. Only the counters of a KV cache are used.
+        collected: the segment.
+        update_key: typed PRNG key [], for minibatches and dropout.
+        after_key: typed PRNG key [], for shuffling episodes or drawing new tasks.
 
     Returns:
-      The state at the start of the next segment, and metrics, each float32 [].
+        The state at the start of the next segment, and metrics, each float32 [].
     """
     cfg = setup.config
     start = state.segment * cfg.trial.segment

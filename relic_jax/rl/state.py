@@ -29,14 +29,14 @@ class TrainState(struct.PyTreeNode):
     """Everything needed to resume a run bit for bit. All of it is saved in checkpoints.
 
     Attributes:
-      params: parameters of the policy.
-      opt_state: state of the optimizer, for the trainable parameters (`Policy.trainable`).
-      key: typed PRNG key [].
-      env_steps: environment steps so far, summed over environments.
-      segment: int32 [], index in the trial of the next segment.
-      trial: the N environments.
-      trajectory: the trial's steps so far, in buffers [N, T].
-      memory: the policy's memory of the trial.
+        params: parameters of the policy.
+        opt_state: state of the optimizer, for the trainable parameters (`Policy.trainable`).
+        key: typed PRNG key [].
+        env_steps: environment steps so far, summed over environments.
+        segment: int32 [], index in the trial of the next segment.
+        trial: the N environments.
+        trajectory: the trial's steps so far, in buffers [N, T].
+        memory: the policy's memory of the trial.
     """
 
     params: Params
@@ -54,12 +54,12 @@ class Setup:
     """The static side of training: pure functions and sizes, closed over by jit.
 
     Attributes:
-      config: the run's config.
-      policy: the policy.
-      trials: steps the environments.
-      tasks: the training split, with a leading axis over tasks.
-      local_environments: number of environments on one device.
-      axis: name of the device axis inside a function that runs on several devices, otherwise None.
+        config: the run's config.
+        policy: the policy.
+        trials: steps the environments.
+        tasks: the training split, with a leading axis over tasks.
+        local_environments: number of environments on one device.
+        axis: name of the device axis inside a function that runs on several devices, otherwise None.
     """
 
     config: TrainConfig

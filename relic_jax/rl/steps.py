@@ -16,8 +16,8 @@ class StepCount(struct.PyTreeNode):
     `count + n` works under jit. `int(count)` reads the number on the host.
 
     Attributes:
-      high: uint32 [].
-      low: uint32 [].
+        high: uint32 [].
+        low: uint32 [].
     """
 
     high: jax.Array

@@ -43,10 +43,10 @@ class Result:
     """Result of a run.
 
     Attributes:
-      state: the last state.
-      finished: False if the run was interrupted.
-      seconds: time spent training, including earlier parts of a resumed run.
-      exit_code: exit code for a process that was stopped by a signal, otherwise 0.
+        state: the last state.
+        finished: False if the run was interrupted.
+        seconds: time spent training, including earlier parts of a resumed run.
+        exit_code: exit code for a process that was stopped by a signal, otherwise 0.
     """
 
     state: TrainState
@@ -60,8 +60,8 @@ class Progress:
     """Counters that are saved in checkpoints.
 
     Attributes:
-      env_steps: environment steps so far.
-      seconds: time spent training.
+        env_steps: environment steps so far.
+        seconds: time spent training.
     """
 
     env_steps: int = 0
@@ -75,12 +75,12 @@ def prepare(config: TrainConfig, env: Environment, *, resume: bool = False) -> S
     Nothing is compiled. If the environment runs in worker processes, one worker is started briefly.
 
     Args:
-      config: the run's config.
-      env: its environment.
-      resume: whether the run resumes from a checkpoint, so files with initial weights are not needed.
+        config: the run's config.
+        env: its environment.
+        resume: whether the run resumes from a checkpoint, so files with initial weights are not needed.
 
     Raises:
-      ConfigError: if the config is invalid, or the run does not fit into memory.
+        ConfigError: if the config is invalid, or the run does not fit into memory.
     """
     images = any(image_mask(env.observation_spec))
     validate(config, horizon=env.horizon, images=images)
@@ -110,17 +110,17 @@ def train(
     SIGINT and SIGTERM (in the main thread) and `stop` save a checkpoint and return.
 
     Args:
-      setup: the setup of the run, from `prepare`.
-      folder: the run folder. Checkpoints are written to `folder/checkpoints`.
-      make_tracker: called with the number of environment steps before the start.
-      resume: whether to continue from the newest checkpoint. Without a checkpoint, training starts from the beginning.
-      stop: stops training when it is set.
+        setup: the setup of the run, from `prepare`.
+        folder: the run folder. Checkpoints are written to `folder/checkpoints`.
+        make_tracker: called with the number of environment steps before the start.
+        resume: whether to continue from the newest checkpoint. Without one, training starts from the beginning.
+        stop: stops training when it is set.
 
     Raises:
-      NonFiniteError: if a number is not finite.
-      PoolError: if worker processes failed too often. A checkpoint is saved first.
-      LockedError: if another process uses the folder.
-      StorageError: if files cannot be written.
+        NonFiniteError: if a number is not finite.
+        PoolError: if worker processes failed too often. A checkpoint is saved first.
+        LockedError: if another process uses the folder.
+        StorageError: if files cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     hint = f"earlier checkpoints are complete, resume with: relic-jax train --resume {folder}"
@@ -228,9 +228,9 @@ def records(config: TrainConfig, env_steps: int, metrics: dict[str, np.ndarray])
     """Convert the metrics of a chunk to one record per update.
 
     Args:
-      config: the run's config.
-      env_steps: environment steps before the chunk.
-      metrics: metrics by name, with a leading axis [U] or none.
+        config: the run's config.
+        env_steps: environment steps before the chunk.
+        metrics: metrics by name, with a leading axis [U] or none.
     """
     stacked = {name: np.atleast_1d(value) for name, value in metrics.items()}
     for index in range(len(stacked["loss"])):
@@ -249,7 +249,7 @@ def check_finite(setup: Setup, record: Record, checkpoints: Path) -> None:
     """Remove the counts of non-finite numbers from a record.
 
     Raises:
-      NonFiniteError: if a count is not 0.
+        NonFiniteError: if a count is not 0.
     """
     counts = {source: record.pop(f"nonfinite/{source}") for source in SOURCES}
     environment, step, task = (int(record.pop(f"nonfinite/{name}")) for name in ("environment", "step", "task"))

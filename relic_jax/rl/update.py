@@ -32,12 +32,12 @@ class Batch(NamedTuple):
     """Data of an update, for B environments.
 
     Attributes:
-      trajectory: the trial so far, leading axes [B, T].
-      memory: the context at the start of the segment.
-      advantage: float32 [B, T].
-      target: float32 [B, T], regression target of the value.
-      observation: observations of the newest segment with their images, leading axes [B, K], or None
-        (`Collected.observation`).
+        trajectory: the trial so far, leading axes [B, T].
+        memory: the context at the start of the segment.
+        advantage: float32 [B, T].
+        target: float32 [B, T], regression target of the value.
+        observation: observations of the newest segment with their images, leading axes [B, K], or None
+          (`Collected.observation`).
     """
 
     trajectory: Trajectory
@@ -64,9 +64,9 @@ class Window(NamedTuple):
     """The steps with a loss: start, …, start + size − 1.
 
     Attributes:
-      start: int32 [].
-      size: static number of steps.
-      full: whether the window is the whole trial. Static.
+        start: int32 [].
+        size: static number of steps.
+        full: whether the window is the whole trial. Static.
     """
 
     start: jax.Array | int
@@ -78,10 +78,10 @@ def make_batch(setup: Setup, state: TrainState, before: Memory, last_value: jax.
     """Compute advantages and value targets of all steps of the trial so far.
 
     Args:
-      setup: the training setup.
-      state: the state after acting.
-      before: the memory before the segment.
-      last_value: float32 [B], value of the observation after the segment.
+        setup: the training setup.
+        state: the state after acting.
+        before: the memory before the segment.
+        last_value: float32 [B], value of the observation after the segment.
     """
     ppo, steps = setup.config.ppo, state.trajectory
     ended = steps.terminated | steps.truncated
@@ -107,7 +107,7 @@ def update(
     """Update the parameters, on the newest segment or, after the trial's last segment, on the whole trial.
 
     Returns:
-      The parameters, the state of the optimizer, and metrics averaged over optimizer steps, each float32 [].
+        The parameters, the state of the optimizer, and metrics averaged over optimizer steps, each float32 [].
     """
     trial = setup.config.trial
     partial = Window(state.segment * trial.segment, trial.segment, full=trial.updates == 1)
@@ -162,8 +162,8 @@ def minibatch_shape(config: TrainConfig, environments: int) -> tuple[int, int, i
     are distributed over the devices.
 
     Args:
-      config: the run's config.
-      environments: environments on one device.
+        config: the run's config.
+        environments: environments on one device.
     """
     ppo, devices = config.ppo, config.trial.environments // environments
     steps, rows = ppo.minibatches // ppo.accumulate, config.trial.environments // ppo.minibatches
@@ -184,16 +184,16 @@ def accumulated_gradients(
     """Compute the sum or mean of the gradients of several minibatches, to be averaged over devices (see `masked`).
 
     Args:
-      setup: the training setup.
-      state: the state after acting.
-      params: the trainable parameters.
-      batch: data of all environments.
-      window: the steps with a loss.
-      order: int32 [accumulate, b], environments of each minibatch.
-      keys: typed PRNG keys [accumulate], for dropout.
+        setup: the training setup.
+        state: the state after acting.
+        params: the trainable parameters.
+        batch: data of all environments.
+        window: the steps with a loss.
+        order: int32 [accumulate, b], environments of each minibatch.
+        keys: typed PRNG keys [accumulate], for dropout.
 
     Returns:
-      The gradients, and metrics averaged over the minibatches.
+        The gradients, and metrics averaged over the minibatches.
     """
 
     def add(total: Params, inputs: tuple[jax.Array, jax.Array, Counts | None]) -> tuple[Params, Metrics]:
@@ -266,16 +266,16 @@ def minibatch_loss(
     Its mean over devices is the loss (see `masked`).
 
     Args:
-      setup: the training setup.
-      env_steps: environment steps so far, for the schedule of `entropy_coef`.
-      params: the trainable parameters.
-      batch: data of the minibatch's environments.
-      window: the steps with a loss.
-      dropout_key: typed PRNG key [].
-      counts: number of valid steps if steps can be lost. None counts them in the batch.
+        setup: the training setup.
+        env_steps: environment steps so far, for the schedule of `entropy_coef`.
+        params: the trainable parameters.
+        batch: data of the minibatch's environments.
+        window: the steps with a loss.
+        dropout_key: typed PRNG key [].
+        counts: number of valid steps if steps can be lost. None counts them in the batch.
 
     Returns:
-      The loss, float32 [], and metrics, each float32 [].
+        The loss, float32 [], and metrics, each float32 [].
     """
     ppo = setup.config.ppo
     output = window_output(setup, params, batch, window, dropout_key)
