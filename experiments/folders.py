@@ -101,7 +101,7 @@ def _refuse_existing(folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(not is_lock_file(path.name) for path in folder.iterdir())):
         raise ConfigError(
             f"name is {folder.name!r}: '{folder}' is already there; allowed: another --name, "
-            f"or go on with it: relic-jax train --resume {folder}"
+            f"or resume it with: relic-jax train --resume {folder}"
         )
 
 
