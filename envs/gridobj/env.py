@@ -9,13 +9,13 @@ ReLIC (Elawady et al. 2024, arXiv 2410.02751, section 4.1) without images.
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from relic_jax import prng
 from relic_jax.config import ConfigError, EnvConfig, WorkerConfig
 from relic_jax.environment.base import Discrete, Environment, Split, TimeStep, TrialRecord, first_timestep
 from relic_jax.envs.darkroom import render
@@ -34,6 +34,19 @@ class GridObjOptions:
 
     asked: int | None = None
     """Number of kinds of objects that a trial asks for, drawn by task; None: all. Fewer are easier to recall."""
+
+
+@struct.dataclass
+class GridObjTask:
+    """What a trial keeps fixed.
+
+    Attributes:
+        objects: int32 [K, 2]; the cell (x, y) of the object of each kind, all different.
+        asked: int32 [A]; the kinds that the trial asks for.
+    """
+
+    objects: jax.Array | np.ndarray
+    asked: jax.Array | np.ndarray
 
 
 @struct.dataclass
@@ -101,29 +114,19 @@ class GridObj(Environment):
         """The names of the actions, in the order of `action_space`."""
         return ("right", "left", "up", "down", "stay")
 
-    def layout(self, task: jax.Array) -> jax.Array:
-        """Return the cells of the objects, int32 [K, 2], all different. task: int32 [], the seed of the layout."""
-        cells = jax.random.permutation(jax.random.fold_in(prng.key(task), 0), self.size**2)[: self.kinds]
-        return jnp.stack([cells // self.size, cells % self.size], axis=-1).astype(jnp.int32)
-
-    def asked_kinds(self, task: jax.Array) -> jax.Array:
-        """Return the kinds that a trial asks for, int32 [asked]."""
-        order = jax.random.permutation(jax.random.fold_in(prng.key(task), 1), self.kinds)
-        return order[: self.kinds if self.asked is None else self.asked].astype(jnp.int32)
-
-    def reset(self, key: jax.Array, task: jax.Array) -> tuple[GridObjState, TimeStep]:
+    def reset(self, key: jax.Array, task: GridObjTask) -> tuple[GridObjState, TimeStep]:
         """Start an episode in a random cell with a random one of the kinds that the trial asks for."""
         cell_key, kind_key = jax.random.split(key)
         state = GridObjState(
             position=jax.random.randint(cell_key, (2,), 0, self.size, jnp.int32),
-            target=jax.random.choice(kind_key, self.asked_kinds(task)),
-            objects=self.layout(task),
+            target=task.asked[jax.random.randint(kind_key, (), 0, task.asked.shape[0])],
+            objects=jnp.asarray(task.objects),
             step=jnp.zeros((), jnp.int32),
         )
         return state, first_timestep(self.observe(state))
 
     def step(
-        self, key: jax.Array, state: GridObjState, action: jax.Array, task: jax.Array
+        self, key: jax.Array, state: GridObjState, action: jax.Array, task: GridObjTask
     ) -> tuple[GridObjState, TimeStep]:
         """Move the agent; deterministic. A move off the grid leaves it at the edge."""
         del key, task
@@ -157,7 +160,7 @@ class GridObj(Environment):
         """Return the length of the episode in steps."""
         return {"steps": state.step.astype(jnp.float32)}
 
-    def optimal_action(self, state: GridObjState, task: jax.Array) -> jax.Array:
+    def optimal_action(self, state: GridObjState, task: GridObjTask) -> jax.Array:
         """Return a step on a shortest path: along x first, then along y."""
         del task
         return towards(state.position, state.objects[state.target])
@@ -182,10 +185,26 @@ class GridObj(Environment):
             size=(self.size, self.size),
         )
 
-    def tasks(self, split: Split) -> np.ndarray:
-        """Return seeds of layouts, int32 [n]: 0 … 9,999 for training, 10,000 … 10,999 held out."""
-        seeds = np.arange(TRAIN_LAYOUTS + TEST_LAYOUTS, dtype=np.int32)
-        return seeds[:TRAIN_LAYOUTS] if split == "train" else seeds[TRAIN_LAYOUTS:]
+    def tasks(self, split: Split) -> GridObjTask:
+        """Return the layouts of a split: objects int32 [n, K, 2], asked int32 [n, A].
+
+        The first 10,000 of a fixed sequence of random layouts are for training, the next 1,000 are held out.
+        """
+        objects, order = layouts(self.size, self.kinds)
+        rows = slice(TRAIN_LAYOUTS) if split == "train" else slice(TRAIN_LAYOUTS, None)
+        return GridObjTask(objects[rows], order[rows, : self.asked])
+
+
+@functools.cache
+def layouts(size: int, kinds: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return (cells of the objects, int32 [n, K, 2]; kinds in the order in which trials ask for them, int32 [n, K]).
+
+    They come from `numpy.random.RandomState(0)`, whose stream NumPy keeps unchanged.
+    """
+    random, count = np.random.RandomState(0), TRAIN_LAYOUTS + TEST_LAYOUTS
+    cells = random.random_sample((count, size**2)).argsort(axis=1, kind="stable")[:, :kinds]
+    order = random.random_sample((count, kinds)).argsort(axis=1, kind="stable")
+    return np.stack([cells // size, cells % size], axis=-1).astype(np.int32), order.astype(np.int32)
 
 
 def in_view(state: GridObjState) -> jax.Array:

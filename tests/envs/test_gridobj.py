@@ -8,14 +8,21 @@ import numpy as np
 import pytest
 
 from relic_jax.config import ConfigError, EnvConfig
-from relic_jax.environment.base import TrialRecord
+from relic_jax.environment.base import TrialRecord, split_hash
 from relic_jax.envs import registry
 from relic_jax.envs.darkroom.render import GOLD, GREEN
-from relic_jax.envs.gridobj.env import PRESETS, GridObj, GridObjState
+from relic_jax.envs.gridobj.env import PRESETS, GridObj, GridObjState, GridObjTask
 from relic_jax.envs.gridobj.searcher import Searcher
 
 ENV = GridObj("small", 4, 3, 5)
 OBJECTS = jnp.array([[0, 0], [2, 1], [3, 3]])
+
+
+HASHES = {
+    "gridobj-9": ("23fddc3e4ca2", "f3dde0eb6d0e"),
+    "gridobj-13": ("f10cf0b257d9", "6af391984a4f"),
+    "gridobj-21": ("ac68765a4082", "cf9432bcda8d"),
+}
 
 
 def state(position, target, step=0):
@@ -59,22 +66,25 @@ def test_a_step_by_hand(position, action, target, step, reward, terminated, trun
 def test_layouts_are_those_of_the_task(name):
     env = PRESETS[name]
     train, test = env.tasks("train"), env.tasks("test")
-    assert len(train) == 10_000 and len(test) == 1_000 and not set(train) & set(test)
-    layouts = np.asarray(jax.vmap(env.layout)(jnp.concatenate([train[:200], test[:200]])))
-    assert layouts.min() >= 0 and layouts.max() < env.size
-    assert all(len(np.unique(layout, axis=0)) == env.kinds for layout in layouts)
-    assert len(np.unique(layouts, axis=0)) == len(layouts)
-    state, _ = env.reset(jax.random.key(3), test[0])
-    np.testing.assert_array_equal(state.objects, layouts[200])
+    assert train.objects.shape == (10_000, env.kinds, 2) and test.objects.shape == (1_000, env.kinds, 2)
+    assert (split_hash(train), split_hash(test)) == HASHES[name]
+    layouts = np.concatenate([train.objects, test.objects])
+    assert layouts.min() == 0 and layouts.max() == env.size - 1
+    cells = layouts @ [env.size, 1]
+    assert (np.diff(np.sort(cells, axis=1), axis=1) > 0).all()  # one object per cell
+    assert len(np.unique(cells, axis=0)) == len(cells)  # no held-out layout is a training layout
+    state, _ = env.reset(jax.random.key(3), jax.tree.map(lambda x: x[0], test))
+    np.testing.assert_array_equal(state.objects, layouts[10_000])
 
 
 def test_a_trial_asks_for_so_many_kinds():
     env = dataclasses.replace(PRESETS["gridobj-9"], asked=2)
     reset = jax.jit(jax.vmap(lambda key, task: env.reset(key, task)[0], in_axes=(0, None)))
-    by_task = [set(np.asarray(reset(jax.random.split(jax.random.key(0), 64), task).target)) for task in range(20)]
+    tasks, keys = env.tasks("train"), jax.random.split(jax.random.key(0), 64)
+    by_task = [set(np.asarray(reset(keys, GridObjTask(tasks.objects[i], tasks.asked[i])).target)) for i in range(20)]
     assert all(len(kinds) == 2 for kinds in by_task)
     assert set.union(*by_task) == set(range(6))  # which ones depends on the task
-    np.testing.assert_array_equal(env.layout(jnp.array(7)), PRESETS["gridobj-9"].layout(jnp.array(7)))
+    np.testing.assert_array_equal(tasks.objects, PRESETS["gridobj-9"].tasks("train").objects)
 
 
 def steps(env, act, memory, tasks, episodes):
@@ -98,16 +108,17 @@ def steps(env, act, memory, tasks, episodes):
         return memory, count
 
     def trial(key, task):
-        keys = (jnp.full(episodes, task), jax.random.split(key, episodes))
-        return jax.lax.scan(episode, memory, keys)[1]
+        return jax.lax.scan(lambda memory, key: episode(memory, (task, key)), memory, jax.random.split(key, episodes))[
+            1
+        ]
 
-    return np.asarray(jax.jit(jax.vmap(trial))(jax.random.split(jax.random.key(1), len(tasks)), jnp.asarray(tasks)))
+    return np.asarray(jax.jit(jax.vmap(trial))(jax.random.split(jax.random.key(1), len(tasks.objects)), tasks))
 
 
 def test_searchers_reach_what_was_measured():
     """Elsewhere measured on held-out layouts: 15 steps without memory, and 14.9, 8.3, 6.8 … 5.9 with it."""
     env = PRESETS["gridobj-9"]
-    tasks = env.tasks("test")[:400]
+    tasks = jax.tree.map(lambda x: jnp.asarray(x[:400]), env.tasks("test"))
     searchers = {memory: Searcher(env, memory) for memory in ("episode", "trial")}
     forgetful, remembering = (steps(env, s.act, s.initial_memory(), tasks, 12) for s in searchers.values())
     np.testing.assert_array_equal(forgetful[:, 0], remembering[:, 0])  # nothing to forget yet
@@ -118,7 +129,7 @@ def test_searchers_reach_what_was_measured():
 
 def test_the_expert_takes_a_shortest_path():
     env = PRESETS["gridobj-9"]
-    tasks = env.tasks("test")[:64]
+    tasks = jax.tree.map(lambda x: jnp.asarray(x[:64]), env.tasks("test"))
     act = lambda key, memory, state, first: (memory, env.optimal_action(state, None))  # noqa: E731
     taken = steps(env, act, jnp.zeros(()), tasks, 4)
 
@@ -126,8 +137,8 @@ def test_the_expert_takes_a_shortest_path():
         state, _ = env.reset(jax.random.split(key)[0], task)
         return jnp.maximum(jnp.abs(state.position - state.objects[state.target]).sum(), 1)
 
-    keys = jax.vmap(lambda key: jax.random.split(key, 4))(jax.random.split(jax.random.key(1), len(tasks)))
-    expected = jax.vmap(jax.vmap(shortest, (0, None)))(keys, jnp.asarray(tasks))
+    keys = jax.vmap(lambda key: jax.random.split(key, 4))(jax.random.split(jax.random.key(1), 64))
+    expected = jax.vmap(jax.vmap(shortest, (0, None)))(keys, tasks)
     np.testing.assert_array_equal(taken, expected)
 
 
