@@ -48,6 +48,6 @@ def test_undefined_members_raise(member):
 
 def test_defaults_of_the_interface():
     env = documented()
-    assert not (env.expensive_reset or env.masks_actions or env.may_fail or env.ends_in_time or env.on_host)
+    assert not (env.expensive_reset or env.masks_actions or env.ends_in_time or env.on_host)
     assert env.observation_range is env.action_names is env.observation_names is None and not env.has_expert
     assert env.check_start(4) is None and env.concurrent_trials(7) == 7 and env.reference_episodes == 8192

@@ -18,6 +18,7 @@ from relic_jax.envs.registry import make
 from relic_jax.evaluation import acting, in_context_curves, in_jit
 from relic_jax.models.policy import Policy, PolicyConfig, PolicyOutput, policy_for
 from relic_jax.models.transformer import TransformerConfig
+from relic_jax.spaces import spaces_of
 
 POLICY = PolicyConfig(
     TransformerConfig(layers=1, heads=2, width=8, mlp_width=8, max_positions=128, attention="reference")
@@ -198,7 +199,8 @@ class NoMemory:
 class Scripted:
     """Moves on, but stays after a step that was rewarded as far as it can see."""
 
-    config, masked = PolicyConfig(), False
+    config, is_recurrent = PolicyConfig(), False
+    spaces = spaces_of(Corridor("corridor", 3, 1, 3))
 
     def initial_memory(self, batch, capacity):
         return NoMemory()
@@ -206,7 +208,7 @@ class Scripted:
     def for_acting(self, memory):
         return memory
 
-    def for_steps(self, params):
+    def cast_weights(self, params):
         return params
 
     def act(self, params, memory, inputs, *, window):
