@@ -169,7 +169,7 @@ def test_bad_checksum_lists_are_refused_and_read_no_other_file(tmp_path, monkeyp
     except (TypeError, ValueError, LookupError):
         text = json.dumps({"files": files})
     (tmp_path / "folder" / CHECKSUMS).write_text(text)
-    monkeypatch.setattr(runtime, "checksum", lambda path: pytest.fail(f"{path} was read"))
+    monkeypatch.setattr(runtime.files, "checksum", lambda path: pytest.fail(f"{path} was read"))
     with pytest.raises(ConfigError, match="is truncated or damaged"):
         verify_files(tmp_path / "folder", "export")
 

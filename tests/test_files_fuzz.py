@@ -211,7 +211,7 @@ def test_many_layers_are_refused_in_time(exported):
 def test_the_stand_alone_runner_reads_configs_as_strictly(exported, monkeypatch):
     folder, about = exported
     (folder / "policy.onnx").write_bytes(b"")
-    monkeypatch.setattr(runtime, "Onnx", lambda path, about: Empty(about))
+    monkeypatch.setattr(runtime.exports, "Onnx", lambda path, about: Empty(about))
 
     @FUZZ
     @given(text=mutations({name: about[name] for name in ("format", "spaces", "step", "weights")}))

@@ -239,6 +239,7 @@ def trained_both():
     return setup, states, metrics
 
 
+@pytest.mark.slow
 def test_updates_keep_the_masks_that_were_acted_with(trained_both):
     """Updates use the stored masks.
 
@@ -310,6 +311,7 @@ def test_a_step_without_a_legal_action_stops_the_training(trained_both, tmp_path
         check_record(setup, record, tmp_path)
 
 
+@pytest.mark.slow
 def test_evaluation_and_reference_lines_respect_masks():
     """Every illegal action costs 4. An episode can earn 3.5 to 3.75."""
     for env in (MaskProbe(), Both()):

@@ -49,6 +49,7 @@ def go(setup, folder, **options):
     return result
 
 
+@pytest.mark.slow
 def test_in_a_running_loop_and_in_a_thread_beside_it(setup, tmp_path, capsys):
     """A notebook runs cells in the main thread, inside a running event loop. Cells can start threads."""
     before = process_state()

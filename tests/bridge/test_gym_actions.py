@@ -205,6 +205,7 @@ def test_a_mask_that_is_missing_or_leaves_nothing_is_said(masked, fault, said):
             batch = pool.receive()
 
 
+@pytest.mark.slow
 def test_a_trial_is_trained_and_evaluated_without_an_illegal_action(masked, tiny, tmp_path):
     """The environment raises at the first one, which would be a fault and a lost step, and leaves a file, also where
     the seeds are tested before the training."""

@@ -263,6 +263,7 @@ def test_only_the_last_state_of_an_action_is_rendered():
     assert counts == {1: 1, 4: 1}
 
 
+@pytest.mark.slow
 def test_repeated_miniworld_equals_stepping_by_hand():
     env, task = make("miniworld-open"), None
     wrapped = repeated(env, 4)

@@ -116,6 +116,7 @@ def test_lines_are_those_of_truncated_episodes():
     assert (line.mean_return, line.success_rate) == (7, 0.5)
 
 
+@pytest.mark.slow
 def test_training_and_evaluation_go_on_and_say_it_once(tiny, tmp_path, caplog):
     horizon.warn.cache_clear()
     env = Endless(horizon=5)

@@ -68,7 +68,7 @@ def test_what_is_accepted_can_be_traced(bench):
 REFUSED = [
     (["--ppo.warmup-steps", "1000000000000001"], "ppo.warmup_steps is 1000000000000001; allowed: at most 1,000,000,"),
     (["--policy.transformer.width", "2147483648"], "policy.transformer.width is 2147483648; allowed: less than 2^31"),
-    (["--policy.transformer.width", "1073741824"], "policy.transformer.width is 1073741824; allowed: what fits"),
+    (["--policy.transformer.width", "1073741824"], "policy.transformer.width is 1073741824; allowed: a size that fits"),
     (
         ["--policy.transformer.mlp-width", "1073741824"],
         "policy.transformer.mlp_width is 1073741824; allowed: ",
@@ -119,9 +119,9 @@ OTHERS = [
     (["evaluate", "RUN", "--episodes", "3000000000"], "eval.episodes is 3000000000"),
     (["evaluate", "RUN", "--out", "."], "out is '.'; allowed: the name of a file"),
     (["play", "RUN", "--episodes", "3000000000"], "eval.episodes is 3000000000"),
-    (["play", "RUN", "--episodes", "20000000"], "eval.episodes is 20000000; allowed: what fits"),
+    (["play", "RUN", "--episodes", "20000000"], "eval.episodes is 20000000; allowed: a size that fits"),
     (["export", "RUN", "--to", "new", "--context", "3000000000"], "context is 3000000000; allowed"),
-    (["export", "RUN", "--to", "new", "--context", "2000000000"], "context is 2000000000; allowed: what fits"),
+    (["export", "RUN", "--to", "new", "--context", "2000000000"], "context is 2000000000; allowed: a size that fits"),
     (["habitat-dataset", "--out", "new.json", "--seed", "-1"], "seed is -1"),
     (["habitat-dataset", "--out", "new.json", "--layouts", "2000000000"], "layouts is 2000000000"),
     (["import-llamarl", "FILE", "--to", "folder/.."], "to is 'folder/..'; allowed: a new folder"),
@@ -145,7 +145,7 @@ def test_the_last_of_duplicated_options_counts(bench):
 
 def test_the_field_that_takes_the_memory_is_named():
     for field, value in (("policy.transformer.width", 2**24), ("policy.transformer.max_positions", 2**30)):
-        with pytest.raises(ConfigError, match=f"^{field} is {value}; allowed: what fits"):
+        with pytest.raises(ConfigError, match=f"^{field} is {value}; allowed: a size that fits"):
             check_sizes(changed(TrainConfig(), field, value), available=2**34)
 
 

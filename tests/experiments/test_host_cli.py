@@ -33,6 +33,7 @@ def tasks(tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_gymnasium_from_the_command_to_the_figure(cli, tmp_path, tasks):
     pytest.importorskip("gymnasium")
     options = ["--env", "gym:CartPole-v1", "--host.dataset", tasks, "--runs", tmp_path, "--name", "run", *OPTIONS]
@@ -215,6 +216,7 @@ def test_what_no_dataset_can_be_made_of(cli, tmp_path, options, said):
     assert not (tmp_path / "d.json").exists()
 
 
+@pytest.mark.slow
 def test_object_navigation_trains_on_images(tiny):
     env = make(EnvConfig("extobjnav", 30, {"image_size": 16}))
     config = tiny(env="extobjnav", trial=TrialConfig(environments=4, steps=16, updates=1))

@@ -31,6 +31,7 @@ def test_measures_by_hand():
     assert measured["same_favourite"] == 0.5
 
 
+@pytest.mark.slow
 def test_every_format_of_a_checkpoint_is_compared(tiny, tmp_path):
     config = tiny()
     setup = prepare(config, make(config.env))

@@ -131,6 +131,7 @@ def test_the_same_run_twice_is_refused_however_it_is_called(refused, begun, tmp_
     refused(["--group", f"a={run},{copy}"], "are the same policy")
 
 
+@pytest.mark.slow
 def test_other_configs_are_named(refused, begun):
     run = begun("seed0")
     wide = TransformerConfig(layers=1, heads=2, width=16, mlp_width=8, max_positions=128, attention="reference")
@@ -203,6 +204,7 @@ def test_groups_take_the_place_of_paths(refused, begun):
 # --- environments ---
 
 
+@pytest.mark.slow
 def test_observations_outside_of_the_policys_range_are_refused(refused, cli, begun):
     run = begun("seed0")  # a grid of 9×9
     for env, high in (("darkroom-hard-17", 16), ("darkroom-dpt", 9), ("darkroom-large-40x20", "39, 19")):

@@ -44,6 +44,7 @@ def test_places_are_means_of_their_pixels():
             np.testing.assert_allclose(found[3 * row + column], part.mean((0, 1)), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_labels_are_what_the_renderer_drew():
     """Shares sum to 1, and the pixels of walls, furniture and categories match the renderer's ids."""
     state = jax.jit(ENV.start)(jax.random.key(1), TEST[0])
@@ -66,6 +67,7 @@ def test_labels_are_what_the_renderer_drew():
         np.testing.assert_allclose(pixels, expected, atol=0.05)
 
 
+@pytest.mark.slow
 def test_the_included_encoder_finds_objects_by_name_in_held_out_houses():
     """If an object fills half a place, its name mostly matches one of its places best. Chance is one in 64."""
     arrays = dict(files.read(SHIPPED["houses"], "file").arrays)

@@ -234,6 +234,7 @@ def test_resuming_a_finished_run_evaluates_and_nothing_else(finished, cli):
     assert (finished / "curve.csv").read_bytes() == curve
 
 
+@pytest.mark.slow
 def test_stopping_the_evaluation_says_how_to_go_on(tmp_path, finished, cli, monkeypatch):
     def evaluate(policies, config, split, progress, *_):
         signal.raise_signal(signal.SIGTERM)
@@ -336,6 +337,7 @@ def test_nan_from_the_environment_stops_the_run_and_names_step_array_and_checkpo
     assert_all_checkpoints_finite(setup, tmp_path / "checkpoints")
 
 
+@pytest.mark.slow
 def test_nan_in_one_environment_names_it_and_its_task(tiny, tmp_path, monkeypatch):
     setup = prepare(tiny("segment", devices=2), POISONED)
     tasks = dataclasses.replace(setup.tasks, reward_at=setup.tasks.reward_at.copy())

@@ -118,6 +118,7 @@ def test_a_run_whose_first_process_was_killed_before_its_config_can_begin_again(
 # --- damage ---
 
 
+@pytest.mark.slow
 def test_resuming_with_a_damaged_first_line_keeps_the_file_and_says_where(cli, copied, unfinished):
     file = copied / "metrics.jsonl"
     damaged = b"\xff" + file.read_bytes()

@@ -53,6 +53,7 @@ def test_a_run_starts_from_the_newest_parameters_of_another_and_learns_on(tiny, 
     assert any(np.any(a != b) for a, b in zip(after, before, strict=True))
 
 
+@pytest.mark.slow
 def test_it_may_be_one_checkpoint_or_an_export(tiny, source, tmp_path):
     oldest = min(checkpoint.complete_steps(source / "checkpoints"))
     folder = source / "checkpoints" / str(oldest)

@@ -102,10 +102,15 @@ def in_chunks(policy, params, inputs, cuts, capacity):
     return jnp.concatenate(parts, axis=1), memory
 
 
+SETTINGS = [
+    pytest.param(*values, marks=[] if len(set(values)) == 1 else pytest.mark.slow)
+    for values in itertools.product([True, False], repeat=3)
+]
+"""By default all settings are on or all are off; slow tests mix them."""
+
+
 @pytest.mark.parametrize("sink", SINKS)
-@pytest.mark.parametrize("episode_rope", [True, False])
-@pytest.mark.parametrize("step_embedding", [True, False])
-@pytest.mark.parametrize("inter_episode", [True, False])
+@pytest.mark.parametrize(("episode_rope", "step_embedding", "inter_episode"), SETTINGS)
 @small_tiles
 def test_acting_equals_unrolling_equals_the_definition(sink, episode_rope, step_embedding, inter_episode):
     fields = {"episode_rope": episode_rope, "step_embedding": step_embedding, "inter_episode": inter_episode}

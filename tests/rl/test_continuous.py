@@ -53,6 +53,7 @@ def config(tiny):
 # --- inside jit ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("action", ["tanh", "gaussian"])
 def test_stored_densities_and_previous_actions_are_those_of_the_stored_actions(config, action):
     """A large initial deviation clips normal draws and brings squashed draws close to the bounds."""
@@ -79,6 +80,7 @@ def test_stored_densities_and_previous_actions_are_those_of_the_stored_actions(c
     )  # actions in the environment are within its bounds
 
 
+@pytest.mark.slow
 def test_statistics_are_those_of_all_observations_and_take_no_part_in_learning(config):
     """Compare with numpy after each of three segments, on two devices. The optimizer does not change the statistics."""
     setup = prepare(dataclasses.replace(config, devices=2), make("pointmass-goal"))

@@ -194,6 +194,7 @@ def test_a_refresh_reads_features_and_encodes_no_image():
     chex.assert_trees_all_equal(run(state.replace(params=blind)).memory, run(state).memory)
 
 
+@pytest.mark.slow
 def test_a_frozen_encoder_stays_and_its_images_are_not_kept():
     setup = make_setup(config(freeze=True), ImageProbe())
     state = jax.jit(lambda: init_state(setup))()
@@ -205,6 +206,7 @@ def test_a_frozen_encoder_stays_and_its_images_are_not_kept():
     assert (after["action"]["embedding"] != before["action"]["embedding"]).any()
 
 
+@pytest.mark.slow
 def test_updates_and_the_optimizer_do_not_use_a_frozen_encoder():
     """With NaN as its weights after acting, all other parameters are updated as before."""
     setup = make_setup(config(freeze=True), ImageProbe())

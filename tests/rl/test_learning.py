@@ -67,6 +67,7 @@ def test_returns_are_discounted_and_bootstrapped():
     np.testing.assert_allclose(values_at(setup, state, 0), 0.6, atol=0.1)
 
 
+@pytest.mark.slow
 def test_policy_is_learned():
     assert trained("probe-policy", 15)[2] > 0.95  # chance: 0.5
 

@@ -113,6 +113,7 @@ def test_evaluation_and_workers_keep_every_dtype(memory):
     assert specs(after) == specs(running)
 
 
+@pytest.mark.slow
 def test_the_gradient_is_that_of_the_same_numbers_as_floats(drawn):
     setup, random = setup_of(), np.random.default_rng(0)
     draw = jax.jit(lambda: init_state(setup).trajectory)

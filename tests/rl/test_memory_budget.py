@@ -46,6 +46,7 @@ def test_what_this_machine_can_give_is_known():
     assert available_bytes(1) > 2**20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["float32", "int8"])
 def test_an_update_against_64k_steps_needs_little_beside_the_context(form):
     """The update is compiled and not run. Its memory besides the arguments stays below 256 MiB."""

@@ -36,6 +36,7 @@ def test_the_smallest_size_that_holds_what_is_filled_is_taken(segments, segment,
     assert taken == min(size for size in sizes if size >= filled)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cache", ["float32", "bfloat16", "int8"])
 def test_acting_on_a_prefix_equals_acting_on_the_whole_buffer(cache):
     """Compare trials, records and the returned context of every segment of a trial, in every format."""

@@ -238,6 +238,7 @@ def test_acting_records_what_the_policy_saw_and_did():
     np.testing.assert_allclose(following, found.last_value, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_credit_through_the_trial_ignores_episode_ends():
     setup = make_setup(config(credit="trial", shuffle=False), make("probe-bandit"))
     state, batch = gathered(setup, 1)
@@ -307,8 +308,9 @@ def test_activations_kept_or_recomputed_give_the_same_gradient():
     chex.assert_trees_all_close(kept, again, atol=1e-6)
 
 
-@pytest.mark.parametrize("reduction", ["sum", pytest.param("mean", marks=pytest.mark.slow)])
-@pytest.mark.parametrize(("minibatches", "accumulate"), [(4, 4), pytest.param(2, 2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+@pytest.mark.parametrize(("minibatches", "accumulate"), [(4, 4), (2, 2)])
 def test_two_devices_make_the_update_of_one(reduction, minibatches, accumulate):
     """Minibatches of one environment are distributed, those of two are split. There is one step per epoch."""
     settings = {"minibatches": minibatches, "accumulate": accumulate, "epochs": 1, "gradient_reduction": reduction}
