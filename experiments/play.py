@@ -19,6 +19,7 @@ from relic_jax.envs.render import enlarge, write_gif
 from relic_jax.evaluation import in_context_curves, one_task
 from relic_jax.experiments import run
 from relic_jax.loading import LoadedPolicy
+from relic_jax.progress import Activity
 from relic_jax.spaces import image_mask
 
 WINDOW_SIDE = 480  # pixels, of the longer side of the picture
@@ -49,20 +50,24 @@ def record(
         raise _cannot_be_drawn(env)
     config = EvalConfig(episodes=trained.config.eval.episodes if episodes is None else episodes)
     show = trained.config.trial.show_last_reward
-    curves = in_context_curves(
-        trained.policy,
-        trained.params,
-        env,
-        config,
-        split=split,
-        task=task,
-        seed=trained.config.seed,
-        show_last_reward=show,
-    )
-    frames = env.render_trial(curves.trial)
-    if frames is None:
-        raise _cannot_be_drawn(env)
-    write_gif(out, beside(frames, curves.trial, config.episodes, _names(env)), run.GIF_FRAMES_PER_SECOND)
+    text = f"playing {config.episodes} episodes of {env.name}"
+    with Activity(text) as activity:
+        curves = in_context_curves(
+            trained.policy,
+            trained.params,
+            env,
+            config,
+            split=split,
+            task=task,
+            seed=trained.config.seed,
+            show_last_reward=show,
+            progress=lambda fraction: activity.show(f"{text} {fraction:4.0%}"),
+        )
+        activity.show(f"drawing {out}")
+        frames = env.render_trial(curves.trial)
+        if frames is None:
+            raise _cannot_be_drawn(env)
+        write_gif(out, beside(frames, curves.trial, config.episodes, _names(env)), run.GIF_FRAMES_PER_SECOND)
     return curves.returns[0]
 
 

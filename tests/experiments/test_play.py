@@ -14,17 +14,28 @@ from relic_jax.envs.firstperson.lens import Lens
 from relic_jax.envs.firstperson.room import Room
 from relic_jax.envs.registry import make
 from relic_jax.experiments import play
+from relic_jax.loading import load_policy
 
 
 def test_a_gif_of_the_selected_task(cli, begun_run, tmp_path):
     out = tmp_path / "play.gif"
     code, said, err = cli("play", begun_run, "--task", 3, "--episodes", 2, "--out", out)
     assert code == 0, err
-    assert f"wrote {out}" in said and len(said.splitlines()[0].split(":")[1].split()) == 2
+    returns = said.partition("return by episode: ")[2].splitlines()[0]
+    assert f"wrote {out}" in said and len(returns.split()) == 2
     with Image.open(out) as image:
         assert image.is_animated
     code, _, err = cli("play", begun_run, "--task", 99)
     assert code == 2 and "task is 99; allowed: 0 … " in err and err.count("\n") == 1
+
+
+def test_progress_names_what_is_played_and_then_the_file(tmp_path, begun_run, monkeypatch):
+    shown = []
+    monkeypatch.setattr(play.Activity, "show", lambda self, text: shown.append(text))
+    out, env = tmp_path / "play.gif", make("darkroom-ad-9")
+    play.record(load_policy(begun_run), env, out, "test", 0, 2)
+    assert shown[-1] == f"drawing {out}" and out.is_file()
+    assert shown[-2] == "playing 2 episodes of darkroom-ad-9 100%"
 
 
 def test_bad_values_are_one_line(cli, begun_run, tmp_path, monkeypatch):
