@@ -128,7 +128,7 @@ class WandBOptions:
 
 
 def wandb_run(folder: Path, options: WandBOptions) -> tuple[str, WandBOptions]:
-    """Return the id and the options of a run, which `folder/wandb.json` stores in the first session.
+    """Return the id and the options of a run, which `folder/wandb.json` stores when it starts.
 
     Args:
         folder: The run folder.
@@ -158,7 +158,7 @@ class WandB:
     """A tracker for Weights & Biases (extra `wandb`). The environment variable WANDB_MODE sets the mode.
 
     A resumed run continues the same W&B run, also offline. The x-axis of charts is env_steps, so records after the
-    checkpoint are logged again at the same positions. Without a login or a network, the session is offline and prints a
+    checkpoint are logged again at the same positions. Without a login or a network, the run is logged offline with a
     warning.
     """
 
@@ -177,7 +177,7 @@ class WandB:
         try:
             self._run = wandb.init(**about, settings=settings)
         except Exception as error:  # no login, no network, no such entity: many classes
-            warn(f"wandb: {error}; this session is logged offline, upload it later: wandb sync {folder / 'wandb'}/*")
+            warn(f"wandb: {error}; the run is logged offline, upload it later: wandb sync {folder / 'wandb'}/*")
             self._run = wandb.init(**about, mode="offline")
         self._run.define_metric("env_steps")
         self._run.define_metric("*", step_metric="env_steps")
@@ -187,7 +187,7 @@ class WandB:
         self._run.log({**record, **clock})
 
     def close(self) -> None:
-        """End the session. After a timeout, unsent data is left for `wandb sync`."""
+        """End logging. After a timeout, unsent data is left for `wandb sync`."""
         ending = threading.Thread(target=self._run.finish, name="relic-jax-wandb", daemon=True)
         ending.start()
         ending.join(self.FINISH)

@@ -1,4 +1,4 @@
-"""Draw figures of results. Does not use pyplot, so the session's backend, settings and open figures do not change."""
+"""Draw figures of results. Does not use pyplot, so the program's backend, settings and open figures do not change."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ class Clock:
     """Elapsed time, speed and remaining time of a run. The speed is recent and excludes compilation in the first chunk.
 
     Args:
-        seconds: Duration of the run's earlier sessions.
+        seconds: Duration of the run before it was resumed.
         total: Environment steps of the run.
         window: Minimum number of environment steps that the speed is averaged over, in addition to a minimum of one
             minute.

@@ -19,7 +19,7 @@ from relic_jax.progress import Activity, duration, is_terminal
 class Tracker(Protocol):
     """Receives one record per update. Records are deterministic. Numbers that depend on the clock are separate.
 
-    The clock's numbers are `seconds` of training so far and, with the first update or trial of a session,
+    The clock's numbers are `seconds` of training so far and, with the first update or trial of a process,
     `startup_seconds` (which includes compilation), or `steps_per_second` and `seconds_left` with later ones. A tracker
     can also define `begin(what)`, which is called with a description before the first update, which compiles.
     """

@@ -171,7 +171,7 @@ class FakeRun:
 
 
 class FakeWandB:
-    """A fake of W&B. Online sessions raise `refuses`."""
+    """A fake of W&B. Online runs raise `refuses`."""
 
     Settings = dict
 
@@ -254,7 +254,7 @@ def test_the_real_wandb_offline(tmp_path, monkeypatch):
         for step in steps:
             tracker.log(record(step), CLOCK)
         tracker.close()
-        time.sleep(1.1)  # W&B names the sessions of a run by the second
+        time.sleep(1.1)  # W&B names the logs of a run by the second
     kept = json.loads((tmp_path / "wandb.json").read_text())
     files = list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
     assert (
