@@ -1,5 +1,6 @@
 """Fixtures of all tests: one compilation cache, a tiny config, a run folder and the command line in this process."""
 
+import gc
 import os
 import shutil
 import sys
@@ -22,6 +23,14 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 import jax  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 4)  # tests of several devices run on any machine
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bounded_memory():
+    """Drop compiled programs after each module: they add up to gigabytes that every garbage collection visits."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 def pytest_addoption(parser):
