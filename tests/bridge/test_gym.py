@@ -131,6 +131,29 @@ def test_an_interpreter_without_gymnasium_is_one_line(tmp_path):
     assert sys.executable in str(error.value)
 
 
+def test_a_limit_that_the_environment_applies_itself_is_read(tmp_path):
+    """MiniWorld truncates after `max_episode_steps`, which it keeps out of gymnasium's registry."""
+    (tmp_path / "limited.py").write_text(
+        textwrap.dedent("""
+        import gymnasium, numpy as np
+        class Env(gymnasium.Env):
+            observation_space = gymnasium.spaces.Box(0, 1, (2,), np.float32)
+            action_space = gymnasium.spaces.Discrete(2)
+            max_episode_steps = 7
+            def reset(self, seed=None, options=None):
+                self.count = 0
+                return np.zeros(2, np.float32), {}
+            def step(self, action):
+                self.count += 1
+                return np.zeros(2, np.float32), 0.0, False, self.count >= self.max_episode_steps, {}
+        gymnasium.register("Limited-v0", Env)
+    """)
+    )
+    config = PoolConfig(ENTRY, {"id": "Limited-v0", "package": "limited"}, workers=1, groups=1, paths=(str(tmp_path),))
+    with Pool(config) as pool:
+        assert pool.spec.horizon == 7
+
+
 PICTURES = """
     import gymnasium, numpy as np
     class Env(gymnasium.Env):

@@ -13,6 +13,7 @@ conversion of observations.
 from __future__ import annotations
 
 import importlib
+import math
 import os
 from typing import Any
 
@@ -152,8 +153,10 @@ def _observations(env: Any, text: str) -> Observations:
 
 
 def _time_limit(env: Any) -> int | None:
-    """Return the limit of gymnasium's TimeLimit, or that of a MiniGrid environment."""
-    return getattr(env.spec, "max_episode_steps", None) or minigrid.time_limit(env)
+    """Return the limit of gymnasium's TimeLimit, or the one that a MiniGrid or MiniWorld environment applies itself."""
+    own = getattr(env.unwrapped, "max_episode_steps", None)  # MiniWorld's
+    limit = getattr(env.spec, "max_episode_steps", None) or minigrid.time_limit(env)
+    return limit or (int(own) if isinstance(own, (int, float)) and 0 < own < math.inf else None)
 
 
 def load_wrapper(name: str) -> Any:
