@@ -86,7 +86,7 @@ def test_another_thread_is_refused(tmp_path):
 
 STALE = {
     "a number that is another process's now": {"started": 1},
-    "a number that nobody has": {"pid": 2**22 + 1},
+    "an unused number": {"pid": 2**22 + 1},
     "before the machine was started anew": {"boot": "another"},
 }
 UNSEEN = {"another host": {"host": "elsewhere"}, "another container": {"processes": "pid:[1]"}}

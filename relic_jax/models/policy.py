@@ -24,7 +24,7 @@ from relic_jax.models import actions
 from relic_jax.models import cache as kv
 from relic_jax.models.cache import KVCache
 from relic_jax.models.encoders import GRIDS, IMAGE_ENCODER, StepEncoder, concatenate_vectors
-from relic_jax.models.grids import SpatialAttention
+from relic_jax.models.grids import SPATIAL_ATTENTION, SpatialAttention
 from relic_jax.models.memory import Memory
 from relic_jax.models.recurrent import Recurrent, empty_carry
 from relic_jax.models.statistics import merge
@@ -72,8 +72,7 @@ class PolicyNetwork(nn.Module):
         else:
             self.recurrent = Recurrent(self.config.recurrent, self.config.memory)
         if self.has_spatial_attention:
-            # The attribute is the name of the parameters in checkpoints and exports, so it keeps its earlier name.
-            self.glance = SpatialAttention()
+            self.spatial_attention = SpatialAttention(name=SPATIAL_ATTENTION)
         self.actor = actions.head(self.action_space, self.config.head)
         self.critic = Linear(1, kernel_init=nn.initializers.orthogonal(1.0))
 
@@ -115,7 +114,8 @@ class PolicyNetwork(nn.Module):
         hidden = self.proj_out(hidden.astype(jnp.float32))
         if self.has_spatial_attention:
             view = (self.encoder.cells(inputs), self.encoder.goal(inputs))
-            hidden = self.glance(hidden, *(view if query_span is None else jax.tree.map(query_span.of, view)))
+            view = view if query_span is None else jax.tree.map(query_span.of, view)
+            hidden = self.spatial_attention(hidden, *view)
         distribution = self.actor(hidden)
         if inputs.legal is not None:
             assert isinstance(distribution, Categorical | MultiCategorical)
