@@ -22,7 +22,7 @@ from relic_jax.loading import LoadedPolicy
 from relic_jax.progress import Activity
 from relic_jax.spaces import image_mask
 
-WINDOW_SIDE = 480  # pixels, of the longer side of the picture
+WINDOW_SIDE = 480  # pixels, of the longer side of the image
 CURVE = 320  # pixels, width of the curve beside the GIF
 TEXT = (70, 74, 82)
 

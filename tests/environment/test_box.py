@@ -1,15 +1,14 @@
 """Box spaces, and how trials scale their actions."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from summing import Add
 
-from relic_jax.environment.base import Box, Discrete, Environment, TimeStep, first_timestep
+from relic_jax.environment.base import Box, Discrete
 from relic_jax.environment.trials import Trials
 
 SPACE = Box((-0.1, 0.0, -7.0), (0.3, 4.0, -3.0))
@@ -76,31 +75,6 @@ def test_uniform_samples_fill_the_bounds():
 def test_the_expert_is_asked_for_by_what_survives_scaling():
     assert np.isnan(SPACE.to_env(np.full(3, SPACE.expert_mark, np.float32))).all()
     assert Discrete(3).to_env(np.int32(Discrete.expert_mark)) == -1
-
-
-@dataclasses.dataclass(frozen=True)
-class Add(Environment):
-    """The state is the sum of actions so far; ends where it exceeds the task or after `horizon` steps."""
-
-    name: str = "add"
-    horizon: int = 5
-
-    @property
-    def observation_spec(self):
-        return jax.ShapeDtypeStruct((2,), jnp.float32)
-
-    @property
-    def action_space(self):
-        return Box((0.0, -1.0), (4.0, 1.0))
-
-    def reset(self, key, task):
-        return (jnp.zeros(2), jnp.int32(0)), first_timestep(jnp.zeros(2))
-
-    def step(self, key, state, action, task):
-        total, step = state[0] + action, state[1] + 1
-        terminated = total[0] > task
-        truncated = (step >= self.horizon) & ~terminated
-        return (total, step), TimeStep(total, action[0], terminated, truncated)
 
 
 def test_trials_scale_clip_and_remember_the_action():

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import struct
+from summing import Add
 
 from relic_jax.config import ConfigError
 from relic_jax.environment import (
     ActionRepeat,
-    Box,
     Discrete,
     Environment,
     Image,
@@ -21,37 +21,11 @@ from relic_jax.environment import (
     VisualEnvironment,
     VisualWrapper,
     Wrapper,
-    first_timestep,
     repeated,
 )
 from relic_jax.environment.repeat import VisualRepeat
 from relic_jax.envs.darkroom.env import Darkroom
 from relic_jax.envs.registry import make
-
-
-@dataclasses.dataclass(frozen=True)
-class Add(Environment):
-    """The state is the sum of actions so far; ends where it exceeds the task or after `horizon` steps."""
-
-    name: str = "add"
-    horizon: int = 5
-
-    @property
-    def observation_spec(self):
-        return jax.ShapeDtypeStruct((2,), jnp.float32)
-
-    @property
-    def action_space(self):
-        return Box((0.0, -1.0), (4.0, 1.0))
-
-    def reset(self, key, task):
-        return (jnp.zeros(2), jnp.int32(0)), first_timestep(jnp.zeros(2))
-
-    def step(self, key, state, action, task):
-        total, step = state[0] + action, state[1] + 1
-        terminated = total[0] > task
-        truncated = (step >= self.horizon) & ~terminated
-        return (total, step), TimeStep(total, action[0], terminated, truncated)
 
 
 def test_repeat_sums_rewards_and_stops_where_the_episode_ends():

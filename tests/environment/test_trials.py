@@ -156,7 +156,7 @@ def test_separate_observations_change_nothing_but_their_number():
     np.testing.assert_array_equal(states.env.place, plain_states.env.place)
     assert steps.terminated.any() and steps.truncated.any()
     cut, going_on = steps.truncated, ~(steps.truncated | steps.terminated)
-    for rows in (cut, going_on):  # after a termination nobody asks for the last observation
+    for rows in (cut, going_on):  # the last observation is not used after a termination
         for key in ("image", "pose"):
             np.testing.assert_array_equal(steps.final_observation[key][rows], plain_steps.final_observation[key][rows])
     assert (states.env.observations == 1 + states.env.step).all()

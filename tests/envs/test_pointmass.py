@@ -1,4 +1,4 @@
-"""The point: its closed forms, its expert, its splits, its picture."""
+"""The point mass: closed forms, the expert, the splits and rendering."""
 
 import jax
 import jax.numpy as jnp

@@ -66,7 +66,7 @@ def test_datasets_put_their_objects_on_them(file, cli, tmp_path):
             on = [r.low for r in found[task["scene"]] if r.low[0] <= x <= r.high[0] and r.low[2] <= z <= r.high[2]]
             assert len(on) == 1 and y == pytest.approx(on[0][1], abs=1e-3)
             used.add(tuple(on[0]))
-        assert len(used) == len(task["objects"]) == 2, "each on one of its own"
+        assert len(used) == len(task["objects"]) == 2, "each on a separate one"
     code, _, err = cli(
         "habitat-dataset", "--out", out, "--receptacles", file, "--train", "house-0", "--test", "house-7"
     )

@@ -1,4 +1,4 @@
-"""Pictures of trials: what a viewer reads off them is what happened."""
+"""Rendering of trials: frames show what happened."""
 
 import numpy as np
 import pytest

@@ -19,7 +19,7 @@ pytestmark = [
     pytest.mark.skipif(not hasattr(os, "geteuid"), reason="needs owners of files"),
 ]
 as_root = pytest.mark.skipif(getattr(os, "geteuid", lambda: 1)() != 0, reason="only root gives files away")
-NOBODY = 65534
+UNUSED_UID = 65534
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def test_what_others_may_have_put_there_is_not_run(cache, source, intruder, tmp_
         if intruder == "writable by others":
             file.chmod(0o666)
         else:
-            os.chown(file, NOBODY, -1)
+            os.chown(file, UNUSED_UID, -1)
     assert load(source).forward() == 7
 
 
@@ -151,10 +151,10 @@ def test_without_a_folder_of_ones_own_it_is_compiled_for_this_process(cache, sou
         link, target = (cache, real / "relic-jax") if fault.endswith("link") else (cache.parent, real)
         link.parent.mkdir(exist_ok=True)
         link.symlink_to(target)
-        os.lchown(link, NOBODY, -1)
+        os.lchown(link, UNUSED_UID, -1)
     else:
         cache.mkdir(parents=True, mode=0o700)
-        os.chown(cache if fault == "of another owner" else cache.parent, NOBODY, -1)
+        os.chown(cache if fault == "of another owner" else cache.parent, UNUSED_UID, -1)
     assert private_folder() is None
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     assert load(source).forward() == 7
