@@ -14,6 +14,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from relic_jax.config import PolicyConfig
+from relic_jax.config.memories import MEMORIES
 from relic_jax.models import actions
 from relic_jax.models import cache as kv
 from relic_jax.models.cache import KVCache
@@ -24,6 +26,7 @@ from relic_jax.models.recurrent import Carry
 from relic_jax.runtime import named_leaves
 from relic_jax.spaces import Spaces, spaces_to_json
 from relic_jax.types import Params, StepInput
+from relic_jax.validation import require
 
 Arrays = dict[str, jax.Array]
 STATE = "state"  # name of a recurrent memory's array
@@ -59,6 +62,12 @@ def observation_names(policy: Policy) -> list[str]:
     return [
         name for name, _, _ in named_leaves(spaces_to_json(policy.spaces)["observation"], policy.spaces.observation)
     ]
+
+
+def check_exports(config: PolicyConfig) -> None:
+    """Raise ConfigError if an `Agent` and exported policies do not support the memory of a policy."""
+    supported = " or ".join(repr(name) for name, traits in MEMORIES.items() if traits.exports)
+    require(config.traits.exports, "policy.memory", config.memory, f"{supported} in an agent or an export")
 
 
 def keys_name(policy: Policy) -> str:
@@ -132,7 +141,11 @@ def description(policy: Policy, form: KVFormat, context: int) -> dict[str, Any]:
     Returns:
         The names, shapes and dtypes of the memory's arrays, and the constants of the step. `max_episode_steps` is None
         if the policy has no step embeddings.
+
+    Raises:
+        ConfigError: If agents and exports do not support the policy's memory.
     """
+    check_exports(policy.config)
     transformer = policy.config.transformer
     memory = jax.eval_shape(lambda: empty(policy, 1, 1, form))
     arrays = []

@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from relic_jax.config.memories import MEMORIES, MemoryName, Traits
 from relic_jax.validation import MAX_LAYERS, check_most, check_positive, require
 
 SinkKind = Literal["kv", "kv0", "k0v", "k0v0", "token", "none"]
@@ -196,17 +197,28 @@ class PolicyConfig:
     transformer: TransformerConfig = dataclasses.field(default_factory=TransformerConfig)
     encoder: EncoderConfig = dataclasses.field(default_factory=EncoderConfig)
     head: HeadConfig = dataclasses.field(default_factory=HeadConfig)
-    memory: Literal["transformer", "gru", "lstm"] = "transformer"
+    memory: MemoryName = "transformer"
     """Memory of the trial. transformer: attention over all its steps (ReLIC); gru, lstm: a recurrent state (RL²)."""
     recurrent: RecurrentConfig = dataclasses.field(default_factory=RecurrentConfig)
 
     @property
     def width(self) -> int:
         """Width of the memory's input and output."""
-        return self.transformer.width if self.memory == "transformer" else self.recurrent.width
+        return self.architecture.width
+
+    @property
+    def traits(self) -> Traits:
+        """What the memory supports."""
+        return MEMORIES[self.memory]
+
+    @property
+    def architecture(self) -> TransformerConfig | RecurrentConfig:
+        """The section that holds the memory's architecture."""
+        section: TransformerConfig | RecurrentConfig = getattr(self, self.traits.section)
+        return section
 
     def validate(self) -> None:
         """Raise ConfigError at the first field that cannot work. The memory that is not used is not checked."""
         self.encoder.validate()
-        (self.transformer if self.memory == "transformer" else self.recurrent).validate()
+        self.architecture.validate()
         self.head.validate()

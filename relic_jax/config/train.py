@@ -62,7 +62,7 @@ def validate(config: TrainConfig, *, horizon: int, images: bool = False) -> None
     """
     check_fields(config)
     transformer, ppo, encoder = config.policy.transformer, config.ppo, config.policy.encoder
-    if config.policy.memory == "transformer" and transformer.step_embedding:
+    if config.policy.architecture is transformer and transformer.step_embedding:
         needed = horizon + 1 + transformer.first_index  # the observation after a time limit is valued too
         allowed = (
             f"at least {needed} (an episode of {horizon} steps in {config.env.name!r}, the step after it, the sink)"
@@ -83,8 +83,7 @@ def check_fields(config: TrainConfig) -> None:
     """Raise ConfigError at the first field that cannot work in any environment."""
     check_acting_fields(config)
     check_positive(config, "", "total_steps", "checkpoint_minutes")
-    if config.policy.memory != "transformer":
-        _check_recurrent_training(config)
+    _check_memory(config)
     config.ppo.validate()
     _check_sizes(config)
 
@@ -104,10 +103,13 @@ def devices_fit(config: TrainConfig, devices: int) -> bool:
     return per_minibatch % devices == 0 or config.ppo.accumulate % devices == 0
 
 
-def _check_recurrent_training(config: TrainConfig) -> None:
-    """Check what a recurrent memory cannot be trained or evaluated with."""
-    ppo, allowed = config.ppo, f"if policy.memory is {config.policy.memory!r}"
-    require(not ppo.shuffle, "ppo.shuffle", True, f"False {allowed} (its state depends on the order of the steps)")
+def _check_memory(config: TrainConfig) -> None:
+    """Check what the memory cannot be trained or evaluated with."""
+    ppo, traits, allowed = config.ppo, config.policy.traits, f"if policy.memory is {config.policy.memory!r}"
+    order = f"False {allowed} (its state depends on the order of the steps)"
+    require(traits.shuffles or not ppo.shuffle, "ppo.shuffle", ppo.shuffle, order)
+    if traits.keeps_steps:
+        return
     whole = f"None {allowed} (its state can only be recomputed from the start of the trial)"
     require(ppo.refresh_segments is None, "ppo.refresh_segments", ppo.refresh_segments, whole)
     limit = config.eval.context_limit

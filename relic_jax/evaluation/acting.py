@@ -99,13 +99,13 @@ def in_context_curves(
 
     Raises:
         ConfigError: If the config needs an expert and there is none, the task does not exist, the environment has no
-            masks of legal actions but the policy needs them, or the context of a recurrent memory is limited.
+            masks of legal actions but the policy needs them, or the context of a memory that does not keep every step is limited.
         PoolError: If worker processes fail too often.
     """
     if config.expert_episodes and not env.has_expert:
         raise ConfigError(f"eval.expert_episodes is {config.expert_episodes}; allowed: 0, {env.name} has no expert")
-    if config.context_limit is not None and policy.is_recurrent:
-        allowed = f"None with a recurrent memory ({policy.config.memory!r})"
+    if config.context_limit is not None and not policy.config.traits.keeps_steps:
+        allowed = f"None with policy.memory {policy.config.memory!r}"
         raise ConfigError(f"eval.context_limit is {config.context_limit}; allowed: {allowed}")
     check_evaluated(policy.config, config, env, split, None if task is None else 1)
     if policy.spaces.masked and not env.masks_actions:

@@ -25,10 +25,10 @@ from relic_jax.models import cache as kv
 from relic_jax.models.cache import KVCache
 from relic_jax.models.encoders import GRIDS, IMAGE_ENCODER, StepEncoder, concatenate_vectors
 from relic_jax.models.grids import SPATIAL_ATTENTION, SpatialAttention
+from relic_jax.models.memories import KINDS
 from relic_jax.models.memory import Memory
-from relic_jax.models.recurrent import Recurrent, empty_carry
 from relic_jax.models.statistics import merge
-from relic_jax.models.transformer import Linear, Transformer, empty_memory, kernel_init
+from relic_jax.models.transformer import Linear
 from relic_jax.runtime import ConfigError
 from relic_jax.spaces import Spaces, spaces_of
 from relic_jax.types import Params, PyTree, Span, StepInput
@@ -63,14 +63,11 @@ class PolicyNetwork(nn.Module):
     def setup(self) -> None:
         """Declare the parameters."""
         width = self.config.width
-        recurrent = self.config.memory != "transformer"  # it has no norm that would rescale small inputs
-        init = nn.initializers.lecun_normal() if recurrent else kernel_init(self.config.transformer)
+        kind = KINDS[self.config.memory]
+        init = kind.initializer(self.config)
         self.encoder = StepEncoder(self.config.encoder, self.action_space, width, self.low, self.high, self.images)
         self.proj_in, self.proj_out = Linear(width, kernel_init=init), Linear(width, kernel_init=init)
-        if self.config.memory == "transformer":
-            self.transformer = Transformer(self.config.transformer)
-        else:
-            self.recurrent = Recurrent(self.config.recurrent, self.config.memory)
+        self.memory_network = kind.network(self.config, self.config.traits.section)
         if self.has_spatial_attention:
             self.spatial_attention = SpatialAttention(name=SPATIAL_ATTENTION)
         self.actor = actions.head(self.action_space, self.config.head)
@@ -94,23 +91,14 @@ class PolicyNetwork(nn.Module):
     ) -> tuple[PolicyOutput, Memory]:
         """Apply the network to a block of steps with leading axes [B, Q]; see `Transformer.__call__`.
 
-        A recurrent network ignores `decode`, `valid` and `dropout_key`, and does not support `window`.
+        A recurrent network ignores `decode`, `valid` and `dropout_key`. Only "transformer" supports `window`.
         """
         inputs = self.encoder.encode_images(inputs)
         x = self.proj_in(self.encoder(inputs))
-        if self.config.memory == "transformer":
-            options: dict[str, Any] = {
-                "valid": valid,
-                "window": window,
-                "dropout_key": dropout_key,
-                "query_span": query_span,
-            }
-            hidden, memory = self.transformer(x, inputs.first, memory, decode=decode, **options)
-        elif window is not None:
-            raise ValueError("window: a recurrent memory cannot be limited to the last steps")
-        else:
-            hidden, memory = self.recurrent(x, inputs.first, memory)
-            hidden = hidden if query_span is None else query_span.of(hidden)
+        if window is not None and not self.config.traits.keeps_steps:
+            raise ValueError(f"window: the memory {self.config.memory!r} cannot be limited to the last steps")
+        options = {"valid": valid, "window": window, "dropout_key": dropout_key, "query_span": query_span}
+        hidden, memory = self.memory_network(x, inputs.first, memory, decode=decode, **options)
         hidden = self.proj_out(hidden.astype(jnp.float32))
         if self.has_spatial_attention:
             view = (self.encoder.cells(inputs), self.encoder.goal(inputs))
@@ -157,8 +145,8 @@ class Policy:
 
     @property
     def is_recurrent(self) -> bool:
-        """Whether the memory is a state of fixed size and does not keep every step."""
-        return self.config.memory != "transformer"
+        """Whether the memory is the state of a recurrent network, which processes one step after the other."""
+        return self.config.traits.section != "transformer"
 
     def init(self, key: jax.Array) -> Params:
         """Return newly initialized float32 parameters. key: typed PRNG key []."""
@@ -183,9 +171,7 @@ class Policy:
 
     def initial_memory(self, batch: int, capacity: int) -> Memory:
         """Return an empty memory with room for `capacity` steps of `batch` environments."""
-        if self.config.memory != "transformer":
-            return empty_carry(self.config.recurrent, self.config.memory, batch)
-        return empty_memory(self.config.transformer, batch, capacity)
+        return KINDS[self.config.memory].empty(self.config, batch, capacity)
 
     def for_acting(self, memory: Memory) -> Memory:
         """Return the memory in the format that `act` reads fastest on this platform, with the same values.

@@ -17,6 +17,7 @@ from jax import lax
 
 from relic_jax.config.policy import RecurrentConfig
 from relic_jax.models.transformer import Linear
+from relic_jax.types import Span
 
 CellKind = Literal["gru", "lstm"]
 
@@ -165,17 +166,22 @@ class Recurrent(nn.Module):
     kind: CellKind
 
     @nn.compact
-    def __call__(self, x: jax.Array, first: jax.Array, memory: Carry) -> tuple[jax.Array, Carry]:
+    def __call__(
+        self, x: jax.Array, first: jax.Array, memory: Carry, *, query_span: Span | None = None, **options: Any
+    ) -> tuple[jax.Array, Carry]:
         """Apply the network to Q steps that follow those in the memory.
 
         Args:
             x: Embedded steps ``[B, Q, d]``.
             first: bool ``[B, Q]``, whether a step is the first of its episode.
             memory: The state before. It gets no gradient.
+            query_span: The steps whose hidden states are returned, q of them. None for all.
+            options: The other options of `memories.MemoryNetwork`, which do not affect the result.
 
         Returns:
-            Hidden states ``[B, Q, width]`` and the memory after the steps.
+            Hidden states ``[B, Q or q, width]`` and the memory after the steps.
         """
+        del options
         below = jnp.concatenate([x, first[..., None].astype(x.dtype)], axis=-1)
         begin = lax.stop_gradient(memory.state)
         outputs, states = [], []
@@ -184,4 +190,6 @@ class Recurrent(nn.Module):
             below, state = cell(below, begin[:, layer])
             outputs.append(below)
             states.append(state)
-        return jnp.sum(jnp.stack(outputs), axis=0), Carry(jnp.stack(states, axis=1), memory.length + first.shape[1])
+        hidden = jnp.sum(jnp.stack(outputs), axis=0)
+        hidden = hidden if query_span is None else query_span.of(hidden)
+        return hidden, Carry(jnp.stack(states, axis=1), memory.length + first.shape[1])

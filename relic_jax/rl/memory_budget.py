@@ -53,7 +53,7 @@ def segment_image_bytes(setup: Setup) -> int:
 def context_line(setup: Setup) -> str:
     """Return a one-line summary of the size of the context, per step and in total."""
     trial, transformer = setup.config.trial, setup.config.policy.transformer
-    if setup.policy.is_recurrent:
+    if not setup.config.policy.traits.keeps_steps:
         size = tree_bytes(jax.eval_shape(lambda: setup.policy.initial_memory(trial.environments, trial.steps)))
         return f"{setup.config.policy.memory}, {size:,} bytes for {trial.environments} trials of any length"
     return (
@@ -63,8 +63,8 @@ def context_line(setup: Setup) -> str:
 
 
 def step_bytes(policy: PolicyConfig) -> int:
-    """Return the bytes of keys and values per step and environment, rounded down. A recurrent memory has none."""
-    if policy.memory != "transformer":
+    """Return the bytes of keys and values per step and environment, rounded down. 0 if not every step is kept."""
+    if not policy.traits.keeps_steps:
         return 0
     return 2 * policy.transformer.layers * policy.transformer.width * _NUMBER[policy.transformer.cache_format]
 
@@ -79,7 +79,7 @@ def least_bytes(config: TrainConfig, images: bool = False) -> int:
         images: whether observations contain images.
     """
     policy, trial = config.policy, config.trial
-    if policy.memory == "transformer":
+    if policy.architecture is policy.transformer:
         cfg, width = policy.transformer, policy.transformer.width
         parameters = cfg.layers * width * (4 * width + 3 * cfg.mlp_width)
         parameters += cfg.max_positions * width if cfg.step_embedding else 0

@@ -66,8 +66,8 @@ def collect(setup: Setup, params: Params, trial: TrialState, memory: Memory, key
 
 
 def acting_sizes(policy: Policy) -> int:
-    """Return the number of buffer sizes for acting: one for a recurrent memory, whose size is fixed."""
-    return 1 if policy.is_recurrent else MAX_SIZES
+    """Return the number of buffer sizes for acting: one for a memory that does not keep every step."""
+    return MAX_SIZES if policy.config.traits.keeps_steps else 1
 
 
 def with_size(

@@ -177,7 +177,7 @@ def _window(config: TrainConfig) -> int:
 def _startup_message(setup: Setup) -> str:
     """Describe what happens before the first update is done."""
     config, policy = setup.config, setup.config.policy
-    memory = policy.transformer if policy.memory == "transformer" else policy.recurrent
+    memory = policy.architecture
     chunk = "trial" if config.chunk == "trial" else "update"
     text = f"compiling the first {chunk} ({policy.memory}, {memory.layers} layers of width {memory.width}"
     text += f", {config.trial.environments} environments, {config.trial.steps:,} steps of context)"

@@ -1,0 +1,32 @@
+"""The kinds of memory that a policy can have, and the settings that each supports."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+MemoryName = Literal["transformer", "gru", "lstm"]
+
+
+class Traits(NamedTuple):
+    """What a kind of memory supports.
+
+    Attributes:
+        section: The section of `PolicyConfig` that holds its architecture. Its parameters have the same name.
+        keeps_steps: Whether every step of the trial is kept, so the memory can be rewound to any step and its context
+            can be limited. Other memories can only be rewound to the start of a trial.
+        shuffles: Whether the episodes of the context can be shuffled before it is recomputed.
+        exports: Whether an `Agent` and exported policies support it.
+    """
+
+    section: Literal["transformer", "recurrent"]
+    keeps_steps: bool = False
+    shuffles: bool = False
+    exports: bool = False
+
+
+MEMORIES: dict[MemoryName, Traits] = {
+    "transformer": Traits("transformer", keeps_steps=True, shuffles=True, exports=True),
+    "gru": Traits("recurrent", exports=True),
+    "lstm": Traits("recurrent", exports=True),
+}
+"""The traits of each kind, by the name in `policy.memory`."""
