@@ -223,6 +223,11 @@ class OptionalTracker:
         if tracker is not None:
             self._try(lambda: tracker.log(record, clock))
 
+    def evaluated(self, evaluation: dict[str, Any]) -> None:
+        """Log the result of an evaluation during training, unless the tracker has failed."""
+        record = {f"evaluation/{name}": evaluation[name] for name in ("first", "later") if evaluation[name] is not None}
+        self.log({"env_steps": evaluation["env_steps"], **record}, {})
+
     def close(self) -> None:
         """Close the tracker, unless it has failed."""
         tracker = self._tracker

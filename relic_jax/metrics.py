@@ -44,10 +44,10 @@ class JsonLines:
 
     def __init__(self, folder: Path, env_steps: int, tell: Callable[[str], None] | None = None) -> None:
         """Open the files. Raises OSError if they cannot be read or written."""
-        tell = tell or _to_stderr
+        tell = tell or to_stderr
         self._files: list[BinaryIO] = []
         for name in ("metrics.jsonl", "timing.jsonl"):
-            for line in _reopen(folder / name, env_steps):
+            for line in reopen(folder / name, env_steps):
                 tell(line)
             self._files.append((folder / name).open("ab", buffering=0))
 
@@ -62,16 +62,29 @@ class JsonLines:
             file.close()
 
 
-def _to_stderr(line: str) -> None:
+def to_stderr(line: str) -> None:
+    """Print a one-line message to standard error."""
     print(f"relic-jax: {line}", file=sys.stderr, flush=True)
 
 
-def _reopen(path: Path, env_steps: int) -> list[str]:
-    """Drop the records after `env_steps`, and return messages for the user."""
+def reopen(path: Path, env_steps: int, *, numbers: bool = True) -> list[str]:
+    """Drop the records after `env_steps` from a file of a run that is resumed.
+
+    Args:
+        path: The file. It can be missing.
+        env_steps: Environment steps of the checkpoint.
+        numbers: See `read_lines`.
+
+    Returns:
+        One-line messages for the user about lost records.
+
+    Raises:
+        OSError: If the file cannot be read or written.
+    """
     remove_leftovers(path)
     existed = path.exists()
     data = path.read_bytes() if existed else b""
-    lines, records, damage = _parse(data)
+    lines, records, damage = _parse(data, numbers)
     kept = [(line, record) for line, record in zip(lines, records, strict=True) if record["env_steps"] <= env_steps]
     content = b"".join(line + b"\n" for line, _ in kept)
     reached = int(kept[-1][1]["env_steps"]) if kept else 0
@@ -108,12 +121,17 @@ def _keep_aside(path: Path) -> Path:
             return aside
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the records of a JSON-lines file up to the first line that is not one. The last line can be truncated."""
-    return _parse(path.read_bytes())[1]
+def read_lines(path: Path, *, numbers: bool = True) -> list[dict[str, Any]]:
+    """Return the records of a JSON-lines file up to the first line that is not one. The last line can be truncated.
+
+    Args:
+        path: The file.
+        numbers: Whether all values of a record are numbers and the first record is after step 0, as in `metrics.jsonl`.
+    """
+    return _parse(path.read_bytes(), numbers)[1]
 
 
-def _parse(data: bytes) -> tuple[list[bytes], list[dict[str, Any]], Damage | None]:
+def _parse(data: bytes, numbers: bool) -> tuple[list[bytes], list[dict[str, Any]], Damage | None]:
     """Return lines, their records, and the first damaged line. Skips blank lines and a truncated last line."""
     lines: list[bytes] = []
     records: list[dict[str, Any]] = []
@@ -121,7 +139,7 @@ def _parse(data: bytes) -> tuple[list[bytes], list[dict[str, Any]], Damage | Non
     for number, line in enumerate([*whole, last], 1):
         if not line.strip(b" \t\r"):
             continue
-        found = _record(line, records[-1]["env_steps"] if records else 0)
+        found = _record(line, records[-1]["env_steps"] if records else 0 if numbers else -1, numbers)
         if isinstance(found, str):
             cut = number == len(whole) + 1 and line.startswith(b"{") and line.isascii() and line.decode().isprintable()
             return lines, records, None if cut else Damage(number, found)
@@ -130,7 +148,7 @@ def _parse(data: bytes) -> tuple[list[bytes], list[dict[str, Any]], Damage | Non
     return lines, records, None
 
 
-def _record(line: bytes, after: float) -> dict[str, Any] | str:
+def _record(line: bytes, after: float, numbers: bool) -> dict[str, Any] | str:
     """Return the record in a line, or the reason why it is not one. `after` is env_steps of the previous record."""
     try:
         found = json.loads(line.decode())
@@ -141,6 +159,6 @@ def _record(line: bytes, after: float) -> dict[str, Any] | str:
     steps = found.get("env_steps") if isinstance(found, dict) else None
     if isinstance(steps, bool) or not isinstance(steps, int | float) or not math.isfinite(steps):
         return "not a record with env_steps"
-    if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in found.values()):
+    if numbers and not all(isinstance(value, int | float) and not isinstance(value, bool) for value in found.values()):
         return "not a record of numbers"
     return found if steps > after else f"env_steps {steps:,} after {after:,}"

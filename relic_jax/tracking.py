@@ -10,7 +10,7 @@ import math
 import sys
 import time
 from collections.abc import Iterable
-from typing import Protocol, TextIO
+from typing import Any, Protocol, TextIO
 
 from relic_jax.metrics import Record
 from relic_jax.progress import Activity, duration, is_terminal
@@ -64,6 +64,13 @@ class Console:
         self._since = []
         self._write(f"\r\x1b[K{line}" if self._live else line + "\n")
 
+    def evaluated(self, evaluation: dict[str, Any]) -> None:
+        """Print the result of an evaluation during training."""
+        steps, first, later = (evaluation[name] for name in ("env_steps", "first", "later"))
+        text = f"{steps:>9,} steps · held-out tasks: first episode {first:.2f}"
+        text += "" if later is None else f", later episodes {later:.2f}"
+        self._write(f"\r\x1b[K{text}\n" if self._live else text + "\n")
+
     def line(self, record: Record, clock: Record) -> str:
         """Format one line: progress, speed, time left, return, success, losses."""
         steps = int(record["env_steps"])
@@ -110,6 +117,13 @@ class Trackers:
             begin = getattr(tracker, "begin", None)
             if begin is not None:
                 begin(what)
+
+    def evaluated(self, evaluation: dict[str, Any]) -> None:
+        """Call `evaluated` of the trackers that define it."""
+        for tracker in self._trackers:
+            show = getattr(tracker, "evaluated", None)
+            if show is not None:
+                show(evaluation)
 
     def log(self, record: Record, clock: Record) -> None:
         """Log one record to each tracker."""

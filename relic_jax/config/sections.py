@@ -126,9 +126,13 @@ class PPOConfig:
             require(self.refresh_every is not None, "ppo.refresh_every", self.refresh_every, allowed)
 
 
+MAX_EVERY_EPISODES = 10
+"""Most episodes per task of an evaluation during training, unless `eval.every_episodes` is set."""
+
+
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-    """In-context evaluation at the end of a run."""
+    """In-context evaluation at the end of a run, and during training."""
 
     episodes: int = 40
     """Episodes per task, in one context."""
@@ -140,12 +144,30 @@ class EvalConfig:
     """Number of first episodes in which the scripted expert acts (few-shot imitation)."""
     context_limit: int | None = None
     """Number of last steps that the policy attends to. None: all."""
+    change_task_at: int | None = None
+    """Episode, counted from 1, from which each trial continues in another task of the split, without notice and with
+    the context kept. None: one task per trial."""
+    every: int | None = None
+    """Environment steps between evaluations on held-out tasks during training. None: only at the end."""
+    every_episodes: int | None = None
+    """Episodes per task of the evaluations during training. None: `episodes`, at most 10."""
+    every_tasks: int = 20
+    """Number of tasks of the evaluations during training, the first of the split, at most `tasks`. One trial each."""
+
+    @property
+    def during_training(self) -> EvalConfig:
+        """The settings of one evaluation during training."""
+        episodes = min(self.episodes, MAX_EVERY_EPISODES) if self.every_episodes is None else self.every_episodes
+        tasks = self.every_tasks if self.tasks is None else min(self.tasks, self.every_tasks)
+        return EvalConfig(episodes=episodes, tasks=tasks, context_limit=self.context_limit)
 
     def validate(self) -> None:
         """Raise ConfigError at the first field that cannot work."""
-        check_positive(self, "eval", "episodes", "repeats")
-        for field in ("context_limit", "tasks"):
+        check_positive(self, "eval", "episodes", "repeats", "every_tasks")
+        for field in ("context_limit", "tasks", "every", "every_episodes"):
             limit = getattr(self, field)
             require(limit is None or limit > 0, f"eval.{field}", limit, "more than 0, or None")
-        experts = self.expert_episodes
+        experts, change = self.expert_episodes, self.change_task_at
         require(0 <= experts < self.episodes, "eval.expert_episodes", experts, "0 … eval.episodes − 1")
+        allowed = f"2 … eval.episodes ({self.episodes}), or None"
+        require(change is None or 2 <= change <= self.episodes, "eval.change_task_at", change, allowed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from operator import itemgetter
 from typing import Any
@@ -43,7 +44,7 @@ def play(
     trial = jax.jit(trials.reset)(reset_key, jax.tree.map(jnp.asarray, tasks))
     memory = policy.for_acting(policy.initial_memory(batch, sizes[0]))
     episode = jnp.zeros((batch,), jnp.int32)
-    chunk = jax.jit(chunk_function(policy, trials, config, horizon), donate_argnums=(1, 2))
+    chunk = compiled_chunk(policy, trials, acting_options(config), horizon)
     parts: list[Steps] = []
     playing = np.arange(batch)
     for index in range(config.episodes):  # at most: short episodes end the trial sooner
@@ -62,6 +63,20 @@ def play(
             trial, episode = jax.tree.map(itemgetter(unfinished), (trial, episode))
             memory, playing = rows(memory, jnp.asarray(unfinished)), playing[unfinished]
     yield jax.tree.map(lambda *x: np.concatenate(x), *parts)
+
+
+def acting_options(config: EvalConfig) -> EvalConfig:
+    """Return the settings that `chunk_function` reads, with defaults for all others."""
+    return EvalConfig(expert_episodes=config.expert_episodes, context_limit=config.context_limit)
+
+
+@functools.lru_cache(maxsize=4)
+def compiled_chunk(policy: Policy, trials: Trials, config: EvalConfig, length: int) -> Callable[..., Any]:
+    """Return the jitted `chunk_function`, which donates its trial and memory.
+
+    The evaluations of one run, and of all runs with the same policy and trials, share it and what it has compiled.
+    """
+    return jax.jit(chunk_function(policy, trials, config, length), donate_argnums=(1, 2))
 
 
 def chunk_function(policy: Policy, trials: Trials, config: EvalConfig, length: int) -> Callable[..., Any]:

@@ -17,6 +17,7 @@ from relic_jax.bridge.pool import PoolError
 from relic_jax.config import ConfigError, TrainConfig, validate
 from relic_jax.environment.base import Environment
 from relic_jax.evaluation import check_evaluated
+from relic_jax.evaluation.during import Evaluations
 from relic_jax.files import storage_errors
 from relic_jax.horizon import warn_if_cut
 from relic_jax.interop import encoders
@@ -30,7 +31,7 @@ from relic_jax.rl.parallel import configure_devices, initial_state, state_shardi
 from relic_jax.rl.runner import make_runner
 from relic_jax.rl.state import Setup, TrainState, init_state, make_setup
 from relic_jax.spaces import image_mask, spaces_of, spaces_to_json
-from relic_jax.stopping import stop_signals
+from relic_jax.stopping import Stop, stop_signals
 from relic_jax.tracking import Record, Tracker
 
 
@@ -87,6 +88,8 @@ def prepare(config: TrainConfig, env: Environment, *, resume: bool = False) -> S
     config = configure_devices(config)
     check_sizes(config, images)
     check_evaluated(config.policy, config.eval, env, "test")
+    if config.eval.every is not None:
+        check_evaluated(config.policy, config.eval.during_training, env, "test")
     env.check_start(config.trial.environments)
     setup = make_setup(config, env)
     encoders.check(setup.policy, weights=not resume)
@@ -141,10 +144,19 @@ def _train(
     tracker, total = make_tracker(progress.env_steps), total_env_steps(setup.config)
     saved_at, clock = time.monotonic(), Clock(progress.seconds, total, window=_window(setup.config))
     begin = getattr(tracker, "begin", None)  # optional in a custom tracker
+    evaluations = Evaluations(setup, folder, progress.env_steps)
+
+    def evaluate(stopping: Stop) -> None:
+        evaluation = evaluations(state.params, progress.env_steps, stopping)
+        show = getattr(tracker, "evaluated", None)  # optional too
+        if evaluation is not None and show is not None:
+            show(evaluation)
+
     try:
-        if begin is not None and progress.env_steps < total:
-            begin(_startup_message(setup))
         with stop_signals(stop) as stopping, make_runner(setup) as run_chunk:
+            evaluate(stopping)
+            if begin is not None and progress.env_steps < total:
+                begin(_startup_message(setup))
             while progress.env_steps < total and not stopping.is_set():
                 try:
                     state, metrics = run_chunk(state)
@@ -159,12 +171,14 @@ def _train(
                     progress.env_steps = int(record["env_steps"])
                     warn_if_cut(setup.trials.env.name, setup.trials.env.horizon, record.get("cut_episodes"))
                     tracker.log(record, reading)
+                evaluate(stopping)
                 if time.monotonic() - saved_at > 60 * setup.config.checkpoint_minutes:
                     save(setup, checkpoints, state, progress)
                     saved_at = time.monotonic()
             save(setup, checkpoints, state, progress)
             finished = progress.env_steps >= total and not stopping.is_set()
     finally:
+        evaluations.close()
         tracker.close()
     return Result(state, finished, progress.seconds, stopping.exit_code)
 

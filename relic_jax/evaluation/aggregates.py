@@ -1,0 +1,169 @@
+"""Aggregate scores of a method over seeds and tasks, with bootstrap intervals (Agarwal et al. 2021, arXiv 2108.13264).
+
+Scores are float64 [seeds, tasks]: the score of each policy in each task, usually `normalized`. Functions take any
+leading axes before these two, so the resamples of a bootstrap are one call.
+
+The bootstrap differs from the paper's in one point. There, each cell of the matrix is an independent training run on
+one game, and seeds are resampled separately for each task. Here, one policy is evaluated in all tasks, so its scores
+share what the seed did to it. `resampled` therefore draws whole seeds, and then tasks, which all seeds and all methods
+share (Owen 2007, "The pigeonhole bootstrap"). Resampling cells would give intervals that are too narrow: with 5 seeds
+that differ and 20 tasks, a 95% interval of the mean would hold the true mean in about half of all studies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+RESAMPLES = 2000
+"""Number of resamples of a bootstrap."""
+LEVEL = 95.0
+"""Percentage of resamples inside an interval."""
+_CELLS = 4_000_000
+"""Largest number of scores that are resampled at a time."""
+
+Statistic = Callable[..., np.ndarray]
+
+
+class Interval(NamedTuple):
+    """A value with the ends of its 95% interval.
+
+    Attributes:
+        value: The statistic of the scores.
+        low: Lower end.
+        high: Upper end.
+    """
+
+    value: float
+    low: float
+    high: float
+
+
+def normalized(returns: np.ndarray, reference_returns: Mapping[str, float | None]) -> np.ndarray | None:
+    """Return (return − random) / (optimal − random): 0 for random actions and 1 for the expert.
+
+    Args:
+        returns: Undiscounted returns, any shape.
+        reference_returns: Mean returns of `random` actions and of the `optimal` expert.
+
+    Returns:
+        float64, the same shape. None if there is no expert, or it is not better than random actions.
+    """
+    random, optimal = reference_returns.get("random"), reference_returns.get("optimal")
+    if random is None or optimal is None or optimal <= random:
+        return None
+    return (np.asarray(returns, np.float64) - random) / (optimal - random)
+
+
+def mean(scores: np.ndarray) -> np.ndarray:
+    """Return the mean over seeds and tasks, [...]. `scores` is [..., seeds, tasks]."""
+    return scores.mean((-2, -1))
+
+
+def median(scores: np.ndarray) -> np.ndarray:
+    """Return the median over tasks of the mean over seeds, [...]. `scores` is [..., seeds, tasks]."""
+    return np.median(scores.mean(-2), -1)
+
+
+def iqm(scores: np.ndarray) -> np.ndarray:
+    """Return the interquartile mean, [...]: the mean of all scores but the lowest and the highest quarter.
+
+    Both quarters are rounded down to whole scores, as in `scipy.stats.trim_mean` and rliable.
+
+    Args:
+        scores: [..., seeds, tasks].
+    """
+    flat = scores.reshape(*scores.shape[:-2], -1)
+    quarter = flat.shape[-1] // 4
+    ordered = np.partition(flat, (quarter, flat.shape[-1] - quarter - 1), axis=-1)
+    return ordered[..., quarter : flat.shape[-1] - quarter].mean(-1)
+
+
+def optimality_gap(scores: np.ndarray, target: float = 1.0) -> np.ndarray:
+    """Return by how much scores miss `target` on average, [...]. Scores above it count as `target`.
+
+    Args:
+        scores: [..., seeds, tasks].
+        target: The score to reach.
+    """
+    return target - np.minimum(scores, target).mean((-2, -1))
+
+
+def probability_of_improvement(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Return the probability that a seed of x scores higher than one of y, averaged over tasks, [...].
+
+    Ties count half (the Mann-Whitney U statistic divided by the number of pairs).
+
+    Args:
+        x: [..., seeds, tasks].
+        y: [..., other seeds, tasks], in the same tasks.
+    """
+    difference = np.sign(x[..., :, None, :] - y[..., None, :, :])
+    return (difference.mean((-3, -2)) / 2 + 0.5).mean(-1)
+
+
+def performance_profile(scores: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
+    """Return the share of scores above each threshold, [..., n].
+
+    Args:
+        scores: [..., seeds, tasks].
+        thresholds: float64 [n].
+    """
+    ordered = np.sort(scores.reshape(*scores.shape[:-2], -1), axis=-1)
+    flat = ordered.reshape(-1, ordered.shape[-1])
+    above = [1 - np.searchsorted(row, thresholds, side="right") / len(row) for row in flat]
+    return np.stack(above).reshape(*ordered.shape[:-1], len(thresholds))
+
+
+def resampled(
+    scores: Sequence[np.ndarray], resamples: int = RESAMPLES, seed: int = 0
+) -> Iterator[tuple[np.ndarray, ...]]:
+    """Yield resamples of the scores of several methods in the same tasks.
+
+    Seeds are drawn with replacement, separately for each method. Tasks are drawn with replacement once for all.
+
+    Args:
+        scores: float64 [seeds, tasks, ...] of each method. The number of seeds can differ.
+        resamples: Number of resamples in all.
+        seed: Seed of the random numbers.
+
+    Yields:
+        For each method [r, seeds, tasks, ...]. The numbers r add up to `resamples`.
+    """
+    rng, tasks = np.random.default_rng(seed), scores[0].shape[1]
+    at_once = max(1, min(resamples, _CELLS // sum(x.size for x in scores)))
+    for start in range(0, resamples, at_once):
+        count = min(at_once, resamples - start)
+        columns = rng.integers(tasks, size=(count, 1, tasks))
+        rows = [rng.integers(len(x), size=(count, len(x), 1)) for x in scores]
+        yield tuple(x[row, columns] for x, row in zip(scores, rows, strict=True))
+
+
+def interval(statistic: Statistic, *scores: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
+    """Compute a statistic and its 95% percentile bootstrap interval over seeds and tasks (see `resampled`).
+
+    With one seed, the interval describes the choice of tasks only.
+
+    Args:
+        statistic: Maps the scores of each method, [..., seeds, tasks], to [...].
+        *scores: float64 [seeds, tasks] of each method, in the same tasks.
+        resamples: Number of resamples.
+        seed: Seed of the random numbers.
+    """
+    low, high = band(statistic, *scores, resamples=resamples, seed=seed)
+    return Interval(float(statistic(*scores)), float(low), float(high))
+
+
+def band(
+    statistic: Statistic, *scores: np.ndarray, resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ends of the interval of a statistic with any number of values. See `interval`.
+
+    Infinite values are ordered like others: an end is infinite if the resamples beyond it are.
+    """
+    values = np.concatenate([statistic(*drawn) for drawn in resampled(scores, resamples, seed)])
+    tail = (100 - LEVEL) / 2
+    low = np.percentile(values, tail, axis=0, method="lower")
+    return low, np.percentile(values, 100 - tail, axis=0, method="higher")
