@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 
 from relic_jax import settings
 from relic_jax.agent import Agent
+from relic_jax.compilation_cache import with_cache
 from relic_jax.config import ConfigError, EnvConfig, TrainConfig, WorkerConfig, from_json, to_json
 from relic_jax.dashboards import WandBOptions
 from relic_jax.environment.base import Environment, Split
@@ -59,6 +60,7 @@ class Run:
         return self.policy().agent(**options)
 
     @settings.with_standard
+    @with_cache
     def evaluate(
         self,
         tasks: Split = "test",
@@ -131,6 +133,7 @@ class Run:
             write_figure(figure, Path(out))
         return figure
 
+    @with_cache
     def resume(self, *, extend_to: int | None = None, stop: threading.Event | None = None) -> Run:
         """Continue an interrupted run from its newest checkpoint, as `relic-jax train --resume` does.
 
@@ -147,6 +150,7 @@ class Run:
 
 
 @settings.with_standard
+@with_cache
 def train(
     preset: str | TrainConfig,
     *,

@@ -13,7 +13,7 @@ from typing import Literal, NoReturn
 
 import tyro
 
-from relic_jax import settings
+from relic_jax import compilation_cache, settings
 from relic_jax.bridge.pool import PoolError
 from relic_jax.config import ConfigError, WorkerConfig
 from relic_jax.experiments import folders, habitat_dataset, import_llamarl, play, presets, run
@@ -43,8 +43,11 @@ USAGE = """relic-jax: in-context reinforcement learning in JAX
   relic-jax habitat-dataset --out FILE   an episode dataset for object navigation: places of objects in scenes
   relic-jax import-llamarl FILE --to DIR import a policy of the original PyTorch code; --reverse: export one
 
-Every command lists its options with --help.
+Every command lists its options with --help. Compiled programs are cached; --no-compilation-cache neither loads nor
+stores them.
 """
+NO_CACHE = "--no-compilation-cache"
+"""Option of every command."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,8 +123,9 @@ def main() -> None:
             near = difflib.get_close_matches(arguments[0], commands, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise ConfigError(f"command is {arguments[0]!r}; allowed: {', '.join(commands)}{hint}")
-        with interruptible(), own_process(), settings.standard():
-            commands[arguments[0]](arguments[1:])
+        cached, options = NO_CACHE not in arguments, [option for option in arguments[1:] if option != NO_CACHE]
+        with interruptible(), own_process(), settings.standard(), compilation_cache.used(cached):
+            commands[arguments[0]](options)
     except ConfigError as error:
         _fail(str(error), 2)
     except BrokenPipeError:  # the reader closed the pipe, as `head` does; the pool handles pipes to workers

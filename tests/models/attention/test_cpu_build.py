@@ -12,7 +12,8 @@ import time
 import pytest
 
 from relic_jax.models.attention import cpu_build
-from relic_jax.models.attention.cpu_build import KernelError, private_folder
+from relic_jax.models.attention.cpu_build import KernelError
+from relic_jax.private_folder import is_safe, private_folder
 
 pytestmark = [
     pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="needs a C++ compiler"),
@@ -26,7 +27,7 @@ UNUSED_UID = 65534
 def cache(tmp_path, monkeypatch):
     """Where kernels are kept. It does not exist yet."""
     for folder in (tmp_path, *tmp_path.parents):  # pytest's own are private, but who knows what is above
-        if not cpu_build._safe(os.lstat(folder)):
+        if not is_safe(os.lstat(folder)):
             pytest.skip(f"others can write to {folder}")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "relic-jax"
@@ -111,6 +112,7 @@ def test_a_folder_that_others_could_write_to_is_emptied_and_closed(cache, source
     file = only(cache)
     evil(source, file.with_name("evil.so"))
     os.replace(file.with_name("evil.so"), file)
+    (cache / "programs").mkdir()
     cache.chmod(mode)
     assert load(source).forward() == 7
     assert stat.S_IMODE(cache.stat().st_mode) == 0o700 and len(list(cache.iterdir())) == 1
