@@ -8,6 +8,8 @@ import tempfile
 
 import pytest
 
+from relic_jax.experiments.fast_compilation import compile_fast
+
 # Tests and the processes that they start share compiled programs. Set before jax is imported.
 _OWN_CACHE = "JAX_COMPILATION_CACHE_DIR" not in os.environ
 if _OWN_CACHE:
@@ -17,8 +19,8 @@ if _OWN_CACHE:
 _OWN_CONFIG = "PYTEST_XDIST_WORKER" not in os.environ
 if _OWN_CONFIG:
     os.environ["XDG_CONFIG_HOME"] = tempfile.mkdtemp(prefix="relic-jax-test-")
-# Compilation dominates the time of the tests, so it does not optimize. XLA_FLAGS="" compiles as for users.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# Compilation dominates the time of the tests. XLA_FLAGS="" compiles as for users.
+compile_fast()
 
 import jax  # noqa: E402
 

@@ -11,7 +11,6 @@ import dataclasses
 import importlib
 import importlib.util
 import io
-import os
 import re
 import shutil
 import subprocess
@@ -24,14 +23,13 @@ from pathlib import Path
 from typing import Annotated
 from unittest import mock
 
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")  # compiling takes most of the time
-
 import tyro
 
 from relic_jax.environment.base import Environment, Split
 from relic_jax.environment.reference_returns import ReferenceReturns, reference_returns
 from relic_jax.experiments.docs_commands import pages, short
 from relic_jax.experiments.docs_commands.short import Step, UnknownCommandError
+from relic_jax.experiments.fast_compilation import compile_fast
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ("README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")), "experiments/README.md")
@@ -68,6 +66,7 @@ class Row:
 
 def main() -> None:
     """Run the commands of the selected pages."""
+    compile_fast()
     command, rows, unknown = tyro.cli(Command, prog="python -m experiments.docs_commands"), [], []
     tests = collected_tests()
     with tempfile.TemporaryDirectory() as name:
