@@ -48,7 +48,8 @@ def test_schedules_are_accurate_as_far_as_a_run_goes(total, warmup):
     edges = (2**31 - 1, 2**31, 2**32 - 1, 2**32)
     for steps in (0, 1, ppo.warmup_steps, total // 3, total, 2 * total, *edges):
         rate, entropy = ask(StepCount.of(steps))
-        assert math.isclose(rate, by_hand(ppo, total, steps), rel_tol=1e-5)
+        # The warmup subtracts from the peak, so its first rates carry the rounding of the peak.
+        assert math.isclose(rate, by_hand(ppo, total, steps), rel_tol=1e-5, abs_tol=ppo.lr * 2**-24)
         assert math.isclose(entropy, 0.5 - 0.4 * min(steps / total, 1), rel_tol=1e-6)
 
 
