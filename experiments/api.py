@@ -70,6 +70,7 @@ class Run:
         limit: int | None = None,
         expert_episodes: int = 0,
         context_limit: int | None = None,
+        change_task_at: int | None = None,
         env: str | None = None,
         out: str | Path | None = None,
     ) -> Report:
@@ -82,6 +83,7 @@ class Run:
             limit: Number of tasks, the first ones of the split. None: the run's setting.
             expert_episodes: First episodes of each trial in which the scripted expert acts.
             context_limit: The number of last steps that the policy sees. None: all.
+            change_task_at: Episode, counted from 1, from which each trial continues in another task. None: one task.
             env: Another environment with the same observations and actions. None: the run's.
             out: Files are written to OUT.json, OUT.csv and OUT.png. None: named after the options, in the run folder.
 
@@ -101,6 +103,7 @@ class Run:
             limit=limit,
             expert_episodes=expert_episodes,
             context_limit=context_limit,
+            change_task_at=change_task_at,
             out=None if out is None else Path(out),
             trust=self.trust,
         )

@@ -19,6 +19,7 @@ from relic_jax.config import ConfigError, WorkerConfig
 from relic_jax.experiments import folders, habitat_dataset, import_llamarl, play, presets, run
 from relic_jax.experiments.arguments import check_text, parse, split_env_options, with_current_names
 from relic_jax.experiments.catalogue import envs_main, presets_main
+from relic_jax.experiments.compare.command import compare_main
 from relic_jax.experiments.evaluation import QUICK_EPISODES, evaluate_main
 from relic_jax.experiments.plots import plot_main
 from relic_jax.experiments.training import train_main
@@ -36,6 +37,7 @@ USAGE = """relic-jax: in-context reinforcement learning in JAX
   relic-jax train --resume RUN           continue an interrupted run; --extend-to N: to more steps
   relic-jax evaluate RUN [RUN ...]       in-context learning curve of trained policies, seeds pooled
   relic-jax plot RUN|FILE [...]          several curves in one figure
+  relic-jax compare RUN|STUDY [...]      a table and a figure of methods, with intervals over seeds and tasks
   relic-jax play RUN                     a GIF of a trained policy in one task; --human: act yourself
   relic-jax export RUN --to DIR          a policy as safetensors, StableHLO, ONNX or orbax, verified
   relic-jax presets                      presets: what they train, their cost and their expected results
@@ -110,7 +112,7 @@ def main() -> None:
     """Run the command line. Bad input prints one line to stderr and ends with exit code 2."""
     commands = {"train": train_main, "evaluate": evaluate_main, "plot": plot_main, "presets": presets_main}
     commands |= {"envs": envs_main, "play": play_main, "export": export_main, "habitat-dataset": habitat_dataset.main}
-    commands |= {"import-llamarl": import_llamarl.main}
+    commands |= {"import-llamarl": import_llamarl.main, "compare": compare_main}
     arguments = sys.argv[1:]
     if isinstance(sys.stdout, io.TextIOWrapper):  # file names can contain bytes that are not text
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -56,6 +56,9 @@ class EvaluateCommand:
     """Number of first episodes in which the scripted expert acts (few-shot imitation)."""
     context_limit: int | None = None
     """Number of last steps that the policy attends to. Default: all."""
+    change_task_at: Annotated[int | None, tyro.conf.arg(aliases=["--eval.change-task-at"])] = None
+    """Episode, counted from 1, from which each trial continues in another task of the split, without notice and with
+    the context kept. Default: one task per trial."""
     out: Path | None = None
     """Path of the results without suffix: OUT.json, OUT.csv and OUT.png (.pdf or .svg if OUT ends so). Groups are
     written to OUT-NAME.json etc., with one figure. Default: named after the options, in the folder of the first run;
@@ -175,6 +178,7 @@ def evaluation_config(command: EvaluateCommand, first: LoadedPolicy) -> EvalConf
         tasks=own.tasks if command.limit is None else command.limit,
         expert_episodes=command.expert_episodes,
         context_limit=command.context_limit,
+        change_task_at=command.change_task_at,
     )
 
 
@@ -210,6 +214,7 @@ def _result_name(command: EvaluateCommand, config: EvalConfig, groups: Sequence[
     name += f"-first-{config.tasks}-tasks" if config.tasks else ""
     name += f"-{config.expert_episodes}-expert" if config.expert_episodes else ""
     name += f"-context-{config.context_limit}" if config.context_limit else ""
+    name += f"-change-{config.change_task_at}" if config.change_task_at else ""
     if command.group:
         return "-".join([name, *(["groups"] if len(groups) > 1 else [])])
     return name + (f"-{len(command.paths)}-runs" if len(command.paths) > 1 else "")

@@ -17,7 +17,7 @@ from relic_jax.config import ConfigError
 from relic_jax.evaluation import Report
 from relic_jax.experiments import folders
 from relic_jax.experiments.arguments import parse
-from relic_jax.metrics import read_lines
+from relic_jax.metrics import EVALUATIONS, read_evaluations, read_lines
 from relic_jax.plotting import TrainingCurve, curves_figure, figure_format, training_figure, write_figure
 from relic_jax.progress import Activity
 
@@ -35,6 +35,9 @@ class PlotCommand:
     """The figure, a file that ends in .png, .pdf or .svg."""
     training: bool = False
     """Draw the training episodes (metrics.jsonl of run folders) even if the runs were evaluated."""
+    learning: bool = False
+    """Draw the learning curve: the evaluations on held-out tasks during training (evaluations.jsonl, made with
+    --eval.every)."""
 
 
 def plot_main(arguments: Sequence[str]) -> None:
@@ -43,11 +46,13 @@ def plot_main(arguments: Sequence[str]) -> None:
     if not command.paths:
         raise ConfigError("paths is empty; allowed: run folders or curve.json files")
     figure_format(command.out)
-    draw, training = drawing(command.paths, command.training)
+    if command.learning and command.training:
+        raise ConfigError("learning is True; allowed: False with --training")
+    draw, training = learning_drawing(command.paths) if command.learning else drawing(command.paths, command.training)
     folders.check_writable(command.out, "out")
     with Activity(f"drawing {command.out}"):
         write_figure(draw(), command.out)
-    if training and not command.training:
+    if training and not (command.training or command.learning):
         remedy = _remedy(command.paths[0])
         print(f"no run has an in-context curve yet, so training episodes are drawn; for the curve: {remedy}")
     print(f"wrote {command.out}")
@@ -71,6 +76,26 @@ def drawing(paths: Sequence[Path], training: bool) -> tuple[Callable[[], Figure]
     reports = [read_report(path) for path in paths]
     _check_comparable(paths, reports)
     return functools.partial(curves_figure, reports, labels(paths)), False
+
+
+def learning_drawing(paths: Sequence[Path]) -> tuple[Callable[[], Figure], bool]:
+    """Return what `drawing` returns, for evaluations during training. Raises ConfigError if a run has none."""
+    curves = [learning_curve(path) for path in paths]
+    return functools.partial(training_figure, curves, labels(paths), "later episode of held-out tasks"), True
+
+
+def learning_curve(path: Path) -> TrainingCurve:
+    """Return the mean return of later episodes and the success rate of a run's evaluations during training.
+
+    Raises ConfigError if there are none.
+    """
+    found = read_evaluations(path / EVALUATIONS) if path.is_dir() else []
+    if not found:
+        raise ConfigError(f"paths: '{path}' has no {EVALUATIONS}; allowed: a run that was trained with --eval.every")
+    several = found[0]["later"] is not None
+    success = [np.mean(x["success"][1:] if several else x["success"]) for x in found]
+    returns = [x["later"] if several else x["first"] for x in found]
+    return TrainingCurve([x["env_steps"] for x in found], returns, success, _env_name(path))
 
 
 def _check_comparable(paths: Sequence[Path], reports: Sequence[Report]) -> None:

@@ -1,4 +1,4 @@
-"""Write and read the metrics in a run folder: `metrics.jsonl` and `timing.jsonl`."""
+"""Write and read the metrics in a run folder: `metrics.jsonl` and `timing.jsonl`; read `evaluations.jsonl`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from typing import Any, BinaryIO, NamedTuple
 from relic_jax.files import append, remove_leftovers, write_atomically
 
 Record = dict[str, float]
+EVALUATIONS = "evaluations.jsonl"
+"""File of the evaluations during training (`evaluation.during` writes it)."""
 
 
 class Damage(NamedTuple):
@@ -129,6 +131,11 @@ def read_lines(path: Path, *, numbers: bool = True) -> list[dict[str, Any]]:
         numbers: Whether all values of a record are numbers and the first record is after step 0, as in `metrics.jsonl`.
     """
     return _parse(path.read_bytes(), numbers)[1]
+
+
+def read_evaluations(path: Path) -> list[dict[str, Any]]:
+    """Return the evaluations in `evaluations.jsonl` up to the first damaged line. Empty if there is no file."""
+    return read_lines(path, numbers=False) if path.is_file() else []
 
 
 def _parse(data: bytes, numbers: bool) -> tuple[list[bytes], list[dict[str, Any]], Damage | None]:

@@ -90,7 +90,7 @@ def curves_figure(reports: Sequence[Report], labels: Sequence[str]) -> Figure:
     for axis, kind in zip(axes, ("return", "success"), strict=True):
         curves = [report.returns if kind == "return" else report.success for report in reports]
         for index, curve in enumerate(curves):
-            episode, style = np.arange(1, len(curve.mean) + 1), _style(index)
+            episode, style = np.arange(1, len(curve.mean) + 1), line_style(index)
             style["marker"] = style["marker"] if len(episode) <= 60 else None
             axis.plot(episode, curve.mean, **style)
             axis.fill_between(episode, curve.low, curve.high, color=style["color"], alpha=0.2, linewidth=0)
@@ -100,25 +100,31 @@ def curves_figure(reports: Sequence[Report], labels: Sequence[str]) -> Figure:
         axis.set_xlim(1 - margin, longest + margin)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     first = reports[0]
-    references = _draw_references(axes[0], first.reference_returns)
+    references = draw_references(axes[0], first.reference_returns)
     _finish(axes, names, references)
     about = f"{first.env}, {first.split} split ({first.tasks} tasks, {first.split_hash})"
-    figure.suptitle(_text(about + _seeds(reports)))
+    figure.suptitle(escaped(about + _seeds(reports)))
     return figure
 
 
-def training_figure(curves: Sequence[TrainingCurve], labels: Sequence[str]) -> Figure:
-    """Draw return and success of training episodes against environment steps."""
+def training_figure(curves: Sequence[TrainingCurve], labels: Sequence[str], of: str = "training episode") -> Figure:
+    """Draw return and success against environment steps.
+
+    Args:
+        curves: One for each run.
+        labels: Labels of the curves.
+        of: The episodes that the curves average over, in the singular.
+    """
     figure, axes = _figure(len(curves))
     for index, curve in enumerate(curves):
-        style = _style(index) | {"marker": None if len(curve.env_steps) > 1 else "o"}
+        style = line_style(index) | {"marker": None if len(curve.env_steps) > 1 else "o"}
         axes[0].plot(curve.env_steps, curve.returns, **style)
         axes[1].plot(curve.env_steps, curve.successes, **style)
     for axis, kind in zip(axes, ("return", "success"), strict=True):
-        axis.set(xlabel="environment steps of training", ylabel=f"{kind} per training episode")
+        axis.set(xlabel="environment steps of training", ylabel=f"{kind} per {of}")
     _finish(axes, list(labels), [])
     names = sorted({curve.env for curve in curves if curve.env})
-    figure.suptitle(_text(", ".join([*names, "training episodes"])))
+    figure.suptitle(escaped(", ".join([*names, f"{of}s"])))
     return figure
 
 
@@ -131,7 +137,7 @@ def _figure(count: int) -> tuple[Figure, Any]:
     return figure, figure.subplots(1, 2)
 
 
-def _style(index: int) -> dict[str, Any]:
+def line_style(index: int) -> dict[str, Any]:
     """Return line, colour and marker of a curve. The first 112 are distinct."""
     group, color = divmod(index, len(COLORS))
     dashes, marker = DASHES[group % len(DASHES)], MARKERS[group // len(DASHES) % len(MARKERS)]
@@ -157,7 +163,7 @@ def _count(seeds: int) -> str:
     return f"{seeds} seed{'s' if seeds != 1 else ''}"
 
 
-def _draw_references(axis: Any, references: dict[str, float | None]) -> list[tuple[Any, str]]:
+def draw_references(axis: Any, references: dict[str, float | None]) -> list[tuple[Any, str]]:
     """Draw the reference returns as horizontal lines and return (line, label) for the legend."""
     found = []
     for name, style in (("optimal", "--"), ("random", ":")):
@@ -176,7 +182,7 @@ def _finish(axes: Any, labels: Sequence[str], lines: list[tuple[Any, str]]) -> N
     axes[0].set_ylim(bottom=min(0, axes[0].get_ylim()[0]))
     axes[1].set_ylim(-0.03, 1.03)
     handles = [*axes[1].get_lines(), *(line for line, _ in lines)]
-    texts = [_text(label) for label in (*labels, *(label for _, label in lines))]
+    texts = [escaped(label) for label in (*labels, *(label for _, label in lines))]
     if len(labels) <= INSIDE:
         axes[0].legend(handles, texts, frameon=False, loc="best")
         return
@@ -185,7 +191,7 @@ def _finish(axes: Any, labels: Sequence[str], lines: list[tuple[Any, str]]) -> N
     axes[1].legend(handles, texts, frameon=False, ncols=columns, fontsize=size, handlelength=3, **place)
 
 
-def _text(label: str) -> str:
+def escaped(label: str) -> str:
     """Escape a label: dollar signs do not start mathematics, and a leading underscore does not hide it."""
     text = label.replace("$", r"\$")
     return " " + text if text.startswith("_") else text

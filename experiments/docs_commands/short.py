@@ -140,7 +140,7 @@ def _relic_jax(words: list[str]) -> Step:
             return Step("skip", reason=f"the extra {missing}")
         lines = () if len(arguments) != 1 or arguments == ["darkroom-dpt"] else ("--no-reference-returns",)
         return Step("run", (*words, *lines))
-    if command in ("plot", "export", "presets"):
+    if command in ("plot", "export", "presets", "compare"):
         return Step("run", tuple(words))
     raise UnknownCommandError(" ".join(words))
 

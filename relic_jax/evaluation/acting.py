@@ -19,7 +19,7 @@ from relic_jax.environment.base import Environment, PyTree, Split, TrialRecord
 from relic_jax.environment.trials import Trials
 from relic_jax.evaluation import in_jit, on_host
 from relic_jax.evaluation.steps import Progress, Steps, first_trial, per_episode
-from relic_jax.evaluation.tasks import check_evaluated, evaluated_tasks, one_task
+from relic_jax.evaluation.tasks import changed_tasks, check_evaluated, evaluated_tasks, one_task
 from relic_jax.models.policy import Policy
 from relic_jax.types import Params
 
@@ -53,6 +53,7 @@ class Play(Protocol):
         config: EvalConfig,
         key: jax.Array,
         progress: Progress,
+        changed: PyTree = None,
     ) -> Iterator[Steps]:
         """Act for `config.episodes` episodes in each trial.
 
@@ -64,6 +65,7 @@ class Play(Protocol):
             config: The evaluation.
             key: Typed PRNG key [].
             progress: Called with the fraction that is done.
+            changed: The task of each trial from episode `config.change_task_at` on. None: the same.
 
         Yields:
             The steps of successive subsets of the trials, in their order.
@@ -99,7 +101,8 @@ def in_context_curves(
 
     Raises:
         ConfigError: If the config needs an expert and there is none, the task does not exist, the environment has no
-            masks of legal actions but the policy needs them, or the context of a memory that does not keep every step is limited.
+            masks of legal actions but the policy needs them, the context of a memory that does not keep every step is
+            limited, or the task cannot change (`changed_tasks`).
         PoolError: If worker processes fail too often.
     """
     if config.expert_episodes and not env.has_expert:
@@ -111,10 +114,11 @@ def in_context_curves(
     if policy.spaces.masked and not env.masks_actions:
         raise ConfigError(f"env is {env.name!r}, which masks no actions; allowed: one that does, as in training")
     tasks = evaluated_tasks(env, split, config) if task is None else one_task(env, split, task)
-    repeated = jax.tree.map(lambda x: np.repeat(x, config.repeats, axis=0), tasks)
+    changed = None if config.change_task_at is None else changed_tasks(env, split, config, task)
+    repeated, changed = jax.tree.map(lambda x: np.repeat(x, config.repeats, axis=0), (tasks, changed))
     key, trials = jax.random.fold_in(prng.key(seed), 0x5EED), Trials(env, show_last_reward)
     play: Play = on_host.play if env.on_host else in_jit.play
-    parts = list(play(policy, params, trials, repeated, config, key, progress))
+    parts = list(play(policy, params, trials, repeated, config, key, progress, changed))
     values = [per_episode(steps, config.episodes) for steps in parts]
     returns, successes, metrics = jax.tree.map(lambda *x: np.concatenate(x), *values)
     return Curves(returns, successes, first_trial(parts[0], tasks, config.episodes), metrics)

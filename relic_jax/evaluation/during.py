@@ -20,12 +20,10 @@ from relic_jax.evaluation.acting import Curves, in_context_curves
 from relic_jax.evaluation.statistics import shortest
 from relic_jax.evaluation.tasks import evaluated_tasks
 from relic_jax.files import append
-from relic_jax.metrics import read_lines, reopen, to_stderr
+from relic_jax.metrics import EVALUATIONS, read_evaluations, reopen, to_stderr
 from relic_jax.rl.state import Setup
 from relic_jax.types import Params
 
-FILE = "evaluations.jsonl"
-"""Name of the file in a run folder."""
 Evaluation = dict[str, Any]
 """One line of the file. `docs/runs.md` lists its keys."""
 
@@ -59,7 +57,7 @@ class Evaluations:
         self._file: BinaryIO | None = None
         if setup.config.eval.every is None:
             return
-        path = folder / FILE
+        path = folder / EVALUATIONS
         for line in reopen(path, env_steps, numbers=False):
             to_stderr(line)
         earlier = read_evaluations(path)
@@ -156,8 +154,3 @@ def summary(curves: Curves, tasks: int) -> Evaluation:
 
 def _number(value: Any) -> float:
     return float(shortest(np.asarray(value)))  # type: ignore[arg-type]  # a scalar array has no list
-
-
-def read_evaluations(path: Path) -> list[Evaluation]:
-    """Return the evaluations in a file up to the first damaged line. Empty if there is no file."""
-    return read_lines(path, numbers=False) if path.is_file() else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from operator import itemgetter
@@ -36,6 +37,7 @@ def play(
     config: EvalConfig,
     key: jax.Array,
     progress: Progress,
+    changed: PyTree = None,
 ) -> Iterator[Steps]:
     """Act in all trials at once (`acting.Play`). When most of many trials have finished, only the others continue."""
     horizon, batch = trials.env.horizon, num_tasks(tasks)
@@ -47,11 +49,12 @@ def play(
     chunk = compiled_chunk(policy, trials, acting_options(config), horizon)
     parts: list[Steps] = []
     playing = np.arange(batch)
+    changed = jax.tree.map(jnp.asarray, changed)
     for index in range(config.episodes):  # at most: short episodes end the trial sooner
         size = next(size for size in sizes if size >= (index + 1) * horizon)
         if size > memory.capacity:  # acting reads the whole buffer, so the buffer grows with its content
             memory = memory.grown(size)
-        trial, memory, episode, steps = chunk(params, trial, memory, episode, jax.random.fold_in(key, index))
+        trial, memory, episode, steps = chunk(params, trial, memory, episode, jax.random.fold_in(key, index), changed)
         warn_if_cut(trials.env.name, horizon, steps.cut)
         parts.append(_spread(jax.device_get(steps._replace(cut=None)), playing, batch))
         done = int(episode.min())
@@ -60,14 +63,18 @@ def play(
             break
         unfinished = np.flatnonzero(np.asarray(episode) < config.episodes)
         if MANY <= len(playing) >= 2 * len(unfinished):
-            trial, episode = jax.tree.map(itemgetter(unfinished), (trial, episode))
+            trial, episode, changed = jax.tree.map(itemgetter(unfinished), (trial, episode, changed))
             memory, playing = rows(memory, jnp.asarray(unfinished)), playing[unfinished]
     yield jax.tree.map(lambda *x: np.concatenate(x), *parts)
 
 
 def acting_options(config: EvalConfig) -> EvalConfig:
     """Return the settings that `chunk_function` reads, with defaults for all others."""
-    return EvalConfig(expert_episodes=config.expert_episodes, context_limit=config.context_limit)
+    return EvalConfig(
+        expert_episodes=config.expert_episodes,
+        context_limit=config.context_limit,
+        change_task_at=config.change_task_at,
+    )
 
 
 @functools.lru_cache(maxsize=4)
@@ -82,15 +89,20 @@ def compiled_chunk(policy: Policy, trials: Trials, config: EvalConfig, length: i
 def chunk_function(policy: Policy, trials: Trials, config: EvalConfig, length: int) -> Callable[..., Any]:
     """Return a function that acts for `length` steps.
 
-    It maps (params, trial, memory, episode, key) to (trial, memory, episode, steps). `episode`, int32 [B], counts the
-    episodes that each trial has finished.
+    It maps (params, trial, memory, episode, key, changed) to (trial, memory, episode, steps). `episode`, int32 [B],
+    counts the episodes that each trial has finished. `changed` has the tasks from episode `config.change_task_at` on.
     """
 
-    def chunk(params: Params, trial: TrialState, memory: Memory, episode: jax.Array, key: jax.Array):
+    def chunk(
+        params: Params, trial: TrialState, memory: Memory, episode: jax.Array, key: jax.Array, changed: PyTree = None
+    ):
         params = policy.cast_weights(params)
 
         def step(carry: tuple[TrialState, Memory, jax.Array], key: jax.Array):
             trial, memory, episode, steps = _act(policy, trials, config, params, *carry, key)
+            if config.change_task_at is not None:
+                due = jnp.asarray(steps.ended) & (episode == config.change_task_at - 1)
+                trial = _with_tasks(trials, jax.random.fold_in(key, 0x7A5C), trial, due, changed)
             return (trial, memory, episode), steps
 
         carry, steps = jax.lax.scan(step, (trial, memory, episode), jax.random.split(key, length))
@@ -137,6 +149,24 @@ def _act(
         cut=result.cut,
     )
     return next_trial, memory, episode + ended, steps
+
+
+def _with_tasks(trials: Trials, key: jax.Array, trial: TrialState, due: jax.Array, tasks: PyTree) -> TrialState:
+    """Start the next episode of some trials in other tasks. What the policy has seen stays as it is.
+
+    Args:
+        trials: The environment.
+        key: Typed PRNG key [].
+        trial: The trials, at the start of an episode where `due`.
+        due: bool [B]. The trials whose task changes.
+        tasks: Their new tasks, a pytree with leading axis B.
+    """
+
+    def change() -> TrialState:
+        new = select(due, trials.reset(key, tasks), trial)
+        return dataclasses.replace(new, previous_action=trial.previous_action, previous_reward=trial.previous_reward)
+
+    return jax.lax.cond(due.any(), change, lambda: trial)
 
 
 def _spread(steps: Steps, playing: np.ndarray, batch: int) -> Steps:

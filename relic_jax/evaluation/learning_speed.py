@@ -88,9 +88,8 @@ def learning_speed(runs: Sequence[Learning], threshold: float = THRESHOLD) -> Le
         runs: The seeds. They are evaluated in the same tasks; steps can differ.
         threshold: The normalized score to reach.
     """
-    limit = min(float(run.steps[-1]) for run in runs)
-    steps = np.unique(np.concatenate([run.steps[run.steps <= limit] for run in runs]))
-    scores = np.stack([_at(run, steps) for run in runs]).swapaxes(1, 2)  # [seeds, tasks, n]
+    steps, scores = aligned(runs)
+    limit = float(steps[-1])
 
     def per_seed(scores: np.ndarray) -> np.ndarray:
         return steps_to(steps, scores.mean(-2), threshold)
@@ -108,6 +107,13 @@ def learning_speed(runs: Sequence[Learning], threshold: float = THRESHOLD) -> Le
     return LearningSpeed(median, restricted, reached, len(runs), limit)
 
 
-def _at(run: Learning, steps: np.ndarray) -> np.ndarray:
-    """Return a run's scores at other steps, interpolated linearly, [n, tasks]."""
-    return np.stack([np.interp(steps, run.steps, column) for column in run.scores.T], -1)
+def aligned(runs: Sequence[Learning]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the scores of several runs at common steps, interpolated linearly, up to the end of the shortest run.
+
+    Returns:
+        Steps, float64 [n], and scores, float64 [seeds, tasks, n].
+    """
+    limit = min(float(run.steps[-1]) for run in runs)
+    steps = np.unique(np.concatenate([[limit], *(run.steps[run.steps <= limit] for run in runs)]))
+    scores = [[np.interp(steps, run.steps, column) for column in run.scores.T] for run in runs]
+    return steps, np.asarray(scores)

@@ -80,6 +80,7 @@ class Report:
         repeats: Trials per task.
         expert_episodes: First episodes, in which the scripted expert acts.
         context_limit: The number of last steps that the policy sees. None: all.
+        change_task_at: The episode, counted from 1, from which each trial continues in another task. None: one task.
         metrics: `Environment.metrics` per episode.
         gain: The last episode less the policy's first, in the same trial. One value.
         later_gain: The policy's third to last episodes less its first, for returns, successes and metrics. One value;
@@ -103,6 +104,7 @@ class Report:
     repeats: int = 1
     expert_episodes: int = 0
     context_limit: int | None = None
+    change_task_at: int | None = None
     metrics: dict[str, Curve] = dataclasses.field(default_factory=dict)
     gain: Curve | None = None
     later_gain: dict[str, Curve | None] | None = None
@@ -121,6 +123,7 @@ class Report:
             "raw_returns": self.raw_returns,
             "raw_successes": self.raw_successes,
             "raw_metrics": self.raw_metrics,
+            "change_task_at": self.change_task_at,
         }
         return {
             "env": self.env,
@@ -251,6 +254,7 @@ def summarise(
         repeats=config.repeats,
         expert_episodes=config.expert_episodes,
         context_limit=config.context_limit,
+        change_task_at=config.change_task_at,
         metrics={name: mean(values) for name, values in metrics.items()},
         gain=mean([gain(r, first) for r in returns]),
         later_gain={name: later(v) for name, v in (kinds | metrics | kinds).items()},  # no metric replaces ours

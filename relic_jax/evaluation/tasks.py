@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax
+import numpy as np
 
 from relic_jax.config import ConfigError, EvalConfig
 from relic_jax.environment.base import Environment, PyTree, Split, num_tasks
@@ -25,6 +26,31 @@ def one_task(env: Environment, split: Split, index: int) -> PyTree:
     if not 0 <= index < num_tasks(tasks):
         raise ConfigError(f"task is {index}; allowed: 0 … {num_tasks(tasks) - 1} ({env.name}, split {split})")
     return jax.tree.map(lambda x: x[index : index + 1], tasks)
+
+
+def changed_tasks(env: Environment, split: Split, config: EvalConfig, task: int | None = None) -> PyTree:
+    """Return the task that follows each evaluated one from episode `eval.change_task_at` on.
+
+    It is the task half a split away, because neighbours in a split can be alike.
+
+    Args:
+        env: The environment.
+        split: The split.
+        config: The evaluation.
+        task: Index of the only evaluated task. None: those of `evaluated_tasks`.
+
+    Raises:
+        ConfigError: If the environment runs in worker processes, or the split has only one task.
+    """
+    field = f"eval.change_task_at is {config.change_task_at}"
+    if env.on_host:
+        raise ConfigError(f"{field}; allowed: None, {env.name} runs in worker processes, which keep their task")
+    tasks = env.tasks(split)
+    count = num_tasks(tasks)
+    if count < 2:
+        raise ConfigError(f"{field}; allowed: None, {env.name} has one {split} task")
+    index = np.arange(count if config.tasks is None else min(config.tasks, count)) if task is None else np.array([task])
+    return jax.tree.map(lambda x: np.asarray(x)[(index + count // 2) % count], tasks)
 
 
 def check_evaluated(

@@ -12,9 +12,9 @@ import pytest
 from relic_jax.config import ConfigError, EvalConfig, validate
 from relic_jax.envs.registry import make
 from relic_jax.evaluation import in_context_curves, in_jit
-from relic_jax.evaluation.during import Evaluations, read_evaluations, summary
+from relic_jax.evaluation.during import Evaluations, summary
 from relic_jax.experiments.faults.processes import arrays
-from relic_jax.metrics import JsonLines
+from relic_jax.metrics import JsonLines, read_evaluations
 from relic_jax.rl import runner
 from relic_jax.rl.train import prepare, restore, train
 

@@ -1,0 +1,220 @@
+"""The numbers of a comparison, and its files: table.md, table.csv and figure.png."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import difflib
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from relic_jax.config import ConfigError
+from relic_jax.evaluation import aggregates
+from relic_jax.evaluation.aggregates import Interval, interval, normalized
+from relic_jax.evaluation.learning_speed import THRESHOLD, LearningSpeed, learning_speed
+from relic_jax.experiments.compare import figure
+from relic_jax.experiments.compare.methods import Method
+from relic_jax.experiments.compare.results import CURVE, RunResult, check_comparable, read_result
+from relic_jax.files import write_atomically
+from relic_jax.plotting import write_figure
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """The numbers of one method. Intervals are over seeds and tasks.
+
+    Attributes:
+        name: The method.
+        seeds: Number of runs.
+        first: Mean return of the first episode.
+        later: Mean return of all later episodes.
+        iqm: Interquartile mean of the later episodes' normalized scores; of returns if there is no optimal return.
+        gap: Optimality gap of the same scores. None if there is no optimal return.
+        improvement: Probability that a run of this method scores higher than one of the baseline. None: the baseline.
+        speed: Environment steps to 80% of optimal. None without evaluations during training or an optimal return.
+    """
+
+    name: str
+    seeds: int
+    first: Interval
+    later: Interval
+    iqm: Interval
+    gap: Interval | None
+    improvement: Interval | None
+    speed: LearningSpeed | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Methods that were evaluated alike in the same tasks.
+
+    Attributes:
+        methods: The methods with an evaluated run.
+        results: The results of their runs.
+        rows: Their numbers.
+        baseline: Name of the method that others are compared with.
+        missing: Folders of runs without an evaluation.
+    """
+
+    methods: tuple[Method, ...]
+    results: tuple[tuple[RunResult, ...], ...]
+    rows: tuple[Row, ...]
+    baseline: str
+    missing: tuple[Path, ...] = ()
+
+    @property
+    def normalized(self) -> bool:
+        """Whether scores are normalized."""
+        return self.rows[0].gap is not None
+
+    def markdown(self) -> str:
+        """Return the table with its explanation."""
+        lines = [_line(_header(self)), _line(["---"] * len(_header(self)))]
+        lines += [_line(_cells(row)) for row in self.rows]
+        return "\n".join([*lines, "", "\n\n".join(_notes(self)), ""])
+
+    def csv(self) -> str:
+        """Return the table with one column per number. Steps that were not reached are `inf`."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, [*_numbers(self.rows[0], self.methods[0])], lineterminator="\n")
+        writer.writeheader()
+        for row, method in zip(self.rows, self.methods, strict=True):
+            writer.writerow(_numbers(row, method))
+        return text.getvalue()
+
+    def figure(self) -> Figure:
+        """Draw in-context curves, learning curves and performance profiles."""
+        return figure.draw([row.name for row in self.rows], self.results)
+
+
+def compare(methods: Sequence[Method], baseline: str | None = None, curve: str = CURVE) -> Comparison:
+    """Compare methods.
+
+    Args:
+        methods: The methods. Runs without an evaluation are left out and named in the result.
+        baseline: Name of a method. None: the first.
+        curve: Name of the evaluation's file in each run folder.
+
+    Raises:
+        ConfigError: If no run was evaluated, runs cannot be compared, a file is damaged, or there is no such baseline.
+    """
+    found, missing = [], []
+    for method in methods:
+        read = [(run, read_result(run, curve)) for run in method.runs]
+        missing += [run for run, result in read if result is None]
+        if results := tuple(result for _, result in read if result is not None):
+            found.append((method, results))
+    if not found:
+        hint = f"relic-jax evaluate {missing[0]}" if missing else "relic-jax train"
+        some = ", ".join(f"'{run}'" for run in missing[:3]) or "none"
+        raise ConfigError(f"paths: no run has a {curve} ({some}); allowed: evaluated runs (to make one: {hint})")
+    check_comparable([result for _, results in found for result in results])
+    names = [method.name for method, _ in found]
+    baseline = names[0] if baseline is None else baseline
+    if baseline not in names:
+        near = difflib.get_close_matches(baseline, names, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"baseline is {baseline!r}; allowed: {', '.join(map(repr, names))}{hint}")
+    scores = {method.name: _scores(results) for method, results in found}
+    rows = tuple(_row(method, results, scores, baseline) for method, results in found)
+    kept = tuple(method for method, _ in found)
+    return Comparison(kept, tuple(results for _, results in found), rows, baseline, tuple(missing))
+
+
+def _scores(results: Sequence[RunResult]) -> np.ndarray:
+    """Return scores [seeds, tasks] of the later episodes, normalized if there is an optimal return."""
+    returns = np.stack([result.later for result in results])
+    scores = normalized(returns, results[0].report.reference_returns)
+    return returns if scores is None else scores
+
+
+def _row(method: Method, results: Sequence[RunResult], scores: Mapping[str, np.ndarray], baseline: str) -> Row:
+    own = scores[method.name]
+    is_normalized = normalized(own, results[0].report.reference_returns) is not None
+    learning = [result.learning() for result in results]
+    known = [one for one in learning if one is not None]
+    others = None if method.name == baseline else scores[baseline]
+    return Row(
+        name=method.name,
+        seeds=len(results),
+        first=interval(aggregates.mean, np.stack([result.first for result in results])),
+        later=interval(aggregates.mean, np.stack([result.later for result in results])),
+        iqm=interval(aggregates.iqm, own),
+        gap=interval(aggregates.optimality_gap, own) if is_normalized else None,
+        improvement=None if others is None else interval(aggregates.probability_of_improvement, own, others),
+        speed=learning_speed(known) if len(known) == len(learning) else None,
+    )
+
+
+def _header(comparison: Comparison) -> list[str]:
+    score = "IQM" if comparison.normalized else "IQM of returns"
+    names = ["method", "seeds", "first episode", "later episodes", score, "optimality gap"]
+    return [*names, f"P(better than {comparison.baseline})", f"steps to {THRESHOLD:.0%}"]
+
+
+def _cells(row: Row) -> list[str]:
+    returns = [_text(x, ".1f") for x in (row.first, row.later)]
+    scores = [_text(x, ".3f") for x in (row.iqm, row.gap)]
+    speed = "–" if row.speed is None else str(row.speed)
+    return [row.name, str(row.seeds), *returns, *scores, _text(row.improvement, ".2f"), speed]
+
+
+def _text(value: Interval | None, form: str) -> str:
+    return "–" if value is None else f"{value.value:{form}} [{value.low:{form}}, {value.high:{form}}]"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _notes(comparison: Comparison) -> list[str]:
+    report = comparison.results[0][0].report
+    random, optimal = report.reference_returns.get("random"), report.reference_returns.get("optimal")
+    numbers = (f"{name} {value:.1f}" for name, value in (("random", random), ("optimal", optimal)) if value is not None)
+    lines = [f"{report.env}, {report.tasks} {report.split} tasks ({report.split_hash}); {', '.join(numbers)}."]
+    kind = "Scores are (return − random) / (optimal − random) of the later episodes. " if comparison.normalized else ""
+    lines.append(f"{kind}95% bootstrap intervals over seeds and tasks. {_seeds_note(comparison)}".rstrip())
+    if any(row.speed is not None for row in comparison.rows):
+        what = f"Environment steps until the later episodes reach {THRESHOLD:.0%} of optimal"
+        lines.append(f"{what} on held-out tasks: the median over seeds; > N: not reached within N steps.")
+    settings = comparison.methods[0].settings
+    for name in settings if len(comparison.methods) > 1 else ():
+        values = ", ".join(f"{method.settings.get(name)} ({method.name})" for method in comparison.methods)
+        lines.append(f"`{name}`: {values}.")
+    if comparison.missing:
+        lines.append("Not evaluated, and left out: " + ", ".join(str(run) for run in comparison.missing) + ".")
+    return lines
+
+
+def _seeds_note(comparison: Comparison) -> str:
+    single = [row.name for row in comparison.rows if row.seeds == 1]
+    return f"One seed, so the interval is over tasks only: {'; '.join(single)}." if single else ""
+
+
+def _numbers(row: Row, method: Method) -> dict[str, Any]:
+    """Return the cells of the CSV file by column."""
+    speed = row.speed
+    intervals = {"first": row.first, "later": row.later, "iqm": row.iqm, "optimality_gap": row.gap}
+    intervals |= {"probability_of_improvement": row.improvement}
+    intervals |= {"steps_to_80": speed and speed.median, "restricted_mean_steps_to_80": speed and speed.restricted_mean}
+    found: dict[str, Any] = {"method": row.name, "seeds": row.seeds}
+    for name, value in intervals.items():
+        ends = ("", "", "") if value is None else (f"{x:.6g}" if abs(x) < 1e5 else f"{x:.0f}" for x in value)
+        found |= dict(zip((name, f"{name}_low", f"{name}_high"), ends, strict=True))
+    found |= {"reached_80": "" if speed is None else speed.reached, "steps_limit": "" if speed is None else speed.limit}
+    return found | {"runs": " ".join(run.name for run in method.runs)}
+
+
+def write(comparison: Comparison, folder: Path) -> list[Path]:
+    """Write table.md, table.csv and figure.png to a folder, each atomically, and return their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / name for name in ("table.md", "table.csv", "figure.png")]
+    write_atomically(files[0], comparison.markdown())
+    write_atomically(files[1], comparison.csv())
+    write_figure(comparison.figure(), files[2])
+    return files
