@@ -49,7 +49,7 @@ def presets_main(arguments: Sequence[str]) -> None:
     print("relic-jax train NAME; relic-jax presets NAME prints its config\n")
     for name, preset in presets.PRESETS.items():
         print(f"{name}\n    summary   {preset.summary}\n    command   {preset.command(name)}")
-        print(f"    cost      {preset.cost}\n    expected  {preset.expected}")
+        print(f"    cost      {preset.cost or 'not measured'}\n    expected  {preset.expected or 'untested'}")
 
 
 def envs_main(arguments: Sequence[str]) -> None:

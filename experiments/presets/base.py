@@ -20,15 +20,16 @@ class Preset:
     Attributes:
         config: The configuration.
         summary: One-line description.
-        cost: Time on a named machine.
-        expected: Result to expect, and of how many seeds it was measured.
+        cost: Time on a named machine. None: not measured.
+        expected: Result to expect, and the number of seeds that it was measured with. None: untested, there is no
+            committed result.
         options: Options that the result was measured with, after `relic-jax train NAME`.
     """
 
     config: TrainConfig
     summary: str
-    cost: str
-    expected: str
+    cost: str | None = None
+    expected: str | None = None
     options: str = ""
 
     def command(self, name: str) -> str:

@@ -79,8 +79,7 @@ PRESETS: dict[str, Preset] = {
         name: Preset(
             replace(BRAX, env=EnvConfig(name)),
             f"{name} on brax (an extra), 512 environments, trials of 4 episodes; a backend: --env {name}:mjx",
-            "a GPU; not run",
-            "not run",
+            "a GPU",
         )
         for name in ("halfcheetah-vel", "halfcheetah-dir", "ant-dir", "ant-goal")
     },

@@ -93,8 +93,6 @@ PRESETS: dict[str, Preset] = {
     "darkroom-rl2": Preset(
         rl2(DARKROOM),
         "RL²: a GRU in place of ReLIC's transformer, on the budget of darkroom-dpt",
-        "not measured yet",
-        "not run to its end yet",
     ),
     "darkroom-4k": Preset(
         DARKROOM_4K,
@@ -105,20 +103,17 @@ PRESETS: dict[str, Preset] = {
     "darkroom-64k": Preset(
         DARKROOM_64K,
         "trials of 65,536 steps and 256 updates: a context of 655 episodes for the small model",
-        "about a minute a trial on one H200 in bfloat16, 2.3 GiB; in float32 not measured yet",
-        "not run to its end yet",
+        "about a minute a trial on one H200 in bfloat16, 2.3 GiB",
     ),
     "darkroom-64k-int8": Preset(
         DARKROOM_64K_INT8,
         "the same with keys and values stored in int8: 0.6 instead of 2 GiB",
-        "for a GPU with 16 GiB; not measured yet",
-        "not run to its end yet",
+        "for a GPU with 16 GiB",
     ),
     "darkroom-relic-paper": Preset(
         RELIC_PAPER,
         "the original's Darkroom run, number for number",
         "hours on 2 CPU cores",
-        "not run to its end yet",
     ),
     "darkroom-smoke": Preset(
         SMOKE, "does everything work: a minute from start to figure", "under a minute on 2 CPU cores", "nothing learned"

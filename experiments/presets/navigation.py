@@ -98,8 +98,7 @@ PRESETS: dict[str, Preset] = {
         f"{config.env.name}-gpu": Preset(
             on_gpu(config),
             f"{config.env.name} with the paper's numbers for object navigation",
-            "a GPU; not run",
-            "not run",
+            "a GPU",
         )
         for config in (MINIWORLD, replace(MINIWORLD, env=EnvConfig("miniworld-dpt4")), HOUSE)
     },

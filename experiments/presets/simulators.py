@@ -52,8 +52,6 @@ PRESETS: dict[str, Preset] = {
         f"metaworld-{name}": Preset(
             replace(METAWORLD, env=EnvConfig(env)),
             f"Meta-World's {name.upper()}: a robot arm whose goal is not seen; needs the extra metaworld",
-            "not measured",
-            "not run",
         )
         for name, env in (
             ("ml1-reach", METAWORLD.env.name),
@@ -64,7 +62,5 @@ PRESETS: dict[str, Preset] = {
     "miniworld-real": Preset(
         REAL_MINIWORLD,
         "the real Farama MiniWorld in worker processes (--env gym:miniworld:ID for others); needs the extra miniworld",
-        "not measured",
-        "not run",
     ),
 }

@@ -83,8 +83,7 @@ PRESETS: dict[str, Preset] = {
                 policy=replace(XLAND.policy, transformer=transformer),
             ),
             f"XLand-MiniGrid's {env.removeprefix('xland-')} recipe, rulesets held out",
-            "a GPU; not run",
-            "not run",
+            "a GPU",
         )
         for env, transformer in (
             ("xland-small", XLAND.policy.transformer),

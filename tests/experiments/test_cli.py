@@ -375,6 +375,8 @@ def test_help_and_lists(cli):
     assert "relic-jax train PRESET" in cli()[1] and cli()[0] == 2
     _, listed, _ = cli("presets")
     assert all(name in listed for name in presets.PRESETS)
+    untested = [name for name, preset in presets.PRESETS.items() if preset.expected is None]
+    assert listed.count("    expected  untested\n") == len(untested) > 0
     _, config, _ = cli("presets", "darkroom-smoke")
     assert json.loads(config)["env"]["name"] == presets.get("darkroom-smoke").config.env.name
     assert "darkroom-dpt" in cli("envs")[1]
