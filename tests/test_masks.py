@@ -31,7 +31,8 @@ from relic_jax.rl.train import NonFiniteError, Progress, prepare, records, resto
 from relic_jax.rl.train import check_finite as check_record
 from relic_jax.spaces import spaces_from_json, spaces_of, spaces_to_json
 
-SIZES = st.lists(st.integers(1, 5), min_size=1, max_size=4).map(tuple)
+# A few shapes, because each compiles its own programs.
+SIZES = st.sampled_from([(1,), (5,), (1, 1), (2, 5), (4, 1, 3), (3, 3, 3), (1, 4, 2, 3), (5, 5, 1, 2)])
 
 
 def split(x, nvec):

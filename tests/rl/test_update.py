@@ -1,6 +1,7 @@
 """The jitted partial update compared with a slow reference implementation, and its invariants."""
 
 import dataclasses
+import functools
 
 import chex
 import jax
@@ -37,6 +38,12 @@ def config(**ppo) -> TrainConfig:
     )
 
 
+@functools.cache
+def setup_of(**ppo):
+    """Return the setup of `config`. Tests share setups, and with them what `begin` and `gathered` compile."""
+    return make_setup(config(**ppo), make("probe-bandit"))
+
+
 def randomised(params, seed=1):
     """Return random parameters. At initialization sinks are 0 and the policy is uniform."""
     leaves, tree = jax.tree.flatten(params)
@@ -46,6 +53,7 @@ def randomised(params, seed=1):
     )
 
 
+@functools.cache
 def begin(setup):
     """Return a state at the start of a trial with random parameters."""
 
@@ -57,6 +65,7 @@ def begin(setup):
     return make_state()
 
 
+@functools.cache
 def gathered(setup, segments):
     """Return (state, batch) before an update halfway through a trial, after `segments` segments and one more."""
 
@@ -110,7 +119,7 @@ def windows(setup, state):
 @pytest.mark.parametrize("kind", ["partial", pytest.param("full", marks=pytest.mark.slow)])
 def test_epochs_equal_a_plain_rewriting(kind):
     """Compare two epochs of four minibatches of one environment, with the gradients of two summed per Adam step."""
-    setup = make_setup(config(), make("probe-bandit"))
+    setup = setup_of()
     state, batch = gathered(setup, 1 if kind == "partial" else 2)
     window, key, ppo = windows(setup, state)[kind], jax.random.key(3), setup.config.ppo
     found, _, _ = jax.jit(lambda s, b: up.run_epochs(setup, s, b, window, key))(state, batch)
@@ -130,8 +139,8 @@ def test_epochs_equal_a_plain_rewriting(kind):
 
 
 def test_stopped_context_gives_the_same_outputs_and_only_the_segments_gradient():
-    full = make_setup(config(), make("probe-bandit"))
-    stopped = make_setup(config(context_gradient="stopped"), make("probe-bandit"))
+    full = setup_of()
+    stopped = setup_of(context_gradient="stopped")
     state, batch = gathered(full, 1)
     window, nothing = windows(full, state)["partial"], jax.random.key(0)
 
@@ -157,8 +166,8 @@ def test_stopped_context_gives_the_same_outputs_and_only_the_segments_gradient()
 @pytest.mark.slow
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
 def test_accumulated_gradients_are_summed_or_averaged(reduction):
-    setup = make_setup(config(accumulate=4, gradient_reduction=reduction), make("probe-bandit"))
-    state, batch = gathered(setup, 1)
+    setup = setup_of(accumulate=4, gradient_reduction=reduction)
+    state, batch = gathered(setup_of(), 1)  # acting and advantages are those of any reduction
     window = windows(setup, state)["partial"]
     keys, order = jax.random.split(jax.random.key(0), 4), jnp.arange(4)
     sums = jax.jit(lambda p: up.accumulated_gradients(setup, state, p, batch, window, order[:, None], keys)[0])
@@ -171,7 +180,7 @@ def test_accumulated_gradients_are_summed_or_averaged(reduction):
 
 
 def test_after_an_update_the_context_is_shuffled_and_recomputed_with_the_new_weights():
-    setup = make_setup(config(), make("probe-bandit"))
+    setup = setup_of()
     state, _ = gathered(setup, 1)
     state = state.replace(params=randomised(state.params, seed=9))
     after = jax.jit(lambda s: continue_trial(setup, s, jax.random.key(1)))(state)
@@ -186,24 +195,31 @@ def test_after_an_update_the_context_is_shuffled_and_recomputed_with_the_new_wei
     np.testing.assert_array_equal(np.sort(before), np.sort(now))  # those of the acting policy, in another order
 
 
-def test_a_trial_in_one_call_equals_its_segments_and_ends_with_an_empty_context():
-    setup = make_setup(config(context_gradient="stopped"), make("probe-bandit"))
+@pytest.fixture(scope="module")
+def counted_chunk():
+    """Return (setup, the compiled segment of training, which may be traced once)."""
+    chex.clear_trace_counter()
+    setup = setup_of(context_gradient="stopped")
+    counted = chex.assert_max_traces(lambda s, state: segment_step(s, state), n=1)
+    return setup, parallel(setup, counted)
+
+
+def test_a_trial_in_one_call_equals_its_segments_and_ends_with_an_empty_context(counted_chunk):
+    setup, chunk = counted_chunk
     state = begin(setup)
     whole, metrics = jax.jit(lambda s: trial_step(setup, s))(state)
-    step = jax.jit(lambda s: segment_step(setup, s))
+    state = jax.device_put(jax.device_get(state), state_shardings(setup.config, state))  # a copy, which is donated
     for index in range(setup.config.trial.updates):
-        state, part = step(state)
+        state, part = chunk(state)
         chex.assert_trees_all_close(part, jax.tree.map(lambda x, i=index: x[i], metrics), atol=1e-4, rtol=1e-4)
     chex.assert_trees_all_close(state.params, whole.params, atol=1e-4)
     assert int(state.segment) == 0 and int(state.memory.filled) == 0 and int(state.env_steps) == 4 * 36
     assert state.trial.first.all()
 
 
-def test_one_trace_serves_every_segment_of_a_growing_trial():
-    chex.clear_trace_counter()
-    setup = make_setup(config(context_gradient="stopped"), make("probe-bandit"))
-    counted = chex.assert_max_traces(lambda s, state: segment_step(s, state), n=1)
-    chunk, state = parallel(setup, counted), initial_state(setup)
+def test_one_trace_serves_every_segment_of_a_growing_trial(counted_chunk):
+    setup, chunk = counted_chunk
+    state = initial_state(setup)
     for _ in range(2 * setup.config.trial.updates):
         state, _ = chunk(state)
     assert chunk._cache_size() == 1
@@ -227,7 +243,7 @@ def test_time_limits_bootstrap_from_the_observation_that_was_cut_off():
 
 def test_acting_records_what_the_policy_saw_and_did():
     """Unrolling the recorded inputs reproduces the recorded log-probabilities and values."""
-    setup = make_setup(config(), make("probe-bandit"))
+    setup = setup_of()
     state = begin(setup)
     params, policy = state.params, setup.policy
     found = jax.jit(lambda s: collect(setup, s.params, s.trial, s.memory, jax.random.key(2)))(state)
@@ -240,9 +256,9 @@ def test_acting_records_what_the_policy_saw_and_did():
 
 @pytest.mark.slow
 def test_credit_through_the_trial_ignores_episode_ends():
-    setup = make_setup(config(credit="trial", shuffle=False), make("probe-bandit"))
+    setup = setup_of(credit="trial", shuffle=False)
     state, batch = gathered(setup, 1)
-    per_episode = up.make_batch(make_setup(config(), make("probe-bandit")), state, batch.memory, jnp.zeros(4))
+    per_episode = up.make_batch(setup_of(), state, batch.memory, jnp.zeros(4))
     ended = np.asarray(state.trajectory.terminated[0])
     at = int(np.flatnonzero(ended)[0])
     value, reward = (np.asarray(x[0]) for x in (state.trajectory.value, state.trajectory.reward))
@@ -252,7 +268,7 @@ def test_credit_through_the_trial_ignores_episode_ends():
 
 
 def test_advantages_are_normalised_over_the_trial_so_far():
-    setup = make_setup(config(), make("probe-bandit"))
+    setup = setup_of()
     advantage = jnp.asarray(np.random.default_rng(0).normal(3.0, 2.0, (4, 36)), jnp.float32)
     result = normalize_advantages(setup, advantage, 24)
     seen = np.asarray(advantage[:, :24])
@@ -261,16 +277,16 @@ def test_advantages_are_normalised_over_the_trial_so_far():
 
 @pytest.mark.slow
 def test_a_refresh_every_second_update_keeps_the_context_in_between():
-    setup = make_setup(config(refresh_every=2), make("probe-bandit"))
-    state, _ = gathered(setup, 0)
+    setup = setup_of(refresh_every=2)
+    state, _ = gathered(setup_of(), 0)
     state = state.replace(params=randomised(state.params, seed=9))
     run = jax.jit(lambda s: continue_trial(setup, s, jax.random.key(1)))
     kept = run(state)
     chex.assert_trees_all_equal((kept.memory, kept.trajectory), (state.memory, state.trajectory))
-    state, _ = gathered(setup, 1)
+    state, _ = gathered(setup_of(), 1)
     renewed = run(state.replace(params=randomised(state.params, seed=9)))
     assert (renewed.trajectory.value != state.trajectory.value).any()
-    never = make_setup(config(refresh_every=None, shuffle=False), make("probe-bandit"))
+    never = setup_of(refresh_every=None, shuffle=False)
     kept = jax.jit(lambda s: continue_trial(never, s, jax.random.key(1)))(state)
     chex.assert_trees_all_equal((kept.memory, kept.trajectory), (state.memory, state.trajectory))
     assert int(kept.segment) == int(state.segment) + 1
@@ -279,7 +295,7 @@ def test_a_refresh_every_second_update_keeps_the_context_in_between():
 @pytest.mark.slow
 def test_the_full_gradient_computes_only_what_is_filled():
     """Steps after the window have no effect, even if they are NaN."""
-    setup = make_setup(config(), make("probe-bandit"))
+    setup = setup_of()
     state, batch = gathered(setup, 1)
     window, key = windows(setup, state)["partial"], jax.random.key(0)
     gradient = jax.jit(lambda p, b: up.gradient(setup, state.env_steps, p, b, window, key)[0])
@@ -299,7 +315,7 @@ def test_the_full_gradient_computes_only_what_is_filled():
 def test_activations_kept_or_recomputed_give_the_same_gradient():
     transformer = dataclasses.replace(TRANSFORMER, remat=True)
     recomputed = dataclasses.replace(config(), policy=PolicyConfig(transformer=transformer))
-    setups = [make_setup(c, make("probe-bandit")) for c in (config(), recomputed)]
+    setups = [setup_of(), make_setup(recomputed, make("probe-bandit"))]
     state, batch = gathered(setups[0], 1)
     window, key = windows(setups[0], state)["partial"], jax.random.key(0)
     kept, again = (
@@ -314,8 +330,8 @@ def test_activations_kept_or_recomputed_give_the_same_gradient():
 def test_two_devices_make_the_update_of_one(reduction, minibatches, accumulate):
     """Minibatches of one environment are distributed, those of two are split. There is one step per epoch."""
     settings = {"minibatches": minibatches, "accumulate": accumulate, "epochs": 1, "gradient_reduction": reduction}
-    one = make_setup(config(**settings), make("probe-bandit"))
-    state, _ = gathered(one, 1)
+    one = setup_of(**settings)
+    state, _ = gathered(setup_of(), 1)
 
     def updated(setup, state):
         memory = state.memory.replace(length=state.memory.length - setup.config.trial.segment)
