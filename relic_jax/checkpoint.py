@@ -25,7 +25,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from orbax.checkpoint import v1 as ocp
 
 from relic_jax import prng, process, trust
 from relic_jax.config import ConfigError, TrainConfig, from_json, to_json
@@ -35,6 +34,9 @@ from relic_jax.rl.steps import StepCount
 from relic_jax.runtime.files import read_record, verify_files
 from relic_jax.stored_state import compact, expanded, with_typed_key, without_typed_keys
 from relic_jax.types import Params, PyTree
+
+with process.unconfigured_root_logger():  # orbax logs while it is imported
+    from orbax.checkpoint import v1 as ocp
 
 FORMAT = "relic-jax-checkpoint-2"
 OLD_FORMAT = "relic-jax-checkpoint-1"
@@ -119,7 +121,8 @@ def _write(
     for unfinished in folder.glob("*.tmp"):  # left by a process that was killed while it wrote
         shutil.rmtree(unfinished, ignore_errors=True)
     temporary.mkdir(parents=True)
-    ocp.save_checkpointables(temporary / "arrays", arrays)
+    with process.unconfigured_root_logger():
+        ocp.save_checkpointables(temporary / "arrays", arrays)
     meta = {"format": FORMAT, "step": step, "counters": counters, "prng": prng.current()}
     meta |= {"config": json.loads(to_json(config))}
     meta |= {"owner": trust.sign(config)}
@@ -139,7 +142,7 @@ def _write(
 
 def write_params(folder: Path, params: Params) -> None:
     """Write only parameters, which `load_params` reads, into a folder. The caller makes the write atomic."""
-    with _quiet():
+    with _quiet(), process.unconfigured_root_logger():
         ocp.save_checkpointables(folder.absolute() / "arrays", {"params": params})
 
 
@@ -341,7 +344,7 @@ def _placed(x: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.Sha
 
 def _load(path: Path, wanted: dict[str, PyTree]) -> dict[str, Any]:
     reason = ""
-    with _quiet():
+    with _quiet(), process.unconfigured_root_logger():
         try:
             loaded = ocp.load_checkpointables(path.absolute() / "arrays", wanted)
         except Exception as error:  # orbax and tensorstore raise many classes; report one line

@@ -5,6 +5,7 @@ In any other process, such as a notebook, a service or a test, they belong to th
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -25,3 +26,19 @@ def own_process() -> Iterator[None]:
         yield
     finally:
         _OWN.reset(token)
+
+
+@contextmanager
+def unconfigured_root_logger() -> Iterator[None]:
+    """Keep absl, with which orbax logs, from configuring a root logger that has no handler.
+
+    Within the context, warnings go to standard error, as for any root logger without handlers.
+    """
+    handler = None if logging.root.handlers else logging.lastResort
+    if handler is not None:
+        logging.root.addHandler(handler)
+    try:
+        yield
+    finally:
+        if handler is not None:
+            logging.root.removeHandler(handler)

@@ -16,7 +16,7 @@ import pytest
 from relic_jax import checkpoint, load_policy
 from relic_jax.envs.registry import make
 from relic_jax.process import is_own, own_process
-from relic_jax.rl.train import prepare, train
+from relic_jax.rl.train import prepare, restore, save, train
 from relic_jax.stopping import stop_signals
 from relic_jax.tracking import Console
 
@@ -101,6 +101,15 @@ def test_an_interrupt_of_the_cell_stops_after_the_chunk_and_saves(setup, tmp_pat
     before = process_state()
     assert not asyncio.run(cell()).finished
     assert checkpoint.complete_steps(tmp_path / "checkpoints") == [64] and process_state() == before
+
+
+def test_a_root_logger_without_handlers_stays_so(setup, tmp_path, monkeypatch):
+    """absl's functions configure it, and orbax logs with them. pytest's handlers hide this from `process_state`."""
+    monkeypatch.setattr(logging.root, "handlers", [])
+    checkpoints = tmp_path / "checkpoints"
+    save(setup, checkpoints, *restore(setup, checkpoints))
+    load_policy(tmp_path)
+    assert logging.root.handlers == []
 
 
 def test_an_event_that_was_set_does_not_make_the_first_signal_final():
