@@ -92,8 +92,9 @@ def arrays_of(policy: Policy, memory: Memory) -> Arrays:
 def memory_of(arrays: Arrays, inputs: Arrays) -> Memory:
     """Invert `arrays_of`, with the counters from the inputs of the step."""
     if STATE in arrays:
-        known = (jnp.asarray(inputs["window"]) > 1)[:, None, None, None]
-        return Carry(jnp.where(known, arrays[STATE], 0), _per_row(inputs["length"], known.shape[0]))
+        state, known = arrays[STATE], jnp.asarray(inputs["window"]) > 1
+        state = jnp.where(jnp.expand_dims(known, range(1, state.ndim)), state, 0)
+        return Carry(state, _per_row(inputs["length"], known.shape[0]))
 
     def layers(kind: str) -> tuple[Slots, ...]:
         names = sorted((n for n in arrays if n.split(".")[0] in kind.split("|") and n.count(".") == 1), key=_layer)

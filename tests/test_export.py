@@ -208,13 +208,13 @@ def test_onnx_is_as_near_to_exact_arithmetic_as_a_trained_policy_is():
     assert all(check["largest_scaled_difference"] <= verify.TOLERANCE for check in found)
 
 
-@pytest.mark.parametrize("case", ["vector", "images", "gru", "lstm-tanh"])
+@pytest.mark.parametrize("case", ["vector", "images", "gru", "lstm-tanh", "gated_delta", "lru"])
 def test_stablehlo_is_the_policy(build, exported, tmp_path, case):
     pytest.importorskip("flatbuffers")
     if case == "vector":
         policy, folder, check = exported("stablehlo")
     else:
-        how = CASES[case] if case in CASES else {"memory": case.split("-")[0]}
+        how = CASES[case] if case in CASES else {"memory": case.split("-")[0].replace("_", "-")}
         how |= {"spaces": CONTINUOUS} if "tanh" in case else {}
         policy, folder = build(**how), tmp_path / "out"
         check = export_policy(policy, folder, format="stablehlo")

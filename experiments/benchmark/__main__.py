@@ -17,7 +17,9 @@ from relic_jax.files import write_atomically
 from relic_jax.provenance import own_commit
 from relic_jax.rl.parallel import offer_cores
 
-Suite = Literal["act", "update", "refresh", "rollout", "train", "env", "suites", "bridge", "agent", "original", "all"]
+Suite = Literal[
+    "act", "update", "refresh", "rollout", "train", "env", "suites", "bridge", "agent", "original", "peers", "all"
+]
 SUITES = ("act", "update", "refresh", "rollout", "train", "env", "suites", "bridge", "agent", "original")
 
 
@@ -33,6 +35,8 @@ class Command:
     """Print ratios to the numbers in this JSON file."""
     cases: int | None = None
     """Number of cases to run of each suite; 0 measures the machine only. Default: all cases."""
+    xland: Path | None = None
+    """Checkout of XLand-MiniGrid, for `peers`, which `all` does not include."""
 
 
 def main() -> None:
@@ -51,7 +55,8 @@ def main() -> None:
     )
     results: list[dict[str, Any]] = []
     for suite in SUITES if "all" in command.suites else command.suites:
-        cases = importlib.import_module(f"relic_jax.experiments.benchmark.{suite}").cases(machine)
+        module = importlib.import_module(f"relic_jax.experiments.benchmark.{suite}")
+        cases = module.cases(machine, command.xland) if suite == "peers" else module.cases(machine)
         for case in itertools.islice(cases, command.cases):
             results.append(case)
             print(line(case, earlier.get(case["name"])), flush=True)

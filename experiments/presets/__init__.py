@@ -6,10 +6,10 @@ import difflib
 
 from relic_jax.config import ConfigError, TrainConfig, differences
 from relic_jax.experiments.presets import continuous, darkroom, gridworlds, navigation, simulators, xland
-from relic_jax.experiments.presets.base import SMALL, TINY, Preset, rl2
+from relic_jax.experiments.presets.base import SMALL, TINY, Preset, linear_rnn, rl2
 from relic_jax.experiments.presets.darkroom import DARKROOM
 
-__all__ = ["DARKROOM", "PRESETS", "SMALL", "TINY", "Preset", "get", "name_of", "rl2"]
+__all__ = ["DARKROOM", "PRESETS", "SMALL", "TINY", "Preset", "get", "linear_rnn", "name_of", "rl2"]
 
 PRESETS: dict[str, Preset] = {
     **darkroom.PRESETS,

@@ -14,7 +14,7 @@ from relic_jax.config import (
     TransformerConfig,
     TrialConfig,
 )
-from relic_jax.experiments.presets.base import SMALL, TINY, Preset, rl2
+from relic_jax.experiments.presets.base import SMALL, TINY, Preset, linear_rnn, rl2
 
 RELIC_PAPER = TrainConfig(env=EnvConfig("darkroom-dpt"), chunk="segment", policy=PolicyConfig(transformer=TINY))
 
@@ -93,6 +93,14 @@ PRESETS: dict[str, Preset] = {
     "darkroom-rl2": Preset(
         rl2(DARKROOM),
         "RL²: a GRU in place of ReLIC's transformer, on the budget of darkroom-dpt",
+    ),
+    "darkroom-gated-delta": Preset(
+        linear_rnn(DARKROOM, "gated-delta"),
+        "the gated delta rule in place of ReLIC's transformer, on the budget of darkroom-dpt",
+    ),
+    "darkroom-lru": Preset(
+        linear_rnn(DARKROOM, "lru"),
+        "linear recurrent units in place of ReLIC's transformer, on the budget of darkroom-dpt",
     ),
     "darkroom-4k": Preset(
         DARKROOM_4K,

@@ -48,6 +48,26 @@ XLAND_ANYSIDE = replace(  # easier: far more episodes have a reward
     ppo=replace(XLAND.ppo, lr_final=1e-4, warmup_steps=10_000, entropy_coef=0.02, entropy_coef_final=0.01),
 )
 
+XLAND_RL2_1024 = replace(  # the numbers of XLand-MiniGrid's RL² trainer, as far as they have a counterpart
+    rl2(XLAND, width=1024, narrow=256),
+    total_steps=100_000_000,
+    trial=TrialConfig(environments=8192, steps=4096, updates=128),
+    ppo=replace(
+        rl2(XLAND).ppo,
+        lr=1e-3,
+        lr_final=0.0,
+        warmup_steps=0,
+        adam_eps=1e-8,
+        max_grad_norm=0.5,
+        epochs=1,
+        minibatches=16,
+        accumulate=1,
+        value_clip=0.2,
+        entropy_coef_final=None,
+        credit="trial",
+    ),
+)
+
 PRESETS: dict[str, Preset] = {
     "xland-trivial": Preset(
         XLAND,
@@ -73,6 +93,10 @@ PRESETS: dict[str, Preset] = {
         "RL²: a GRU in place of ReLIC's transformer, on the budget of xland-trivial",
         "20 min on one CPU core",
         "held-out rulesets, one seed: return 0.48 in the first episode, 0.49 in episodes 3–10",
+    ),
+    "xland-trivial-rl2-1024": Preset(
+        XLAND_RL2_1024,
+        "RL² with a GRU of 1024 and the numbers of XLand-MiniGrid's own trainer",
     ),
     **{
         env: Preset(

@@ -5,6 +5,7 @@ Importing it imports neither JAX nor Flax nor Orbax.
 
 from relic_jax.config.environment import EnvConfig, Options, WorkerConfig
 from relic_jax.config.fields import changed, differences, leaves, value_of
+from relic_jax.config.linear_rnn import LinearRNNConfig
 from relic_jax.config.policy import EncoderConfig, HeadConfig, PolicyConfig, RecurrentConfig, TransformerConfig
 from relic_jax.config.reading import read
 from relic_jax.config.sections import EvalConfig, PPOConfig, TrialConfig
@@ -18,6 +19,7 @@ __all__ = [
     "EnvConfig",
     "EvalConfig",
     "HeadConfig",
+    "LinearRNNConfig",
     "Options",
     "PPOConfig",
     "PolicyConfig",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-MemoryName = Literal["transformer", "gru", "lstm"]
+MemoryName = Literal["transformer", "gru", "lstm", "gated-delta", "lru"]
 
 
 class Traits(NamedTuple):
@@ -18,7 +18,7 @@ class Traits(NamedTuple):
         exports: Whether an `Agent` and exported policies support it.
     """
 
-    section: Literal["transformer", "recurrent"]
+    section: Literal["transformer", "recurrent", "linear_rnn"]
     keeps_steps: bool = False
     shuffles: bool = False
     exports: bool = False
@@ -28,5 +28,7 @@ MEMORIES: dict[MemoryName, Traits] = {
     "transformer": Traits("transformer", keeps_steps=True, shuffles=True, exports=True),
     "gru": Traits("recurrent", exports=True),
     "lstm": Traits("recurrent", exports=True),
+    "gated-delta": Traits("linear_rnn", exports=True),
+    "lru": Traits("linear_rnn", exports=True),
 }
 """The traits of each kind, by the name in `policy.memory`."""

@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from relic_jax.config.linear_rnn import LinearRNNConfig
 from relic_jax.config.memories import MEMORIES, MemoryName, Traits
 from relic_jax.validation import MAX_LAYERS, check_most, check_positive, require
 
@@ -118,7 +119,11 @@ class RecurrentConfig:
     layers: int = 1
     """Number of layers. Each reads the output of the one below; the outputs are summed."""
     width: int = 160
-    """Width of a layer's state and of its input."""
+    """Width of a layer's state."""
+    input_width: int | None = None
+    """Width of the input of the first layer. A narrow input makes a wide state cheaper. None: `width`."""
+    output_width: int | None = None
+    """Width of the layer between the last layer and the heads. None: `width`."""
     keep_bias: float = 1.0
     """Initial bias of the gate that keeps the state (GRU: update gate, LSTM: forget gate). At 0, each step halves the
     state."""
@@ -126,6 +131,9 @@ class RecurrentConfig:
     def validate(self) -> None:
         """Raise ConfigError at the first field that cannot work."""
         check_positive(self, "policy.recurrent", "layers", "width")
+        for field in ("input_width", "output_width"):
+            width = getattr(self, field)
+            require(width is None or width > 0, f"policy.recurrent.{field}", width, "more than 0, or None")
         check_most("policy.recurrent.layers", self.layers, MAX_LAYERS)
 
 
@@ -198,13 +206,25 @@ class PolicyConfig:
     encoder: EncoderConfig = dataclasses.field(default_factory=EncoderConfig)
     head: HeadConfig = dataclasses.field(default_factory=HeadConfig)
     memory: MemoryName = "transformer"
-    """Memory of the trial. transformer: attention over all its steps (ReLIC); gru, lstm: a recurrent state (RL²)."""
+    """Memory of the trial. transformer: attention over all its steps (ReLIC); gru, lstm: a recurrent state (RL²);
+    gated-delta, lru: a state with a linear recurrence."""
     recurrent: RecurrentConfig = dataclasses.field(default_factory=RecurrentConfig)
+    linear_rnn: LinearRNNConfig = dataclasses.field(default_factory=LinearRNNConfig)
 
     @property
     def width(self) -> int:
-        """Width of the memory's input and output."""
+        """Width of the memory's output."""
         return self.architecture.width
+
+    @property
+    def input_width(self) -> int:
+        """Width of the memory's input."""
+        return (self.recurrent.input_width if self.traits.section == "recurrent" else None) or self.width
+
+    @property
+    def output_width(self) -> int:
+        """Width of the layer between the memory and the heads."""
+        return (self.recurrent.output_width if self.traits.section == "recurrent" else None) or self.width
 
     @property
     def traits(self) -> Traits:
@@ -212,9 +232,9 @@ class PolicyConfig:
         return MEMORIES[self.memory]
 
     @property
-    def architecture(self) -> TransformerConfig | RecurrentConfig:
+    def architecture(self) -> TransformerConfig | RecurrentConfig | LinearRNNConfig:
         """The section that holds the memory's architecture."""
-        section: TransformerConfig | RecurrentConfig = getattr(self, self.traits.section)
+        section: TransformerConfig | RecurrentConfig | LinearRNNConfig = getattr(self, self.traits.section)
         return section
 
     def validate(self) -> None:

@@ -104,10 +104,13 @@ def _front_matter(name: str, about: dict[str, Any]) -> str:
 def _introduction(loaded: LoadedPolicy, about: dict[str, Any]) -> str:
     architecture, weights = about["architecture"], about["weights"]
     if loaded.policy.is_recurrent:
-        net, kind = architecture["recurrent"], architecture["memory"].upper()
+        policy = loaded.config.policy
+        net, kind = architecture[policy.traits.section], policy.memory.upper()
         where, size = f"the state of its {kind}", f"{kind}, layers {net['layers']}, width {net['width']}"
         method = "partial updates (ReLIC, Elawady et al. 2024, arXiv 2410.02751) and a recurrent memory (RL², Duan et "
         method += "al. 2016, arXiv 1611.02779)"
+        source = {"gated-delta": "Yang et al. 2024, arXiv 2412.06464", "lru": "Orvieto et al. 2023, arXiv 2303.06349"}
+        size += f" ({source[policy.memory]})" if policy.memory in source else ""
     else:
         net, where = architecture["transformer"], "the context of a transformer"
         size = f"{net['layers']} layers of width {net['width']} with {net['heads']} heads, sink `{net['sink']}`"

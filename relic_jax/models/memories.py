@@ -10,6 +10,7 @@ import jax
 
 from relic_jax.config.memories import MemoryName
 from relic_jax.config.policy import PolicyConfig
+from relic_jax.models.linear_rnn import LinearRNN, empty_state
 from relic_jax.models.memory import Memory
 from relic_jax.models.recurrent import Recurrent, empty_carry
 from relic_jax.models.transformer import Transformer, empty_memory, kernel_init
@@ -57,6 +58,15 @@ def _recurrent(kind: Any) -> Kind:
     )
 
 
+def _linear_rnn(kind: Any) -> Kind:
+    """Return a kind of linear recurrent network."""
+    return Kind(
+        lambda cfg, name: LinearRNN(cfg.linear_rnn, kind, name=name),
+        lambda cfg, batch, capacity: empty_state(cfg.linear_rnn, kind, batch),
+        lambda cfg: nn.initializers.lecun_normal(),
+    )
+
+
 KINDS: dict[MemoryName, Kind] = {
     "transformer": Kind(
         lambda cfg, name: Transformer(cfg.transformer, name=name),
@@ -65,5 +75,7 @@ KINDS: dict[MemoryName, Kind] = {
     ),
     "gru": _recurrent("gru"),
     "lstm": _recurrent("lstm"),
+    "gated-delta": _linear_rnn("gated-delta"),
+    "lru": _linear_rnn("lru"),
 }
 """Every kind of memory, by its name. `relic_jax.config.memories` lists what each supports."""

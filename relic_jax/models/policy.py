@@ -66,7 +66,8 @@ class PolicyNetwork(nn.Module):
         kind = KINDS[self.config.memory]
         init = kind.initializer(self.config)
         self.encoder = StepEncoder(self.config.encoder, self.action_space, width, self.low, self.high, self.images)
-        self.proj_in, self.proj_out = Linear(width, kernel_init=init), Linear(width, kernel_init=init)
+        self.proj_in = Linear(self.config.input_width, kernel_init=init)
+        self.proj_out = Linear(self.config.output_width, kernel_init=init)
         self.memory_network = kind.network(self.config, self.config.traits.section)
         if self.has_spatial_attention:
             self.spatial_attention = SpatialAttention(name=SPATIAL_ATTENTION)

@@ -6,7 +6,9 @@ the end of a trial. The start of an episode is an input.
 
 from __future__ import annotations
 
+import functools
 import sys
+from collections.abc import Callable
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -20,6 +22,8 @@ from relic_jax.models.transformer import Linear
 from relic_jax.types import Span
 
 CellKind = Literal["gru", "lstm"]
+States = tuple[jax.Array, jax.Array]
+Residuals = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
 
 
 class Carry(struct.PyTreeNode):
@@ -78,23 +82,21 @@ def empty_carry(cfg: RecurrentConfig, kind: CellKind, batch: int) -> Carry:
     return Carry(jnp.zeros((batch, cfg.layers, parts, cfg.width), jnp.float32), jnp.zeros((batch,), jnp.int32))
 
 
-def gru(state: jax.Array, inputs: jax.Array, recurrent: jax.Array, candidate_bias: jax.Array) -> jax.Array:
+def gru(state: jax.Array, inputs: jax.Array, recurrent: jax.Array) -> jax.Array:
     """Compute one step of a GRU (Cho et al. 2014, arXiv 1406.1078, in the variant of cuDNN, PyTorch and Flax).
 
     Args:
         state: ``[B, 1, W]``.
         inputs: ``[B, 3W]``, projections of the step for the reset gate, the update gate and the candidate.
-        recurrent: Weights ``[W, 3W]``, in the same order.
-        candidate_bias: ``[W]``.
+        recurrent: ``[B, 3W]``, projections of the state, in the same order.
 
     Returns:
         The next state ``[B, 1, W]``.
     """
-    old = state[:, 0]
-    x, h = (jnp.split(gates, 3, axis=-1) for gates in (inputs, old @ recurrent))
+    x, h = (jnp.split(gates, 3, axis=-1) for gates in (inputs, recurrent))
     reset, update = nn.sigmoid(x[0] + h[0]), nn.sigmoid(x[1] + h[1])
-    candidate = jnp.tanh(x[2] + reset * (h[2] + candidate_bias))
-    return ((1 - update) * candidate + update * old)[:, None]
+    candidate = jnp.tanh(x[2] + reset * h[2])
+    return ((1 - update) * candidate + update * state[:, 0])[:, None]
 
 
 def lstm(state: jax.Array, inputs: jax.Array, recurrent: jax.Array) -> jax.Array:
@@ -104,14 +106,72 @@ def lstm(state: jax.Array, inputs: jax.Array, recurrent: jax.Array) -> jax.Array
         state: ``[B, 2, W]``, output and cell.
         inputs: ``[B, 4W]``, projections of the step for the input gate, the forget gate, the candidate and the output
             gate.
-        recurrent: Weights ``[W, 4W]``, in the same order.
+        recurrent: ``[B, 4W]``, projections of the output, in the same order.
 
     Returns:
         The next state ``[B, 2, W]``.
     """
-    i, f, g, o = jnp.split(inputs + state[:, 0] @ recurrent, 4, axis=-1)
+    i, f, g, o = jnp.split(inputs + recurrent, 4, axis=-1)
     cell = nn.sigmoid(f) * state[:, 1] + nn.sigmoid(i) * jnp.tanh(g)
     return jnp.stack([nn.sigmoid(o) * jnp.tanh(cell), cell], axis=1)
+
+
+CELLS: dict[CellKind, Callable[[jax.Array, jax.Array, jax.Array], jax.Array]] = {"gru": gru, "lstm": lstm}
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def scan_cell(kind: CellKind, state: jax.Array, inputs: jax.Array, kernel: jax.Array, bias: jax.Array) -> States:
+    """Apply a cell to Q steps.
+
+    The gradient of the kernel is one matrix product over all steps. That of a plain scan adds a product to the whole
+    kernel at every step, which moves far more memory than a small batch needs for its arithmetic.
+
+    Args:
+        kind: The cell.
+        state: ``[B, parts, W]``.
+        inputs: ``[Q, B, gates · W]``, projections of the steps.
+        kernel: ``[W, gates · W]``, weights of the state's output.
+        bias: ``[gates · W]``, added to the projections of the state.
+
+    Returns:
+        The state after the block, and the state after every step ``[Q, B, parts, W]``.
+    """
+    return _scan_cell(kind, state, inputs, kernel, bias)[0]
+
+
+def _scan_cell(
+    kind: CellKind, state: jax.Array, inputs: jax.Array, kernel: jax.Array, bias: jax.Array
+) -> tuple[States, Residuals]:
+    """Return the result of `scan_cell` and what its gradient needs."""
+
+    def step(state: jax.Array, inputs: jax.Array) -> tuple[jax.Array, States]:
+        projected = state[:, 0] @ kernel + bias
+        new = CELLS[kind](state, inputs, projected)
+        return new, (new, projected)
+
+    last, (states, projected) = lax.scan(step, state, inputs)
+    return (last, states), (state, states, inputs, projected, kernel)
+
+
+def _scan_cell_gradient(kind: CellKind, residuals: Residuals, cotangents: States) -> tuple[jax.Array, ...]:
+    """Return the gradients of `scan_cell` for its last four arguments."""
+    start, states, inputs, projected, kernel = residuals
+    before = jnp.concatenate([start[None], states[:-1]])
+
+    def step(later: jax.Array, x: tuple[jax.Array, ...]) -> tuple[jax.Array, States]:
+        state, inputs, projected, cotangent = x
+        direct, of_inputs, of_projected = jax.vjp(CELLS[kind], state, inputs, projected)[1](later + cotangent)
+        return direct.at[:, 0].add(of_projected @ kernel.T), (of_inputs, of_projected)
+
+    of_start, (of_inputs, of_projected) = lax.scan(
+        step, cotangents[0], (before, inputs, projected, cotangents[1]), reverse=True
+    )
+    rows = of_projected.reshape(-1, of_projected.shape[-1])
+    of_kernel = before[:, :, 0].reshape(len(rows), -1).T @ rows
+    return of_start, of_inputs, of_kernel, rows.sum(0)
+
+
+scan_cell.defvjp(_scan_cell, _scan_cell_gradient)
 
 
 def orthogonal_blocks(key: jax.Array, shape: tuple[int, int], dtype: Any) -> jax.Array:
@@ -148,15 +208,12 @@ class Cell(nn.Module):
         lecun = nn.initializers.lecun_normal()
         inputs = Linear(gates * width, kernel_init=lecun, bias_init=keep, name="input")(x)  # all steps at once
         recurrent = self.param("recurrent", orthogonal_blocks, (width, gates * width), jnp.float32)
+        bias = jnp.zeros((gates * width,), jnp.float32)
         if self.kind == "gru":
-            bias = self.param("candidate_bias", nn.initializers.zeros, (width,), jnp.float32)
-
-        def step(state: jax.Array, inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
-            new = gru(state, inputs, recurrent, bias) if self.kind == "gru" else lstm(state, inputs, recurrent)
-            return new, new[:, 0]
-
-        state, outputs = lax.scan(step, state, inputs.swapaxes(0, 1))
-        return outputs.swapaxes(0, 1), state
+            candidate = self.param("candidate_bias", nn.initializers.zeros, (width,), jnp.float32)
+            bias = bias.at[2 * width :].set(candidate)
+        state, states = scan_cell(self.kind, state, inputs.swapaxes(0, 1), recurrent, bias)
+        return states[:, :, 0].swapaxes(0, 1), state
 
 
 class Recurrent(nn.Module):

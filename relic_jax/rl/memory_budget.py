@@ -18,7 +18,8 @@ from relic_jax.validation import LARGEST, require
 SIZES = (
     *("trial.steps", "trial.environments", "policy.transformer.width", "policy.transformer.mlp_width"),
     *("policy.transformer.max_positions", "policy.transformer.layers", "policy.recurrent.width"),
-    *("policy.recurrent.layers", "policy.encoder.features"),
+    *("policy.recurrent.layers", "policy.linear_rnn.width", "policy.linear_rnn.mlp_width"),
+    *("policy.linear_rnn.layers", "policy.encoder.features"),
 )
 """Config fields that determine how much memory a run needs."""
 UNKNOWN = 2**50
@@ -83,9 +84,12 @@ def least_bytes(config: TrainConfig, images: bool = False) -> int:
         cfg, width = policy.transformer, policy.transformer.width
         parameters = cfg.layers * width * (4 * width + 3 * cfg.mlp_width)
         parameters += cfg.max_positions * width if cfg.step_embedding else 0
+    elif policy.architecture is policy.linear_rnn:
+        width = policy.linear_rnn.width
+        parameters = 3 * policy.linear_rnn.layers * width * policy.linear_rnn.mlp_width
     else:
-        width = policy.recurrent.width
-        parameters = 6 * policy.recurrent.layers * width**2
+        width, into = policy.recurrent.width, policy.input_width
+        parameters = 3 * width * (into + width + 2 * width * (policy.recurrent.layers - 1))
     features = policy.encoder.features if images else 0
     step = step_bytes(policy) + _STEP + 4 * features
     return 12 * (parameters + features * width) + trial.environments * trial.steps * step

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from relic_jax.config import PolicyConfig, RecurrentConfig
+from relic_jax.config import LinearRNNConfig, PolicyConfig, RecurrentConfig
 from relic_jax.environment.base import Discrete
 from relic_jax.models.memory import joined, rows
 from relic_jax.models.policy import Policy
-from relic_jax.models.recurrent import Carry, Cell, empty_carry
+from relic_jax.models.recurrent import CELLS, Carry, Cell, empty_carry
 from relic_jax.spaces import vector_spaces
 from relic_jax.types import StepInput
 
@@ -101,6 +101,29 @@ def test_a_cell_equals_flax_with_the_same_parameters(kind):
     found, after = jax.jit(lambda p: cell.apply({"params": p}, x, state))(params)
     np.testing.assert_allclose(found, np.stack(expected, axis=1), atol=1e-5)
     np.testing.assert_allclose(after, np.stack([carry] if kind == "gru" else carry[::-1], axis=1), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_gradient_of_a_cell_equals_that_of_its_loop(kind):
+    """Compare the gradient, which is written out, with automatic differentiation of a scan."""
+    cell, params, x, state = cell_case(kind)
+
+    def plain(kind, state, inputs, kernel, bias):
+        def step(state, inputs):
+            state = CELLS[kind](state, inputs, state[:, 0] @ kernel + bias)
+            return state, state
+
+        return jax.lax.scan(step, state, inputs)
+
+    def loss(params, x, state):
+        outputs, last = cell.apply({"params": params}, x, state)
+        return jnp.sum(jnp.sin(outputs)) + jnp.sum(last**2)
+
+    found = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(params, x, state)
+    with mock.patch("relic_jax.models.recurrent.scan_cell", plain):
+        expected = jax.jit(jax.grad(lambda *arguments: loss(*arguments), argnums=(0, 1, 2)))(params, x, state)
+    assert jax.tree.all(jax.tree.map(lambda g: bool(np.any(g)), found))
+    chex.assert_trees_all_close(found, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -204,6 +227,17 @@ def test_gradient_goes_through_the_block_and_stops_at_the_memory(kind):
     assert not np.any(into.state)
 
 
+def test_narrow_layers_before_and_after_the_cell_change_only_its_input_and_the_heads():
+    narrow = RecurrentConfig(1, WIDTH, input_width=3, output_width=4)
+    policy = Policy(PolicyConfig(memory="gru", recurrent=narrow), policy_with("gru").spaces)
+    params, inputs = random_params(policy), random_steps()
+    assert params["proj_in"]["kernel"].shape[1] == 3 and params["proj_out"]["kernel"].shape == (WIDTH, 4)
+    cell = params["recurrent"]["layers_0"]
+    assert cell["input"]["kernel"].shape == (3 + 1, 3 * WIDTH) and cell["recurrent"].shape == (WIDTH, 3 * WIDTH)
+    output, memory = jax.jit(functools.partial(unrolled, policy))(params, inputs)
+    assert output.shape == (BATCH, STEPS, 4) and memory.state.shape == (BATCH, 1, 1, WIDTH)
+
+
 def test_peek_leaves_the_memory_and_no_window_can_be_asked_for():
     policy = policy_with("gru")
     params, inputs = random_params(policy), random_steps()
@@ -224,16 +258,18 @@ def test_the_memory_is_small_and_starts_empty():
         assert not np.any(carry.state) and carry.filled == 0
 
 
-# --- operations of training on any memory, for both kinds ---
+# --- operations of training on any memory ---
 
 
-def both():
+def policies():
     small = PolicyConfig().transformer
     transformer = dataclasses.replace(small, layers=1, heads=2, width=WIDTH, mlp_width=8, max_positions=32)
-    return [policy_with("gru"), Policy(PolicyConfig(transformer), vector_spaces((-1.0, -1.0), (1.0, 1.0), Discrete(3)))]
+    spaces, network = vector_spaces((-1.0, -1.0), (1.0, 1.0), Discrete(3)), LinearRNNConfig(1, WIDTH, 8)
+    linear = [Policy(PolicyConfig(memory=name, linear_rnn=network), spaces) for name in ("gated-delta", "lru")]
+    return [policy_with("gru"), Policy(PolicyConfig(transformer), spaces), *linear]
 
 
-@pytest.mark.parametrize("policy", both(), ids=["gru", "transformer"])
+@pytest.mark.parametrize("policy", policies(), ids=["gru", "transformer", "gated-delta", "lru"])
 def test_every_memory_keeps_the_contract(policy):
     """Steps added by a copy of the right size, appended to the original, continue it, and the reverse."""
     params, inputs = random_params(policy), random_steps()

@@ -12,6 +12,7 @@ from relic_jax.config import (
     ConfigError,
     EncoderConfig,
     EvalConfig,
+    LinearRNNConfig,
     PolicyConfig,
     PPOConfig,
     RecurrentConfig,
@@ -21,7 +22,7 @@ from relic_jax.config import (
 )
 from relic_jax.envs.registry import make
 from relic_jax.evaluation import in_context_curves
-from relic_jax.experiments.presets import DARKROOM, PRESETS, rl2
+from relic_jax.experiments.presets import DARKROOM, PRESETS, linear_rnn, rl2
 from relic_jax.rl import runner
 from relic_jax.rl import update as up
 from relic_jax.rl.memory_budget import context_line
@@ -34,6 +35,9 @@ from relic_jax.rl.train import Progress, prepare, restore, save
 from relic_jax.rl.trial import continue_trial
 
 POLICY = PolicyConfig(memory="gru", recurrent=RecurrentConfig(width=24), encoder=EncoderConfig(observation="scaled"))
+LINEAR = [
+    dataclasses.replace(POLICY, memory=name, linear_rnn=LinearRNNConfig(1, 24, 32)) for name in ("gated-delta", "lru")
+]
 RL2 = {"context_gradient": "stopped", "last_update": "partial", "shuffle": False, "refresh_every": None}
 
 
@@ -155,8 +159,9 @@ def test_a_trials_end_empties_the_state_and_everything_is_traced_once(monkeypatc
     assert chunk._cache_size() == 1
 
 
-def test_a_resumed_run_is_bit_for_bit_the_same(tmp_path):
-    setup = prepare(config(), make("probe-bandit"))
+@pytest.mark.parametrize("policy", [POLICY, *LINEAR], ids=lambda policy: policy.memory)
+def test_a_resumed_run_is_bit_for_bit_the_same(tmp_path, policy):
+    setup = prepare(config(policy=policy), make("probe-bandit"))
     chunk, state = compile_chunk(setup), initial_state(setup)
     for _ in range(2):
         state, _ = chunk(state)
@@ -170,12 +175,14 @@ def test_a_resumed_run_is_bit_for_bit_the_same(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("devices", [1, 2])
-def test_memory_within_an_episode_is_learned(devices):
+@pytest.mark.parametrize(("policy", "devices"), [(POLICY, 1), (POLICY, 2), *((policy, 1) for policy in LINEAR)])
+def test_memory_within_an_episode_is_learned(policy, devices):
     """The cue at the first step is the right action at the last step. Random actions earn 0.5."""
     trial = TrialConfig(environments=16, steps=60, updates=3)
     learning = {"minibatches": 1, "epochs": 4, "lr": 5e-3, "value_clip": None, "max_grad_norm": 0.5}
-    cfg = dataclasses.replace(config(trial, **learning, normalize_advantages=True), chunk="trial", env="probe-memory")
+    cfg = dataclasses.replace(
+        config(trial, policy, **learning, normalize_advantages=True), chunk="trial", env="probe-memory"
+    )
     setup = prepare(dataclasses.replace(cfg, devices=devices, total_steps=40 * 960), make("probe-memory"))
     chunk, state = compile_chunk(setup), initial_state(setup)
     for _ in range(40):
@@ -218,9 +225,9 @@ def test_what_a_recurrent_memory_cannot_do_is_refused_in_one_line():
     assert refused(ppo=ppo).startswith("ppo.refresh_segments is 2; allowed: None if policy.memory is 'gru'")
     evaluation = EvalConfig(context_limit=5)
     assert refused(eval=evaluation).startswith("eval.context_limit is 5; allowed: None if policy.memory is 'gru'")
-    for field in ("layers", "width"):
+    for field in ("layers", "width", "input_width", "output_width"):
         policy = dataclasses.replace(POLICY, recurrent=RecurrentConfig(**{field: 0}))
-        assert refused(policy=policy) == f"policy.recurrent.{field} is 0; allowed: more than 0"
+        assert refused(policy=policy).startswith(f"policy.recurrent.{field} is 0; allowed: more than 0")
 
 
 def test_a_limited_context_is_refused_in_evaluation_too():
@@ -258,4 +265,13 @@ def test_darkroom_rl2_is_the_baseline_of_darkroom_dpt_with_as_many_weights():
         core = params.get("recurrent") or {k: v for k, v in params["transformer"].items() if k != "step_embedding"}
         sizes.append(sum(x.size for x in jax.tree.leaves(core)))
     assert sizes[1] == pytest.approx(sizes[0], rel=0.25)
-    assert rl2(DARKROOM, width=64).policy.recurrent.width == 64
+    assert rl2(DARKROOM, width=64).policy.recurrent == RecurrentConfig(1, 64)
+    assert rl2(DARKROOM, 64, narrow=32).policy.recurrent == RecurrentConfig(1, 64, 32, 32)
+
+
+@pytest.mark.parametrize("name", ["gated-delta", "lru"])
+def test_linear_recurrent_presets_have_blocks_as_large_as_the_transformers(name):
+    assert PRESETS[f"darkroom-{name}"].config == linear_rnn(DARKROOM, name)
+    network, size = linear_rnn(DARKROOM, name).policy.linear_rnn, DARKROOM.policy.transformer
+    assert (network.layers, network.width, network.mlp_width) == (size.layers, size.width, size.mlp_width)
+    validate(linear_rnn(DARKROOM, name), horizon=100)
