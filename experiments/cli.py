@@ -18,6 +18,7 @@ from relic_jax.bridge.pool import PoolError
 from relic_jax.config import ConfigError, WorkerConfig
 from relic_jax.experiments import folders, habitat_dataset, import_llamarl, play, presets, run
 from relic_jax.experiments.arguments import check_text, parse, split_env_options, with_current_names
+from relic_jax.experiments.attention import attention_main
 from relic_jax.experiments.catalogue import envs_main, presets_main
 from relic_jax.experiments.compare.command import compare_main
 from relic_jax.experiments.evaluation import QUICK_EPISODES, evaluate_main
@@ -38,6 +39,7 @@ USAGE = """relic-jax: in-context reinforcement learning in JAX
   relic-jax evaluate RUN [RUN ...]       in-context learning curve of trained policies, seeds pooled
   relic-jax plot RUN|FILE [...]          several curves in one figure
   relic-jax compare RUN|STUDY [...]      a table and a figure of methods, with intervals over seeds and tasks
+  relic-jax attention RUN                where attention goes: sink, running episode, each earlier episode
   relic-jax play RUN                     a GIF of a trained policy in one task; --human: act yourself
   relic-jax export RUN --to DIR          a policy as safetensors, StableHLO, ONNX or orbax, verified
   relic-jax presets                      presets: what they train, their cost and their expected results
@@ -113,6 +115,7 @@ def main() -> None:
     commands = {"train": train_main, "evaluate": evaluate_main, "plot": plot_main, "presets": presets_main}
     commands |= {"envs": envs_main, "play": play_main, "export": export_main, "habitat-dataset": habitat_dataset.main}
     commands |= {"import-llamarl": import_llamarl.main, "compare": compare_main}
+    commands |= {"attention": attention_main}
     arguments = sys.argv[1:]
     if isinstance(sys.stdout, io.TextIOWrapper):  # file names can contain bytes that are not text
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -128,7 +128,7 @@ def _relic_jax(words: list[str]) -> Step:
         return _train(words)
     if command == "evaluate":
         return Step("run", (*words, *EVALUATE))
-    if command == "play":
+    if command in ("play", "attention"):
         return Step("run", (*words, "--episodes", "2"))
     if command == "habitat-dataset":
         return Step("run", tuple(PLACEHOLDERS.get(w, "tasks.json" if w == "FILE" else w) for w in (*words, *DATASET)))

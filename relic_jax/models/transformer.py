@@ -21,6 +21,9 @@ from relic_jax.models.attention import AttentionInputs, Context, Sink, rotate, s
 from relic_jax.models.cache import KVCache
 from relic_jax.types import Span
 
+ATTENTION = "attention"
+"""Collection that holds the `AttentionInputs` of every block, if it is mutable in `apply` (`evaluation.attention`)."""
+
 
 def kernel_init(cfg: TransformerConfig) -> nn.initializers.Initializer:
     """Return the initializer of linear layers, see `TransformerConfig.init`."""
@@ -169,6 +172,7 @@ class Block(nn.Module):
             valid=valid,
             window=window,
         )
+        self.sow(ATTENTION, "inputs", inputs)  # stored only if the caller makes this collection mutable
         if not decode:  # the caller writes the keys and values, if there is room
             return self.residual(x, kernel.attend(inputs), keep), key, value
         keys = kv_formats.write(context.keys, key, context.length)

@@ -1,0 +1,182 @@
+"""Where attention goes: the share of its mass on the sink, the running episode and each earlier episode of a trial.
+
+A policy acts in held-out tasks as in an evaluation. Attention of the whole trial is then computed by the definition
+(`attention.reference`) from the recorded steps.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from relic_jax import prng, settings
+from relic_jax.config import ConfigError, EvalConfig
+from relic_jax.environment.base import Environment, Split
+from relic_jax.environment.trials import Trials, TrialState
+from relic_jax.evaluation.tasks import check_evaluated, evaluated_tasks
+from relic_jax.models.attention import AttentionInputs, Sink
+from relic_jax.models.attention.reference import attend
+from relic_jax.models.memory import Memory
+from relic_jax.models.policy import Policy
+from relic_jax.models.transformer import ATTENTION
+from relic_jax.rl.state import step_input
+from relic_jax.types import Params, StepInput
+
+QUERIES = 256
+"""Largest number of steps whose attention is computed at a time."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionShares:
+    """Shares of attention mass, averaged over the steps of an episode and over tasks. Each row sums to 1.
+
+    Attributes:
+        sink: float64 [layers, heads, E]. Share of the sink, by the episode of the attending step.
+        episodes: float64 [layers, heads, E, E]. Share of each episode (last axis), by the episode of the attending
+            step. The diagonal is the running episode; entries after it are 0.
+        tasks: Number of tasks.
+    """
+
+    sink: np.ndarray
+    episodes: np.ndarray
+    tasks: int
+
+    @property
+    def running(self) -> np.ndarray:
+        """Share of the running episode, float64 [layers, heads, E]."""
+        return np.diagonal(self.episodes, axis1=2, axis2=3)
+
+    @property
+    def earlier(self) -> np.ndarray:
+        """Share of all earlier episodes together, float64 [layers, heads, E]."""
+        return self.episodes.sum(-1) - self.running
+
+
+@settings.with_standard
+def attention_shares(
+    policy: Policy,
+    params: Params,
+    env: Environment,
+    config: EvalConfig,
+    *,
+    split: Split = "test",
+    seed: int = 0,
+    show_last_reward: bool = False,
+    progress: Callable[[float], None] = lambda fraction: None,
+) -> AttentionShares:
+    """Act in one trial per task and compute where attention goes.
+
+    Args:
+        policy: The policy, with the memory 'transformer'.
+        params: Its parameters.
+        env: The environment.
+        config: Of the evaluation's settings, `episodes` and `tasks`.
+        split: The tasks.
+        seed: Seed of the random numbers.
+        show_last_reward: As in training (`Trials`).
+        progress: Called with the fraction that is done.
+
+    Raises:
+        ConfigError: If the memory is not a transformer, or the environment runs in worker processes.
+    """
+    memory = policy.config.memory
+    if memory != "transformer":
+        raise ConfigError(f"policy.memory is {memory!r}; allowed: 'transformer', whose attention can be shown")
+    if env.on_host:
+        raise ConfigError(f"env is {env.name!r}, which runs in worker processes; allowed: an environment inside jit")
+    check_evaluated(policy.config, config, env, split)
+    tasks = jax.tree.map(jnp.asarray, evaluated_tasks(env, split, config))
+    inputs = record(policy, params, Trials(env, show_last_reward), tasks, config.episodes, prng.key(seed))
+    count = len(inputs.first)
+    measure = jax.jit(functools.partial(_one_trial, policy, episodes=config.episodes))
+    rows = []
+    for index in range(count):
+        rows.append(jax.device_get(measure(params, jax.tree.map(lambda x, i=index: x[i : i + 1], inputs))))
+        progress((index + 1) / count)
+    shares = np.mean(np.asarray(rows, np.float64), axis=0)
+    return AttentionShares(shares[..., -1], shares[..., :-1], count)
+
+
+def record(policy: Policy, params: Params, trials: Trials, tasks: Any, episodes: int, key: jax.Array) -> StepInput:
+    """Act in one trial per task and return the policy's inputs, leading axes [B, T].
+
+    T is as many steps as `episodes` of the longest episodes take. In trials with shorter episodes, further episodes
+    follow.
+    """
+    steps, batch = episodes * trials.env.horizon, jax.tree.leaves(tasks)[0].shape[0]
+
+    @jax.jit
+    def play(params: Params, tasks: Any, key: jax.Array) -> StepInput:
+        reset_key, key = jax.random.split(key)
+        params = policy.cast_weights(params)
+
+        def step(carry: tuple[TrialState, Memory], key: jax.Array) -> tuple[tuple[TrialState, Memory], StepInput]:
+            trial, memory = carry
+            action_key, env_key = jax.random.split(key)
+            inputs = policy.encode_images(params, step_input(trial))
+            output, memory = policy.act(params, memory, inputs)
+            trial, _ = trials.step(env_key, trial, output.distribution.sample(action_key))
+            return (trial, memory), inputs
+
+        memory = policy.for_acting(policy.initial_memory(batch, steps))
+        start = trials.reset(reset_key, tasks), memory
+        return jax.lax.scan(step, start, jax.random.split(key, steps))[1]
+
+    return jax.tree.map(lambda x: x.swapaxes(0, 1), play(params, tasks, key))
+
+
+def _one_trial(policy: Policy, params: Params, inputs: StepInput, *, episodes: int) -> jax.Array:
+    """Return the shares in one trial, [layers, heads, E, E + 1]. The last column is the sink."""
+    memory = policy.initial_memory(1, 0)
+    _, stored = policy.network.apply({"params": params}, inputs, memory, mutable=[ATTENTION])
+    blocks = stored[ATTENTION]["transformer"]
+    layers = [blocks[f"blocks_{layer}"]["inputs"][0] for layer in range(policy.config.transformer.layers)]
+    episode = jnp.cumsum(inputs.first[0]) - 1
+    return jnp.stack([_of_layer(layer, episode, episodes) for layer in layers])
+
+
+def _of_layer(inputs: AttentionInputs, episode: jax.Array, episodes: int) -> jax.Array:
+    """Return mean shares by the episode of the attending step, [heads, E, E + 1]. Later episodes are left out."""
+    mass = episode_mass(inputs, episode, episodes)[0]  # [H, T, E + 1]
+    by_episode = jax.nn.one_hot(episode, episodes)
+    return jnp.einsum("te,hts->hes", by_episode, mass) / by_episode.sum(0)[:, None]
+
+
+def episode_mass(inputs: AttentionInputs, episode: jax.Array, episodes: int) -> jax.Array:
+    """Return the attention mass of every step on each episode and on the sink.
+
+    Attention is linear in the values. If the value of a step is the indicator of its episode, and that of the sink is
+    the indicator of a further column, then the output of attention is the mass on each of them.
+
+    Args:
+        inputs: Attention of a whole trial, Q = K = T, with an empty context.
+        episode: int32 [T], index of the episode of each step, from 0.
+        episodes: E. Mass on later episodes is left out.
+
+    Returns:
+        float32 [B, H, T, E + 1]. The last column is the sink.
+    """
+    batch, heads, steps, _ = inputs.key.shape
+    values = jnp.pad(jax.nn.one_hot(episode, episodes), ((0, 0), (0, 1)))
+    of_sink = jnp.broadcast_to(jax.nn.one_hot(episodes, episodes + 1), (heads, episodes + 1))
+    empty = jax.tree.map(lambda x: jnp.zeros((batch, heads, 0, episodes + 1), jnp.float32), inputs.context.values.data)
+    real = inputs.replace(
+        key=inputs.key.astype(jnp.float32),
+        value=jnp.broadcast_to(values, (batch, heads, steps, episodes + 1)),
+        context=inputs.context._replace(values=inputs.context.values._replace(data=empty, scale=None)),
+        sink=None if inputs.sink is None else Sink(inputs.sink.key, of_sink),
+    )
+    size = max(size for size in range(1, min(QUERIES, steps) + 1) if steps % size == 0)
+
+    def part(start: jax.Array) -> jax.Array:
+        query = jax.lax.dynamic_slice_in_dim(inputs.query, start, size, axis=2).astype(jnp.float32)
+        return attend(real.replace(query=query, start=start))
+
+    parts = jax.lax.map(part, jnp.arange(0, steps, size))  # [n, B, H, size, E + 1]
+    return jnp.moveaxis(parts, 0, 2).reshape(batch, heads, steps, episodes + 1)
