@@ -14,6 +14,7 @@ are normalized over the trial so far, theirs over the minibatch. Their evaluatio
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
 import json
@@ -181,7 +182,8 @@ def main() -> None:
     which, checkout, text = sys.argv[1:]
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     sizes = Sizes(**json.loads(text))
-    trial = our_trainer(sizes) if which == "ours" else their_trainer(sizes, Path(checkout))
+    with contextlib.redirect_stdout(sys.stderr):  # their trainer prints
+        trial = our_trainer(sizes) if which == "ours" else their_trainer(sizes, Path(checkout))
     jax.block_until_ready(trial())
     rates = []
     for _ in range(3):
