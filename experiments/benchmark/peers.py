@@ -8,7 +8,7 @@ separate process on the same single core. Both train on the same grid and rulese
 environments, steps per update, epochs and minibatches, and with a GRU of the same width.
 
 What differs: our observation has an additional flag and our episodes an additional step, which shows the last reward;
-the encoders and heads (docs/baselines.md); the width of the GRU's input, 290 in theirs and 257 in ours; our advantages
+the encoders and heads (docs/baselines.md); the width of the GRU's input, 290 in theirs and 129 in ours; our advantages
 are normalized over the trial so far, theirs over the minibatch. Their evaluation after each trial is left out.
 """
 

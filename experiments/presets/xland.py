@@ -49,7 +49,7 @@ XLAND_ANYSIDE = replace(  # easier: far more episodes have a reward
 )
 
 XLAND_RL2_1024 = replace(  # the numbers of XLand-MiniGrid's RL² trainer, as far as they have a counterpart
-    rl2(XLAND, width=1024, narrow=256),
+    rl2(XLAND, width=1024, narrow=128),
     total_steps=100_000_000,
     trial=TrialConfig(environments=8192, steps=4096, updates=128),
     ppo=replace(

@@ -1,10 +1,14 @@
+import dataclasses
 import json
 import sys
 from types import SimpleNamespace
 
 import pytest
 
+from relic_jax.config import ConfigError, check_fields
+from relic_jax.experiments import presets
 from relic_jax.experiments.benchmark import __main__ as benchmark
+from relic_jax.experiments.benchmark import peers
 from relic_jax.experiments.benchmark.measure import Machine
 
 MACHINE = Machine("cpu", "cpu", 2, "0", "3", native=True, copy_bandwidth=1e9, matrix_rate=1e9)
@@ -26,3 +30,12 @@ def test_what_was_measured_before_a_failure_is_kept(tmp_path, monkeypatch, capsy
     assert [case["rate"] for case in json.loads(out.read_text())["cases"]] == [2.0]
     assert list(benchmark.read(out)) == ["one"]
     assert "attention compiled" in capsys.readouterr().out
+
+
+def test_peers_needs_a_checkout_and_measures_what_the_preset_trains(tmp_path):
+    with pytest.raises(ConfigError, match=r"--xland is .*; allowed: a checkout of XLand-MiniGrid, with training"):
+        next(peers.cases(None, tmp_path))
+    config = peers.our_config(peers.Sizes(256))
+    check_fields(config)
+    assert (config.trial.segment, config.policy.recurrent.width, config.policy.recurrent.input_width) == (32, 256, 128)
+    assert config.ppo == dataclasses.replace(presets.get(peers.PRESET).config.ppo, minibatches=4)
