@@ -23,6 +23,7 @@ TRAIN = (
     *("--trial.updates", "1", "--ppo.minibatches", "1", "--ppo.accumulate", "1", "--ppo.epochs", "1"),
     *("--eval.episodes", "2", "--eval.tasks", "1", "--eval.repeats", "1"),
 )
+LEARNING = ("--eval.every", "1000", "--eval.every-episodes", "1", "--eval.every-tasks", "1")
 EVALUATE = ("--episodes", "2", "--limit", "1", "--repeats", "1")
 DATASET = (
     *("--train", "house-0", "--test", "house-1", "--layouts", "1", "--episodes", "1"),
@@ -118,7 +119,7 @@ def _relic_jax(words: list[str]) -> Step:
     options = [word for word in arguments if word.startswith("--")]
     if (
         options == arguments
-        and command in ("train", "evaluate", "export", "habitat-dataset")
+        and command in ("train", "evaluate", "export", "habitat-dataset", "attention")
         and "--out" not in options
     ):
         return Step("mention", tuple(words))  # the text mentions a command or its options without a run
@@ -127,7 +128,8 @@ def _relic_jax(words: list[str]) -> Step:
     if command == "train":
         return _train(words)
     if command == "evaluate":
-        return Step("run", (*words, *EVALUATE))
+        change = value(words, "--change-task-at")  # an episode of the evaluation
+        return Step("run", (*words, *EVALUATE, *(() if change is None else ("--episodes", change))))
     if command in ("play", "attention"):
         return Step("run", (*words, "--episodes", "2"))
     if command == "habitat-dataset":
@@ -196,7 +198,8 @@ def needed_runs(words: tuple[str, ...], folder: Path) -> list[tuple[str, ...]]:
         preset, _, seed = name.rpartition("-seed")
         line = ["relic-jax", "train", *((preset, "--seed", seed) if preset in presets.PRESETS else ("darkroom-smoke",))]
         steps = () if preset in presets.PRESETS else ("--trial.steps", "104")  # more than one episode of Darkroom
-        found.append((*line, "--name", name, *NETWORK, *TRAIN, *steps))
+        learning = LEARNING if "--learning" in words else ()
+        found.append((*line, "--name", name, *NETWORK, *TRAIN, *steps, *learning))
     return found
 
 
