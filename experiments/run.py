@@ -19,16 +19,19 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from relic_jax import trust
 from relic_jax.config import ConfigError, EnvConfig, EvalConfig, TrainConfig, WorkerConfig, check_fields, validate
 from relic_jax.environment.base import Environment, Split
+from relic_jax.environment.reference_agents import AgentEpisodes, play_reference_agents
 from relic_jax.environment.reference_returns import reference_returns
 from relic_jax.environment.repeat import repeated
 from relic_jax.envs import registry
 from relic_jax.envs.render import write_gif
-from relic_jax.evaluation import Curves, Report, in_context_curves, summarise, to_csv
+from relic_jax.evaluation import Curves, Report, evaluated_tasks, in_context_curves, summarise, to_csv
+from relic_jax.evaluation.searchers import describe_agents
 from relic_jax.experiments.arguments import find_env, parse_env
 from relic_jax.experiments.folders import origin
 from relic_jax.files import write_atomically
@@ -231,7 +234,8 @@ def evaluate_policies(
         **origin(),
     }
     references = reference_means(env, split, evaluation.tasks)
-    return summarise(env, split, evaluation, curves, references, provenance), curves, env
+    agents = agent_episodes(env, split, evaluation)
+    return summarise(env, split, evaluation, curves, references, provenance, agents), curves, env
 
 
 def _share(progress: Callable[[float], None], index: int, count: int) -> Callable[[float], None]:
@@ -241,6 +245,14 @@ def _share(progress: Callable[[float], None], index: int, count: int) -> Callabl
 def reference_means(env: Environment, split: Split, limit: int | None = None) -> dict[str, float | None]:
     """Compute the mean returns of random actions and of the expert on a split, or on its `limit` first tasks."""
     return reference_returns(env, split, limit=limit).means()
+
+
+def agent_episodes(env: Environment, split: Split, config: EvalConfig) -> dict[str, AgentEpisodes]:
+    """Play the environment's reference agents in the trials of an evaluation. Empty if a trial changes its task."""
+    if not env.reference_agents or config.change_task_at is not None:
+        return {}
+    tasks = jax.tree.map(lambda x: np.repeat(x, config.repeats, axis=0), evaluated_tasks(env, split, config))
+    return play_reference_agents(env, tasks, config.episodes)
 
 
 def result_files(stem: Path, figure: str = ".png") -> list[Path]:
@@ -293,4 +305,4 @@ def describe_result(report: Report) -> list[str]:
     if later and report.gain is not None:
         gain, low, high = (getattr(report.gain, part)[0] for part in ("mean", "low", "high"))
         lines.append(f"gain from episode {first + 1} to {len(mean)}: {gain:+.1f}, 95% [{low:.1f}, {high:.1f}]")
-    return lines
+    return lines + describe_agents(report)

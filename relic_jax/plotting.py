@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,7 +16,7 @@ from relic_jax.errors import ConfigError
 from relic_jax.files import replacing
 
 if TYPE_CHECKING:
-    from relic_jax.evaluation.report import Report
+    from relic_jax.evaluation.report import AgentCurves, Report
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 """Okabe and Ito's palette, which colour-blind readers can distinguish, without its yellow."""
@@ -85,7 +85,8 @@ def curves_figure(reports: Sequence[Report], labels: Sequence[str]) -> Figure:
         reports: The evaluations, one curve each.
         labels: Labels of the curves.
     """
-    figure, axes = _figure(len(reports))
+    agents = next((report.reference_agents for report in reports if report.reference_agents), {})
+    figure, axes = _figure(len(reports), 2 + len(agents))
     names = _named(reports, labels)
     for axis, kind in zip(axes, ("return", "success"), strict=True):
         curves = [report.returns if kind == "return" else report.success for report in reports]
@@ -100,7 +101,7 @@ def curves_figure(reports: Sequence[Report], labels: Sequence[str]) -> Figure:
         axis.set_xlim(1 - margin, longest + margin)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     first = reports[0]
-    references = draw_references(axes[0], first.reference_returns)
+    references = draw_references(axes[0], first.reference_returns) + draw_agents(axes, agents)
     _finish(axes, names, references)
     about = f"{first.env}, {first.split} split ({first.tasks} tasks, {first.split_hash})"
     figure.suptitle(escaped(about + _seeds(reports)))
@@ -128,10 +129,10 @@ def training_figure(curves: Sequence[TrainingCurve], labels: Sequence[str], of: 
     return figure
 
 
-def _figure(count: int) -> tuple[Figure, Any]:
-    """Create a figure with two axes, larger if the legend of `count` curves is beside them."""
-    columns = -(-(count + 2) // ROWS) if count > INSIDE else 0
-    rows = min(count + 2, ROWS) if columns else 0
+def _figure(count: int, references: int = 2) -> tuple[Figure, Any]:
+    """Create a figure with two axes, larger if the legend of `count` curves and the references is beside them."""
+    columns = -(-(count + references) // ROWS) if count > INSIDE else 0
+    rows = min(count + references, ROWS) if columns else 0
     figure = Figure(figsize=(11 + 2.4 * columns, max(4.2, 0.24 * rows)), layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.subplots(1, 2)
@@ -174,6 +175,17 @@ def draw_references(axis: Any, references: dict[str, float | None]) -> list[tupl
     return found
 
 
+def draw_agents(axes: Any, agents: Mapping[str, AgentCurves]) -> list[tuple[Any, str]]:
+    """Draw the returns and successes of reference agents, dashed, and return (line, label) for the legend."""
+    found = []
+    for index, (name, agent) in enumerate(agents.items()):
+        style: dict[str, Any] = {"color": str(0.6 - 0.3 * (index % 2)), "linestyle": (0, (4, 1.5)), "linewidth": 1.2}
+        for axis, curve in zip(axes, (agent.returns, agent.success), strict=True):
+            (line,) = axis.plot(np.arange(1, len(curve.mean) + 1), curve.mean, zorder=1, **style)
+        found.append((line, name))
+    return found
+
+
 def _finish(axes: Any, labels: Sequence[str], lines: list[tuple[Any, str]]) -> None:
     """Set limits, grid and legend, which is inside the first axes for few curves and beside the axes for many."""
     for axis in axes:
@@ -181,7 +193,7 @@ def _finish(axes: Any, labels: Sequence[str], lines: list[tuple[Any, str]]) -> N
         axis.grid(alpha=0.25)
     axes[0].set_ylim(bottom=min(0, axes[0].get_ylim()[0]))
     axes[1].set_ylim(-0.03, 1.03)
-    handles = [*axes[1].get_lines(), *(line for line, _ in lines)]
+    handles = [*axes[1].get_lines()[: len(labels)], *(line for line, _ in lines)]
     texts = [escaped(label) for label in (*labels, *(label for _, label in lines))]
     if len(labels) <= INSIDE:
         axes[0].legend(handles, texts, frameon=False, loc="best")

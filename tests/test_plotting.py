@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from relic_jax.evaluation import Report
+from relic_jax.evaluation.report import AgentCurves
 from relic_jax.plotting import TrainingCurve, curves_figure, plot_curves
 from relic_jax.runtime import ConfigError
 
@@ -53,6 +54,20 @@ def test_many_curves_of_different_lengths_fit_in_one_figure(tmp_path):
     many = [report(episodes=n, level=n / 100, optimal=None) for n in range(1, 8)]
     plot_curves(many, [f"run {n}" for n in range(1, 8)], tmp_path / "figure")
     assert pixels(tmp_path / "figure").size
+
+
+def test_reference_agents_are_dashed_curves_in_both_axes():
+    ours = report()
+    agents = {name: AgentCurves(report(level=x).returns, ours.success) for name, x in (("slow", 0.3), ("fast", 0.7))}
+    figure = curves_figure([ours, dataclasses.replace(ours, reference_agents=agents)], ["old", "new"])
+    returns, successes = figure.axes
+    assert len(successes.get_lines()) == 4 and all(line.is_dashed() for line in successes.get_lines()[2:])
+    drawn = [list(line.get_ydata()) for line in returns.get_lines()]
+    assert all(agent.returns.mean in drawn for agent in agents.values())
+    legend = [text.get_text() for text in returns.get_legend().get_texts()]
+    assert legend == ["old", "new", "optimal 90.0", "random 0.7", "slow", "fast"]
+    handles = returns.get_legend().legend_handles
+    assert [line.get_color() for line in handles[:2]] == [line.get_color() for line in successes.get_lines()[:2]]
 
 
 def test_a_crash_while_writing_leaves_the_old_figure(tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from flax import struct
 
 from relic_jax.config import ConfigError, EnvConfig, WorkerConfig
 from relic_jax.environment.base import Discrete, Environment, Split, TimeStep, TrialRecord, first_timestep
+from relic_jax.environment.reference_agents import FORGETFUL, REMEMBERING, ScriptedAgent
 from relic_jax.envs.darkroom import render
 from relic_jax.envs.darkroom.env import MOVES, towards
 
@@ -164,6 +166,13 @@ class GridObj(Environment):
         """Return a step on a shortest path: along x first, then along y."""
         del task
         return towards(state.position, state.objects[state.target])
+
+    @property
+    def reference_agents(self) -> Mapping[str, ScriptedAgent]:
+        """The two searchers of `searcher.py`."""
+        from relic_jax.envs.gridobj.searcher import Searcher  # it needs this module
+
+        return {FORGETFUL: Searcher(self, "episode"), REMEMBERING: Searcher(self, "trial")}
 
     def record(self, state: GridObjState) -> GridObjState:
         """Return the state: the observation has no cells as numbers."""

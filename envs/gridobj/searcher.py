@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from relic_jax.envs.darkroom.env import towards
-from relic_jax.envs.gridobj.env import RADIUS, GridObj, GridObjState, in_view
+from relic_jax.envs.gridobj.env import RADIUS, GridObj, GridObjState, GridObjTask, in_view
 
 Memory = Literal["episode", "trial"]
 
@@ -50,23 +50,27 @@ class Searcher:
         """Return the memory at the start of a trial: nothing seen."""
         return Seen(jnp.zeros((self.env.size, self.env.size), bool), jnp.zeros(self.env.kinds, bool))
 
-    def act(self, key: jax.Array, seen: Seen, state: GridObjState, first: jax.Array) -> tuple[Seen, jax.Array]:
+    def act(
+        self, key: jax.Array, memory: Seen, state: GridObjState, first: jax.Array, task: GridObjTask | None
+    ) -> tuple[Seen, jax.Array]:
         """Remember what is in view, then choose an action.
 
         Args:
             key: Typed PRNG key []; breaks ties between cells that are equally near.
-            seen: The memory before this step.
+            memory: The memory before this step.
             state: The state of the environment, of which only what observations reveal is used.
             first: bool []; whether the state is the first of an episode.
+            task: Not used.
 
         Returns:
             (memory, action int32 []).
         """
+        del task
         if self.memory == "episode":
-            seen = jax.tree.map(lambda new, old: jnp.where(first, new, old), self.initial_memory(), seen)
+            memory = jax.tree.map(lambda new, old: jnp.where(first, new, old), self.initial_memory(), memory)
         x, y = jnp.ogrid[: self.env.size, : self.env.size]
         distance = jnp.stack(jnp.broadcast_arrays(jnp.abs(x - state.position[0]), jnp.abs(y - state.position[1])))
-        seen = Seen(seen.cells | (distance.max(axis=0) <= RADIUS), seen.kinds | in_view(state))
+        seen = Seen(memory.cells | (distance.max(axis=0) <= RADIUS), memory.kinds | in_view(state))
         cost = distance.sum(axis=0) + jax.random.uniform(key, seen.cells.shape)  # the noise is below one step
         nearest = jnp.argmin(jnp.where(seen.cells, jnp.inf, cost))
         unseen = jnp.stack([nearest // self.env.size, nearest % self.env.size]).astype(jnp.int32)

@@ -30,7 +30,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +39,9 @@ import numpy as np
 from flax import struct
 
 from relic_jax.environment.spaces import ActionSpace, Box, Discrete, MultiDiscrete
+
+if TYPE_CHECKING:
+    from relic_jax.environment.reference_agents import ScriptedAgent
 
 __all__ = [
     "ActionSpace",
@@ -228,6 +232,11 @@ class Environment:
     def has_expert(self) -> bool:
         """Whether the subclass defines `optimal_action`."""
         return type(self).optimal_action is not Environment.optimal_action
+
+    @property
+    def reference_agents(self) -> Mapping[str, ScriptedAgent]:
+        """Scripted agents with a memory by name, which are played beside every evaluation. Default: none."""
+        return {}
 
     def render_trial(self, trial: TrialRecord) -> np.ndarray | None:
         """Return frames of a trial, uint8 [n, H, W, 3]. Default: None, the environment cannot be drawn."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
@@ -16,6 +18,9 @@ from relic_jax.environment.base import (
     TrialRecord,
     VisualEnvironment,
 )
+
+if TYPE_CHECKING:
+    from relic_jax.environment.reference_agents import ScriptedAgent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +95,11 @@ class Wrapper(Environment):
     def action_names(self) -> tuple[str, ...] | None:
         """The action names of the wrapped environment."""
         return self.env.action_names
+
+    @property
+    def reference_agents(self) -> Mapping[str, ScriptedAgent]:
+        """The reference agents of the wrapped environment."""
+        return self.env.reference_agents
 
     @property
     def reference_episodes(self) -> int:

@@ -14,6 +14,7 @@ from relic_jax.evaluation.statistics import bootstrap_interval, gain, later_gain
 from relic_jax.validation import shown
 
 if TYPE_CHECKING:
+    from relic_jax.environment.reference_agents import AgentEpisodes
     from relic_jax.evaluation.acting import Curves
 
 PARTS = ("mean", "low", "high")
@@ -64,6 +65,37 @@ class Curve:
 
 
 @dataclasses.dataclass(frozen=True)
+class AgentCurves:
+    """The curves of a scripted agent with a memory, with intervals over tasks.
+
+    Attributes:
+        returns: Return per episode; `return` in JSON.
+        success: Success rate per episode.
+        metrics: `Environment.metrics` per episode.
+    """
+
+    returns: Curve
+    success: Curve
+    metrics: dict[str, Curve] = dataclasses.field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {
+            "return": self.returns.to_json(),
+            "success": self.success.to_json(),
+            "metrics": _plain(self.metrics),
+        }
+
+    @classmethod
+    def from_json(cls, value: Any, field: str) -> AgentCurves:
+        """Read the result of `to_json`. Raises ConfigError at the first value that does not fit."""
+        _require(isinstance(value, dict), field, value, "an object")
+        returns, success = (Curve.from_json(value.get(kind), f"{field}.{kind}", finite=True) for kind in KINDS)
+        metrics = _curves(value.get("metrics", {}), f"{field.removeprefix('evaluation.')}.metrics")
+        return cls(returns, success, metrics)
+
+
+@dataclasses.dataclass(frozen=True)
 class Report:
     """One in-context curve over all seeds, with intervals, references, raw values and provenance.
 
@@ -89,6 +121,7 @@ class Report:
         raw_returns: [seeds][tasks · repeats][episodes], task-major.
         raw_successes: The same for successes, 0 or 1.
         raw_metrics: The same for metrics, by name.
+        reference_agents: `Environment.reference_agents` on the same tasks, by name. Empty without any.
         provenance: Checkpoints, training, command, commit, versions and device.
     """
 
@@ -112,6 +145,7 @@ class Report:
     raw_returns: list[Any] | None = None
     raw_successes: list[Any] | None = None
     raw_metrics: dict[str, Any] | None = None
+    reference_agents: dict[str, AgentCurves] = dataclasses.field(default_factory=dict)
     provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -124,6 +158,7 @@ class Report:
             "raw_successes": self.raw_successes,
             "raw_metrics": self.raw_metrics,
             "change_task_at": self.change_task_at,
+            "reference_agents": {name: agent.to_json() for name, agent in self.reference_agents.items()} or None,
         }
         return {
             "env": self.env,
@@ -172,6 +207,7 @@ class Report:
         fields |= {"metrics": _curves(value.get("metrics", {}), "metrics")}
         fields |= {"gain": value.get("gain") and Curve.from_json(value["gain"], "evaluation.gain")}
         fields |= {"later_gain": value.get("later_gain") and _curves(value["later_gain"], "later_gain")}
+        fields |= {"reference_agents": _agents(value.get("reference_agents", {}))}
         provenance = {name: x for name, x in value.items() if name not in own | {"return"}}
         return cls(returns=curves["return"], provenance=provenance, **fields)
 
@@ -198,6 +234,12 @@ def _curves(value: Any, field: str) -> dict[str, Any]:
     return {name: x and Curve.from_json(x, f"evaluation.{field}.{name}") for name, x in value.items()}
 
 
+def _agents(value: Any) -> dict[str, AgentCurves]:
+    field = "evaluation.reference_agents"
+    _require(isinstance(value, dict), field, value, "an object")
+    return {name: AgentCurves.from_json(x, f"{field}.{name}") for name, x in value.items()}
+
+
 def _is_number(value: Any, finite: bool) -> bool:
     return type(value) in (int, float) and (not finite or abs(value) < 1e300)
 
@@ -214,6 +256,7 @@ def summarise(
     curves: Sequence[Curves],
     reference_returns: Mapping[str, float | None],
     provenance: Mapping[str, Any],
+    agents: Mapping[str, AgentEpisodes] | None = None,
 ) -> Report:
     """Make the report of the curves of one or more seeds.
 
@@ -224,6 +267,7 @@ def summarise(
         curves: One for each seed.
         reference_returns: Mean returns of `random` actions and of the `optimal` expert (None without one).
         provenance: Further JSON values for `Report.provenance`.
+        agents: The episodes of the environment's reference agents in the same trials, by name.
     """
     tasks, first = num_tasks(env.tasks(split)), config.expert_episodes
     tasks = tasks if config.tasks is None else min(tasks, config.tasks)
@@ -262,6 +306,14 @@ def summarise(
         raw_returns=[shortest(r) for r in returns],
         raw_successes=[s.astype(int).tolist() for s in successes],
         raw_metrics={name: [shortest(v) for v in values] for name, values in metrics.items()},
+        reference_agents={
+            name: AgentCurves(
+                mean([agent.returns]),
+                mean([agent.successes.astype(np.float32)]),
+                {metric: mean([values]) for metric, values in agent.metrics.items()},
+            )
+            for name, agent in (agents or {}).items()
+        },
         provenance=dict(provenance),
     )
 

@@ -97,7 +97,7 @@ def steps(env, act, memory, tasks, episodes):
 
         def step(carry, key):
             memory, state, is_first, done, count = carry
-            memory_after, action = act(key, memory, state, is_first)
+            memory_after, action = act(key, memory, state, is_first, task)
             after, timestep = env.step(key, state, action, task)
             memory, state = jax.tree.map(
                 lambda old, new: jnp.where(done, old, new), (memory, state), (memory_after, after)
@@ -130,7 +130,7 @@ def test_searchers_reach_what_was_measured():
 def test_the_expert_takes_a_shortest_path():
     env = PRESETS["gridobj-9"]
     tasks = jax.tree.map(lambda x: jnp.asarray(x[:64]), env.tasks("test"))
-    act = lambda key, memory, state, first: (memory, env.optimal_action(state, None))  # noqa: E731
+    act = lambda key, memory, state, first, task: (memory, env.optimal_action(state, None))  # noqa: E731
     taken = steps(env, act, jnp.zeros(()), tasks, 4)
 
     def shortest(key, task):
@@ -145,13 +145,13 @@ def test_the_expert_takes_a_shortest_path():
 def test_a_searcher_goes_straight_to_what_it_has_seen():
     env = dataclasses.replace(ENV, horizon=50)
     searcher = Searcher(env, "trial")
-    memory, action = searcher.act(jax.random.key(0), searcher.initial_memory(), state((1, 1), 1), jnp.array(True))
+    memory, action = searcher.act(jax.random.key(0), searcher.initial_memory(), state((1, 1), 1), jnp.array(True), None)
     np.testing.assert_array_equal(memory.kinds, [True, True, False])
     assert memory.cells.sum() == 9 and int(action) == 0  # kind 1 is to the right
-    _, back = searcher.act(jax.random.key(0), memory, state((3, 0), 0), jnp.array(True))
+    _, back = searcher.act(jax.random.key(0), memory, state((3, 0), 0), jnp.array(True), None)
     assert int(back) == 1  # kind 0 was seen in an earlier episode
     forgetful = Searcher(env, "episode")
-    again, _ = forgetful.act(jax.random.key(0), memory, state((3, 0), 0), jnp.array(True))
+    again, _ = forgetful.act(jax.random.key(0), memory, state((3, 0), 0), jnp.array(True), None)
     np.testing.assert_array_equal(again.kinds, [False, True, False])
 
 

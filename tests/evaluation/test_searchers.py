@@ -1,0 +1,81 @@
+"""Reference agents in reports: files, and their description in text with hand-worked numbers."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from relic_jax.config import ConfigError, EvalConfig
+from relic_jax.environment.reference_agents import FORGETFUL, REMEMBERING, AgentEpisodes
+from relic_jax.envs.registry import make
+from relic_jax.evaluation import Curves, Report, summarise
+from relic_jax.evaluation.searchers import describe_agents, memory_share
+
+EPISODES = 8
+
+
+def episodes(first, later, kind=AgentEpisodes, **more):
+    """Three trials with `first` steps in the first episode and about `later` in the others."""
+    steps = np.full((3, EPISODES), later, np.float32) + np.array([[-1], [0], [1]], np.float32)
+    steps[:, 0] = first
+    return kind(-steps / 100, np.ones((3, EPISODES), bool), metrics={"steps": steps}, **more)
+
+
+@pytest.fixture(scope="module")
+def report():
+    policy = episodes(20, 9, Curves, trial=None)
+    agents = {FORGETFUL: episodes(15, 15), REMEMBERING: episodes(15, 6)}
+    config, references = EvalConfig(episodes=EPISODES, tasks=3), {"random": 0.0, "optimal": 1.0}
+    return summarise(make("gridobj-9"), "test", config, [policy], references, {}, agents)
+
+
+def test_agents_survive_json(report):
+    text = json.dumps(report.to_json())
+    assert Report.from_json(json.loads(text)) == report
+    agent = report.reference_agents[REMEMBERING]
+    assert agent.metrics["steps"].mean == [15.0] + [6.0] * 7 and agent.success.mean == [1.0] * 8
+    assert agent.metrics["steps"].low[1] == pytest.approx(5.0, abs=0.4)  # the interval is over tasks
+    old = {name: x for name, x in json.loads(text).items() if name != "reference_agents"}
+    assert Report.from_json(old) == dataclasses.replace(report, reference_agents={})
+    assert "reference_agents" not in Report.from_json(old).to_json()
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (3, "evaluation.reference_agents is 3; allowed: an object"),
+        ({"x": None}, "evaluation.reference_agents.x is None; allowed: an object"),
+        ({"x": {"return": {"mean": ["a"]}}}, "evaluation.reference_agents.x.return.mean is "),
+    ],
+)
+def test_the_value_that_does_not_fit_is_named(report, value, message):
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        Report.from_json(report.to_json() | {"reference_agents": value})
+
+
+def test_description(report):
+    assert describe_agents(report) == [
+        "forgetful searcher: steps 15.00 in episode 1, 15.00 in episodes 2–8",
+        "remembering searcher: steps 15.00 in episode 1, 6.00 in episodes 2–8",
+        "policy: steps 9.00 in episodes 6–8, 67% of the way from the forgetful searcher to the remembering searcher",
+    ]
+    assert describe_agents(dataclasses.replace(report, reference_agents={})) == []
+
+
+def test_the_share_of_the_way(report):
+    assert memory_share(report) == pytest.approx((15 - 9) / (15 - 6))
+    assert memory_share(
+        dataclasses.replace(
+            report,
+            metrics={},
+            reference_agents={
+                name: dataclasses.replace(agent, metrics={}) for name, agent in report.reference_agents.items()
+            },
+        )
+    ) == pytest.approx((15 - 9) / (15 - 6))  # of returns
+    forgetful = report.reference_agents[FORGETFUL]
+    assert memory_share(dataclasses.replace(report, reference_agents={FORGETFUL: forgetful})) is None
+    equal = {FORGETFUL: forgetful, REMEMBERING: forgetful}
+    assert memory_share(dataclasses.replace(report, reference_agents=equal)) is None
+    assert memory_share(dataclasses.replace(report, expert_episodes=EPISODES)) is None
