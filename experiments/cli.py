@@ -23,6 +23,7 @@ from relic_jax.experiments.catalogue import envs_main, presets_main
 from relic_jax.experiments.compare.command import compare_main
 from relic_jax.experiments.evaluation import QUICK_EPISODES, evaluate_main
 from relic_jax.experiments.plots import plot_main
+from relic_jax.experiments.sweep.command import sweep_main
 from relic_jax.experiments.training import train_main
 from relic_jax.export import Dtype, ExportFormat, VerificationError, export_policy
 from relic_jax.files import storage_failure
@@ -36,6 +37,7 @@ USAGE = """relic-jax: in-context reinforcement learning in JAX
 
   relic-jax train PRESET [options]       train, evaluate on held-out tasks, plot (e.g. relic-jax train darkroom-dpt)
   relic-jax train --resume RUN           continue an interrupted run; --extend-to N: to more steps
+  relic-jax sweep STUDY.toml|PRESET      a grid of runs in few compiled programs, compared; --vary FIELD=A,B --seeds N
   relic-jax evaluate RUN [RUN ...]       in-context learning curve of trained policies, seeds pooled
   relic-jax plot RUN|FILE [...]          several curves in one figure
   relic-jax compare RUN|STUDY [...]      a table and a figure of methods, with intervals over seeds and tasks
@@ -115,7 +117,7 @@ def main() -> None:
     commands = {"train": train_main, "evaluate": evaluate_main, "plot": plot_main, "presets": presets_main}
     commands |= {"envs": envs_main, "play": play_main, "export": export_main, "habitat-dataset": habitat_dataset.main}
     commands |= {"import-llamarl": import_llamarl.main, "compare": compare_main}
-    commands |= {"attention": attention_main}
+    commands |= {"attention": attention_main, "sweep": sweep_main}
     arguments = sys.argv[1:]
     if isinstance(sys.stdout, io.TextIOWrapper):  # file names can contain bytes that are not text
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -127,6 +127,8 @@ def _relic_jax(words: list[str]) -> Step:
         words = [*words, "safetensors"]
     if command == "train":
         return _train(words)
+    if command == "sweep":
+        return _sweep(words)
     if command == "evaluate":
         change = value(words, "--change-task-at")  # an episode of the evaluation
         return Step("run", (*words, *EVALUATE, *(() if change is None else ("--episodes", change))))
@@ -161,6 +163,14 @@ def _train(words: list[str]) -> Step:
         name = ("--name", re.sub(r"\W+", "-", env).strip("-"))
     plain = re.sub(r" --seed 0\b", "", " ".join(words)).split()  # the default, so the commands are equal
     return Step("run", (*plain, *name, *network, *TRAIN))
+
+
+def _sweep(words: list[str]) -> Step:
+    if "--resume" in words or len(words) < 3 or words[2].endswith(".toml") or words[2].isupper():
+        return Step("mention", tuple(word for word in words if word in words[:2] or word.startswith("--")))
+    seeds = ("--seeds", "1") if "--seeds" in words else ()
+    kept = re.sub(r" --vary trial\.updates=\S+", "", " ".join(words)).split()  # the short trial has one update
+    return Step("run", (*kept, *seeds, *NETWORK, *TRAIN))
 
 
 def missing_extra(env: str) -> str:

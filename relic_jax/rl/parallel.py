@@ -137,6 +137,11 @@ def initial_state(setup: Setup) -> TrainState:
     """Return the state before the first step, sharded over the devices. Weights are loaded if the config names any."""
     shardings = state_shardings(setup.config, jax.eval_shape(lambda: init_state(setup)))
     state = jax.jit(lambda: init_state(setup), out_shardings=shardings)()
+    return with_initial_weights(setup, state)
+
+
+def with_initial_weights(setup: Setup, state: TrainState) -> TrainState:
+    """Return the state with the weights that the config names for the start of a run."""
     params = state.params
     if setup.config.start_from is not None:
         params = jax.tree.map(encoders.placed_like, params, start_params(setup.config.start_from, params))

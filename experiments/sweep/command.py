@@ -1,0 +1,209 @@
+"""The command line of `relic-jax sweep`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import tyro
+
+from relic_jax.config import ConfigError, TrainConfig, changed, differences, value_of
+from relic_jax.envs import registry
+from relic_jax.experiments import folders, presets
+from relic_jax.experiments.arguments import check_env_options, last_value, parse, with_current_names
+from relic_jax.experiments.sweep import folder as study_folder
+from relic_jax.experiments.sweep.board import Board
+from relic_jax.experiments.sweep.engine import Engine, prepared, rows
+from relic_jax.experiments.sweep.grid import Member, describe, members
+from relic_jax.experiments.sweep.report import write_report
+from relic_jax.experiments.sweep.study import MANAGED, Method, Study, read_study, seeds_of, study_of
+from relic_jax.progress import Activity
+from relic_jax.rl.parallel import offer_cores
+from relic_jax.stopping import stop_signals
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepCommand:
+    """Train a grid of runs, evaluate each and compare them. `relic-jax sweep STUDY.toml`, or `relic-jax sweep PRESET`.
+
+    All other options are fields of the configuration, as of relic-jax train. They are set in all runs.
+    """
+
+    config: Annotated[TrainConfig, tyro.conf.arg(name="")]
+    seeds: str | None = None
+    """A number of seeds, or a list such as 0,3,5. Default: the study's, or 1."""
+    vary: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """FIELD=VALUE,VALUE: train with each value, e.g. --vary policy.transformer.sink=kv,none. Several options give all
+    combinations."""
+    name: str | None = None
+    """Name of the study's folder. Default: the study's name or file, or the preset."""
+    runs: Path = Path("runs")
+    """Folder that holds the study's folder."""
+    resume: Path | None = None
+    """Continue the study in this folder. Finished runs are not repeated."""
+    max_runs: int = 200
+    """Largest number of runs; a larger grid is refused."""
+    dry_run: bool = False
+    """Print the grid and its cost, and stop."""
+    trust: bool = False
+    """With --resume: run the environments and the workers that the study names, even if another user made it."""
+
+
+def sweep_main(arguments: Sequence[str]) -> None:
+    """Run `relic-jax sweep`."""
+    command, study, path = parse_sweep(arguments)
+    offer_cores(command.config.devices or 1)  # first, because importing a suite can initialize devices
+    sys.exit(start(command, study, path))
+
+
+def start(command: SweepCommand, study: Study, path: Path, stop: threading.Event | None = None) -> int:
+    """Train, evaluate and compare the runs of a study.
+
+    Args:
+        command: The options.
+        study: The study.
+        path: Its folder.
+        stop: An event that stops the sweep after the current chunk, as SIGINT does.
+
+    Returns:
+        The exit code: 0, 1 if a run failed, or 128 plus the number of the signal that stopped it.
+
+    Raises:
+        ConfigError: If the study does not fit, or its folder holds another one.
+    """
+    runs = members(study)
+    if len(runs) > command.max_runs:
+        raise ConfigError(
+            f"max-runs is {command.max_runs}; allowed: at least {len(runs):,}, the runs of this grid, or fewer values"
+        )
+    resume = command.resume is not None
+    if not resume:
+        study_folder.check_new(path, study)
+    elif not command.trust:
+        study_folder.check_trust(path, runs)
+    devices = _devices(command.config.devices)
+    print("\n".join(describe(study, runs, path, devices)), flush=True)
+    if command.dry_run:
+        return 0
+    setups = prepared(runs)
+    event = stop or threading.Event()
+    with study_folder.opened(path, study, runs, resume=resume) as opened:
+        with stop_signals(event) as stopping, Board(rows(runs)) as board:
+            engine = Engine(opened, runs, setups, devices, board, stopping, event)
+            finished = engine.run()
+        _report(opened, study, runs)
+    if not finished:
+        print(f"stopped, saved; resume with: relic-jax sweep --resume {path}")
+        return stopping.exit_code or engine.exit_code
+    return 1 if any(opened.failure(run) is not None for run in runs) else 0
+
+
+def _devices(wanted: int | None) -> int:
+    available = len(jax.devices())
+    if wanted is not None and not 0 < wanted <= available:
+        raise ConfigError(f"devices is {wanted}; allowed: 1 … {available} ({jax.default_backend()})")
+    return wanted or available
+
+
+def _report(opened: study_folder.StudyFolder, study: Study, runs: Sequence[Member]) -> None:
+    with Activity("comparing the runs"):
+        files = write_report(opened, study, runs)
+    if files:
+        print(files[0].read_text(encoding="utf-8"))
+        print(f"in {opened.path}: {', '.join(file.name for file in files)}, {len(runs)} run folders")
+
+
+def parse_sweep(arguments: Sequence[str]) -> tuple[SweepCommand, Study, Path]:
+    """Return (the command, the study, its folder).
+
+    Raises:
+        ConfigError: If the options or the study do not fit.
+    """
+    arguments = with_current_names(arguments)
+    named = bool(arguments) and not arguments[0].startswith("-")
+    source, options = (arguments[0], list(arguments[1:])) if named else (None, list(arguments))
+    resumed = last_value(options, "--resume")
+    study = _source(source, None if resumed is None else Path(resumed), options)
+    default = study.methods[0].config
+    env = last_value(options, "--env") or default.env.name
+    check_env_options(env, options)
+    default = dataclasses.replace(default, env=registry.renamed(default.env, env), devices=None, seed=0)
+    command = parse(SweepCommand, options, f"relic-jax sweep {source or ''}", SweepCommand(default))
+    study = _with_options(study, command, default)
+    if command.name is not None:
+        study = dataclasses.replace(study, name=command.name)
+    folders.check_name(study.name)
+    if command.resume is None:
+        return command, study, command.runs / study.name
+    if source is not None:
+        study_folder.check_same(command.resume, study)
+    elif command.seeds is not None or command.vary or differences(default, command.config) not in ([], ["devices"]):
+        fields = ["seeds"] * (command.seeds is not None) + ["vary"] * bool(command.vary)
+        fields += [name for name in differences(default, command.config) if name != "devices"]
+        raise ConfigError(f"{fields[0]} is set; allowed: nothing with --resume, which continues the study as it is")
+    return command, study, command.resume
+
+
+def _source(source: str | None, resumed: Path | None, options: Sequence[str]) -> Study:
+    """Return the study of a file, of a preset or of a folder that is resumed."""
+    if source is None and resumed is not None:
+        return study_folder.read(resumed)
+    if source is None:
+        if {"-h", "--help"} & set(options):
+            return Study("study", (0,), (Method("", TrainConfig()),), {})
+        raise ConfigError("study is missing; allowed: a file STUDY.toml, a preset, or --resume FOLDER")
+    if source.endswith(".toml") or "/" in source:
+        return read_study(Path(source))
+    return Study(source, (0,), (Method("", presets.get(source).config),), {})
+
+
+def _with_options(study: Study, command: SweepCommand, default: TrainConfig) -> Study:
+    """Return the study with the fields, the seeds and the varied values of the command line."""
+    content: dict[str, Any] = {"name": study.name, "seeds": list(study.seeds)}
+    if command.seeds is not None:
+        content["seeds"] = _seeds(command.seeds)
+    fields = [name for name in differences(default, command.config) if name not in MANAGED]
+    methods = tuple(_with_fields(method, command.config, fields, default) for method in study.methods)
+    varied = study_of({"vary": dict(_varied(text) for text in command.vary)}, Path(study.name + ".toml"), methods).vary
+    return Study(study.name, seeds_of(content["seeds"]), methods, {**study.vary, **varied})
+
+
+def _with_fields(method: Method, config: TrainConfig, fields: Sequence[str], default: TrainConfig) -> Method:
+    own = method.config
+    if config.env.name != own.env.name and config.env.name != default.env.name:
+        own = dataclasses.replace(own, env=registry.renamed(own.env, config.env.name))
+    elif default.env.name != own.env.name:  # --env changed the default already
+        own = dataclasses.replace(own, env=registry.renamed(own.env, default.env.name))
+    for name in fields:
+        if name != "env":
+            own = changed(own, name, value_of(config, name))
+    return Method(method.name, own)
+
+
+def _seeds(text: str) -> Any:
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"seeds is {text!r}; allowed: a number, or a list such as 0,3,5") from None
+    return numbers if "," in text else numbers[0]
+
+
+def _varied(text: str) -> tuple[str, list[Any]]:
+    """Return the field and the values of an option --vary. Values are read as JSON where that fits."""
+    field, equals, values = text.partition("=")
+    if not equals or not field or not values:
+        raise ConfigError(f"vary is {text!r}; allowed: FIELD=VALUE,VALUE, e.g. policy.transformer.sink=kv,none")
+    return field.replace("-", "_") if not field.startswith("env.") else field, [_json(v) for v in values.split(",")]
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text.lower() if text in ("True", "False") else text)
+    except ValueError:
+        return text
