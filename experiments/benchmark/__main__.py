@@ -18,9 +18,22 @@ from relic_jax.provenance import own_commit
 from relic_jax.rl.parallel import offer_cores
 
 Suite = Literal[
-    "act", "update", "refresh", "rollout", "train", "env", "suites", "bridge", "agent", "original", "peers", "all"
+    "act",
+    "update",
+    "refresh",
+    "rollout",
+    "train",
+    "env",
+    "suites",
+    "bridge",
+    "agent",
+    "original",
+    "peers",
+    "sweep",
+    "all",
 ]
 SUITES = ("act", "update", "refresh", "rollout", "train", "env", "suites", "bridge", "agent", "original")
+"""Suites of `all`: not `peers`, which needs a checkout, and not `sweep`, which trains 16 runs."""
 
 
 @dataclasses.dataclass(frozen=True)

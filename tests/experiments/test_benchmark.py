@@ -8,7 +8,7 @@ import pytest
 from relic_jax.config import ConfigError, check_fields
 from relic_jax.experiments import presets
 from relic_jax.experiments.benchmark import __main__ as benchmark
-from relic_jax.experiments.benchmark import peers
+from relic_jax.experiments.benchmark import peers, sweep
 from relic_jax.experiments.benchmark.measure import Machine
 
 MACHINE = Machine("cpu", "cpu", 2, "0", "3", native=True, copy_bandwidth=1e9, matrix_rate=1e9)
@@ -39,3 +39,18 @@ def test_peers_needs_a_checkout_and_measures_what_the_preset_trains(tmp_path):
     check_fields(config)
     assert (config.trial.segment, config.policy.recurrent.width, config.policy.recurrent.input_width) == (32, 256, 128)
     assert config.ppo == dataclasses.replace(presets.get(peers.PRESET).config.ppo, minibatches=4)
+
+
+def test_a_sweep_is_measured_beside_the_sum_of_separate_runs(monkeypatch):
+    commands = []
+
+    def seconds(folder, name, *arguments):
+        commands.append(arguments[:4])
+        return 30.0 if name == "together" else 20.0
+
+    monkeypatch.setattr(sweep, "_seconds", seconds)
+    found = sweep.case(3, ())
+    assert (found["seconds"], found["seconds_alone"]) == (30.0, 60.0)
+    assert "of the time of separate runs 50%" in benchmark.line(found, None)
+    assert commands[0] == ("train", "darkroom-dpt", "--seed", "0")
+    assert commands[-1] == ("sweep", "darkroom-dpt", "--seeds", "3")
