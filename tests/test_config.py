@@ -26,7 +26,9 @@ from relic_jax.config import (
     TransformerConfig,
     TrialConfig,
     WorkerConfig,
+    check_fields,
     differences,
+    from_data,
     from_json,
     to_json,
     validate,
@@ -48,6 +50,8 @@ def strategy(hint):
         return st.dictionaries(st.text(), json_values).map(Options)
     if typing.get_origin(hint) is typing.Literal:
         return st.sampled_from(typing.get_args(hint))
+    if typing.get_origin(hint) is tuple:
+        return st.lists(strategy(typing.get_args(hint)[0]), max_size=3).map(tuple)
     if options := typing.get_args(hint):
         return st.one_of(*map(strategy, options))
     floats = st.floats(allow_nan=False, allow_infinity=False)
@@ -350,3 +354,13 @@ def test_importing_the_config_imports_no_kernel_and_no_model():
         "assert not found, found"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_tuple_survives_json_and_its_elements_are_checked():
+    config = changed("policy.recall", (9, 9))
+    assert from_json(to_json(config)) == config
+    for value, message in (("99", r"policy.recall is '99'; allowed: a list"), ([9, "x"], r"policy.recall\[1\] is 'x'")):
+        with pytest.raises(ConfigError, match=message):
+            from_data({"policy": {"recall": value}})
+    with pytest.raises(ConfigError, match=r"policy.recall is \(9, 1\); allowed: numbers above 1"):
+        check_fields(changed("policy.recall", (9, 1)))

@@ -174,6 +174,22 @@ class GridObj(Environment):
 
         return {FORGETFUL: Searcher(self, "episode"), REMEMBERING: Searcher(self, "trial")}
 
+    @property
+    def recall_classes(self) -> tuple[int, int]:
+        """X and y of a cell."""
+        return self.size, self.size
+
+    def recall_labels(self, observations: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        """Return the cell of the kind asked for, and whether it was in view at this step or before in the trial."""
+        view = observations["view"].reshape(-1, self.kinds, 2 * RADIUS + 1, 2 * RADIUS + 1)
+        seen, target = view.any((-1, -2)), observations["target"].argmax(-1)
+        position = observations["position"].reshape(-1, 1, 2, self.size).argmax(-1)
+        offset = jnp.stack([view.any(-1).argmax(-1), view.any(-2).argmax(-1)], axis=-1) - RADIUS
+        sighting = seen.argmax(0)[None, :, None]  # objects do not move within a trial: any sighting will do
+        cells = jnp.take_along_axis(position + offset, sighting, axis=0)[0]
+        known = jnp.take_along_axis(jax.lax.cummax(seen.astype(jnp.int32)), target[:, None], 1)[:, 0]
+        return cells[target].astype(jnp.int32), known > 0
+
     def record(self, state: GridObjState) -> GridObjState:
         """Return the state: the observation has no cells as numbers."""
         return state

@@ -34,6 +34,10 @@ MODULES = {
     "relic_jax.experiments.pretrain_encoder": ("--pictures", "256"),
     "relic_jax.experiments.training_curve": (),
     "relic_jax.experiments.kv_formats": (),
+    "relic_jax.experiments.recall": (
+        *("--recall.layouts", "4", "--recall.steps", "20", "--recall.held-out", "2"),
+        *("--recall.optimizer-steps", "8", "--recall.every", "8", "--recall.segment", "10"),
+    ),
     "relic_jax.experiments.faults": ("options", "--options", "5"),
 }
 """Options that are appended to `python -m MODULE`."""

@@ -205,6 +205,9 @@ class PolicyConfig:
     transformer: TransformerConfig = dataclasses.field(default_factory=TransformerConfig)
     encoder: EncoderConfig = dataclasses.field(default_factory=EncoderConfig)
     head: HeadConfig = dataclasses.field(default_factory=HeadConfig)
+    recall: tuple[int, ...] = ()
+    """Numbers of classes of an auxiliary head for `ppo.recall_coef`, e.g. (9, 9) for a row and a column on gridobj-9.
+    (): no such head."""
     memory: MemoryName = "transformer"
     """Memory of the trial. transformer: attention over all its steps (ReLIC); gru, lstm: a recurrent state (RL²);
     gated-delta, lru: a state with a linear recurrence."""
@@ -242,3 +245,4 @@ class PolicyConfig:
         self.encoder.validate()
         self.architecture.validate()
         self.head.validate()
+        require(all(classes > 1 for classes in self.recall), "policy.recall", self.recall, "numbers above 1, or none")

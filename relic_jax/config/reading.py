@@ -18,7 +18,7 @@ def read(cls: type[T], data: Any, path: str = "") -> T:
     """Build a dataclass, and the dataclasses nested in it, from JSON values.
 
     Args:
-        cls: A dataclass whose fields are scalars, `Literal`s, unions of scalars, mappings or dataclasses.
+        cls: A dataclass whose fields are scalars, `Literal`s, unions or tuples of scalars, mappings or dataclasses.
         data: The decoded JSON object. Missing fields have their defaults.
         path: Prefix of the field names in errors, e.g. `"ppo."`.
 
@@ -40,7 +40,7 @@ def read(cls: type[T], data: Any, path: str = "") -> T:
 
 
 def _value(hint: Any, value: Any, field: str) -> Any:
-    """Return a JSON value as the declared type: a dataclass, a mapping, a `Literal`, a scalar or a union of scalars."""
+    """Return a JSON value as the declared type: a dataclass, a mapping, a `Literal`, a tuple, a scalar or a union."""
     if dataclasses.is_dataclass(hint):
         return read(hint, value, f"{field}.")  # type: ignore[arg-type]
     if isinstance(hint, type) and issubclass(hint, dict):
@@ -50,6 +50,10 @@ def _value(hint: Any, value: Any, field: str) -> Any:
         allowed = typing.get_args(hint)
         require(value in allowed, field, value, ", ".join(map(repr, allowed)))
         return value
+    if typing.get_origin(hint) is tuple:
+        element, _ = typing.get_args(hint)
+        require(isinstance(value, (list, tuple)), field, value, "a list")
+        return tuple(_value(element, item, f"{field}[{index}]") for index, item in enumerate(value))
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     if float in options and type(value) is int and abs(value) < 2**53:
         return float(value)

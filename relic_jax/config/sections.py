@@ -68,6 +68,11 @@ class PPOConfig:
     """Weight of the entropy bonus at the start of the run."""
     entropy_coef_final: float | None = None
     """Weight of the entropy bonus at the end of the run, reached linearly in environment steps. None: constant."""
+    recall_coef: float = 0.0
+    """Weight of the auxiliary recall loss at the start of the run: the cross-entropy of the answers that the
+    environment labels (`Environment.recall_labels`), which `policy.recall` predicts from the last hidden state."""
+    recall_coef_final: float | None = None
+    """Weight of the recall loss at the end of the run, reached linearly in environment steps. None: constant."""
     gamma: float = 0.99
     """Discount factor."""
     gae_lambda: float = 0.95
@@ -102,7 +107,8 @@ class PPOConfig:
         check_most("ppo.warmup_steps", self.warmup_steps, MAX_STEPS)
         for field in ("gamma", "gae_lambda"):
             require(0 <= getattr(self, field) <= 1, f"ppo.{field}", getattr(self, field), "0 … 1")
-        for field in ("lr_final", "warmup_steps", "value_coef", "entropy_coef", "entropy_coef_final"):
+        weights = [f"{name}_coef{end}" for name in ("entropy", "recall") for end in ("", "_final")]
+        for field in ("lr_final", "warmup_steps", "value_coef", *weights):
             value = getattr(self, field)
             require(value is None or value >= 0, f"ppo.{field}", value, "0 or more")
         allowed = f"at most {HUGE:.3g} times ppo.lr ({self.lr:g})"

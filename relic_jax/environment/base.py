@@ -238,6 +238,22 @@ class Environment:
         """Scripted agents with a memory by name, which are played beside every evaluation. Default: none."""
         return {}
 
+    @property
+    def recall_classes(self) -> tuple[int, ...]:
+        """Number of classes of each answer in `recall_labels`. Default: (), there are no labels."""
+        return ()
+
+    def recall_labels(self, observations: PyTree) -> tuple[jax.Array, jax.Array]:
+        """Label every step of a trial with what a remembering agent could answer, for `ppo.recall_coef`.
+
+        Args:
+            observations: Those of a trial, with a leading axis T. Needs `recall_classes`.
+
+        Returns:
+            (answers, int32 [T, number of answers]; bool [T], whether the trial has shown the answer up to this step).
+        """
+        raise NotImplementedError
+
     def render_trial(self, trial: TrialRecord) -> np.ndarray | None:
         """Return frames of a trial, uint8 [n, H, W, 3]. Default: None, the environment cannot be drawn."""
         del trial

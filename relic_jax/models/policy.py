@@ -41,10 +41,13 @@ class PolicyOutput:
     Attributes:
         distribution: over actions, with the leading axes of the inputs.
         value: float32, with the leading axes of the inputs.
+        recall: log-probabilities of the answers of the recall head (`PolicyConfig.recall`), one float32
+          [..., classes] per answer.
     """
 
     distribution: Distribution
     value: jax.Array
+    recall: tuple[jax.Array, ...] = ()
 
 
 class PolicyNetwork(nn.Module):
@@ -73,6 +76,8 @@ class PolicyNetwork(nn.Module):
             self.spatial_attention = SpatialAttention(name=SPATIAL_ATTENTION)
         self.actor = actions.head(self.action_space, self.config.head)
         self.critic = Linear(1, kernel_init=nn.initializers.orthogonal(1.0))
+        if self.config.recall:
+            self.recall = Linear(sum(self.config.recall))
 
     @property
     def has_spatial_attention(self) -> bool:
@@ -109,7 +114,14 @@ class PolicyNetwork(nn.Module):
         if inputs.legal is not None:
             assert isinstance(distribution, Categorical | MultiCategorical)
             distribution = distribution.masked(inputs.legal if query_span is None else query_span.of(inputs.legal))
-        return PolicyOutput(distribution, self.critic(hidden)[..., 0]), memory
+        return PolicyOutput(distribution, self.critic(hidden)[..., 0], self.answers(hidden)), memory
+
+    def answers(self, hidden: jax.Array) -> tuple[jax.Array, ...]:
+        """Return `PolicyOutput.recall` for the hidden states [..., d]."""
+        if not self.config.recall:
+            return ()
+        parts = jnp.split(self.recall(hidden), np.cumsum(self.config.recall)[:-1], axis=-1)
+        return tuple(jax.nn.log_softmax(part) for part in parts)
 
     def encode_images(self, inputs: StepInput) -> StepInput:
         """See `StepEncoder.encode_images`."""

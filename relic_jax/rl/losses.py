@@ -42,3 +42,20 @@ def value_loss(value: jax.Array, old_value: jax.Array, returns: jax.Array, clip:
         delta = jax.lax.stop_gradient(value) - old_value
         value = jnp.where(jnp.abs(delta) < clip, value, old_value + jnp.clip(delta, -clip, clip))
     return 0.5 * jnp.square(value - returns)
+
+
+def recall_loss(log_probs: tuple[jax.Array, ...], answers: jax.Array) -> jax.Array:
+    """Compute the cross-entropy of the answers of the recall head, summed over the answers, in nats.
+
+    Args:
+        log_probs: of each answer, float32 [..., classes].
+        answers: int32 [..., number of answers].
+
+    Returns:
+        float32 [...].
+    """
+    nats = [
+        -jnp.take_along_axis(log_prob, answers[..., number, None], axis=-1)[..., 0]
+        for number, log_prob in enumerate(log_probs)
+    ]
+    return sum(nats, jnp.zeros(answers.shape[:-1]))

@@ -43,6 +43,15 @@ def learning_rate(ppo: PPOConfig, total_steps: int, env_steps: Steps) -> jax.Arr
 
 def entropy_coef(ppo: PPOConfig, total_steps: int, env_steps: Steps) -> jax.Array:
     """Return the weight of the entropy bonus, float32 [], which changes linearly over the run."""
-    final = ppo.entropy_coef if ppo.entropy_coef_final is None else ppo.entropy_coef_final
+    return _linear(ppo.entropy_coef, ppo.entropy_coef_final, total_steps, env_steps)
+
+
+def recall_coef(ppo: PPOConfig, total_steps: int, env_steps: Steps) -> jax.Array:
+    """Return the weight of the recall loss, float32 [], which changes linearly over the run."""
+    return _linear(ppo.recall_coef, ppo.recall_coef_final, total_steps, env_steps)
+
+
+def _linear(start: float, final: float | None, total_steps: int, env_steps: Steps) -> jax.Array:
+    final = start if final is None else final
     progress = jnp.minimum(StepCount.of(env_steps).as_float() / float(total_steps), 1.0)
-    return ppo.entropy_coef + (final - ppo.entropy_coef) * progress
+    return start + (final - start) * progress

@@ -33,6 +33,7 @@ from relic_jax.rl.state import Setup, TrainState, init_state, make_setup
 from relic_jax.spaces import image_mask, spaces_of, spaces_to_json
 from relic_jax.stopping import Stop, stop_signals
 from relic_jax.tracking import Record, Tracker
+from relic_jax.validation import require
 
 
 class NonFiniteError(RuntimeError):
@@ -90,6 +91,7 @@ def prepare(config: TrainConfig, env: Environment, *, resume: bool = False) -> S
     check_evaluated(config.policy, config.eval, env, "test")
     if config.eval.every is not None:
         check_evaluated(config.policy, config.eval.during_training, env, "test")
+    check_recall(config, env)
     env.check_start(config.trial.environments)
     setup = make_setup(config, env)
     encoders.check(setup.policy, weights=not resume)
@@ -97,6 +99,18 @@ def prepare(config: TrainConfig, env: Environment, *, resume: bool = False) -> S
         start_params(config.start_from, jax.eval_shape(setup.policy.init, jax.random.key(0)))
     check_memory(setup)
     return setup
+
+
+def check_recall(config: TrainConfig, env: Environment) -> None:
+    """Raise ConfigError if a recall loss needs labels or a head that are not there."""
+    ppo, classes = config.ppo, env.recall_classes
+    if not ppo.recall_coef and not ppo.recall_coef_final:
+        return
+    field = "ppo.recall_coef" if ppo.recall_coef else "ppo.recall_coef_final"
+    allowed = f"0 in {config.env.name!r}, which labels nothing that can be recalled"
+    require(bool(classes), field, ppo.recall_coef or ppo.recall_coef_final, allowed)
+    allowed = f"{classes} with {field} in {config.env.name!r}"
+    require(config.policy.recall == classes, "policy.recall", config.policy.recall, allowed)
 
 
 @settings.with_standard

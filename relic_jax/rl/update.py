@@ -18,7 +18,7 @@ from relic_jax.models.policy import PolicyOutput
 from relic_jax.rl import context, losses
 from relic_jax.rl.gae import advantages
 from relic_jax.rl.masked import Counts, mean_count, mean_of_valid, normalize_advantages, step_counts
-from relic_jax.rl.optimizer import entropy_coef, learning_rate
+from relic_jax.rl.optimizer import entropy_coef, learning_rate, recall_coef
 from relic_jax.rl.rollout import with_size
 from relic_jax.rl.state import Metrics, Setup, TrainState
 from relic_jax.rl.steps import StepCount
@@ -38,6 +38,8 @@ class Batch(NamedTuple):
         target: float32 [B, T], regression target of the value.
         observation: observations of the newest segment with their images, leading axes [B, K], or None
           (`Collected.observation`).
+        recall: `Environment.recall_labels` of all steps, int32 [B, T, answers] and bool [B, T], or None without a
+          recall loss.
     """
 
     trajectory: Trajectory
@@ -45,19 +47,20 @@ class Batch(NamedTuple):
     advantage: jax.Array
     target: jax.Array
     observation: PyTree = None
+    recall: tuple[jax.Array, jax.Array] | None = None
 
     def rows(self, index: jax.Array) -> Batch:
         """Select the environments `index`, int32 [b], which must be distinct."""
         if len(index) == len(self.advantage):  # all environments: their order does not affect means
             return self
-        steps = (self.trajectory, self.advantage, self.target, self.observation)
-        trajectory, advantage, target, observation = jax.tree.map(lambda x: x[index], steps)
-        return Batch(trajectory, rows(self.memory, index), advantage, target, observation)
+        steps = self._replace(memory=None)  # type: ignore[arg-type]  # an empty tree
+        return jax.tree.map(lambda x: x[index], steps)._replace(memory=rows(self.memory, index))
 
     def first_steps(self, size: int) -> Batch:
         """Select the first `size` steps of the trial, with an empty context, for a pass over all of them."""
-        trajectory, advantage, target = jax.tree.map(lambda x: x[:, :size], self[:1] + self[2:4])
-        return Batch(trajectory, self.memory.prefix(0), advantage, target, self.observation)
+        steps = self._replace(memory=None, observation=None)  # type: ignore[arg-type]  # empty trees
+        steps = jax.tree.map(lambda x: x[:, :size], steps)
+        return steps._replace(memory=self.memory.prefix(0), observation=self.observation)
 
 
 class Window(NamedTuple):
@@ -98,7 +101,10 @@ def make_batch(setup: Setup, state: TrainState, before: Memory, last_value: jax.
         return advantages(reward, value, last, end, final, length, gamma=ppo.gamma, gae_lambda=ppo.gae_lambda)
 
     advantage = jax.vmap(one)(reward, steps.value, last_value, ended, final_value)
-    return Batch(steps, state.memory.as_of(before), advantage, advantage + steps.value)
+    batch = Batch(steps, state.memory.as_of(before), advantage, advantage + steps.value)
+    if not ppo.recall_coef and not ppo.recall_coef_final:
+        return batch
+    return batch._replace(recall=jax.vmap(setup.trials.env.recall_labels)(steps.inputs.observation))
 
 
 def update(
@@ -261,9 +267,9 @@ def minibatch_loss(
 ) -> tuple[jax.Array, Metrics]:
     """Compute the PPO loss of a minibatch, averaged over the steps of the window.
 
-        L = L_policy + value_coef·L_value − entropy_coef·H
+        L = L_policy + value_coef·L_value − entropy_coef·H + recall_coef·L_recall
 
-    Its mean over devices is the loss (see `masked`).
+    with L_recall of `recall_nats`. Its mean over devices is the loss (see `masked`).
 
     Args:
         setup: the training setup.
@@ -279,9 +285,8 @@ def minibatch_loss(
     """
     ppo = setup.config.ppo
     output = window_output(setup, params, batch, window, dropout_key)
-    steps, advantage, target = context.window(
-        (batch.trajectory, batch.advantage, batch.target), window.start, window.size
-    )
+    part = (batch.trajectory, batch.advantage, batch.target)
+    steps, advantage, target = context.window(part, window.start, window.size)
     if counts is None and steps.valid is not None:
         counts = Counts(*[mean_count(setup, steps.valid)] * 2)
 
@@ -293,20 +298,31 @@ def minibatch_loss(
     policy_loss = mean(losses.policy_loss(log_prob, steps.log_prob, advantage, ppo.clip))
     value_loss = mean(losses.value_loss(output.value, steps.value, target, ppo.value_clip))
     bonus = entropy_coef(ppo, setup.config.total_steps, env_steps) * entropy
+    loss = policy_loss + ppo.value_coef * value_loss - bonus
+    recall = {} if batch.recall is None else {"recall_loss": mean(recall_nats(batch, window, output))}
+    if recall:
+        loss += recall_coef(ppo, setup.config.total_steps, env_steps) * recall["recall_loss"]
     log_ratio = log_prob - steps.log_prob
     metrics = {
-        "loss": policy_loss + ppo.value_coef * value_loss - bonus,
+        "loss": loss,
         "policy_loss": policy_loss,
         "value_loss": value_loss,
         "entropy": entropy,
         "kl": mean(jnp.exp(log_ratio) - 1 - log_ratio),
         "clip_fraction": mean((jnp.abs(jnp.exp(log_ratio) - 1) > ppo.clip) * 1.0),
+        **recall,
     }
-    loss = metrics["loss"]
     if counts is not None:
         scale = counts.loss / counts.metrics
         metrics = {name: value * scale for name, value in metrics.items()}
     return loss, metrics
+
+
+def recall_nats(batch: Batch, window: Window, output: PolicyOutput) -> jax.Array:
+    """Return the recall loss of each step of the window, float32 [b, size]; 0 where the answer is not known."""
+    assert batch.recall is not None
+    answer, known = context.window(batch.recall, window.start, window.size)
+    return jnp.where(known, losses.recall_loss(output.recall, answer), 0.0)
 
 
 def window_inputs(setup: Setup, params: Params, batch: Batch, window: Window) -> StepInput:

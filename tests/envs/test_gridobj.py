@@ -9,6 +9,7 @@ import pytest
 
 from relic_jax.config import ConfigError, EnvConfig
 from relic_jax.environment.base import TrialRecord, split_hash
+from relic_jax.environment.trials import Trials
 from relic_jax.envs import registry
 from relic_jax.envs.darkroom.render import GOLD, GREEN
 from relic_jax.envs.gridobj.env import PRESETS, GridObj, GridObjState, GridObjTask
@@ -179,3 +180,24 @@ def test_the_option_asked():
     assert registry.make("gridobj-13") == PRESETS["gridobj-13"]
     with pytest.raises(ConfigError, match=r"^env.asked is 9; allowed: 1 to 8 for 'gridobj-13', or None for all$"):
         registry.make(EnvConfig("gridobj-13", options={"asked": 9}))
+
+
+def test_recall_labels_are_those_of_a_loop_over_what_was_in_view():
+    """Against the state: the target's cell, and whether its object was within one cell at this step or before."""
+    env = registry.make("gridobj-9")
+    task = jax.tree.map(lambda x: jnp.asarray(x[3]), env.tasks("train"))
+    trials = Trials(env)
+    trial = trials.reset(jax.random.key(0), jax.tree.map(lambda x: x[None], task))
+    random = np.random.default_rng(0)
+    observations, cells, known, seen = [], [], [], set()
+    for step in range(150):
+        state = jax.tree.map(lambda x: np.asarray(x[0]), trial.env)
+        seen |= set(np.flatnonzero(np.abs(state.objects - state.position).max(-1) <= 1))
+        observations.append(jax.tree.map(lambda x: x[0], trial.observation))
+        cells.append(state.objects[state.target])
+        known.append(int(state.target) in seen)
+        trial, _ = trials.step(jax.random.key(step), trial, jnp.asarray([random.integers(5)]))
+    answers, labelled = env.recall_labels(jax.tree.map(lambda *x: jnp.stack(x), *observations))
+    assert 10 < sum(known) < 150
+    np.testing.assert_array_equal(labelled, known)
+    np.testing.assert_array_equal(answers[np.array(known)], np.array(cells)[known])

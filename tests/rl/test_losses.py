@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from relic_jax.config import PPOConfig
-from relic_jax.rl.losses import policy_loss, value_loss
-from relic_jax.rl.optimizer import clipped_mask, entropy_coef, learning_rate, make_optimizer
+from relic_jax.rl.losses import policy_loss, recall_loss, value_loss
+from relic_jax.rl.optimizer import clipped_mask, entropy_coef, learning_rate, make_optimizer, recall_coef
 
 
 def test_policy_loss_clips_only_where_it_would_gain():
@@ -38,6 +38,19 @@ def test_entropy_coefficient_is_linear():
     ppo = PPOConfig(entropy_coef=0.01, entropy_coef_final=0.0)
     np.testing.assert_allclose(entropy_coef(ppo, 100, jnp.asarray(25)), 0.0075, rtol=1e-6)
     np.testing.assert_allclose(entropy_coef(PPOConfig(), 100, jnp.asarray(25)), 0.01, rtol=1e-6)
+
+
+def test_recall_loss_sums_the_nats_of_the_answers():
+    log_probs = (jnp.log(jnp.array([[0.5, 0.5], [0.9, 0.1]])), jnp.log(jnp.array([[0.2, 0.3, 0.5], [1.0, 0.0, 0.0]])))
+    nats = recall_loss(log_probs, jnp.array([[1, 2], [0, 0]]))
+    np.testing.assert_allclose(nats, [-np.log(0.25), -np.log(0.9)], rtol=1e-6)
+    np.testing.assert_array_equal(recall_loss((), jnp.zeros((2, 0), jnp.int32)), [0.0, 0.0])
+
+
+def test_recall_coefficient_is_linear():
+    ppo = PPOConfig(recall_coef=1.0, recall_coef_final=0.0)
+    np.testing.assert_allclose(recall_coef(ppo, 100, jnp.asarray(25)), 0.75, rtol=1e-6)
+    assert recall_coef(PPOConfig(), 100, jnp.asarray(25)) == 0
 
 
 def test_norm_clip_covers_everything_but_the_critic_head():
