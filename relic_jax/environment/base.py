@@ -2,9 +2,8 @@
 
 An environment is a frozen dataclass whose methods are pure functions of ONE environment: random keys, states and tasks
 are explicit arguments. Callers `vmap` them. An environment is hashable, so `jax.jit` can close over it. It never resets
-itself: `relic_jax.environment.Trials` handles episodes, batching and metrics.
-
-A complete environment, a guessing game whose task is the number to guess:
+itself: `relic_jax.environment.Trials` handles episodes, batching and metrics. A complete environment, a guessing game
+whose task is the number to guess:
 
     @dataclasses.dataclass(frozen=True)
     class Guess(Environment):
@@ -247,10 +246,10 @@ class Environment:
         """Label every step of a trial with what a remembering agent could answer, for `ppo.recall_coef`.
 
         Args:
-            observations: Those of a trial, with a leading axis T. Needs `recall_classes`.
+            observations: Those of a trial, with a leading axis T.
 
         Returns:
-            (answers, int32 [T, number of answers]; bool [T], whether the trial has shown the answer up to this step).
+            (answers, int32 [T, answers]; bool [T], whether the trial has shown them up to this step).
         """
         raise NotImplementedError
 

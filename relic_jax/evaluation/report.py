@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -306,16 +306,15 @@ def summarise(
         raw_returns=[shortest(r) for r in returns],
         raw_successes=[s.astype(int).tolist() for s in successes],
         raw_metrics={name: [shortest(v) for v in values] for name, values in metrics.items()},
-        reference_agents={
-            name: AgentCurves(
-                mean([agent.returns]),
-                mean([agent.successes.astype(np.float32)]),
-                {metric: mean([values]) for metric, values in agent.metrics.items()},
-            )
-            for name, agent in (agents or {}).items()
-        },
+        reference_agents={name: _agent_curves(agent, mean) for name, agent in (agents or {}).items()},
         provenance=dict(provenance),
     )
+
+
+def _agent_curves(agent: AgentEpisodes, mean: Callable[[Sequence[np.ndarray]], Curve]) -> AgentCurves:
+    """Return the curves of the episodes that a reference agent played."""
+    metrics = {name: mean([values]) for name, values in agent.metrics.items()}
+    return AgentCurves(mean([agent.returns]), mean([agent.successes.astype(np.float32)]), metrics)
 
 
 def _first_and_later(returns: np.ndarray, first: int) -> dict[str, float | None]:
