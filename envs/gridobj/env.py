@@ -34,8 +34,9 @@ STEP_REWARD = -0.01
 class GridObjOptions:
     """Options of `gridobj-N`."""
 
-    asked: int | None = None
-    """Number of kinds of objects that a trial asks for, drawn by task; None: all. Fewer are easier to recall."""
+    asked: int | str | None = None
+    """Number of kinds of objects that a trial asks for; None: all. Fewer are easier to recall. Several numbers, such as
+    1,2,3: each is used by an equal share of the tasks."""
 
 
 @struct.dataclass
@@ -44,7 +45,8 @@ class GridObjTask:
 
     Attributes:
         objects: int32 [K, 2]; the cell (x, y) of the object of each kind, all different.
-        asked: int32 [A]; the kinds that the trial asks for.
+        asked: int32 [A]; the kinds that the trial asks for. If tasks ask for different numbers of kinds, A is the
+            largest one, and unused entries at the end are −1.
     """
 
     objects: jax.Array | np.ndarray
@@ -81,7 +83,7 @@ class GridObj(Environment):
         kinds: K, kinds of objects. One object of each kind lies on the grid.
         horizon: Steps of the longest episode.
         asked: Number of kinds that a trial asks for, 1 … K; None: all. The task decides which ones. Objects of the
-            other kinds lie on the grid too.
+            other kinds lie on the grid too. With n numbers, task i asks for the number at index i mod n.
     """
 
     ends_in_time = True
@@ -90,7 +92,7 @@ class GridObj(Environment):
     size: int
     kinds: int
     horizon: int
-    asked: int | None = None
+    asked: int | tuple[int, ...] | None = None
 
     @property
     def observation_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
@@ -119,9 +121,10 @@ class GridObj(Environment):
     def reset(self, key: jax.Array, task: GridObjTask) -> tuple[GridObjState, TimeStep]:
         """Start an episode in a random cell with a random one of the kinds that the trial asks for."""
         cell_key, kind_key = jax.random.split(key)
+        count = (task.asked >= 0).sum() if isinstance(self.asked, tuple) else task.asked.shape[0]
         state = GridObjState(
             position=jax.random.randint(cell_key, (2,), 0, self.size, jnp.int32),
-            target=task.asked[jax.random.randint(kind_key, (), 0, task.asked.shape[0])],
+            target=task.asked[jax.random.randint(kind_key, (), 0, count)],
             objects=jnp.asarray(task.objects),
             step=jnp.zeros((), jnp.int32),
         )
@@ -217,7 +220,12 @@ class GridObj(Environment):
         """
         objects, order = layouts(self.size, self.kinds)
         rows = slice(TRAIN_LAYOUTS) if split == "train" else slice(TRAIN_LAYOUTS, None)
-        return GridObjTask(objects[rows], order[rows, : self.asked])
+        if not isinstance(self.asked, tuple):
+            return GridObjTask(objects[rows], order[rows, : self.asked])
+        asked = order[rows, : max(self.asked)]
+        counts = np.resize(np.array(self.asked), len(asked))
+        unused = np.arange(asked.shape[1]) >= counts[:, None]
+        return GridObjTask(objects[rows], np.where(unused, np.int32(-1), asked))
 
 
 @functools.cache
@@ -251,6 +259,11 @@ def make(env: EnvConfig, workers: WorkerConfig) -> GridObj:
     """Return the environment of a name in `PRESETS`. Raises ConfigError if `asked` is out of range."""
     del workers
     preset, asked = PRESETS[env.name], env.typed(GridObjOptions).asked
-    if asked is not None and not 1 <= asked <= preset.kinds:
-        raise ConfigError(f"env.asked is {asked!r}; allowed: 1 to {preset.kinds} for {env.name!r}, or None for all")
-    return dataclasses.replace(preset, asked=asked)
+    if asked is None:
+        return preset
+    words = str(asked).split(",")
+    numbers = tuple(int(word) for word in words if word.isdecimal())
+    if len(numbers) < len(words) or not all(1 <= number <= preset.kinds for number in numbers):
+        allowed = f"1 to {preset.kinds} for {env.name!r}, several such numbers (1,2), or None for all"
+        raise ConfigError(f"env.asked is {asked!r}; allowed: {allowed}")
+    return dataclasses.replace(preset, asked=numbers if len(numbers) > 1 else numbers[0])

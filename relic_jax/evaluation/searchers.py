@@ -46,7 +46,8 @@ def describe_agents(report: Report) -> list[str]:
         kind, curve = _described(report)
         start, count = max(RECALLING, first), len(curve.mean)
         value = f"{kind} {np.mean(curve.mean[start:]):.2f} in episodes {start + 1}–{count}"
-        lines.append(f"policy: {value}, {share:.0%} of the way from the {FORGETFUL} to the {REMEMBERING}")
+        way = f"{share:.0%} of the way from the {FORGETFUL} to the {REMEMBERING}"
+        lines.append(f"policy: {value}, {way if share >= 0 else f'worse than the {FORGETFUL}'}")
     return lines
 
 

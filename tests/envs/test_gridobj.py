@@ -14,6 +14,7 @@ from relic_jax.envs import registry
 from relic_jax.envs.darkroom.render import GOLD, GREEN
 from relic_jax.envs.gridobj.env import PRESETS, GridObj, GridObjState, GridObjTask
 from relic_jax.envs.gridobj.searcher import Searcher
+from relic_jax.experiments.arguments import parse_env
 
 ENV = GridObj("small", 4, 3, 5)
 OBJECTS = jnp.array([[0, 0], [2, 1], [3, 3]])
@@ -86,6 +87,22 @@ def test_a_trial_asks_for_so_many_kinds():
     assert all(len(kinds) == 2 for kinds in by_task)
     assert set.union(*by_task) == set(range(6))  # which ones depends on the task
     np.testing.assert_array_equal(tasks.objects, PRESETS["gridobj-9"].tasks("train").objects)
+
+
+def test_tasks_ask_for_different_numbers_of_kinds():
+    env = dataclasses.replace(PRESETS["gridobj-9"], asked=(1, 3))
+    tasks, fixed = env.tasks("test"), {n: dataclasses.replace(env, asked=n).tasks("test") for n in (1, 3)}
+    np.testing.assert_array_equal(tasks.asked[::2], np.pad(fixed[1].asked[::2], ((0, 0), (0, 2)), constant_values=-1))
+    np.testing.assert_array_equal(tasks.asked[1::2], fixed[3].asked[1::2])
+    np.testing.assert_array_equal(tasks.objects, fixed[3].objects)
+    keys = jax.random.split(jax.random.key(0), 64)
+    for index, number in ((0, 1), (1, 3)):
+        mixed = jax.tree.map(lambda x, i=index: jnp.asarray(x[i]), tasks)
+        alone = jax.tree.map(lambda x, i=index: jnp.asarray(x[i]), fixed[number])
+        states, _ = jax.vmap(env.reset, (0, None))(keys, mixed)
+        expected, _ = jax.vmap(dataclasses.replace(env, asked=number).reset, (0, None))(keys, alone)
+        jax.tree.map(np.testing.assert_array_equal, states, expected)
+        assert len(np.unique(states.target)) == number
 
 
 def steps(env, act, memory, tasks, episodes):
@@ -178,8 +195,18 @@ def test_frames_mark_the_object_asked_for():
 def test_the_option_asked():
     assert registry.make(EnvConfig("gridobj-13", options={"asked": 3})).asked == 3
     assert registry.make("gridobj-13") == PRESETS["gridobj-13"]
-    with pytest.raises(ConfigError, match=r"^env.asked is 9; allowed: 1 to 8 for 'gridobj-13', or None for all$"):
-        registry.make(EnvConfig("gridobj-13", options={"asked": 9}))
+    assert registry.make(EnvConfig("gridobj-13", options={"asked": "3"})).asked == 3
+    assert registry.make(EnvConfig("gridobj-13", options={"asked": "1,4"})).asked == (1, 4)
+    allowed = r"1 to 8 for 'gridobj-13', several such numbers \(1,2\), or None for all"
+    for value in (9, 0, "1,9", "two", "1,", "-1,2", ""):
+        with pytest.raises(ConfigError, match=rf"^env.asked is {value!r}; allowed: {allowed}$"):
+            registry.make(EnvConfig("gridobj-13", options={"asked": value}))
+
+
+@pytest.mark.parametrize(("value", "expected"), [("2", 2), ("1,2,3", "1,2,3"), ("None", None)])
+def test_the_option_asked_on_the_command_line(value, expected):
+    parsed = parse_env(EnvConfig("gridobj-9"), ["--env.asked", value], "relic-jax envs")
+    assert parsed.options.get("asked") == expected
 
 
 def test_recall_labels_are_those_of_a_loop_over_what_was_in_view():

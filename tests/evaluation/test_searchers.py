@@ -9,7 +9,7 @@ import pytest
 from relic_jax.config import ConfigError, EvalConfig
 from relic_jax.environment.reference_agents import FORGETFUL, REMEMBERING, AgentEpisodes
 from relic_jax.envs.registry import make
-from relic_jax.evaluation import Curves, Report, summarise
+from relic_jax.evaluation import Curve, Curves, Report, summarise
 from relic_jax.evaluation.searchers import describe_agents, memory_share
 
 EPISODES = 8
@@ -60,6 +60,8 @@ def test_description(report):
         "remembering searcher: steps 15.00 in episode 1, 6.00 in episodes 2–8",
         "policy: steps 9.00 in episodes 6–8, 67% of the way from the forgetful searcher to the remembering searcher",
     ]
+    worse = dataclasses.replace(report, metrics={"steps": Curve(*[[40.0] * EPISODES] * 3)})
+    assert describe_agents(worse)[2] == "policy: steps 40.00 in episodes 6–8, worse than the forgetful searcher"
     assert describe_agents(dataclasses.replace(report, reference_agents={})) == []
 
 
