@@ -91,8 +91,7 @@ class Image(jax.ShapeDtypeStruct):
     The dtype is usually uint8: pixels 0 … 255 are scaled to [−1, 1] (for the encoder `cells`: one-hot cells of 0 and
     255). Floats, other integers and booleans are read without scaling; floats should be of about unit scale.
 
-    `jax.tree` treats an `Image` as a leaf. `jax.eval_shape` accepts it, but returns plain `jax.ShapeDtypeStruct`s. An
-    `Image` never equals a spec that is not an `Image`.
+    `jax.tree` treats it as a leaf; `jax.eval_shape` returns plain `jax.ShapeDtypeStruct`s, which never equal an `Image`.
     """
 
     def __eq__(self, other: object) -> bool:
