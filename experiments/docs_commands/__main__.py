@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib
 import importlib.util
 import io
 import re
@@ -147,11 +146,9 @@ class Runner:
     def _run(self, words: tuple[str, ...], folder: str) -> tuple[int, str]:
         """Return the exit code and the output of a command."""
         module = "relic_jax.experiments.cli" if words[0] == "relic-jax" else words[2]
-        module = (
-            f"{module}.__main__"
-            if module in ("relic_jax.experiments.benchmark", "relic_jax.experiments.faults")
-            else module
-        )
+        spec = importlib.util.find_spec(module)
+        if spec is not None and spec.submodule_search_locations is not None:  # a package
+            module += ".__main__"
         arguments = words[1:] if words[0] == "relic-jax" else words[3:]
         out = io.StringIO()
         with contextlib.ExitStack() as stack:

@@ -36,7 +36,7 @@ MODULES = {
     "relic_jax.experiments.kv_formats": (),
     "relic_jax.experiments.recall": (
         *("--recall.layouts", "4", "--recall.steps", "20", "--recall.held-out", "2"),
-        *("--recall.optimizer-steps", "8", "--recall.every", "8", "--recall.segment", "10"),
+        *("--recall.optimizer-steps", "8", "--recall.every", "8", "--recall.segment", "10", *NETWORK),
     ),
     "relic_jax.experiments.faults": ("options", "--options", "5"),
 }
@@ -203,10 +203,10 @@ def value(words: list[str] | tuple[str, ...], option: str) -> str | None:
 def needed_runs(words: tuple[str, ...], folder: Path) -> list[tuple[str, ...]]:
     """Return the commands that create the missing runs in `folder` that a command reads."""
     found = []
-    to = value(words, "--to")
+    written = {value(words, "--to"), value(words, "--save")}
     for word in dict.fromkeys(words):
         match = re.fullmatch(r"runs/([\w.-]+)(/checkpoints/STEP)?", word)
-        if not match or word == to or (folder / "runs" / match[1] / "config.json").exists():
+        if not match or word in written or (folder / "runs" / match[1] / "config.json").exists():
             continue
         name = match[1]
         preset, _, seed = name.rpartition("-seed")

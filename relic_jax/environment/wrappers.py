@@ -72,6 +72,15 @@ class Wrapper(Environment):
         return self.env.has_expert
 
     @property
+    def recall_classes(self) -> tuple[int, ...]:
+        """The numbers of classes of the wrapped environment's labels."""
+        return self.env.recall_classes
+
+    def recall_labels(self, observations: PyTree) -> tuple[jax.Array, jax.Array]:
+        """Return the labels of the wrapped environment."""
+        return self.env.recall_labels(observations)
+
+    @property
     def observation_spec(self) -> PyTree:
         """The observation spec of the wrapped environment."""
         return self.env.observation_spec
