@@ -91,7 +91,7 @@ class Image(jax.ShapeDtypeStruct):
     The dtype is usually uint8: pixels 0 … 255 are scaled to [−1, 1] (for the encoder `cells`: one-hot cells of 0 and
     255). Floats, other integers and booleans are read without scaling; floats should be of about unit scale.
 
-    `jax.tree` treats it as a leaf; `jax.eval_shape` returns plain `jax.ShapeDtypeStruct`s, which never equal an `Image`.
+    `jax.tree` treats it as a leaf. `jax.eval_shape` returns plain `jax.ShapeDtypeStruct`s, which equal no `Image`.
     """
 
     def __eq__(self, other: object) -> bool:
