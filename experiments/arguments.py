@@ -195,12 +195,16 @@ def check_paths(command: Any) -> None:
     for field in dataclasses.fields(command):
         value = getattr(command, field.name)
         for path in value if isinstance(value, tuple) else (value,):
-            if not isinstance(path, Path):
-                continue
-            try:
-                os.lstat(path)
-            except (FileNotFoundError, NotADirectoryError, PermissionError):
-                pass
-            except OSError as error:
-                reason = f"a path that can exist ({error.strerror})"
-                raise ConfigError(f"{field.name} is {shown(str(path))}; allowed: {reason}") from None
+            if isinstance(path, Path):
+                check_path(field.name, path)
+
+
+def check_path(name: str, path: Path) -> None:
+    """Raise ConfigError if the path in the option `name` is too long for the operating system."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        pass
+    except OSError as error:
+        reason = f"a path that can exist ({error.strerror})"
+        raise ConfigError(f"{name} is {shown(str(path))}; allowed: {reason}") from None

@@ -19,7 +19,7 @@ from relic_jax.environment.base import Environment
 from relic_jax.envs import registry
 from relic_jax.evaluation import Curves, Report
 from relic_jax.experiments import folders, presets, run
-from relic_jax.experiments.arguments import check_env_options, last_value, parse, with_current_names
+from relic_jax.experiments.arguments import check_env_options, check_path, last_value, parse, with_current_names
 from relic_jax.experiments.extending import extended, record_extension
 from relic_jax.files import storage_errors
 from relic_jax.loading import LoadedPolicy
@@ -129,6 +129,7 @@ def parse_train(arguments: Sequence[str]) -> tuple[TrainCommand, Path, bool]:
     if preset is not None:
         default = presets.get(preset).config
     elif resumed is not None:
+        check_path("resume", Path(resumed))
         default = folders.read_config(folders.run_of(Path(resumed)))
     elif {"-h", "--help"} & set(options):
         default = TrainConfig()
