@@ -28,7 +28,7 @@ import jax.numpy as jnp
 
 from relic_jax import prng, process, trust
 from relic_jax.config import ConfigError, TrainConfig, from_json, to_json
-from relic_jax.files import sync, sync_entries, write_checksums
+from relic_jax.files import remove_unfinished, sync, sync_entries, write_checksums
 from relic_jax.rl.state import TrainState
 from relic_jax.rl.steps import StepCount
 from relic_jax.runtime.files import read_record, verify_files
@@ -100,9 +100,7 @@ def _all_or_nothing(temporary: Path) -> Iterator[None]:
             yield
         except Exception as error:
             failure = error
-            for _ in range(3):  # orbax's threads still write and print while they end
-                shutil.rmtree(temporary, ignore_errors=True)
-                time.sleep(0.2)
+            remove_unfinished(temporary)  # waits for orbax's threads, which still write and print while they end
     if failure is not None:
         raise failure
 

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -175,6 +176,20 @@ def new_folder(final: Path) -> Iterator[Path]:
                 os.replace(old, final)
             raise
         sync_entries(final.parent)
+    except BaseException:
+        remove_unfinished(temporary)
+        raise
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove a folder after an error. Returns when it stays away for 0.5 s, or after 5 s.
+
+    Threads of orbax can still write files after it reported an error, which makes one removal fail or undoes it.
+    """
+    end, absent = time.monotonic() + 5, 0
+    while absent < 5 and time.monotonic() < end:
+        absent = 0 if folder.exists() else absent + 1
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(0.1)

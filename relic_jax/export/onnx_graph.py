@@ -251,7 +251,7 @@ def _sinks(policy: Policy, params: Params) -> list[Sink | None]:
     """Return the sink slot of every layer, which depends only on the parameters."""
     keep = jnp.ones((policy.config.transformer.layers,), jnp.float32)
     network: Any = policy.network
-    found = network.apply({"params": params}, method=lambda net: net.transformer.sinks(keep))
+    found = network.apply({"params": params}, method=lambda net: net.memory_network.sinks(keep))
     return list(found)
 
 
