@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from relic_jax.config.linear_rnn import LinearRNNConfig
-from relic_jax.config.memories import MEMORIES, MemoryName, Traits
+from relic_jax.config.memories import MEMORIES, MEMORY_FIELDS, MemoryName, Traits
 from relic_jax.validation import MAX_LAYERS, check_most, check_positive, require
 
 SinkKind = Literal["kv", "kv0", "k0v", "k0v0", "token", "none"]
@@ -17,7 +17,7 @@ SinkKind = Literal["kv", "kv0", "k0v", "k0v0", "token", "none"]
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig:
-    """Architecture of the transformer, `policy.memory transformer` (ReLIC)."""
+    """Architecture of the transformer (ReLIC), of all memories that consist of attention."""
 
     layers: int = 2
     """Number of blocks."""
@@ -38,6 +38,11 @@ class TransformerConfig:
     """Rotate queries and keys by the index of the episode in the trial."""
     inter_episode: bool = True
     """Attend across episodes. Off: attend to the running episode and the sink only."""
+    window: int | None = None
+    """Number of last steps that a step attends to, its own included, with `policy.memory window`. None: 256."""
+    gate: Literal["none", "gru"] = "none"
+    """Connection of the branches of a block to the residual stream. none: addition; gru: the gates of GTrXL (Parisotto
+    et al. 2020), which start close to the identity."""
     init: Literal["normal", "fan_in"] = "normal"
     """Initializer of linear layers, also of those around the blocks. normal: N(0, 0.02²) at every width, as in the
     original; fan_in: variance 1 / inputs (LeCun et al. 1998), up to six times the standard deviation at width 64."""
@@ -209,8 +214,8 @@ class PolicyConfig:
     """Numbers of classes of an auxiliary head for `ppo.recall_coef`, e.g. (9, 9) for a row and a column on gridobj-9.
     (): no such head."""
     memory: MemoryName = "transformer"
-    """Memory of the trial. transformer: attention over all its steps (ReLIC); gru, lstm: a recurrent state (RL²);
-    gated-delta, lru: a state with a linear recurrence."""
+    """Memory of the trial. transformer: attention over all its steps (ReLIC); window: over the last steps; gru, lstm: a
+    recurrent state (RL²); gated-delta, lru: a state with a linear recurrence. docs/memories.md compares them."""
     recurrent: RecurrentConfig = dataclasses.field(default_factory=RecurrentConfig)
     linear_rnn: LinearRNNConfig = dataclasses.field(default_factory=LinearRNNConfig)
 
@@ -235,6 +240,14 @@ class PolicyConfig:
         return MEMORIES[self.memory]
 
     @property
+    def attention(self) -> TransformerConfig:
+        """The transformer's architecture with the default values of the fields that belong to the memory."""
+        filled: dict[str, Any] = {
+            name: getattr(self.transformer, name) or MEMORY_FIELDS[name] for name in self.traits.fields
+        }
+        return dataclasses.replace(self.transformer, **filled)
+
+    @property
     def architecture(self) -> TransformerConfig | RecurrentConfig | LinearRNNConfig:
         """The section that holds the memory's architecture."""
         section: TransformerConfig | RecurrentConfig | LinearRNNConfig = getattr(self, self.traits.section)
@@ -243,6 +256,11 @@ class PolicyConfig:
     def validate(self) -> None:
         """Raise ConfigError at the first field that cannot work. The memory that is not used is not checked."""
         self.encoder.validate()
+        for field in MEMORY_FIELDS:
+            value, fits = getattr(self.transformer, field), field in self.traits.fields
+            allowed = f"None if policy.memory is {self.memory!r}"
+            require(fits or value is None, f"policy.transformer.{field}", value, allowed)
+            require(value is None or value > 0, f"policy.transformer.{field}", value, "more than 0, or None")
         self.architecture.validate()
         self.head.validate()
         require(all(classes > 1 for classes in self.recall), "policy.recall", self.recall, "numbers above 1, or none")

@@ -83,6 +83,9 @@ def check(policy: Policy) -> None:
     if policy.is_recurrent:
         memory = policy.config.memory
         raise ConfigError(f"format is 'onnx'; allowed: a policy with a transformer (it is {memory}); or stablehlo")
+    gate = policy.config.transformer.gate
+    if gate != "none":
+        raise ConfigError(f"format is 'onnx'; allowed: a policy with policy.transformer.gate 'none' (it is {gate!r})")
     covered = (*CONVOLUTIONS, *GRIDS)
     if any(policy.spaces.images) and encoder.image not in covered:
         allowed = f"a policy with an image encoder of {', '.join(covered)} (it is {encoder.image}); or stablehlo"

@@ -41,16 +41,67 @@ class KVCache(struct.PyTreeNode):
     @property
     def capacity(self) -> int:
         """S, the number of slots."""
-        return self.episodes.shape[1]
+        return self.slots
 
     @property
     def kv_format(self) -> KVFormat:
         """The format of the keys and values."""
         return self.keys[0].kv_format
 
+    @property
+    def slots(self) -> int:
+        """S, the number of slots."""
+        return self.episodes.shape[1]
+
+    @property
+    def next_slot(self) -> jax.Array:
+        """int32 ``[]``: the slot of the next step."""
+        return self.filled
+
     def context(self, layer: int) -> Context:
-        """Return the context that attention in ``layer`` reads."""
+        """Return the context that a block of steps attends to in ``layer``, its slots in the order of the steps."""
         return Context(self.keys[layer], self.values[layer], self.episodes, self.filled)
+
+    def step_context(self, layer: int, episode: jax.Array) -> Context:
+        """Return the context of a single step in ``layer``. Its counters include the step, its keys do not.
+
+        Args:
+            layer: Number of the layer.
+            episode: int32 ``[B, 1]``, index of the step's episode.
+        """
+        episodes = lax.dynamic_update_slice_in_dim(self.episodes, episode, self.next_slot, axis=1)
+        length = jnp.minimum(self.filled + 1, self.slots)
+        return Context(self.keys[layer], self.values[layer], episodes, length)
+
+    def with_step(self, keys: list[Slots], values: list[Slots], position: jax.Array, episode: jax.Array) -> KVCache:
+        """Return the cache after a single step.
+
+        Args:
+            keys: Slots of every layer with the step written.
+            values: Slots of every layer with the step written.
+            position: int32 ``[B, 1]``.
+            episode: int32 ``[B, 1]``.
+        """
+        return advance(self.replace(keys=tuple(keys), values=tuple(values)), position, episode)
+
+    def with_block(
+        self, keys: list[jax.Array], values: list[jax.Array], position: jax.Array, episode: jax.Array, read: jax.Array
+    ) -> KVCache:
+        """Return the cache after a block of Q steps, for which there must be room.
+
+        Args:
+            keys: Keys of every layer ``[B, H, Q, D]``.
+            values: Values of every layer ``[B, H, Q, D]``.
+            position: int32 ``[B, Q]``.
+            episode: int32 ``[B, Q]``.
+            read: Any array that depends on all reads of the cache, see `once_read`.
+        """
+        start = once_read(self.filled, read)
+
+        def write(layers: tuple[Slots, ...], new: list[jax.Array]) -> tuple[Slots, ...]:
+            return tuple(kv_formats.write(slots, x, start) for slots, x in zip(layers, new, strict=True))
+
+        return advance(self.replace(keys=write(self.keys, keys), values=write(self.values, values)), position, episode)
 
     def prefix(self, capacity: int) -> KVCache:
         """Return a copy of the first ``capacity`` slots."""
@@ -167,9 +218,14 @@ def index_steps(cache: KVCache, first: jax.Array) -> tuple[jax.Array, jax.Array]
 
 
 def advance(cache: KVCache, position: jax.Array, episode: jax.Array) -> KVCache:
-    """Add Q steps to the counters. ``position`` and ``episode`` are int32 ``[B, Q]``. Layers write keys and values."""
+    """Add Q steps to episodes and counters. ``position`` and ``episode`` are int32 ``[B, Q]``."""
+    episodes = lax.dynamic_update_slice_in_dim(cache.episodes, episode, cache.next_slot, axis=1)
+    return counted(cache.replace(episodes=episodes), position, episode)
+
+
+def counted(cache: KVCache, position: jax.Array, episode: jax.Array) -> KVCache:
+    """Add Q steps to the counters only."""
     return cache.replace(
-        episodes=lax.dynamic_update_slice_in_dim(cache.episodes, episode, cache.filled, axis=1),
         length=cache.length + position.shape[1],
         position=position[:, -1],
         episode=episode[:, -1],

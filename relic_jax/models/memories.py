@@ -67,12 +67,15 @@ def _linear_rnn(kind: Any) -> Kind:
     )
 
 
+_attention = Kind(
+    lambda cfg, name: Transformer(cfg.attention, name=name),
+    lambda cfg, batch, capacity: empty_memory(cfg.attention, batch, capacity),
+    lambda cfg: kernel_init(cfg.transformer),
+)
+
 KINDS: dict[MemoryName, Kind] = {
-    "transformer": Kind(
-        lambda cfg, name: Transformer(cfg.transformer, name=name),
-        lambda cfg, batch, capacity: empty_memory(cfg.transformer, batch, capacity),
-        lambda cfg: kernel_init(cfg.transformer),
-    ),
+    "transformer": _attention,
+    "window": _attention,
     "gru": _recurrent("gru"),
     "lstm": _recurrent("lstm"),
     "gated-delta": _linear_rnn("gated-delta"),

@@ -19,6 +19,8 @@ from relic_jax.models import cache as kv
 from relic_jax.models import kv_formats
 from relic_jax.models.attention import AttentionInputs, Context, Sink, rotate, select
 from relic_jax.models.cache import KVCache
+from relic_jax.models.gates import Gate
+from relic_jax.models.ring import RingCache
 from relic_jax.types import Span
 
 ATTENTION = "attention"
@@ -70,6 +72,8 @@ class Block(nn.Module):
 
         self.attention_norm, self.mlp_norm = RMSNorm(), RMSNorm()
         self.q_proj, self.k_proj, self.v_proj, self.o_proj = (linear(cfg.width) for _ in range(4))
+        if cfg.gate == "gru":
+            self.attention_gate, self.mlp_gate = Gate(kernel_init(cfg)), Gate(kernel_init(cfg))
         self.gate_proj, self.up_proj, self.down_proj = linear(cfg.mlp_width), linear(cfg.mlp_width), linear(cfg.width)
         shape = (cfg.heads, cfg.head_width)
         if cfg.sink in ("kv", "kv0"):
@@ -98,8 +102,15 @@ class Block(nn.Module):
 
     def residual(self, x: jax.Array, attended: jax.Array, keep: jax.Array | float) -> jax.Array:
         """Add both branches to x ``[B, Q, d]``. ``attended`` is the output of attention, ``[B, H, Q, D]``."""
-        x = x + keep * self.o_proj(attended.swapaxes(1, 2).reshape(x.shape))
-        return x + keep * self.mlp(x)
+        return self.add_branches(x, self.o_proj(attended.swapaxes(1, 2).reshape(x.shape)), keep)
+
+    def add_branches(self, x: jax.Array, attended: jax.Array, keep: jax.Array | float) -> jax.Array:
+        """Add the projected output of attention ``[..., d]`` and that of the MLP to x ``[..., d]``, or gate them."""
+        if self.config.gate == "none":
+            x = x + keep * attended
+            return x + keep * self.mlp(x)
+        x = x + keep * (self.attention_gate(x, attended) - x)
+        return x + keep * (self.mlp_gate(x, self.mlp(x)) - x)
 
     def sink_token(self, token: jax.Array, keep: jax.Array | float) -> tuple[jax.Array, Sink]:
         """Apply the block to the sink token.
@@ -116,8 +127,7 @@ class Block(nn.Module):
         """
         y = self.attention_norm(token)[None, None]
         key, value = self.split_heads(self.k_proj(y)), self.split_heads(self.v_proj(y))
-        token = token + keep * self.o_proj(self.v_proj(y))[0, 0]
-        token = token + keep * self.mlp(token[None, None])[0, 0]
+        token = self.add_branches(token[None, None], self.o_proj(self.v_proj(y)), keep)[0, 0]
         return token, Sink(key[0, :, 0], value[0, :, 0])
 
     def __call__(
@@ -127,7 +137,7 @@ class Block(nn.Module):
         context: Context,
         sink: Sink | None,
         keep: jax.Array | float,
-        decode: bool,
+        slot: jax.Array | None,
         valid: jax.Array | None,
         window: jax.Array | None,
         query_span: Span | None,
@@ -137,17 +147,17 @@ class Block(nn.Module):
         Args:
             x: ``[B, Q, d]``.
             episodes: int32 ``[B, Q]``, index of the episode of each step.
-            context: The steps before. If decode, its episodes include the new step.
+            context: The steps before. For a single step, see `KVCache.step_context`.
             sink: The sink of this layer.
             keep: 1, or 0 if depth dropout skips the block.
-            decode: Whether this is a single step (Q = 1) against the cache.
+            slot: int32 ``[]``, the slot of a single step (Q = 1) that is written to the cache. None for a block.
             valid: See `AttentionInputs`.
-            window: See `AttentionInputs`.
+            window: See `AttentionInputs`. Only a single step reads it.
             query_span: The steps that are returned, q of them. None for all.
 
         Returns:
-            x ``[B, Q or q, d]``, keys and values. If decode, these are the slots of the cache with the new step in
-            them, else those of the block, ``[B, H, Q, D]``.
+            x ``[B, Q or q, d]``, keys and values. For a single step, these are the slots of the cache with the step
+            in them, else those of the block, ``[B, H, Q, D]``.
         """
         cfg = self.config
         y = self.attention_norm(x)
@@ -159,7 +169,7 @@ class Block(nn.Module):
             query = rotate(query, episodes if query_span is None else query_span.of(episodes))
             key = rotate(key, episodes)
         key, value = (kv_formats.rounded(x, cfg.cache_format) for x in (key, value))
-        kernel = select(cfg, decode=decode, kv_format=context.keys.kv_format)
+        kernel = select(cfg, decode=slot is not None, kv_format=context.keys.kv_format)
         inputs = AttentionInputs(
             query,
             key,
@@ -170,14 +180,14 @@ class Block(nn.Module):
             within_episode=not cfg.inter_episode,
             start=0 if query_span is None else query_span.start,
             valid=valid,
-            window=window,
+            window=cfg.window if slot is None else window,
         )
         self.sow(ATTENTION, "inputs", inputs)  # stored only if the caller makes this collection mutable
-        if not decode:  # the caller writes the keys and values, if there is room
+        if slot is None:  # the caller writes the keys and values, if there is room
             return self.residual(x, kernel.attend(inputs), keep), key, value
-        keys = kv_formats.write(context.keys, key, context.length)
-        values = kv_formats.write(context.values, value, context.length)
-        filled = context._replace(keys=keys, values=values, length=context.length + 1)
+        keys = kv_formats.write(context.keys, key, slot)
+        values = kv_formats.write(context.values, value, slot)
+        filled = context._replace(keys=keys, values=values)
         return self.residual(x, kernel.attend(inputs.replace(context=filled)), keep), keys, values
 
 
@@ -189,7 +199,7 @@ class Transformer(nn.Module):
     def setup(self) -> None:
         """Declare the parameters."""
         cfg = self.config
-        block = nn.remat(Block, static_argnums=(6,)) if cfg.remat else Block  # 6 is `decode`, counted from self
+        block = nn.remat(Block) if cfg.remat else Block
         self.blocks = [block(cfg) for _ in range(cfg.layers)]
         self.norm = RMSNorm()
         if cfg.step_embedding:
@@ -262,26 +272,31 @@ class Transformer(nn.Module):
             x, key, value = block(
                 x,
                 episode,
-                cache.context(layer)._replace(episodes=decode_episodes(cache, episode) if decode else cache.episodes),
+                cache.step_context(layer, episode) if decode else cache.context(layer),
                 sinks[layer],
                 keep[layer],
-                decode,
+                cache.next_slot if decode else None,
                 valid,
                 window,
                 query_span if layer == cfg.layers - 1 else None,
             )
             keys.append(key)
             values.append(value)
-        if cache.capacity and not decode:
-            start = kv.once_read(cache.filled, x)
-            keys = [kv_formats.write(slots, new, start) for slots, new in zip(cache.keys, keys, strict=True)]
-            values = [kv_formats.write(slots, new, start) for slots, new in zip(cache.values, values, strict=True)]
-        if cache.capacity:
-            cache = kv.advance(cache.replace(keys=tuple(keys), values=tuple(values)), position, episode)
+        if decode:
+            cache = cache.with_step(keys, values, position, episode)
+        elif cache.slots:
+            cache = cache.with_block(keys, values, position, episode, x)
         return self.norm(x), cache
 
 
 def empty_memory(cfg: TransformerConfig, batch: int, capacity: int) -> KVCache:
+    """Return an empty memory with room for ``capacity`` steps of ``batch`` environments."""
+    if cfg.window is None:
+        return empty_cache(cfg, batch, capacity)
+    return RingCache.of(empty_cache(cfg, batch, cfg.window if capacity else 0))
+
+
+def empty_cache(cfg: TransformerConfig, batch: int, capacity: int) -> KVCache:
     """Return an empty cache with ``capacity`` slots for ``batch`` environments."""
     return kv.empty_cache(
         batch,
@@ -292,8 +307,3 @@ def empty_memory(cfg: TransformerConfig, batch: int, capacity: int) -> KVCache:
         first_episode=cfg.first_index,
         kv_format=cfg.cache_format,
     )
-
-
-def decode_episodes(cache: KVCache, episode: jax.Array) -> jax.Array:
-    """Return the episode of each slot, int32 ``[B, S]``, with that of the new step ``[B, 1]`` written."""
-    return jax.lax.dynamic_update_slice_in_dim(cache.episodes, episode, cache.filled, axis=1)

@@ -296,7 +296,7 @@ using Numbers = ffi::Buffer<ffi::F32, 4>;   // [B, H, Q or K or S, D]: queries, 
 using PerQuery = ffi::Buffer<ffi::F32, 3>;  // [B, H, Q]
 using PerHead = ffi::Buffer<ffi::F32, 2>;   // [H, D]
 using Episodes = ffi::Buffer<ffi::S32, 2>;  // [B, K or S]
-using Bounds = ffi::Buffer<ffi::S32, 1>;    // [3]: filled slots, step of the first query, queries that matter
+using Bounds = ffi::Buffer<ffi::S32, 1>;    // [4]: filled slots, step of the first query, queries that matter, window
 
 // The arguments of both passes, in the order of `_buffers` in cpu.py.
 struct Inputs {
@@ -325,10 +325,11 @@ struct Inputs {
       const int32_t* before = context_episodes.typed_data() + (size_t)b * slots();
       Range *context = seen.data() + (size_t)b * 2 * used(), *block = context + used();
       for (int i = 0, step = start(); i < used(); ++i, ++step) {
-        context[i] = {0, filled()}, block[i] = {0, step + 1};
+        const int first = step + 1 - bounds.typed_data()[3];  // of the window, as a step of the block
+        context[i] = {std::clamp(filled() + first, 0, filled()), filled()}, block[i] = {std::max(first, 0), step + 1};
         if (!within_episode) continue;
-        context[i].first = std::lower_bound(before, before + filled(), own[step]) - before;
-        block[i].first = std::lower_bound(own, own + step, own[step]) - own;
+        context[i].first = std::lower_bound(before + context[i].first, before + filled(), own[step]) - before;
+        block[i].first = std::lower_bound(own + block[i].first, own + step, own[step]) - own;
       }
     }
     return seen;

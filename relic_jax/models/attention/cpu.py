@@ -26,6 +26,7 @@ _SOURCE = Path(__file__).with_name("cpu.cpp")
 _SYMBOLS = ("forward", "backward")
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-w")
 _TARGETS: set[str] = set()
+_UNLIMITED = 2**31 - 1
 
 
 @functools.cache
@@ -64,7 +65,7 @@ def _library(width: int) -> ctypes.CDLL:
 def attend(inputs: AttentionInputs) -> jax.Array:
     """Compute attention for a block of steps.
 
-    Keys of earlier episodes are skipped if attention stays within the episode.
+    Keys of earlier episodes are skipped if attention stays within the episode, and keys before the window.
 
     Args:
         inputs: Queries, block and context, all float32. See `AttentionInputs`.
@@ -79,7 +80,8 @@ def attend(inputs: AttentionInputs) -> jax.Array:
     if not available(width):
         raise cpu_build.KernelError(f"attention for heads of width {width} cannot be compiled here")
     used = rows if inputs.valid is None else jnp.minimum(inputs.valid - inputs.start, rows)
-    bounds = jnp.stack([jnp.asarray(x, jnp.int32) for x in (inputs.context.length, inputs.start, used)])
+    window = _UNLIMITED if inputs.window is None else inputs.window
+    bounds = jnp.stack([jnp.asarray(x, jnp.int32) for x in (inputs.context.length, inputs.start, used, window)])
     has_sink = inputs.sink is not None
     sink = inputs.sink if has_sink else Sink(*2 * (jnp.zeros((heads, width), jnp.float32),))
     scaled = inputs.query * jnp.float32(1.0 / math.sqrt(width))
@@ -108,8 +110,8 @@ def _like(x: jax.Array, axes: int | None = None) -> jax.ShapeDtypeStruct:
 def _attend(has_sink: bool, within_episode: bool, q, k, v, sink: Sink, episodes, context: Context, bounds) -> jax.Array:
     """Return the output ``[B, H, Q, D]`` of scaled queries.
 
-    ``bounds`` is int32 ``[3]``: the filled slots of the context, the step of the first query, and the number of queries
-    that matter. The output of the others is 0.
+    ``bounds`` is int32 ``[4]``: the filled slots of the context, the step of the first query, the number of queries
+    that matter, and the window. The output of the other queries is 0.
     """
     return _attend_fwd(has_sink, within_episode, q, k, v, sink, episodes, context, bounds)[0]
 

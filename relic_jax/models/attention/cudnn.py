@@ -22,7 +22,8 @@ def attend(inputs: AttentionInputs, *, implementation: Implementation = "cudnn")
     """Compute attention for a block of steps.
 
     A pass over a whole trial is causal, and half of its scores are never computed. With a context, with some queries of
-    a block or within the episode, a mask of 2·Q·(K + S) bytes is passed, per environment if it depends on the episode.
+    a block, within the episode or in a window, a mask of 2·Q·(K + S) bytes is passed, per environment if it depends on
+    the episode.
 
     Args:
         inputs: Queries, block and context. See `AttentionInputs`. cuDNN takes bfloat16 and up to 128 numbers per head,
@@ -39,7 +40,8 @@ def attend(inputs: AttentionInputs, *, implementation: Implementation = "cudnn")
         batch = (key.shape[0], *sink.key[:, None].shape)
         front = [jnp.broadcast_to(x[:, None].astype(key.dtype), batch) for x in sink]
         key, value = (jnp.concatenate([x, y], axis=2) for x, y in zip(front, (key, value), strict=True))
-    if not context.capacity and not inputs.within_episode and query.shape[2] + sinks == key.shape[2]:
+    masked = inputs.within_episode or inputs.window is not None
+    if not context.capacity and not masked and query.shape[2] + sinks == key.shape[2]:
         query = jnp.pad(query, [(0, 0), (0, 0), (sinks, 0), (0, 0)])  # a query for the sink makes the rest causal
         query, key, value = (_even(x, 2) for x in (query, key, value))
         out = _attention(query, key, value, implementation, is_causal=True)[:, :, sinks : sinks + steps]
@@ -78,6 +80,10 @@ def _visible(inputs: AttentionInputs) -> jax.Array:
     own = start + jnp.arange(steps)[:, None] >= jnp.arange(inputs.episodes.shape[1])
     filled = jnp.broadcast_to(jnp.arange(context.capacity) < context.length, (steps, context.capacity))
     visible = jnp.concatenate([own, filled], axis=1)[None]
+    if inputs.window is not None:
+        slot = jnp.concatenate([context.length + jnp.arange(own.shape[1]), jnp.arange(context.capacity)])
+        step = context.length + start + jnp.arange(steps)
+        visible = visible & (step[:, None] - slot[None, :] < inputs.window)
     if inputs.within_episode:
         key_episodes = jnp.concatenate([inputs.episodes, context.episodes], axis=1)
         query_episodes = lax.dynamic_slice_in_dim(inputs.episodes, start, steps, axis=1)

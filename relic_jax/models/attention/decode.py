@@ -69,7 +69,7 @@ def flash_decode(inputs: AttentionInputs, *, interpret: bool = False) -> jax.Arr
     """
     query, context = inputs.query[:, :, 0], inputs.context
     episode = inputs.episodes[:, 0] if inputs.within_episode else None
-    parts = _parts(query, context, episode, inputs.window, interpret)
+    parts = _parts(query, context, episode, None if inputs.window is None else jnp.asarray(inputs.window), interpret)
     return _merged(query, inputs.sink, parts, part_count(query.shape[-1], context), interpret)[:, :, None]
 
 

@@ -76,8 +76,8 @@ class AttentionInputs(struct.PyTreeNode):
         start: int32 ``[]``, the step of the block that the first query belongs to.
         valid: int32 ``[]``, number of steps of the block that matter. The output of later steps is 0 and they get no
             gradient. None if all steps matter.
-        window: int32 ``[]`` or ``[B]``, number of last slots that a decode step sees, its own included. None if it sees
-            all of them. Block kernels ignore it.
+        window: Number of last steps that a step sees, its own included. None if it sees all of them. For a decode
+            kernel int32 ``[]`` or ``[B]``, for a block kernel a Python integer.
     """
 
     query: jax.Array
@@ -89,7 +89,7 @@ class AttentionInputs(struct.PyTreeNode):
     within_episode: bool = struct.field(pytree_node=False)
     start: jax.Array | int = 0
     valid: jax.Array | None = None
-    window: jax.Array | None = None
+    window: jax.Array | int | None = None
 
     def zero_invalid(self, out: jax.Array) -> jax.Array:
         """Return ``out`` ``[B, H, Q, D]`` with zeros, and no gradient, at the steps after the first ``valid``."""

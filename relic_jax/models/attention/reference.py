@@ -65,6 +65,10 @@ def attend(inputs: AttentionInputs) -> jax.Array:
         ],
         axis=1,
     )[None]
+    if inputs.window is not None:
+        slot = jnp.concatenate([jnp.arange(slots), context.length + jnp.arange(k_len)])
+        own = context.length + inputs.start + jnp.arange(q_len)
+        visible = visible & (own[:, None] - slot[None, :] < inputs.window)
     if inputs.within_episode:
         key_episodes = jnp.concatenate([context.episodes, inputs.episodes], axis=1)
         query_episodes = lax.dynamic_slice_in_dim(inputs.episodes, inputs.start, q_len, 1)

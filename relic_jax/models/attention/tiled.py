@@ -68,7 +68,7 @@ def attend(inputs: AttentionInputs, *, tiles: Tiles) -> jax.Array:
         sink_arrays = Sink(sink.key.astype(query.dtype), sink.value.astype(query.dtype))
     start = jnp.asarray(inputs.start, jnp.int32)
     used = jnp.asarray(q_len if inputs.valid is None else jnp.minimum(inputs.valid - start, q_len), jnp.int32)
-    spec = _Spec(tile, tiles.context, has_sink=sink is not None, within_episode=inputs.within_episode)
+    spec = _Spec(tile, tiles.context, sink is not None, inputs.within_episode, inputs.window)
     scaled = query * jnp.asarray(1.0 / math.sqrt(width), query.dtype)
     out = _attend(spec, scaled, key, value, sink_arrays, q_episodes, episodes, inputs.context, start, used)
     return inputs.zero_invalid(out[:, :, :q_len])
@@ -89,6 +89,7 @@ class _Spec(NamedTuple):
     context_tile: int
     has_sink: bool
     within_episode: bool
+    window: jax.Array | int | None
 
 
 class _Running(NamedTuple):
@@ -117,12 +118,17 @@ def _context_tile(spec: _Spec, context: Context, j: jax.Array, dtype: jnp.dtype)
     return keys.decoded(dtype), values.decoded(dtype)
 
 
-def _context_visible(spec: _Spec, context: Context, j: jax.Array, q_episodes: jax.Array) -> jax.Array:
-    """Return the mask ``[B|1, 1, q|1, k]`` of tile j of the context. Slots of an earlier tile are masked."""
+def _context_visible(spec: _Spec, context: Context, j: jax.Array, step: jax.Array, q_episodes: jax.Array) -> jax.Array:
+    """Return the mask ``[B|1, 1, q|1, k]`` of tile j of the context, for queries from ``step`` of the block on.
+
+    Slots of an earlier tile are masked.
+    """
     size = min(spec.context_tile, context.capacity)
     start = jnp.minimum(j * size, context.capacity - size)
     slot = start + jnp.arange(size)
     visible = ((slot >= j * size) & (slot < context.length))[None, None, None]
+    if spec.window is not None:
+        visible = visible & (context.length + step + jnp.arange(spec.tile)[:, None] - slot < spec.window)
     if spec.within_episode:
         same = q_episodes[:, :, None] == _tile(context.episodes, start, size, 1)[:, None, :]
         visible = visible & same[:, None]
@@ -134,29 +140,35 @@ def _local_visible(
 ) -> jax.Array:
     """Return the mask ``[B|1, 1, q, q]`` of tile j of the block for the tile of queries that starts at ``first``."""
     index = jnp.arange(spec.tile)
-    visible = (first + index[:, None] >= j * spec.tile + index[None, :])[None, None]
+    distance = first + index[:, None] - (j * spec.tile + index[None, :])
+    visible = (distance >= 0)[None, None]
+    if spec.window is not None:
+        visible = visible & (distance < spec.window)
     if spec.within_episode:
         k_episodes = _tile(episodes, j * spec.tile, spec.tile, 1)
         visible = visible & (q_episodes[:, :, None] == k_episodes[:, None, :])[:, None]
     return visible
 
 
-def _over_context(spec: _Spec, context: Context, q_episodes: jax.Array, body: Callable[..., Any], carry: Any) -> Any:
+def _over_context(
+    spec: _Spec, context: Context, step: jax.Array, q_episodes: jax.Array, body: Callable[..., Any], carry: Any
+) -> Any:
     """Apply ``carry = body(j, carry, visible)`` to every tile of the context that a tile of queries attends to.
 
-    ``visible`` is None if every query sees the whole tile, because masking takes up to a fifth of the time.
+    The queries are the steps of the block from ``step`` on. ``visible`` is None if every query sees the whole tile,
+    because masking takes up to a fifth of the time.
     """
     if not context.capacity:
         return carry
     size = min(spec.context_tile, context.capacity)
     filled = jnp.arange(context.capacity) < context.length
-    first = _first_tile(spec, context.episodes, filled, q_episodes, size)
-    whole = first if spec.within_episode else context.length // size
+    first = _first_tile(spec, context.episodes, filled, context.length + step, q_episodes, size)
+    whole = first if _masked(spec) else context.length // size
     carry = lax.fori_loop(first, whole, lambda j, c: body(j, c, None), carry)
     return lax.fori_loop(
         whole,
         _num_tiles(context.length, size),
-        lambda j, c: body(j, c, _context_visible(spec, context, j, q_episodes)),
+        lambda j, c: body(j, c, _context_visible(spec, context, j, step, q_episodes)),
         carry,
     )
 
@@ -166,8 +178,8 @@ def _over_block(
 ) -> Any:
     """Do as `_over_context` with the tiles of the block, for the tile of queries that starts at step ``first``."""
     steps = episodes.shape[1]
-    skipped = _first_tile(spec, episodes, jnp.arange(steps) < first, q_episodes, spec.tile)
-    whole = skipped if spec.within_episode else first // spec.tile
+    skipped = _first_tile(spec, episodes, jnp.arange(steps) < first, first, q_episodes, spec.tile)
+    whole = skipped if _masked(spec) else first // spec.tile
     end = jnp.minimum(_num_tiles(first + spec.tile, spec.tile), steps // spec.tile)
     carry = lax.fori_loop(skipped, whole, lambda j, c: body(j, c, None), carry)
     return lax.fori_loop(
@@ -175,15 +187,25 @@ def _over_block(
     )
 
 
-def _first_tile(spec: _Spec, episodes: jax.Array, filled: jax.Array, q_episodes: jax.Array, size: int) -> jax.Array:
-    """Return the first tile that does not consist of earlier episodes than those of the queries alone.
+def _masked(spec: _Spec) -> bool:
+    """Whether a query can be unable to see an earlier step."""
+    return spec.within_episode or spec.window is not None
+
+
+def _first_tile(
+    spec: _Spec, episodes: jax.Array, filled: jax.Array, step: jax.Array, q_episodes: jax.Array, size: int
+) -> jax.Array:
+    """Return the first tile with a key that is in the episode and in the window of one of the queries.
 
     ``episodes`` is int32 ``[B, S]`` and ascends over the ``filled`` slots (bool ``[S]``), which are the first ones.
+    ``step`` is the slot that the first query would have after them.
     """
-    if not spec.within_episode:
-        return jnp.zeros((), jnp.int32)
-    earlier = (filled & (episodes < q_episodes[:, :1])).sum(1, dtype=jnp.int32)
-    return earlier.min() // size
+    first = jnp.zeros((), jnp.int32)
+    if spec.within_episode:
+        first = (filled & (episodes < q_episodes[:, :1])).sum(1, dtype=jnp.int32).min()
+    if spec.window is not None:
+        first = jnp.maximum(first, step + 1 - spec.window)
+    return first // size
 
 
 def _scores(q: jax.Array, k: jax.Array) -> jax.Array:
@@ -230,8 +252,9 @@ def _forward(spec: _Spec, q, k, v, sink: Sink, q_episodes, episodes, context: Co
         def local_tile(j, running, visible):
             return _absorb(running, q_i, _tile(k, j * size, size), _tile(v, j * size, size), visible)
 
-        running = _over_context(spec, context, q_ep, context_tile, _initial(spec, q_i, sink))
-        running = _over_block(spec, start + i * size, episodes, q_ep, local_tile, running)
+        step = start + i * size
+        running = _over_context(spec, context, step, q_ep, context_tile, _initial(spec, q_i, sink))
+        running = _over_block(spec, step, episodes, q_ep, local_tile, running)
         out_i = (running.out / running.total[..., None]).astype(q.dtype)
         out = lax.dynamic_update_slice_in_dim(out, out_i, i * size, 2)
         lse = lax.dynamic_update_slice_in_dim(lse, running.top + jnp.log(running.total), i * size, 2)
@@ -303,8 +326,9 @@ def _attend_bwd(spec: _Spec, residuals, d_out):
             d_v = _add(d_v, _transposed(do_i, weights), j * size)
             return d_q_i + part, d_k, d_v
 
-        d_q_i = _over_context(spec, context, q_ep, context_tile, d_q_i)
-        d_q_i, d_k, d_v = _over_block(spec, start + i * size, episodes, q_ep, local_tile, (d_q_i, d_k, d_v))
+        step = start + i * size
+        d_q_i = _over_context(spec, context, step, q_ep, context_tile, d_q_i)
+        d_q_i, d_k, d_v = _over_block(spec, step, episodes, q_ep, local_tile, (d_q_i, d_k, d_v))
         return lax.dynamic_update_slice_in_dim(d_q, d_q_i, i * size, 2), d_k, d_v, d_sink_key, d_sink_value
 
     zeros = functools.partial(jnp.zeros, dtype=jnp.float32)

@@ -320,6 +320,35 @@ def test_tiles_of_earlier_episodes_are_not_even_looked_at(attend):
     assert not all(poisoned(13))
 
 
+@pytest.mark.parametrize("within_episode", BOTH)
+@pytest.mark.parametrize("attend", [small_tiles, compiled_kernel, reference.attend, cudnn_in_xla])
+def test_a_window_equals_the_definition_in_float64_and_its_gradients(attend, within_episode):
+    """Of every width, with and without a context, and from a later query on."""
+    query, key, value, sink, context, episodes, cotangent = random_inputs(8, 14, 9)
+    keys, values = (np.concatenate([s.data, x], 2) for s, x in ((context.keys, key), (context.values, value)))
+    for window, length, start in ((1, 9, 0), (4, 6, 0), (4, 9, 5), (30, 9, 0)):
+        queries, weight = query[:, :, start:], cotangent[:, :, start:]
+
+        def output(f, query, key, value, window=window, length=length, start=start):
+            filled = context._replace(length=jnp.int32(length))
+            options = {"within_episode": within_episode, "start": jnp.int32(start), "window": window}
+            return f(AttentionInputs(query, key, value, episodes, filled, sink, **options))
+
+        visible = block_visibility(context.episodes, episodes, length, within_episode)
+        step = np.concatenate([np.arange(9), length + np.arange(14)])
+        visible &= length + np.arange(14)[:, None] - step < window
+        expected = attention_in_float64(queries, keys, values, visible[:, start:], sink)
+        assert_close(output(attend, queries, key, value), expected, 1e-5)
+
+        def gradients(f, queries=queries, weight=weight, output=output):
+            def loss(*x):
+                return jnp.vdot(output(f, *x), weight)
+
+            return jax.jit(jax.grad(loss, (0, 1, 2)))(queries, key, value)
+
+        assert_close(gradients(attend), gradients(reference.attend), 1e-5)
+
+
 def test_one_trace_serves_every_length():
     chex.clear_trace_counter()
 
