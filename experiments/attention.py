@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import numpy as np
 import tyro
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -21,7 +20,7 @@ from relic_jax.experiments.arguments import parse
 from relic_jax.experiments.evaluation import result_stem
 from relic_jax.files import write_atomically
 from relic_jax.loading import LoadedPolicy
-from relic_jax.plotting import COLORS, escaped, write_figure
+from relic_jax.plotting import COLORS, CellFigure, escaped, write_figure
 from relic_jax.progress import Activity
 from relic_jax.spaces import image_mask
 from relic_jax.validation import require
@@ -121,8 +120,7 @@ def describe(shares: AttentionShares) -> list[str]:
 def draw(shares: AttentionShares, title: str) -> Figure:
     """Draw a map per layer, averaged over heads, and the shares of sink, running and earlier episodes."""
     layers, _, episodes = shares.sink.shape
-    figure = Figure(figsize=(4.2 * (layers + 1), 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = CellFigure((4.2 * (layers + 1), 4.2))
     axes = np.atleast_1d(figure.subplots(1, layers + 1))
     maps = np.concatenate([shares.sink[..., None], shares.episodes], -1).mean(1)  # [layers, E, 1 + E]
     hidden = np.pad(~np.tri(episodes, dtype=bool), ((0, 0), (1, 0)))  # episodes that have not begun

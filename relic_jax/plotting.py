@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,6 +28,20 @@ INSIDE = 5
 """Maximum number of curves for which the legend is inside the axes."""
 ROWS = 22
 """Maximum entries per column of a legend beside the axes."""
+
+
+class CellFigure(Figure):
+    """A figure without pyplot. A notebook shows it as an image if it is the last expression of a cell."""
+
+    def __init__(self, figsize: tuple[float, float]) -> None:
+        super().__init__(figsize=figsize, layout="constrained")
+        FigureCanvasAgg(self)
+
+    def _repr_png_(self) -> bytes:
+        """Return the PNG image that IPython asks for."""
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png")
+        return buffer.getvalue()
 
 
 class TrainingCurve(NamedTuple):
@@ -133,8 +148,7 @@ def _figure(count: int, references: int = 2) -> tuple[Figure, Any]:
     """Create a figure with two axes, larger if the legend of `count` curves and the references is beside them."""
     columns = -(-(count + references) // ROWS) if count > INSIDE else 0
     rows = min(count + references, ROWS) if columns else 0
-    figure = Figure(figsize=(11 + 2.4 * columns, max(4.2, 0.24 * rows)), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = CellFigure((11 + 2.4 * columns, max(4.2, 0.24 * rows)))
     return figure, figure.subplots(1, 2)
 
 

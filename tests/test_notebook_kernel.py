@@ -1,6 +1,7 @@
 """Training, evaluation and plotting in a Jupyter kernel, and its stop button."""
 
 import asyncio
+import base64
 from pathlib import Path
 
 import pytest
@@ -118,7 +119,8 @@ def test_training_prints_its_progress_in_lines(notebook):
 def test_evaluations_and_figures_are_results_of_cells(notebook):
     cells, _ = notebook
     assert result(cells["evaluate"])["text/plain"] == "(2, 2)"
-    assert result(cells["plot"])["text/plain"].startswith("<Figure size")
+    image = base64.b64decode(result(cells["plot"])["image/png"])
+    assert image.startswith(b"\x89PNG") and len(image) > 10_000
 
 
 def test_the_kernel_is_left_as_it_was(notebook):

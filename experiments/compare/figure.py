@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from relic_jax.evaluation.aggregates import band, normalized, performance_profile
 from relic_jax.evaluation.learning_speed import THRESHOLD, aligned
 from relic_jax.experiments.compare.results import RunResult
-from relic_jax.plotting import draw_references, escaped, line_style
+from relic_jax.plotting import CellFigure, draw_references, escaped, line_style
 
 RESAMPLES = 500
 """Resamples of the bands."""
@@ -28,8 +27,7 @@ def draw(names: Sequence[str], results: Sequence[Sequence[RunResult]]) -> Figure
     """
     rows = min(len(names), 40)
     size = (16, max(4.6, 4.2 + 0.24 * (rows // 3)))
-    figure = Figure(figsize=size, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = CellFigure(size)
     axes = figure.subplots(1, 3)
     for index, runs in enumerate(results):
         style = line_style(index) | {"marker": None}
