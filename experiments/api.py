@@ -69,6 +69,7 @@ class Run:
         repeats: int | None = None,
         limit: int | None = None,
         expert_episodes: int = 0,
+        expert_quality: float = 1.0,
         context_limit: int | None = None,
         change_task_at: int | None = None,
         env: str | None = None,
@@ -82,6 +83,7 @@ class Run:
             repeats: Trials per task. None: the run's setting.
             limit: Number of tasks, the first ones of the split. None: the run's setting.
             expert_episodes: First episodes of each trial in which the scripted expert acts.
+            expert_quality: Share of the expert's steps that take its action; the others take random actions.
             context_limit: The number of last steps that the policy sees. None: all.
             change_task_at: Episode, counted from 1, from which each trial continues in another task. None: one task.
             env: Another environment with the same observations and actions. None: the run's.
@@ -102,6 +104,7 @@ class Run:
             repeats=repeats,
             limit=limit,
             expert_episodes=expert_episodes,
+            expert_quality=expert_quality,
             context_limit=context_limit,
             change_task_at=change_task_at,
             out=None if out is None else Path(out),

@@ -84,7 +84,7 @@ def _compute(command: AttentionCommand, policy: LoadedPolicy, env: Environment) 
     own = policy.config.eval
     episodes = own.episodes if command.episodes is None else command.episodes
     config = dataclasses.replace(own, episodes=episodes, tasks=command.limit, repeats=1)
-    config = dataclasses.replace(config, expert_episodes=0, change_task_at=None)
+    config = dataclasses.replace(config, expert_episodes=0, expert_quality=1.0, change_task_at=None)
     images = any(image_mask(env.observation_spec))
     validate(dataclasses.replace(policy.config, eval=config), horizon=env.horizon, images=images)
     with Activity(f"computing attention in {command.tasks} tasks") as activity:

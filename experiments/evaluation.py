@@ -54,6 +54,8 @@ class EvaluateCommand:
     """Number of tasks, the first of the split. Default: the run's setting."""
     expert_episodes: int = 0
     """Number of first episodes in which the scripted expert acts (few-shot imitation)."""
+    expert_quality: float = 1.0
+    """Share of the expert's steps that take its action; the others, drawn at random, take random actions."""
     context_limit: int | None = None
     """Number of last steps that the policy attends to. Default: all."""
     change_task_at: Annotated[int | None, tyro.conf.arg(aliases=["--eval.change-task-at"])] = None
@@ -177,6 +179,7 @@ def evaluation_config(command: EvaluateCommand, first: LoadedPolicy) -> EvalConf
         repeats=own.repeats if command.repeats is None else command.repeats,
         tasks=own.tasks if command.limit is None else command.limit,
         expert_episodes=command.expert_episodes,
+        expert_quality=command.expert_quality,
         context_limit=command.context_limit,
         change_task_at=command.change_task_at,
     )
@@ -213,6 +216,7 @@ def _result_name(command: EvaluateCommand, config: EvalConfig, groups: Sequence[
     name += f"-{config.repeats}-repeats" if config.repeats > 1 else ""
     name += f"-first-{config.tasks}-tasks" if config.tasks else ""
     name += f"-{config.expert_episodes}-expert" if config.expert_episodes else ""
+    name += f"-quality-{config.expert_quality:g}" if config.expert_quality != 1 else ""
     name += f"-context-{config.context_limit}" if config.context_limit else ""
     name += f"-change-{config.change_task_at}" if config.change_task_at else ""
     if command.group:

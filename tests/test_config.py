@@ -205,6 +205,8 @@ BAD = [
     ("eval.context_limit", 0, "more than 0, or None"),
     ("eval.expert_episodes", 40, "0 … eval.episodes − 1"),
     ("eval.expert_episodes", -1, "0 … eval.episodes − 1"),
+    ("eval.expert_quality", 1.5, "0 … 1"),
+    ("eval.expert_quality", 0.5, "1.0 if eval.expert_episodes is 0"),
 ]
 
 

@@ -20,7 +20,7 @@ from relic_jax.metrics import EVALUATIONS, read_evaluations
 CURVE = "curve.json"
 """File of the evaluation at the end of a run."""
 _TASKS = ("env", "split", "split_hash", "tasks")
-_PROTOCOL = ("episodes", "repeats", "expert_episodes", "context_limit", "change_task_at")
+_PROTOCOL = ("episodes", "repeats", "expert_episodes", "expert_quality", "context_limit", "change_task_at")
 
 
 @dataclasses.dataclass(frozen=True)

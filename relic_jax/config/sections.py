@@ -148,6 +148,9 @@ class EvalConfig:
     """Number of tasks, the first of the split. None: all."""
     expert_episodes: int = 0
     """Number of first episodes in which the scripted expert acts (few-shot imitation)."""
+    expert_quality: float = 1.0
+    """Share of the expert's steps that take its action. The others, drawn at random, take uniformly random (legal)
+    actions, so that the policy sees a worse expert."""
     context_limit: int | None = None
     """Number of last steps that the policy attends to. None: all."""
     change_task_at: int | None = None
@@ -175,5 +178,8 @@ class EvalConfig:
             require(limit is None or limit > 0, f"eval.{field}", limit, "more than 0, or None")
         experts, change = self.expert_episodes, self.change_task_at
         require(0 <= experts < self.episodes, "eval.expert_episodes", experts, "0 … eval.episodes − 1")
+        require(0 <= self.expert_quality <= 1, "eval.expert_quality", self.expert_quality, "0 … 1")
+        allowed = "1.0 if eval.expert_episodes is 0"
+        require(experts > 0 or self.expert_quality == 1, "eval.expert_quality", self.expert_quality, allowed)
         allowed = f"2 … eval.episodes ({self.episodes}), or None"
         require(change is None or 2 <= change <= self.episodes, "eval.change_task_at", change, allowed)

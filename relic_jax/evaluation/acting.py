@@ -102,11 +102,14 @@ def in_context_curves(
     Raises:
         ConfigError: If the config needs an expert and there is none, the task does not exist, the environment has no
             masks of legal actions but the policy needs them, the context of a memory that does not keep every step is
-            limited, or the task cannot change (`changed_tasks`).
+            limited, the expert of worker processes is to act at random, or the task cannot change (`changed_tasks`).
         PoolError: If worker processes fail too often.
     """
     if config.expert_episodes and not env.has_expert:
         raise ConfigError(f"eval.expert_episodes is {config.expert_episodes}; allowed: 0, {env.name} has no expert")
+    if config.expert_quality != 1 and env.on_host:
+        allowed = f"1.0, {env.name} runs in worker processes, which act for their expert"
+        raise ConfigError(f"eval.expert_quality is {config.expert_quality}; allowed: {allowed}")
     if config.context_limit is not None and not policy.config.traits.keeps_steps:
         allowed = f"None with policy.memory {policy.config.memory!r}"
         raise ConfigError(f"eval.context_limit is {config.context_limit}; allowed: {allowed}")

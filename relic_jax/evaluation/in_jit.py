@@ -72,6 +72,7 @@ def acting_options(config: EvalConfig) -> EvalConfig:
     """Return the settings that `chunk_function` reads, with defaults for all others."""
     return EvalConfig(
         expert_episodes=config.expert_episodes,
+        expert_quality=config.expert_quality,
         context_limit=config.context_limit,
         change_task_at=config.change_task_at,
     )
@@ -129,6 +130,8 @@ def _act(
     action = output.distribution.sample(action_key)
     if config.expert_episodes:
         expert = jax.vmap(trials.env.optimal_action)(trial.env, trial.task)
+        if config.expert_quality < 1:
+            expert = _degraded(trials, trial, expert, config.expert_quality, jax.random.fold_in(action_key, 0xBAD))
         by_expert = episode < config.expert_episodes
         if trial.legal is not None:
             by_expert &= actions.allows(trial.legal, expert)
@@ -149,6 +152,14 @@ def _act(
         cut=result.cut,
     )
     return next_trial, memory, episode + ended, steps
+
+
+def _degraded(trials: Trials, trial: TrialState, expert: jax.Array, quality: float, key: jax.Array) -> jax.Array:
+    """Replace a share 1 − `quality` of the expert's actions, [B, ...], by uniformly random legal ones."""
+    choice_key, random_key = jax.random.split(key)
+    keys = jax.random.split(random_key, len(expert))
+    random = jax.vmap(trials.env.action_space.sample)(keys, trial.legal)
+    return select(jax.random.uniform(choice_key, (len(expert),)) < quality, expert, random)
 
 
 def _with_tasks(trials: Trials, key: jax.Array, trial: TrialState, due: jax.Array, tasks: PyTree) -> TrialState:

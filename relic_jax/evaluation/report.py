@@ -111,6 +111,7 @@ class Report:
         episodes: Episodes per task, in one context.
         repeats: Trials per task.
         expert_episodes: First episodes, in which the scripted expert acts.
+        expert_quality: Share of the expert's steps that take its action; the others are random.
         context_limit: The number of last steps that the policy sees. None: all.
         change_task_at: The episode, counted from 1, from which each trial continues in another task. None: one task.
         metrics: `Environment.metrics` per episode.
@@ -136,6 +137,7 @@ class Report:
     episodes: int
     repeats: int = 1
     expert_episodes: int = 0
+    expert_quality: float = 1.0
     context_limit: int | None = None
     change_task_at: int | None = None
     metrics: dict[str, Curve] = dataclasses.field(default_factory=dict)
@@ -158,6 +160,7 @@ class Report:
             "raw_successes": self.raw_successes,
             "raw_metrics": self.raw_metrics,
             "change_task_at": self.change_task_at,
+            "expert_quality": None if self.expert_quality == 1 else self.expert_quality,
             "reference_agents": {name: agent.to_json() for name, agent in self.reference_agents.items()} or None,
         }
         return {
@@ -198,6 +201,8 @@ class Report:
         for name in ("tasks", "episodes", "repeats", "seeds", "expert_episodes"):
             count = counts.get(name)
             _require(type(count) is int and count >= 0, f"evaluation.{name}", count, "a whole number, 0 or more")
+        quality = value.get("expert_quality", 1.0)
+        _require(_is_number(quality, True) and 0 <= quality <= 1, "evaluation.expert_quality", quality, "0 … 1")
         references = value.get("reference_returns")
         fits = isinstance(references, dict) and all(x is None or _is_number(x, True) for x in references.values())
         field = f"evaluation.{old.get('reference_returns', 'reference_returns')}"
@@ -297,6 +302,7 @@ def summarise(
         episodes=config.episodes,
         repeats=config.repeats,
         expert_episodes=config.expert_episodes,
+        expert_quality=config.expert_quality,
         context_limit=config.context_limit,
         change_task_at=config.change_task_at,
         metrics={name: mean(values) for name, values in metrics.items()},

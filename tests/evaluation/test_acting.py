@@ -68,6 +68,19 @@ def test_the_expert_earns_exactly_its_return_in_its_episodes():
     assert not np.array_equal(found.returns[:, 2], expected)
 
 
+def test_a_worse_expert_takes_its_share_of_random_actions():
+    env = make("darkroom-dpt")
+    returns = {
+        quality: curves("darkroom-dpt", episodes=3, expert_episodes=2, expert_quality=quality, repeats=5).returns[:, :2]
+        for quality in (0.0, 0.5, 1.0)
+    }
+    optimal = np.where((distance := env.tasks("test").goal.sum(1)) == 0, 100, 101 - distance).mean()
+    assert returns[1.0].mean() == pytest.approx(optimal)
+    assert returns[0.0].mean() == pytest.approx(0.73, abs=0.4)  # the random policy's return on this split
+    # at the goal, a random action leaves it with probability 4/5, and the expert then needs a few steps to return
+    assert 0.3 * optimal < returns[0.5].mean() < 0.7 * optimal
+
+
 def test_episodes_that_end_early_leave_exactly_the_first_ones():
     """The expert reaches every goal within 20 steps; its episodes are as long as the goal is far."""
     found = curves("darkroom-hard-17", episodes=4, expert_episodes=3)

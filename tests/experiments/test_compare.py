@@ -152,6 +152,7 @@ def test_runs_without_an_evaluation_are_left_out_and_named(make):
         ("env.horizon 50", replace(BASE, env=EnvConfig("darkroom-dpt", horizon=50)), {}),
         ("env.asked 2", replace(BASE, env=EnvConfig("darkroom-dpt", options={"asked": 2})), {}),
         ("eval.expert_episodes 1", BASE, {"expert_episodes": 1}),
+        ("eval.expert_quality 0.5", BASE, {"expert_quality": 0.5}),
         ("eval.context_limit 5", BASE, {"context_limit": 5}),
         ("trial.action_repeat 2", replace(BASE, trial=replace(BASE.trial, action_repeat=2)), {}),
     ],
