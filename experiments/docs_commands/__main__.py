@@ -31,7 +31,13 @@ from relic_jax.experiments.docs_commands.short import Step, UnknownCommandError
 from relic_jax.experiments.fast_compilation import compile_fast
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ("README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")), "experiments/README.md")
+RESULTS = tuple(sorted(str(path.relative_to(ROOT)) for path in (ROOT / "experiments" / "results").glob("*/README.md")))
+PAGES = (
+    "README.md",
+    *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")),
+    "experiments/README.md",
+    *RESULTS,
+)
 
 
 @dataclasses.dataclass(frozen=True)
