@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import itertools
 import re
 import shlex
 import tomllib
@@ -100,7 +101,7 @@ def steps(text: str) -> list[Step]:
             return [Step("skip", reason=reason)]
     if text.startswith("pip "):
         return [Step("install", tuple(shlex.split(text)))]
-    words = [word for word in shlex.split(text) if not re.fullmatch(r"[A-Z_]+=\S*", word)]
+    words = list(itertools.dropwhile(re.compile(r"[A-Z_]+=").match, shlex.split(text)))  # variables of the environment
     if words[:1] == ["pytest"]:
         return [Step("tests", tuple(words))]
     plain = re.sub(r"\s\[[^\]]*\]", "", " ".join(words))  # optional parts
@@ -123,7 +124,7 @@ def _relic_jax(words: list[str]) -> Step:
     options = [word for word in arguments if word.startswith("--")]
     if (
         options == arguments
-        and command in ("train", "evaluate", "export", "habitat-dataset", "attention")
+        and command in ("train", "evaluate", "plot", "compare", "export", "habitat-dataset", "attention")
         and "--out" not in options
     ):
         return Step("mention", tuple(words))  # the text mentions a command or its options without a run
@@ -156,6 +157,8 @@ def _relic_jax(words: list[str]) -> Step:
 def _train(words: list[str]) -> Step:
     if "--resume" in words:
         return Step("run", tuple(words))
+    if words[2].startswith("--"):  # the text mentions an option and its value
+        return Step("mention", ("relic-jax", "train", *(word for word in words if word.startswith("--"))))
     named = words[2] in presets.PRESETS
     env = value(words, "--env") or (presets.PRESETS[words[2]].config.env.name if named else "")
     if missing := missing_extra(env):
@@ -170,7 +173,7 @@ def _train(words: list[str]) -> Step:
 
 
 def _sweep(words: list[str]) -> Step:
-    if "--resume" in words or len(words) < 3 or words[2].endswith(".toml") or words[2].isupper():
+    if "--resume" in words or len(words) < 3 or words[2].endswith(".toml") or "FIELD=A,B" in words:
         return Step("mention", tuple(word for word in words if word in words[:2] or word.startswith("--")))
     seeds = ("--seeds", "1") if "--seeds" in words else ()
     kept = re.sub(r" --vary trial\.updates=\S+", "", " ".join(words)).split()  # the short trial has one update

@@ -106,7 +106,7 @@ PRESETS: dict[str, Preset] = {
         DARKROOM_4K,
         "darkroom-dpt with trials of 40 episodes instead of 5",
         "24 min on one CPU core for 2M steps from a trained policy; from nothing, more than was tried",
-        "2M steps from the shipped policy (experiments/results/darkroom-4k): optimal from episode 2 to 650 on ten held-out goals",
+        "2M steps from the shipped policy (results/darkroom-4k): optimal from episode 2 to 650 on ten held-out goals",
     ),
     "darkroom-64k": Preset(
         DARKROOM_64K,
