@@ -112,6 +112,10 @@ def _run(command: TrainCommand, folder: Path, setup: Setup, resume: bool, stop: 
     print(registry.describe(config.env.name, env), flush=True)
     print(f"context: {context_line(setup)}", flush=True)
     result = train(setup, folder, lambda steps: make_trackers(command, folder, steps), resume=resume, stop=stop)
+    if not result.saved:
+        message = f"stopped during pretraining, which starts again with: relic-jax train --resume {folder}"
+        print(message)
+        raise Stopped(message, result.exit_code)
     if not result.finished:
         steps = int(result.state.env_steps)
         message = f"stopped at {steps:,} steps, saved; resume with: relic-jax train --resume {folder}"

@@ -67,6 +67,13 @@ class TensorBoard:
             self._writer.flush()
             self._flushed = time.monotonic()
 
+    def pretrained(self, record: Record, steps: int) -> None:
+        """Write the numbers of a record of the pretraining, against optimizer steps."""
+        del steps
+        for name in ("loss", "right"):
+            step = int(record["optimizer_steps"])
+            self._write(step, summary=self._scalar(f"pretraining/{name}", record[name]))
+
     def close(self) -> None:
         """Close the event file."""
         self._writer.close()
@@ -180,11 +187,17 @@ class WandB:
             warn(f"wandb: {error}; the run is logged offline, upload it later: wandb sync {folder / 'wandb'}/*")
             self._run = wandb.init(**about, mode="offline")
         self._run.define_metric("env_steps")
+        self._run.define_metric("pretraining/*", step_metric="pretraining/optimizer_steps")  # the first match counts
         self._run.define_metric("*", step_metric="env_steps")
 
     def log(self, record: Record, clock: Record) -> None:
         """Log one row."""
         self._run.log({**record, **clock})
+
+    def pretrained(self, record: Record, steps: int) -> None:
+        """Log a record of the pretraining, against optimizer steps."""
+        del steps
+        self._run.log({f"pretraining/{name}": value for name, value in record.items()})
 
     def close(self) -> None:
         """End logging. After a timeout, unsent data is left for `wandb sync`."""
@@ -222,6 +235,12 @@ class OptionalTracker:
         tracker = self._tracker
         if tracker is not None:
             self._try(lambda: tracker.log(record, clock))
+
+    def pretrained(self, record: Record, steps: int) -> None:
+        """Log a record of the pretraining, unless the tracker has failed or logs none."""
+        show = getattr(self._tracker, "pretrained", None)
+        if show is not None:
+            self._try(lambda: show(record, steps))
 
     def evaluated(self, evaluation: dict[str, Any]) -> None:
         """Log the result of an evaluation during training, unless the tracker has failed."""

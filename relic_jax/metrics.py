@@ -1,4 +1,7 @@
-"""Write and read the metrics in a run folder: `metrics.jsonl` and `timing.jsonl`; read `evaluations.jsonl`."""
+"""Write and read the metrics in a run folder.
+
+Writes `metrics.jsonl`, `timing.jsonl` and `pretraining.jsonl`; reads `evaluations.jsonl` too.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,8 @@ from relic_jax.files import append, remove_leftovers, write_atomically
 Record = dict[str, float]
 EVALUATIONS = "evaluations.jsonl"
 """File of the evaluations during training (`evaluation.during` writes it)."""
+PRETRAINING = "pretraining.jsonl"
+"""File of the records of the pretraining."""
 
 
 class Damage(NamedTuple):
@@ -31,12 +36,13 @@ class Damage(NamedTuple):
 
 
 class JsonLines:
-    """A tracker that writes one line per update to two files.
+    """A tracker that writes one line per update to two files, and one per record of the pretraining to a third.
 
     `metrics.jsonl` has the deterministic numbers, `timing.jsonl` seconds and steps per second. An interrupted run
     resumes from its last checkpoint. Opening the files therefore drops the records after the checkpoint, and the
     finished file equals that of an uninterrupted run. A file with a damaged line is kept under another name, and
-    logging continues after the records before that line.
+    logging continues after the records before that line. The first record of a pretraining replaces
+    `pretraining.jsonl`.
 
     Args:
         folder: The run folder.
@@ -47,6 +53,8 @@ class JsonLines:
     def __init__(self, folder: Path, env_steps: int, tell: Callable[[str], None] | None = None) -> None:
         """Open the files. Raises OSError if they cannot be read or written."""
         tell = tell or to_stderr
+        self._pretraining = folder / PRETRAINING
+        self._pretraining_file: BinaryIO | None = None
         self._files: list[BinaryIO] = []
         for name in ("metrics.jsonl", "timing.jsonl"):
             for line in reopen(folder / name, env_steps):
@@ -55,11 +63,19 @@ class JsonLines:
 
     def log(self, record: Record, clock: Record) -> None:
         """Append a line to each file. Raises OSError, which leaves the earlier lines intact."""
-        for file, line in zip(self._files, (record, {"env_steps": record["env_steps"], **clock}), strict=True):
+        for file, line in zip(self._files[:2], (record, {"env_steps": record["env_steps"], **clock}), strict=True):
             append(file, (json.dumps(line) + "\n").encode())
 
+    def pretrained(self, record: Record, steps: int) -> None:
+        """Append a line to the file of the pretraining, which the first line replaces."""
+        del steps
+        if self._pretraining_file is None:
+            self._pretraining_file = self._pretraining.open("wb", buffering=0)
+            self._files.append(self._pretraining_file)
+        append(self._pretraining_file, (json.dumps(record) + "\n").encode())
+
     def close(self) -> None:
-        """Close both files."""
+        """Close the files."""
         for file in self._files:
             file.close()
 

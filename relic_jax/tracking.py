@@ -20,8 +20,10 @@ class Tracker(Protocol):
     """Receives one record per update. Records are deterministic. Numbers that depend on the clock are separate.
 
     The clock's numbers are `seconds` of training so far and, with the first update or trial of a process,
-    `startup_seconds` (which includes compilation), or `steps_per_second` and `seconds_left` with later ones. A tracker
-    can also define `begin(what)`, which is called with a description before the first update, which compiles.
+    `startup_seconds` (which includes compilation and pretraining), or `steps_per_second` and `seconds_left` with later
+    ones. A tracker can also define `begin(what)`, which is called with a description before the first update, which
+    compiles, `evaluated(evaluation)`, and `pretrained(record, steps)`, which is called with each record of the
+    pretraining and its total number of optimizer steps.
     """
 
     def log(self, record: Record, clock: Record) -> None:
@@ -70,6 +72,18 @@ class Console:
         text = f"{steps:>9,} steps · held-out tasks: first episode {first:.2f}"
         text += "" if later is None else f", later episodes {later:.2f}"
         self._write(f"\r\x1b[K{text}\n" if self._live else text + "\n")
+
+    def pretrained(self, record: Record, steps: int) -> None:
+        """Print a line about the pretraining, unless one was printed recently."""
+        self._begun()
+        done, now = int(record["optimizer_steps"]), time.monotonic()
+        if now - self._printed < self._interval and done < steps:
+            return
+        self._printed = now
+        text = f"pretraining {done:,}/{steps:,} optimizer steps ({done / steps:4.0%})"
+        text += f" · cross-entropy {record['loss']:.3g} · right {record['right']:.0%}"
+        end = "\n" if done == steps or not self._live else ""
+        self._write(("\r\x1b[K" if self._live else "") + text + end)
 
     def line(self, record: Record, clock: Record) -> str:
         """Format one line: progress, speed, time left, return, success, losses."""
@@ -124,6 +138,13 @@ class Trackers:
             show = getattr(tracker, "evaluated", None)
             if show is not None:
                 show(evaluation)
+
+    def pretrained(self, record: Record, steps: int) -> None:
+        """Call `pretrained` of the trackers that define it."""
+        for tracker in self._trackers:
+            show = getattr(tracker, "pretrained", None)
+            if show is not None:
+                show(record, steps)
 
     def log(self, record: Record, clock: Record) -> None:
         """Log one record to each tracker."""

@@ -54,6 +54,14 @@ def test_tensorboard_holds_readable_scalars(tmp_path):
     assert (20, 1234.5) in scalars(tmp_path, "steps_per_second")
 
 
+def test_tensorboard_holds_the_pretraining_against_optimizer_steps(tmp_path):
+    pytest.importorskip("tensorboardX")
+    tracker = OptionalTracker("tensorboard", lambda: TensorBoard(tmp_path))
+    tracker.pretrained({"optimizer_steps": 4, "loss": 4.5, "right": 0.25}, 8)
+    tracker.close()
+    assert (scalars(tmp_path, "pretraining/loss"), scalars(tmp_path, "pretraining/right")) == ([(4, 4.5)], [(4, 0.25)])
+
+
 def test_tensorboard_drops_what_lies_after_the_checkpoint(tmp_path):
     pytest.importorskip("tensorboardX")
     log(tmp_path, 0, 10, 20, 30)
@@ -198,11 +206,13 @@ def fake(monkeypatch):
 def test_wandb_gets_every_record_over_env_steps(tmp_path, fake):
     wandb = fake()
     tracker = WandB(tmp_path, {"seed": 0}, WandBOptions("mine", "me", "a group", ("x", "y")))
+    tracker.pretrained({"optimizer_steps": 4, "loss": 1.0}, 8)
     tracker.log(record(10), CLOCK)
     tracker.close()
     (run,) = wandb.runs
-    assert run.logged == [{**record(10), **CLOCK}] and run.finished
-    assert run.axes == [("env_steps", None), ("*", "env_steps")]
+    pretraining = {"pretraining/optimizer_steps": 4, "pretraining/loss": 1.0}
+    assert run.logged == [pretraining, {**record(10), **CLOCK}] and run.finished
+    assert run.axes == [("env_steps", None), ("pretraining/*", "pretraining/optimizer_steps"), ("*", "env_steps")]
     wanted = {"project": "mine", "entity": "me", "group": "a group", "tags": ["x", "y"], "name": tmp_path.name}
     assert {name: run.options[name] for name in wanted} == wanted and run.options["config"] == {"seed": 0}
 

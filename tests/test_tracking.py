@@ -180,6 +180,36 @@ def test_durations():
     assert [duration(s) for s in (0, 59.6, 75, 3600, 100_000)] == ["0:00", "1:00", "1:15", "1:00:00", "27:46:40"]
 
 
+def test_pretraining_has_its_own_file_which_starts_again(tmp_path):
+    for loss in (4.0, 3.0):
+        tracker = JsonLines(tmp_path, 0)
+        for steps in (4, 8):
+            tracker.pretrained({"optimizer_steps": steps, "loss": loss / steps, "right": 0.5}, 8)
+        tracker.log(record(10), CLOCK)
+        tracker.close()
+    lines = (tmp_path / "pretraining.jsonl").read_text().splitlines()
+    expected = [{"optimizer_steps": steps, "loss": 3.0 / steps, "right": 0.5} for steps in (4, 8)]
+    assert [json.loads(line) for line in lines] == expected
+    JsonLines(tmp_path, 10).close()
+    assert len((tmp_path / "pretraining.jsonl").read_text().splitlines()) == 2, "a resumed run keeps it"
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
+
+
+def test_console_shows_how_far_the_pretraining_is():
+    stream = io.StringIO()
+    console = Console(20, stream, interval=1e9)
+    console.begin("compiling")
+    for steps in (4, 8, 12):
+        Trackers([console]).pretrained({"optimizer_steps": steps, "loss": 4.25 / steps, "right": steps / 12}, 12)
+    console.close()
+    assert not tickers()
+    assert stream.getvalue().splitlines() == [
+        "compiling …",
+        "pretraining 4/12 optimizer steps ( 33%) · cross-entropy 1.06 · right 33%",
+        "pretraining 12/12 optimizer steps (100%) · cross-entropy 0.354 · right 100%",
+    ]
+
+
 def test_several_trackers_all_get_everything(tmp_path):
     class Spy:
         def __init__(self):

@@ -24,6 +24,11 @@ TRAIN = (
     *("--trial.updates", "1", "--ppo.minibatches", "1", "--ppo.accumulate", "1", "--ppo.epochs", "1"),
     *("--eval.episodes", "2", "--eval.tasks", "1", "--eval.repeats", "1"),
 )
+PRETRAIN = (
+    *("--pretrain.steps", "8", "--pretrain.minibatches", "4", "--pretrain.trials", "4"),
+    *("--pretrain.trial-steps", "20", "--pretrain.segment", "10"),
+)
+"""Appended to commands that pretrain."""
 LEARNING = ("--eval.every", "1000", "--eval.every-episodes", "1", "--eval.every-tasks", "1")
 EVALUATE = ("--episodes", "2", "--limit", "1", "--repeats", "1")
 DATASET = (
@@ -35,10 +40,7 @@ MODULES = {
     "relic_jax.experiments.pretrain_encoder": ("--pictures", "256"),
     "relic_jax.experiments.training_curve": (),
     "relic_jax.experiments.kv_formats": (),
-    "relic_jax.experiments.recall": (
-        *("--recall.layouts", "4", "--recall.steps", "20", "--recall.held-out", "2"),
-        *("--recall.optimizer-steps", "8", "--recall.every", "8", "--recall.segment", "10", *NETWORK),
-    ),
+    "relic_jax.experiments.recall": (*("--held-out", "2", "--every", "8", *NETWORK, *PRETRAIN),),
     "relic_jax.experiments.faults": ("options", "--options", "5"),
 }
 """Options that are appended to `python -m MODULE`."""
@@ -169,7 +171,7 @@ def _train(words: list[str]) -> Step:
     if "--env" in words and "--name" not in words:  # do not replace the run of the preset
         name = ("--name", re.sub(r"\W+", "-", env).strip("-"))
     plain = re.sub(r" --seed 0\b", "", " ".join(words)).split()  # the default, so the commands are equal
-    return Step("run", (*plain, *name, *network, *TRAIN))
+    return Step("run", (*plain, *name, *network, *TRAIN, *_pretraining(words[2])))
 
 
 def _sweep(words: list[str]) -> Step:
@@ -177,7 +179,12 @@ def _sweep(words: list[str]) -> Step:
         return Step("mention", tuple(word for word in words if word in words[:2] or word.startswith("--")))
     seeds = ("--seeds", "1") if "--seeds" in words else ()
     kept = re.sub(r" --vary trial\.updates=\S+", "", " ".join(words)).split()  # the short trial has one update
-    return Step("run", (*kept, *seeds, *NETWORK, *TRAIN))
+    return Step("run", (*kept, *seeds, *NETWORK, *TRAIN, *_pretraining(words[2])))
+
+
+def _pretraining(preset: str) -> tuple[str, ...]:
+    """Return the options that shorten the pretraining of a preset, if it has one."""
+    return PRETRAIN if preset in presets.PRESETS and presets.PRESETS[preset].config.pretrain.steps else ()
 
 
 def missing_extra(env: str) -> str:
@@ -216,7 +223,7 @@ def needed_runs(words: tuple[str, ...], folder: Path) -> list[tuple[str, ...]]:
         line = ["relic-jax", "train", *((preset, "--seed", seed) if preset in presets.PRESETS else ("darkroom-smoke",))]
         steps = () if preset in presets.PRESETS else ("--trial.steps", "104")  # more than one episode of Darkroom
         learning = LEARNING if "--learning" in words else ()
-        found.append((*line, "--name", name, *NETWORK, *TRAIN, *steps, *learning))
+        found.append((*line, "--name", name, *NETWORK, *TRAIN, *_pretraining(line[2]), *steps, *learning))
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from relic_jax.config import EnvConfig, EvalConfig, Options, TrialConfig
+from relic_jax.config import EnvConfig, EvalConfig, Options, PretrainConfig, TrainConfig, TrialConfig
 from relic_jax.experiments.presets.base import Preset
 from relic_jax.experiments.presets.darkroom import DARKROOM
 
@@ -26,20 +26,29 @@ GRIDWORLD = replace(
 
 GRIDOBJ = replace(GRIDWORLD, env=EnvConfig("gridobj-9"))
 
+
+def recall(size: int, steps: int) -> TrainConfig:
+    """Return the recipe of docs/recall.md for all kinds on a grid of `size` × `size`, in trials of `steps` steps."""
+    policy = GRIDOBJ.policy
+    return replace(
+        GRIDOBJ,
+        env=EnvConfig(f"gridobj-{size}"),
+        total_steps=3_000_000,
+        trial=TrialConfig(environments=64, steps=steps, updates=steps // 100),
+        policy=replace(policy, transformer=replace(policy.transformer, episode_rope=False), recall=(size, size)),
+        ppo=replace(GRIDOBJ.ppo, lr=5e-4, max_grad_norm=1.0, recall_coef=1.0),
+        pretrain=PretrainConfig(steps=600, trial_steps=steps * 2 // 3, segment=steps // 6),
+    )
+
+
 PRESETS: dict[str, Preset] = {
     "gridobj-9-two": Preset(
         replace(GRIDOBJ, env=EnvConfig("gridobj-9", options=Options(asked=2))),
         "object navigation on a 9×9 grid; a trial asks for two of the six kinds of objects",
     ),
-    "gridobj-9": Preset(GRIDOBJ, "object navigation on a 9×9 grid with six kinds of objects"),
-    "gridobj-13": Preset(
-        replace(GRIDOBJ, env=EnvConfig("gridobj-13"), trial=TrialConfig(environments=64, steps=1200, updates=12)),
-        "object navigation on a 13×13 grid with eight kinds of objects",
-    ),
-    "gridobj-21": Preset(
-        replace(GRIDOBJ, env=EnvConfig("gridobj-21"), trial=TrialConfig(environments=64, steps=2400, updates=24)),
-        "object navigation on a 21×21 grid with twelve kinds of objects",
-    ),
+    "gridobj-9": Preset(recall(9, 600), "object navigation on a 9×9 grid with six kinds of objects"),
+    "gridobj-13": Preset(recall(13, 1200), "object navigation on a 13×13 grid with eight kinds of objects"),
+    "gridobj-21": Preset(recall(21, 2400), "object navigation on a 21×21 grid with twelve kinds of objects"),
     "key-to-door-9": Preset(
         replace(GRIDWORLD, env=EnvConfig("key-to-door-9")),
         "find a hidden key, then a hidden door, on a blind 9×9 grid; pairs of key and door are held out",

@@ -14,7 +14,8 @@ from typing import Literal, TextIO
 from relic_jax.metrics import Record
 from relic_jax.progress import duration, is_terminal
 
-State = Literal["waiting", "compiling", "training", "evaluating", "finished", "failed"]
+State = Literal["waiting", "compiling", "pretraining", "training", "evaluating", "finished", "failed"]
+ACTIVE: tuple[State, ...] = ("compiling", "pretraining", "training", "evaluating")
 LINES = 20
 """Maximum number of runs in the live table."""
 INTERVAL = 10.0
@@ -95,7 +96,7 @@ class Board:
     def table(self) -> list[str]:
         """Return the lines of the live table: runs in progress and around them, then a summary."""
         rows = list(self._rows.values())
-        active = [i for i, row in enumerate(rows) if row.state in ("compiling", "training", "evaluating")]
+        active = [i for i, row in enumerate(rows) if row.state in ACTIVE]
         middle = active[0] if active else len(rows)
         start = max(0, min(middle - LINES // 2, len(rows) - LINES))
         width = max(len(row.name) for row in rows)
@@ -108,7 +109,7 @@ class Board:
         counts = {state: sum(row.state == state for row in rows) for state in ("finished", "failed")}
         parts = [f"{counts['finished']}/{len(rows)} runs finished"]
         parts += [f"{counts['failed']} failed"] if counts["failed"] else []
-        for state in ("compiling", "training", "evaluating"):
+        for state in ACTIVE:
             names = [row for row in rows if row.state == state]
             if names:
                 share = sum(row.env_steps for row in names) / sum(row.total for row in names)
@@ -143,7 +144,7 @@ class Board:
 
 def _line(row: Row, width: int) -> str:
     share = f"{row.env_steps / row.total:4.0%}" if row.state != "waiting" else "    "
-    return f"{row.name:<{width}}  {row.state:<10}  {share}  {row.result}".rstrip()
+    return f"{row.name:<{width}}  {row.state:<11}  {share}  {row.result}".rstrip()
 
 
 class BoardTracker:
@@ -157,6 +158,12 @@ class BoardTracker:
         if "return" in record:
             self._return = f"{record['return']:.1f}"
         self._board.set(self._name, "training", int(record["env_steps"]), self._return)
+
+    def pretrained(self, record: Record, steps: int) -> None:
+        """Show how far the pretraining of the run is."""
+        self._board.set(self._name, "pretraining", 0, f"{record['optimizer_steps'] / steps:.0%}")
+        if record["optimizer_steps"] == steps:
+            self._board.set(self._name, "compiling", 0, "")
 
     def close(self) -> None:
         """Do nothing. The board shows other runs too."""

@@ -7,6 +7,7 @@ from relic_jax.config.environment import EnvConfig, Options, WorkerConfig
 from relic_jax.config.fields import changed, differences, leaves, value_of
 from relic_jax.config.linear_rnn import LinearRNNConfig
 from relic_jax.config.policy import EncoderConfig, HeadConfig, PolicyConfig, RecurrentConfig, TransformerConfig
+from relic_jax.config.pretraining import PretrainConfig
 from relic_jax.config.reading import read
 from relic_jax.config.sections import EvalConfig, PPOConfig, TrialConfig
 from relic_jax.config.serialization import from_data, from_json, to_data, to_json
@@ -23,6 +24,7 @@ __all__ = [
     "Options",
     "PPOConfig",
     "PolicyConfig",
+    "PretrainConfig",
     "RecurrentConfig",
     "TrainConfig",
     "TransformerConfig",

@@ -211,8 +211,8 @@ class PolicyConfig:
     encoder: EncoderConfig = dataclasses.field(default_factory=EncoderConfig)
     head: HeadConfig = dataclasses.field(default_factory=HeadConfig)
     recall: tuple[int, ...] = ()
-    """Numbers of classes of an auxiliary head for `ppo.recall_coef`, e.g. (9, 9) for a row and a column on gridobj-9.
-    (): no such head."""
+    """Numbers of classes of an auxiliary head for `ppo.recall_coef` and `pretrain.steps`, e.g. (9, 9) for a row and a
+    column on gridobj-9. (): no such head."""
     memory: MemoryName = "transformer"
     """Memory of the trial. transformer: attention over all its steps (ReLIC); window: over the last steps; gru, lstm: a
     recurrent state (RL²); gated-delta, lru: a state with a linear recurrence. docs/memories.md compares them."""

@@ -8,6 +8,7 @@ from typing import Literal
 from relic_jax.config.environment import EnvConfig, WorkerConfig
 from relic_jax.config.fields import leaves
 from relic_jax.config.policy import PolicyConfig
+from relic_jax.config.pretraining import PretrainConfig
 from relic_jax.config.sections import EvalConfig, PPOConfig, TrialConfig
 from relic_jax.validation import LARGEST, MAX_STEPS, check_most, check_positive, check_value, require
 
@@ -35,6 +36,7 @@ class TrainConfig:
     tasks. Its network must have the same shapes. Read when the run starts; checkpoints contain the parameters."""
     policy: PolicyConfig = dataclasses.field(default_factory=PolicyConfig)
     trial: TrialConfig = dataclasses.field(default_factory=TrialConfig)
+    pretrain: PretrainConfig = dataclasses.field(default_factory=PretrainConfig)
     ppo: PPOConfig = dataclasses.field(default_factory=PPOConfig)
     eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
     host: WorkerConfig = dataclasses.field(default_factory=WorkerConfig)
@@ -85,6 +87,7 @@ def check_fields(config: TrainConfig) -> None:
     check_positive(config, "", "total_steps", "checkpoint_minutes")
     _check_memory(config)
     config.ppo.validate()
+    config.pretrain.validate()
     _check_sizes(config)
 
 

@@ -233,7 +233,10 @@ class Environment:
 
     @property
     def reference_agents(self) -> Mapping[str, ScriptedAgent]:
-        """Scripted agents with a memory by name, which are played beside every evaluation. Default: none."""
+        """Scripted agents with a memory by name, which are played beside every evaluation. Default: none.
+
+        The trials of one of them are recorded for pretraining (`PretrainConfig.agent`).
+        """
         return {}
 
     @property
@@ -242,7 +245,7 @@ class Environment:
         return ()
 
     def recall_labels(self, observations: PyTree) -> tuple[jax.Array, jax.Array]:
-        """Label every step of a trial with what a remembering agent could answer, for `ppo.recall_coef`.
+        """Label every step of a trial with what a remembering agent could answer, for recall losses.
 
         Args:
             observations: Those of a trial, with a leading axis T.

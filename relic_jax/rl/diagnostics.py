@@ -15,6 +15,11 @@ from relic_jax.rl.rollout import Collected
 from relic_jax.rl.state import Metrics, Setup
 from relic_jax.types import Params
 
+
+class NonFiniteError(RuntimeError):
+    """A NaN or infinity appeared. The message names the step, the first bad quantity and the last good checkpoint."""
+
+
 SOURCES = ("observation", "legal", "reward", "log_prob", "value", "loss", "gradient", "params")
 """Quantities that can stop being finite, in causal order. `legal` counts masks without a legal action."""
 

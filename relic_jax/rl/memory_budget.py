@@ -10,7 +10,7 @@ from pathlib import Path
 
 import jax
 
-from relic_jax.config import ConfigError, EvalConfig, PolicyConfig, TrainConfig, changed, value_of
+from relic_jax.config import ConfigError, EvalConfig, PolicyConfig, PretrainConfig, TrainConfig, changed, value_of
 from relic_jax.rl.state import Setup, init_state
 from relic_jax.types import PyTree
 from relic_jax.validation import LARGEST, require
@@ -167,6 +167,23 @@ def check_context(policy: PolicyConfig, steps: int, available: int | None = None
     needed = steps * step_bytes(policy)
     allowed = f"a size that fits into {_mebibytes(available)} of memory; this takes at least {_mebibytes(needed)}"
     require(needed <= available, "context", steps, allowed)
+
+
+def check_recordings(config: PretrainConfig, observation: PyTree, available: int | None = None) -> None:
+    """Check the memory of the observations that pretraining records at a time.
+
+    Args:
+        config: config of the pretraining.
+        observation: the environment's observation spec.
+        available: available bytes. None queries the device.
+
+    Raises:
+        ConfigError: if they do not fit.
+    """
+    available = (available_bytes(1) if available is None else available) or UNKNOWN
+    needed = config.trials * config.trial_steps * tree_bytes(observation)
+    allowed = f"a size that fits into {_mebibytes(available)} of memory; this takes at least {_mebibytes(needed)}"
+    require(needed <= available, "pretrain.trials", config.trials, allowed)
 
 
 def check_memory(setup: Setup, available: int | None = None) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from relic_jax.config import EvalConfig, PPOConfig, TrainConfig, WorkerConfig
+from relic_jax.config import EvalConfig, PPOConfig, PretrainConfig, TrainConfig, WorkerConfig
 from relic_jax.rl.parallel import with_initial_weights
 from relic_jax.rl.segment import segment_step, trial_step
 from relic_jax.rl.state import Metrics, Setup, TrainState, init_state
@@ -52,6 +52,7 @@ def common_config(config: TrainConfig) -> TrainConfig:
         checkpoint_minutes=TrainConfig().checkpoint_minutes,
         start_from=None,
         ppo=dataclasses.replace(config.ppo, **numbers),
+        pretrain=PretrainConfig(),
         eval=EvalConfig(),
         host=WorkerConfig(),
     )

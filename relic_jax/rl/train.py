@@ -25,19 +25,16 @@ from relic_jax.loading import start_params
 from relic_jax.locks import run_lock
 from relic_jax.progress import Clock, duration
 from relic_jax.rl.attention_kernels import report_changes, used_kernels
-from relic_jax.rl.diagnostics import SOURCES
+from relic_jax.rl.diagnostics import SOURCES, NonFiniteError
 from relic_jax.rl.memory_budget import check_memory, check_sizes
 from relic_jax.rl.parallel import configure_devices, initial_state, state_shardings
+from relic_jax.rl.pretraining import check_pretraining, pretrained
 from relic_jax.rl.runner import make_runner
 from relic_jax.rl.state import Setup, TrainState, init_state, make_setup
 from relic_jax.spaces import image_mask, spaces_of, spaces_to_json
 from relic_jax.stopping import Stop, stop_signals
 from relic_jax.tracking import Record, Tracker
 from relic_jax.validation import require
-
-
-class NonFiniteError(RuntimeError):
-    """A NaN or infinity appeared. The message names the step, the first bad quantity and the last good checkpoint."""
 
 
 @dataclasses.dataclass
@@ -49,12 +46,14 @@ class Result:
         finished: False if the run was interrupted.
         seconds: time spent training, including earlier parts of a resumed run.
         exit_code: exit code for a process that was stopped by a signal, otherwise 0.
+        saved: whether there is a checkpoint. False if pretraining was interrupted, which starts again.
     """
 
     state: TrainState
     finished: bool
     seconds: float
     exit_code: int = 0
+    saved: bool = True
 
 
 @dataclasses.dataclass
@@ -92,6 +91,7 @@ def prepare(config: TrainConfig, env: Environment, *, resume: bool = False) -> S
     if config.eval.every is not None:
         check_evaluated(config.policy, config.eval.during_training, env, "test")
     check_recall(config, env)
+    check_pretraining(config, env)
     env.check_start(config.trial.environments)
     setup = make_setup(config, env)
     encoders.check(setup.policy, weights=not resume)
@@ -157,7 +157,6 @@ def _train(
     state, progress = restore(setup, checkpoints) if resume else (initial_state(setup), Progress())
     tracker, total = make_tracker(progress.env_steps), total_env_steps(setup.config)
     saved_at, clock = time.monotonic(), Clock(progress.seconds, total, window=_window(setup.config))
-    begin = getattr(tracker, "begin", None)  # optional in a custom tracker
     evaluations = Evaluations(setup, folder, progress.env_steps)
 
     def evaluate(stopping: Stop) -> None:
@@ -168,9 +167,12 @@ def _train(
 
     try:
         with stop_signals(stop) as stopping, make_runner(setup) as run_chunk:
+            if (start := with_pretraining(setup, checkpoints, state, progress, tracker, stopping)) is None:
+                return Result(state, False, progress.seconds, stopping.exit_code, saved=False)
+            state = start
             evaluate(stopping)
-            if begin is not None and progress.env_steps < total:
-                begin(_startup_message(setup))
+            if progress.env_steps < total:
+                _begin(tracker, _startup_message(setup))
             while progress.env_steps < total and not stopping.is_set():
                 try:
                     state, metrics = run_chunk(state)
@@ -195,6 +197,46 @@ def _train(
         evaluations.close()
         tracker.close()
     return Result(state, finished, progress.seconds, stopping.exit_code)
+
+
+def with_pretraining(
+    setup: Setup, checkpoints: Path, state: TrainState, progress: Progress, tracker: Tracker, stop: Stop
+) -> TrainState | None:
+    """Pretrain as `config.pretrain` says and save a checkpoint of step 0, unless the run has a checkpoint.
+
+    Args:
+        setup: the setup of the run.
+        checkpoints: the folder of its checkpoints.
+        state: its state.
+        progress: its counters, to which the time of the pretraining is added.
+        tracker: its tracker.
+        stop: ends the pretraining, without a checkpoint.
+
+    Returns:
+        The state, or None if the pretraining was stopped.
+
+    Raises:
+        NonFiniteError: if a number is not finite.
+    """
+    config = setup.config.pretrain
+    if not config.steps or checkpoint.complete_steps(checkpoints):
+        return state
+    if stop.is_set():
+        return None
+    start = time.monotonic()
+    _begin(tracker, f"compiling the pretraining ({config.trials} trials of {config.trial_steps:,} steps at a time)")
+    after = pretrained(setup, state, tracker, stop)
+    progress.seconds += time.monotonic() - start
+    if after is not None:
+        save(setup, checkpoints, after, progress)
+    return after
+
+
+def _begin(tracker: Tracker, what: str) -> None:
+    """Call the tracker's optional method `begin`."""
+    begin = getattr(tracker, "begin", None)
+    if begin is not None:
+        begin(what)
 
 
 def _window(config: TrainConfig) -> int:

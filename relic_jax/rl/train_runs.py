@@ -31,6 +31,7 @@ from relic_jax.rl.train import (
     restore,
     save,
     total_env_steps,
+    with_pretraining,
 )
 from relic_jax.stopping import Stop
 from relic_jax.tracking import Tracker
@@ -112,8 +113,7 @@ def train_runs(population: Population, runs: Sequence[Run], make_tracker: Callab
 
 
 def _train(population: Population, runs: Sequence[Run], make_tracker: Callable[[Run], Tracker], stop: Stop) -> bool:
-    states = population.stack([_start(population, run) for run in runs])
-    values = population.values([run.setup for run in runs])
+    starts = [_start(population, run) for run in runs]
     first, config = runs[0], runs[0].setup.config
     total, window = total_env_steps(config), 2 * config.trial.environments * config.trial.steps
     clock, saved_at = Clock(first.progress.seconds, total, window=window), time.monotonic()
@@ -123,6 +123,11 @@ def _train(population: Population, runs: Sequence[Run], make_tracker: Callable[[
             stack.enter_context(contextlib.closing(Evaluations(run.setup, run.folder, run.progress.env_steps)))
             for run in runs
         ]
+        pretrained = [_pretrained(*each, stop) for each in zip(runs, starts, trackers, strict=True)]
+        ready = [state for state in pretrained if state is not None]
+        if len(ready) < len(runs):
+            return False
+        states, values = population.stack(ready), population.values([run.setup for run in runs])
         _evaluate(population, runs, evaluations, states, stop)
         while _env_steps(runs) < total and not stop.is_set() and any(run.error is None for run in runs):
             states, metrics = population.step(states, values)
@@ -137,10 +142,19 @@ def _train(population: Population, runs: Sequence[Run], make_tracker: Callable[[
 
 def _start(population: Population, run: Run) -> TrainState:
     """Return the state of a run at its newest checkpoint or at its start, and set its counters."""
-    if not run.saved_steps:
+    if not checkpoint.complete_steps(run.checkpoints):
         return population.initial_state(run.setup)
     state, run.progress = restore(run.setup, run.checkpoints)
     return state
+
+
+def _pretrained(run: Run, state: TrainState, tracker: Tracker, stop: Stop) -> TrainState | None:
+    """Return the state of a run after its pretraining, or None if that was stopped. An error ends the run only."""
+    try:
+        return with_pretraining(run.setup, run.checkpoints, state, run.progress, tracker, stop)
+    except NonFiniteError as error:
+        run.error = error
+        return state
 
 
 def _env_steps(runs: Sequence[Run]) -> int:

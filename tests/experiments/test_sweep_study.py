@@ -150,6 +150,14 @@ def test_a_board_that_is_no_terminal_prints_one_summary_line():
     assert stream.getvalue().count("\n") == 1
 
 
+def test_a_board_shows_how_far_the_pretraining_of_a_run_is():
+    board = Board([Row("a", 100)], io.StringIO())
+    BoardTracker(board, "a").pretrained({"optimizer_steps": 50, "loss": 1.0, "right": 0.5}, 200)
+    assert board.table()[0].split() == ["a", "pretraining", "0%", "25%"]
+    BoardTracker(board, "a").pretrained({"optimizer_steps": 200, "loss": 1.0, "right": 0.5}, 200)
+    assert board.table()[0].split() == ["a", "compiling", "0%"]
+
+
 def test_a_terminal_shows_a_table_of_at_most_twenty_runs_around_the_running_ones():
     board = Board([Row(f"run{index:02}", 100) for index in range(60)], io.StringIO())
     board.set("run40", "training", 50, "3.0")

@@ -1,0 +1,52 @@
+"""Configuration of the supervised training before PPO."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from relic_jax.validation import LARGEST, check_positive, require
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainConfig:
+    """Supervised training before PPO: the recall head learns the labels of a scripted agent's trials.
+
+    The environment needs labels (`Environment.recall_labels`) and the agent (`Environment.reference_agents`).
+    """
+
+    steps: int = 0
+    """Optimizer steps, a multiple of `minibatches`. 0: no pretraining. They count no environment steps of the run."""
+    agent: str = "remembering searcher"
+    """The scripted agent whose trials are recorded, a name in `Environment.reference_agents`."""
+    trials: int = 64
+    """Trials recorded at a time, each in a new training task."""
+    trial_steps: int = 400
+    """Steps of a recorded trial."""
+    random_actions: float = 0.2
+    """Share of the agent's actions that are replaced by random ones."""
+    minibatches: int = 4
+    """Optimizer steps on the trials recorded at a time, each on a share of them; must divide `trials`."""
+    lr: float = 1e-3
+    """Learning rate of Adam, after 100 steps of linear warm-up."""
+    adam_eps: float = 1e-8
+    """Epsilon of Adam."""
+    max_grad_norm: float = 1.0
+    """Maximum global norm of the gradient."""
+    segment: int | None = 100
+    """The gradient is stopped between segments of this many steps, which read earlier ones from the memory; must divide
+    `trial_steps`. None: the gradient flows through the whole trial."""
+
+    def validate(self) -> None:
+        """Raise ConfigError at the first field that cannot work."""
+        require(self.steps >= 0, "pretrain.steps", self.steps, "0 or more")
+        check_positive(self, "pretrain", "trials", "trial_steps", "minibatches", "lr", "adam_eps", "max_grad_norm")
+        require(0 <= self.random_actions <= 1, "pretrain.random_actions", self.random_actions, "0 … 1")
+        allowed = f"a divisor of pretrain.trials ({self.trials})"
+        require(self.trials % self.minibatches == 0, "pretrain.minibatches", self.minibatches, allowed)
+        allowed = f"a multiple of pretrain.minibatches ({self.minibatches})"
+        require(self.steps % self.minibatches == 0, "pretrain.steps", self.steps, allowed)
+        allowed = f"less than 2^31 / pretrain.trial_steps ({self.trial_steps})"
+        require(self.trials * self.trial_steps <= LARGEST, "pretrain.trials", self.trials, allowed)
+        allowed = f"a divisor of pretrain.trial_steps ({self.trial_steps}), or None"
+        fits = self.segment is None or (self.segment > 0 and self.trial_steps % self.segment == 0)
+        require(fits, "pretrain.segment", self.segment, allowed)

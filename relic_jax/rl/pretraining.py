@@ -1,0 +1,219 @@
+"""Supervised training before PPO: the recall head learns the environment's labels on trials of a scripted agent.
+
+Reinforcement learning alone does not learn to recall many things that the trial has shown, although the network can
+(`docs/recall.md`). It runs on one device, which makes its result independent of the number of devices.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from relic_jax import prng
+from relic_jax.config import PretrainConfig, TrainConfig
+from relic_jax.environment.base import Environment, num_tasks
+from relic_jax.environment.reference_agents import ScriptedAgent
+from relic_jax.environment.trials import Trials
+from relic_jax.metrics import Record
+from relic_jax.models.policy import Policy
+from relic_jax.rl.diagnostics import NonFiniteError
+from relic_jax.rl.losses import recall_loss
+from relic_jax.rl.memory_budget import check_recordings
+from relic_jax.rl.recordings import Recordings, record
+from relic_jax.rl.state import Setup, TrainState
+from relic_jax.stopping import Stop
+from relic_jax.types import Params, PyTree
+from relic_jax.validation import require
+
+State = tuple[Params, Any]
+"""Parameters, and the state of the optimizer."""
+
+WARMUP = 100
+"""Optimizer steps of linear warm-up of the learning rate."""
+
+
+def check_pretraining(config: TrainConfig, env: Environment) -> None:
+    """Raise ConfigError if an environment, a policy or the memory does not allow the pretraining of a config."""
+    pretrain, classes, agents = config.pretrain, env.recall_classes, env.reference_agents
+    if not pretrain.steps:
+        return
+    name = repr(config.env.name)
+    missing = "labels nothing that can be recalled" if not classes else "has no scripted agent to record"
+    missing = "is stepped by worker processes" if env.on_host else missing
+    possible = bool(classes and agents and not env.on_host)
+    require(possible, "pretrain.steps", pretrain.steps, f"0 in {name}, which {missing}")
+    require(pretrain.agent in agents, "pretrain.agent", pretrain.agent, f"{', '.join(map(repr, agents))} in {name}")
+    allowed = f"{classes} with pretrain.steps in {name}"
+    require(config.policy.recall == classes, "policy.recall", config.policy.recall, allowed)
+    check_recordings(pretrain, env.observation_spec)
+
+
+def pretraining_key(seed: int) -> jax.Array:
+    """Return the key of the pretraining of a run. The first half of the split belongs to the parameters."""
+    return jax.random.split(prng.key(seed))[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretraining:
+    """A policy whose recall head learns to answer. Its actor and critic are not trained.
+
+    Attributes:
+        trials: The environment's trials.
+        policy: The policy, with a recall head.
+        config: The recordings and the optimizer.
+    """
+
+    trials: Trials
+    policy: Policy
+    config: PretrainConfig
+
+    @property
+    def agent(self) -> ScriptedAgent:
+        """The agent whose trials are recorded."""
+        return self.trials.env.reference_agents[self.config.agent]
+
+    @property
+    def optimizer(self) -> optax.GradientTransformation:
+        """Adam with a clipped gradient."""
+        rate, config = optax.linear_schedule(0.0, self.config.lr, WARMUP), self.config
+        return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optax.adam(rate, eps=config.adam_eps))
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def record(self, key: jax.Array, tasks: PyTree) -> Recordings:
+        """Record one trial per task. key: typed PRNG key []; tasks: leading axis [B]."""
+        return record(self.trials, self.agent, key, tasks, self.config.trial_steps, self.config.random_actions)
+
+    def answers(self, params: Params, recordings: Recordings) -> tuple[jax.Array, ...]:
+        """Return the log-probabilities of each answer, float32 [B, T, classes]."""
+        inputs, segment = recordings.inputs, self.config.segment
+        batch, steps = inputs.first.shape
+        if segment is None:
+            return self.policy.unroll(params, self.policy.initial_memory(batch, 0), inputs)[0].recall
+        memory, parts = self.policy.initial_memory(batch, steps), []
+        for start in range(0, steps, segment):
+            block = jax.tree.map(lambda x, start=start: x[:, start : start + segment], inputs)
+            output, memory = self.policy.unroll(params, jax.lax.stop_gradient(memory), block)
+            parts.append(output.recall)
+        joined: tuple[jax.Array, ...] = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *parts)
+        return joined
+
+    def loss(self, params: Params, recordings: Recordings) -> tuple[jax.Array, jax.Array]:
+        """Compute the loss over the steps at which the answers are known.
+
+        Args:
+            params: The parameters.
+            recordings: The recorded trials.
+
+        Returns:
+            (The cross-entropy summed over the answers in nats, the share of steps with all answers right), float32 [].
+        """
+        known, answers = recordings.known, self.answers(params, recordings)
+        count = jnp.maximum(known.sum(), 1)
+        nats = jnp.where(known, recall_loss(answers, recordings.answers), 0.0).sum() / count
+        return nats, (known & are_right(answers, recordings)).sum() / count
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def right(self, params: Params, recordings: Recordings) -> jax.Array:
+        """Return whether all answers are right, bool [B, T]."""
+        return are_right(self.answers(params, recordings), recordings)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def iteration(self, state: State, key: jax.Array, tasks: PyTree) -> tuple[State, dict[str, jax.Array]]:
+        """Record trials in random tasks and take one optimizer step per minibatch.
+
+        Args:
+            state: The parameters and the state of the optimizer.
+            key: Typed PRNG key [].
+            tasks: All training tasks.
+
+        Returns:
+            The next state, and the means over minibatches of `loss` and of the share of right answers, `right`.
+        """
+        task_key, record_key, order_key = jax.random.split(key, 3)
+        trials, policy = self.config.trials, self.policy
+        chosen = jax.random.randint(task_key, (trials,), 0, num_tasks(tasks))
+        recordings = self.record(record_key, jax.tree.map(lambda x: x[chosen], tasks))
+        params, optimizer_state = state
+        params = policy.update_statistics(params, recordings.inputs.observation, None, lambda x: x)
+
+        def with_all(trainable: Params) -> Params:
+            return policy.with_frozen(trainable, params) if policy.config.encoder.freeze else trainable
+
+        def loss(trainable: Params, part: Recordings) -> tuple[jax.Array, jax.Array]:
+            return self.loss(with_all(trainable), part)
+
+        def update(state: State, rows: jax.Array) -> tuple[State, tuple[jax.Array, jax.Array]]:
+            trainable, optimizer_state = state
+            part = jax.tree.map(lambda x: x[rows], recordings)
+            metrics, gradient = jax.value_and_grad(loss, has_aux=True)(trainable, part)
+            change, optimizer_state = self.optimizer.update(gradient, optimizer_state, trainable)
+            return (optax.apply_updates(trainable, change), optimizer_state), metrics
+
+        order = jax.random.permutation(order_key, trials).reshape(self.config.minibatches, -1)
+        start = policy.trainable(params), optimizer_state
+        (trainable, optimizer_state), (losses, right) = jax.lax.scan(update, start, order)
+        return (with_all(trainable), optimizer_state), {"loss": losses.mean(), "right": right.mean()}
+
+    def learn(self, params: Params, key: jax.Array, tasks: PyTree) -> Iterator[tuple[Params, Record]]:
+        """Train, and yield the parameters and a record after every iteration.
+
+        Args:
+            params: The initial parameters, on one device.
+            key: Typed PRNG key [].
+            tasks: All training tasks.
+
+        Yields:
+            (parameters, record with `optimizer_steps` so far, `loss` in nats and the share `right`).
+        """
+        tasks = jax.tree.map(jnp.asarray, tasks)
+        state: State = (params, self.optimizer.init(self.policy.trainable(params)))
+        for iteration in range(self.config.steps // self.config.minibatches):
+            state, metrics = self.iteration(state, jax.random.fold_in(key, iteration), tasks)
+            numbers = {name: float(value) for name, value in jax.device_get(metrics).items()}
+            yield state[0], {"optimizer_steps": (iteration + 1) * self.config.minibatches, **numbers}
+
+
+def are_right(answers: tuple[jax.Array, ...], recordings: Recordings) -> jax.Array:
+    """Return whether the most probable class of every answer is the label, bool [B, T]."""
+    chosen = jnp.stack([log_prob.argmax(-1) for log_prob in answers], axis=-1)
+    return (chosen == recordings.answers).all(-1)
+
+
+def pretrained(setup: Setup, state: TrainState, tracker: Any, stop: Stop) -> TrainState | None:
+    """Return the state of a run with pretrained parameters.
+
+    The result depends on the config and the initial parameters only. An interrupted pretraining starts again.
+
+    Args:
+        setup: The setup of the run.
+        state: The state before the first step.
+        tracker: Its optional method `pretrained` receives each record and the total number of optimizer steps.
+        stop: Ends pretraining after the current iteration.
+
+    Returns:
+        The state, or None if the pretraining was stopped.
+
+    Raises:
+        NonFiniteError: if the loss is not finite.
+    """
+    config, show = setup.config.pretrain, getattr(tracker, "pretrained", None)
+    pretraining = Pretraining(setup.trials, setup.policy, config)
+    params = jax.device_put(state.params, jax.devices()[0])
+    for trained, numbers in pretraining.learn(params, pretraining_key(setup.config.seed), setup.tasks):
+        steps = int(numbers["optimizer_steps"])
+        if not math.isfinite(numbers["loss"]):
+            allowed = "lower pretrain.lr or pretrain.max_grad_norm"
+            raise NonFiniteError(f"not finite at optimizer step {steps} of the pretraining: loss; {allowed}")
+        if show is not None:
+            show(numbers, config.steps)
+        if stop.is_set() and steps < config.steps:
+            return None
+        params = trained
+    return state.replace(params=jax.device_put(params, jax.tree.map(lambda x: x.sharding, state.params)))

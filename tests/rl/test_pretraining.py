@@ -1,0 +1,335 @@
+"""Pretraining: what it records and learns, its errors, and runs that are interrupted during it or after it."""
+
+import dataclasses
+import functools
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from relic_jax import checkpoint
+from relic_jax.config import (
+    ConfigError,
+    EncoderConfig,
+    EnvConfig,
+    PolicyConfig,
+    PPOConfig,
+    PretrainConfig,
+    TrainConfig,
+    TransformerConfig,
+    TrialConfig,
+    from_json,
+    to_json,
+)
+from relic_jax.environment.base import Environment, TimeStep, first_timestep
+from relic_jax.environment.spaces import Discrete
+from relic_jax.environment.trials import Trials
+from relic_jax.envs import registry
+from relic_jax.experiments.faults.processes import arrays
+from relic_jax.metrics import JsonLines
+from relic_jax.rl import runner
+from relic_jax.rl.diagnostics import NonFiniteError
+from relic_jax.rl.memory_budget import check_recordings
+from relic_jax.rl.parallel import initial_state
+from relic_jax.rl.population import Population
+from relic_jax.rl.pretraining import Pretraining, pretrained, pretraining_key
+from relic_jax.rl.recordings import record
+from relic_jax.rl.train import prepare, restore, train
+from relic_jax.rl.train_runs import Run, train_runs
+from relic_jax.stopping import Stop
+from relic_jax.tracking import Trackers
+
+CONFIG = TrainConfig(
+    env=EnvConfig("gridobj-9"),
+    total_steps=240,
+    devices=1,
+    policy=PolicyConfig(
+        transformer=TransformerConfig(layers=1, heads=2, width=16, mlp_width=16, max_positions=128),
+        encoder=EncoderConfig(observation="scaled"),
+        recall=(9, 9),
+    ),
+    trial=TrialConfig(environments=4, steps=30, updates=1),
+    ppo=PPOConfig(minibatches=1, accumulate=1, epochs=1, recall_coef=1.0),
+    pretrain=PretrainConfig(steps=6, trials=4, trial_steps=20, segment=10, minibatches=2),
+)
+
+
+def changed(config=CONFIG, **pretrain):
+    return dataclasses.replace(config, pretrain=dataclasses.replace(config.pretrain, **pretrain))
+
+
+@pytest.fixture(scope="module")
+def env():
+    return registry.make("gridobj-9")
+
+
+@pytest.fixture(scope="module")
+def setup(env):
+    return prepare(CONFIG, env)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(setup):
+    """Compile the chunk of `train` once for all tests."""
+    chunk = runner.compile_chunk(setup)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "compile_chunk", lambda _: chunk)
+        yield
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(setup, tmp_path_factory):
+    """Return the folder of a run that was not interrupted."""
+    folder = tmp_path_factory.mktemp("run")
+    assert train(setup, folder, functools.partial(JsonLines, folder), resume=False).finished
+    return folder
+
+
+def contents(setup, folder):
+    files = [(folder / name).read_bytes() for name in ("pretraining.jsonl", "metrics.jsonl")]
+    return arrays(restore(setup, folder / "checkpoints")[0]), *files
+
+
+class Interrupts:
+    """Sets an event at a record of the pretraining or of training."""
+
+    def __init__(self, event, pretraining=None):
+        self._event, self._pretraining = event, pretraining
+
+    def pretrained(self, record, steps):
+        assert steps == CONFIG.pretrain.steps
+        if record["optimizer_steps"] == self._pretraining:
+            self._event.set()
+
+    def log(self, record, clock):
+        if self._pretraining is None:
+            self._event.set()
+
+    def close(self):
+        pass
+
+
+@pytest.mark.parametrize("pretraining", [2, 6, None], ids=["during", "at the end", "after"])
+def test_an_interrupted_run_ends_as_an_uninterrupted_one(setup, uninterrupted, tmp_path, pretraining):
+    event = threading.Event()
+
+    def tracker(steps):
+        return Trackers([JsonLines(tmp_path, steps), Interrupts(event, pretraining)])
+
+    result = train(setup, tmp_path, tracker, resume=False, stop=event)
+    assert not result.finished
+    assert result.saved == (pretraining != 2)
+    assert bool(checkpoint.complete_steps(tmp_path / "checkpoints")) == result.saved
+    lines = (tmp_path / "pretraining.jsonl").read_text().splitlines()
+    assert len(lines) == (1 if pretraining == 2 else 3)
+    assert train(setup, tmp_path, functools.partial(JsonLines, tmp_path), resume=True).finished
+    assert contents(setup, tmp_path) == contents(setup, uninterrupted)
+
+
+def test_only_the_parameters_change_and_any_number_of_devices_gives_the_same(env, setup):
+    state = initial_state(setup)
+    after = pretrained(setup, state, None, Stop())
+    two = prepare(dataclasses.replace(CONFIG, devices=2), env)
+    others = pretrained(two, initial_state(two), None, Stop())
+    for x, y in zip(jax.tree.leaves(after.params), jax.tree.leaves(others.params), strict=True):
+        np.testing.assert_array_equal(x, y)
+        assert len(y.sharding.device_set) == 2
+    assert arrays(state.replace(params={})) == arrays(after.replace(params={}))
+    changes = jax.tree.map(lambda x, y: float(jnp.abs(x - y).max()), state.params, after.params)
+    assert changes["recall"]["kernel"] > 0
+    assert changes["proj_in"]["kernel"] > 0
+    assert not any(jax.tree.leaves([changes["actor"], changes["critic"]]))
+
+
+def test_a_frozen_image_encoder_and_the_other_parameters_are_put_together(env, setup):
+    policy = setup.policy
+    frozen = dataclasses.replace(policy.config, encoder=dataclasses.replace(policy.config.encoder, freeze=True))
+    found = [
+        next(Pretraining(setup.trials, one, CONFIG.pretrain).learn(params, pretraining_key(0), setup.tasks))[0]
+        for one in (policy, dataclasses.replace(policy, config=frozen))
+        for params in (policy.init(jax.random.key(0)),)
+    ]
+    for x, y in zip(*map(jax.tree.leaves, found), strict=True):  # gridobj has no images: nothing is frozen
+        np.testing.assert_allclose(x, y, atol=1e-6)
+
+
+def test_statistics_of_observations_are_those_of_the_recordings(env):
+    encoder = dataclasses.replace(CONFIG.policy.encoder, observation="normalized")
+    config = changed(dataclasses.replace(CONFIG, policy=dataclasses.replace(CONFIG.policy, encoder=encoder)), steps=2)
+    setup = prepare(config, env)
+    after = pretrained(setup, initial_state(setup), None, Stop())
+    count = jax.tree.leaves(after.params["encoder"]["statistics"])
+    assert any(np.allclose(x, config.pretrain.trials * config.pretrain.trial_steps) for x in count)
+
+
+def test_runs_of_one_program_are_pretrained_as_runs_alone(setup, uninterrupted, tmp_path):
+    setups = [
+        dataclasses.replace(setup, config=dataclasses.replace(setup.config, seed=seed, total_steps=120))
+        for seed in (0, 1)
+    ]
+    runs = [Run(one, tmp_path / str(index)) for index, one in enumerate(setups)]
+    for run in runs:
+        run.folder.mkdir()
+    population, event, closed = Population(setups, 1), threading.Event(), []
+
+    def tracker(run):
+        stops = Interrupts(event, 2 if run is runs[1] and not closed else -1)
+        return Trackers([JsonLines(run.folder, run.progress.env_steps), stops])
+
+    assert not train_runs(population, runs[:1] + runs[1:], tracker, Stop(event))
+    assert [checkpoint.complete_steps(run.checkpoints) for run in runs] == [[0], []], "the first one was complete"
+    closed.append(True)
+    event.clear()
+    for run in runs:
+        assert train_runs(population, [run], tracker, Stop())
+        alone = pretrained(run.setup, population.initial_state(run.setup), None, Stop())
+        saved = restore(run.setup, run.checkpoints)[0]
+        assert int(saved.env_steps) == 120
+        first = checkpoint.load_params(run.checkpoints / "0", alone.params)
+        for x, y in zip(jax.tree.leaves(first), jax.tree.leaves(alone.params), strict=True):
+            np.testing.assert_array_equal(x, y)
+    lines = [(folder / "pretraining.jsonl").read_bytes() for folder in (runs[0].folder, uninterrupted)]
+    assert lines[0] == lines[1]
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(setup, tmp_path):
+    bad = dataclasses.replace(setup, config=changed(lr=1e38, max_grad_norm=1e38, steps=400))
+    message = r"not finite at optimizer step \d+ of the pretraining: loss; lower pretrain.lr"
+    with pytest.raises(NonFiniteError, match=message):
+        train(bad, tmp_path, functools.partial(JsonLines, tmp_path), resume=False)
+    assert not checkpoint.complete_steps(tmp_path / "checkpoints")
+
+
+@dataclasses.dataclass(frozen=True)
+class Lever(Environment):
+    """A lever out of four, of which the mask allows two, 0 and the one after the last; to recall: the last."""
+
+    name = "lever"
+    horizon = 5
+    masks_actions = True
+    observation_spec = jax.ShapeDtypeStruct((4,), jnp.float32)
+    action_space = Discrete(4)
+    recall_classes = (4,)
+
+    def tasks(self, split):
+        return np.arange(8)
+
+    def reset(self, key, task):
+        state = jnp.zeros((), jnp.int32)
+        return state, first_timestep(jax.nn.one_hot(state, 4), self.mask(state))
+
+    def step(self, key, state, action, task):
+        false = jnp.zeros((), bool)
+        observation = jax.nn.one_hot(action, 4)
+        return action, TimeStep(observation, jnp.zeros(()), false, false, self.mask(action))
+
+    def mask(self, state):
+        return (jnp.arange(4) == 0) | (jnp.arange(4) == (state + 1) % 4)
+
+    def recall_labels(self, observations):
+        answers = observations.argmax(-1)[:, None].astype(jnp.int32)
+        return jnp.where(answers == 0, 99, answers), answers[:, 0] > 0  # no class: must not matter
+
+    @property
+    def reference_agents(self):
+        return {"remembering searcher": Puller()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Puller:
+    """Counts its steps, pulls the next lever, and at every fifth step one that the mask forbids."""
+
+    def initial_memory(self):
+        return jnp.zeros((), jnp.int32)
+
+    def act(self, key, memory, state, first, task):
+        return memory + 1, (state + jnp.where(memory % 5 == 4, 2, 1)) % 4
+
+
+@pytest.mark.parametrize("random_actions", [0.0, 0.5, 1.0])
+def test_recorded_actions_are_legal_and_the_agents_except_for_the_random_share(random_actions):
+    trials = Trials(Lever())
+    found = jax.device_get(record(trials, Puller(), jax.random.key(0), jnp.arange(64), 41, random_actions))
+    legal, action, first = found.inputs.legal[:, :-1], found.inputs.previous_action[:, 1:], found.inputs.first[:, 1:]
+    assert np.take_along_axis(legal, np.maximum(action, 0)[..., None], -1)[~first].all()
+    state = found.inputs.observation.argmax(-1)[:, :-1]
+    forbidden = (np.arange(40) % 5 == 4)[None]
+    agents = (action == (state + 1) % 4)[~first & ~forbidden]
+    assert agents.mean() == pytest.approx(1 - random_actions / 2, abs=0.05), "of two legal actions"
+    assert (found.answers[~found.known] == 0).all()
+
+
+def test_labels_without_a_class_do_not_reach_the_loss():
+    env = Lever()
+    policy = dataclasses.replace(CONFIG.policy, recall=(4,), encoder=EncoderConfig())
+    setup = prepare(
+        dataclasses.replace(CONFIG, policy=policy, ppo=dataclasses.replace(CONFIG.ppo, recall_coef=0.0)), env
+    )
+    state = pretrained(setup, initial_state(setup), None, Stop())
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            dataclasses.replace(CONFIG, env=EnvConfig("darkroom-dpt"), ppo=PPOConfig(minibatches=1, accumulate=1)),
+            "pretrain.steps is 6; allowed: 0 in 'darkroom-dpt', which labels nothing that can be recalled",
+        ),
+        (
+            changed(agent="expert"),
+            "pretrain.agent is 'expert'; allowed: 'forgetful searcher', 'remembering searcher' in 'gridobj-9'",
+        ),
+        (
+            dataclasses.replace(
+                CONFIG,
+                policy=dataclasses.replace(CONFIG.policy, recall=()),
+                ppo=dataclasses.replace(CONFIG.ppo, recall_coef=0.0),
+            ),
+            r"policy.recall is \(\); allowed: \(9, 9\) with pretrain.steps in 'gridobj-9'",
+        ),
+        (changed(steps=-2), "pretrain.steps is -2; allowed: 0 or more"),
+        (changed(steps=7), r"pretrain.steps is 7; allowed: a multiple of pretrain.minibatches \(2\)"),
+        (changed(minibatches=3), r"pretrain.minibatches is 3; allowed: a divisor of pretrain.trials \(4\)"),
+        (changed(segment=7), r"pretrain.segment is 7; allowed: a divisor of pretrain.trial_steps \(20\), or None"),
+        (changed(segment=0), "pretrain.segment is 0; allowed: a divisor"),
+        (changed(random_actions=1.5), "pretrain.random_actions is 1.5; allowed: 0 … 1"),
+        (changed(lr=0.0), "pretrain.lr is 0.0; allowed: more than 0"),
+        (changed(trials=2**27 * 2), r"pretrain.trials is 268435456; allowed: less than 2\^31 / pretrain.trial_steps"),
+    ],
+)
+def test_what_cannot_work_is_refused(config, message):
+    with pytest.raises(ConfigError, match=message):
+        prepare(config, registry.make(config.env))
+
+
+def test_an_environment_without_an_agent_or_inside_workers_is_refused(env):
+    class Alone(type(env)):
+        ends_in_time = True
+        reference_agents = property(lambda self: {})
+
+    class Workers(type(env)):
+        ends_in_time = True
+        on_host = True
+
+        def check_start(self, environments):
+            pass
+
+    fields = {field.name: getattr(env, field.name) for field in dataclasses.fields(env)}
+    for kind, reason in ((Alone, "has no scripted agent to record"), (Workers, "is stepped by worker processes")):
+        with pytest.raises(ConfigError, match=f"pretrain.steps is 6; allowed: 0 in 'gridobj-9', which {reason}"):
+            prepare(CONFIG, kind(**fields))
+
+
+def test_recordings_that_do_not_fit_into_memory_are_refused(env):
+    needed = 4 * 20 * 4 * (18 + 6 + 54)
+    check_recordings(CONFIG.pretrain, env.observation_spec, needed)
+    with pytest.raises(ConfigError, match=r"pretrain.trials is 4; allowed: a size that fits into 0 MiB"):
+        check_recordings(CONFIG.pretrain, env.observation_spec, needed - 1)
+
+
+def test_a_config_without_the_section_has_no_pretraining():
+    assert TrainConfig().pretrain.steps == 0
+    assert from_json(to_json(CONFIG)) == CONFIG
