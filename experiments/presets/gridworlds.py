@@ -28,7 +28,10 @@ GRIDOBJ = replace(GRIDWORLD, env=EnvConfig("gridobj-9"))
 
 
 def recall(size: int, steps: int) -> TrainConfig:
-    """Return the recipe of docs/recall.md for all kinds on a grid of `size` × `size`, in trials of `steps` steps."""
+    """Return the recipe of docs/recall.md for all kinds on a grid of `size` × `size`, in trials of `steps` steps.
+
+    Longer trials spend most of their steps where the policy knows the places, and search is learned slowly.
+    """
     policy = GRIDOBJ.policy
     return replace(
         GRIDOBJ,
@@ -37,7 +40,7 @@ def recall(size: int, steps: int) -> TrainConfig:
         trial=TrialConfig(environments=64, steps=steps, updates=steps // 100),
         policy=replace(policy, transformer=replace(policy.transformer, episode_rope=False), recall=(size, size)),
         ppo=replace(GRIDOBJ.ppo, lr=5e-4, max_grad_norm=1.0, recall_coef=1.0),
-        pretrain=PretrainConfig(steps=600, trial_steps=steps * 2 // 3, segment=steps // 6),
+        pretrain=PretrainConfig(steps=600, trial_steps=steps * 4 // 3, segment=steps // 3),
     )
 
 
@@ -46,9 +49,9 @@ PRESETS: dict[str, Preset] = {
         replace(GRIDOBJ, env=EnvConfig("gridobj-9", options=Options(asked=2))),
         "object navigation on a 9×9 grid; a trial asks for two of the six kinds of objects",
     ),
-    "gridobj-9": Preset(recall(9, 600), "object navigation on a 9×9 grid with six kinds of objects"),
-    "gridobj-13": Preset(recall(13, 1200), "object navigation on a 13×13 grid with eight kinds of objects"),
-    "gridobj-21": Preset(recall(21, 2400), "object navigation on a 21×21 grid with twelve kinds of objects"),
+    "gridobj-9": Preset(recall(9, 300), "object navigation on a 9×9 grid with six kinds of objects"),
+    "gridobj-13": Preset(recall(13, 600), "object navigation on a 13×13 grid with eight kinds of objects"),
+    "gridobj-21": Preset(recall(21, 1200), "object navigation on a 21×21 grid with twelve kinds of objects"),
     "key-to-door-9": Preset(
         replace(GRIDWORLD, env=EnvConfig("key-to-door-9")),
         "find a hidden key, then a hidden door, on a blind 9×9 grid; pairs of key and door are held out",
