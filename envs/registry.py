@@ -344,12 +344,13 @@ register(
     },
 )
 register(
-    "relic_jax.envs.firstperson.house:PRESETS",
+    "relic_jax.envs.firstperson.houses:make",
     {
         "house-objnav-small": "find the named object in a house of up to 4 rooms, 6 kinds of objects",
         "house-objnav-medium": "find the named object in a house of up to 8 rooms, 12 kinds of objects",
         "house-objnav-large": "find the named object in a house of up to 16 rooms, 20 kinds of objects",
     },
+    options="relic_jax.envs.firstperson.houses:HouseOptions",
 )
 register(
     "relic_jax.envs.probes.env:PRESETS",

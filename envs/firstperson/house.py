@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 
 from relic_jax import prng
 from relic_jax.environment.base import Discrete, Image, Split, TimeStep, TrialRecord, VisualEnvironment
-from relic_jax.envs.firstperson import draw
+from relic_jax.envs.firstperson import draw, house_expert, house_symbols
 from relic_jax.envs.firstperson.geodesic import distance_at
 from relic_jax.envs.firstperson.house_plan import (
     CATEGORIES,
@@ -24,73 +24,38 @@ from relic_jax.envs.firstperson.house_plan import (
     CATEGORY_SHAPE,
     CATEGORY_SIZE,
     CELL,
-    OBJECT,
     House,
     HouseConfig,
     build_house,
+)
+from relic_jax.envs.firstperson.house_state import HouseRecord, HouseState, facing
+from relic_jax.envs.firstperson.house_walk import (
+    BORDER,
+    DOWN,
+    EYE,
+    FORWARD,
+    LEFT,
+    RIGHT,
+    STOP,
+    SUCCESS_DISTANCE,
+    SUCCESS_PIXELS,
+    TURN,
+    UP,
+    slide,
 )
 from relic_jax.envs.firstperson.lens import Lens
 from relic_jax.envs.firstperson.paint import FIRST_SOLID
 from relic_jax.envs.firstperson.renderer import render_objects
 from relic_jax.envs.firstperson.scene import BOX, CYLINDER, SPHERE, WHITE, Camera, Scene, Solids, Walls
 
-STOP, FORWARD, LEFT, RIGHT, UP, DOWN = range(6)
-STEP = 0.25  # meters
-TURN = math.radians(30)  # angle of turning, and of looking up and down
 LOWEST, HIGHEST = -2, 2  # pitch, in steps of 30°
-RADIUS = 0.12  # meters; the agent is a square with twice this side, which fits into a cell
-EYE = 1.3
-SUCCESS_DISTANCE = 2.0
-SUCCESS_PIXELS, BORDER = 10, 5
 SLACK, SUCCESS_REWARD = 0.001, 2.0
+DOCK = 100  # stream of random numbers for the start of all episodes of a trial; the house uses those from 0 on
+
+Pose = Literal["episode", "dock", "house"]
+View = Literal["image", "symbols"]
 
 TRAIN_HOUSES, TEST_HOUSES = 10_000, 1_000
-
-
-@struct.dataclass
-class HouseState:
-    """The state of an episode.
-
-    Attributes:
-        house: House of the trial.
-        target: Int32 []; index into the categories of the house.
-        position: Float32 [2]; (x, z).
-        heading: Float32 []; heading at the start of the episode, in radians.
-        turns: Int32 []; turns of 30° to the left since then.
-        pitch: Int32 []; elevation of the view in steps of 30°.
-        step: Int32 []; steps taken.
-        start: Float32 [2]; position at the start of the episode.
-        start_distance: Float32 []; meters from the start to the nearest object of the target category.
-        distance: Float32 []; meters from `position` to it.
-        path: Float32 []; meters traveled.
-        pixels: Int32 []; number of pixels, inside the border, of the most visible target object within 2 m.
-        success: Bool []; whether the episode ended with a successful stop.
-    """
-
-    house: House
-    target: jax.Array
-    position: jax.Array
-    heading: jax.Array
-    turns: jax.Array
-    pitch: jax.Array
-    step: jax.Array
-    start: jax.Array
-    start_distance: jax.Array
-    distance: jax.Array
-    path: jax.Array
-    pixels: jax.Array
-    success: jax.Array
-
-
-@struct.dataclass
-class HouseRecord:
-    """The part of a `HouseState` that rendering needs. The house follows from the task."""
-
-    target: jax.Array
-    position: jax.Array
-    heading: jax.Array
-    turns: jax.Array
-    pitch: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,12 +67,19 @@ class HouseNav(VisualEnvironment):
     object of the category that covers at least 10 pixels of the image without a border of 5 pixels. The reward is the
     decrease of the geodesic distance to the nearest such object, minus 0.001 per step, plus 2 for success.
 
+    With the view "symbols" there are no actions 4 and 5, and a stop is a success within 2 m of an object of the
+    category whose center is in view (`house_symbols`).
+
     Attributes:
         name: Name of the environment.
         config: Parameters of the houses.
         horizon: Steps of the longest episode.
         lens: The agent's camera.
         textured: Draw floor tiles and wall boards instead of flat colors.
+        pose: Where episodes start, and the frame of the observed position, see `HouseOptions`.
+        view: Observation of objects and walls, see `HouseOptions`.
+        asked: Number of categories that a trial asks for; None: all. With n numbers, the task of seed s asks for the
+            number at index s mod n.
     """
 
     ends_in_time = True
@@ -117,27 +89,56 @@ class HouseNav(VisualEnvironment):
     horizon: int = 500
     lens: Lens = dataclasses.field(default_factory=lambda: Lens(64, 64, 90.0, layers=6))
     textured: bool = False
+    pose: Pose = "episode"
+    view: View = "image"
+    asked: int | tuple[int, ...] | None = None
 
     @property
     def observation_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
         """The observation.
 
-        gps: float32 [2]; meters (forward, right) from the start of the episode, relative to its heading. image: uint8
-        [H, W, 3]. target: float32 [20]; the target category, one-hot.
+        gps: float32 [2]; meters (forward, right) from the start of the episode, relative to its heading, or with
+        `pose` "house" (x, z) from the center of the house. heading: float32 [2]; (cos, sin) in the same frame; only if
+        `pose` is "house" or `view` "symbols". target: float32 [20]; the target category, one-hot.
+
+        View "image": image, uint8 [H, W, 3]. View "symbols": in_view, distance and bearing, float32 [20] each: whether
+        an object of each category is in view, and meters and radians (to the left) to the nearest one; free: float32
+        [7]; meters to the next obstacle at −90°, −60° … 90°.
         """
-        return {
-            "gps": jax.ShapeDtypeStruct((2,), jnp.float32),
-            "image": Image((self.lens.height, self.lens.width, 3), jnp.uint8),
-            "target": jax.ShapeDtypeStruct((CATEGORIES,), jnp.float32),
-        }
+        shapes: dict[str, tuple[int, ...]] = {"gps": (2,), "target": (CATEGORIES,)}
+        if self.observes_heading:
+            shapes["heading"] = (2,)
+        if self.view == "symbols":
+            shapes |= dict.fromkeys(("bearing", "distance", "in_view"), (CATEGORIES,))
+            shapes["free"] = house_symbols.RAYS.shape
+        spec = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
+        if self.view == "image":
+            spec["image"] = Image((self.lens.height, self.lens.width, 3), jnp.uint8)
+        return spec
 
     @property
     def observation_range(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """± the size of the house for gps, 0 to 255 for the image, 0 to 1 for the target."""
-        spec, size = self.observation_spec, self.config.side * math.sqrt(2)
-        ends = {"gps": (-size, size), "image": (0, 255), "target": (0, 1)}
-        low = {name: np.full(spec[name].shape, end[0], spec[name].dtype) for name, end in ends.items()}
-        return low, {name: np.full(spec[name].shape, end[1], spec[name].dtype) for name, end in ends.items()}
+        """Distances up to the house's diagonal, bearings inside the field of view, and the ends of the others."""
+        size = self.config.side * math.sqrt(2)
+        middle, edge = self.config.side / 2, math.atan(self.lens.edge)
+        ends = {
+            "bearing": (-edge, edge),
+            "distance": (0, size),
+            "free": (0, size),
+            "gps": (-middle, middle) if self.pose == "house" else (-size, size),
+            "heading": (-1, 1),
+            "image": (0, 255),
+            "in_view": (0, 1),
+            "target": (0, 1),
+        }
+        spec = self.observation_spec.items()
+        low = {name: np.full(array.shape, ends[name][0], array.dtype) for name, array in spec}
+        return low, {name: np.full(array.shape, ends[name][1], array.dtype) for name, array in spec}
+
+    @property
+    def observes_heading(self) -> bool:
+        """Whether the observation includes the heading."""
+        return self.pose == "house" or self.view == "symbols"
 
     @property
     def reference_episodes(self) -> int:
@@ -147,27 +148,29 @@ class HouseNav(VisualEnvironment):
     @property
     def action_names(self) -> tuple[str, ...]:
         """Names of the actions."""
-        return ("stop", "forward", "turn left", "turn right", "look up", "look down")
+        names = ("stop", "forward", "turn left", "turn right", "look up", "look down")
+        return names if self.view == "image" else names[:UP]
 
     @property
     def action_space(self) -> Discrete:
-        """0 stop, 1 forward, 2 left, 3 right, 4 up, 5 down."""
-        return Discrete(6)
+        """0 stop, 1 forward, 2 left, 3 right, and with images 4 up, 5 down."""
+        return Discrete(len(self.action_names))
 
     def start(self, key: jax.Array, task: jax.Array) -> HouseState:
         """Build the house of the task and start an episode in it."""
-        return self._episode(key, build_house(prng.key(task), self.config))
+        return self._episode(key, build_house(prng.key(task), self.config), task)
 
     def restart(self, key: jax.Array, state: HouseState, task: jax.Array) -> HouseState:
         """Start an episode in the same house."""
-        del task
-        return self._episode(key, state.house)
+        return self._episode(key, state.house, task)
 
-    def _episode(self, key: jax.Array, house: House) -> HouseState:
-        """Start with a random reachable category, cell and heading."""
+    def _episode(self, key: jax.Array, house: House, task: jax.Array) -> HouseState:
+        """Start with a random one of the categories asked for, at a cell and heading as `pose` says."""
         target_key, place_key, heading_key = jax.random.split(key, 3)
+        if self.pose == "dock":
+            place_key, heading_key = jax.random.split(jax.random.fold_in(prng.key(task), DOCK))
         draws = jax.random.uniform(target_key, (self.config.categories,))
-        target = jnp.argmax(jnp.where(house.reachable, 1.0 + draws, draws)).astype(jnp.int32)
+        target = jnp.argmax(jnp.where(self.asked_in(house, task), 1.0 + draws, draws)).astype(jnp.int32)
         cell = house.starts[jax.random.randint(place_key, (), 0, jnp.maximum(house.start_count, 1))]
         position = (jnp.stack([cell // self.config.cells, cell % self.config.cells]) + 0.5) * CELL
         distance = distance_at(house.distance[target], position, CELL)
@@ -187,6 +190,13 @@ class HouseNav(VisualEnvironment):
             pixels=zero,
             success=jnp.zeros((), bool),
         )
+
+    def asked_in(self, house: House, task: jax.Array) -> jax.Array:
+        """Return which categories the trial asks for, bool [C]: the first `asked` of those that can be reached."""
+        if self.asked is None:
+            return house.reachable
+        number = jnp.asarray(self.asked)[task % len(self.asked)] if isinstance(self.asked, tuple) else self.asked
+        return house.reachable & (jnp.cumsum(house.reachable) <= number)
 
     def transition(
         self, key: jax.Array, state: HouseState, action: jax.Array, task: jax.Array
@@ -225,6 +235,7 @@ class HouseNav(VisualEnvironment):
 
         distance: remaining meters. spl: success weighted by path length (Anderson et al. 2018, arXiv 1807.06757).
         soft_spl: SPL with the covered share of the path instead of success (Datta et al. 2020, arXiv 2009.03231).
+        steps: length of the episode.
         """
         share = state.start_distance / jnp.maximum(jnp.maximum(state.start_distance, state.path), 1e-6)
         covered = jnp.maximum(0.0, 1.0 - state.distance / jnp.maximum(state.start_distance, 1e-6))
@@ -232,21 +243,47 @@ class HouseNav(VisualEnvironment):
             "distance": state.distance,
             "soft_spl": covered * share,
             "spl": jnp.where(state.success, share, 0.0),
+            "steps": state.step.astype(jnp.float32),
         }
 
     def observe(self, state: HouseState, task: jax.Array) -> tuple[HouseState, dict[str, jax.Array]]:
-        """Return image, target and gps, and count the pixels that decide about the success of a stop."""
+        """Return the observation, and keep what decides about the success of a stop in the state."""
         del task
-        view = render_objects(self.scene(state.house), self.camera(state), self.lens)
-        state = state.replace(pixels=self._target_pixels(state, view.objects))  # type: ignore[attr-defined]
-        cos, sin = jnp.cos(state.heading), jnp.sin(state.heading)
-        x, z = state.position - state.start
+        if self.view == "image":
+            view = render_objects(self.scene(state.house), self.camera(state), self.lens)
+            pixels, objects = self._target_pixels(state, view.objects), {"image": view.image}
+        else:
+            pixels, objects = self._observe_symbols(state)
         observation = {
-            "gps": jnp.stack([x * cos - z * sin, x * sin + z * cos]),
-            "image": view.image,
+            **self._observe_pose(state),
+            **objects,
             "target": jax.nn.one_hot(state.house.categories[state.target], CATEGORIES, dtype=jnp.float32),
         }
-        return state, observation
+        return state.replace(pixels=pixels), observation  # type: ignore[attr-defined]
+
+    def _observe_symbols(self, state: HouseState) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Return `HouseState.pixels`, and the observation of objects and free distances."""
+        house, camera = state.house, self.camera(state)
+        seen = house_symbols.sightings(house, camera, self.lens)
+        index = self.of_target(state)
+        found = jnp.any(seen.visible[index] & (seen.distance[index] <= SUCCESS_DISTANCE))
+        free = house_symbols.free_distances(house, camera)
+        return jnp.where(found, SUCCESS_PIXELS, 0), {**house_symbols.nearest_of_categories(house, seen), "free": free}
+
+    def _observe_pose(self, state: HouseState) -> dict[str, jax.Array]:
+        """Return gps, and heading if it is observed."""
+        if self.pose == "house":
+            angle, gps = state.heading + state.turns * TURN, state.position - self.config.side / 2
+        else:
+            cos, sin = jnp.cos(state.heading), jnp.sin(state.heading)
+            x, z = state.position - state.start
+            angle, gps = state.turns * TURN, jnp.stack([x * cos - z * sin, x * sin + z * cos])
+        heading = {"heading": jnp.stack([jnp.cos(angle), jnp.sin(angle)])} if self.observes_heading else {}
+        return {"gps": gps, **heading}
+
+    def of_target(self, state: HouseState) -> jax.Array:
+        """Return the indices of the objects of the target category, int32 [I]."""
+        return state.target * self.config.instances + jnp.arange(self.config.instances)
 
     def _target_pixels(self, state: HouseState, objects: jax.Array) -> jax.Array:
         """Return the pixels, inside the border, of the most visible target object within 2 m, int32 []."""
@@ -282,41 +319,10 @@ class HouseNav(VisualEnvironment):
         return Scene(Walls(house.walls, house.wall_colour), solids, house.floor, ceiling, textured=self.textured)
 
     def optimal_action(self, state: HouseState, task: jax.Array) -> jax.Array:
-        """Return the action of the expert.
-
-        It descends the distances along the best of the twelve headings. Near an object, it turns to it, looks at it,
-        and stops when this is a success.
-        """
+        """Return the action of the expert: it takes a shortest path, turns to the object, looks at it and stops."""
         del task
-        house = state.house
-        ways = jnp.arange(12) - 5
-        angles = state.heading + (state.turns + ways) * TURN
-        ahead = jax.vmap(lambda a: slide(house.free, state.position, jnp.stack([jnp.cos(a), -jnp.sin(a)])))(angles)
-        left = jax.vmap(lambda place: distance_at(house.distance[state.target], place, CELL))(ahead)
-        way = ways[jnp.argmin(left + 1e-4 * jnp.abs(ways))]  # of equal headings, the one with the fewest turns
-        go = jnp.where(way == 0, FORWARD, jnp.where(way > 0, LEFT, RIGHT))
-        near, look = self._look_at_nearest(state)
-        act = jnp.where(near, look, go)
-        return jnp.where(state.pixels >= SUCCESS_PIXELS, STOP, act).astype(jnp.int32)
-
-    def _look_at_nearest(self, state: HouseState) -> tuple[jax.Array, jax.Array]:
-        """Return whether to look at the target object at the smallest straight distance, and the action to do so."""
-        index = state.target * self.config.instances + jnp.arange(self.config.instances)
-        aside = state.house.place[index] - state.position
-        distances = jnp.where(state.house.present[index], jnp.linalg.norm(aside, axis=-1), jnp.inf)
-        nearest = jnp.argmin(distances)
-        x, z = aside[nearest]
-        height = jnp.asarray(CATEGORY_SIZE)[state.house.categories[state.target], 2]
-        cos, sin = facing(state)[0], -facing(state)[1]
-        bearing = jnp.arctan2(-x * sin - z * cos, x * cos - z * sin)
-        slope = (height / 2 - EYE) / distances[nearest] - jnp.tan(state.pitch * TURN)
-        half = math.tan(math.radians(self.lens.field_of_view) / 2) * (1 - 2 * BORDER / self.lens.height)
-        vertical = jnp.where(slope < -half, DOWN, jnp.where(slope > half, UP, FORWARD))
-        turn = jnp.where(bearing > 0, LEFT, RIGHT)
-        near = (distances[nearest] < 1.5) & clear_way(
-            state.house.free, state.position, state.house.place[index[nearest]]
-        )
-        return near, jnp.where(jnp.abs(bearing) > TURN / 2, turn, vertical)
+        house, index = state.house, self.of_target(state)
+        return house_expert.approach(self, state, house.distance[state.target], house.present[index])
 
     def tasks(self, split: Split) -> np.ndarray:
         """Return seeds of houses, int32 [N]: 0 … 9,999 for training, 10,000 … 10,999 held out."""
@@ -338,61 +344,3 @@ class HouseNav(VisualEnvironment):
     def render_trial(self, trial: TrialRecord) -> np.ndarray:
         """Return frames of a trial, uint8 [n, H, W, 3]: the view, and a map with the path and rings around targets."""
         return draw.trial_frames(self.render_input, trial, self.lens)
-
-
-def facing(state: HouseState) -> jax.Array:
-    """Return the unit vector (x, z) of the heading, float32 [2]."""
-    angle = state.heading + state.turns * TURN
-    return jnp.stack([jnp.cos(angle), -jnp.sin(angle)])
-
-
-def clear_way(free: jax.Array, start: jax.Array, end: jax.Array) -> jax.Array:
-    """Return whether the segment from `start` to the center `end` of an object, [2] each, is free, bool []."""
-    places = start + jnp.linspace(0.0, 1.0, 24)[:, None] * (end - start)
-    x, z = jnp.floor(places / CELL).astype(jnp.int32).T
-    occupied = jnp.sum((places - end) ** 2, -1) < (OBJECT * CELL) ** 2 / 2  # the square that the object occupies
-    return jnp.all(free[x, z] | occupied)
-
-
-def slide(free: jax.Array, position: jax.Array, towards: jax.Array) -> jax.Array:
-    """Return the end of a step of 0.25 m, which moves along x, then along z, each up to the next obstacle.
-
-    Obstacles fill whole cells, so this is exact sliding.
-
-    Args:
-        free: Bool [n, n]; free cells.
-        position: Float32 [2]; (x, z).
-        towards: Float32 [2]; unit vector of the step.
-    """
-    for axis in (0, 1):
-        position = _slide_along(free, position, STEP * towards[axis], axis)
-    return position
-
-
-def _slide_along(free: jax.Array, position: jax.Array, way: jax.Array, axis: int) -> jax.Array:
-    """Move along one axis by at most `way` (less than a cell), up to the agent's radius before an obstacle."""
-    cells = free.shape[0]
-    sign = jnp.where(way >= 0, 1.0, -1.0)
-    front = position[axis] + way + sign * (RADIUS + 1e-5)  # the margin exceeds rounding errors
-    ahead = jnp.floor(front / CELL).astype(jnp.int32)
-    sides = jnp.floor((position[1 - axis] + jnp.array([-RADIUS, RADIUS])) / CELL).astype(jnp.int32)
-    open_sides = []
-    for side in (sides[0], sides[1]):
-        x, z = (ahead, side) if axis == 0 else (side, ahead)
-        inside = (x >= 0) & (x < cells) & (z >= 0) & (z < cells)
-        open_sides.append(inside & free[jnp.clip(x, 0, cells - 1), jnp.clip(z, 0, cells - 1)])
-    # The near face of the obstacle. A millimeter is left, so rounding never moves the agent into it.
-    face = jnp.where(sign > 0, ahead * CELL, (ahead + 1) * CELL)
-    limit = face - sign * (RADIUS + 1e-3)
-    stopped = jnp.where(sign > 0, jnp.maximum(limit, position[axis]), jnp.minimum(limit, position[axis]))
-    return position.at[axis].set(jnp.where(open_sides[0] & open_sides[1], position[axis] + way, stopped))
-
-
-PRESETS = {
-    preset.name: preset
-    for preset in (
-        HouseNav("house-objnav-small"),
-        HouseNav("house-objnav-medium", HouseConfig(48, 3, furniture=10, categories=12)),
-        HouseNav("house-objnav-large", HouseConfig(64, 4, furniture=16, categories=20)),
-    )
-}

@@ -47,10 +47,14 @@ class Lens:
             if getattr(self, name) < 1:
                 raise ResolutionError(f"{name} is {getattr(self, name)!r}; allowed: 1 or more")
 
+    @property
+    def edge(self) -> float:
+        """Largest u = right / forward in view: the tangent of half the horizontal field of view."""
+        return math.tan(math.radians(self.field_of_view) / 2) * self.width / self.height
+
     def columns(self, offset: float) -> np.ndarray:
         """Return u = right / forward of each column, float32 [W], for a sample `offset` from its left edge."""
-        half = math.tan(math.radians(self.field_of_view) / 2) * self.width / self.height
-        return (half * (2 * (np.arange(self.width) + offset) / self.width - 1)).astype(np.float32)
+        return (self.edge * (2 * (np.arange(self.width) + offset) / self.width - 1)).astype(np.float32)
 
     def rows(self, offset: float) -> np.ndarray:
         """Return v = up / forward of each row, top row first, float32 [H], for a sample `offset` below its top edge.

@@ -17,9 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from relic_jax.config import ConfigError, EnvConfig, WorkerConfig
+from relic_jax.config import EnvConfig, WorkerConfig
 from relic_jax.environment.base import Discrete, Environment, Split, TimeStep, TrialRecord, first_timestep
 from relic_jax.environment.reference_agents import FORGETFUL, REMEMBERING, ScriptedAgent
+from relic_jax.envs.asked import read_asked
 from relic_jax.envs.darkroom import render
 from relic_jax.envs.darkroom.env import MOVES, towards
 
@@ -258,12 +259,5 @@ PRESETS = {
 def make(env: EnvConfig, workers: WorkerConfig) -> GridObj:
     """Return the environment of a name in `PRESETS`. Raises ConfigError if `asked` is out of range."""
     del workers
-    preset, asked = PRESETS[env.name], env.typed(GridObjOptions).asked
-    if asked is None:
-        return preset
-    words = str(asked).split(",")
-    numbers = tuple(int(word) for word in words if word.isdecimal())
-    if len(numbers) < len(words) or not all(1 <= number <= preset.kinds for number in numbers):
-        allowed = f"1 to {preset.kinds} for {env.name!r}, several such numbers (1,2), or None for all"
-        raise ConfigError(f"env.asked is {asked!r}; allowed: {allowed}")
-    return dataclasses.replace(preset, asked=numbers if len(numbers) > 1 else numbers[0])
+    preset = PRESETS[env.name]
+    return dataclasses.replace(preset, asked=read_asked(env.name, env.typed(GridObjOptions).asked, preset.kinds))

@@ -23,6 +23,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from relic_jax.config import EnvConfig, Options
 from relic_jax.environment.base import Environment
 from relic_jax.environment.trials import Trials
 from relic_jax.envs import registry
@@ -91,6 +92,7 @@ def cases(machine: Machine, seconds: float = 1.0, rounds: int = 4) -> Iterator[d
     for size in HOUSES:
         yield building(f"house-objnav-{size}", rounds)
         yield compare_with_unlimited(f"house-objnav-{size}")
+        yield symbols(f"house-objnav-{size}", seconds, rounds)
 
 
 def measure(
@@ -122,6 +124,23 @@ def measure(
         "of_peer": ratio,
         "mark": case.mark,
         "reached": None if case.mark is None or judged is None else judged >= case.mark,
+    }
+
+
+def symbols(name: str, seconds: float, rounds: int, batch: int = 256, mark: float = 3.0) -> dict[str, Any]:
+    """Measure a house with symbols in place of images. The peer is the house with images, the target a ratio."""
+    with_images, with_symbols = registry.make(name), registry.make(EnvConfig(name, options=Options(view="symbols")))
+    images = env_rate(with_images, batch, seconds, rounds)
+    rate = env_rate(with_symbols, batch, seconds, rounds)
+    return {
+        "name": f"env/{name}, symbols",
+        "rate": rate,
+        "unit": "steps/s",
+        "batch": batch * len(jax.devices()),
+        "peer_rate": images,
+        "of_peer": rate / images,
+        "mark": mark,
+        "reached": rate / images >= mark,
     }
 
 

@@ -8,6 +8,7 @@ from relic_jax.config import (
     EncoderConfig,
     EnvConfig,
     EvalConfig,
+    Options,
     PolicyConfig,
     PPOConfig,
     TrainConfig,
@@ -55,6 +56,14 @@ HOUSE = replace(
 )
 
 
+SYMBOLS = replace(
+    HOUSE,
+    env=EnvConfig("house-objnav-small", options=Options(view="symbols", pose="house")),
+    total_steps=4_000_000,
+    policy=replace(HOUSE.policy, encoder=EncoderConfig(observation="scaled", reward=False, vectors="embedded")),
+)
+
+
 def on_gpu(config: TrainConfig) -> TrainConfig:
     """Return a configuration with the paper's numbers for object navigation in place of those for two CPU cores.
 
@@ -93,6 +102,18 @@ PRESETS: dict[str, Preset] = {
         "object navigation from images, in houses of up to 4 rooms that are held out",
         "15 min on 2 CPU cores, 30 min on one of them",
         "held-out houses, 3 seeds: success 69.8% in the first episode, 3.1 points [0.6, 6.1] more from the third on",
+    ),
+    "house-symbols-small": Preset(
+        SYMBOLS,
+        "object navigation from sightings in numbers, in houses of up to 4 rooms that are held out",
+    ),
+    "house-symbols-medium": Preset(
+        replace(
+            SYMBOLS,
+            env=EnvConfig("house-objnav-medium", options=SYMBOLS.env.options),
+            trial=replace(SYMBOLS.trial, steps=3000, updates=30),
+        ),
+        "house-symbols-small in houses of up to 8 rooms",
     ),
     **{
         f"{config.env.name}-gpu": Preset(

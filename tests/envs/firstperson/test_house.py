@@ -10,41 +10,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from houses import COUNT, TINY, built, houses
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from relic_jax.environment.base import num_tasks
 from relic_jax.environment.trials import Trials
-from relic_jax.envs.firstperson import house
+from relic_jax.envs.firstperson import house_walk
 from relic_jax.envs.firstperson.geodesic import distance_at, distances
-from relic_jax.envs.firstperson.house import DOWN, FORWARD, LEFT, PRESETS, RIGHT, STOP, UP, HouseNav, slide
-from relic_jax.envs.firstperson.house_plan import CATEGORIES, CELL, HouseConfig, build_house
-from relic_jax.envs.firstperson.lens import Lens
+from relic_jax.envs.firstperson.house_plan import CATEGORIES, CELL, HouseConfig
+from relic_jax.envs.firstperson.house_walk import DOWN, FORWARD, LEFT, RIGHT, STOP, UP, slide
+from relic_jax.envs.firstperson.houses import PRESETS
 from relic_jax.envs.firstperson.paint import FIRST_SOLID
 from relic_jax.envs.firstperson.plan import touches_walls
 from relic_jax.envs.firstperson.renderer import render_objects
 from relic_jax.envs.firstperson.scene import RoomTooSmallError, TooManyObjectsError
 from relic_jax.envs.registry import make
 
-TINY = HouseNav("tiny", HouseConfig(24, 2, furniture=3, categories=4, instances=2), lens=Lens(32, 32, 90.0, layers=6))
-COUNT = 24
-
-
-class Built(HouseNav):
-    """Takes houses as tasks, so that programs that play in them need not build them."""
-
-    def start(self, key, task):
-        return self._episode(key, task)
-
-
-BUILT = Built(**{field.name: getattr(TINY, field.name) for field in dataclasses.fields(TINY)})
-
-
-@functools.cache
-def houses():
-    """The first houses of the tiny environment's test split, on the host."""
-    seeds = TINY.tasks("test")[:COUNT]
-    return jax.device_get(jax.jit(jax.vmap(lambda seed: build_house(jax.random.key(seed), TINY.config)))(seeds))
+BUILT = built()
 
 
 def dijkstra(free, sources):
@@ -94,8 +77,8 @@ def test_a_step_in_the_open_is_a_quarter_metre_and_walls_are_slid_along():
         step((0.6, 1.0), 0.3), [0.6 + 0.25 * math.cos(0.3), 1.0 - 0.25 * math.sin(0.3)], rtol=1e-6
     )
     x, z = step((1.3, 1.0), 0.5)
-    assert x == pytest.approx(1.5 - house.RADIUS, abs=2e-3) and z == pytest.approx(1.0 - 0.25 * math.sin(0.5))
-    np.testing.assert_allclose(step((0.2, 0.2), math.pi), [house.RADIUS + 1e-3, 0.2], atol=1e-6)  # the outer wall
+    assert x == pytest.approx(1.5 - house_walk.RADIUS, abs=2e-3) and z == pytest.approx(1.0 - 0.25 * math.sin(0.5))
+    np.testing.assert_allclose(step((0.2, 0.2), math.pi), [house_walk.RADIUS + 1e-3, 0.2], atol=1e-6)  # the outer wall
 
 
 @settings(max_examples=25, deadline=None)
@@ -107,7 +90,7 @@ def test_the_agent_is_never_inside_anything(seed):
     free[5, 5] = True
     places = walk(jnp.asarray(free), random.uniform(-np.pi, np.pi, 60).astype(np.float32))
     for place in np.asarray(places, float):
-        for corner in itertools.product((-house.RADIUS, house.RADIUS), repeat=2):
+        for corner in itertools.product((-house_walk.RADIUS, house_walk.RADIUS), repeat=2):
             cell = np.floor((place + corner) / CELL).astype(int)
             assert (cell >= 0).all() and (cell < 10).all() and free[tuple(cell)]
     steps = np.diff(np.asarray(places), axis=0)

@@ -1,0 +1,112 @@
+"""What an agent in a house perceives, as numbers instead of an image: objects in view, and free distances.
+
+Everything is exact in the floor plan. A point is in view if it lies inside the horizontal field of view and no wall is
+between it and the eye. Furniture and objects are lower than the eye and hide nothing.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from relic_jax.envs.firstperson.columns import in_view
+from relic_jax.envs.firstperson.house_plan import CATEGORIES, CELL, OBJECT, House
+from relic_jax.envs.firstperson.lens import Lens
+from relic_jax.envs.firstperson.scene import Camera
+
+RAYS = np.radians(np.arange(-90, 91, 30)).astype(np.float32)
+"""Bearings of the free distances, from right to left."""
+
+
+class Sightings(NamedTuple):
+    """The objects in view.
+
+    Attributes:
+        visible: Bool [N].
+        distance: Float32 [N]; meters in the floor plan.
+        bearing: Float32 [N]; radians to the left of the heading, −π … π.
+    """
+
+    visible: jax.Array
+    distance: jax.Array
+    bearing: jax.Array
+
+
+def points_in_view(points: jax.Array, walls: jax.Array, camera: Camera, lens: Lens) -> jax.Array:
+    """Return which points are in view, bool [...].
+
+    Args:
+        points: Float32 [..., 2]; (x, z).
+        walls: Float32 [S, 2, 2]; both ends of each wall. Walls of length 0 hide nothing.
+        camera: The agent's camera.
+        lens: The lens of the camera, for its field of view.
+    """
+    forward, right = in_view(points, camera)
+    inside = (forward > 0) & (jnp.abs(right) <= lens.edge * forward)
+    start, along = walls[:, 0] - camera.position, walls[:, 1] - walls[:, 0]
+    point = (points - camera.position)[..., None, :]
+    # The wall's line separates the eye and the point, and the line of sight separates the ends of the wall.
+    left, other_left = _cross(point, start) > 0, _cross(point, start + along) > 0
+    hidden = (left != other_left) & ((_cross(along, -start) > 0) != (_cross(along, point - start) > 0))
+    return inside & ~hidden.any(-1)
+
+
+def sightings(house: House, camera: Camera, lens: Lens) -> Sightings:
+    """Return which objects are in view, and where they are. An object is in view if its center is."""
+    forward, right = in_view(house.place, camera)
+    visible = house.present & points_in_view(house.place, house.walls, camera, lens)
+    return Sightings(visible, jnp.hypot(forward, right), jnp.arctan2(-right, forward))
+
+
+def nearest_of_categories(house: House, seen: Sightings) -> dict[str, jax.Array]:
+    """Return the observation of the nearest object in view of each of the 20 categories, zeros if there is none.
+
+    Returns:
+        in_view, distance and bearing, float32 [20] each.
+    """
+    count = house.categories.shape[0]
+    distance, bearing = (x.reshape(count, -1) for x in (seen.distance, seen.bearing))
+    reach = jnp.where(seen.visible.reshape(count, -1), distance, jnp.inf)
+    nearest = reach.argmin(1)[:, None]
+    visible = jnp.isfinite(reach).any(1)
+    slots = house.categories == jnp.arange(CATEGORIES)[:, None]  # [20, C]
+
+    def by_category(values: jax.Array) -> jax.Array:
+        return jnp.where(slots & visible, values, 0.0).sum(1)
+
+    return {
+        "bearing": by_category(jnp.take_along_axis(bearing, nearest, 1)[:, 0]),
+        "distance": by_category(jnp.take_along_axis(distance, nearest, 1)[:, 0]),
+        "in_view": by_category(jnp.ones(count)),
+    }
+
+
+def free_distances(house: House, camera: Camera) -> jax.Array:
+    """Return the meters from the agent's center to the nearest wall, piece of furniture or object, float32 [7].
+
+    The directions are `RAYS`. An object fills the square of cells that it occupies.
+    """
+    cos, sin = camera.direction
+    turned = jnp.arctan2(sin, cos) + RAYS
+    rays = jnp.stack([jnp.cos(turned), -jnp.sin(turned)], -1)[:, None]  # [R, 1, 2]
+    start, along = house.walls[:, 0] - camera.position, house.walls[:, 1] - house.walls[:, 0]
+    across = _cross(rays, along)
+    meters = _cross(start, along) / jnp.where(across == 0, 1.0, across)
+    meets = (_cross(rays, start) > 0) != (_cross(rays, start + along) > 0)
+    to_wall = jnp.where(meets & (meters > 0), meters, jnp.inf).min(1)
+    half = jnp.concatenate([house.furniture[:, 2:4], jnp.full(house.place.shape, OBJECT * CELL / 2)])
+    aside = jnp.concatenate([house.furniture[:, :2], house.place]) - camera.position
+    there = jnp.concatenate([house.furniture[:, 4] > 0, house.present])
+    slope = 1.0 / jnp.where(jnp.abs(rays) < 1e-6, 1e-6, rays)
+    ends = jnp.stack([(aside - half) * slope, (aside + half) * slope])  # [2, R, N, 2]
+    enters, leaves = ends.min(0).max(-1), ends.max(0).min(-1)
+    to_solid = jnp.where(there & (enters < leaves) & (enters > 0), enters, jnp.inf).min(1)
+    return jnp.minimum(to_wall, to_solid)
+
+
+def _cross(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Return the cross product of vectors [..., 2] in the plane."""
+    return a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0]
