@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Literal
 
 import jax
@@ -16,7 +17,8 @@ import numpy as np
 
 from relic_jax import prng
 from relic_jax.environment.base import Discrete, Image, Split, TimeStep, TrialRecord, VisualEnvironment
-from relic_jax.envs.firstperson import draw, house_expert, house_symbols
+from relic_jax.environment.reference_agents import FORGETFUL, REMEMBERING, ScriptedAgent
+from relic_jax.envs.firstperson import draw, house_expert, house_recall, house_symbols
 from relic_jax.envs.firstperson.geodesic import distance_at
 from relic_jax.envs.firstperson.house_plan import (
     CATEGORIES,
@@ -323,6 +325,26 @@ class HouseNav(VisualEnvironment):
         del task
         house, index = state.house, self.of_target(state)
         return house_expert.approach(self, state, house.distance[state.target], house.present[index])
+
+    @property
+    def reference_agents(self) -> Mapping[str, ScriptedAgent]:
+        """The two searchers of `house_searcher.py`."""
+        from relic_jax.envs.firstperson.house_searcher import HouseSearcher  # it needs this module
+
+        return {FORGETFUL: HouseSearcher(self, "episode"), REMEMBERING: HouseSearcher(self, "trial")}
+
+    @property
+    def recall_classes(self) -> tuple[int, ...]:
+        """Bins of 1 m along both axes of the observed position. None unless symbols show places in a fixed frame."""
+        if self.view != "symbols" or self.pose == "episode":
+            return ()
+        low, high = self.observation_range
+        return house_recall.bins(low["gps"], high["gps"])
+
+    def recall_labels(self, observations: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        """Return the bins in which the category asked for was last in view, and whether it was."""
+        low, _ = self.observation_range
+        return house_recall.last_seen(observations, low["gps"], self.recall_classes)
 
     def tasks(self, split: Split) -> np.ndarray:
         """Return seeds of houses, int32 [N]: 0 … 9,999 for training, 10,000 … 10,999 held out."""

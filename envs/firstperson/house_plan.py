@@ -152,7 +152,9 @@ def build_house(key: jax.Array, config: HouseConfig) -> House:
     furniture, solid, forbidden = _furnish(keys[2], solid, _widened(in_door, 2), config)
     place, present, solid = _place_objects(keys[3], solid, forbidden, config)
     order = jax.random.permutation(keys[4], CATEGORIES)[: config.categories].astype(jnp.int32)
-    distance = distances(~solid, _sources(place, present, config), CELL)
+    sources = sources_of(place, present, config.cells)
+    sources = sources.reshape(config.categories, config.instances, config.cells, config.cells).min(1)
+    distance = distances(~solid, sources, CELL)
     reachable = jnp.isfinite(distance).any((1, 2))
     is_start = ~solid & (jnp.isfinite(distance) | ~reachable[:, None, None]).all(0) & reachable.any()
     pieces = _wall_pieces(walls, doors, is_split, along_x, config)
@@ -313,15 +315,20 @@ def _place_objects(
     return centre.astype(jnp.float32), fits, solid
 
 
-def _sources(place: jax.Array, present: jax.Array, config: HouseConfig) -> jax.Array:
-    """Return the sources of each category, [C, n, n]: cells around its objects, with the distance to the center."""
-    centres = (jnp.arange(config.cells) + 0.5) * CELL
+def sources_of(place: jax.Array, present: jax.Array, cells: int) -> jax.Array:
+    """Return the sources of each object, float32 [K, n, n]: cells around it, with the distance to the center.
+
+    Args:
+        place: Float32 [K, 2]; centers of the objects.
+        present: Bool [K]; objects that are there. Others have no sources.
+        cells: n, cells along each side of the house.
+    """
+    centres = (jnp.arange(cells) + 0.5) * CELL
     x, z = jnp.abs(centres - place[:, :1]), jnp.abs(centres - place[:, 1:])
     reach = (OBJECT / 2 + 1) * CELL
     near = (x < reach)[:, :, None] & (z < reach)[:, None, :] & present[:, None, None]
     left = jnp.hypot(x[:, :, None], z[:, None, :])
-    each = jnp.where(near, left, jnp.inf).reshape(config.categories, config.instances, config.cells, config.cells)
-    return each.min(1)
+    return jnp.where(near, left, jnp.inf)
 
 
 def _wall_pieces(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -62,19 +63,66 @@ class AgentEpisodes:
     metrics: dict[str, np.ndarray]
 
 
-@settings.with_standard
+@dataclasses.dataclass(frozen=True)
+class RandomAgent:
+    """Takes uniformly random actions."""
+
+    env: Environment
+
+    def initial_memory(self) -> PyTree:
+        """Return no memory."""
+        return ()
+
+    def act(
+        self, key: jax.Array, memory: PyTree, state: PyTree, first: jax.Array, task: PyTree
+    ) -> tuple[PyTree, jax.Array]:
+        """Draw an action; if it is not legal, `play_agents` replaces it."""
+        del state, first, task
+        return memory, self.env.action_space.sample(key)
+
+
+@dataclasses.dataclass(frozen=True)
+class Expert:
+    """Takes the actions of `Environment.optimal_action`."""
+
+    env: Environment
+
+    def initial_memory(self) -> PyTree:
+        """Return no memory."""
+        return ()
+
+    def act(
+        self, key: jax.Array, memory: PyTree, state: PyTree, first: jax.Array, task: PyTree
+    ) -> tuple[PyTree, jax.Array]:
+        """Return the expert's action."""
+        del key, first
+        return memory, self.env.optimal_action(state, task)
+
+
 def play_reference_agents(env: Environment, tasks: PyTree, episodes: int, seed: int = 0) -> dict[str, AgentEpisodes]:
-    """Play whole trials with each of `Environment.reference_agents`.
+    """Play whole trials with each of `Environment.reference_agents`, see `play_agents`."""
+    return play_agents(env, env.reference_agents, tasks, episodes, seed)
+
+
+@settings.with_standard
+def play_agents(
+    env: Environment, agents: Mapping[str, ScriptedAgent], tasks: PyTree, episodes: int, seed: int = 0
+) -> dict[str, AgentEpisodes]:
+    """Play whole trials with scripted agents.
 
     Args:
         env: The environment. Must not run in worker processes.
+        agents: The agents by name.
         tasks: Pytree with leading axis B, one task for each trial.
         episodes: E, episodes per trial.
         seed: Seed of the random numbers.
+
+    Returns:
+        The episodes of each agent by name.
     """
     return {
         name: AgentEpisodes(*jax.device_get(_trials(env, agent, tasks, episodes, prng.key(seed))))
-        for name, agent in env.reference_agents.items()
+        for name, agent in agents.items()
     }
 
 

@@ -65,6 +65,19 @@ def test_description(report):
     assert describe_agents(dataclasses.replace(report, reference_agents={})) == []
 
 
+def test_paths_come_before_steps(report):
+    curves = {x: Curve(*[[0.5] + [x] * 7] * 3) for x in (0.6, 0.7, 0.8)}
+    agents = {
+        name: dataclasses.replace(agent, metrics={"spl": curves[x], **agent.metrics})
+        for (name, agent), x in zip(report.reference_agents.items(), (0.6, 0.8), strict=True)
+    }
+    policy = dataclasses.replace(report, metrics={"spl": curves[0.7], **report.metrics}, reference_agents=agents)
+    lines = describe_agents(policy)
+    steps = "steps 15.00 in episode 1, 15.00 in episodes 2–8"
+    assert lines[0] == f"forgetful searcher: SPL 0.50 in episode 1, 0.60 in episodes 2–8; {steps}"
+    assert lines[2].startswith("policy: SPL 0.70 in episodes 6–8, 50% of the way")
+
+
 def test_the_share_of_the_way(report):
     assert memory_share(report) == pytest.approx((15 - 9) / (15 - 6))
     assert memory_share(

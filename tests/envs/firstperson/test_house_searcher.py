@@ -1,0 +1,151 @@
+"""The searchers of the houses: their memory, where they go, and the labels of what they recall."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from houses import COUNT, TINY, built, houses
+
+from relic_jax.environment.reference_agents import FORGETFUL, REMEMBERING, play_reference_agents
+from relic_jax.environment.trials import Trials
+from relic_jax.envs.firstperson.house_plan import CELL
+from relic_jax.envs.firstperson.house_searcher import HouseSearcher, _to_parts, parts
+from relic_jax.envs.firstperson.house_walk import STOP
+from relic_jax.envs.registry import make
+
+ENV = built(view="symbols", pose="house")
+EPISODES = 6
+
+
+@functools.cache
+def played():
+    """Episodes of both searchers in all houses."""
+    return play_reference_agents(ENV, jax.tree.map(jnp.asarray, houses()), EPISODES)
+
+
+def test_searchers_succeed_and_memory_shortens_their_paths():
+    forgetful, remembering = played()[FORGETFUL], played()[REMEMBERING]
+    assert forgetful.successes.all() and remembering.successes.all()
+    np.testing.assert_array_equal(forgetful.metrics["steps"][:, 0], remembering.metrics["steps"][:, 0])
+    later = {name: agent.metrics["spl"][:, 3:].mean() for name, agent in played().items()}
+    assert 1.0 >= later[REMEMBERING] > later[FORGETFUL] > 0.9
+    steps = {name: agent.metrics["steps"][:, 3:].mean() for name, agent in played().items()}
+    assert steps[REMEMBERING] < 0.9 * steps[FORGETFUL]
+
+
+def test_every_object_is_at_a_part():
+    found = np.asarray(jax.jit(jax.vmap(lambda house: parts(house, TINY.config)))(houses()))
+    for index in range(COUNT):
+        corners = np.round(houses().place[index] / CELL).astype(int) - 1
+        assert found[index][tuple(corners.T)].all()
+        occupied = ~houses().free[index]
+        wall = np.ones((24, 24), bool)  # the corners of four free cells are parts, those of four closed ones may be
+        for i in range(23):
+            for j in range(23):
+                block = occupied[i : i + 2, j : j + 2]
+                if not block.any():
+                    assert found[index, i, j]
+                wall[i, j] = block.all() and not found[index, i, j]
+        assert wall[:23, :23].any()
+
+
+def test_sources_are_the_cells_around_unseen_parts():
+    unseen = np.random.RandomState(0).uniform(size=(7, 7)) < 0.05
+    expected = np.full((8, 8), np.inf)
+    for i, j in np.ndindex(8, 8):
+        offsets = [np.abs([i - a - 0.5, j - b - 0.5]).max() for a, b in np.argwhere(unseen)]
+        nearest = min(offsets)
+        expected[i, j] = nearest * CELL * np.sqrt(2) if nearest < 2 else np.inf
+    np.testing.assert_allclose(_to_parts(jnp.asarray(unseen)), expected, rtol=1e-6)
+
+
+def started(index=0):
+    house = jax.tree.map(lambda x: jnp.asarray(x[index]), houses())
+    return ENV.observe(ENV.start(jax.random.key(2), house), house)[0], house
+
+
+def test_only_the_remembering_searcher_keeps_its_memory():
+    state, _ = started()
+    for memory, kept in (("episode", False), ("trial", True)):
+        searcher = HouseSearcher(ENV, memory)
+        before = jax.tree.map(jnp.ones_like, searcher.initial_memory())
+        seen, _ = searcher.act(jax.random.key(0), before, state, jnp.array(True), None)
+        assert bool(seen.objects.all()) is kept and bool(seen.parts.all()) is kept
+        seen, _ = searcher.act(jax.random.key(0), before, state, jnp.array(False), None)
+        assert seen.objects.all() and seen.parts.all()
+
+
+def test_a_searcher_goes_the_experts_way_to_what_it_knows():
+    searcher = HouseSearcher(ENV, "trial")
+    act = jax.jit(lambda seen, state: searcher.act(jax.random.key(0), seen, state, jnp.array(False), None))
+    step = jax.jit(lambda state, action, house: ENV.step(jax.random.key(0), state, action, house)[0])
+    seen = jax.tree.map(jnp.ones_like, searcher.initial_memory())
+    for index in range(3):
+        state, house = started(index)
+        for _ in range(60):
+            seen, action = act(seen, state)
+            assert int(action) == int(ENV.optimal_action(state, house))
+            state = step(state, action, house)
+            if action == STOP:
+                break
+        assert state.success
+        nothing = dataclasses.replace(seen, objects=jnp.zeros_like(seen.objects))
+        assert act(nothing, started(index)[0])[0].parts.all()
+
+
+@pytest.mark.parametrize("pose", ["house", "dock"])
+def test_recall_labels_are_those_of_a_loop_over_what_was_in_view(pose):
+    env = built(view="symbols", pose=pose)
+    trials, searcher = Trials(env), HouseSearcher(env, "trial")
+    tasks = jax.tree.map(lambda x: jnp.asarray(x[:1]), houses())
+    if pose == "dock":
+        env_start = env._episode
+
+        class Docked(type(env)):
+            def _episode(self, key, house, task):
+                del task
+                return env_start(key, house, jnp.int32(7))
+
+        env = Docked(**{field.name: getattr(env, field.name) for field in dataclasses.fields(env)})
+        trials = Trials(env)
+    trial = trials.reset(jax.random.key(0), tasks)
+    memory = jax.tree.map(lambda x: x[None], searcher.initial_memory())
+    step = jax.jit(trials.step)
+    act = jax.jit(jax.vmap(lambda memory, state, first: searcher.act(jax.random.key(0), memory, state, first, None)))
+    observations, expected, last = [], [], {}
+    low, _ = env.observation_range
+    for number in range(150):
+        observation = jax.tree.map(lambda x: np.asarray(x[0]), trial.observation)
+        state = jax.tree.map(lambda x: np.asarray(x[0]), trial.env)
+        for category in np.flatnonzero(observation["in_view"]):
+            slot = int(np.flatnonzero(state.house.categories == category)[0])
+            two = state.house.place[2 * slot : 2 * slot + 2]
+            gap = np.abs(np.linalg.norm(two - state.position, axis=1) - observation["distance"][category])
+            last[category] = two[gap.argmin()]
+        place = last.get(observation["target"].argmax())
+        if place is not None and pose == "house":
+            place = place - env.config.side / 2
+        elif place is not None:
+            (x, z), (cos, sin) = place - state.start, (np.cos(state.heading), np.sin(state.heading))
+            place = np.array([x * cos - z * sin, x * sin + z * cos])
+        expected.append(None if place is None else np.floor(place - low["gps"] + 0.125).astype(int))
+        observations.append(observation)
+        memory, action = act(memory, trial.env, trial.first)
+        trial, _ = step(jax.random.key(number), trial, action)
+    labels, known = env.recall_labels(jax.tree.map(lambda *x: jnp.stack(x), *observations))
+    np.testing.assert_array_equal(known, [place is not None for place in expected])
+    assert 20 < known.sum() < 150
+    for label, place in zip(np.asarray(labels), expected, strict=True):
+        assert place is None or (label == place).all()
+    assert (labels >= 0).all() and (labels < np.array(env.recall_classes)).all()
+
+
+def test_recall_needs_sightings_in_a_fixed_frame():
+    assert make("house-objnav-medium").recall_classes == ()
+    assert dataclasses.replace(TINY, view="symbols").recall_classes == ()
+    assert dataclasses.replace(TINY, view="symbols", pose="house").recall_classes == (6, 6)
+    assert dataclasses.replace(TINY, view="symbols", pose="dock").recall_classes == (17, 17)
+    assert dataclasses.replace(TINY, pose="house").recall_classes == ()
