@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from relic_jax.config import ConfigError, validate
-from relic_jax.environment.base import Environment
+from relic_jax.environment.base import Environment, Split
 from relic_jax.evaluation.attention import AttentionShares, attention_shares
 from relic_jax.experiments import folders, run
 from relic_jax.experiments.arguments import parse
@@ -63,9 +63,7 @@ def attention_main(arguments: Sequence[str]) -> None:
         folders.check_writable(file, "out")
     with folders.locked_run(stem.parent):
         shares = _compute(command, policy, env)
-        about = {"env": env.name, "split": command.tasks, "checkpoint": run.label(policy), **folders.origin()}
-        write_atomically(files[0], run.as_json(to_json(shares) | about))
-        write_figure(draw(shares, f"{env.name}, {command.tasks} split ({shares.tasks} tasks)"), files[1])
+        write(shares, files, policy, env, command.tasks)
     print("\n".join(describe(shares)))
     print("wrote " + ", ".join(map(str, files)))
 
@@ -98,6 +96,13 @@ def _compute(command: AttentionCommand, policy: LoadedPolicy, env: Environment) 
             show_last_reward=policy.config.trial.show_last_reward,
             progress=lambda fraction: activity.show(f"computing attention in {command.tasks} tasks {fraction:4.0%}"),
         )
+
+
+def write(shares: AttentionShares, files: Sequence[Path], policy: LoadedPolicy, env: Environment, split: Split) -> None:
+    """Write the shares to a JSON file and a figure, `files`."""
+    about = {"env": env.name, "split": split, "checkpoint": run.label(policy), **folders.origin()}
+    write_atomically(files[0], run.as_json(to_json(shares) | about))
+    write_figure(draw(shares, f"{env.name}, {split} split ({shares.tasks} tasks)"), files[1])
 
 
 def to_json(shares: AttentionShares) -> dict[str, Any]:

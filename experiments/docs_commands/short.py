@@ -43,6 +43,7 @@ MODULES = {
     "relic_jax.experiments.recall": (*("--held-out", "2", "--every", "8", *NETWORK, *PRETRAIN),),
     "relic_jax.experiments.searchers": ("--tasks", "2", "--episodes", "5"),
     "relic_jax.experiments.faults": ("options", "--options", "5"),
+    "relic_jax.experiments.studies": ("--results-only",),
 }
 """Options that are appended to `python -m MODULE`."""
 PLACEHOLDERS = {

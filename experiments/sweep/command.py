@@ -17,11 +17,13 @@ from relic_jax.config import ConfigError, TrainConfig, changed, differences, val
 from relic_jax.envs import registry
 from relic_jax.experiments import folders, presets
 from relic_jax.experiments.arguments import check_env_options, last_value, parse, with_current_names
+from relic_jax.experiments.sweep import evaluator
 from relic_jax.experiments.sweep import folder as study_folder
 from relic_jax.experiments.sweep.board import Board
 from relic_jax.experiments.sweep.engine import Engine, prepared, rows
 from relic_jax.experiments.sweep.grid import Member, describe, members
 from relic_jax.experiments.sweep.report import write_report
+from relic_jax.experiments.sweep.reuse import reuse_runs
 from relic_jax.experiments.sweep.study import MANAGED, Method, Study, read_study, seeds_of, study_of
 from relic_jax.progress import Activity
 from relic_jax.rl.parallel import offer_cores
@@ -47,6 +49,9 @@ class SweepCommand:
     """Folder that holds the study's folder."""
     resume: Path | None = None
     """Continue the study in this folder. Finished runs are not repeated."""
+    reuse: bool = False
+    """Copy finished runs with the same configuration and seed from other studies in the folder of the study instead of
+    training them again."""
     max_runs: int = 200
     """Largest number of runs; a larger grid is refused."""
     dry_run: bool = False
@@ -88,14 +93,17 @@ def start(command: SweepCommand, study: Study, path: Path, stop: threading.Event
     elif not command.trust:
         study_folder.check_trust(path, runs)
     devices = _devices(command.config.devices)
-    print("\n".join(describe(study, runs, path, devices)), flush=True)
+    print("\n".join([*describe(study, runs, path, devices), *evaluator.describe(study, runs)]), flush=True)
     if command.dry_run:
         return 0
     setups = prepared(runs)
+    evaluator.check(study, runs, setups)
     event = stop or threading.Event()
     with study_folder.opened(path, study, runs, resume=resume) as opened:
+        for run, source in reuse_runs(opened, runs) if command.reuse else ():
+            print(f"{run.name}: copied from {source}")
         with stop_signals(event) as stopping, Board(rows(runs)) as board:
-            engine = Engine(opened, runs, setups, devices, board, stopping, event)
+            engine = Engine(opened, runs, setups, devices, board, stopping, event, evaluator.Evaluator(study, opened))
             finished = engine.run()
         _report(opened, study, runs)
     if not finished:
@@ -171,7 +179,8 @@ def _with_options(study: Study, command: SweepCommand, default: TrainConfig) -> 
     fields = [name for name in differences(default, command.config) if name not in MANAGED]
     methods = tuple(_with_fields(method, command.config, fields, default) for method in study.methods)
     varied = study_of({"vary": dict(_varied(text) for text in command.vary)}, Path(study.name + ".toml"), methods).vary
-    return Study(study.name, seeds_of(content["seeds"]), methods, {**study.vary, **varied})
+    seeds = seeds_of(content["seeds"])
+    return dataclasses.replace(study, seeds=seeds, methods=methods, vary={**study.vary, **varied})
 
 
 def _with_fields(method: Method, config: TrainConfig, fields: Sequence[str], default: TrainConfig) -> Method:

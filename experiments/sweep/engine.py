@@ -7,11 +7,12 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from relic_jax.config import ConfigError, TrainConfig
+from relic_jax.config import ConfigError, TrainConfig, leaves
 from relic_jax.environment.base import Environment, split_hash
 from relic_jax.evaluation import Report
 from relic_jax.experiments import run as results
 from relic_jax.experiments.sweep.board import Board, BoardTracker, Row
+from relic_jax.experiments.sweep.evaluator import Evaluator
 from relic_jax.experiments.sweep.folder import FAILED, StudyFolder
 from relic_jax.experiments.sweep.grid import Member, programs
 from relic_jax.files import write_atomically
@@ -58,18 +59,15 @@ def prepared(runs: Sequence[Member]) -> dict[str, Setup]:
 def _check_comparable(runs: Sequence[tuple[Member, Environment]]) -> None:
     """Raise ConfigError if the results of two runs could not stand in one table."""
     (first, env), hashes = runs[0], {}
+    names = [name for run, _ in runs for name, _ in leaves(run.config) if name.startswith(("env.", "eval."))]
+    names = [name for name in dict.fromkeys([*names, "trial.action_repeat"]) if name != "eval.every"]
 
     def numbers(run: Member, env: Environment) -> dict[str, object]:
         if id(env) not in hashes:
             hashes[id(env)] = split_hash(env.tasks("test"))
-        evaluation = run.config.eval
-        return {
-            "env": env.name,
-            "test split": hashes[id(env)],
-            "horizon": env.horizon,
-            "eval.episodes": evaluation.episodes,
-            "eval.tasks": evaluation.tasks,
-        }
+        about = {"env": env.name, "test split": hashes[id(env)], "horizon": env.horizon}
+        settings = dict(leaves(run.config))
+        return about | {name: settings.get(name) for name in names}
 
     expected = numbers(first, env)
     for run, own in runs[1:]:
@@ -90,6 +88,7 @@ class Engine:
         board: Shows the progress.
         stop: Stops training after the current chunk.
         event: The event of `stop`.
+        evaluator: Runs the evaluations that the study declares.
 
     Attributes:
         exit_code: Exit code of a process that a signal stopped during a run in worker processes, otherwise 0.
@@ -104,10 +103,11 @@ class Engine:
         board: Board,
         stop: Stop,
         event: threading.Event,
+        evaluator: Evaluator,
     ) -> None:
         self._folder, self._runs, self._setups = folder, runs, setups
         self._devices, self._board, self._stop = devices, board, stop
-        self._event, self.exit_code = event, 0
+        self._event, self._evaluator, self.exit_code = event, evaluator, 0
 
     def run(self) -> bool:
         """Train and evaluate what is not finished. Returns False if it was stopped."""
@@ -129,7 +129,10 @@ class Engine:
         return Run(self._setups[member.name], self._folder.run(member))
 
     def _is_done(self, member: Member) -> bool:
-        return self._folder.is_finished(member) or self._folder.failure(member) is not None
+        if self._folder.failure(member) is not None:
+            return True
+        saved = self._as_run(member).saved_steps  # a finished run whose checkpoints were removed is left as it is
+        return self._folder.is_finished(member) and (self._evaluator.is_done(member) or not saved)
 
     def _program(self, group: Sequence[Member]) -> bool:
         """Train and evaluate the runs of one program. Returns False if it was stopped."""
@@ -184,7 +187,11 @@ class Engine:
         return result.finished
 
     def _evaluate(self, member: Member, run: Run) -> bool:
-        """Evaluate a trained run on held-out tasks and write its results. Returns False if it was stopped."""
+        """Evaluate a trained run on held-out tasks, if it is not yet, and as the study declares.
+
+        Returns:
+            False if it was stopped. The results of whole evaluations are kept.
+        """
         folder = self._folder.run(member)
         if run.error is not None:
             write_atomically(folder / FAILED, f"{run.error}\n")
@@ -196,13 +203,16 @@ class Engine:
             if self._stop.is_set():
                 raise _StoppedError
 
+        result = ""
         try:
-            report = evaluate(folder, run.setup, progress)
+            if not self._folder.is_finished(member):
+                mean = evaluate(folder, run.setup, progress).returns.mean
+                later = f", later {sum(mean[1:]) / len(mean[1:]):.1f}" if len(mean) > 1 else ""
+                result = f"first episode {mean[0]:.1f}{later}"
+            self._evaluator(member, run.setup, progress)
         except _StoppedError:
             return False
-        mean = report.returns.mean
-        later = f", later {sum(mean[1:]) / len(mean[1:]):.1f}" if len(mean) > 1 else ""
-        self._board.set(member.name, "finished", result=f"first episode {mean[0]:.1f}{later}")
+        self._board.set(member.name, "finished", result=result)
         return True
 
 

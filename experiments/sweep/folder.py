@@ -2,12 +2,14 @@
 
 study.toml    the study, resolved: it depends on no preset
 origin.json   command, commit, versions and device it was started with
-RUN/          one run folder per run (`relic_jax.experiments.run`); failed.txt: why a run has no result
-table.md, table.csv, figure.png, report.html
+RUN/          one run folder per run (`relic_jax.experiments.run`); failed.txt: why a run has no result;
+              evaluate-NAME….*, attention.*: evaluations that the study declares
+table.md, table.csv, figure.png, report.html; evaluations.*, attention.*
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -107,6 +109,9 @@ def opened(path: Path, study: Study, runs: Sequence[Member], *, resume: bool) ->
             owners = sorted({signature for run in runs if (signature := trust.sign(run.config))})
             write_atomically(path / "origin.json", json.dumps(folders.origin() | {"owners": owners}, indent=2) + "\n")
             write_atomically(path / STUDY, resolved(study))
+        elif (earlier := read(path)) != study:  # evaluations were added or changed
+            extended = dataclasses.replace(earlier, evaluate=study.evaluate, attention=study.attention)
+            write_atomically(path / STUDY, resolved(extended))
         yield StudyFolder(path)
 
 

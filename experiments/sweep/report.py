@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from relic_jax.config import ConfigError
 from relic_jax.experiments.compare import Comparison, Method, compare, write
 from relic_jax.experiments.plots import training_curve
+from relic_jax.experiments.sweep.evaluation_report import write_evaluations
 from relic_jax.experiments.sweep.folder import StudyFolder
 from relic_jax.experiments.sweep.grid import Member, varying
 from relic_jax.experiments.sweep.study import Study, resolved
@@ -29,7 +30,11 @@ pre { background: #f5f5f5; padding: 1em; overflow: auto } .failed { color: #b000
 
 
 def write_report(folder: StudyFolder, study: Study, runs: Sequence[Member]) -> list[Path]:
-    """Write table.md, table.csv, figure.png and report.html, and return their paths. Empty if no run is evaluated."""
+    """Write the table, the figure, those of the evaluations that the study declares, and report.html.
+
+    Returns:
+        The paths of the files. Empty if no run is evaluated.
+    """
     variants: dict[str, list[Member]] = {}
     for run in runs:
         variants.setdefault(run.variant, []).append(run)
@@ -40,13 +45,20 @@ def write_report(folder: StudyFolder, study: Study, runs: Sequence[Member]) -> l
     if not any(folder.is_finished(run) for run in runs):
         return []
     comparison = compare(methods)
-    files = write(comparison, folder.path)
+    files, more = write(comparison, folder.path), write_evaluations(folder, study, runs)
     page = folder.path / "report.html"
-    write_atomically(page, _page(folder, study, runs, comparison, files[2]))
-    return [*files, page]
+    write_atomically(page, _page(folder, study, runs, comparison, files[2], more))
+    return [*files, *more, page]
 
 
-def _page(folder: StudyFolder, study: Study, runs: Sequence[Member], comparison: Comparison, figure: Path) -> str:
+def _page(
+    folder: StudyFolder,
+    study: Study,
+    runs: Sequence[Member],
+    comparison: Comparison,
+    figure: Path,
+    more: Sequence[Path],
+) -> str:
     finished = sum(folder.is_finished(run) for run in runs)
     failed = {run.name: text for run in runs if (text := folder.failure(run)) is not None}
     parts = [
@@ -57,6 +69,10 @@ def _page(folder: StudyFolder, study: Study, runs: Sequence[Member], comparison:
         _image(figure.read_bytes(), "Returns and learning curves of each method"),
         _markdown(comparison.markdown()),
     ]
+    for file in more:
+        if file.suffix == ".png":
+            parts += [f"<h2>{file.stem.capitalize()}</h2>", _image(file.read_bytes(), f"Figure of the {file.stem}")]
+            parts.append(_markdown(file.with_suffix(".md").read_text(encoding="utf-8")))
     if failed:
         items = "".join(f"<li><b>{html.escape(name)}</b>: {html.escape(text)}</li>" for name, text in failed.items())
         parts.append(f'<h2>Failed runs</h2><ul class="failed">{items}</ul>')

@@ -14,9 +14,10 @@ from relic_jax.config import ConfigError, TrainConfig, differences, from_json, l
 from relic_jax.envs import registry
 from relic_jax.experiments import folders, presets
 from relic_jax.experiments.api import override
+from relic_jax.experiments.sweep.evaluations import Table, read_attention, read_tables
 from relic_jax.validation import require, shown
 
-KEYS = ("name", "preset", "config", "seeds", "set", "vary", "method")
+KEYS = ("name", "preset", "config", "seeds", "set", "vary", "method", "evaluate", "attention")
 """Keys of a study file."""
 MANAGED = ("seed", "devices")
 """Fields that a study cannot set: `seeds` lists the seeds, and every run trains on one device."""
@@ -45,12 +46,16 @@ class Study:
         seeds: Seeds of each combination.
         methods: One or more.
         vary: Values by dotted name of a field.
+        evaluate: Evaluations of each run after its training. They are no part of its settings and can be added later.
+        attention: Where attention goes is computed for each run. None: it is not.
     """
 
     name: str
     seeds: tuple[int, ...]
     methods: tuple[Method, ...]
     vary: dict[str, tuple[Any, ...]]
+    evaluate: tuple[Table, ...] = ()
+    attention: Table | None = None
 
 
 def read_study(path: Path) -> Study:
@@ -85,7 +90,9 @@ def study_of(content: Mapping[str, Any], path: Path, methods: tuple[Method, ...]
         base = _base(content, path, TrainConfig())
         methods = tuple(_methods(content.get("method", []), path, base, shared))
     vary = {field: _values(methods, field, value) for field, value in _flat(content.get("vary", {}), "vary").items()}
-    return Study(name, seeds_of(content.get("seeds", 1)), methods, vary)
+    names = [method.name for method in methods if method.name]
+    tables = read_tables(content.get("evaluate", []), names), read_attention(content.get("attention"), names)
+    return Study(name, seeds_of(content.get("seeds", 1)), methods, vary, *tables)
 
 
 def _base(content: Mapping[str, Any], path: Path, default: TrainConfig) -> TrainConfig:
@@ -230,7 +237,16 @@ def resolved(study: Study) -> str:
         own = {name: value for name, value in leaves(method.config) if name not in shared}
         lines += ["", "[[method]]", f"name = {_toml(method.name)}"]
         lines += [_line(name, value) for name, value in own.items()]
+    for table in study.evaluate:
+        lines += ["", "[[evaluate]]", f"name = {_toml(table.name)}", *_table_lines(table)]
+    if study.attention is not None:
+        lines += ["", "[attention]", *_table_lines(study.attention)]
     return "\n".join(lines) + "\n"
+
+
+def _table_lines(table: Table) -> list[str]:
+    lines = [f"tasks = {_toml(table.split)}"] + ([f"methods = {_toml(table.methods)}"] if table.methods else [])
+    return lines + [_line(name, values if len(values) > 1 else values[0]) for name, values in table.options.items()]
 
 
 def _line(name: str, value: Any) -> str:
@@ -247,7 +263,7 @@ def _toml(value: Any) -> str:
 
 
 def first_difference(old: Study, new: Study) -> str | None:
-    """Return the first setting in which two studies differ as `FIELD is NEW; allowed: OLD`, or None."""
+    """Return the first setting of runs in which two studies differ as `FIELD is NEW; allowed: OLD`, or None."""
     pairs: list[tuple[str, Any, Any]] = [("seeds", list(old.seeds), list(new.seeds))]
     pairs += [("methods", [m.name for m in old.methods], [m.name for m in new.methods])]
     for before, after in zip(old.methods, new.methods, strict=False):

@@ -105,14 +105,6 @@ def in_context_curves(
             limited, the expert of worker processes is to act at random, or the task cannot change (`changed_tasks`).
         PoolError: If worker processes fail too often.
     """
-    if config.expert_episodes and not env.has_expert:
-        raise ConfigError(f"eval.expert_episodes is {config.expert_episodes}; allowed: 0, {env.name} has no expert")
-    if config.expert_quality != 1 and env.on_host:
-        allowed = f"1.0, {env.name} runs in worker processes, which act for their expert"
-        raise ConfigError(f"eval.expert_quality is {config.expert_quality}; allowed: {allowed}")
-    if config.context_limit is not None and not policy.config.traits.keeps_steps:
-        allowed = f"None with policy.memory {policy.config.memory!r}"
-        raise ConfigError(f"eval.context_limit is {config.context_limit}; allowed: {allowed}")
     check_evaluated(policy.config, config, env, split, None if task is None else 1)
     if policy.spaces.masked and not env.masks_actions:
         raise ConfigError(f"env is {env.name!r}, which masks no actions; allowed: one that does, as in training")

@@ -56,7 +56,7 @@ def changed_tasks(env: Environment, split: Split, config: EvalConfig, task: int 
 def check_evaluated(
     policy: PolicyConfig, config: EvalConfig, env: Environment, split: Split, tasks: int | None = None
 ) -> None:
-    """Check that an evaluation fits into memory.
+    """Check that a policy can be evaluated in an environment, and that the evaluation fits into memory.
 
     Args:
         policy: The policy's config.
@@ -66,8 +66,17 @@ def check_evaluated(
         tasks: Number of tasks. None: as many as `config` says.
 
     Raises:
-        ConfigError: If it cannot fit.
+        ConfigError: If the config needs an expert and there is none, the expert of worker processes is to act at
+            random, the context of a memory that does not keep every step is limited, or the evaluation cannot fit.
     """
+    if config.expert_episodes and not env.has_expert:
+        raise ConfigError(f"eval.expert_episodes is {config.expert_episodes}; allowed: 0, {env.name} has no expert")
+    if config.expert_quality != 1 and env.on_host:
+        allowed = f"1.0, {env.name} runs in worker processes, which act for their expert"
+        raise ConfigError(f"eval.expert_quality is {config.expert_quality}; allowed: {allowed}")
+    if config.context_limit is not None and not policy.traits.keeps_steps:
+        allowed = f"None with policy.memory {policy.memory!r}"
+        raise ConfigError(f"eval.context_limit is {config.context_limit}; allowed: {allowed}")
     tasks = num_tasks(evaluated_tasks(env, split, config)) if tasks is None else tasks
     trials = env.concurrent_trials(tasks * config.repeats)
     check_evaluation(policy, config, horizon=env.horizon, trials=trials)

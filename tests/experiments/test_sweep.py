@@ -115,6 +115,130 @@ def test_a_finished_study_is_not_repeated_and_other_settings_are_refused(study, 
     assert code == 2 and "has no study.toml" in error
 
 
+EVALUATIONS = """
+[[evaluate]]
+name = "long"
+episodes = 4
+
+[[evaluate]]
+name = "experts"
+episodes = 3
+expert_episodes = [0, 1]
+expert_quality = [1.0, 0.5]
+
+[[evaluate]]
+name = "change"
+episodes = 3
+change_task_at = 2
+limit = 2
+
+[attention]
+limit = 2
+episodes = 2
+"""
+STEMS = (
+    *("evaluate-long", "evaluate-change", "evaluate-experts_expert-episodes-0"),
+    *(f"evaluate-experts_expert-episodes-1_expert-quality-{quality}" for quality in ("1", "0.5")),
+    "attention",
+)
+
+
+@pytest.fixture(scope="module")
+def evaluated(study, tmp_path_factory):
+    """Return (the folder of a study to which evaluations were added, its study file)."""
+    from relic_jax.experiments.sweep.command import parse_sweep, start
+
+    folder = tmp_path_factory.mktemp("evaluated") / "rates"
+    shutil.copytree(study[0], folder)
+    file = folder.parent / "rates.toml"
+    file.write_text((folder / "study.toml").read_text() + EVALUATIONS)
+    assert start(*parse_sweep([str(file), "--resume", str(folder), "--devices", "2"])) == 0
+    return folder, file
+
+
+def test_evaluations_are_added_to_a_finished_study(study, evaluated):
+    folder, _ = evaluated
+    for run in run_folders([folder]):
+        assert all((run / f"{stem}.json").is_file() for stem in STEMS)
+        assert (run / "metrics.jsonl").read_bytes() == (study[0] / run.name / "metrics.jsonl").read_bytes()
+        report = json.loads((run / "evaluate-experts_expert-episodes-1_expert-quality-0.5.json").read_text())
+        assert (report["episodes"], report["expert_episodes"], report["expert_quality"]) == (3, 1, 0.5)
+    rows = list(csv.DictReader((folder / "evaluations.csv").open()))
+    assert len(rows) == 2 * (1 + 3 + 1) and {row["seeds"] for row in rows} == {"2"}
+    row = rows[0]
+    raw = [
+        json.loads((folder / f"lr-0.001_seed{seed}" / "evaluate-long.json").read_text())["raw_returns"][0]
+        for seed in (0, 3)
+    ]
+    later = [sum(task[1:]) / 3 for returns in raw for task in returns]
+    assert (row["evaluation"], row["method"], row["expert"]) == ("long", "lr-0.001", "")
+    assert float(row["later"]) == pytest.approx(sum(later) / len(later), abs=1e-4)
+    change = next(row for row in rows if row["evaluation"] == "change")
+    assert change["later"] == "" and change["changed"] and change["after"]
+    page = Page()
+    page.feed((folder / "report.html").read_text(encoding="utf-8"))
+    assert [name for name, _ in page.attributes].count("src") == 3 + 2
+    assert "episode of the change" in page.text and "Shares of attention mass" in page.text
+
+
+def test_evaluations_that_are_there_are_not_repeated(evaluated, cli):
+    folder, file = evaluated
+    stamps = {path: path.stat().st_mtime_ns for path in folder.glob("*/*.json")}
+    code, _, error = cli("sweep", "--resume", folder, "--devices", "2")  # the study's own file has them now
+    assert code == 0, error
+    assert stamps == {path: path.stat().st_mtime_ns for path in folder.glob("*/*.json")}
+    file.write_text(file.read_text().replace("episodes = 4", "episodes = 5"))
+    code, _, error = cli("sweep", file, "--resume", folder, "--devices", "2")
+    assert code == 0, error
+    changed = {path for path, stamp in stamps.items() if path.stat().st_mtime_ns != stamp}
+    assert changed == set(folder.glob("*/evaluate-long.json"))
+
+
+def test_a_stopped_evaluation_keeps_those_that_are_complete(study, evaluated, tmp_path):
+    from relic_jax.experiments.sweep.command import parse_sweep, start
+
+    class StopLater:
+        """An event that is set after some questions."""
+
+        def __init__(self, questions):
+            self.left = questions
+
+        def is_set(self):
+            self.left -= 1
+            return self.left < 0
+
+        def set(self):
+            self.left = 0
+
+    folder = tmp_path / "rates"
+    shutil.copytree(study[0], folder)
+    start(*parse_sweep([str(evaluated[1]), "--resume", str(folder), "--devices", "2"]), StopLater(8))
+    done = sum(len(list(folder.glob(f"*/{stem}.json"))) for stem in STEMS)
+    assert 0 < done < len(STEMS) * len(RUNS)
+    assert start(*parse_sweep(["--resume", str(folder), "--devices", "2"])) == 0
+    for stem in STEMS[:5]:
+        for run in run_folders([folder]):
+            own, other = (json.loads((x / run.name / f"{stem}.json").read_text()) for x in (folder, evaluated[0]))
+            assert own["raw_returns"] == other["raw_returns"]
+
+
+def test_the_results_that_are_committed_are_small_and_hold_every_run(evaluated, tmp_path):
+    from relic_jax.experiments.studies.results import write_results
+
+    folder, _ = evaluated
+    files = {path.name for path in write_results(folder, tmp_path / "out")}
+    assert files == {
+        *("study.toml", "table.md", "table.csv", "figure.png", "runs.jsonl"),
+        *("evaluations.md", "evaluations.csv", "evaluations.png", "attention.md", "attention.png"),
+    }
+    lines = [json.loads(line) for line in (tmp_path / "out" / "runs.jsonl").read_text().splitlines()]
+    assert [line["run"] for line in lines] == list(RUNS)
+    curve = json.loads((folder / RUNS[0] / "curve.json").read_text())
+    assert lines[0]["return"] == pytest.approx(curve["return"]["mean"], rel=1e-3)
+    assert set(lines[0]["evaluations"]) == {stem.removeprefix("evaluate-") for stem in STEMS[:5]}
+    assert len(lines[0]["first_by_task"]) == 2 and lines[0]["steps_per_second"] > 0
+
+
 @pytest.mark.slow
 def test_a_stopped_study_continues_where_it_was(study, tmp_path):
     from relic_jax.experiments.sweep.command import parse_sweep, start
@@ -153,14 +277,45 @@ def test_a_stopped_study_continues_where_it_was(study, tmp_path):
         ((*GRID, "--vary", "policy.transfomer.sink=kv"), "did you mean policy.transformer.sink?"),
         ((*GRID, "--seeds", "two"), "seeds is 'two'; allowed: a number"),
         (("darkroom-smok",), "did you mean darkroom-smoke"),
+        (
+            ("FILE", '[attention]\n[set]\npolicy.memory = "gru"'),
+            "policy.memory is 'gru'; allowed: 'transformer' in the",
+        ),
+        (
+            (
+                "FILE",
+                '[[method]]\nname = "one"\nenv.name = "gridobj-9"\nenv.asked = 1\n[[method]]\nname = "two"\nenv = '
+                '{ name = "gridobj-9", asked = 2 }',
+            ),
+            "as in one (the runs of a study are compared)",
+        ),
+        (
+            ("FILE", '[[method]]\nname = "all"\neval.context_limit = 50\n[[method]]\nname = "last"'),
+            "eval.context_limit of last is None; allowed: 50 as in all",
+        ),
+        (
+            ("FILE", '[[evaluate]]\nname = "short"\ncontext_limit = 9\n[[method]]\nname = "g"\npolicy.memory = "gru"'),
+            "eval.context_limit is 9; allowed: None if policy.memory is 'gru' (a state cannot forget single steps) (in "
+            "the evaluation 'short') (in g)",
+        ),
+        (
+            ("FILE", '[[evaluate]]\nname = "experts"\nexpert_episodes = 2\n[set]\nenv.name = "probe-value"'),
+            "eval.expert_episodes is 2; allowed: 0, probe-value has no expert (in the evaluation 'experts')",
+        ),
         ((), "study is missing; allowed: a file STUDY.toml, a preset, or --resume FOLDER"),
         ((*GRID, "--vary", "env=darkroom-ad-9,darkroom-dpt", "--eval.every", "64"), "allowed: 'darkroom-ad-9' as in"),
     ],
 )
 def test_a_sweep_that_cannot_work_is_refused(cli, tmp_path, arguments, message):
-    code, _, error = cli("sweep", *arguments, "--runs", tmp_path)
+    if arguments[:1] == ("FILE",):
+        file = tmp_path / "study.toml"
+        tail = "\nppo.last_update = 'partial'\nppo.shuffle = false\nppo.context_gradient = 'stopped'\n"
+        tail += "ppo.refresh_every = 'None'\n"
+        file.write_text('preset = "darkroom-smoke"\n' + arguments[1] + tail)
+        arguments = (file,)
+    code, _, error = cli("sweep", *arguments, "--runs", tmp_path / "runs")
     assert code == 2 and message in error and error.count("\n") == 1
-    assert list(tmp_path.iterdir()) == []
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_dry_run_prints_the_grid_and_writes_nothing(cli, tmp_path):

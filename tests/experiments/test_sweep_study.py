@@ -10,6 +10,8 @@ import pytest
 from relic_jax.config import ConfigError, TrainConfig
 from relic_jax.experiments import presets
 from relic_jax.experiments.sweep.board import Board, BoardTracker, Row
+from relic_jax.experiments.sweep.evaluations import Table
+from relic_jax.experiments.sweep.evaluator import attention_of, evaluations_of
 from relic_jax.experiments.sweep.grid import members, programs, varying
 from relic_jax.experiments.sweep.study import (
     Method,
@@ -43,6 +45,16 @@ preset = "darkroom-rl2"
 policy.recurrent.width = 16
 trial = { environments = 8, steps = 250 }
 ppo.value_clip = "None"
+
+[[evaluate]]
+name = "long"
+methods = ["relic"]
+episodes = 9
+context_limit = [50, 100]
+
+[attention]
+limit = 5
+methods = ["relic"]
 """
 
 
@@ -111,6 +123,18 @@ def test_the_resolved_study_is_read_back_as_the_same_study(study):
         ("[[method]]\nppo.lr = 1e-3", "method is .*; allowed: a table with a name"),
         ('[[method]]\nname = "a"\n[[method]]\nname = "a"', "method.name is 'a'; allowed: another name for each"),
         ('name = "../up"', "name is '../up'; allowed: the name of a folder"),
+        ("[[evaluate]]\nepisodes = 3", "evaluate is .*; allowed: a table with a name"),
+        ('[[evaluate]]\nname = "a"\n[[evaluate]]\nname = "a"', "evaluate.name is 'a'; allowed: another name for each"),
+        ('[[evaluate]]\nname = "a"\nepisode = 3', "evaluate.episode is unknown; .*; did you mean episodes?"),
+        ('[[evaluate]]\nname = "a"\nepisodes = [3, 3]', r"evaluate.episodes is \[3, 3\]; allowed: a whole number"),
+        ('[[evaluate]]\nname = "a"\nlimit = 1.5', "evaluate.limit is 1.5; allowed: a whole number"),
+        ('[[evaluate]]\nname = "a"\ntasks = "tset"', "evaluate.tasks is 'tset'; allowed: 'test', 'train'"),
+        (
+            '[[method]]\nname = "relic"\n[[evaluate]]\nname = "a"\nmethods = ["relik"]',
+            "evaluate.methods is 'relik'; allowed: 'relic'; did you mean relic?",
+        ),
+        ('[attention]\nmethods = ["gru"]', r"attention.methods is 'gru'; allowed: none, the study has no \[\[method"),
+        ("[attention]\nepisodes = [3, 4]", r"attention.episodes is \[3, 4\]; allowed: one value"),
         ("seeds = ", "allowed: a TOML file"),
     ],
 )
@@ -120,6 +144,25 @@ def test_a_study_that_does_not_fit_is_refused_with_the_nearest_name(tmp_path, te
     with pytest.raises(ConfigError, match=message) as error:
         read_study(file)
     assert str(file) in str(error.value) and "\n" not in str(error.value).strip()
+
+
+def test_every_combination_of_an_evaluation_is_one_but_quality_needs_experts(study):
+    runs = members(study)
+    found = evaluations_of(study, runs[0])
+    assert [x.stem for x in found] == ["evaluate-long_context-limit-50", "evaluate-long_context-limit-100"]
+    assert [(x.config.episodes, x.config.context_limit, x.config.tasks) for x in found] == [(9, 50, 2), (9, 100, 2)]
+    assert evaluations_of(study, runs[-1]) == [] and attention_of(study, runs[-1]) is None
+    assert attention_of(study, runs[0]).tasks == 5
+    table = Table("experts", options={"expert_episodes": (0, 1), "expert_quality": (1.0, 0.5), "episodes": (3,)})
+    one = dataclasses.replace(study, evaluate=(table,))
+    assert [(x.config.expert_episodes, x.config.expert_quality) for x in evaluations_of(one, runs[0])] == [
+        *((0, 1.0), (1, 1.0), (1, 0.5)),
+    ]
+
+
+def test_evaluations_can_change_in_a_folder_but_settings_of_runs_cannot(study):
+    other = dataclasses.replace(study, evaluate=(), attention=None)
+    assert first_difference(study, other) is None
 
 
 def test_a_combination_that_cannot_work_is_named():

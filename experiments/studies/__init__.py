@@ -1,0 +1,17 @@
+"""Studies that are committed, and the command that runs them: `python -m relic_jax.experiments.studies`."""
+
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+NIGHT = (
+    "memories-gridobj",
+    "memories-darkroom",
+    "partial-updates",
+    "sinks",
+    "context-gradient",
+    "imitation",
+    "attention",
+)
+"""Studies that finish in one night on two cores, in the order in which they run."""
+LONG = ("length", "stale-keys-full")
+"""Studies that take longer, or that few users need."""

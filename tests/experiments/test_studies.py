@@ -1,0 +1,157 @@
+"""The committed studies: their grids, their cost, the runs that they share, and the command that runs them."""
+
+import json
+import types
+
+import pytest
+
+from relic_jax.config import to_json
+from relic_jax.experiments import run, studies
+from relic_jax.experiments.studies import FOLDER, LONG, NIGHT
+from relic_jax.experiments.studies import __main__ as command
+from relic_jax.experiments.sweep import evaluator
+from relic_jax.experiments.sweep.folder import StudyFolder
+from relic_jax.experiments.sweep.grid import members
+from relic_jax.experiments.sweep.reuse import COPY, reuse_runs
+from relic_jax.experiments.sweep.study import read_study, resolved, study_of
+from relic_jax.rl.train import total_env_steps
+
+STATES = {"gru", "lstm", "gated-delta", "lru"}
+VARIANTS = {
+    "memories-darkroom": {"relic", "single-episode", "multi-episode", "window", *STATES},
+    "memories-gridobj": {"relic", "single-episode", "multi-episode", "window", *STATES},
+    "partial-updates": {"partial", "whole", "whole-4x-epochs"},
+    "sinks": {f"sink-{sink}" for sink in ("kv", "kv0", "k0v0", "token", "none")},
+    "context-gradient": {"context-gradient-stopped", "context-gradient-full"},
+    "imitation": {"relic", "gru"},
+    "attention": {f"sink-{sink}" for sink in ("kv", "token", "none")},
+    "length": {"relic", "no-shuffle", "window", "gru", "gated-delta"},
+    "stale-keys-full": {"all", "all, no shuffle", "newest two", "every second update", "never"},
+}
+EVALUATIONS = {"imitation": 1 + 4 * 4, "length": 4 + 4 + 1}
+"""Numbers of evaluations of the first run."""
+NIGHT_STEPS = 12 * 3600 * 2 * 6500
+"""Environment steps that two cores train in 12 hours at 6,500 steps per second and core."""
+
+
+@pytest.fixture(scope="module")
+def grids():
+    return {name: members(read_study(FOLDER / f"{name}.toml")) for name in (*NIGHT, *LONG)}
+
+
+def test_every_study_file_is_run_by_the_command():
+    assert sorted(path.stem for path in FOLDER.glob("*.toml")) == sorted([*NIGHT, *LONG]) == sorted(VARIANTS)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_grid_of_a_study(grids, name):
+    study, runs = read_study(FOLDER / f"{name}.toml"), grids[name]
+    assert study.name == name and study.seeds == tuple(range(5))
+    assert {member.variant for member in runs} == VARIANTS[name] and len(runs) == 5 * len(VARIANTS[name])
+    assert all(member.config.eval.every for member in runs)  # learning speed is a result
+    assert len(evaluator.evaluations_of(study, runs[0])) == EVALUATIONS.get(name, 0)
+    assert (evaluator.attention_of(study, runs[0]) is not None) == (name == "attention")
+    budgets = {(total_env_steps(member.config), member.config.env) for member in runs}
+    assert len({env for _, env in budgets}) == 1
+    steps = [count for count, _ in budgets]
+    assert max(steps) - min(steps) < 0.02 * max(steps)  # the same up to the rounding to whole trials
+    env = run.env_of(runs[0].config)
+    setups = {member.name: types.SimpleNamespace(trials=types.SimpleNamespace(env=env)) for member in runs}
+    evaluator.check(study, runs, setups)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_resolved_study_is_the_same(name):
+    import tomllib
+
+    study = read_study(FOLDER / f"{name}.toml")
+    assert study_of(tomllib.loads(resolved(study)), FOLDER / "x.toml") == study
+
+
+def test_a_night_is_enough_because_studies_share_runs(grids):
+    runs = [member for name in NIGHT for member in grids[name]]
+    trained = {member.config: total_env_steps(member.config) for member in runs}
+    assert sum(trained.values()) <= NIGHT_STEPS
+    shared = [grids["memories-darkroom"], grids["partial-updates"], grids["sinks"], grids["context-gradient"]]
+    assert len({group[0].config for group in [*shared, grids["imitation"], grids["attention"], grids["length"]]}) == 1
+    assert {member.config for member in grids["imitation"]} <= {member.config for member in shared[0]}
+    assert {member.config for member in grids["attention"]} <= {member.config for member in grids["sinks"]}
+
+
+def test_methods_that_are_compared_on_two_tasks_are_the_same(grids):
+    for one, other in zip(grids["memories-darkroom"], grids["memories-gridobj"], strict=True):
+        assert one.variant == other.variant and one.config.policy == other.config.policy
+
+
+def finish(folder, config):
+    """Write the files of a finished run."""
+    (folder / "checkpoints" / "100").mkdir(parents=True)
+    (folder / "checkpoints" / "100" / "state").write_text("weights")
+    (folder / "config.json").write_text(to_json(config))
+    (folder / "origin.json").write_text(json.dumps({"command": "relic-jax sweep a.toml"}))
+    for name in ("curve.png", "evaluate-long.json", "attention.json", "attention.png", "lock"):
+        (folder / name).write_text("")
+
+
+def test_runs_of_other_studies_are_copied_once_and_only_if_they_are_finished(tmp_path, grids):
+    runs = grids["partial-updates"][:6]  # five seeds of the baseline and one of another method
+    finish(tmp_path / "sinks" / "sink-kv_seed0", runs[0].config)
+    finish(tmp_path / "sinks" / "sink-kv_seed1", runs[1].config)
+    (tmp_path / "sinks" / "sink-kv_seed1" / "curve.png").unlink()
+    finish(tmp_path / "sinks" / "sink-none_seed0", grids["sinks"][-1].config)
+    folder = StudyFolder(tmp_path / "partial-updates")
+    (folder.path / COPY / runs[2].name).mkdir(parents=True)  # a killed process left it
+    copied = reuse_runs(folder, runs)
+    assert [(member.name, source.name) for member, source in copied] == [("partial_seed0", "sink-kv_seed0")]
+    target = folder.run(runs[0])
+    assert sorted(path.name for path in folder.path.iterdir()) == ["partial_seed0"]
+    assert sorted(path.name for path in target.iterdir()) == ["checkpoints", "config.json", "curve.png", "origin.json"]
+    assert (target / "checkpoints" / "100" / "state").read_text() == "weights"
+    origin = json.loads((target / "origin.json").read_text())
+    assert origin == {"command": "relic-jax sweep a.toml", "copied_from": "sinks/sink-kv_seed0"}
+    assert folder.is_finished(runs[0]) and reuse_runs(folder, runs) == []
+
+
+@pytest.fixture
+def sweeps(monkeypatch):
+    """Return the arguments of the sweeps that a command starts, and the exit codes to answer with."""
+    calls, codes = [], []
+
+    def run_sweep(arguments):
+        calls.append(list(arguments))
+        return codes.pop(0) if codes else 0
+
+    monkeypatch.setattr(command, "run_sweep", run_sweep)
+    return calls, codes
+
+
+def test_the_command_starts_each_study_and_continues_those_that_exist(sweeps, tmp_path):
+    calls, _ = sweeps
+    (tmp_path / "sinks").mkdir()
+    (tmp_path / "sinks" / "study.toml").write_text("")
+    assert command.start(command.Command(runs=tmp_path, out=tmp_path / "out")) == 0
+    assert [call[1] for call in calls] == [str(FOLDER / f"{name}.toml") for name in NIGHT]
+    assert all("--reuse" in call for call in calls)
+    assert [name for name, call in zip(NIGHT, calls, strict=True) if "--resume" in call] == ["sinks"]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_stopped_study_ends_the_command_and_a_failed_run_does_not(sweeps, tmp_path):
+    calls, codes = sweeps
+    codes[:] = [1, 0, 143]
+    assert command.start(command.Command(runs=tmp_path, out=tmp_path / "out")) == 143
+    assert len(calls) == 3
+
+
+def test_an_unknown_study_is_refused_with_the_nearest(capsys):
+    with pytest.raises(SystemExit, match=r"studies is 'sink'; allowed: .*; did you mean sinks"):
+        command.main(["sink"])
+
+
+def test_the_command_runs_in_a_child_process(capfd):
+    assert command.run_sweep(["sweep", str(FOLDER / "sinks.toml"), "--dry-run", "--seeds", "2"]) == 0
+    assert "sweep sinks: 10 runs (5 variants × 2 seeds)" in capfd.readouterr().out
+
+
+def test_the_studies_are_a_package():
+    assert studies.__name__ == "relic_jax.experiments.studies"
