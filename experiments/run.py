@@ -289,13 +289,13 @@ def describe_result(report: Report) -> list[str]:
     """Return the results in a few lines of text, beside the reference returns."""
     mean, first = report.returns.mean, report.expert_episodes
     later, optimal = mean[first + 1 :], report.reference_returns["optimal"]
-    tasks = f"{report.tasks} {'held-out' if report.split == 'test' else 'training'} tasks"
-    parts = [f"{tasks} ({report.env}, split {report.split_hash}): episode {first + 1} returns {mean[first]:.1f}"]
+    tasks, form = f"{report.tasks} {'held-out' if report.split == 'test' else 'training'} tasks", f".{report.digits}f"
+    parts = [f"{tasks} ({report.env}, split {report.split_hash}): episode {first + 1} returns {mean[first]:{form}}"]
     if later:
         reached = sum(later) / len(later)
-        share = f" = {reached / optimal:.1%} of optimal {optimal:.1f}" if optimal else ""
-        parts.append(f"episodes {first + 2}–{len(mean)} return {reached:.1f}{share}")
-    parts.append(f"random {report.reference_returns['random']:.1f}")
+        share = f" = {reached / optimal:.1%} of optimal {optimal:{form}}" if optimal else ""
+        parts.append(f"episodes {first + 2}–{len(mean)} return {reached:{form}}{share}")
+    parts.append(f"random {report.reference_returns['random']:{form}}")
     lines = [", ".join(parts)]
     rates = [("success", report.success, ".0%"), *((name, x, ".2f") for name, x in report.metrics.items())]
     for name, curve, form in rates:
@@ -304,5 +304,5 @@ def describe_result(report: Report) -> list[str]:
         lines.append(f"{name}: {values[first]:{form}}{last}")
     if later and report.gain is not None:
         gain, low, high = (getattr(report.gain, part)[0] for part in ("mean", "low", "high"))
-        lines.append(f"gain from episode {first + 1} to {len(mean)}: {gain:+.1f}, 95% [{low:.1f}, {high:.1f}]")
+        lines.append(f"gain from episode {first + 1} to {len(mean)}: {gain:+{form}}, 95% [{low:{form}}, {high:{form}}]")
     return lines + describe_agents(report)

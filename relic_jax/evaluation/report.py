@@ -150,6 +150,12 @@ class Report:
     reference_agents: dict[str, AgentCurves] = dataclasses.field(default_factory=dict)
     provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
 
+    @property
+    def digits(self) -> int:
+        """Decimals of printed returns: 1, or 2 if all are smaller than 10."""
+        values = [*self.returns.mean, *(x for x in self.reference_returns.values() if x is not None)]
+        return 2 if all(abs(x) < 10 for x in values) else 1
+
     def to_json(self) -> dict[str, Any]:
         """Return plain values for JSON. Fields that an earlier version did not write are left out."""
         optional = {

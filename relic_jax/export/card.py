@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from relic_jax.evaluation.report import PARTS, Report
+from relic_jax.evaluation.report import PARTS, Curve, Report
 from relic_jax.loading import LoadedPolicy
 from relic_jax.spaces import is_image
 
@@ -95,9 +95,9 @@ def _front_matter(name: str, about: dict[str, Any]) -> str:
         lines += ["  - task:", "      type: reinforcement-learning", "      name: in-context reinforcement learning"]
         lines += ["    dataset:", f"      name: {json.dumps(env)}", f"      type: {json.dumps(env)}", "    metrics:"]
         for episode in sorted({1, len(report.returns.mean)}):
-            mean, low, high = (getattr(report.returns, part)[episode - 1] for part in PARTS)
+            value = _interval(report.returns, episode, f".{report.digits}f")
             lines += ["    - type: mean_reward", f"      name: return in episode {episode} of one context"]
-            lines += [f"      value: {json.dumps(f'{mean:.1f} [{low:.1f}, {high:.1f}]')}", "      verified: false"]
+            lines += [f"      value: {json.dumps(value)}", "      verified: false"]
     return "\n".join([*lines, "---"])
 
 
@@ -117,10 +117,17 @@ def _introduction(loaded: LoadedPolicy, about: dict[str, Any]) -> str:
         method = "partial updates and Sink-KV attention (ReLIC, Elawady et al. 2024, arXiv 2410.02751)"
     return (
         f"A policy that learns in context: it stores the history of its task in {where} and improves from episode to "
-        f"episode while the weights are frozen. It was trained with relic-jax by reinforcement learning with {method}."
-        "\n\n"
+        f"episode while the weights are frozen. It was trained with relic-jax by reinforcement learning with {method}"
+        f"{_pretraining(loaded)}.\n\n"
         f"Environment `{loaded.config.env.name}`; {weights['parameters']:,} parameters in {weights['dtype']}; {size}."
     )
+
+
+def _pretraining(loaded: LoadedPolicy) -> str:
+    pretrain = loaded.config.pretrain
+    if not pretrain.steps:
+        return ""
+    return f", after {pretrain.steps} steps of supervised training on trials of a scripted agent ({pretrain.agent})"
 
 
 def _results(evaluation: dict[str, Any] | None, dtype: str, figure: bool) -> str:
@@ -128,22 +135,28 @@ def _results(evaluation: dict[str, Any] | None, dtype: str, figure: bool) -> str
         return "This policy was not evaluated before the export."
     report = Report.from_json(evaluation)
     kind_of_tasks = "held-out" if report.split == "test" else "training"
-    count = f"{report.tasks} {kind_of_tasks} tasks (split {report.split_hash}), {report.repeats} trials of each"
+    trials = "1 trial" if report.repeats == 1 else f"{report.repeats} trials"
+    count = f"{report.tasks} {kind_of_tasks} tasks (split {report.split_hash}), {trials} of each"
     text = (
         f"{count}, {report.episodes} episodes in one context, actions sampled, weights frozen. Intervals are 95% "
-        "bootstrap intervals.\n\n| episode | return | success |\n|---|---|---|\n"
+        f"bootstrap intervals.\n\n| episode | {' | '.join(['return', 'success', *report.metrics])} |\n"
+        f"|{'---|' * (3 + len(report.metrics))}\n"
     )
+    form = f".{report.digits}f"
+    curves = [(report.returns, form), (report.success, ".0%"), *((curve, ".2f") for curve in report.metrics.values())]
     total = len(report.returns.mean)
     for episode in sorted({1, 2, 3, 5, 10, 20, total} & set(range(1, total + 1))):
-        cells = []
-        for curve, scale, digits, unit in ((report.returns, 1, 1, ""), (report.success, 100, 0, "%")):
-            mean, low, high = (scale * getattr(curve, part)[episode - 1] for part in PARTS)
-            cells.append(f"{mean:.{digits}f}{unit} [{low:.{digits}f}, {high:.{digits}f}]")
-        text += f"| {episode} | {cells[0]} | {cells[1]} |\n"
-    references = [f"{name} {value:.1f}" for name, value in report.reference_returns.items() if value is not None]
+        cells = [_interval(curve, episode, form) for curve, form in curves]
+        text += f"| {' | '.join([str(episode), *cells])} |\n"
+    references = [f"{name} {value:{form}}" for name, value in report.reference_returns.items() if value is not None]
     text += f"\nFor comparison, mean return of other policies on the same tasks: {', '.join(references)}."
     text += f" Measured before the weights were rounded to {dtype}." if dtype != "float32" else ""
     return text + ("\n\n![In-context learning curve](curve.png)" if figure else "")
+
+
+def _interval(curve: Curve, episode: int, form: str) -> str:
+    mean, low, high = (format(getattr(curve, part)[episode - 1], form).removesuffix("%") for part in PARTS)
+    return f"{mean}{'%' if form.endswith('%') else ''} [{low}, {high}]"
 
 
 def _spaces(about: dict[str, Any]) -> str:

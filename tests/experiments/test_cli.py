@@ -258,11 +258,13 @@ def test_results_are_reported_with_the_environments_metrics():
     )
     assert run.describe_result(report) == [
         "7 held-out tasks (e, split h): "
-        "episode 1 returns 1.0, episodes 2–3 return 2.5 = 50.0% of optimal 5.0, random 0.5",
+        "episode 1 returns 1.00, episodes 2–3 return 2.50 = 50.0% of optimal 5.00, random 0.50",
         "success: 25% in episode 1, 50% in episode 3",
         "spl: 0.12 in episode 1, 0.75 in episode 3",
-        "gain from episode 1 to 3: +2.0, 95% [1.5, 2.5]",
+        "gain from episode 1 to 3: +2.00, 95% [1.50, 2.50]",
     ]
+    large = replace(report, reference_returns={"random": 0.5, "optimal": 50.0})
+    assert "episode 1 returns 1.0, episodes 2–3 return 2.5 = 5.0% of optimal 50.0" in run.describe_result(large)[0]
     only = replace(report, returns=constant(0.5), success=constant(0.5), episodes=1, metrics={"spl": constant(0.25)})
     assert run.describe_result(only)[1:] == ["success: 50%", "spl: 0.25"]
 
