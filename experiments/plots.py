@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -168,6 +169,8 @@ def training_curve(path: Path) -> TrainingCurve:
         if not updates and file.stat().st_size:
             raise ValueError("its first line is no record")
         ended = [update for update in updates if update.get("episodes")]
+        rungs = [(update["env_steps"], update.get("curriculum/rung", 1.0)) for update in updates]
+        rises = [end for (end, before), (_, after) in itertools.pairwise(rungs) if after > before]
         steps, returns, successes = [], [], []
         for part in np.array_split(np.arange(len(ended)), min(PARTS, max(len(ended), 1))):
             chosen = [ended[index] for index in part]
@@ -181,7 +184,7 @@ def training_curve(path: Path) -> TrainingCurve:
     if not ended:
         allowed = "a run in whose metrics.jsonl an episode has ended"
         raise ConfigError(f"paths: '{path}' has no training episodes to draw; allowed: {allowed}")
-    return TrainingCurve(steps, returns, successes, _env_name(path))
+    return TrainingCurve(steps, returns, successes, _env_name(path), rises)
 
 
 def _env_name(folder: Path) -> str | None:

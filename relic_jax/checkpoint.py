@@ -32,7 +32,7 @@ from relic_jax.files import remove_unfinished, sync, sync_entries, write_checksu
 from relic_jax.rl.state import TrainState
 from relic_jax.rl.steps import StepCount
 from relic_jax.runtime.files import read_record, verify_files
-from relic_jax.stored_state import compact, expanded, with_typed_key, without_typed_keys
+from relic_jax.stored_state import compact, expanded, with_typed_key, without_params, without_typed_keys
 from relic_jax.types import Params, PyTree
 
 with process.unconfigured_root_logger():  # orbax logs while it is imported
@@ -70,7 +70,7 @@ def save(
         The folder of the checkpoint.
     """
     arrays = without_typed_keys(compact(state))
-    both = {"params": arrays.params, "rest": replace(arrays, params={})}
+    both = {"params": arrays.params, "rest": without_params(arrays)}
     with _all_or_nothing(folder / f"{step}.tmp"):
         return _write(folder, step, both, config, counters, spaces, kernels)
 
@@ -322,8 +322,8 @@ def load_state(path: Path, abstract: TrainState, shardings: TrainState) -> Train
     if is_old := _is_old(path):
         where: Any = shardings.env_steps
         placed = replace(placed, env_steps=_placed(jax.ShapeDtypeStruct((), jnp.int32), where.low))
-    loaded = _load(path, {"params": placed.params, "rest": replace(placed, params={})})
-    state = expanded(replace(loaded["rest"], params=loaded["params"]), abstract, shardings)
+    loaded = _load(path, {"params": placed.params, "rest": without_params(placed)})
+    state = expanded(TrainState(**{**loaded["rest"], "params": loaded["params"]}), abstract, shardings)
     if is_old:
         steps = StepCount.of(int(state.env_steps))
         state = replace(state, env_steps=jax.device_put(steps, shardings.env_steps))

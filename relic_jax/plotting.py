@@ -52,12 +52,14 @@ class TrainingCurve(NamedTuple):
         returns: float ``[n]``, mean return.
         successes: float ``[n]``, success rate.
         env: Name of the environment.
+        rises: Environment steps at which the rung of the curriculum rose.
     """
 
     env_steps: Sequence[float]
     returns: Sequence[float]
     successes: Sequence[float]
     env: str | None = None
+    rises: Sequence[float] = ()
 
 
 def figure_format(path: Path, field: str = "out") -> str:
@@ -124,7 +126,7 @@ def curves_figure(reports: Sequence[Report], labels: Sequence[str]) -> Figure:
 
 
 def training_figure(curves: Sequence[TrainingCurve], labels: Sequence[str], of: str = "training episode") -> Figure:
-    """Draw return and success against environment steps.
+    """Draw return and success against environment steps, with dotted lines where a curriculum reached the next rung.
 
     Args:
         curves: One for each run.
@@ -138,6 +140,9 @@ def training_figure(curves: Sequence[TrainingCurve], labels: Sequence[str], of: 
         axes[1].plot(curve.env_steps, curve.successes, **style)
     for axis, kind in zip(axes, ("return", "success"), strict=True):
         axis.set(xlabel="environment steps of training", ylabel=f"{kind} per {of}")
+        for index, curve in enumerate(curves):
+            for step in curve.rises:
+                axis.axvline(step, color=line_style(index)["color"], linestyle=":", linewidth=1, zorder=1)
     _finish(axes, list(labels), [])
     names = sorted({curve.env for curve in curves if curve.env})
     figure.suptitle(escaped(", ".join([*names, f"{of}s"])))

@@ -52,6 +52,11 @@ def expanded(state: TrainState, like: TrainState, shardings: TrainState) -> Trai
     return replace(state, trial=trial, trajectory=replace(state.trajectory, inputs=inputs), memory=memory)
 
 
+def without_params(state: TrainState) -> dict[str, Any]:
+    """Return the fields of a stored state, with {} for the parameters, and without a curriculum if there is none."""
+    return {name: x for name, x in vars(state).items() if x is not None} | {"params": {}}
+
+
 def _is_key(x: Any) -> bool:
     return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 

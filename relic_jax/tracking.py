@@ -86,7 +86,7 @@ class Console:
         self._write(("\r\x1b[K" if self._live else "") + text + end)
 
     def line(self, record: Record, clock: Record) -> str:
-        """Format one line: progress, speed, time left, return, success, losses."""
+        """Format one line: progress, speed, time left, return, success, rung of the curriculum, losses."""
         steps = int(record["env_steps"])
         parts = [
             f"{steps:>9,}/{self._total:,} steps ({min(steps / self._total, 1):4.0%})",
@@ -97,6 +97,8 @@ class Console:
             parts += [f"started in {duration(clock['startup_seconds'])}"]
         if "return" in record:
             parts += [f"return {record['return']:.2f}", f"success {record['success']:.0%}"]
+        if "curriculum/rung" in record:
+            parts += [f"rung {record['curriculum/rung']:.3g}"]
         parts += [f"{name} {record[key]:.3g}" for name, key in _LOSSES if key in record]
         return " · ".join(parts)
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from relic_jax.evaluation import Report
 from relic_jax.evaluation.report import AgentCurves
-from relic_jax.plotting import TrainingCurve, curves_figure, plot_curves
+from relic_jax.plotting import TrainingCurve, curves_figure, plot_curves, training_figure
 from relic_jax.runtime import ConfigError
 
 ROOT = Path(__file__).parents[1]
@@ -54,6 +54,16 @@ def test_many_curves_of_different_lengths_fit_in_one_figure(tmp_path):
     many = [report(episodes=n, level=n / 100, optimal=None) for n in range(1, 8)]
     plot_curves(many, [f"run {n}" for n in range(1, 8)], tmp_path / "figure")
     assert pixels(tmp_path / "figure").size
+
+
+def test_the_rungs_of_a_curriculum_are_dotted_lines_that_the_legend_leaves_out():
+    figure = training_figure([TRAINED._replace(rises=[120.0, 150.0]), TRAINED], ["climbs", "plain"])
+    for axis in figure.axes:
+        dotted = [line for line in axis.get_lines() if line.get_linestyle() == ":"]
+        assert [line.get_xdata()[0] for line in dotted] == [120.0, 150.0]
+    legend = figure.axes[0].get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == ["climbs", "plain"]
+    assert {line.get_color() for line in dotted} == {legend.get_lines()[0].get_color()}
 
 
 def test_reference_agents_are_dashed_curves_in_both_axes():

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -192,6 +193,16 @@ class XLand(Suite):
         "anyside" holds out the same goals as "trivial".
         """
         return _split(self, split)
+
+    @property
+    def rungs(self) -> Mapping[str, tuple[int | str, ...]]:
+        """With the rulesets "trivial": goals without a direction ("anyside"), and all goals."""
+        return {"goals": (rulesets.ANYSIDE, "trivial")} if self.benchmark == "trivial" else {}
+
+    def rung_tasks(self, option: str, value: int | str) -> Rulesets:
+        """Return the training rulesets of "anyside" or "trivial", which have the same shapes."""
+        del option
+        return _split(dataclasses.replace(self, benchmark=str(value)), "train")
 
 
 def _visible(timestep: Any) -> tuple[PyTree, jax.Array]:

@@ -46,8 +46,8 @@ class GridObjTask:
 
     Attributes:
         objects: int32 [K, 2]; the cell (x, y) of the object of each kind, all different.
-        asked: int32 [A]; the kinds that the trial asks for. If tasks ask for different numbers of kinds, A is the
-            largest one, and unused entries at the end are −1.
+        asked: int32 [A]; the kinds that the trial asks for, distinct. If tasks ask for different numbers of kinds, A is
+            the largest one, and unused entries at the end are −1.
     """
 
     objects: jax.Array | np.ndarray
@@ -122,7 +122,7 @@ class GridObj(Environment):
     def reset(self, key: jax.Array, task: GridObjTask) -> tuple[GridObjState, TimeStep]:
         """Start an episode in a random cell with a random one of the kinds that the trial asks for."""
         cell_key, kind_key = jax.random.split(key)
-        count = (task.asked >= 0).sum() if isinstance(self.asked, tuple) else task.asked.shape[0]
+        count = (task.asked >= 0).sum()
         state = GridObjState(
             position=jax.random.randint(cell_key, (2,), 0, self.size, jnp.int32),
             target=task.asked[jax.random.randint(kind_key, (), 0, count)],
@@ -224,9 +224,21 @@ class GridObj(Environment):
         if not isinstance(self.asked, tuple):
             return GridObjTask(objects[rows], order[rows, : self.asked])
         asked = order[rows, : max(self.asked)]
-        counts = np.resize(np.array(self.asked), len(asked))
-        unused = np.arange(asked.shape[1]) >= counts[:, None]
-        return GridObjTask(objects[rows], np.where(unused, np.int32(-1), asked))
+        return GridObjTask(objects[rows], first_kinds(asked, np.resize(np.array(self.asked), len(asked))))
+
+    @property
+    def rungs(self) -> Mapping[str, tuple[int | str, ...]]:
+        """The numbers of kinds that a trial can ask for, up to `asked`. None if the tasks already have several."""
+        if isinstance(self.asked, tuple):
+            return {}
+        return {"asked": tuple(range(1, (self.asked or self.kinds) + 1))}
+
+    def rung_tasks(self, option: str, value: int | str) -> GridObjTask:
+        """Return the training layouts, each with the first `value` of the kinds that its trials ask for."""
+        del option
+        tasks = self.tasks("train")
+        asked = np.asarray(tasks.asked)
+        return dataclasses.replace(tasks, asked=first_kinds(asked, np.full(len(asked), int(value))))
 
 
 @functools.cache
@@ -239,6 +251,11 @@ def layouts(size: int, kinds: int) -> tuple[np.ndarray, np.ndarray]:
     cells = random.random_sample((count, size**2)).argsort(axis=1, kind="stable")[:, :kinds]
     order = random.random_sample((count, kinds)).argsort(axis=1, kind="stable")
     return np.stack([cells // size, cells % size], axis=-1).astype(np.int32), order.astype(np.int32)
+
+
+def first_kinds(asked: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Return `asked`, int32 [n, A], with −1 in place of the entries from `counts`, int [n], on."""
+    return np.where(np.arange(asked.shape[1]) >= counts[:, None], np.int32(-1), asked)
 
 
 def in_view(state: GridObjState) -> jax.Array:

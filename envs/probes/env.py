@@ -7,6 +7,7 @@ the same in both splits.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -204,6 +205,16 @@ class BanditProbe(Probe):
         """Return all best arms, int32 [arms], for both splits. The probe tests adaptation, not generalization."""
         del split
         return np.arange(self.arms, dtype=np.int32)
+
+    @property
+    def rungs(self) -> Mapping[str, tuple[int | str, ...]]:
+        """How many of the arms can be the best one."""
+        return {"arms": tuple(range(1, self.arms + 1))}
+
+    def rung_tasks(self, option: str, value: int | str) -> np.ndarray:
+        """Return the first `value` arms as best arms, int32 [value]."""
+        del option
+        return np.arange(int(value), dtype=np.int32)
 
 
 @dataclasses.dataclass(frozen=True)

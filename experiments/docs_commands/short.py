@@ -29,6 +29,8 @@ PRETRAIN = (
     *("--pretrain.trial-steps", "20", "--pretrain.segment", "10"),
 )
 """Appended to commands that pretrain."""
+CURRICULUM = ("--curriculum.mode", "schedule")
+"""Appended to trainings with a curriculum: the short trials have no later episodes, whose gain could be measured."""
 LEARNING = ("--eval.every", "1000", "--eval.every-episodes", "1", "--eval.every-tasks", "1")
 EVALUATE = ("--episodes", "2", "--limit", "1", "--repeats", "1")
 DATASET = (
@@ -173,7 +175,9 @@ def _train(words: list[str]) -> Step:
     if "--env" in words and "--name" not in words:  # do not replace the run of the preset
         name = ("--name", re.sub(r"\W+", "-", env).strip("-"))
     plain = re.sub(r" --seed 0\b", "", " ".join(words)).split()  # the default, so the commands are equal
-    return Step("run", (*plain, *name, *network, *TRAIN, *_pretraining(words[2])))
+    climbs = "--curriculum.option" in words or (named and presets.PRESETS[words[2]].config.curriculum.option)
+    curriculum = CURRICULUM if climbs else ()
+    return Step("run", (*plain, *name, *network, *TRAIN, *_pretraining(words[2]), *curriculum))
 
 
 def _sweep(words: list[str]) -> Step:

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from relic_jax.config import EnvConfig, EvalConfig, Options, PretrainConfig, TrainConfig, TrialConfig
+from relic_jax.config import (
+    CurriculumConfig,
+    EnvConfig,
+    EvalConfig,
+    Options,
+    PretrainConfig,
+    TrainConfig,
+    TrialConfig,
+)
 from relic_jax.experiments.presets.base import Preset
 from relic_jax.experiments.presets.darkroom import DARKROOM
 
@@ -52,6 +60,15 @@ PRESETS: dict[str, Preset] = {
     "gridobj-9": Preset(recall(9, 300), "object navigation on a 9×9 grid with six kinds of objects"),
     "gridobj-13": Preset(recall(13, 600), "object navigation on a 13×13 grid with eight kinds of objects"),
     "gridobj-21": Preset(recall(21, 1200), "object navigation on a 21×21 grid with twelve kinds of objects"),
+    "gridobj-9-curriculum": Preset(
+        replace(
+            GRIDOBJ,
+            total_steps=8_000_000,
+            policy=replace(GRIDOBJ.policy, transformer=replace(GRIDOBJ.policy.transformer, episode_rope=False)),
+            curriculum=CurriculumConfig(option="asked", threshold=0.1, window=512, later=6),
+        ),
+        "gridobj-9 without labels: trials ask for one kind at first, and for more as the in-context gain rises",
+    ),
     "key-to-door-9": Preset(
         replace(GRIDWORLD, env=EnvConfig("key-to-door-9")),
         "find a hidden key, then a hidden door, on a blind 9×9 grid; pairs of key and door are held out",

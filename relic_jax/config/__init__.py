@@ -3,6 +3,7 @@
 Importing it imports neither JAX nor Flax nor Orbax.
 """
 
+from relic_jax.config.curriculum import CurriculumConfig
 from relic_jax.config.environment import EnvConfig, Options, WorkerConfig
 from relic_jax.config.fields import changed, differences, leaves, value_of
 from relic_jax.config.linear_rnn import LinearRNNConfig
@@ -16,6 +17,7 @@ from relic_jax.errors import ConfigError
 
 __all__ = [
     "ConfigError",
+    "CurriculumConfig",
     "EncoderConfig",
     "EnvConfig",
     "EvalConfig",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+from relic_jax.config.curriculum import CurriculumConfig
 from relic_jax.config.environment import EnvConfig, WorkerConfig
 from relic_jax.config.fields import leaves
 from relic_jax.config.policy import PolicyConfig
@@ -37,6 +38,7 @@ class TrainConfig:
     policy: PolicyConfig = dataclasses.field(default_factory=PolicyConfig)
     trial: TrialConfig = dataclasses.field(default_factory=TrialConfig)
     pretrain: PretrainConfig = dataclasses.field(default_factory=PretrainConfig)
+    curriculum: CurriculumConfig = dataclasses.field(default_factory=CurriculumConfig)
     ppo: PPOConfig = dataclasses.field(default_factory=PPOConfig)
     eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
     host: WorkerConfig = dataclasses.field(default_factory=WorkerConfig)
@@ -86,6 +88,7 @@ def check_fields(config: TrainConfig) -> None:
     check_acting_fields(config)
     check_positive(config, "", "total_steps", "checkpoint_minutes")
     _check_memory(config)
+    config.curriculum.validate()
     config.ppo.validate()
     config.pretrain.validate()
     _check_sizes(config)

@@ -28,7 +28,6 @@ whose task is the number to guess:
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -38,6 +37,7 @@ import numpy as np
 from flax import struct
 
 from relic_jax.environment.spaces import ActionSpace, Box, Discrete, MultiDiscrete
+from relic_jax.environment.task_sets import num_tasks, split_hash
 
 if TYPE_CHECKING:
     from relic_jax.environment.reference_agents import ScriptedAgent
@@ -240,6 +240,18 @@ class Environment:
         return {}
 
     @property
+    def rungs(self) -> Mapping[str, tuple[int | str, ...]]:
+        """Values of task options from easy to hard, by option, which a curriculum can draw for each trial.
+
+        The tasks of `tasks` have the hardest value. Default: none.
+        """
+        return {}
+
+    def rung_tasks(self, option: str, value: int | str) -> PyTree:
+        """Return the training tasks with a value of an option in `rungs`: as `tasks("train")`, but for their number."""
+        raise NotImplementedError
+
+    @property
     def recall_classes(self) -> tuple[int, ...]:
         """Number of classes of each answer in `recall_labels`. Default: (), there are no labels."""
         return ()
@@ -385,18 +397,3 @@ def cut_at(timestep: TimeStep, last: jax.Array) -> tuple[TimeStep, jax.Array]:
     """
     cut = last & ~(timestep.terminated | timestep.truncated)
     return dataclasses.replace(timestep, truncated=timestep.truncated | cut), cut
-
-
-def num_tasks(tasks: PyTree) -> int:
-    """Return the number of tasks in a task set, the length of its leading axis."""
-    return int(jax.tree.leaves(tasks)[0].shape[0])
-
-
-def split_hash(tasks: PyTree) -> str:
-    """Return the first 12 hex digits of SHA-256 over dtypes, shapes and bytes of the task arrays."""
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(tasks):
-        array = np.ascontiguousarray(leaf)
-        digest.update(f"{array.dtype.str}{array.shape}".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()[:12]

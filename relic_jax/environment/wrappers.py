@@ -72,6 +72,15 @@ class Wrapper(Environment):
         return self.env.has_expert
 
     @property
+    def rungs(self) -> Mapping[str, tuple[int | str, ...]]:
+        """The rungs of the wrapped environment."""
+        return self.env.rungs
+
+    def rung_tasks(self, option: str, value: int | str) -> PyTree:
+        """Return the tasks of a rung of the wrapped environment."""
+        return self.env.rung_tasks(option, value)
+
+    @property
     def recall_classes(self) -> tuple[int, ...]:
         """The numbers of classes of the wrapped environment's labels."""
         return self.env.recall_classes

@@ -32,6 +32,12 @@ def mean_reward(setup: Setup, collected: Collected) -> jax.Array:
     return mean_of_valid(collected.results.reward, valid.T, mean_count(setup, valid))
 
 
+def ended_episodes(collected: Collected) -> jax.Array:
+    """Return whether an episode ended at each step, and not with a lost one: bool [K, B]."""
+    ended, valid = collected.results.terminated | collected.results.truncated, collected.steps.valid
+    return ended if valid is None else ended & valid.T
+
+
 def episode_sums(collected: Collected) -> Metrics:
     """Return sums over the episodes that ended in the segment.
 
@@ -39,12 +45,8 @@ def episode_sums(collected: Collected) -> Metrics:
     and episodes that ended with a lost step are excluded. If episodes can outlast the horizon of their environment, the
     episodes that were truncated for this reason are counted.
     """
-    results, valid = collected.results, collected.steps.valid
-    ended = results.terminated | results.truncated
-    counts = {}
-    if valid is not None:
-        ended = ended & valid.T
-        counts = {"lost_steps": (~valid).sum(dtype=jnp.float32)}
+    results, valid, ended = collected.results, collected.steps.valid, ended_episodes(collected)
+    counts = {} if valid is None else {"lost_steps": (~valid).sum(dtype=jnp.float32)}
     if results.cut is not None:
         counts["cut_episodes"] = results.cut.sum(dtype=jnp.float32)
     metrics = {f"episode/{name}": jnp.where(ended, value, 0.0).sum() for name, value in results.metrics.items()}

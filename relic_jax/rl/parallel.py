@@ -88,9 +88,11 @@ def state_specs(state: TrainState) -> Any:
     def split(tree: PyTree) -> PyTree:
         return jax.tree.map(lambda _: P(AXIS), tree)
 
-    return replicate(state).replace(
-        trial=split(state.trial), trajectory=split(state.trajectory), memory=split(state.memory)
-    )
+    curriculum = replicate(state.curriculum)
+    if state.curriculum is not None:
+        curriculum = curriculum.replace(running=split(state.curriculum.running))
+    parts = {name: split(getattr(state, name)) for name in ("trial", "trajectory", "memory")}
+    return replicate(state).replace(**parts, curriculum=curriculum)
 
 
 def state_shardings(config: TrainConfig, state: TrainState) -> Any:

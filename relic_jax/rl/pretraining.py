@@ -206,7 +206,8 @@ def pretrained(setup: Setup, state: TrainState, tracker: Any, stop: Stop) -> Tra
     config, show = setup.config.pretrain, getattr(tracker, "pretrained", None)
     pretraining = Pretraining(setup.trials, setup.policy, config)
     params = jax.device_put(state.params, jax.devices()[0])
-    for trained, numbers in pretraining.learn(params, pretraining_key(setup.config.seed), setup.tasks):
+    tasks = setup.trials.env.tasks("train")  # not those of a curriculum, which are easier
+    for trained, numbers in pretraining.learn(params, pretraining_key(setup.config.seed), tasks):
         steps = int(numbers["optimizer_steps"])
         if not math.isfinite(numbers["loss"]):
             allowed = "lower pretrain.lr or pretrain.max_grad_norm"

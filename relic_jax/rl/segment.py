@@ -12,7 +12,8 @@ from jax import lax
 
 from relic_jax.models.memory import Memory
 from relic_jax.rl import context
-from relic_jax.rl.diagnostics import count_nonfinite, episode_sums, first_nonfinite, mean_reward
+from relic_jax.rl.curriculum import count_episodes, curriculum_metrics
+from relic_jax.rl.diagnostics import count_nonfinite, ended_episodes, episode_sums, first_nonfinite, mean_reward
 from relic_jax.rl.rollout import Collected, collect
 from relic_jax.rl.state import Metrics, Setup, TrainState
 from relic_jax.rl.trial import continue_trial, start_trial
@@ -75,6 +76,13 @@ def learn(
     counts = setup.total(episode_sums(collected) | nonfinite) | first_nonfinite(setup, collected, start)
     metrics = setup.mean(metrics | {"reward": mean_reward(setup, collected)}) | counts
     state = state.replace(params=params, opt_state=opt_state)
+    if setup.rungs is not None and state.curriculum is not None:
+        running = count_episodes(
+            state.curriculum.running, ended_episodes(collected), collected.results.episode_return, cfg.curriculum.later
+        )
+        curriculum = state.curriculum.replace(running=running)
+        state = state.replace(curriculum=curriculum)
+        metrics |= curriculum_metrics(setup.rungs, curriculum, setup.mean)
     state = lax.cond(
         is_last, lambda s: start_trial(setup, s, after_key), lambda s: continue_trial(setup, s, after_key), state
     )

@@ -14,6 +14,7 @@ from relic_jax.environment.base import Environment, num_tasks
 from relic_jax.environment.trials import Trials, TrialState
 from relic_jax.models.memory import Memory
 from relic_jax.models.policy import Policy, policy_for
+from relic_jax.rl.curriculum import CurriculumState, Rungs, draw_tasks, initial_curriculum, rungs_of
 from relic_jax.rl.optimizer import make_optimizer
 from relic_jax.rl.steps import StepCount
 from relic_jax.types import Params, PyTree, StepInput, Trajectory
@@ -37,6 +38,7 @@ class TrainState(struct.PyTreeNode):
         trial: the N environments.
         trajectory: the trial's steps so far, in buffers [N, T].
         memory: the policy's memory of the trial.
+        curriculum: the state of the curriculum, or None without one.
     """
 
     params: Params
@@ -47,6 +49,7 @@ class TrainState(struct.PyTreeNode):
     trial: TrialState
     trajectory: Trajectory
     memory: Memory
+    curriculum: CurriculumState | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -57,9 +60,10 @@ class Setup:
         config: the run's config.
         policy: the policy.
         trials: steps the environments.
-        tasks: the training split, with a leading axis over tasks.
+        tasks: the training split, with a leading axis over tasks. With a curriculum, the tasks of all rungs.
         local_environments: number of environments on one device.
         axis: name of the device axis inside a function that runs on several devices, otherwise None.
+        rungs: the rungs of the curriculum, or None without one.
     """
 
     config: TrainConfig
@@ -68,6 +72,7 @@ class Setup:
     tasks: PyTree
     local_environments: int
     axis: str | None = None
+    rungs: Rungs | None = None
 
     @property
     def optimizer(self) -> Any:
@@ -90,7 +95,8 @@ class Setup:
 def make_setup(config: TrainConfig, env: Environment) -> Setup:
     """Return the setup for training in an environment."""
     trials = Trials(env, config.trial.show_last_reward)
-    return Setup(config, policy_for(env, config.policy), trials, env.tasks("train"), config.trial.environments)
+    rungs, tasks = rungs_of(config.curriculum, env)
+    return Setup(config, policy_for(env, config.policy), trials, tasks, config.trial.environments, rungs=rungs)
 
 
 def init_state(setup: Setup) -> TrainState:
@@ -98,7 +104,8 @@ def init_state(setup: Setup) -> TrainState:
     cfg = setup.config
     params_key, trial_key, key = jax.random.split(jax.random.key(cfg.seed), 3)
     params = setup.policy.init(params_key)
-    trial = new_trial(setup, trial_key)
+    curriculum = None if setup.rungs is None else initial_curriculum(setup.rungs, setup.local_environments)
+    trial = new_trial(setup, trial_key, curriculum)
     return TrainState(
         params=params,
         opt_state=setup.optimizer.init(setup.policy.trainable(params)),
@@ -108,13 +115,17 @@ def init_state(setup: Setup) -> TrainState:
         trial=trial,
         trajectory=empty_trajectory(setup, trial),
         memory=setup.policy.initial_memory(setup.local_environments, cfg.trial.steps),
+        curriculum=curriculum,
     )
 
 
-def new_trial(setup: Setup, key: jax.Array) -> TrialState:
-    """Start a trial in every environment, each in a task drawn uniformly from the training split."""
+def new_trial(setup: Setup, key: jax.Array, curriculum: CurriculumState | None = None) -> TrialState:
+    """Start a trial in every environment, each in a task drawn uniformly from the training split, or from its rung."""
     task_key, reset_key = jax.random.split(key)
-    index = jax.random.randint(task_key, (setup.local_environments,), 0, num_tasks(setup.tasks))
+    if setup.rungs is None or curriculum is None:
+        index = jax.random.randint(task_key, (setup.local_environments,), 0, num_tasks(setup.tasks))
+    else:
+        index = draw_tasks(setup.rungs, curriculum.running.rung, task_key)
     trial = setup.trials.reset(reset_key, jax.tree.map(lambda x: jnp.asarray(x)[index], setup.tasks))
     return dataclasses.replace(trial, episode_steps=None)  # derived from the trajectory by `Trials.counting`
 

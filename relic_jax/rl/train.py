@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ from relic_jax.loading import start_params
 from relic_jax.locks import run_lock
 from relic_jax.progress import Clock, duration
 from relic_jax.rl.attention_kernels import report_changes, used_kernels
+from relic_jax.rl.curriculum import check_curriculum
 from relic_jax.rl.diagnostics import SOURCES, NonFiniteError
 from relic_jax.rl.memory_budget import check_memory, check_sizes
 from relic_jax.rl.parallel import configure_devices, initial_state, state_shardings
@@ -92,6 +94,7 @@ def prepare(config: TrainConfig, env: Environment, *, resume: bool = False) -> S
         check_evaluated(config.policy, config.eval.during_training, env, "test")
     check_recall(config, env)
     check_pretraining(config, env)
+    check_curriculum(config, env)
     env.check_start(config.trial.environments)
     setup = make_setup(config, env)
     encoders.check(setup.policy, weights=not resume)
@@ -306,6 +309,7 @@ def records(config: TrainConfig, env_steps: int, metrics: dict[str, np.ndarray])
     for index in range(len(stacked["loss"])):
         env_steps += config.trial.environments * config.trial.segment
         values = {name: float(value[index]) for name, value in stacked.items()}
+        values = {name: x for name, x in values.items() if not (name.startswith("curriculum/") and math.isnan(x))}
         episodes, total, successes = (values.pop(name) for name in ("episodes", "return_sum", "success_sum"))
         others = {name: values.pop(name) for name in list(values) if name.startswith("episode/")}
         record: Record = {"env_steps": env_steps, "episodes": episodes}
@@ -331,7 +335,8 @@ def check_finite(setup: Setup, record: Record, checkpoints: Path) -> None:
     where = ""
     if environment >= 0:
         where = f"; {setup.trials.env.name}, environment {environment}, step {step} of its trial"
-        where += f", training task {task}{task_text(setup.tasks, task)}" if task >= 0 else ""
+        name = task if setup.rungs is None else setup.rungs.task_name(task)
+        where += f", training task {name}{task_text(setup.tasks, task)}" if task >= 0 else ""
     problem, unit = ("no legal action", "steps") if first_nonfinite == "legal" else ("not finite", "numbers")
     name = "" if first_nonfinite == "legal" else f": {first_nonfinite}"
     raise NonFiniteError(

@@ -8,6 +8,7 @@ from jax import lax
 
 from relic_jax.models.memory import Memory
 from relic_jax.rl import context
+from relic_jax.rl.curriculum import next_curriculum
 from relic_jax.rl.state import Setup, TrainState, empty_trajectory, new_trial
 from relic_jax.types import Trajectory
 
@@ -53,10 +54,14 @@ def start_trial(setup: Setup, state: TrainState, key: jax.Array) -> TrainState:
 
     The context is filled with zeros, which compress well in checkpoints.
     """
-    trial = setup.config.trial
+    trial, curriculum = setup.config.trial, state.curriculum
+    if curriculum is not None:
+        key, rung_key = jax.random.split(key)
+        curriculum = next_curriculum(setup.config, curriculum, state.env_steps, rung_key, setup.total)
     return state.replace(
         segment=jnp.zeros_like(state.segment),
-        trial=new_trial(setup, key),
+        trial=new_trial(setup, key, curriculum),
         trajectory=empty_trajectory(setup, state.trial),
         memory=setup.policy.initial_memory(setup.local_environments, trial.steps),
+        curriculum=curriculum,
     )

@@ -32,6 +32,14 @@ def trained(tmp_path):
     return make
 
 
+def test_a_training_curve_knows_where_a_curriculum_rose(trained):
+    updates = [
+        update(10 * n, 1, 4.0) | {"curriculum/rung": rung} for n, rung in enumerate([1.0, 1.0, 2.0, 2.0, 3.0], 1)
+    ]
+    assert training_curve(trained("climbs", updates)).rises == [20, 40]
+    assert training_curve(trained("plain", UPDATES)).rises == []
+
+
 UPDATES = [update(10, 1, 4.0), update(20, 0, None), update(30, 3, 8.0, 1.0)]
 
 

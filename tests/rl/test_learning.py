@@ -6,7 +6,15 @@ import jax
 import numpy as np
 import pytest
 
-from relic_jax.config import EncoderConfig, PolicyConfig, PPOConfig, TrainConfig, TransformerConfig, TrialConfig
+from relic_jax.config import (
+    CurriculumConfig,
+    EncoderConfig,
+    PolicyConfig,
+    PPOConfig,
+    TrainConfig,
+    TransformerConfig,
+    TrialConfig,
+)
 from relic_jax.envs.registry import make
 from relic_jax.rl.parallel import initial_state
 from relic_jax.rl.runner import compile_chunk
@@ -87,6 +95,20 @@ def test_learning_in_context_is_learned():
     """
     ppo = dataclasses.replace(CONFIG.ppo, context_gradient="full", entropy_coef=0.05)
     assert trained("probe-bandit", 200, ppo=ppo)[2] > 3.0
+
+
+@pytest.mark.slow
+def test_a_probe_climbs_to_the_last_rung():
+    """Bandits with two, three and five arms: a policy that keeps pulling the rewarded arm gains 0.5, 1 and 2."""
+    ppo = dataclasses.replace(CONFIG.ppo, context_gradient="full", entropy_coef=0.05)
+    curriculum = CurriculumConfig("arms", (2, 3, 5), threshold=0.25, window=64)
+    config = dataclasses.replace(CONFIG, env="probe-bandit", total_steps=200 * 960, ppo=ppo, curriculum=curriculum)
+    setup = prepare(config, make("probe-bandit"))
+    chunk, state, rungs = compile_chunk(setup), initial_state(setup), []
+    while len(rungs) < 200 and (not rungs or rungs[-1] < 2 or state.curriculum.gain[2] < 0.25):
+        state, _ = chunk(state)
+        rungs.append(int(state.curriculum.rung))
+    assert rungs[-1] == 2 and 0 in rungs and 1 in rungs and len(rungs) < 200
 
 
 @pytest.mark.slow

@@ -1,0 +1,262 @@
+"""A curriculum over a task option: which values trials have, and when the next harder value begins.
+
+The values of the option are the rungs of a ladder, from easy to hard. Every trial has one of them, drawn when the trial
+starts: the present rung, or with probability `easier` one of the rungs below it. All of it runs inside the jitted step
+of training. The state is a part of `TrainState`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from relic_jax.config import CurriculumConfig, TrainConfig
+from relic_jax.environment.base import Environment, num_tasks
+from relic_jax.rl.steps import StepCount
+from relic_jax.types import PyTree
+from relic_jax.validation import require
+
+OverDevices = Callable[[PyTree], PyTree]
+"""The sum or the mean of a tree over devices."""
+
+
+class RunningTrials(struct.PyTreeNode):
+    """The episodes of the running trials, each array [N].
+
+    Attributes:
+        rung: int32, index of the trial's rung.
+        episodes: int32, episodes that have ended.
+        first: float32, return of the first episode.
+        later: float32, sum of the returns of the later episodes (`CurriculumConfig.later`).
+    """
+
+    rung: jax.Array
+    episodes: jax.Array
+    first: jax.Array
+    later: jax.Array
+
+
+class CurriculumState(struct.PyTreeNode):
+    """The state of a curriculum with R rungs.
+
+    Attributes:
+        rung: int32 [], index of the present rung.
+        gain: float32 [R], running mean of the gain of each rung's trials. 0 before the first one.
+        trials: int32 [R], number of trials in that mean, at most `CurriculumConfig.window`.
+        running: the running trials.
+    """
+
+    rung: jax.Array
+    gain: jax.Array
+    trials: jax.Array
+    running: RunningTrials
+
+
+class Rungs(NamedTuple):
+    """The static side of a curriculum.
+
+    Attributes:
+        option: name of the task option.
+        values: its values, from easy to hard.
+        sizes: number of training tasks of each value.
+    """
+
+    option: str
+    values: tuple[int | str, ...]
+    sizes: tuple[int, ...]
+
+    def task_name(self, index: int) -> str:
+        """Describe a task by its index in the tasks of all rungs."""
+        rung = int(np.searchsorted(np.cumsum(self.sizes), index, side="right"))
+        return f"{index - sum(self.sizes[:rung])} of {self.option} {self.values[rung]}"
+
+
+def check_curriculum(config: TrainConfig, env: Environment) -> None:
+    """Raise ConfigError if the environment does not have the curriculum's option, or its trials cannot measure it."""
+    curriculum, name = config.curriculum, repr(config.env.name)
+    if curriculum.option is None:
+        return
+    options = env.rungs
+    allowed = f"None in {name}, which has no task option that a curriculum can vary"
+    allowed = f"{', '.join(map(repr, options))} in {name}, or None" if options else allowed
+    require(curriculum.option in options, "curriculum.option", curriculum.option, allowed)
+    known = [str(value) for value in options[curriculum.option]]
+    wanted = [known.index(str(value)) if str(value) in known else -1 for value in curriculum.values or known]
+    ordered = len(wanted) > 1 and -1 not in wanted and wanted == sorted(set(wanted))
+    allowed = f"() or two or more of {', '.join(known)}, in this order, for {curriculum.option!r} in {name}"
+    require(ordered, "curriculum.values", curriculum.values, allowed)
+    count = len(wanted) - 1
+    allowed = f"{count} fractions, one for each rung after the first, or ()"
+    require(len(curriculum.starts) in (0, count), "curriculum.starts", curriculum.starts, allowed)
+    episodes = config.trial.steps // env.horizon
+    allowed = f"2 … {episodes}: a trial of {config.trial.steps:,} steps surely has {episodes} episodes in {name}"
+    allowed = allowed if episodes >= 2 else f"with mode 'schedule' only: {allowed.partition(': ')[2]}"
+    measured = curriculum.mode == "schedule" or curriculum.later <= episodes
+    require(measured, "curriculum.later", curriculum.later, allowed)
+    _check_tasks(curriculum.option, _values(curriculum, env), env)
+
+
+def _check_tasks(option: str, values: tuple[int | str, ...], env: Environment) -> None:
+    """Raise ConfigError if the tasks of a rung are not like those of the environment, or if there are none."""
+    whole = _types(env.tasks("train"))
+    for value in values:
+        tasks = env.rung_tasks(option, value)
+        allowed = f"an option whose tasks are {whole}; those of {value!r} are {_types(tasks)}"
+        require(_types(tasks) == whole, "curriculum.option", option, allowed)
+        allowed = f"an option with training tasks of every value; {value!r} has none"
+        require(num_tasks(tasks) > 0, "curriculum.option", option, allowed)
+
+
+def _values(config: CurriculumConfig, env: Environment) -> tuple[int | str, ...]:
+    """Return the values of the curriculum's option as the environment lists them."""
+    names = {str(value) for value in config.values}
+    return tuple(value for value in env.rungs[config.option or ""] if not names or str(value) in names)
+
+
+def _types(tasks: PyTree) -> str:
+    """Return shapes and dtypes of one task in their tree, as text."""
+    return str(jax.tree.map(lambda x: f"{x.dtype.name}{list(x.shape[1:])}", tasks))
+
+
+def rungs_of(config: CurriculumConfig, env: Environment) -> tuple[Rungs | None, PyTree]:
+    """Return the rungs of a curriculum and the training tasks: those of all rungs, one rung after the other.
+
+    Args:
+        config: the curriculum, which fits the environment (`check_curriculum`).
+        env: the environment.
+    """
+    if config.option is None:
+        return None, env.tasks("train")
+    values = _values(config, env)
+    tasks = [env.rung_tasks(config.option, value) for value in values]
+    rungs = Rungs(config.option, values, tuple(num_tasks(part) for part in tasks))
+    return rungs, jax.tree.map(lambda *parts: np.concatenate(parts), *tasks)
+
+
+def initial_curriculum(rungs: Rungs, environments: int) -> CurriculumState:
+    """Return the state before the first trial: all trials have the easiest value."""
+    count = len(rungs.values)
+    running = new_trials(jnp.zeros((environments,), jnp.int32))
+    rung, trials = jnp.zeros((), jnp.int32), jnp.zeros((count,), jnp.int32)
+    return CurriculumState(rung, jnp.zeros((count,), jnp.float32), trials, running)
+
+
+def new_trials(rung: jax.Array) -> RunningTrials:
+    """Return trials without episodes. rung: int32 [N]."""
+    zeros = jnp.zeros_like(rung, jnp.float32)
+    return RunningTrials(rung, jnp.zeros_like(rung), zeros, zeros)
+
+
+def draw_tasks(rungs: Rungs, rung: jax.Array, key: jax.Array) -> jax.Array:
+    """Draw a task of each trial's rung uniformly, int32 [N], as indices into the tasks of all rungs."""
+    sizes = np.asarray(rungs.sizes, np.int32)
+    first = np.cumsum(sizes) - sizes
+    return jnp.asarray(first, jnp.int32)[rung] + jax.random.randint(key, rung.shape, 0, jnp.asarray(sizes)[rung])
+
+
+def shares(rung: jax.Array, count: int, easier: float) -> jax.Array:
+    """Return the probability of each of `count` rungs if `rung`, int32 [], is the present one: float32 [count]."""
+    index = jnp.arange(count)
+    below = easier / jnp.maximum(rung, 1)
+    return jnp.where(index < rung, below, jnp.where(index == rung, jnp.where(rung > 0, 1 - easier, 1.0), 0.0))
+
+
+def count_episodes(running: RunningTrials, ended: jax.Array, episode_return: jax.Array, later: int) -> RunningTrials:
+    """Add the episodes of a segment.
+
+    Args:
+        running: the trials before the segment.
+        ended: bool [K, N], whether an episode ended at each step.
+        episode_return: float32 [K, N], its return.
+        later: number of the first later episode.
+    """
+    number = running.episodes + jnp.cumsum(ended, axis=0, dtype=jnp.int32)
+
+    def total(episodes: jax.Array) -> jax.Array:
+        return jnp.where(ended & episodes, episode_return, 0.0).sum(0)
+
+    first, others = running.first + total(number == 1), running.later + total(number >= later)
+    return running.replace(episodes=number[-1], first=first, later=others)
+
+
+def with_gains(state: CurriculumState, later: int, window: int, total: OverDevices) -> CurriculumState:
+    """Add the gains of finished trials to the running means.
+
+    A trial's gain is the mean return of its later episodes minus that of the first. Trials without later episodes are
+    left out. The mean is exact up to `window` trials. From then on a trial has the weight 1 / window, which is an
+    exponential moving average.
+
+    Args:
+        state: the state at the end of the trials.
+        later: number of the first later episode.
+        window: largest number of trials in the mean.
+        total: sum over devices.
+    """
+    running = state.running
+    episodes = running.episodes - later + 1
+    gain = running.later / jnp.maximum(episodes, 1) - running.first
+    is_in = (running.rung[:, None] == jnp.arange(len(state.gain))) & (episodes > 0)[:, None]
+    count, gains = total((is_in.sum(0, dtype=jnp.int32), jnp.where(is_in, gain[:, None], 0.0).sum(0)))
+    trials = jnp.minimum(state.trials + count, window)
+    weight = count / jnp.maximum(jnp.maximum(trials, count), 1)
+    mean = state.gain + weight * (gains / jnp.maximum(count, 1) - state.gain)
+    return state.replace(gain=mean, trials=trials)
+
+
+def next_rung(config: TrainConfig, state: CurriculumState, env_steps: StepCount) -> jax.Array:
+    """Return the index of the rung that follows the finished trials, int32 []."""
+    curriculum, count = config.curriculum, len(state.gain)
+    if curriculum.mode == "schedule":
+        starts = curriculum.starts or [index / count for index in range(1, count)]
+        steps = [math.ceil(start * config.total_steps) for start in starts]
+        return sum((~env_steps.is_before(step)).astype(jnp.int32) for step in steps) + jnp.zeros((), jnp.int32)
+    enough = state.trials[state.rung] >= curriculum.window
+    rises = enough & (state.gain[state.rung] > curriculum.threshold) & (state.rung < count - 1)
+    return state.rung + rises.astype(jnp.int32)
+
+
+def next_curriculum(
+    config: TrainConfig, state: CurriculumState, env_steps: StepCount, key: jax.Array, total: OverDevices
+) -> CurriculumState:
+    """Return the state at the start of new trials, whose rungs are drawn.
+
+    Args:
+        config: the run's config.
+        state: the state at the end of the trials before.
+        env_steps: environment steps so far.
+        key: typed PRNG key [], a different one on each device.
+        total: sum over devices.
+    """
+    curriculum = config.curriculum
+    state = with_gains(state, curriculum.later, curriculum.window, total)
+    rung = next_rung(config, state, env_steps)
+    logits = jnp.log(shares(rung, len(state.gain), curriculum.easier))
+    drawn = jax.random.categorical(key, logits, shape=state.running.rung.shape).astype(jnp.int32)
+    return state.replace(rung=rung, running=new_trials(drawn))
+
+
+def curriculum_metrics(rungs: Rungs, state: CurriculumState, mean: OverDevices) -> dict[str, jax.Array]:
+    """Return the metrics of a curriculum, each float32 [].
+
+    Args:
+        rungs: the rungs.
+        state: the state.
+        mean: mean over devices.
+
+    Returns:
+        `curriculum/rung`, the number of the present rung from 1; `curriculum/share/VALUE`, the share of the running
+        trials; `curriculum/gain/VALUE`, the running mean of the gain, NaN before the first trial.
+    """
+    gain = jnp.where(state.trials > 0, state.gain, jnp.nan)
+    share = mean(jax.nn.one_hot(state.running.rung, len(rungs.values)).mean(0))
+    return {
+        "curriculum/rung": (state.rung + 1).astype(jnp.float32),
+        **{f"curriculum/share/{value}": share[index] for index, value in enumerate(rungs.values)},
+        **{f"curriculum/gain/{value}": gain[index] for index, value in enumerate(rungs.values)},
+    }
