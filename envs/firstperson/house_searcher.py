@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from relic_jax.envs.firstperson import house_expert, house_symbols
-from relic_jax.envs.firstperson.geodesic import distances
+from relic_jax.envs.firstperson.geodesic import distances_around
 from relic_jax.envs.firstperson.house import HouseNav
 from relic_jax.envs.firstperson.house_plan import CELL, OBJECT, House, HouseConfig, sources_of
 from relic_jax.envs.firstperson.house_state import HouseState
@@ -89,7 +89,8 @@ class HouseSearcher:
         known = memory.objects[self.env.of_target(state)]
         unseen = parts(house, config) & ~memory.parts
         goal = jnp.where(known.any(), self._to_objects(state, known), _to_parts(unseen))
-        return memory, house_expert.approach(self.env, state, distances(house.free, goal, CELL), known)
+        distance = distances_around(house.free, goal, CELL, state.position)
+        return memory, house_expert.approach(self.env, state, distance, known)
 
     def _to_objects(self, state: HouseState, known: jax.Array) -> jax.Array:
         """Return the sources of distances to the known objects of the target category, float32 [n, n]."""

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from relic_jax.environment.base import num_tasks
 from relic_jax.environment.trials import Trials
 from relic_jax.envs.firstperson import house_walk
-from relic_jax.envs.firstperson.geodesic import distance_at, distances
+from relic_jax.envs.firstperson.geodesic import distance_at, distances, distances_around
 from relic_jax.envs.firstperson.house_plan import CATEGORIES, CELL, HouseConfig
 from relic_jax.envs.firstperson.house_walk import DOWN, FORWARD, LEFT, RIGHT, STOP, UP, slide
 from relic_jax.envs.firstperson.houses import PRESETS
@@ -55,6 +55,24 @@ def test_distances_are_dijkstras(seed, share):
     sources = np.where(random.uniform(size=(2, 9, 11)) < 0.05, random.uniform(size=(2, 9, 11)), np.inf)
     ours = jax.jit(lambda f, s: distances(f, s, CELL))(free, sources.astype(np.float32))
     np.testing.assert_allclose(ours, [dijkstra(free, s) for s in sources], rtol=1e-5)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**31 - 1), share=st.floats(0.0, 0.4))
+def test_distances_around_a_place_are_exact_up_to_two_cells_more(seed, share):
+    random = np.random.RandomState(seed)
+    free = random.uniform(size=(12, 11)) >= share
+    sources = np.where(random.uniform(size=(12, 11)) < 0.02, random.uniform(size=(12, 11)), np.inf)
+    x, z = random.randint(12), random.randint(11)
+    free[x, z] = True
+    found = around(free, sources.astype(np.float32), (np.array([x, z], np.float32) + 0.3) * CELL)
+    expected = dijkstra(free, sources)
+    near = expected <= expected[x, z] + 2 * CELL
+    np.testing.assert_allclose(found[near], expected[near], rtol=1e-5)
+    assert (found[~near] > expected[x, z] + 2 * CELL - 1e-5).all()
+
+
+around = jax.jit(lambda free, sources, position: distances_around(free, sources, CELL, position))
 
 
 def test_distance_between_centres_is_over_the_best_of_the_four_around():
