@@ -58,6 +58,8 @@ Pose = Literal["episode", "dock", "house"]
 View = Literal["image", "symbols"]
 
 TRAIN_HOUSES, TEST_HOUSES = 10_000, 1_000
+SEEDS = 2**16
+"""A task of at least SEEDS has its own number of categories asked for (`HouseNav.rung_tasks`)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,7 +162,7 @@ class HouseNav(VisualEnvironment):
 
     def start(self, key: jax.Array, task: jax.Array) -> HouseState:
         """Build the house of the task and start an episode in it."""
-        return self._episode(key, build_house(prng.key(task), self.config), task)
+        return self._episode(key, build_house(house_key(task), self.config), task)
 
     def restart(self, key: jax.Array, state: HouseState, task: jax.Array) -> HouseState:
         """Start an episode in the same house."""
@@ -170,7 +172,7 @@ class HouseNav(VisualEnvironment):
         """Start with a random one of the categories asked for, at a cell and heading as `pose` says."""
         target_key, place_key, heading_key = jax.random.split(key, 3)
         if self.pose == "dock":
-            place_key, heading_key = jax.random.split(jax.random.fold_in(prng.key(task), DOCK))
+            place_key, heading_key = jax.random.split(jax.random.fold_in(house_key(task), DOCK))
         draws = jax.random.uniform(target_key, (self.config.categories,))
         target = jnp.argmax(jnp.where(self.asked_in(house, task), 1.0 + draws, draws)).astype(jnp.int32)
         cell = house.starts[jax.random.randint(place_key, (), 0, jnp.maximum(house.start_count, 1))]
@@ -194,10 +196,9 @@ class HouseNav(VisualEnvironment):
         )
 
     def asked_in(self, house: House, task: jax.Array) -> jax.Array:
-        """Return which categories the trial asks for, bool [C]: the first `asked` of those that can be reached."""
-        if self.asked is None:
-            return house.reachable
-        number = jnp.asarray(self.asked)[task % len(self.asked)] if isinstance(self.asked, tuple) else self.asked
+        """Return which categories the trial asks for, bool [C]: the first ones of those that can be reached."""
+        asked = (self.asked,) if isinstance(self.asked, int) else self.asked or (self.config.categories,)
+        number = jnp.where(task >= SEEDS, task // SEEDS, jnp.asarray(asked)[task % SEEDS % len(asked)])
         return house.reachable & (jnp.cumsum(house.reachable) <= number)
 
     def transition(
@@ -351,13 +352,25 @@ class HouseNav(VisualEnvironment):
         seeds = np.arange(TRAIN_HOUSES + TEST_HOUSES, dtype=np.int32)
         return seeds[:TRAIN_HOUSES] if split == "train" else seeds[TRAIN_HOUSES:]
 
+    @property
+    def rungs(self) -> Mapping[str, tuple[int | str, ...]]:
+        """The numbers of categories that a trial can ask for, up to `asked`. None if the tasks already have several."""
+        if isinstance(self.asked, tuple):
+            return {}
+        return {"asked": tuple(range(1, (self.asked or self.config.categories) + 1))}
+
+    def rung_tasks(self, option: str, value: int | str) -> np.ndarray:
+        """Return the training houses with a number of categories asked for: SEEDS times the number, plus the seed."""
+        number = 0 if value == self.rungs[option][-1] else int(value)
+        return (self.tasks("train") + SEEDS * number).astype(np.int32)
+
     def record(self, state: HouseState) -> HouseRecord:
         """Return the pose and the target."""
         return HouseRecord(state.target, state.position, state.heading, state.turns, state.pitch)
 
     def render_input(self, record: HouseRecord, task: jax.Array) -> draw.RenderInput:
         """Return the scene, camera and targets to draw."""
-        scene = self.scene(build_house(prng.key(task), self.config))
+        scene = self.scene(build_house(house_key(task), self.config))
         solid = jnp.arange(scene.solids.top.shape[0]) - self.config.furniture
         return draw.RenderInput(
             scene, self.camera(record), (solid >= 0) & (solid // self.config.instances == record.target)
@@ -366,3 +379,8 @@ class HouseNav(VisualEnvironment):
     def render_trial(self, trial: TrialRecord) -> np.ndarray:
         """Return frames of a trial, uint8 [n, H, W, 3]: the view, and a map with the path and rings around targets."""
         return draw.trial_frames(self.render_input, trial, self.lens)
+
+
+def house_key(task: jax.Array) -> jax.Array:
+    """Return the typed PRNG key [] of a task's house."""
+    return prng.key(task % SEEDS)

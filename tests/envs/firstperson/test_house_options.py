@@ -88,6 +88,18 @@ def test_tasks_ask_for_different_numbers_of_categories():
         assert len(np.unique(episodes(env, house_of(2), 64, jnp.int32(seed)).target)) == number
 
 
+def test_rungs_are_numbers_of_categories_in_the_same_houses():
+    env = dataclasses.replace(TINY, asked=3)
+    assert env.rungs == {"asked": (1, 2, 3)} and dataclasses.replace(TINY, asked=(1, 2)).rungs == {}
+    np.testing.assert_array_equal(env.rung_tasks("asked", 3), env.tasks("train"))
+    task = jnp.asarray(TINY.rung_tasks("asked", 2)[17])
+    assert task.dtype == jnp.int32 and TINY.rungs["asked"] == (1, 2, 3, 4)
+    assert set(episodes(TINY, house_of(1), 64, task).target) == {0, 1}
+    start = jax.jit(TINY.start)
+    rung, whole = (start(jax.random.key(0), task) for task in (task, jnp.int32(17)))
+    jax.tree.map(np.testing.assert_array_equal, rung.house, whole.house)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
