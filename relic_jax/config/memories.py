@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-MemoryName = Literal["transformer", "window", "gru", "lstm", "gated-delta", "lru"]
+MemoryName = Literal["transformer", "window", "transformer-xl", "gru", "lstm", "gated-delta", "lru"]
 
 
 class Traits(NamedTuple):
@@ -15,6 +15,7 @@ class Traits(NamedTuple):
         keeps_steps: Whether every step of the trial is kept, so the memory can be rewound to any step and its context
             can be limited. Other memories can only be rewound to the start of a trial.
         shuffles: Whether the episodes of the context can be shuffled before it is recomputed.
+        kernels: Whether its attention is computed by the kernels that `policy.transformer.attention` selects from.
         exports: Whether an `Agent` and exported policies support it.
         fields: The fields of `MEMORY_FIELDS` that apply to it.
     """
@@ -22,18 +23,22 @@ class Traits(NamedTuple):
     section: Literal["transformer", "recurrent", "linear_rnn"]
     keeps_steps: bool = False
     shuffles: bool = False
+    kernels: bool = False
     exports: bool = False
     fields: tuple[str, ...] = ()
 
 
 MEMORIES: dict[MemoryName, Traits] = {
-    "transformer": Traits("transformer", keeps_steps=True, shuffles=True, exports=True),
-    "window": Traits("transformer", shuffles=True, fields=("window",)),
+    "transformer": Traits(
+        "transformer", keeps_steps=True, shuffles=True, kernels=True, exports=True
+    ),
+    "window": Traits("transformer", shuffles=True, kernels=True, fields=("window",)),
+    "transformer-xl": Traits("transformer", shuffles=True, fields=("memory_steps",)),
     "gru": Traits("recurrent", exports=True),
     "lstm": Traits("recurrent", exports=True),
     "gated-delta": Traits("linear_rnn", exports=True),
     "lru": Traits("linear_rnn", exports=True),
 }
 """The traits of each kind, by the name in `policy.memory`."""
-MEMORY_FIELDS = {"window": 256}
+MEMORY_FIELDS = {"window": 256, "memory_steps": 256}
 """The fields of `TransformerConfig` that belong to a kind of memory, with the values that None stands for."""

@@ -40,6 +40,8 @@ class TransformerConfig:
     """Attend across episodes. Off: attend to the running episode and the sink only."""
     window: int | None = None
     """Number of last steps that a step attends to, its own included, with `policy.memory window`. None: 256."""
+    memory_steps: int | None = None
+    """Number of steps of a segment, and of the memory before it, with `policy.memory transformer-xl`. None: 256."""
     gate: Literal["none", "gru"] = "none"
     """Connection of the branches of a block to the residual stream. none: addition; gru: the gates of GTrXL (Parisotto
     et al. 2020), which start close to the identity."""
@@ -214,8 +216,9 @@ class PolicyConfig:
     """Numbers of classes of an auxiliary head for `ppo.recall_coef` and `pretrain.steps`, e.g. (9, 9) for a row and a
     column on gridobj-9. (): no such head."""
     memory: MemoryName = "transformer"
-    """Memory of the trial. transformer: attention over all its steps (ReLIC); window: over the last steps; gru, lstm: a
-    recurrent state (RL²); gated-delta, lru: a state with a linear recurrence. docs/memories.md compares them."""
+    """Memory of the trial. transformer: attention over all its steps (ReLIC); window: over the last steps;
+    transformer-xl: over the running segment and the one before; gru, lstm: a recurrent state (RL²); gated-delta, lru:
+    a state with a linear recurrence. docs/memories.md compares them."""
     recurrent: RecurrentConfig = dataclasses.field(default_factory=RecurrentConfig)
     linear_rnn: LinearRNNConfig = dataclasses.field(default_factory=LinearRNNConfig)
 
@@ -261,6 +264,9 @@ class PolicyConfig:
             allowed = f"None if policy.memory is {self.memory!r}"
             require(fits or value is None, f"policy.transformer.{field}", value, allowed)
             require(value is None or value > 0, f"policy.transformer.{field}", value, "more than 0, or None")
+        if self.traits.section == "transformer" and not self.traits.kernels:
+            kernel, allowed = self.transformer.attention, f"'auto' if policy.memory is {self.memory!r}"
+            require(kernel == "auto", "policy.transformer.attention", kernel, allowed)
         self.architecture.validate()
         self.head.validate()
         require(all(classes > 1 for classes in self.recall), "policy.recall", self.recall, "numbers above 1, or none")

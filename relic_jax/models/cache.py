@@ -252,7 +252,7 @@ def once_read(start: jax.Array, x: jax.Array) -> jax.Array:
 def in_kv_format(cache: KVCache, kv_format: KVFormat) -> KVCache:
     """Return a copy whose keys and values are stored in another format."""
 
-    def convert(layers: tuple[Slots, ...]) -> tuple[Slots, ...]:
-        return tuple(kv_formats.encode(slots.decoded(jnp.dtype(jnp.float32)), kv_format) for slots in layers)
+    def convert(x: Slots | jax.Array) -> Slots | jax.Array:
+        return kv_formats.encode(x.decoded(jnp.dtype(jnp.float32)), kv_format) if isinstance(x, Slots) else x
 
-    return cache.replace(keys=convert(cache.keys), values=convert(cache.values))
+    return jax.tree.map(convert, cache, is_leaf=lambda x: isinstance(x, Slots))

@@ -9,11 +9,13 @@ import flax.linen as nn
 import jax
 
 from relic_jax.config.memories import MemoryName
-from relic_jax.config.policy import PolicyConfig
+from relic_jax.config.policy import PolicyConfig, TransformerConfig
+from relic_jax.models import transformer_xl
 from relic_jax.models.linear_rnn import LinearRNN, empty_state
 from relic_jax.models.memory import Memory
 from relic_jax.models.recurrent import Recurrent, empty_carry
 from relic_jax.models.transformer import Transformer, empty_memory, kernel_init
+from relic_jax.models.transformer_xl import TransformerXL
 from relic_jax.types import Span
 
 
@@ -67,15 +69,21 @@ def _linear_rnn(kind: Any) -> Kind:
     )
 
 
-_attention = Kind(
-    lambda cfg, name: Transformer(cfg.attention, name=name),
-    lambda cfg, batch, capacity: empty_memory(cfg.attention, batch, capacity),
-    lambda cfg: kernel_init(cfg.transformer),
-)
+def _attention(
+    network: type[Transformer] = Transformer, empty: Callable[[TransformerConfig, int, int], Memory] = empty_memory
+) -> Kind:
+    """Return a kind of memory that consists of attention."""
+    return Kind(
+        lambda cfg, name: network(cfg.attention, name=name),
+        lambda cfg, batch, capacity: empty(cfg.attention, batch, capacity),
+        lambda cfg: kernel_init(cfg.transformer),
+    )
+
 
 KINDS: dict[MemoryName, Kind] = {
-    "transformer": _attention,
-    "window": _attention,
+    "transformer": _attention(),
+    "window": _attention(),
+    "transformer-xl": _attention(TransformerXL, transformer_xl.empty_memory),
     "gru": _recurrent("gru"),
     "lstm": _recurrent("lstm"),
     "gated-delta": _linear_rnn("gated-delta"),

@@ -7,7 +7,7 @@ rounding, for every kind of sink and wherever episodes start.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -95,6 +95,18 @@ class Block(nn.Module):
         """Reshape ``[B, Q, d]`` to ``[B, H, Q, D]``."""
         return x.reshape(*x.shape[:2], self.config.heads, self.config.head_width).swapaxes(1, 2)
 
+    def key_value(self, y: jax.Array, episodes: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Return keys and values ``[B, H, Q, D]`` of normalized steps ``[B, Q, d]``, rounded to the cache's format."""
+        key, value = (self.split_heads(p(y)) for p in (self.k_proj, self.v_proj))
+        key, kv_format = self.rotated(key, episodes), self.config.cache_format
+        return kv_formats.rounded(key, kv_format), kv_formats.rounded(value, kv_format)
+
+    def rotated(self, x: jax.Array, episodes: jax.Array, span: Span | None = None) -> jax.Array:
+        """Rotate ``[B, H, Q, D]`` by the episodes of its steps, or of the steps of ``span``."""
+        if not self.config.episode_rope:
+            return x
+        return rotate(x, episodes if span is None else span.of(episodes))
+
     def mlp(self, x: jax.Array) -> jax.Array:
         """Return ``down(gelu(gate(norm x)) · up(norm x))``, ``[B, Q, d]``."""
         y = self.mlp_norm(x)
@@ -161,14 +173,10 @@ class Block(nn.Module):
         """
         cfg = self.config
         y = self.attention_norm(x)
-        key, value = (self.split_heads(p(y)) for p in (self.k_proj, self.v_proj))
+        key, value = self.key_value(y, episodes)
         if query_span is not None:
             x, y = query_span.of(x), query_span.of(y)
-        query = self.split_heads(self.q_proj(y))
-        if cfg.episode_rope:
-            query = rotate(query, episodes if query_span is None else query_span.of(episodes))
-            key = rotate(key, episodes)
-        key, value = (kv_formats.rounded(x, cfg.cache_format) for x in (key, value))
+        query = self.rotated(self.split_heads(self.q_proj(y)), episodes, query_span)
         kernel = select(cfg, decode=slot is not None, kv_format=context.keys.kv_format)
         inputs = AttentionInputs(
             query,
@@ -195,11 +203,13 @@ class Transformer(nn.Module):
     """The transformer: maps a block of embedded steps, and the cache of earlier steps, to hidden states."""
 
     config: TransformerConfig
+    block: ClassVar[type[Block]] = Block
+    static_arguments: ClassVar[tuple[int, ...]] = ()
 
     def setup(self) -> None:
         """Declare the parameters."""
         cfg = self.config
-        block = nn.remat(Block) if cfg.remat else Block
+        block = nn.remat(self.block, static_argnums=self.static_arguments) if cfg.remat else self.block
         self.blocks = [block(cfg) for _ in range(cfg.layers)]
         self.norm = RMSNorm()
         if cfg.step_embedding:

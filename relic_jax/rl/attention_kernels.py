@@ -23,9 +23,10 @@ def used_kernels(policy: Policy) -> dict[str, str]:
 
     Returns:
         The kernel for a "block" of steps in updates and refreshes, the kernel to "decode" a single step when acting,
-        and the kernel to "peek", which predicts a value from the memory that acts. Empty for a recurrent policy.
+        and the kernel to "peek", which predicts a value from the memory that acts. Empty if the memory does not use
+        these kernels.
     """
-    if policy.is_recurrent:
+    if not policy.config.traits.kernels:
         return {}
     config = policy.config.transformer
     acting = jax.eval_shape(lambda: policy.for_acting(policy.initial_memory(1, 1)))

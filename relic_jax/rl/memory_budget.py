@@ -55,8 +55,12 @@ def context_line(setup: Setup) -> str:
     """Return a one-line summary of the size of the context, per step and in total."""
     trial, transformer = setup.config.trial, setup.config.policy.transformer
     if not setup.config.policy.traits.keeps_steps:
-        size = tree_bytes(jax.eval_shape(lambda: setup.policy.initial_memory(trial.environments, trial.steps)))
-        return f"{setup.config.policy.memory}, {size:,} bytes for {trial.environments} trials of any length"
+        size, longer = (
+            tree_bytes(jax.eval_shape(lambda steps=steps: setup.policy.initial_memory(trial.environments, steps)))
+            for steps in (trial.steps, 100 * trial.steps)
+        )
+        length = "any length" if longer == size else f"{trial.steps:,} steps"
+        return f"{setup.config.policy.memory}, {size:,} bytes for {trial.environments} trials of {length}"
     return (
         f"{transformer.cache_bytes_per_step:,} bytes a step and environment ({transformer.cache_format}); "
         f"{trial.environments} × {trial.steps:,} steps: {_mebibytes(context_bytes(setup))}"

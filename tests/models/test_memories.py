@@ -18,9 +18,12 @@ from relic_jax.spaces import vector_spaces
 from relic_jax.step import description
 from relic_jax.types import Span, StepInput
 
-BATCH, STEPS = 2, 23
+BATCH, STEPS, ROOM = 2, 23, 33
 SMALL = TransformerConfig(layers=2, heads=2, width=16, mlp_width=16, max_positions=32, init="fan_in")
-FIELDS = {"window": {"window": 5}}
+FIELDS = {
+    "window": {"window": 5},
+    "transformer-xl": {"memory_steps": 5},
+}
 NAMES = list(FIELDS)
 
 
@@ -95,10 +98,10 @@ def test_steps_equal_blocks_and_a_pass_over_the_trial(memory, sink):
     params, inputs = random_params(policy), random_steps()
     acted, unrolled = functions(policy)
     whole, _ = unrolled(params, policy.initial_memory(BATCH, 0), inputs)
-    steps, after_steps = acted(params, policy.initial_memory(BATCH, STEPS), inputs)
+    steps, after_steps = acted(params, policy.initial_memory(BATCH, ROOM), inputs)
     np.testing.assert_allclose(steps, whole, atol=2e-5)
     for cuts in ((), (3,), (4, 6, 7, 16)):
-        blocks, after = in_blocks(unrolled, params, policy.initial_memory(BATCH, STEPS), inputs, cuts)
+        blocks, after = in_blocks(unrolled, params, policy.initial_memory(BATCH, ROOM), inputs, cuts)
         np.testing.assert_allclose(blocks, whole, atol=2e-5)
         assert int(after.filled) == STEPS
         more, mixed = random_steps(7, 6), [acted(params, m, random_steps(7, 6))[0] for m in (after, after_steps)]
@@ -106,12 +109,12 @@ def test_steps_equal_blocks_and_a_pass_over_the_trial(memory, sink):
         np.testing.assert_allclose(unrolled(params, after, more)[0], mixed[1], atol=2e-5)
 
 
-@pytest.mark.parametrize("memory", NAMES)
+@pytest.mark.parametrize("memory", ["window", "transformer-xl"])
 def test_steps_outside_of_the_window_do_not_matter(memory):
-    """One layer sees W steps. In two, the first output that a step cannot affect is 2·(W − 1) + 1 steps later."""
+    """Two layers. The first output that step 4 cannot affect: 2·(W − 1) + 1 steps later, or in segment 3 of 5 steps."""
     policy = policy_with(memory)
     params, inputs = random_params(policy), random_steps()
-    reach = 2 * (FIELDS[memory]["window"] - 1)
+    reach = {"window": 2 * (5 - 1), "transformer-xl": 10}[memory]
     _, unrolled = functions(policy)
 
     def changed(x):
@@ -131,7 +134,7 @@ def test_operations_of_the_memory(memory):
     policy = policy_with(memory)
     params, inputs = random_params(policy), random_steps()
     acted, unrolled = functions(policy)
-    empty = policy.initial_memory(BATCH, STEPS)
+    empty = policy.initial_memory(BATCH, ROOM)
     whole, after = unrolled(params, empty, inputs)
     parts = [rows(empty, jnp.array([b])) for b in range(BATCH)]
     runs = [acted(params, m, jax.tree.map(lambda x, b=b: x[b : b + 1], inputs)) for b, m in enumerate(parts)]
@@ -142,7 +145,7 @@ def test_operations_of_the_memory(memory):
     again, _ = unrolled(params, after.rewound(inputs.first, jnp.int32(0)), inputs)
     np.testing.assert_allclose(again, whole, atol=2e-5)
     _, middle = unrolled(params, empty, part(inputs, 0, 9))
-    copy = middle.prefix(STEPS)
+    copy = middle.prefix(ROOM)
     out, copy = acted(params, policy.for_acting(copy), part(inputs, 9, STEPS))
     np.testing.assert_allclose(out, whole[:, 9:], atol=2e-5)
     appended = middle.append(policy.for_storage(copy.last_steps(STEPS - 9)))
@@ -159,7 +162,8 @@ def test_operations_of_the_memory(memory):
 
 @pytest.mark.parametrize("memory", NAMES)
 def test_gradients_are_finite_and_reach_every_parameter(memory):
-    policy = policy_with(memory, gate="gru")
+    """Also if the blocks are computed again in the backward pass."""
+    policy = policy_with(memory, gate="gru", remat=True)
     params, inputs = random_params(policy), random_steps()
 
     def loss(params, memory, inputs):
@@ -187,6 +191,20 @@ def test_some_steps_and_valid_steps_of_a_block(memory):
 
     for start in (0, 5, 12, 19):
         np.testing.assert_allclose(span(jnp.int32(start), jnp.int32(start + 4)), whole[:, start : start + 4], atol=2e-5)
+
+
+@pytest.mark.parametrize("memory", NAMES)
+def test_steps_equal_blocks_with_rounded_keys_and_within_episodes(memory):
+    policy = policy_with(memory, cache="int8", inter_episode=memory == "memo")
+    params, inputs = random_params(policy), random_steps()
+    acted, unrolled = functions(policy)
+    memory = policy.initial_memory(BATCH, ROOM)
+    whole, after = unrolled(params, policy.initial_memory(BATCH, 0), inputs)
+    blocks, after = in_blocks(unrolled, params, memory, inputs, (4, 6, 7, 16))
+    np.testing.assert_allclose(blocks, whole, atol=2e-5)
+    assert after.kv_format == "int8"
+    steps, _ = acted(params, policy.for_acting(memory), inputs)
+    np.testing.assert_allclose(steps, whole, atol=2e-5)
 
 
 def test_the_ring_keeps_the_last_steps_in_the_configured_format():
