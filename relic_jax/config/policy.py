@@ -42,6 +42,10 @@ class TransformerConfig:
     """Number of last steps that a step attends to, its own included, with `policy.memory window`. None: 256."""
     memory_steps: int | None = None
     """Number of steps of a segment, and of the memory before it, with `policy.memory transformer-xl`. None: 256."""
+    summary_every: int | None = None
+    """Number of steps that one summary replaces, with `policy.memory memo`. None: 64."""
+    summary_tokens: int | None = None
+    """Number of tokens of a summary, with `policy.memory memo`. None: 8."""
     gate: Literal["none", "gru"] = "none"
     """Connection of the branches of a block to the residual stream. none: addition; gru: the gates of GTrXL (Parisotto
     et al. 2020), which start close to the identity."""
@@ -217,8 +221,9 @@ class PolicyConfig:
     column on gridobj-9. (): no such head."""
     memory: MemoryName = "transformer"
     """Memory of the trial. transformer: attention over all its steps (ReLIC); window: over the last steps;
-    transformer-xl: over the running segment and the one before; gru, lstm: a recurrent state (RL²); gated-delta, lru:
-    a state with a linear recurrence. docs/memories.md compares them."""
+    transformer-xl: over the running segment and the one before; memo: over the running segment and summaries of all
+    others; gru, lstm: a recurrent state (RL²); gated-delta, lru: a state with a linear recurrence. docs/memories.md
+    compares them."""
     recurrent: RecurrentConfig = dataclasses.field(default_factory=RecurrentConfig)
     linear_rnn: LinearRNNConfig = dataclasses.field(default_factory=LinearRNNConfig)
 
@@ -267,6 +272,9 @@ class PolicyConfig:
         if self.traits.section == "transformer" and not self.traits.kernels:
             kernel, allowed = self.transformer.attention, f"'auto' if policy.memory is {self.memory!r}"
             require(kernel == "auto", "policy.transformer.attention", kernel, allowed)
+        if self.traits.section == "transformer" and not self.traits.within_episode:
+            allowed = f"True if policy.memory is {self.memory!r}, whose summaries cover several episodes"
+            require(self.transformer.inter_episode, "policy.transformer.inter_episode", False, allowed)
         self.architecture.validate()
         self.head.validate()
         require(all(classes > 1 for classes in self.recall), "policy.recall", self.recall, "numbers above 1, or none")

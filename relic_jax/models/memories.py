@@ -10,8 +10,9 @@ import jax
 
 from relic_jax.config.memories import MemoryName
 from relic_jax.config.policy import PolicyConfig, TransformerConfig
-from relic_jax.models import transformer_xl
+from relic_jax.models import memo, transformer_xl
 from relic_jax.models.linear_rnn import LinearRNN, empty_state
+from relic_jax.models.memo import Memo
 from relic_jax.models.memory import Memory
 from relic_jax.models.recurrent import Recurrent, empty_carry
 from relic_jax.models.transformer import Transformer, empty_memory, kernel_init
@@ -84,6 +85,7 @@ KINDS: dict[MemoryName, Kind] = {
     "transformer": _attention(),
     "window": _attention(),
     "transformer-xl": _attention(TransformerXL, transformer_xl.empty_memory),
+    "memo": _attention(Memo, memo.empty_memory),
     "gru": _recurrent("gru"),
     "lstm": _recurrent("lstm"),
     "gated-delta": _linear_rnn("gated-delta"),

@@ -23,6 +23,7 @@ SMALL = TransformerConfig(layers=2, heads=2, width=16, mlp_width=16, max_positio
 FIELDS = {
     "window": {"window": 5},
     "transformer-xl": {"memory_steps": 5},
+    "memo": {"summary_every": 5, "summary_tokens": 2},
 }
 NAMES = list(FIELDS)
 
@@ -91,7 +92,7 @@ def episodes_of(first):
     return 1 + np.cumsum(first & (np.arange(STEPS) > 0), axis=1)
 
 
-@pytest.mark.parametrize("sink", ["kv", "none", "token"])
+@pytest.mark.parametrize("sink", ["kv", pytest.param("none", marks=pytest.mark.slow), "token"])
 @pytest.mark.parametrize("memory", NAMES)
 def test_steps_equal_blocks_and_a_pass_over_the_trial(memory, sink):
     policy = policy_with(memory, sink=sink)

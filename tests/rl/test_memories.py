@@ -31,6 +31,7 @@ SMALL = TransformerConfig(layers=2, heads=2, width=16, mlp_width=16, max_positio
 FIELDS = {
     "window": {"window": 5},
     "transformer-xl": {"memory_steps": 5},
+    "memo": {"summary_every": 5, "summary_tokens": 2},
 }
 
 
@@ -82,6 +83,10 @@ def test_a_run_trains_is_resumed_bit_for_bit_and_evaluated(tmp_path, memory, mon
             {"attention": "reference"},
             "policy.transformer.attention is 'reference'; allowed: 'auto'",
         ),
+        ("memo", {"attention": "native"}, "policy.transformer.attention is 'native'; allowed: 'auto' if"),
+        ("memo", {"inter_episode": False}, "policy.transformer.inter_episode is False; allowed: True if policy.memory"),
+        ("memo", {"memory_steps": 3}, "policy.transformer.memory_steps is 3; allowed: None if policy.memory is 'memo'"),
+        ("memo", {"summary_tokens": 0}, "policy.transformer.summary_tokens is 0; allowed: more than 0, or None"),
     ],
 )
 def test_fields_that_a_memory_does_not_support_are_refused(memory, fields, message):
@@ -103,7 +108,9 @@ def test_settings_that_need_every_step_are_refused(memory):
 
 def test_the_size_of_the_memory_is_reported_in_bytes():
     """Keys and values of 2 layers of 16 numbers, for 4 environments; episodes, counters and the first episode."""
-    setups = {memory: make_setup(config(memory), make("probe-bandit")) for memory in ["transformer-xl"]}
-    xl = 4 * (256 * 10 + 4 * (4 + 10))
+    setups = {memory: make_setup(config(memory), make("probe-bandit")) for memory in ("transformer-xl", "memo")}
+    per_environment = 4 * (4 + 10), 4 * (4 + 5)
+    xl, memo = 4 * (256 * 10 + per_environment[0]), 4 * (256 * (5 + 8 * 2) + per_environment[1])
     assert context_line(setups["transformer-xl"]) == f"transformer-xl, {xl:,} bytes for 4 trials of any length"
-    assert used_kernels(setups["transformer-xl"].policy) == {}
+    assert context_line(setups["memo"]) == f"memo, {memo:,} bytes for 4 trials of 36 steps"
+    assert used_kernels(setups["memo"].policy) == {}
