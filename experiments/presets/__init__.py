@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 
 from relic_jax.config import ConfigError, TrainConfig, differences
-from relic_jax.experiments.presets import continuous, darkroom, gridworlds, navigation, simulators, xland
+from relic_jax.experiments.presets import continuous, darkroom, gridworlds, memories, navigation, simulators, xland
 from relic_jax.experiments.presets.base import SMALL, TINY, Preset, linear_rnn, rl2
 from relic_jax.experiments.presets.darkroom import DARKROOM
 
@@ -14,6 +14,7 @@ __all__ = ["DARKROOM", "PRESETS", "SMALL", "TINY", "Preset", "get", "linear_rnn"
 PRESETS: dict[str, Preset] = {
     **darkroom.PRESETS,
     **gridworlds.PRESETS,
+    **memories.PRESETS,
     **navigation.PRESETS,
     **xland.PRESETS,
     **continuous.PRESETS,
