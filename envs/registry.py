@@ -346,8 +346,10 @@ register(
 register(
     "relic_jax.envs.firstperson.houses:make",
     {
-        "house-objnav-small": "find the named object in a house of up to 4 rooms, 6 kinds of objects",
-        "house-objnav-medium": "find the named object in a house of up to 8 rooms, 12 kinds of objects",
+        "house-objnav-small": "find the named object in a house of up to 4 rooms, 6 kinds of objects; no test of "
+        "memory: scripted searchers with and without it differ by 0 points of SPL",
+        "house-objnav-medium": "find the named object in a house of up to 8 rooms, 12 kinds of objects; no test of "
+        "memory: scripted searchers with and without it differ by 7 points of SPL",
         "house-objnav-large": "find the named object in a house of up to 16 rooms, 20 kinds of objects",
     },
     options="relic_jax.envs.firstperson.houses:HouseOptions",

@@ -1,5 +1,6 @@
 """Environments by name."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -79,6 +80,15 @@ def test_descriptions_name_the_parts_of_an_observation():
 def test_the_listing_says_what_dpt4_cannot_show():
     line = str(describe("miniworld-dpt4"))
     assert "only four distinct tasks" in line and "test tasks are training tasks" in line
+
+
+@pytest.mark.parametrize("size", ["small", "medium"])
+def test_the_listing_says_where_memory_gains_little_as_measured(size):
+    file = Path(__file__).parents[2] / "experiments" / "results" / "searchers" / f"house-objnav-{size}.json"
+    points = 100 * json.loads(file.read_text(encoding="utf-8"))["difference"]["spl"]["mean"]
+    assert points < 20
+    line = str(describe(f"house-objnav-{size}"))
+    assert f"no test of memory: scripted searchers with and without it differ by {points:.0f} points of SPL" in line
 
 
 @pytest.mark.parametrize("function", [make, describe])
