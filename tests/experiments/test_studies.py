@@ -16,16 +16,17 @@ from relic_jax.experiments.sweep.reuse import COPY, reuse_runs
 from relic_jax.experiments.sweep.study import read_study, resolved, study_of
 from relic_jax.rl.train import total_env_steps
 
+ATTENTION = {"window", "transformer-xl", "memo"}
 STATES = {"gru", "lstm", "gated-delta", "lru"}
 VARIANTS = {
-    "memories-darkroom": {"relic", "single-episode", "multi-episode", "window", *STATES},
-    "memories-gridobj": {"relic", "single-episode", "multi-episode", "window", *STATES},
+    "memories-darkroom": {"relic", "single-episode", "multi-episode", *ATTENTION, *STATES},
+    "memories-gridobj": {"relic", "single-episode", "multi-episode", *ATTENTION, *STATES},
     "partial-updates": {"partial", "whole", "whole-4x-epochs"},
     "sinks": {f"sink-{sink}" for sink in ("kv", "kv0", "k0v0", "token", "none")},
     "context-gradient": {"context-gradient-stopped", "context-gradient-full"},
     "imitation": {"relic", "gru"},
     "attention": {f"sink-{sink}" for sink in ("kv", "token", "none")},
-    "length": {"relic", "no-shuffle", "window", "gru", "gated-delta"},
+    "length": {"relic", "no-shuffle", "window", "memo", "gru", "gated-delta"},
     "stale-keys-full": {"all", "all, no shuffle", "newest two", "every second update", "never"},
 }
 EVALUATIONS = {"imitation": 1 + 4 * 4, "length": 4 + 4 + 1}
