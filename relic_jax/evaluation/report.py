@@ -295,7 +295,6 @@ def summarise(
     returns, successes = [c.returns for c in curves], [c.successes.astype(np.float32) for c in curves]
     metrics = {name: [c.metrics[name] for c in curves] for name in curves[0].metrics}
     kinds = {"return": returns, "success": successes}
-    p20 = percentile_over_tasks(returns, tasks, 20.0).tolist()
     return Report(
         env=env.name,
         split=split,
@@ -303,7 +302,7 @@ def summarise(
         tasks=tasks,
         seeds=len(curves),
         reference_returns=dict(reference_returns),
-        returns=dataclasses.replace(mean(returns), p20=p20),
+        returns=dataclasses.replace(mean(returns), p20=percentile_over_tasks(returns, tasks, 20.0).tolist()),
         success=mean(successes),
         episodes=config.episodes,
         repeats=config.repeats,
