@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
@@ -164,6 +165,9 @@ def _step(policy: Policy, greedy: bool, params: Params, arrays: step.Arrays, inp
     """`step.step` with a sampled action. inputs: also a key, and a count to fold into it unless it is 0."""
     inputs = dict(inputs)
     key, count = inputs.pop("key"), inputs.pop("count")
+    if jax.default_backend() == "cpu":  # XLA copies the context of one environment for the compiled kernel
+        transformer = dataclasses.replace(policy.config.transformer, decode="xla")
+        policy = dataclasses.replace(policy, config=dataclasses.replace(policy.config, transformer=transformer))
     outputs, arrays = runtime.in_place(functools.partial(step.step, policy, params))(arrays, inputs)
     distribution = actions.distribution_of(policy.action_space, policy.config.head, outputs)
     if greedy:

@@ -30,10 +30,11 @@ Suite = Literal[
     "original",
     "peers",
     "sweep",
+    "start",
     "all",
 ]
 SUITES = ("act", "update", "refresh", "rollout", "train", "env", "suites", "bridge", "agent", "original")
-"""Suites of `all`: not `peers`, which needs a checkout, and not `sweep`, which trains 16 runs."""
+"""Suites of `all`. `peers` needs a checkout, `sweep` trains 16 runs, and `start` takes an hour."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +51,10 @@ class Command:
     """Number of cases to run of each suite; 0 measures the machine only. Default: all cases."""
     xland: Path | None = None
     """Checkout of XLand-MiniGrid, for `peers`, which `all` does not include."""
+    presets: tuple[str, ...] = ()
+    """Presets for `start`, which `all` does not include. Default: all presets."""
+    against: Path | None = None
+    """Python of another checkout of relic-jax, for `start`."""
 
 
 def main() -> None:
@@ -69,7 +74,8 @@ def main() -> None:
     results: list[dict[str, Any]] = []
     for suite in SUITES if "all" in command.suites else command.suites:
         module = importlib.import_module(f"relic_jax.experiments.benchmark.{suite}")
-        cases = module.cases(machine, command.xland) if suite == "peers" else module.cases(machine)
+        options = {"peers": (command.xland,), "start": (command.presets, command.against)}
+        cases = module.cases(machine, *options.get(suite, ()))
         for case in itertools.islice(cases, command.cases):
             results.append(case)
             print(line(case, earlier.get(case["name"])), flush=True)
@@ -101,6 +107,13 @@ def line(case: dict[str, Any], before: dict[str, Any] | None) -> str:
         parts.append(f"{case['of_original']:.1f}× the original")
     if "of_causal" in case:
         parts.append(f"{case['of_causal']:.1f}× the original with causal attention")
+    if "skipped" in case:
+        parts.append(f"skipped, {case['skipped']}")
+    for kind in ("cold", "warm", "other"):
+        if kind in case:
+            parts.append(f"{kind} {case[kind]['cpu_seconds']:.1f} CPU-s ({case[kind]['seconds']:.1f} s)")
+    if "of_other" in case:
+        parts.append(f"cold {case['of_other']:.2f}× the other checkout")
     if "share" in case:
         parts.append(", ".join(f"{name} {share:.0%}" for name, share in case["share"].items()))
     if before and "rate" in before and "rate" in case:

@@ -61,7 +61,8 @@ class TransformerConfig:
     remat: bool = False
     """Recompute the activations of the blocks in the backward pass instead of storing them."""
     decode: Literal["fused", "xla"] = "fused"
-    """Kernel of a single step. fused: one kernel on NVIDIA GPUs, for heads of width 16, 32, 64, …, otherwise as xla."""
+    """Kernel of a single step. fused: one kernel on NVIDIA GPUs, for heads of width 16, 32, 64, …, and on CPUs, for
+    float32 and heads of width 4, 8, 16, … 128, if `attention` is auto or native; otherwise as xla."""
     attention: Literal["auto", "blocked", "flash", "native", "reference"] = "auto"
     """Kernel of a block of steps. blocked: tiles, O(T) memory; native: a compiled CPU kernel, for float32 and heads of
     width 4, 8, 16, … 128; flash: cuDNN's flash attention on NVIDIA GPUs, for bfloat16 and heads whose width is a

@@ -19,12 +19,15 @@ from relic_jax.evaluation.steps import Progress, Steps, map_batched
 from relic_jax.horizon import warn_if_cut
 from relic_jax.models.memory import Memory, rows
 from relic_jax.models.policy import Policy
-from relic_jax.rl.rollout import buffer_sizes
+from relic_jax.rl.memory_budget import tree_bytes
+from relic_jax.rl.rollout import acting_sizes, buffer_sizes
 from relic_jax.rl.state import step_input
 from relic_jax.types import Params
 
 SIZES = 4
-"""Number of sizes of the context's buffer during an evaluation. Each costs a compilation."""
+"""Number of sizes of the context's buffer during an evaluation. Each costs a compilation. See `context_sizes`."""
+LARGE = 2**30
+"""Bytes of a context above which an evaluation always uses all `SIZES`: short episodes fill only the first."""
 MANY = 256
 """Number of trials from which on finished trials are dropped: one more compilation, half the work."""
 
@@ -41,7 +44,7 @@ def play(
 ) -> Iterator[Steps]:
     """Act in all trials at once (`acting.Play`). When most of many trials have finished, only the others continue."""
     horizon, batch = trials.env.horizon, num_tasks(tasks)
-    sizes = buffer_sizes(config.episodes * horizon, horizon, SIZES)
+    sizes = context_sizes(policy, batch, config.episodes * horizon, horizon)
     reset_key, key = jax.random.split(key)
     trial = jax.jit(trials.reset)(reset_key, jax.tree.map(jnp.asarray, tasks))
     memory = policy.for_acting(policy.initial_memory(batch, sizes[0]))
@@ -52,7 +55,7 @@ def play(
     changed = jax.tree.map(jnp.asarray, changed)
     for index in range(config.episodes):  # at most: short episodes end the trial sooner
         size = next(size for size in sizes if size >= (index + 1) * horizon)
-        if size > memory.capacity:  # acting reads the whole buffer, so the buffer grows with its content
+        if size > memory.capacity:
             memory = memory.grown(size)
         trial, memory, episode, steps = chunk(params, trial, memory, episode, jax.random.fold_in(key, index), changed)
         warn_if_cut(trials.env.name, horizon, steps.cut)
@@ -66,6 +69,21 @@ def play(
             trial, episode, changed = jax.tree.map(itemgetter(unfinished), (trial, episode, changed))
             memory, playing = rows(memory, jnp.asarray(unfinished)), playing[unfinished]
     yield jax.tree.map(lambda *x: np.concatenate(x), *parts)
+
+
+def context_sizes(policy: Policy, batch: int, steps: int, horizon: int) -> list[int]:
+    """Return the sizes of the context's buffer during an evaluation, ascending: multiples of the horizon up to `steps`.
+
+    A kernel that reads the whole buffer needs several sizes (`rl.rollout`), and a large context gets as many.
+
+    Args:
+        policy: The policy.
+        batch: Number of trials.
+        steps: Largest number of steps of a trial.
+        horizon: Steps that are acted before the buffer can grow.
+    """
+    context = tree_bytes(jax.eval_shape(lambda: policy.for_acting(policy.initial_memory(batch, steps))))
+    return buffer_sizes(steps, horizon, SIZES if context > LARGE else acting_sizes(policy, SIZES))
 
 
 def acting_options(config: EvalConfig) -> EvalConfig:

@@ -13,11 +13,10 @@ from relic_jax.config import EvalConfig
 from relic_jax.environment.host import HostEnvironment
 from relic_jax.environment.host_trials import EpisodeCount, HostTrials, per_row, waves
 from relic_jax.environment.trials import Trials, TrialState
-from relic_jax.evaluation.in_jit import SIZES
+from relic_jax.evaluation.in_jit import context_sizes
 from relic_jax.evaluation.steps import Progress, Steps, map_batched
 from relic_jax.models.policy import Policy
 from relic_jax.rl.host import Actor, Running
-from relic_jax.rl.rollout import buffer_sizes
 from relic_jax.types import Params
 
 SPARE = 4
@@ -50,7 +49,7 @@ def play(
 def _play_wave(policy: Policy, params: Params, hosted: HostTrials, config: EvalConfig, key: jax.Array) -> Steps:
     """Act until every environment has played its episodes."""
     horizon, actions = hosted.env.horizon, hosted.env.action_space
-    sizes = buffer_sizes((config.episodes + SPARE) * horizon, horizon, SIZES)
+    sizes = context_sizes(policy, hosted.pool.config.total, (config.episodes + SPARE) * horizon, horizon)
     actor, count = Actor(policy, hosted.pool.config.total, config.context_limit), EpisodeCount(hosted, config.episodes)
     empty = [policy.initial_memory(rows.stop - rows.start, sizes[0]) for rows in hosted.rows]
     running = [Running(policy.for_acting(memory), None) for memory in empty]

@@ -22,9 +22,11 @@ from relic_jax.distributions import Categorical, Distribution, MultiCategorical
 from relic_jax.environment.base import ActionSpace, Environment
 from relic_jax.models import actions
 from relic_jax.models import cache as kv
+from relic_jax.models.attention import select
 from relic_jax.models.cache import KVCache
 from relic_jax.models.encoders import GRIDS, IMAGE_ENCODER, StepEncoder, concatenate_vectors
 from relic_jax.models.grids import SPATIAL_ATTENTION, SpatialAttention
+from relic_jax.models.kv_formats import KVFormat
 from relic_jax.models.memories import KINDS
 from relic_jax.models.memory import Memory
 from relic_jax.models.statistics import merge
@@ -186,18 +188,34 @@ class Policy:
         """Return an empty memory with room for `capacity` steps of `batch` environments."""
         return KINDS[self.config.memory].empty(self.config, batch, capacity)
 
-    def for_acting(self, memory: Memory) -> Memory:
-        """Return the memory in the format that `act` reads fastest on this platform, with the same values.
+    @property
+    def acting_format(self) -> KVFormat:
+        """Format of the keys and values of the memory that `act` reads, on the default devices.
 
-        On CPU, XLA would convert a whole bfloat16 or int8 cache to float32 at every step, so it is converted once here.
-        `for_storage` is the inverse.
+        On CPU, XLA would convert a whole bfloat16 or int8 cache to float32 at every step.
         """
-        if not isinstance(memory, KVCache):
+        return "float32" if jax.default_backend() == "cpu" else self.config.transformer.cache_format
+
+    @property
+    def reads_filled_steps(self) -> bool:
+        """Whether `act` reads only the filled steps of a memory, on the default devices.
+
+        The time of a step then does not depend on the memory's capacity. False if the memory does not keep its steps.
+        """
+        if not self.config.traits.keeps_steps:
+            return False
+        return select(self.config.transformer, decode=True, kv_format=self.acting_format).name == "cpu"
+
+    @property
+    def acts_in_place(self) -> bool:
+        """Whether a segment acts in the memory of the whole trial, without a copy of its filled part."""
+        return self.reads_filled_steps and self.acting_format == self.config.transformer.cache_format
+
+    def for_acting(self, memory: Memory) -> Memory:
+        """Return the memory in the `acting_format`, with the same values. `for_storage` is the inverse."""
+        if not isinstance(memory, KVCache) or memory.kv_format == self.acting_format:
             return memory
-        kv_format = self.config.transformer.cache_format
-        return (
-            kv.in_kv_format(memory, "float32") if kv_format != "float32" and jax.default_backend() == "cpu" else memory
-        )
+        return kv.in_kv_format(memory, self.acting_format)
 
     def for_storage(self, memory: Memory) -> Memory:
         """Return the memory in the configured format."""

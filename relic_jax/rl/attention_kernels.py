@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import logging
 
-import jax
-
 from relic_jax.models.attention import select
 from relic_jax.models.policy import Policy
 
@@ -29,11 +27,10 @@ def used_kernels(policy: Policy) -> dict[str, str]:
     if not policy.config.traits.kernels:
         return {}
     config = policy.config.transformer
-    acting = jax.eval_shape(lambda: policy.for_acting(policy.initial_memory(1, 1)))
     return {
         "block": select(config).name,
-        "decode": select(config, decode=True).name,
-        "peek": select(config, kv_format=acting.kv_format).name,
+        "decode": select(config, decode=True, kv_format=policy.acting_format).name,
+        "peek": select(config, kv_format=policy.acting_format).name,
     }
 
 

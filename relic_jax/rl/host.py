@@ -26,7 +26,7 @@ from relic_jax.rl import context
 from relic_jax.rl.parallel import parallel, shardings_of
 from relic_jax.rl.rollout import Collected, acting_sizes, buffer_sizes
 from relic_jax.rl.segment import learn
-from relic_jax.rl.state import AXIS, Metrics, Setup, TrainState, init_state, step_input
+from relic_jax.rl.state import AXIS, Metrics, Setup, TrainState, step_input
 from relic_jax.types import Params, PyTree, StepInput, Trajectory
 
 _SPLIT: Any = P(AXIS)
@@ -140,7 +140,7 @@ class HostRunner:
         self._setup, self._env = setup, env
         self._sizes = buffer_sizes(trial.steps, trial.segment, acting_sizes(setup.policy))
         self._actor = Actor(setup.policy, trial.environments)
-        state = jax.eval_shape(lambda: init_state(setup))
+        state = setup.abstract_state
         self._open = jax.jit(functools.partial(_opened, setup, state.trajectory), static_argnums=(2, 3))
         self._close = jax.jit(functools.partial(_closed, setup))
         self._learn = parallel(setup, _learn, COLLECTED_SPECS)

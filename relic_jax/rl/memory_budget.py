@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 
 from relic_jax.config import ConfigError, EvalConfig, PolicyConfig, PretrainConfig, TrainConfig, changed, value_of
-from relic_jax.rl.state import Setup, init_state
+from relic_jax.rl.state import Setup
 from relic_jax.types import PyTree
 from relic_jax.validation import LARGEST, require
 
@@ -201,18 +201,19 @@ def check_memory(setup: Setup, available: int | None = None) -> None:
         ConfigError: if the run does not fit. The error lists the parts of the estimate.
     """
     available = available_bytes(setup.config.devices or 1) if available is None else available
-    state = jax.eval_shape(lambda: init_state(setup))
-    acting = jax.eval_shape(lambda memory: setup.policy.for_acting(memory), state.memory)
+    state = setup.abstract_state
+    in_place = setup.policy.acts_in_place
+    acting = 0 if in_place else tree_bytes(jax.eval_shape(setup.policy.for_acting, state.memory))
     context, rest = tree_bytes(state.memory), tree_bytes(state.replace(memory=None))
     images = 2 * segment_image_bytes(setup)  # once while acting, once transposed for the update
-    needed = 2 * context + tree_bytes(acting) + images + rest  # a refresh fills a second context, acting reads a copy
+    needed = 2 * context + acting + images + rest  # a refresh fills a second context
     if available is not None and needed > available:
         image_part = f"images of a segment, twice, {_mebibytes(images)}; " if images else ""
         field = largest_size(setup.config, any(setup.policy.spaces.images))
         raise ConfigError(
             f"{field} is {value_of(setup.config, field)}; "
             f"allowed: a size that fits into {_mebibytes(available)} of memory; "
-            f"context {context_line(setup)}, twice during a refresh; acting's copy {_mebibytes(tree_bytes(acting))}; "
+            f"context {context_line(setup)}, twice during a refresh; acting's copy {_mebibytes(acting)}; "
             f"{image_part}everything else {_mebibytes(rest)}; in all {_mebibytes(needed)}"
         )
 

@@ -122,7 +122,7 @@ def parallel(setup: Setup, function: Callable[..., tuple[TrainState, Any]], *inp
     local = dataclasses.replace(
         setup, local_environments=config.trial.environments // devices, axis=AXIS if devices > 1 else None
     )
-    abstract = jax.eval_shape(lambda: init_state(setup))
+    abstract = setup.abstract_state
     specs, shardings = state_specs(abstract), state_shardings(config, abstract)
     run = jax.shard_map(
         lambda *arguments: function(local, *arguments),
@@ -137,7 +137,7 @@ def parallel(setup: Setup, function: Callable[..., tuple[TrainState, Any]], *inp
 
 def initial_state(setup: Setup) -> TrainState:
     """Return the state before the first step, sharded over the devices. Weights are loaded if the config names any."""
-    shardings = state_shardings(setup.config, jax.eval_shape(lambda: init_state(setup)))
+    shardings = state_shardings(setup.config, setup.abstract_state)
     state = jax.jit(lambda: init_state(setup), out_shardings=shardings)()
     return with_initial_weights(setup, state)
 

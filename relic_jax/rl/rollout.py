@@ -1,8 +1,8 @@
 """Acting inside jit: a scan over policy and environment, with the memory of the whole trial so far.
 
-Attention reads its whole buffer, so the first step of a trial would cost as much as the last one. A segment therefore
-acts on a copy of the cache that is only as large as needed, one of a few static sizes, and returns only the steps that
-it added. The cost then follows the number of filled steps, in one compiled function.
+The cost of a step should be proportional to the number of filled steps. The compiled CPU kernel reads only these. Other
+kernels read their whole buffer, so a segment acts on a copy of the cache that is only as large as needed, one of
+a few static sizes, and returns only the steps that it added. Policy and environment are then compiled for every size.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from relic_jax.rl.state import Setup, step_input
 from relic_jax.types import Params, PyTree, StepInput, Trajectory
 
 MAX_SIZES = 8
-"""Number of buffer sizes on which segments act. Each one compiles the step once."""
+"""Number of buffer sizes on which segments act with kernels that read the whole buffer. Each compiles the step once."""
 
 
 class Collected(NamedTuple):
@@ -55,6 +55,8 @@ def collect(setup: Setup, params: Params, trial: TrialState, memory: Memory, key
         key: typed PRNG key [].
     """
     trial_steps, segment = setup.config.trial.steps, setup.config.trial.segment
+    if setup.policy.acts_in_place:
+        return collect_within(setup, params, trial, memory, key)
 
     def act_in(size: int) -> Collected:
         working = setup.policy.for_acting(memory.prefix(size))
@@ -65,9 +67,9 @@ def collect(setup: Setup, params: Params, trial: TrialState, memory: Memory, key
     return collected._replace(memory=memory.append(collected.memory))
 
 
-def acting_sizes(policy: Policy) -> int:
-    """Return the number of buffer sizes for acting: one for a memory that does not keep every step."""
-    return MAX_SIZES if policy.config.traits.keeps_steps else 1
+def acting_sizes(policy: Policy, count: int = MAX_SIZES) -> int:
+    """Return the number of buffer sizes for acting: `count`, or 1 if the cost of a step does not depend on the size."""
+    return count if policy.config.traits.keeps_steps and not policy.reads_filled_steps else 1
 
 
 def with_size(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
+from relic_jax import prng
 from relic_jax.config import TrainConfig
 from relic_jax.environment.base import Environment, num_tasks
 from relic_jax.environment.trials import Trials, TrialState
@@ -79,6 +81,11 @@ class Setup:
         """The optax transformation."""
         return make_optimizer(self.config.ppo)
 
+    @property
+    def abstract_state(self) -> TrainState:
+        """The shapes and dtypes of `init_state`."""
+        return _abstract_state(self, prng.current()["implementation"])
+
     def mean(self, tree: PyTree) -> PyTree:
         """Return the mean over devices."""
         return tree if self.axis is None else jax.lax.pmean(tree, self.axis)
@@ -97,6 +104,13 @@ def make_setup(config: TrainConfig, env: Environment) -> Setup:
     trials = Trials(env, config.trial.show_last_reward)
     rungs, tasks = rungs_of(config.curriculum, env)
     return Setup(config, policy_for(env, config.policy), trials, tasks, config.trial.environments, rungs=rungs)
+
+
+@functools.lru_cache(maxsize=2)
+def _abstract_state(setup: Setup, prng_implementation: str) -> TrainState:
+    """Trace `init_state`, which takes a while. The dtype of the key depends on JAX's implementation of keys."""
+    del prng_implementation
+    return jax.eval_shape(lambda: init_state(setup))
 
 
 def init_state(setup: Setup) -> TrainState:
@@ -138,7 +152,9 @@ def step_input(trial: TrialState) -> StepInput:
 def empty_trajectory(setup: Setup, trial: TrialState) -> Trajectory:
     """Return zero buffers [N, T] for the steps of a trial, with features in place of images."""
     policy, steps = setup.policy, setup.config.trial.steps
-    encoded = jax.eval_shape(lambda: policy.encode_images(policy.init(jax.random.key(0)), step_input(trial)))
+    encoded = step_input(trial)
+    if any(policy.spaces.images):
+        encoded = jax.eval_shape(lambda: policy.encode_images(policy.init(jax.random.key(0)), step_input(trial)))
     inputs = jax.tree.map(lambda x: jnp.zeros((x.shape[0], steps, *x.shape[1:]), x.dtype), encoded)
     shape = (trial.first.shape[0], steps)
     real, flag = jnp.zeros(shape, jnp.float32), jnp.zeros(shape, bool)

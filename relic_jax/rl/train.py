@@ -32,7 +32,7 @@ from relic_jax.rl.memory_budget import check_memory, check_sizes
 from relic_jax.rl.parallel import configure_devices, initial_state, state_shardings
 from relic_jax.rl.pretraining import check_pretraining, pretrained
 from relic_jax.rl.runner import make_runner
-from relic_jax.rl.state import Setup, TrainState, init_state, make_setup
+from relic_jax.rl.state import Setup, TrainState, make_setup
 from relic_jax.spaces import image_mask, spaces_of, spaces_to_json
 from relic_jax.stopping import Stop, stop_signals
 from relic_jax.tracking import Record, Tracker
@@ -282,7 +282,7 @@ def restore(setup: Setup, checkpoints: Path) -> tuple[TrainState, Progress]:
     _, counters = checkpoint.load_meta(path)
     report_changes(checkpoint.load_kernels(path), setup.policy)
     with prng.using(checkpoint.load_prng(path)):
-        abstract = jax.eval_shape(lambda: init_state(setup))
+        abstract = setup.abstract_state
         state = checkpoint.load_state(path, abstract, state_shardings(setup.config, abstract))
     return state, Progress(**counters)
 

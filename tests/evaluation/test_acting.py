@@ -164,16 +164,21 @@ def test_a_context_limit_beyond_everything_changes_nothing_and_a_small_one_does(
     assert np.array_equal(free.trial.action[0], limited.trial.action[0])  # the first step sees the same
 
 
-def test_a_chunk_is_traced_once_for_each_size_of_the_buffer_and_progress_reaches_one(monkeypatch):
+@pytest.mark.parametrize(("attention", "sizes"), [("reference", in_jit.SIZES), ("auto", 1)])
+def test_a_chunk_is_traced_once_for_each_size_of_the_buffer_and_progress_reaches_one(monkeypatch, attention, sizes):
+    """The compiled kernel for CPUs needs one size, since it reads the filled steps only."""
+    config = dataclasses.replace(POLICY, transformer=dataclasses.replace(POLICY.transformer, attention=attention))
+    env, seen = make("darkroom-ad-9"), []
+    policy = policy_for(env, config)
+    if sizes == 1 and not policy.reads_filled_steps:
+        pytest.skip("no compiled kernel")
     make_chunk = in_jit.chunk_function
 
     def counted(*arguments):
-        return chex.assert_max_traces(make_chunk(*arguments), n=in_jit.SIZES)
+        return chex.assert_max_traces(make_chunk(*arguments), n=sizes)
 
     chex.clear_trace_counter()
     monkeypatch.setattr(in_jit, "chunk_function", counted)
-    env, seen = make("darkroom-ad-9"), []
-    policy = policy_for(env, POLICY)
     params = policy.init(jax.random.key(0))
     in_context_curves(policy, params, env, EvalConfig(episodes=8), progress=seen.append)
     assert seen == [i / 8 for i in range(1, 9)]
@@ -212,7 +217,7 @@ class NoMemory:
 class Scripted:
     """Moves on, but stays after a step that was rewarded as far as it can see."""
 
-    config, is_recurrent = PolicyConfig(), False
+    config, is_recurrent, reads_filled_steps = PolicyConfig(), False, False
     spaces = spaces_of(Corridor("corridor", 3, 1, 3))
 
     def initial_memory(self, batch, capacity):

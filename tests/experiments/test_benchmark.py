@@ -8,7 +8,7 @@ import pytest
 from relic_jax.config import ConfigError, check_fields
 from relic_jax.experiments import presets
 from relic_jax.experiments.benchmark import __main__ as benchmark
-from relic_jax.experiments.benchmark import peers, sweep
+from relic_jax.experiments.benchmark import peers, start, sweep
 from relic_jax.experiments.benchmark.measure import Machine
 
 MACHINE = Machine("cpu", "cpu", 2, "0", "3", native=True, copy_bandwidth=1e9, matrix_rate=1e9)
@@ -54,3 +54,23 @@ def test_a_sweep_is_measured_beside_the_sum_of_separate_runs(monkeypatch):
     assert "of the time of separate runs 50%" in benchmark.line(found, None)
     assert commands[0] == ("train", "darkroom-dpt", "--seed", "0")
     assert commands[-1] == ("sweep", "darkroom-dpt", "--seeds", "3")
+
+
+def test_a_start_is_measured_cold_and_warm_beside_another_checkout(monkeypatch, tmp_path):
+    """The warm process has the cache of the cold one. The other checkout has its own, empty one."""
+    calls = []
+
+    def first_update(name, python, folder, kernels):
+        calls.append((python, folder))
+        return {"cpu_seconds": {1: 20.0, 2: 10.0, 3: 2.0}[len(calls)], "seconds": 9.0}
+
+    monkeypatch.setattr(start, "first_update", first_update)
+    monkeypatch.setattr(start.subprocess, "run", lambda *_, **__: None)
+    (found,) = start.cases(MACHINE, ["darkroom-smoke"], tmp_path)
+    assert found["of_other"] == 0.5 and found["reached"]
+    assert [python for python, _ in calls] == [tmp_path, start.Path(sys.executable), start.Path(sys.executable)]
+    assert calls[1][1] == calls[2][1] != calls[0][1]
+    assert "cold 0.50× the other checkout" in benchmark.line(found, None)
+    monkeypatch.setattr(start, "first_update", lambda *_: "gymnasium is missing")
+    (skipped,) = start.cases(MACHINE, ["darkroom-smoke"])
+    assert "skipped, cold: gymnasium is missing" in benchmark.line(skipped, None)

@@ -208,6 +208,16 @@ def test_steps_equal_blocks_with_rounded_keys_and_within_episodes(memory):
     np.testing.assert_allclose(steps, whole, atol=2e-5)
 
 
+def test_a_step_finds_its_episode_in_the_ring():
+    """The slots of a ring are not in the order of their episodes. A step that sees its episode only finds them all."""
+    policy = policy_with("window", inter_episode=False)
+    params, inputs = random_params(policy), random_steps()
+    acted, unrolled = functions(policy)
+    whole, _ = unrolled(params, policy.initial_memory(BATCH, 0), inputs)
+    steps, _ = acted(params, policy.initial_memory(BATCH, STEPS), inputs)
+    np.testing.assert_allclose(steps, whole, atol=2e-5)
+
+
 def test_the_ring_keeps_the_last_steps_in_the_configured_format():
     policy = policy_with("window", cache="int8")
     params, inputs = random_params(policy), random_steps()

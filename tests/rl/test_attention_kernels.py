@@ -41,8 +41,8 @@ def without_a_compiler(monkeypatch, tmp_path):
 def test_used_kernels():
     """With int8, the memory for acting is a float32 copy, which the compiled kernel supports."""
     int8 = TransformerConfig(cache="int8")
-    assert used_kernels(policy_of()) == {"block": "cpu", "decode": "reference", "peek": "cpu"}
-    assert used_kernels(policy_of(transformer=int8)) == {"block": "tiled", "decode": "reference", "peek": "cpu"}
+    assert used_kernels(policy_of()) == {"block": "cpu", "decode": "cpu", "peek": "cpu"}
+    assert used_kernels(policy_of(transformer=int8)) == {"block": "tiled", "decode": "cpu", "peek": "cpu"}
     assert used_kernels(policy_of(memory="gru")) == {}
 
 
@@ -58,7 +58,7 @@ def saved(tiny, tmp_path):
 
 def test_resuming_with_the_same_kernels_logs_nothing(saved, caplog):
     setup, folder = saved
-    assert checkpoint.load_kernels(folder / "0") == {"block": "cpu", "decode": "reference", "peek": "cpu"}
+    assert checkpoint.load_kernels(folder / "0") == {"block": "cpu", "decode": "cpu", "peek": "cpu"}
     restore(setup, folder)
     assert not caplog.records
 
@@ -68,8 +68,8 @@ def test_resuming_without_a_compiler_logs_one_line(saved, caplog, without_a_comp
     restore(setup, folder)
     (line,) = [record.getMessage() for record in caplog.records]
     assert line == (
-        "attention kernels differ from those of the checkpoint (block: 'cpu' → 'tiled', peek: 'cpu' → 'tiled'): "
-        "training continues, but not bit for bit"
+        "attention kernels differ from those of the checkpoint (block: 'cpu' → 'tiled', decode: 'cpu' → 'reference', "
+        "peek: 'cpu' → 'tiled'): training continues, but not bit for bit"
     )
 
 

@@ -8,7 +8,9 @@ import pytest
 
 from relic_jax.config import ConfigError, PolicyConfig, PPOConfig, TrainConfig, TransformerConfig, TrialConfig
 from relic_jax.envs.registry import make
+from relic_jax.models.attention import cpu
 from relic_jax.rl.memory_budget import available_bytes, check_memory, context_bytes, context_line, tree_bytes
+from relic_jax.rl.rollout import collect, with_size
 from relic_jax.rl.state import init_state, make_setup
 
 SMALL = TransformerConfig(layers=4, heads=8, width=256, mlp_width=1024, max_positions=128)
@@ -34,7 +36,7 @@ def test_context_by_hand(cache, per_step):
 
 
 def test_a_run_that_cannot_fit_is_refused_with_the_arithmetic():
-    setup = setup_with(65_536, 256, environments=4)
+    setup = setup_with(65_536, 256, environments=4, decode="xla")  # which acts on a copy
     check_memory(setup, available=7 * 2**30)  # slightly more than three times 2 GiB
     with pytest.raises(ConfigError) as error:
         check_memory(setup, available=6 * 2**30)
@@ -71,10 +73,22 @@ def test_a_refresh_writes_the_context_in_place():
     assert analysis.temp_size_in_bytes < 32 * MIB
 
 
+@pytest.mark.skipif(
+    jax.default_backend() != "cpu" or not cpu.available(32, "cpu_step.cpp"), reason="a compiled kernel for CPUs"
+)
+def test_acting_writes_the_context_in_place():
+    """Acting is compiled and not run. The compiled kernel reads the context, which is donated, without a copy."""
+    setup = setup_with(8192, 32, environments=2)
+    state = jax.eval_shape(lambda: init_state(setup))
+    act = jax.jit(
+        lambda params, trial, memory, key: collect(setup, params, trial, memory, key).memory, donate_argnums=2
+    )
+    analysis = act.lower(state.params, state.trial, state.memory, jax.random.key(0)).compile().memory_analysis()
+    assert analysis.temp_size_in_bytes < 32 * MIB < 128 * MIB == context_bytes(setup)
+
+
 def test_acting_on_a_short_context_does_not_read_the_long_buffer():
     """The buffer of the first segment is an eighth of the trial's buffer, for any length of the trial."""
-    from relic_jax.rl.rollout import with_size
-
     setup = setup_with(4096, 16)
     memory = jax.eval_shape(lambda: setup.policy.initial_memory(1, 4096))
     seen = []

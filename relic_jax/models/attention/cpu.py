@@ -1,15 +1,16 @@
-"""Attention of a block of steps on CPUs, by a compiled C++ kernel (`cpu.cpp`).
+"""Attention on CPUs, by compiled C++ kernels: of a block of steps (`cpu.cpp`) and of a single step (`cpu_step.cpp`).
 
-XLA calls the kernel through its foreign-function interface, whose headers ship with JAX. The kernel is compiled once
-per machine, on first use, for the head width and the processor. That takes a few seconds and needs a C++ compiler
-(``CXX``, ``c++``, ``g++`` or ``clang++``). `cpu_build` caches the result in ``~/.cache/relic-jax``. Without a compiler,
-and on Windows, `select` picks the tiled kernel.
+XLA calls a kernel through its foreign-function interface, whose headers ship with JAX. A kernel is compiled once per
+machine, on first use, for the head width and the processor. That takes a few seconds and needs a C++ compiler (``CXX``,
+``c++``, ``g++`` or ``clang++``). `cpu_build` caches the result in ``~/.cache/relic-jax``. Without a compiler, and on
+Windows, `select` picks kernels in XLA.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
+import hashlib
 import math
 from pathlib import Path
 from typing import Any
@@ -22,28 +23,30 @@ from relic_jax.models.attention import cpu_build
 from relic_jax.models.attention.gradients import sink_gradients, zero_cotangent
 from relic_jax.models.attention.inputs import AttentionInputs, Context, Sink
 
-_SOURCE = Path(__file__).with_name("cpu.cpp")
-_SYMBOLS = ("forward", "backward")
+_FOLDER = Path(__file__).parent
+_SYMBOLS = {"cpu.cpp": ("forward", "backward"), "cpu_step.cpp": ("step",)}
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-w")
 _TARGETS: set[str] = set()
 _UNLIMITED = 2**31 - 1
 
 
 @functools.cache
-def available(width: int) -> bool:
-    """Compile the kernel for a head width and register it with XLA.
+def available(width: int, source: str = "cpu.cpp") -> bool:
+    """Compile a kernel for a head width and register it with XLA.
 
     Args:
         width: Numbers per head, a power of two from 4 on.
+        source: The kernel's file: "cpu.cpp" for a block of steps, "cpu_step.cpp" for a single step.
 
     Returns:
         Whether the kernel can be called. False if it cannot be compiled here.
     """
+    symbols = _SYMBOLS[source]
     try:
-        library = _library(width)
+        library = _library(width, source)
     except (OSError, AttributeError, cpu_build.KernelError):
         return False
-    for target, name in ((_target(name, width), name) for name in _SYMBOLS):
+    for target, name in ((_target(name, width), name) for name in symbols):
         if target not in _TARGETS:  # XLA accepts a name once per process
             jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
             _TARGETS.add(target)
@@ -55,11 +58,12 @@ def _target(name: str, width: int) -> str:
     return f"relic_attention_{name}_{width}"
 
 
-def _library(width: int) -> ctypes.CDLL:
-    """Return the compiled kernel, cached for this source, compiler, processor and jaxlib."""
+def _library(width: int, source: str = "cpu.cpp") -> ctypes.CDLL:
+    """Return the compiled kernel, cached for its source, compiler, processor and jaxlib."""
     flags = (*_FLAGS, f"-DHEAD_WIDTH={width}")
-    include, version = jax.ffi.include_dir(), jaxlib.__version__
-    return cpu_build.load(f"attention-{width}", _SOURCE, flags, _SYMBOLS, include, version)
+    salt = jaxlib.__version__ + hashlib.sha256((_FOLDER / "cpu_vectors.h").read_bytes()).hexdigest()
+    stem = f"attention-{Path(source).stem}-{width}"
+    return cpu_build.load(stem, _FOLDER / source, flags, _SYMBOLS[source], jax.ffi.include_dir(), salt)
 
 
 def attend(inputs: AttentionInputs) -> jax.Array:
@@ -87,6 +91,39 @@ def attend(inputs: AttentionInputs) -> jax.Array:
     scaled = inputs.query * jnp.float32(1.0 / math.sqrt(width))
     arrays = scaled, inputs.key, inputs.value, sink, inputs.episodes, inputs.context, bounds
     return inputs.zero_invalid(_attend(has_sink, inputs.within_episode, *arrays))
+
+
+def attend_step(inputs: AttentionInputs) -> jax.Array:
+    """Compute attention for one step per environment against a cache that holds the step's own key and value.
+
+    Slots before the first and after the last one that the step sees are not read.
+
+    Args:
+        inputs: A single step (Q = 1) and a context that includes it, all float32. See `AttentionInputs`.
+
+    Returns:
+        float32 ``[B, H, 1, D]``.
+
+    Raises:
+        KernelError: The kernel cannot be compiled here.
+    """
+    query, context = inputs.query[:, :, 0], inputs.context
+    batch, _, width = query.shape
+    if not available(width, "cpu_step.cpp"):
+        raise cpu_build.KernelError(f"attention for heads of width {width} cannot be compiled here")
+    last = jnp.broadcast_to(context.length, (batch,)).astype(jnp.int32)
+    first = jnp.zeros_like(last) if inputs.window is None else jnp.maximum(last - inputs.window, 0).astype(jnp.int32)
+    episodes = jnp.zeros((batch, 0), jnp.int32)
+    if inputs.within_episode:  # the slots of a ring are in any order, so the kernel compares episodes too
+        episodes, slot = context.episodes, jnp.arange(context.capacity)
+        first = jnp.maximum(first, jnp.where(episodes == inputs.episodes, slot, context.capacity).min(1))
+    has_sink = inputs.sink is not None
+    sink = [jnp.broadcast_to(x, query.shape) for x in inputs.sink] if inputs.sink is not None else 2 * [query]
+    scaled = query * jnp.float32(1.0 / math.sqrt(width))
+    call = jax.ffi.ffi_call(_target("step", width), _like(query), vmap_method="broadcast_all")
+    seen = jnp.stack([first, last, inputs.episodes[:, 0]], 1)
+    out = call(scaled, context.keys.data, context.values.data, *sink, seen, episodes, has_sink=has_sink)
+    return out[:, :, None]
 
 
 def _buffers(q, k, v, sink: Sink, episodes, context: Context, bounds) -> tuple[jax.Array, ...]:

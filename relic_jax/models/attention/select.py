@@ -102,8 +102,8 @@ def select(
     Returns:
         The kernel and its name.
     """
-    backend = backend or Backend.current()
-    return _decode(config, backend) if decode else _block(config, backend, kv_format or config.cache_format)
+    backend, kv_format = backend or Backend.current(), kv_format or config.cache_format
+    return _decode(config, backend, kv_format) if decode else _block(config, backend, kv_format)
 
 
 def _block(config: AttentionConfig, backend: Backend, kv_format: KVFormat) -> Kernel:
@@ -124,9 +124,13 @@ def _block(config: AttentionConfig, backend: Backend, kv_format: KVFormat) -> Ke
     return Kernel("tiled", functools.partial(tiled.attend, tiles=tiles))
 
 
-def _decode(config: AttentionConfig, backend: Backend) -> Kernel:
+def _decode(config: AttentionConfig, backend: Backend, kv_format: KVFormat) -> Kernel:
     """Return the kernel for a single step."""
     if config.decode == "fused":
+        if config.attention in ("auto", "native") and _fits_cpu(config, backend, kv_format, "cpu_step.cpp"):
+            from relic_jax.models.attention import cpu
+
+            return Kernel("cpu", cpu.attend_step)
         from relic_jax.models.attention import decode
 
         if decode.available(config.head_width):
@@ -143,11 +147,11 @@ def _wants_cudnn(config: AttentionConfig) -> bool:
     return config.inter_episode and fits
 
 
-def _fits_cpu(config: AttentionConfig, backend: Backend, kv_format: KVFormat) -> bool:
-    """Whether the compiled CPU kernel takes these numbers and is available here."""
+def _fits_cpu(config: AttentionConfig, backend: Backend, kv_format: KVFormat, source: str = "cpu.cpp") -> bool:
+    """Whether a compiled CPU kernel takes these numbers and is available here."""
     float32 = config.dtype == kv_format == "float32"
     if backend.platform != "cpu" or not float32 or config.head_width not in CPU_WIDTHS:
         return False
     from relic_jax.models.attention import cpu
 
-    return cpu.available(config.head_width)
+    return cpu.available(config.head_width, source)

@@ -17,7 +17,7 @@ BFLOAT16 = TransformerConfig(dtype="bfloat16")
 
 @pytest.fixture(autouse=True)
 def with_a_compiler(monkeypatch):
-    monkeypatch.setattr(cpu, "available", lambda width: True)
+    monkeypatch.setattr(cpu, "available", lambda *_: True)
 
 
 def block(config, backend, **changes):
@@ -54,11 +54,13 @@ def test_the_kernel_of_a_block(config, backend, changes, expected):
 
 def test_a_context_in_another_format_than_the_configured_one():
     assert select(FLOAT32, CPU, kv_format="int8").name == "tiled"
-    assert select(dataclasses.replace(FLOAT32, cache="int8"), CPU, kv_format="float32").name == "cpu"
+    for step in (False, True):
+        assert select(dataclasses.replace(FLOAT32, cache="int8"), CPU, kv_format="float32", decode=step).name == "cpu"
 
 
 def test_without_a_compiler(monkeypatch):
-    monkeypatch.setattr(cpu, "available", lambda width: False)
+    monkeypatch.setattr(cpu, "available", lambda *_: False)
+    assert select(FLOAT32, CPU, decode=True).name == "reference"
     assert block(FLOAT32, CPU) == block(FLOAT32, CPU, attention="native") == "tiled"
 
 
@@ -70,7 +72,15 @@ def test_without_a_compiler(monkeypatch):
         (HOPPER, {"width": 256, "decode": "xla"}, "reference"),
         (HOPPER, {"width": 64}, "reference"),
         (HOPPER, {"width": 192}, "reference"),
-        (CPU, {"width": 256}, "reference"),
+        (CPU, {"width": 256}, "cpu"),
+        (CPU, {"width": 64}, "cpu"),
+        (CPU, {"width": 256, "inter_episode": False}, "cpu"),
+        (CPU, {"width": 192}, "reference"),
+        (CPU, {"width": 256, "decode": "xla"}, "reference"),
+        (CPU, {"width": 256, "attention": "reference"}, "reference"),
+        (CPU, {"width": 256, "attention": "blocked"}, "reference"),
+        (CPU, {"width": 256, "dtype": "bfloat16"}, "reference"),
+        (CPU, {"width": 256, "cache": "int8"}, "reference"),
         (TPU, {"width": 256}, "reference"),
     ],
 )
