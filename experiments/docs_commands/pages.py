@@ -109,7 +109,7 @@ def is_other(block: Block) -> bool:
     """Return whether a block is code, text or a drawing of a folder tree."""
     code = textwrap.dedent("\n".join(block.lines))
     if block.language:
-        return block.language in ("python", "json", "text")
+        return block.language in ("python", "json", "text", "toml")
     for candidate in (code, "{" + code + "}"):
         try:
             ast.parse(candidate)
