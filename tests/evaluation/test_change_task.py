@@ -49,7 +49,7 @@ class Counted(struct.PyTreeNode):
 class Counting:
     """The action is the number of steps in the context; at the first step of an episode, plus 4 in tasks above 2."""
 
-    config, is_recurrent = PolicyConfig(), False
+    config, is_recurrent, reads_filled_steps = PolicyConfig(), False, False
     spaces = spaces_of(Paying())
 
     def initial_memory(self, batch, capacity):
