@@ -510,12 +510,23 @@ def test_the_shipped_policy_learns_in_context(cli, tmp_path, monkeypatch):
     assert last > first + 20 and summary["checkpoints"] == ["pretrained darkroom-dpt"]
 
 
-def test_included_policies_are_small_and_name_their_origin():
-    assert pretrained_names() == ["darkroom-dpt"]
-    folder = pretrained_path("darkroom-dpt")
+@pytest.mark.slow
+def test_the_shipped_policy_recalls(cli, tmp_path, monkeypatch):
+    """Later episodes are shorter than those of the searcher that forgets the trial, which needs 15 steps."""
+    monkeypatch.chdir(tmp_path)
+    code, _, err = cli("evaluate", "--pretrained", "gridobj-9", "--episodes", 12, "--limit", 40)
+    assert code == 0, err
+    summary = json.loads((tmp_path / "evaluate-gridobj-9-test-12-episodes-first-40-tasks.json").read_text())
+    steps = summary["metrics"]["steps"]["mean"]
+    assert steps[0] > 20 and sum(steps[7:]) / 5 < 13
+
+
+@pytest.mark.parametrize("name", pretrained_names())
+def test_included_policies_are_small_and_name_their_origin(name):
+    folder = pretrained_path(name)
     assert sum(path.stat().st_size for path in folder.iterdir()) < 1_000_000
-    loaded = pretrained("darkroom-dpt")
-    assert loaded.training["preset"] == "darkroom-dpt" and loaded.config.seed == 0
+    loaded = pretrained(name)
+    assert loaded.training["preset"] == name and loaded.config.seed == 0
     assert "not the best one" in (folder / "README.md").read_text()
 
 

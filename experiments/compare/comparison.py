@@ -75,7 +75,8 @@ class Comparison:
     def markdown(self) -> str:
         """Return the table with its explanation."""
         lines = [_line(_header(self)), _line(["---"] * len(_header(self)))]
-        lines += [_line(_cells(row)) for row in self.rows]
+        digits = max(results[0].report.digits for results in self.results)
+        lines += [_line(_cells(row, digits)) for row in self.rows]
         return "\n".join([*lines, "", "\n\n".join(_notes(self)), ""])
 
     def csv(self) -> str:
@@ -157,8 +158,8 @@ def _header(comparison: Comparison) -> list[str]:
     return [*names, f"P(better than {comparison.baseline})", f"steps to {THRESHOLD:.0%}"]
 
 
-def _cells(row: Row) -> list[str]:
-    returns = [_text(x, ".1f") for x in (row.first, row.later)]
+def _cells(row: Row, digits: int) -> list[str]:
+    returns = [_text(x, f".{digits}f") for x in (row.first, row.later)]
     scores = [_text(x, ".3f") for x in (row.iqm, row.gap)]
     speed = "–" if row.speed is None else str(row.speed)
     return [row.name, str(row.seeds), *returns, *scores, _text(row.improvement, ".2f"), speed]
@@ -175,7 +176,8 @@ def _line(cells: Sequence[str]) -> str:
 def _notes(comparison: Comparison) -> list[str]:
     report = comparison.results[0][0].report
     random, optimal = report.reference_returns.get("random"), report.reference_returns.get("optimal")
-    numbers = (f"{name} {value:.1f}" for name, value in (("random", random), ("optimal", optimal)) if value is not None)
+    references = (("random", random), ("optimal", optimal))
+    numbers = (f"{name} {value:.{report.digits}f}" for name, value in references if value is not None)
     lines = [f"{report.env}, {report.tasks} {report.split} tasks ({report.split_hash}); {', '.join(numbers)}."]
     kind = "Scores are (return − random) / (optimal − random) of the later episodes. " if comparison.normalized else ""
     lines.append(f"{kind}95% bootstrap intervals over seeds and tasks. {_seeds_note(comparison)}".rstrip())
