@@ -186,11 +186,12 @@ def _count(seeds: int) -> str:
 def draw_references(axis: Any, references: dict[str, float | None]) -> list[tuple[Any, str]]:
     """Draw the reference returns as horizontal lines and return (line, label) for the legend."""
     found = []
+    digits = 2 if all(value is None or abs(value) < 10 for value in references.values()) else 1
     for name, style in (("optimal", "--"), ("random", ":")):
         value = references.get(name)
         if value is not None:
             line = axis.axhline(value, color="0.35", linestyle=style, linewidth=1, zorder=1)
-            found.append((line, f"{name} {value:.1f}"))
+            found.append((line, f"{name} {value:.{digits}f}"))
     return found
 
 
