@@ -289,13 +289,13 @@ def describe_result(report: Report) -> list[str]:
     """Return the results in a few lines of text, beside the reference returns."""
     mean, first = report.returns.mean, report.expert_episodes
     later, optimal = mean[first + 1 :], report.reference_returns["optimal"]
-    tasks, form = f"{report.tasks} {'held-out' if report.split == 'test' else 'training'} tasks", f".{report.digits}f"
-    parts = [f"{tasks} ({report.env}, split {report.split_hash}): episode {first + 1} returns {mean[first]:{form}}"]
+    tasks, digits = f"{report.tasks} {'held-out' if report.split == 'test' else 'training'} tasks", report.digits
+    parts = [f"{tasks} ({report.env}, split {report.split_hash}): episode {first + 1} returns {mean[first]:.{digits}f}"]
     if later:
         reached = sum(later) / len(later)
-        share = f" = {reached / optimal:.1%} of optimal {optimal:{form}}" if optimal else ""
-        parts.append(f"episodes {first + 2}–{len(mean)} return {reached:{form}}{share}")
-    parts.append(f"random {report.reference_returns['random']:{form}}")
+        share = f" = {reached / optimal:.1%} of optimal {optimal:.{digits}f}" if optimal else ""
+        parts.append(f"episodes {first + 2}–{len(mean)} return {reached:.{digits}f}{share}")
+    parts.append(f"random {report.reference_returns['random']:.{digits}f}")
     lines = [", ".join(parts)]
     rates = [("success", report.success, ".0%"), *((name, x, ".2f") for name, x in report.metrics.items())]
     for name, curve, form in rates:
@@ -304,5 +304,6 @@ def describe_result(report: Report) -> list[str]:
         lines.append(f"{name}: {values[first]:{form}}{last}")
     if later and report.gain is not None:
         gain, low, high = (getattr(report.gain, part)[0] for part in ("mean", "low", "high"))
-        lines.append(f"gain from episode {first + 1} to {len(mean)}: {gain:+{form}}, 95% [{low:{form}}, {high:{form}}]")
+        interval = f"95% [{low:.{digits}f}, {high:.{digits}f}]"
+        lines.append(f"gain from episode {first + 1} to {len(mean)}: {gain:+.{digits}f}, {interval}")
     return lines + describe_agents(report)

@@ -185,7 +185,8 @@ def test_every_package_is_listed():
 
 def test_the_wheel_holds_code_and_weights_only(wheel):
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    code = [name for name in tracked() if name.startswith(("envs/", "experiments/")) and name.endswith(".py")]
+    folders = ("envs/", "experiments/")
+    code = [name for name in tracked() if name.startswith(folders) and name.endswith((".py", ".toml"))]
     library = [name for name in tracked() if name.startswith("relic_jax/")]
     assert names == {f"relic_jax/{name}" for name in code} | set(library)
     assert wheel.stat().st_size < MAX_WHEEL_BYTES

@@ -267,6 +267,7 @@ def test_results_are_reported_with_the_environments_metrics():
     assert "episode 1 returns 1.0, episodes 2–3 return 2.5 = 5.0% of optimal 50.0" in run.describe_result(large)[0]
     only = replace(report, returns=constant(0.5), success=constant(0.5), episodes=1, metrics={"spl": constant(0.25)})
     assert run.describe_result(only)[1:] == ["success: 50%", "spl: 0.25"]
+    assert run.describe_result(replace(report, metrics={}))[-1] == "gain from episode 1 to 3: +2.00, 95% [1.50, 2.50]"
 
 
 def test_evaluate_refuses_bad_paths(refused, untrained):
