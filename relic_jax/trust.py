@@ -26,8 +26,8 @@ KEY_BYTES = 32
 HARMLESS = frozenset(
     ("workers", "backend", "text", "gpus", "start_timeout", "step_timeout", "max_restarts", "pose", "view", "asked")
 )
-"""Fields of `WorkerConfig` and options of environments that are choices or lists of numbers. Numbers are always harmless.
-Other options can name a program, a module, a machine or a file."""
+"""Fields of `WorkerConfig` and options of environments that are choices or lists of numbers. Numbers are always
+harmless. Other options can name a program, a module, a machine or a file."""
 PLAIN_PREFIXES = ("gymnax", "xland", "navix", "craftax", "playground", "metaworld", "gym")
 """Prefixes, before the first colon of an environment's name, that are followed by an id of an installed package."""
 PHYSICS = re.compile(r"[\w-]+:(generalized|positional|spring|mjx)")
