@@ -35,6 +35,7 @@ def run(tmp_path_factory):
         return dataclasses.replace(names["run"], path=names["run"].path.resolve())
 
 
+@pytest.mark.slow
 def test_the_folder_is_what_the_command_line_writes(run, cli, tmp_path):
     code, _, err = cli("train", "darkroom-smoke", "--runs", tmp_path)
     assert code == 0, err
@@ -98,6 +99,7 @@ def test_training_in_a_thread_beside_a_running_loop_stops_by_its_event(tmp_path,
     assert runs[0].agent().steps == 0
 
 
+@pytest.mark.slow
 def test_an_interrupt_saves_and_raises_and_the_run_is_resumed(run, tmp_path, monkeypatch):
     make_trackers, left = training.make_trackers, [signal.SIGINT]
 

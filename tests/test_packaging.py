@@ -192,12 +192,14 @@ def test_the_wheel_holds_code_and_weights_only(wheel):
     assert wheel.stat().st_size < MAX_WHEEL_BYTES
 
 
+@pytest.mark.slow
 def test_all_of_it_is_imported_beside_a_project_with_the_same_names(installed, project):
     scripts, expected = installed
     run(scripts / "python", "-c", f"EXPECTED, EXTRAS = {str(expected)!r}, {EXTRAS}\n{IMPORTS}", cwd=project)
     assert "darkroom-dpt" in run(scripts / "relic-jax", "presets", cwd=project)
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 def test_the_console_script_trains_on_the_projects_environments(installed, project):
     scripts, _ = installed

@@ -68,6 +68,7 @@ def test_the_expert_earns_exactly_its_return_in_its_episodes():
     assert not np.array_equal(found.returns[:, 2], expected)
 
 
+@pytest.mark.slow
 def test_a_worse_expert_takes_its_share_of_random_actions():
     env = make("darkroom-dpt")
     returns = {

@@ -71,6 +71,7 @@ def whole(setup, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_evaluates_at_the_start_after_each_multiple_and_at_the_end(whole):
     found = read_evaluations(whole / "evaluations.jsonl")
     assert [x["env_steps"] for x in found] == [0, 128, 256, 320, 448, 512]  # chunks of 64 at or after 100, 200, …

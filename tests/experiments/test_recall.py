@@ -117,6 +117,7 @@ def test_losses_are_those_of_the_first_version(env, segment, losses):
     np.testing.assert_allclose([row["loss"] for row in rows], losses, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_training_starts_from_the_same_parameters(env):
     """Up to rounding: `relic-jax train` initializes the parameters in a compiled program."""
     params, rows = train(pretraining(env), 0, 4, 4, lambda row: None)

@@ -53,6 +53,7 @@ def test_every_number_of_the_state_is_restored(old):
         np.testing.assert_array_equal(value, same)
 
 
+@pytest.mark.slow
 def test_a_run_is_resumed_to_the_end_and_evaluated(old, cli, capsys):
     code, out, error = cli("train", "--resume", old)
     assert code == 0, error

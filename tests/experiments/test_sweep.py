@@ -59,6 +59,7 @@ class Page(html.parser.HTMLParser):
         self.text += data
 
 
+@pytest.mark.slow
 def test_a_study_holds_run_folders_and_their_comparison(study):
     folder, out = study
     assert "sweep rates: 4 runs (2 variants × 2 seeds), 512 environment steps, env darkroom-ad-9" in out
@@ -156,6 +157,7 @@ def evaluated(study, tmp_path_factory):
     return folder, file
 
 
+@pytest.mark.slow
 def test_evaluations_are_added_to_a_finished_study(study, evaluated):
     folder, _ = evaluated
     for run in run_folders([folder]):
@@ -181,6 +183,7 @@ def test_evaluations_are_added_to_a_finished_study(study, evaluated):
     assert "episode of the change" in page.text and "Shares of attention mass" in page.text
 
 
+@pytest.mark.slow
 def test_evaluations_that_are_there_are_not_repeated(evaluated, cli):
     folder, file = evaluated
     stamps = {path: path.stat().st_mtime_ns for path in folder.glob("*/*.json")}
@@ -194,6 +197,7 @@ def test_evaluations_that_are_there_are_not_repeated(evaluated, cli):
     assert changed == set(folder.glob("*/evaluate-long.json"))
 
 
+@pytest.mark.slow
 def test_a_stopped_evaluation_keeps_those_that_are_complete(study, evaluated, tmp_path):
     from relic_jax.experiments.sweep.command import parse_sweep, start
 

@@ -92,6 +92,7 @@ def episodes_of(first):
     return 1 + np.cumsum(first & (np.arange(STEPS) > 0), axis=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sink", ["kv", pytest.param("none", marks=pytest.mark.slow), "token"])
 @pytest.mark.parametrize("memory", NAMES)
 def test_steps_equal_blocks_and_a_pass_over_the_trial(memory, sink):

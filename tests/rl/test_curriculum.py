@@ -205,6 +205,7 @@ def whole(request, config, tmp_path_factory):
     return setup, folder
 
 
+@pytest.mark.slow
 def test_metrics_hold_the_rung_its_gains_and_the_shares_of_the_trials(whole):
     setup, folder = whole
     lines, state = read_lines(folder / "metrics.jsonl"), restore(setup, folder / "checkpoints")[0].curriculum
@@ -220,6 +221,7 @@ def test_metrics_hold_the_rung_its_gains_and_the_shares_of_the_trials(whole):
     assert "rung 2" in console
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_bit_for_bit(whole, tmp_path):
     setup, folder = whole
     for update in (6, 13):

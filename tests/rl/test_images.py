@@ -112,6 +112,7 @@ def loss_function(setup):
     return lambda params, batch: up.minibatch_loss(setup, 0, params, batch, WINDOW, jax.random.key(0))[0]
 
 
+@pytest.mark.slow
 def test_what_is_stored_is_what_the_images_mean_at_the_same_weights():
     setup, state, batch, found = gathered()
     assert batch.observation["image"].dtype == jnp.uint8 and batch.observation["image"].shape == (4, 8, 6, 6, 1)

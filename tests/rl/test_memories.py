@@ -48,6 +48,7 @@ def config(memory, **ppo):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("memory", FIELDS)
 def test_a_run_trains_is_resumed_bit_for_bit_and_evaluated(tmp_path, memory, monkeypatch):
     monkeypatch.setattr(up, "GRADIENT_SIZES", 1)  # of the trial's lengths, each of which is compiled

@@ -106,10 +106,12 @@ def check_equal(runs, others):
         assert outcome(run.setup, run.folder) == outcome(other.setup, other.folder)
 
 
+@pytest.mark.slow
 def test_seeds_on_two_devices_equal_the_runs_alone(together, alone):
     check_close(together, alone)
 
 
+@pytest.mark.slow
 def test_a_killed_batch_continues_bit_for_bit(setups, population, together, tmp_path):
     runs = new_runs(setups[:2], tmp_path)
     stop = threading.Event()
@@ -144,6 +146,7 @@ def test_a_run_of_a_batch_can_be_resumed_alone(setup, setups, population, alone,
     check_close([one], alone[1:2])
 
 
+@pytest.mark.slow
 def test_scalars_that_differ_are_traced(setup, setups, alone, tmp_path):
     other = changed(setup, 0, lr=10 * setup.config.ppo.lr, value_coef=0.3)
     both = [setups[0], other]

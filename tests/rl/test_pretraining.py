@@ -111,6 +111,7 @@ class Interrupts:
         pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pretraining", [2, 6, None], ids=["during", "at the end", "after"])
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(setup, uninterrupted, tmp_path, pretraining):
     event = threading.Event()
@@ -164,6 +165,7 @@ def test_statistics_of_observations_are_those_of_the_recordings(env):
     assert any(np.allclose(x, config.pretrain.trials * config.pretrain.trial_steps) for x in count)
 
 
+@pytest.mark.slow
 def test_runs_of_one_program_are_pretrained_as_runs_alone(setup, uninterrupted, tmp_path):
     setups = [
         dataclasses.replace(setup, config=dataclasses.replace(setup.config, seed=seed, total_steps=120))

@@ -74,6 +74,7 @@ def test_the_loss_adds_the_nats_of_the_steps_whose_answer_the_trial_has_shown(da
     np.testing.assert_allclose(with_recall, without + 0.375 * metrics["recall_loss"], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_segment_trains_the_recall_head(data):
     setup, _, _ = data
     state = init_state(setup)

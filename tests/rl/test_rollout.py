@@ -109,6 +109,7 @@ def test_other_kernels_compile_it_for_every_size(traced_steps, choice):
     assert [traces(traced_steps, updates, **choice) for updates in (2, 10)] == [2, 8]
 
 
+@pytest.mark.slow
 @needs_a_compiler
 def test_a_run_compiles_acting_once_and_resumes_bit_for_bit(traced_steps, tmp_path, monkeypatch):
     """A run of two trials with six segments each equals one that is stopped within the first trial and resumed."""

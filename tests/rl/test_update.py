@@ -116,6 +116,7 @@ def windows(setup, state):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["partial", pytest.param("full", marks=pytest.mark.slow)])
 def test_epochs_equal_a_plain_rewriting(kind):
     """Compare two epochs of four minibatches of one environment, with the gradients of two summed per Adam step."""
@@ -204,6 +205,7 @@ def counted_chunk():
     return setup, parallel(setup, counted)
 
 
+@pytest.mark.slow
 def test_a_trial_in_one_call_equals_its_segments_and_ends_with_an_empty_context(counted_chunk):
     setup, chunk = counted_chunk
     state = begin(setup)

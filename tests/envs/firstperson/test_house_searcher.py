@@ -26,6 +26,7 @@ def played():
     return play_reference_agents(ENV, jax.tree.map(jnp.asarray, houses()), EPISODES)
 
 
+@pytest.mark.slow
 def test_searchers_succeed_and_memory_shortens_their_paths():
     forgetful, remembering = played()[FORGETFUL], played()[REMEMBERING]
     assert forgetful.successes.all() and remembering.successes.all()
@@ -67,6 +68,7 @@ def started(index=0):
     return ENV.observe(ENV.start(jax.random.key(2), house), house)[0], house
 
 
+@pytest.mark.slow
 def test_only_the_remembering_searcher_keeps_its_memory():
     state, _ = started()
     for memory, kept in (("episode", False), ("trial", True)):
@@ -96,6 +98,7 @@ def test_a_searcher_goes_the_experts_way_to_what_it_knows():
         assert act(nothing, started(index)[0])[0].parts.all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pose", ["house", "dock"])
 def test_recall_labels_are_those_of_a_loop_over_what_was_in_view(pose):
     env = built(view="symbols", pose=pose)

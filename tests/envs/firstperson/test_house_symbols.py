@@ -59,6 +59,7 @@ def seen():
     return jax.device_get(_seen(jax.tree.map(jnp.asarray, houses()), states))
 
 
+@pytest.mark.slow
 def test_objects_in_view_are_those_in_front_of_the_renderers_walls():
     sightings, expected, _ = seen()
     np.testing.assert_array_equal(sightings.visible, expected)

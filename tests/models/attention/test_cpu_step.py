@@ -96,6 +96,7 @@ def test_threads_give_the_same_numbers():
         np.testing.assert_array_equal(cpu.attend_step(one.replace(sink=step.sink)), whole[index : index + 1])
 
 
+@pytest.mark.slow
 @compiled
 @settings(max_examples=60, deadline=None)
 @given(
