@@ -64,14 +64,18 @@ class AgentEpisodes:
 
 
 @dataclasses.dataclass(frozen=True)
-class RandomAgent:
-    """Takes uniformly random actions."""
+class _WithoutMemory:
+    """An agent whose action depends on the current step only."""
 
     env: Environment
 
     def initial_memory(self) -> PyTree:
-        """Return no memory."""
+        """Return an empty memory."""
         return ()
+
+
+class RandomAgent(_WithoutMemory):
+    """Takes uniformly random actions."""
 
     def act(
         self, key: jax.Array, memory: PyTree, state: PyTree, first: jax.Array, task: PyTree
@@ -81,15 +85,8 @@ class RandomAgent:
         return memory, self.env.action_space.sample(key)
 
 
-@dataclasses.dataclass(frozen=True)
-class Expert:
+class Expert(_WithoutMemory):
     """Takes the actions of `Environment.optimal_action`."""
-
-    env: Environment
-
-    def initial_memory(self) -> PyTree:
-        """Return no memory."""
-        return ()
 
     def act(
         self, key: jax.Array, memory: PyTree, state: PyTree, first: jax.Array, task: PyTree
