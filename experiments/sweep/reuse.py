@@ -41,7 +41,7 @@ def reuse_runs(folder: StudyFolder, runs: Sequence[Member]) -> list[tuple[Member
     for run in missing:
         if (source := found.get(run.config)) is not None:
             _copy(source, folder.path / COPY / run.name)
-            shutil.rmtree(folder.run(run), ignore_errors=True)  # a run that has not begun
+            shutil.rmtree(folder.run(run), ignore_errors=True)  # a run that has not started
             os.replace(folder.path / COPY / run.name, folder.run(run))
             copied.append((run, source))
     shutil.rmtree(folder.path / COPY, ignore_errors=True)

@@ -149,8 +149,8 @@ class EvalConfig:
     expert_episodes: int = 0
     """Number of first episodes in which the scripted expert acts (few-shot imitation)."""
     expert_quality: float = 1.0
-    """Share of the expert's steps that take its action. The others, drawn at random, take uniformly random (legal)
-    actions, so that the policy sees a worse expert."""
+    """Share of the expert's steps that take its action. The others take uniformly random legal actions. Less than 1
+    shows the policy a worse expert."""
     context_limit: int | None = None
     """Number of last steps that the policy attends to. None: all."""
     change_task_at: int | None = None

@@ -41,8 +41,8 @@ def record(
         key: Typed PRNG key [].
         tasks: Tasks with leading axis [B].
         steps: T, steps of a trial.
-        random_actions: Share of the actions that are drawn uniformly, so that the recordings show more states than the
-            agent visits.
+        random_actions: Share of the actions that are drawn uniformly. They reach states that the agent alone does
+            not visit.
     """
     actions, batch = trials.env.action_space, jax.tree.leaves(tasks)[0].shape[0]
     reset_key, steps_key = jax.random.split(key)
