@@ -19,6 +19,7 @@ from relic_jax.experiments.folders import check_writable
 from relic_jax.files import write_atomically
 from relic_jax.validation import require
 
+ON_SOFT = "with backend soft, which has its own scenes and objects"
 MOST = 100_000
 """Largest number of layouts, episodes and objects: the dataset is held in memory."""
 
@@ -39,7 +40,7 @@ class Command:
     scene_dataset: str = "default"
     """Scene dataset configuration of habitat-sim, *.scene_dataset_config.json."""
     templates: str = ""
-    """Folder with the object templates of habitat-sim; their names contain the categories."""
+    """Folder with the object templates of habitat-sim: CATEGORY.object_config.json for each category."""
     receptacles: Path | None = None
     """JSON file with the surfaces for objects by scene (docs/habitat.md). Default: the tables of procedural houses
     (soft), navigable points of the floor (habitat)."""
@@ -71,6 +72,9 @@ def main(arguments: Sequence[str]) -> None:
     for split, names in scenes.items():
         if not names:
             raise ConfigError(f"{split} is empty; allowed: ids or files of scenes")
+    if command.backend == "soft":
+        require(command.scene_dataset == "default", "scene_dataset", command.scene_dataset, f"'default' {ON_SOFT}")
+        require(not command.templates, "templates", command.templates, f"'' {ON_SOFT}")
     if command.format == "habitat-lab" and command.backend != "soft":
         raise ConfigError("format is 'habitat-lab'; allowed with --backend habitat: 'relic'")
     check_writable(command.out / "objectnav.yaml" if command.format == "habitat-lab" else command.out, "out")

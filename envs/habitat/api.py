@@ -16,10 +16,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from relic_jax.bridge.worker import SetupError
+from relic_jax.bridge.worker import SetupError, activity
+from relic_jax.envs.habitat.scene_files import SceneDataset
+from relic_jax.envs.habitat.templates import Templates
 
 HOW = (
-    "install it with: conda create -n habitat -c conda-forge -c aihabitat python=3.9 habitat-sim headless, "
+    "install it with: conda create -n habitat -c conda-forge -c aihabitat python=3.9 habitat-sim withbullet headless, "
     "and give its interpreter with --habitat-python PATH; or leave --backend at soft"
 )
 ACTIONS = ("stop", "move_forward", "turn_left", "turn_right", "look_up", "look_down")
@@ -102,6 +104,10 @@ class Simulation:
         dataset = settings.scene_dataset
         if dataset != "default" and not os.path.isfile(dataset):
             raise SetupError(f"scene dataset {dataset!r} does not exist; allowed: a *.scene_dataset_config.json")
+        if settings.objects and not os.path.isdir(settings.objects):
+            raise SetupError(f"folder of object templates {settings.objects!r} does not exist; allowed: a folder")
+        self._files = SceneDataset(dataset)
+        self._templates = Templates(())
         self.scene: str | None = None
         self._simulator: Any = None
         self._objects: list[int] = []
@@ -112,16 +118,15 @@ class Simulation:
         return str(getattr(self.module, "__version__", "unknown"))
 
     def load(self, scene: str) -> None:
-        """Load a scene. Raises SetupError if it is missing or has no navmesh."""
+        """Load a scene. Raises SetupError if it or a file of it is missing, or it has no navmesh."""
         if scene == self.scene:
             return
         self.scene = None
         self._objects = []
+        self._check_files(scene)
         try:
-            if self._simulator is None:
-                self._simulator = self.module.Simulator(self._configuration(scene))
-            else:
-                self._simulator.reconfigure(self._configuration(scene))
+            with activity(f"loading scene {scene!r}"):
+                self._configure(scene)
         except (FileNotFoundError, ValueError, AssertionError, RuntimeError) as error:
             where = f"in scene dataset {self.settings.scene_dataset!r}"
             raise SetupError(f"scene {scene!r} cannot be loaded {where}: {error}") from None
@@ -133,15 +138,55 @@ class Simulation:
         self._simulator.initialize_agent(0)
         self.scene = scene
 
-    def check(self, scenes: Sequence[str]) -> None:
-        """Raise SetupError if a scene is missing.
+    def _configure(self, scene: str) -> None:
+        """Load a scene and the object templates. The physics of habitat-sim moves no object of the scene."""
+        if self._simulator is None:
+            self._simulator = self.module.Simulator(self._configuration(scene))
+        else:
+            self._simulator.reconfigure(self._configuration(scene))
+        if self._has_physics:
+            motion = self.module.physics.MotionType
+            for kind in ("rigid", "articulated"):
+                items = getattr(self._simulator, f"get_{kind}_object_manager")()
+                for item in items.get_objects_by_handle_substring("").values():
+                    if item.motion_type == motion.DYNAMIC:
+                        item.motion_type = motion.KINEMATIC
+        manager = self._simulator.get_object_template_manager()
+        if self.settings.objects:
+            manager.load_configs(self.settings.objects)
+        self._templates = Templates(manager.get_template_handles(""), self.settings.objects)
+
+    @property
+    def _has_physics(self) -> bool:
+        """Whether the simulator was built with Bullet, without which it drops articulated objects."""
+        return bool(getattr(self.module, "built_with_bullet", False))
+
+    def _check_files(self, scene: str) -> None:
+        articulated = self._files.check(scene)
+        if articulated and not self._has_physics:
+            raise SetupError(
+                f"scene {scene!r} has {len(articulated)} articulated objects, such as {articulated[0]!r}, and "
+                f"habitat-sim was built without Bullet, which they need; {HOW}"
+            )
+
+    def template(self, name: str) -> str:
+        """Return the handle of the object template `name` in the loaded scene. Raises SetupError, see `Templates`."""
+        if self.settings.backend == "soft" and not self.settings.objects:
+            return name  # a cube for every name
+        return self._templates.find(name)
+
+    def check(self, scenes: Sequence[str], templates: Sequence[str] = ()) -> None:
+        """Raise SetupError if a scene, a file of a scene, or an object template is missing.
 
         The first scene is loaded, and with `soft` all of them, which also checks their navmeshes. Since habitat-sim
         takes seconds per scene, only the files of its other scenes are checked.
         """
         for scene in scenes[:1] if self.settings.backend != "soft" else scenes:
             self.load(scene)
+        for name in templates if scenes else ():
+            self.template(name)
         for scene in scenes:
+            self._check_files(scene)
             if not (self.settings.backend == "soft" or os.path.isfile(scene) or self._knows(scene)):
                 raise SetupError(
                     f"scene {scene!r} is neither a file nor in scene dataset {self.settings.scene_dataset!r}"
@@ -168,7 +213,7 @@ class Simulation:
         simulator = module.SimulatorConfiguration()
         simulator.scene_id, simulator.scene_dataset_config_file = scene, settings.scene_dataset
         simulator.gpu_device_id, simulator.allow_sliding = settings.gpu, True
-        simulator.enable_physics = False
+        simulator.enable_physics = self._has_physics
         agent = module.agent.AgentConfiguration()
         agent.height, agent.radius = settings.height, settings.radius
         kinds = {"rgb": module.SensorType.COLOR, "ids": module.SensorType.SEMANTIC}
@@ -191,18 +236,11 @@ class Simulation:
     def place(self, objects: list[tuple[str, np.ndarray, int]]) -> None:
         """Replace the objects of the scene by (template, position, number > 0)."""
         manager = self._simulator.get_rigid_object_manager()
-        templates = self._simulator.get_object_template_manager()
         for index in self._objects:
             manager.remove_object_by_id(index)
         self._objects = []
-        if self.settings.objects:
-            templates.load_configs(self.settings.objects)
         for template, position, number in objects:
-            handles = templates.get_template_handles(template)
-            if not handles:
-                where = self.settings.objects or "the scene dataset"
-                raise SetupError(f"object template {template!r} is not in {where}")
-            item = manager.add_object_by_template_handle(handles[0])
+            item = manager.add_object_by_template_handle(self.template(template))
             item.translation = position
             item.motion_type = self.module.physics.MotionType.STATIC
             item.semantic_id = number
@@ -293,3 +331,8 @@ class Simulation:
         if self._simulator is not None:
             self._simulator.close(destroy=True)
             self._simulator = None
+
+
+def open_simulation(**settings: Any) -> Simulation:
+    """Open a simulation with these `Settings`. For other interpreters."""
+    return Simulation(Settings(**settings))

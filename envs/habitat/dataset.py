@@ -55,7 +55,8 @@ def generate(
         surfaces: Receptacles of each scene; default: `Simulation.surfaces`.
 
     Raises:
-        SetupError: A scene has no navmesh, no receptacles or no reachable position, or the splits overlap.
+        SetupError: A scene has no navmesh, no receptacles or no reachable position, a category has no object template,
+            or the splits overlap.
     """
     if both := set(scenes["train"]) & set(scenes["test"]):
         raise SetupError(f"scene {min(both)!r} is in both splits; allowed: held-out test scenes")
@@ -70,6 +71,8 @@ def generate(
             data[split] = []
             for index, scene in enumerate(scenes[split]):
                 simulation.load(scene)
+                for name in categories:
+                    simulation.template((templates or {}).get(name, name))
                 for layout in range(layouts):
                     random = np.random.RandomState([seed, part, index, layout])
                     on = None if surfaces is None else surfaces[scene]
@@ -181,6 +184,12 @@ def check(data: dict[str, Any]) -> dict[str, Any]:
     if unknown := used - set(categories):
         raise SetupError(f"category {min(unknown)!r} is not among the dataset's categories")
     return data
+
+
+def templates(data: dict[str, Any]) -> set[str]:
+    """Return the names of the object templates that a dataset uses."""
+    tasks = [task for split in SPLITS for task in data[split]]
+    return {item.get("template", item["category"]) for task in tasks for item in task["objects"]}
 
 
 def _in_float32(value: Any) -> bool:

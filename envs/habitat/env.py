@@ -18,6 +18,7 @@ from relic_jax.validation import require
 SOFT_CATEGORIES = dataset.CATEGORIES[:6]
 HORIZON = 500
 MAX_SIDE = 4096  # pixels
+ON_SOFT = "with env.backend soft, which has its own scenes and objects"
 
 
 @functools.lru_cache(maxsize=1)
@@ -36,15 +37,18 @@ class HabitatOptions:
     """Episode dataset, a JSON file that `relic-jax habitat-dataset` writes. None: procedural houses of the software
     simulator."""
     scene_dataset: str = "default"
-    """Scene dataset configuration of habitat-sim, if `dataset` is None."""
+    """Scene dataset configuration of habitat-sim, in place of that of `dataset`; "default": that of `dataset`."""
     objects: str = ""
-    """Folder with the object templates of habitat-sim."""
+    """Folder with the object templates of habitat-sim: NAME.object_config.json for the template NAME."""
     image_size: int = 64
     """Side of the camera's square image, in pixels."""
 
     def validate(self) -> None:
         """Raise ConfigError at the first option that cannot work."""
         check_side(self.image_size)
+        if self.backend == "soft":
+            require(self.scene_dataset == "default", "env.scene_dataset", self.scene_dataset, f"'default' {ON_SOFT}")
+            require(not self.objects, "env.objects", self.objects, f"'' {ON_SOFT}")
 
 
 def check_side(pixels: int) -> None:
@@ -80,13 +84,14 @@ def make(env: EnvConfig, workers: WorkerConfig) -> HostEnvironment:
         )
     options = {
         "backend": typed.backend,
-        "scene_dataset": typed.scene_dataset if typed.dataset is None else data["scene_dataset"],
+        "scene_dataset": data["scene_dataset"] if typed.scene_dataset == "default" else typed.scene_dataset,
         "objects": typed.objects,
         "size": typed.image_size,
         "border": 5 * typed.image_size // 256,
         "horizon": horizon,
         "categories": list(data["categories"]),
         "scenes": sorted({task["scene"] for split in ("train", "test") for task in data[split]}),
+        "templates": sorted(dataset.templates(data)),
         "gpus": list(range(workers.gpus)),
     }
     return HostEnvironment(

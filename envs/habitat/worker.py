@@ -28,7 +28,7 @@ METRICS = ("success", "spl", "soft_spl", "distance", "collided")
 SLACK, SUCCESS = 0.001, 2.0
 FIRST_NUMBER = 10_000  # object ids of scenes are smaller
 
-_checked: set[tuple[str, ...]] = set()  # scenes that this process has checked
+_checked: set[tuple[str, ...]] = set()  # scenes and templates that this process has checked
 
 
 class Instance(NamedTuple):
@@ -59,6 +59,7 @@ class ExtObjNav:
         horizon: int = 500,
         categories: tuple[str, ...] | list[str] = CATEGORIES,
         scenes: tuple[str, ...] | list[str] = (),
+        templates: tuple[str, ...] | list[str] = (),
         radius: float = 2.0,
         pixels: int = 10,
         border: int = 5,
@@ -74,21 +75,23 @@ class ExtObjNav:
             horizon: Steps of the longest episode.
             categories: Names of the categories.
             scenes: Scenes that the first worker checks now, to report missing ones before training starts.
+            templates: Object templates that the first worker checks now.
             radius: Maximum distance of a successful stop, in meters.
             pixels: Minimum number of pixels of the object for a successful stop.
             border: Width of the ignored border, in pixels.
             gpus: Indices of GPUs, assigned to the workers in turn; empty: software rendering.
 
         Raises:
-            SetupError: The simulator or a scene is missing.
+            SetupError: The simulator, a scene or an object template is missing.
         """
         worker = int(os.environ.get("RELIC_WORKER", "0"))
         gpu = gpus[worker % len(gpus)] if gpus else -1
         settings = Settings(backend=backend, scene_dataset=scene_dataset, objects=objects, size=size, gpu=gpu)
         self.simulation = Simulation(settings)
-        if worker == 0 and tuple(scenes) not in _checked:
-            self.simulation.check(scenes)
-            _checked.add(tuple(scenes))
+        checks = (*scenes, "", *templates, "", scene_dataset, objects)
+        if worker == 0 and checks not in _checked:
+            self.simulation.check(scenes, templates)
+            _checked.add(checks)
         self.radius, self.pixels, self.border = radius, pixels, border
         self.categories = list(categories)
         self.versions = {backend: self.simulation.version}

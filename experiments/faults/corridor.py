@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from relic_jax.bridge.protocol import ArraySpec, Spec
+from relic_jax.bridge.worker import activity
 
 
 class Corridor:
@@ -111,7 +112,8 @@ class Corridor:
 
     def _inject(self, observation: dict[str, Any], reward: float) -> tuple[dict[str, Any], float]:
         if self.fault == "crash":
-            os.kill(os.getpid(), signal.SIGSEGV)
+            with activity("loading scene 'corridor'"):
+                os.kill(os.getpid(), signal.SIGSEGV)
         if self.fault == "exit":
             print("the simulator gave up", flush=True)
             os._exit(7)

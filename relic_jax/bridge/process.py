@@ -21,12 +21,13 @@ import numpy as np
 
 from relic_jax.bridge import protocol
 from relic_jax.bridge.protocol import Channel, Spec
-from relic_jax.bridge.worker import SetupError
+from relic_jax.bridge.worker import ACTIVITY, SetupError
 
 LAUNCH = Path(__file__).resolve().parent / "launch"
 SCRUBBED = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "CONDA_PREFIX", "LD_LIBRARY_PATH", "LD_PRELOAD")
 """Environment variables that lead another interpreter to the libraries of this one."""
 LOG_LIMIT = 1 << 24  # bytes; limit of a worker's stored output, since native code can print without end
+LOG_END = 1 << 20  # bytes of the output in which the activity of a crashed worker is looked up
 
 UNSUPPORTED = f"environments in worker processes need Linux or macOS; this is {platform.system() or sys.platform}"
 
@@ -128,14 +129,17 @@ class Process:
         self.channel.send({"op": "map", "bytes": size})
 
     def describe_end(self) -> str:
-        """Return how the process ended, after waiting for it for half a second, and the last line that it printed."""
+        """Return how the process ended, after waiting for it for half a second, and the last line that it printed.
+
+        If it ended in an activity that it had named, such as loading a scene, this is included.
+        """
         if self._popen is None:
             return "not running"
         ended = _ending(self._popen, time.monotonic() + 0.5)
         end = self._log.seek(0, os.SEEK_END)
-        self._log.seek(max(end - 4096, 0))
-        lines = [line.strip() for line in self._log.read().decode(errors="replace").splitlines() if line.strip()]
-        return "; ".join(part for part in (ended, lines[-1][:300] if lines else "") if part)
+        self._log.seek(max(end - LOG_END, 0))
+        activity, line = last_words(self._log.read().decode(errors="replace"))
+        return "; ".join(part for part in (ended + activity, line) if part)
 
     def trim_log(self) -> None:
         """Discard the stored output of the process if it is longer than LOG_LIMIT."""
@@ -211,12 +215,23 @@ def call(python: str, entry: str, arguments: Mapping[str, Any]) -> Any:
         file.seek(0)
         text = file.read()
     if not text:
-        lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
-        raise SetupError(f"{python} ended with {done.returncode}; {lines[-1][:300] if lines else 'it printed nothing'}")
+        activity, line = last_words(done.stdout + "\n" + done.stderr)
+        code = done.returncode
+        ended = f"ended with {code}" if code >= 0 else f"was killed by signal {-code} ({signal.strsignal(-code)})"
+        raise SetupError(f"{python} {ended}{activity}; {line or 'it printed nothing'}")
     reply = json.loads(text)
     if "error" in reply:
         raise SetupError(reply["error"])
     return reply["result"]
+
+
+def last_words(output: str) -> tuple[str, str]:
+    """Return the activity in which a worker ended, as " while …" or "", and the last line of its other output."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    activities = [line[len(ACTIVITY) :] for line in lines if line.startswith(ACTIVITY.strip())]
+    others = [line for line in lines if not line.startswith(ACTIVITY.strip())]
+    activity = f" while {activities[-1]}" if activities and activities[-1] else ""
+    return activity, others[-1][:300] if others else ""
 
 
 def _ending(process: subprocess.Popen[bytes], deadline: float) -> str:

@@ -17,6 +17,7 @@ therefore depends only on (task, seed, actions).
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import mmap
@@ -27,6 +28,7 @@ import socket
 import sys
 import threading
 import traceback
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -41,6 +43,30 @@ class BadValueError(ValueError):
 
 class SetupError(RuntimeError):
     """The environment cannot be made, and a restart does not help. Entries raise it with a one-line message."""
+
+
+ACTIVITY = "relic-jax worker: "
+"""Start of the lines with which a worker process names its activity on stderr."""
+_is_worker = False  # whether this process was started for an environment or a call
+
+
+@contextlib.contextmanager
+def activity(text: str) -> Iterator[None]:
+    """Name what the process does, such as "loading scene 'a'", so that `process` can report it if native code crashes.
+
+    Does nothing in the learner.
+    """
+    _name_activity(text)
+    try:
+        yield
+    finally:
+        _name_activity("")
+
+
+def _name_activity(text: str) -> None:
+    if _is_worker:
+        with contextlib.suppress(OSError):
+            os.write(2, f"\n{ACTIVITY}{text}\n".encode())  # unbuffered: the process can end at any time
 
 
 def episode_seed(seed: int, episode: int) -> int:
@@ -283,6 +309,8 @@ def main(arguments: list[str]) -> int:
     Args:
         arguments: One JSON object with the inherited descriptors control, memory and lifeline, or with a call.
     """
+    global _is_worker
+    _is_worker = True
     descriptors = json.loads(arguments[0])
     if "answer" in descriptors:
         return answer(descriptors)

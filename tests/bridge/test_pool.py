@@ -180,7 +180,7 @@ def test_arrays_are_the_callers_own():
 @pytest.mark.parametrize(
     ("fault", "kind", "words"),
     [
-        ("crash", "crash", "signal 11"),
+        ("crash", "crash", "signal 11 (Segmentation fault) while loading scene 'corridor'"),
         ("exit", "crash", "exit status 7; the simulator gave up"),
         ("hang", "hang", "no answer"),
         ("stuck", "hang", "no answer"),

@@ -1,7 +1,9 @@
 """Object navigation: exact geodesics, the ray caster, hand-computed rewards, the expert, datasets, bad input.
 
-Tests that take `world` run on the software simulator and, where habitat_sim can be imported, on habitat-sim, which
-gets the same rooms as textured meshes: pytest -m habitat tests/envs/test_habitat.py
+Tests that take `world` run on the software simulator and on habitat-sim, which gets the same rooms as textured meshes.
+It runs in the interpreter RELIC_HABITAT_PYTHON, or in this one if it has habitat_sim:
+
+    RELIC_HABITAT_PYTHON=PATH pytest -m habitat tests/envs/test_habitat.py
 """
 
 import ast
@@ -13,12 +15,14 @@ import sys
 from pathlib import Path
 
 import glb
+import habitat_python
 import numpy as np
 import pytest
+from remote import Remote
 
 from relic_jax.bridge.pool import Pool, PoolConfig, PoolError
 from relic_jax.bridge.worker import SetupError
-from relic_jax.envs.habitat import api, dataset, receptacles, soft, worker
+from relic_jax.envs.habitat import api, dataset, receptacles, scene_files, soft, templates, worker
 from relic_jax.envs.habitat.api import Settings, Simulation
 from relic_jax.envs.habitat.soft import camera as soft_camera
 from relic_jax.envs.habitat.soft import house
@@ -33,7 +37,7 @@ def room(path, *boxes, size=(10.0, 10.0), tables=()):
 
 
 class World:
-    """Rooms in one of the simulators; one simulation lives at a time (two of habitat-sim's in a process abort).
+    """Rooms in one of the simulators; one simulation lives at a time, in a process of its own if it is habitat-sim's.
 
     slack: metres that its navmesh may be off by. lift: metres that its floor may be.
     """
@@ -57,13 +61,17 @@ class World:
         here = {"backend": "habitat", "scene_dataset": self._set, "objects": str(self.folder / "set" / "objects")}
         return {**here, **changes}
 
-    def _only(self, made):
+    def _only(self, entry, options):
         self.close()
-        self._open = made()
+        if self.backend == "habitat":
+            self._open = Remote(habitat_python.find(), entry, options)
+        else:
+            self._open = ExtObjNav(**options) if entry.endswith(":make") else Simulation(Settings(**options))
         return self._open
 
     def simulation(self, scene, **settings):
-        made = self._only(lambda: Simulation(Settings(**self.options(size=64, **settings))))
+        options = self.options(size=64, **settings)
+        made = self._only("relic_jax.envs.habitat.api:open_simulation", options)
         made.load(scene)
         return made
 
@@ -71,7 +79,7 @@ class World:
         """An ExtObjNav with objects (category, x, y, z) and the task for it."""
         things = [{"category": name, "position": [x, y, z]} for name, x, y, z in objects]
         options = self.options(**{"size": 64, "border": 1, "horizon": 50, **options})
-        return self._only(lambda: ExtObjNav(**options)), {"scene": scene, "objects": things}
+        return self._only("relic_jax.envs.habitat.worker:make", options), {"scene": scene, "objects": things}
 
     def flat(self, point):
         """Return (x, z) of a point, which must be on the floor."""
@@ -80,14 +88,14 @@ class World:
 
     def close(self):
         if self._open is not None:
-            self._open.close()
+            (self._open.end if self.backend == "habitat" else self._open.close)()
             self._open = None
 
 
 @pytest.fixture(params=["soft", pytest.param("habitat", marks=pytest.mark.habitat)])
 def world(request, tmp_path):
-    if request.param == "habitat":
-        pytest.importorskip("habitat_sim")
+    if request.param == "habitat" and not habitat_python.find():
+        pytest.skip(habitat_python.MISSING)
     made = World(request.param, tmp_path)
     yield made
     made.close()
@@ -471,7 +479,7 @@ def test_without_habitat_sim_one_line_says_how_to_get_it(tmp_path):
     one_line(lambda: Pool(config), "conda create", PoolError)
 
 
-WORKER_SIDE = [Path(module.__file__) for module in (api, dataset, receptacles, worker)]
+WORKER_SIDE = [Path(module.__file__) for module in (api, dataset, receptacles, scene_files, templates, worker)]
 WORKER_SIDE += Path(soft.__file__).parent.glob("*.py")
 
 
@@ -480,6 +488,26 @@ def test_the_worker_side_is_python_3_8_and_knows_no_jax(path):
     source = path.read_text()
     ast.parse(source, feature_version=(3, 8))
     assert "import jax" not in source and "from __future__ import annotations" in source
+
+
+def test_a_simulation_in_another_interpreter_is_used_like_one_here(tmp_path):
+    """Tests marked `habitat` run in this way."""
+    scene = room(tmp_path / "open.json")
+    far = Remote(sys.executable, "relic_jax.envs.habitat.api:open_simulation", {"size": 8})
+    near = Simulation(Settings(size=8))
+    near.load(scene)
+    far.load(scene)
+    for each in (far, near):
+        each.seed(3)
+        each.put(each.random_point(), 0.3)
+    near.act(FORWARD)
+    assert far.act(FORWARD).rgb.shape == (8, 8, 3)
+    np.testing.assert_array_equal(far.pose()[0], near.pose()[0])
+    assert far._simulator.pathfinder.is_navigable(far.pose()[0]) and far.scene == scene
+    one_line(lambda: far.load("nowhere.glb"), "scene 'nowhere.glb' cannot be loaded")
+    far.scene = "other"
+    assert far.scene == "other"
+    far.end()
 
 
 def test_soft_has_all_that_api_calls_of_habitat_sim():

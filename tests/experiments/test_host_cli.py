@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 import sys
+import venv
 
 import jax
 import numpy as np
@@ -124,7 +125,8 @@ def small(scenes, position=(2, 1, 2), **changes):
     ("data", "options", "said"),
     [
         (None, ["--habitat-python", "/no/python"], "python is '/no/python'; allowed: a Python interpreter"),
-        (None, ["--host.scene-dataset", "/no/set.json"], "scene dataset '/no/set.json' does not exist"),
+        (None, ["--host.scene-dataset", "/no/set.json"], "env.scene_dataset is '/no/set.json'; allowed: 'default'"),
+        (None, ["--host.objects", "/no/objects"], "env.objects is '/no/objects'; allowed: '' with env.backend soft"),
         (
             None,
             ["--host.dataset", "/no/tasks.json"],
@@ -189,6 +191,24 @@ def test_the_habitat_backend_says_how_to_get_it(cli, tmp_path):
     one_line(cli(*making), "has no habitat_sim", sys.executable)
 
 
+def test_an_interpreter_without_numpy_says_how_to_get_it(cli, tmp_path):
+    venv.create(tmp_path / "bare", symlinks=True, with_pip=False)
+    python = tmp_path / "bare" / "bin" / "python"
+    words = ("cannot import numpy", f"install it with: {python} -m pip install numpy")
+    one_line(cli("train", "extobjnav-soft", "--runs", tmp_path / "runs", "--host.python", python), *words)
+    one_line(cli("habitat-dataset", "--out", tmp_path / "d.json", "--habitat-python", python), *words)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_scene_dataset_of_the_options_replaces_that_of_the_episodes(tmp_path):
+    path = tmp_path / "tasks.json"
+    path.write_text(json.dumps(small(["a", "b"], backend="habitat", scene_dataset="old.json")))
+    for options, expected in (({}, "old.json"), ({"scene_dataset": "new.json", "objects": "o"}, "new.json")):
+        env = make(EnvConfig("extobjnav", options={"backend": "habitat", "dataset": str(path), **options}))
+        used = [env.options[name] for name in ("scene_dataset", "objects", "templates")]
+        assert used == [expected, options.get("objects", ""), ["mug"]]
+
+
 def test_an_episode_dataset_is_made_and_read(cli, tmp_path):
     out = tmp_path / "tasks.json"
     scenes = ["--train", "house-0", "house-1", "--test", "house-2", "--categories", "mug", "apple", "--layouts", "2"]
@@ -209,6 +229,8 @@ def test_an_episode_dataset_is_made_and_read(cli, tmp_path):
         (["--habitat-python", "/no/python"], "python is '/no/python'; allowed: a Python interpreter"),
         (["--habitat-python", "/bin/false"], "/bin/false ended with 1"),
         (["--layouts", "0"], "layouts is 0; allowed: 1 … 100,000"),
+        (["--scene-dataset", "/no/set.json"], "scene_dataset is '/no/set.json'; allowed: 'default' with backend soft"),
+        (["--templates", "/no/objects"], "templates is '/no/objects'; allowed: '' with backend soft"),
     ],
 )
 def test_what_no_dataset_can_be_made_of(cli, tmp_path, options, said):

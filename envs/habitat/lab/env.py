@@ -24,7 +24,7 @@ class HabitatLabOptions:
     dataset: str | None = None
     """Path of the episodes, with {split} in it. None: the path in the config."""
     scene_dataset: str = "default"
-    """Scene dataset configuration of habitat-sim."""
+    """Scene dataset configuration of habitat-sim for all episodes. "default": that of each episode."""
     image_size: int = 64
     """Side of the camera's square image, in pixels."""
 

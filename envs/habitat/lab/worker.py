@@ -23,8 +23,9 @@ from typing import Any
 import numpy as np
 
 from relic_jax.bridge.protocol import ArraySpec, Spec
-from relic_jax.bridge.worker import SetupError
+from relic_jax.bridge.worker import SetupError, activity
 from relic_jax.envs.habitat.api import HOW
+from relic_jax.envs.habitat.scene_files import SceneDataset
 
 SOFT = "RelicSoft-v0"
 SPLITS = {"train": "train", "test": "val"}
@@ -125,7 +126,7 @@ def load_config(
         config: A file, or a name of habitat-lab's.
         split: Split of habitat.
         data: Path of the episodes, with {split} in it; None: that of the config.
-        scene_dataset: Scene dataset; "default": that of the config.
+        scene_dataset: Scene dataset; "default": that of each episode, or of the config if an episode has none.
         size: Pixels of a side of all camera images.
         horizon: Steps of the longest episode; None: those of the config.
         gpu: Index of the GPU that renders; −1: software rendering.
@@ -163,8 +164,17 @@ def load_config(
     return loaded
 
 
-def load_dataset(config: Any) -> Any:
-    """Load the episodes of a config's split. Raises SetupError if they are missing, malformed or empty."""
+def load_dataset(config: Any, scene_dataset: str = "default") -> Any:
+    """Load the episodes of a config's split.
+
+    Args:
+        config: The config.
+        scene_dataset: Scene dataset of all episodes, since habitat-lab prefers an episode's to that of the config;
+            "default": that of each episode.
+
+    Raises:
+        SetupError: The episodes are missing, malformed or empty.
+    """
     from habitat.datasets import make_dataset
 
     part = config.habitat.dataset
@@ -175,6 +185,9 @@ def load_dataset(config: Any) -> Any:
         raise SetupError(f"episodes {path!r} cannot be loaded: {type(error).__name__}: {error}") from None
     if not dataset.episodes:
         raise SetupError(f"episodes {path!r} is an empty dataset; allowed: one episode or more")
+    if scene_dataset != "default":
+        for episode in dataset.episodes:
+            episode.scene_dataset_config = scene_dataset
     return dataset
 
 
@@ -183,9 +196,12 @@ def survey(**options: Any) -> dict[str, Any]:
     splits, simulator = {}, ""
     for name, split in SPLITS.items():
         config = load_config(split=split, **_config_options(options))
-        scenes = sorted({episode.scene_id for episode in load_dataset(config).episodes})
+        episodes = load_dataset(config, options["scene_dataset"]).episodes
+        scenes = sorted({episode.scene_id for episode in episodes})
         if config.habitat.simulator.type == SOFT:
             _check_scenes(scenes)
+        else:
+            _check_files(episodes, config.habitat.simulator.scene_dataset)
         splits[name] = [{"split": split, "scene": scene} for scene in scenes]
         simulator = config.habitat.simulator.type
     return {"simulator": simulator, "splits": splits}
@@ -199,6 +215,16 @@ def _check_scenes(scenes: list[str]) -> None:
             load_scene(scene)
         except (OSError, ValueError, LookupError) as error:
             raise SetupError(f"scene {scene!r} cannot be loaded: {error}") from None
+
+
+def _check_files(episodes: list[Any], scene_dataset: str) -> None:
+    """Check the files of the scene instances of all episodes. Raises SetupError if one is missing."""
+    used = {(getattr(episode, "scene_dataset_config", None) or scene_dataset, episode.scene_id) for episode in episodes}
+    sets: dict[str, SceneDataset] = {}
+    for path, scene in sorted(used):
+        if path not in sets:
+            sets[path] = SceneDataset(path)
+        sets[path].check(scene)
 
 
 def _config_options(options: dict[str, Any]) -> dict[str, Any]:
@@ -215,12 +241,15 @@ class LabEnvironment:
         config = load_config(split=SPLITS["train"], **_config_options(options))
         from habitat.core.environments import RLTaskEnv
 
-        dataset = load_dataset(config)
+        self._scene_dataset = options.get("scene_dataset", "default")
+        dataset = load_dataset(config, self._scene_dataset)
         self._episodes = {SPLITS["train"]: _by_scene(dataset)}
         self._options = options
         try:
-            self._env = RLTaskEnv(config, dataset)
-            observation = self._env.reset()
+            with activity(f"loading scene {dataset.episodes[0].scene_id!r}"):
+                self._env = RLTaskEnv(config, dataset)
+                self._env.habitat_env.current_episode = dataset.episodes[0]
+                observation = self._env.reset()
         except (OSError, ValueError, LookupError, TypeError, AssertionError, RuntimeError) as error:
             raise SetupError(
                 f"habitat-lab cannot start {options['config']!r}: {type(error).__name__}: {error}"
@@ -253,7 +282,8 @@ class LabEnvironment:
             raise SetupError(f"scene {task['scene']!r} has no episodes in split {task['split']!r}")
         core = self._env.habitat_env
         core.current_episode = episodes[np.random.RandomState(seed).randint(len(episodes))]
-        observation = self._env.reset()
+        with activity(f"loading scene {task['scene']!r}"):
+            observation = self._env.reset()
         random.seed(seed)  # source of the simulator's noise models
         np.random.seed(seed)
         core.sim.seed(seed)
@@ -261,7 +291,8 @@ class LabEnvironment:
 
     def _of_split(self, split: str) -> dict[str, list[Any]]:
         if split not in self._episodes:
-            self._episodes[split] = _by_scene(load_dataset(load_config(split=split, **_config_options(self._options))))
+            config = load_config(split=split, **_config_options(self._options))
+            self._episodes[split] = _by_scene(load_dataset(config, self._scene_dataset))
         return self._episodes[split]
 
     def step(self, action: int) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, float]]:

@@ -6,6 +6,7 @@ Runs in a worker process: Python 3.8 and numpy.
 from __future__ import annotations
 
 import colorsys
+import os
 from typing import Any
 
 import numpy as np
@@ -52,19 +53,25 @@ class RigidObjectManager:
 
 
 class ObjectTemplateManager:
-    """Templates of objects. Every name is one: a cube whose color follows from the name."""
+    """Templates of objects: cubes whose color follows from the name. Files are not needed, and only listed."""
+
+    def __init__(self) -> None:
+        self._handles: list[str] = []
 
     def get_template_handles(self, search_str: str = "", contains: bool = True) -> list[str]:
-        """Return the matching template names: the name itself."""
-        return [search_str] if search_str else []
+        """Return the handles, paths of loaded files, that contain `search_str` in any case."""
+        return [handle for handle in self._handles if search_str.lower() in handle.lower()]
 
     def load_configs(self, path: str, save_as_defaults: bool = False) -> list[int]:
-        """Do nothing: templates need no files."""
-        return []
+        """Add the templates of a folder. Return their indices."""
+        files = sorted(os.path.join(path, name) for name in os.listdir(path) if name.endswith(".object_config.json"))
+        self._handles += [file for file in files if file not in self._handles]
+        return [self._handles.index(file) for file in files]
 
 
-def object_color(name: str) -> tuple[int, int, int]:
-    """Return a bright RGB color derived from a name."""
+def object_color(handle: str) -> tuple[int, int, int]:
+    """Return a bright RGB color derived from a name, or from that of a template's file."""
+    name = os.path.basename(handle).partition(".")[0]
     code = sum((index + 1) * 131 * byte for index, byte in enumerate(name.encode())) % 997
     r, g, b = colorsys.hsv_to_rgb((code * 0.61803) % 1.0, 1.0, 1.0)
     return int(255 * r), int(255 * g), int(255 * b)

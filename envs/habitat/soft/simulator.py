@@ -23,7 +23,7 @@ class Simulator:
 
     def __init__(self, config: Configuration) -> None:
         self.pathfinder = PathFinder()
-        self._objects = RigidObjectManager()
+        self._objects, self._templates = RigidObjectManager(), ObjectTemplateManager()
         self._collided = False
         self.config = config
         self._load(config)
@@ -65,7 +65,7 @@ class Simulator:
 
     def get_object_template_manager(self) -> ObjectTemplateManager:
         """Return the manager of the available object templates."""
-        return ObjectTemplateManager()
+        return self._templates
 
     def reset(self) -> dict[str, np.ndarray]:
         """Return observations. The agent does not move."""

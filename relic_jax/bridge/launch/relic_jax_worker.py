@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import platform
 import sys
 
 LIBRARY = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -34,6 +35,13 @@ class LibraryFinder:
 
 if __name__ == "__main__":
     sys.meta_path.insert(0, LibraryFinder)
+    try:
+        import numpy  # noqa: F401
+    except ImportError as error:
+        sys.exit(
+            f"{sys.executable} (Python {platform.python_version()}) cannot import numpy ({error}); "
+            f"install it with: {sys.executable} -m pip install numpy"
+        )
     from relic_jax.bridge.worker import main
 
     sys.exit(main(sys.argv[1:]))

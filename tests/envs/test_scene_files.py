@@ -1,0 +1,129 @@
+"""Scene instances and object templates whose files are missing or ambiguous, and simulators without Bullet."""
+
+import json
+import os
+
+import glb
+import pytest
+
+from relic_jax.bridge import process
+from relic_jax.bridge.worker import ACTIVITY, SetupError
+from relic_jax.envs.habitat import dataset, soft
+from relic_jax.envs.habitat.api import Settings, Simulation
+from relic_jax.envs.habitat.scene_files import SceneDataset
+from relic_jax.envs.habitat.soft import house
+from relic_jax.envs.habitat.templates import Templates
+from relic_jax.envs.habitat.worker import ExtObjNav
+
+
+@pytest.fixture
+def made(tmp_path):
+    """A scene dataset with the scenes a and b, and the templates apple and mug."""
+    return glb.write_set(str(tmp_path), {name: house.make_house(0) for name in "ab"}, ("apple", "mug"))
+
+
+def edit(path, **changes):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def refused(call, *words):
+    with pytest.raises(SetupError) as raised:
+        call()
+    message = str(raised.value)
+    assert all(word in message for word in words) and "\n" not in message, message
+
+
+def test_complete_scenes_pass(made, tmp_path):
+    instance = tmp_path / "scene_instances" / "a.scene_instance.json"
+    named = [{"template_name": name} for name in ("objects/mug", "MUG", str(tmp_path / "objects" / "apple"))]
+    edit(instance, object_instances=named)
+    for scene in ("a", "b", str(instance), "house.glb"):
+        assert SceneDataset(made).check(scene) == []
+    refused(lambda: SceneDataset("default").check(str(instance)), "stage 'stages/a'", "not in scene dataset 'default'")
+
+
+@pytest.mark.parametrize("name", ["stages/a.stage_config.json", "stages/a.glb"])
+def test_a_scene_whose_stage_is_missing(made, tmp_path, name):
+    (tmp_path / name).unlink()
+    files = SceneDataset(made)
+    refused(lambda: files.check("a"), "scene 'a' has stage 'stages/a'", name if name.endswith("glb") else made)
+    assert files.check("b") == []
+    refused(lambda: Simulation(Settings(scene_dataset=made)).load("a"), "stages/a")
+
+
+def test_objects_of_a_scene_that_are_missing(made, tmp_path):
+    instance = tmp_path / "scene_instances" / "a.scene_instance.json"
+    edit(instance, object_instances=[{"template_name": "objects/mug"}, {"template_name": "objects/chair"}])
+    refused(lambda: SceneDataset(made).check("a"), "scene 'a' has object 'objects/chair'", str(instance))
+    edit(instance, object_instances=[{"template_name": "objects/mug"}])
+    (tmp_path / "objects" / "mug.glb").unlink()
+    refused(lambda: SceneDataset(made).check("a"), "object 'objects/mug'", "render_asset", "mug.glb' does not exist")
+    edit(tmp_path / "objects" / "mug.object_config.json", render_asset="cubeSolid")
+    assert SceneDataset(made).check("a") == [], "a primitive is not a file"
+
+
+def test_templates_that_the_dataset_defines(made, tmp_path):
+    instance = tmp_path / "scene_instances" / "a.scene_instance.json"
+    edit(instance, object_instances=[{"template_name": "stool"}])
+    refused(lambda: SceneDataset(made).check("a"), "stool")
+    config = tmp_path / os.path.basename(made)
+    objects = json.loads(config.read_text())["objects"]
+    objects["configs"] = [{"template_handle": "stool", "original_file": "mug", "attributes": {"mass": 2}}]
+    edit(config, objects=objects)
+    assert SceneDataset(made).check("a") == []
+
+
+def test_articulated_objects_need_bullet(made, tmp_path, monkeypatch):
+    instance = tmp_path / "scene_instances" / "a.scene_instance.json"
+    edit(instance, articulated_object_instances=[{"template_name": "fridge"}])
+    refused(lambda: SceneDataset(made).check("a"), "articulated object 'fridge'")
+    (tmp_path / "urdf").mkdir()
+    (tmp_path / "urdf" / "fridge.urdf").write_text("<robot/>")
+    edit(tmp_path / os.path.basename(made), articulated_objects={"paths": {".urdf": ["urdf"]}})
+    assert SceneDataset(made).check("a") == ["fridge"]
+    simulation = Simulation(Settings(scene_dataset=made))
+    refused(lambda: simulation.load("a"), "1 articulated objects", "'fridge'", "without Bullet")
+    assert Simulation(Settings())._configuration("house-0").sim_cfg.enable_physics is False
+    monkeypatch.setattr(soft, "built_with_bullet", True, raising=False)
+    assert Simulation(Settings())._configuration("house-0").sim_cfg.enable_physics is True
+
+
+def test_a_scene_dataset_that_cannot_be_read(tmp_path):
+    path = tmp_path / "set.scene_dataset_config.json"
+    for text, words in (("[1]", "is not a JSON object"), ("{", "cannot be read")):
+        path.write_text(text)
+        refused(lambda: SceneDataset(str(path)), words)
+
+
+def test_templates_are_found_by_their_whole_name():
+    folder = "/data/apples_home/objects"
+    names = ("pineapple", "apple_2", "apple", "mug")
+    handles = [f"{folder}/{name}.object_config.json" for name in names] + ["cubeSolid"]
+    templates = Templates(handles, folder)
+    assert templates.find("apple") == f"{folder}/apple.object_config.json"
+    assert templates.find(handles[0]) == handles[0] and templates.find("cubeSolid") == "cubeSolid"
+    refused(lambda: templates.find("mugg"), "'mugg' is not in", "allowed: 'mug', ")
+    refused(lambda: templates.find("Apple"), "'Apple' is not in", "'apple'")
+    refused(lambda: Templates([]).find("mug"), "the scene dataset", "none, there are no templates")
+    two = [*handles, "/other/mug.object_config.json"]
+    assert Templates(two, folder).find("mug") == f"{folder}/mug.object_config.json", "the folder precedes the dataset"
+    refused(lambda: Templates(two).find("mug"), "'mug' is ambiguous", *[h for h in two if "mug" in h])
+
+
+def test_templates_are_checked_when_a_dataset_is_made_and_before_training(made, tmp_path):
+    settings = Settings(objects=str(tmp_path / "objects"), size=8)
+    scenes = {"train": ["house-0"], "test": ["house-1"]}
+    data = dataset.generate(settings, scenes, categories=("apple", "mug"))
+    assert dataset.templates(data) == {"apple", "mug"}
+    refused(lambda: dataset.generate(settings, scenes, categories=("apple", "unicorn")), "'unicorn' is not in")
+    options = {"objects": settings.objects, "size": 8, "border": 1, "scenes": ["house-0", "house-1"]}
+    ExtObjNav(**options, templates=["mug"])
+    refused(lambda: ExtObjNav(**options, templates=["mug", "mugg"]), "object template 'mugg'", "allowed: 'mug'")
+    refused(lambda: Simulation(Settings(objects=str(tmp_path / "no"))), "does not exist; allowed: a folder")
+
+
+def test_a_crash_names_the_activity():
+    scene = ACTIVITY + "loading scene 'a'"
+    assert process.last_words(f"{scene}\n\nwarning\n") == (" while loading scene 'a'", "warning")
+    assert process.last_words(f"{scene}\n{ACTIVITY}\nbad\n") == ("", "bad"), "the activity is over"
+    assert process.last_words("") == ("", "")
