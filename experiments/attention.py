@@ -12,7 +12,7 @@ import tyro
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from relic_jax.config import ConfigError, validate
+from relic_jax.config import ConfigError, EvalConfig, validate
 from relic_jax.environment.base import Environment, Split
 from relic_jax.evaluation.attention import AttentionShares, attention_shares
 from relic_jax.experiments import folders, run
@@ -57,7 +57,7 @@ def attention_main(arguments: Sequence[str]) -> None:
     command = parse(AttentionCommand, arguments, "relic-jax attention")
     paths = [] if command.path is None else [command.path]
     ((policy,), env) = run.in_environment(run.load(paths, command.pretrained, trust=command.trust), run.Overrides())
-    stem, suffix = _stem(command, policy)
+    stem, suffix = stem_of(command, policy, "attention")
     files = [stem.with_name(stem.name + end) for end in (".json", suffix)]
     for file in files:
         folders.check_writable(file, "out")
@@ -68,16 +68,18 @@ def attention_main(arguments: Sequence[str]) -> None:
     print("wrote " + ", ".join(map(str, files)))
 
 
-def _stem(command: AttentionCommand, policy: LoadedPolicy) -> tuple[Path, str]:
+def stem_of(command: AttentionCommand, policy: LoadedPolicy, name: str) -> tuple[Path, str]:
+    """Return the path of the results without suffix, by default `name` in the run folder, and the figure's suffix."""
     if command.out is None:
-        return run.results_folder(policy, command.path) / "attention", ".png"
+        return run.results_folder(policy, command.path) / name, ".png"
     stem, suffix = result_stem(command.out)
     if not stem.name:
         raise ConfigError(f"out is '{command.out}'; allowed: the name of a file")
     return stem, suffix
 
 
-def _compute(command: AttentionCommand, policy: LoadedPolicy, env: Environment) -> AttentionShares:
+def settings_of(command: AttentionCommand, policy: LoadedPolicy, env: Environment) -> EvalConfig:
+    """Return the evaluation settings of a command. Raises ConfigError if they do not fit the policy."""
     require(command.limit > 0, "limit", command.limit, "more than 0")
     own = policy.config.eval
     episodes = own.episodes if command.episodes is None else command.episodes
@@ -85,6 +87,11 @@ def _compute(command: AttentionCommand, policy: LoadedPolicy, env: Environment) 
     config = dataclasses.replace(config, expert_episodes=0, expert_quality=1.0, change_task_at=None)
     images = any(image_mask(env.observation_spec))
     validate(dataclasses.replace(policy.config, eval=config), horizon=env.horizon, images=images)
+    return config
+
+
+def _compute(command: AttentionCommand, policy: LoadedPolicy, env: Environment) -> AttentionShares:
+    config = settings_of(command, policy, env)
     with Activity(f"computing attention in {command.tasks} tasks") as activity:
         return attention_shares(
             policy.policy,

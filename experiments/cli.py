@@ -23,6 +23,7 @@ from relic_jax.experiments.catalogue import envs_main, presets_main
 from relic_jax.experiments.compare.command import compare_main
 from relic_jax.experiments.evaluation import QUICK_EPISODES, evaluate_main
 from relic_jax.experiments.plots import plot_main
+from relic_jax.experiments.sightings import sightings_main
 from relic_jax.experiments.sweep.command import sweep_main
 from relic_jax.experiments.training import train_main
 from relic_jax.export import Dtype, ExportFormat, VerificationError, export_policy
@@ -42,6 +43,7 @@ USAGE = """relic-jax: in-context reinforcement learning in JAX
   relic-jax plot RUN|FILE [...]          several curves in one figure
   relic-jax compare RUN|STUDY [...]      a table and a figure of methods, with intervals over seeds and tasks
   relic-jax attention RUN                where attention goes: sink, running episode, each earlier episode
+  relic-jax sightings RUN                whether attention reads where the asked kind was seen before; draws a trial
   relic-jax play RUN                     a GIF of a trained policy in one task; --human: act yourself
   relic-jax export RUN --to DIR          a policy as safetensors, StableHLO, ONNX or orbax, verified
   relic-jax presets                      presets: what they train, their cost and their expected results
@@ -117,7 +119,7 @@ def main() -> None:
     commands = {"train": train_main, "evaluate": evaluate_main, "plot": plot_main, "presets": presets_main}
     commands |= {"envs": envs_main, "play": play_main, "export": export_main, "habitat-dataset": habitat_dataset.main}
     commands |= {"import-llamarl": import_llamarl.main, "compare": compare_main}
-    commands |= {"attention": attention_main, "sweep": sweep_main}
+    commands |= {"attention": attention_main, "sightings": sightings_main, "sweep": sweep_main}
     arguments = sys.argv[1:]
     if isinstance(sys.stdout, io.TextIOWrapper):  # file names can contain bytes that are not text
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from relic_jax import prng
-from relic_jax.environment.base import Discrete, Image, Split, TimeStep, TrialRecord, VisualEnvironment
+from relic_jax.environment.base import Discrete, Image, Split, TimeStep, TrialMap, TrialRecord, VisualEnvironment
 from relic_jax.environment.reference_agents import FORGETFUL, REMEMBERING, ScriptedAgent
-from relic_jax.envs.firstperson import draw, house_expert, house_recall, house_symbols
+from relic_jax.envs.firstperson import draw, house_expert, house_map, house_recall, house_symbols
 from relic_jax.envs.firstperson.geodesic import distance_at
 from relic_jax.envs.firstperson.house_plan import (
     CATEGORIES,
@@ -379,6 +379,10 @@ class HouseNav(VisualEnvironment):
     def render_trial(self, trial: TrialRecord) -> np.ndarray:
         """Return frames of a trial, uint8 [n, H, W, 3]: the view, and a map with the path and rings around targets."""
         return draw.trial_frames(self.render_input, trial, self.lens)
+
+    def trial_map(self, trial: TrialRecord) -> TrialMap | None:
+        """Return the map of a trial. None if the observation is an image, which does not list what is in view."""
+        return house_map.trial_map(self, trial, house_key(trial.task)) if self.view == "symbols" else None
 
 
 def house_key(task: jax.Array) -> jax.Array:

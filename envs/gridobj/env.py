@@ -18,7 +18,7 @@ import numpy as np
 from flax import struct
 
 from relic_jax.config import EnvConfig, WorkerConfig
-from relic_jax.environment.base import Discrete, Environment, Split, TimeStep, TrialRecord, first_timestep
+from relic_jax.environment.base import Discrete, Environment, Split, TimeStep, TrialMap, TrialRecord, first_timestep
 from relic_jax.environment.reference_agents import FORGETFUL, REMEMBERING, ScriptedAgent
 from relic_jax.envs.asked import read_asked
 from relic_jax.envs.darkroom import render
@@ -212,6 +212,21 @@ class GridObj(Environment):
             episodes=np.cumsum(trial.first) - 1,
             rewards=trial.reward,
             size=(self.size, self.size),
+        )
+
+    def trial_map(self, trial: TrialRecord) -> TrialMap:
+        """Return the map of a trial. Cell (x, y) is the square of side 1 around the point (x, y)."""
+        state = trial.record
+        offset = np.asarray(state.objects) - np.asarray(state.position)[:, None]
+        return TrialMap(
+            position=np.asarray(state.position, float),
+            asked=np.asarray(state.target),
+            in_view=(np.abs(offset) <= RADIUS).all(-1),
+            objects=np.asarray(state.objects[0], float),
+            kinds=np.arange(self.kinds),
+            low=np.full(2, -0.5),
+            high=np.full(2, self.size - 0.5),
+            cell=1.0,
         )
 
     def tasks(self, split: Split) -> GridObjTask:

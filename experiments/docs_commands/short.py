@@ -143,7 +143,7 @@ def _relic_jax(words: list[str]) -> Step:
     if command == "evaluate":
         change = value(words, "--change-task-at")  # an episode of the evaluation
         return Step("run", (*words, *EVALUATE, *(() if change is None else ("--episodes", change))))
-    if command in ("play", "attention"):
+    if command in ("play", "attention", "sightings"):
         return Step("run", (*words, "--episodes", "2"))
     if command == "habitat-dataset":
         return Step("run", tuple(PLACEHOLDERS.get(w, "tasks.json" if w == "FILE" else w) for w in (*words, *DATASET)))

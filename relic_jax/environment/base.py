@@ -36,6 +36,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from relic_jax.environment.records import TrialMap, TrialRecord
 from relic_jax.environment.spaces import ActionSpace, Box, Discrete, MultiDiscrete
 from relic_jax.environment.task_sets import num_tasks, split_hash
 
@@ -52,6 +53,7 @@ __all__ = [
     "PyTree",
     "Split",
     "TimeStep",
+    "TrialMap",
     "TrialRecord",
     "VisualEnvironment",
     "first_timestep",
@@ -101,27 +103,6 @@ class Image(jax.ShapeDtypeStruct):
     def __hash__(self) -> int:
         """Return a hash that is consistent with equality."""
         return hash((Image, super().__hash__()))
-
-
-@dataclasses.dataclass(frozen=True)
-class TrialRecord:
-    """T consecutive steps of one trial as numpy arrays on the host, for rendering.
-
-    Attributes:
-        observation: Pytree with leading axis T. The policy's input before each action.
-        action: int32 [T] or [T, n], or float32 [T, n], in the environment's units.
-        reward: float32 [T]. The reward of each action.
-        first: bool [T]. Whether `observation` is the first of an episode.
-        task: The task of the trial, without a leading axis.
-        record: Pytree with leading axis T. `Environment.record` of the state of each observation.
-    """
-
-    observation: PyTree
-    action: np.ndarray
-    reward: np.ndarray
-    first: np.ndarray
-    task: PyTree
-    record: PyTree = None
 
 
 class Environment:
@@ -272,8 +253,13 @@ class Environment:
         del trial
         return None
 
+    def trial_map(self, trial: TrialRecord) -> TrialMap | None:
+        """Return the map of a trial and which kinds of objects were in view at each step. Default: None."""
+        del trial
+        return None
+
     def record(self, state: PyTree) -> PyTree:
-        """Return the part of `state` that `render_trial` needs besides the observation. Default: None."""
+        """Return what `render_trial` and `trial_map` need of `state` besides the observation. Default: None."""
         del state
         return None
 

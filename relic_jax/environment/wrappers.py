@@ -15,6 +15,7 @@ from relic_jax.environment.base import (
     PyTree,
     Split,
     TimeStep,
+    TrialMap,
     TrialRecord,
     VisualEnvironment,
 )
@@ -151,6 +152,10 @@ class Wrapper(Environment):
     def render_trial(self, trial: TrialRecord) -> np.ndarray | None:
         """Render a trial of the wrapped environment."""
         return self.env.render_trial(trial)
+
+    def trial_map(self, trial: TrialRecord) -> TrialMap | None:
+        """Return the map of a trial of the wrapped environment."""
+        return self.env.trial_map(trial)
 
     def record(self, state: PyTree) -> PyTree:
         """Return the record of a state of the wrapped environment."""

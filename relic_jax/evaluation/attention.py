@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -85,14 +85,9 @@ def attention_shares(
     Raises:
         ConfigError: If the memory is not a transformer, or the environment runs in worker processes.
     """
-    memory = policy.config.memory
-    if memory != "transformer":
-        raise ConfigError(f"policy.memory is {memory!r}; allowed: 'transformer', whose attention can be shown")
-    if env.on_host:
-        raise ConfigError(f"env is {env.name!r}, which runs in worker processes; allowed: an environment inside jit")
-    check_evaluated(policy.config, config, env, split)
+    check_attention(policy, env, config, split)
     tasks = jax.tree.map(jnp.asarray, evaluated_tasks(env, split, config))
-    inputs = record(policy, params, Trials(env, show_last_reward), tasks, config.episodes, prng.key(seed))
+    inputs = record(policy, params, Trials(env, show_last_reward), tasks, config.episodes, prng.key(seed)).inputs
     count = len(inputs.first)
     measure = jax.jit(functools.partial(_one_trial, policy, episodes=config.episodes))
     rows = []
@@ -103,8 +98,34 @@ def attention_shares(
     return AttentionShares(shares[..., -1], shares[..., :-1], count)
 
 
-def record(policy: Policy, params: Params, trials: Trials, tasks: Any, episodes: int, key: jax.Array) -> StepInput:
-    """Act in one trial per task and return the policy's inputs, leading axes [B, T].
+def check_attention(policy: Policy, env: Environment, config: EvalConfig, split: Split) -> None:
+    """Raise ConfigError if the attention of a policy cannot be computed in the trials of an evaluation."""
+    memory = policy.config.memory
+    if memory != "transformer":
+        raise ConfigError(f"policy.memory is {memory!r}; allowed: 'transformer', whose attention can be shown")
+    if env.on_host:
+        raise ConfigError(f"env is {env.name!r}, which runs in worker processes; allowed: an environment inside jit")
+    check_evaluated(policy.config, config, env, split)
+
+
+class Recording(NamedTuple):
+    """Steps of one trial per task, leading axes [B, T].
+
+    Attributes:
+        inputs: The policy's inputs.
+        action: Actions, in the environment's units.
+        reward: float32. The reward of each action.
+        state: `Environment.record` of the state of each input.
+    """
+
+    inputs: StepInput
+    action: jax.Array
+    reward: jax.Array
+    state: Any
+
+
+def record(policy: Policy, params: Params, trials: Trials, tasks: Any, episodes: int, key: jax.Array) -> Recording:
+    """Act in one trial per task and record the steps.
 
     T is as many steps as `episodes` of the longest episodes take. In trials with shorter episodes, further episodes
     follow.
@@ -112,17 +133,20 @@ def record(policy: Policy, params: Params, trials: Trials, tasks: Any, episodes:
     steps, batch = episodes * trials.env.horizon, jax.tree.leaves(tasks)[0].shape[0]
 
     @jax.jit
-    def play(params: Params, tasks: Any, key: jax.Array) -> StepInput:
+    def play(params: Params, tasks: Any, key: jax.Array) -> Recording:
         reset_key, key = jax.random.split(key)
         params = policy.cast_weights(params)
 
-        def step(carry: tuple[TrialState, Memory], key: jax.Array) -> tuple[tuple[TrialState, Memory], StepInput]:
+        def step(carry: tuple[TrialState, Memory], key: jax.Array) -> tuple[tuple[TrialState, Memory], Recording]:
             trial, memory = carry
             action_key, env_key = jax.random.split(key)
             inputs = policy.encode_images(params, step_input(trial))
             output, memory = policy.act(params, memory, inputs)
-            trial, _ = trials.step(env_key, trial, output.distribution.sample(action_key))
-            return (trial, memory), inputs
+            action = output.distribution.sample(action_key)
+            next_trial, result = trials.step(env_key, trial, action)
+            state = jax.vmap(trials.env.record)(trial.env)
+            recorded = Recording(inputs, trials.env.action_space.to_env(action), result.reward, state)
+            return (next_trial, memory), recorded
 
         memory = policy.for_acting(policy.initial_memory(batch, steps))
         start = trials.reset(reset_key, tasks), memory
@@ -131,14 +155,18 @@ def record(policy: Policy, params: Params, trials: Trials, tasks: Any, episodes:
     return jax.tree.map(lambda x: x.swapaxes(0, 1), play(params, tasks, key))
 
 
-def _one_trial(policy: Policy, params: Params, inputs: StepInput, *, episodes: int) -> jax.Array:
-    """Return the shares in one trial, [layers, heads, E, E + 1]. The last column is the sink."""
-    memory = policy.initial_memory(1, 0)
+def attention_of(policy: Policy, params: Params, inputs: StepInput) -> list[AttentionInputs]:
+    """Return the inputs of attention in each layer for whole trials, [B, T], with an empty context."""
+    memory = policy.initial_memory(inputs.first.shape[0], 0)
     _, stored = policy.network.apply({"params": params}, inputs, memory, mutable=[ATTENTION])
     blocks = stored[ATTENTION]["transformer"]
-    layers = [blocks[f"blocks_{layer}"]["inputs"][0] for layer in range(policy.config.transformer.layers)]
+    return [blocks[f"blocks_{layer}"]["inputs"][0] for layer in range(policy.config.transformer.layers)]
+
+
+def _one_trial(policy: Policy, params: Params, inputs: StepInput, *, episodes: int) -> jax.Array:
+    """Return the shares in one trial, [layers, heads, E, E + 1]. The last column is the sink."""
     episode = jnp.cumsum(inputs.first[0]) - 1
-    return jnp.stack([_of_layer(layer, episode, episodes) for layer in layers])
+    return jnp.stack([_of_layer(layer, episode, episodes) for layer in attention_of(policy, params, inputs)])
 
 
 def _of_layer(inputs: AttentionInputs, episode: jax.Array, episodes: int) -> jax.Array:
@@ -151,9 +179,6 @@ def _of_layer(inputs: AttentionInputs, episode: jax.Array, episodes: int) -> jax
 def episode_mass(inputs: AttentionInputs, episode: jax.Array, episodes: int) -> jax.Array:
     """Return the attention mass of every step on each episode and on the sink.
 
-    Attention is linear in the values. If the value of a step is the indicator of its episode, and that of the sink is
-    the indicator of a further column, then the output of attention is the mass on each of them.
-
     Args:
         inputs: Attention of a whole trial, Q = K = T, with an empty context.
         episode: int32 [T], index of the episode of each step, from 0.
@@ -162,13 +187,30 @@ def episode_mass(inputs: AttentionInputs, episode: jax.Array, episodes: int) -> 
     Returns:
         float32 [B, H, T, E + 1]. The last column is the sink.
     """
+    return attention_mass(inputs, jax.nn.one_hot(episode, episodes))
+
+
+def attention_mass(inputs: AttentionInputs, labels: jax.Array) -> jax.Array:
+    """Return the attention mass of every step on the steps with each label, and on the sink.
+
+    Attention is linear in the values. If the values of a step are the indicators of its labels, and that of the sink is
+    the indicator of a further column, then the output of attention is the mass on each of them.
+
+    Args:
+        inputs: Attention of whole trials, Q = K = T, with an empty context.
+        labels: float32 [T, C] or [H, T, C]. 1 if a step has a label, else 0. A step can have several labels, or none.
+
+    Returns:
+        float32 [B, H, T, C + 1]. The last column is the sink.
+    """
     batch, heads, steps, _ = inputs.key.shape
-    values = jnp.pad(jax.nn.one_hot(episode, episodes), ((0, 0), (0, 1)))
-    of_sink = jnp.broadcast_to(jax.nn.one_hot(episodes, episodes + 1), (heads, episodes + 1))
-    empty = jax.tree.map(lambda x: jnp.zeros((batch, heads, 0, episodes + 1), jnp.float32), inputs.context.values.data)
+    columns = labels.shape[-1] + 1
+    values = jnp.pad(jnp.broadcast_to(labels, (heads, steps, columns - 1)), ((0, 0), (0, 0), (0, 1)))
+    of_sink = jnp.broadcast_to(jax.nn.one_hot(columns - 1, columns), (heads, columns))
+    empty = jax.tree.map(lambda x: jnp.zeros((batch, heads, 0, columns), jnp.float32), inputs.context.values.data)
     real = inputs.replace(
         key=inputs.key.astype(jnp.float32),
-        value=jnp.broadcast_to(values, (batch, heads, steps, episodes + 1)),
+        value=jnp.broadcast_to(values, (batch, heads, steps, columns)),
         context=inputs.context._replace(values=inputs.context.values._replace(data=empty, scale=None)),
         sink=None if inputs.sink is None else Sink(inputs.sink.key, of_sink),
     )
@@ -178,5 +220,5 @@ def episode_mass(inputs: AttentionInputs, episode: jax.Array, episodes: int) -> 
         query = jax.lax.dynamic_slice_in_dim(inputs.query, start, size, axis=2).astype(jnp.float32)
         return attend(real.replace(query=query, start=start))
 
-    parts = jax.lax.map(part, jnp.arange(0, steps, size))  # [n, B, H, size, E + 1]
-    return jnp.moveaxis(parts, 0, 2).reshape(batch, heads, steps, episodes + 1)
+    parts = jax.lax.map(part, jnp.arange(0, steps, size))  # [n, B, H, size, C + 1]
+    return jnp.moveaxis(parts, 0, 2).reshape(batch, heads, steps, columns)

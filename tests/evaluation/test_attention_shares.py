@@ -74,7 +74,7 @@ def test_a_loop_over_steps_agrees(acted):
     env, policy, params, shares = acted
     config = EvalConfig(episodes=EPISODES, tasks=3)
     tasks = jax.tree.map(lambda x: jnp.asarray(x[: config.tasks]), env.tasks("test"))
-    inputs = record(policy, params, Trials(env), tasks, EPISODES, jax.random.key(0))
+    inputs = record(policy, params, Trials(env), tasks, EPISODES, jax.random.key(0)).inputs
     total = np.zeros((2, 2, EPISODES, EPISODES + 1))
     for task in range(3):
         one = jax.tree.map(lambda x, task=task: x[task : task + 1], inputs)
@@ -108,7 +108,7 @@ def looped(block, head, episode):
 def test_storing_attention_changes_no_output(acted):
     env, policy, params, _ = acted
     tasks = jax.tree.map(lambda x: jnp.asarray(x[:1]), env.tasks("test"))
-    inputs = record(policy, params, Trials(env), tasks, 1, jax.random.key(0))
+    inputs = record(policy, params, Trials(env), tasks, 1, jax.random.key(0)).inputs
     memory = policy.initial_memory(1, 0)
     (output, _), _ = policy.network.apply({"params": params}, inputs, memory, mutable=[ATTENTION])
     assert np.array_equal(output.value, policy.unroll(params, memory, inputs)[0].value)

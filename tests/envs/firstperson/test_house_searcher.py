@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from houses import COUNT, TINY, built, houses
 
+from relic_jax.environment.base import TrialRecord
 from relic_jax.environment.reference_agents import FORGETFUL, REMEMBERING, play_reference_agents
 from relic_jax.environment.trials import Trials
 from relic_jax.envs.firstperson.house_plan import CELL
 from relic_jax.envs.firstperson.house_searcher import HouseSearcher, _to_parts, parts
+from relic_jax.envs.firstperson.house_state import HouseRecord
 from relic_jax.envs.firstperson.house_walk import STOP
 from relic_jax.envs.registry import make
 
@@ -152,3 +154,21 @@ def test_recall_needs_sightings_in_a_fixed_frame():
     assert dataclasses.replace(TINY, view="symbols", pose="house").recall_classes == (6, 6)
     assert dataclasses.replace(TINY, view="symbols", pose="dock").recall_classes == (17, 17)
     assert dataclasses.replace(TINY, pose="house").recall_classes == ()
+
+
+def test_a_map_shows_the_house_of_the_task_and_what_was_in_view():
+    env, task = dataclasses.replace(TINY, view="symbols"), TINY.tasks("test")[3]
+    house = jax.tree.map(lambda x: x[3], houses())
+    in_view = np.zeros((2, 20), np.float32)
+    in_view[1, house.categories[2]] = 1
+    steps = HouseRecord(np.array([0, 2]), np.array([[1.0, 2.0], [1.5, 2.0]]), *np.zeros((3, 2)))
+    trial = TrialRecord({"in_view": in_view}, np.zeros(2), np.zeros(2), np.array([True, True]), task, steps)
+    layout = env.trial_map(trial)
+    assert layout.position.tolist() == [[1, -2], [1.5, -2]] and layout.asked.tolist() == list(house.categories[[0, 2]])
+    np.testing.assert_array_equal(layout.in_view, in_view > 0)
+    present = np.flatnonzero(house.present)
+    np.testing.assert_allclose(layout.objects, house.place[present] * [1, -1], atol=1e-5)
+    np.testing.assert_array_equal(layout.kinds, house.categories[present // TINY.config.instances])
+    for points in (layout.objects, layout.walls.reshape(-1, 2)):
+        assert (points >= layout.low - 1e-4).all() and (points <= layout.high + 1e-4).all()
+    assert dataclasses.replace(TINY, view="image").trial_map(trial) is None
