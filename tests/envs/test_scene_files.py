@@ -2,6 +2,8 @@
 
 import json
 import os
+import sys
+from types import ModuleType, SimpleNamespace
 
 import glb
 import pytest
@@ -10,6 +12,7 @@ from relic_jax.bridge import process
 from relic_jax.bridge.worker import ACTIVITY, SetupError
 from relic_jax.envs.habitat import dataset, soft
 from relic_jax.envs.habitat.api import Settings, Simulation
+from relic_jax.envs.habitat.lab import worker as lab
 from relic_jax.envs.habitat.scene_files import SceneDataset
 from relic_jax.envs.habitat.soft import house
 from relic_jax.envs.habitat.templates import Templates
@@ -127,3 +130,21 @@ def test_a_crash_names_the_activity():
     assert process.last_words(f"{scene}\n\nwarning\n") == (" while loading scene 'a'", "warning")
     assert process.last_words(f"{scene}\n{ACTIVITY}\nbad\n") == ("", "bad"), "the activity is over"
     assert process.last_words("") == ("", "")
+
+
+def test_the_scene_dataset_of_the_options_is_that_of_the_episodes(made, tmp_path, monkeypatch):
+    """habitat-lab replaces the scene dataset of its config by that of each episode."""
+    episodes = [SimpleNamespace(scene_id="a", scene_dataset_config="own.json") for _ in range(2)]
+    package, datasets = ModuleType("habitat"), ModuleType("habitat.datasets")
+    datasets.make_dataset = lambda *_, **__: SimpleNamespace(episodes=episodes)
+    monkeypatch.setitem(sys.modules, "habitat", package)
+    monkeypatch.setitem(sys.modules, "habitat.datasets", datasets)
+    config = SimpleNamespace(habitat=SimpleNamespace(dataset=SimpleNamespace(data_path="", split="val", type="")))
+    lab.load_dataset(config)
+    assert {episode.scene_dataset_config for episode in episodes} == {"own.json"}
+    refused(lambda: lab._check_files(episodes, made), "'own.json' cannot be read")
+    lab.load_dataset(config, made)
+    assert {episode.scene_dataset_config for episode in episodes} == {made}
+    lab._check_files(episodes, "other.json")
+    (tmp_path / "stages" / "a.glb").unlink()
+    refused(lambda: lab._check_files(episodes, "other.json"), "scene 'a' has stage", "a.glb")
