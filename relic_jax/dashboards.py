@@ -70,9 +70,10 @@ class TensorBoard:
     def pretrained(self, record: Record, steps: int) -> None:
         """Write the numbers of a record of the pretraining, against optimizer steps."""
         del steps
-        for name in ("loss", "right"):
-            step = int(record["optimizer_steps"])
-            self._write(step, summary=self._scalar(f"pretraining/{name}", record[name]))
+        step = int(record["optimizer_steps"])
+        for name, value in record.items():
+            if name != "optimizer_steps":
+                self._write(step, summary=self._scalar(f"pretraining/{name}", value))
 
     def close(self) -> None:
         """Close the event file."""

@@ -81,7 +81,9 @@ class Console:
             return
         self._printed = now
         text = f"pretraining {done:,}/{steps:,} optimizer steps ({done / steps:4.0%})"
-        text += f" · cross-entropy {record['loss']:.3g} · right {record['right']:.0%}"
+        text += f" · cross-entropy {record['loss']:.3g}"
+        text += f" · right {record['right']:.0%}" if "right" in record else ""
+        text += f" · actions {record['action_right']:.0%}" if "action_right" in record else ""
         end = "\n" if done == steps or not self._live else ""
         self._write(("\r\x1b[K" if self._live else "") + text + end)
 

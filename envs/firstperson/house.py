@@ -87,6 +87,7 @@ class HouseNav(VisualEnvironment):
     """
 
     ends_in_time = True
+    ending_actions = (STOP,)
 
     name: str
     config: HouseConfig = dataclasses.field(default_factory=HouseConfig)

@@ -76,7 +76,25 @@ class HouseSearcher:
         Returns:
             (memory, action int32 []).
         """
-        del key, task
+        del key
+        memory, probabilities = self.action_probabilities(memory, state, first, task)
+        return memory, probabilities.argmax().astype(jnp.int32)
+
+    def action_probabilities(
+        self, memory: Seen, state: HouseState, first: jax.Array, task: jax.Array
+    ) -> tuple[Seen, jax.Array]:
+        """Return probability 1 for the action that `act` chooses, float32 [actions]. Exact ties have measure 0.
+
+        Args:
+            memory: The memory before this step.
+            state: The state of the environment.
+            first: bool []; whether the state is the first of an episode.
+            task: Not used.
+
+        Returns:
+            (memory, probabilities).
+        """
+        del task
         if self.memory == "episode":
             memory = jax.tree.map(lambda new, old: jnp.where(first, new, old), self.initial_memory(), memory)
         house, config, camera = state.house, self.env.config, self.env.camera(state)
@@ -90,7 +108,8 @@ class HouseSearcher:
         unseen = parts(house, config) & ~memory.parts
         goal = jnp.where(known.any(), self._to_objects(state, known), _to_parts(unseen))
         distance = distances_around(house.free, goal, CELL, state.position)
-        return memory, house_expert.approach(self.env, state, distance, known)
+        action = house_expert.approach(self.env, state, distance, known)
+        return memory, jax.nn.one_hot(action, self.env.action_space.n)
 
     def _to_objects(self, state: HouseState, known: jax.Array) -> jax.Array:
         """Return the sources of distances to the known objects of the target category, float32 [n, n]."""

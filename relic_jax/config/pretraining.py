@@ -9,9 +9,10 @@ from relic_jax.validation import LARGEST, check_positive, require
 
 @dataclasses.dataclass(frozen=True)
 class PretrainConfig:
-    """Supervised training before PPO: the recall head learns the labels of a scripted agent's trials.
+    """Supervised training before PPO on trials of a scripted agent (`Environment.reference_agents`).
 
-    The environment needs labels (`Environment.recall_labels`) and the agent (`Environment.reference_agents`).
+    The recall head learns the environment's labels (`Environment.recall_labels`), and with `action_coef` the actor
+    learns the agent's actions.
     """
 
     steps: int = 0
@@ -23,7 +24,11 @@ class PretrainConfig:
     trial_steps: int = 400
     """Steps of a recorded trial."""
     random_actions: float = 0.2
-    """Share of the agent's actions that are replaced by random ones."""
+    """Share of the agent's actions that are replaced by random ones, which do not end an episode."""
+    action_coef: float = 0.0
+    """Weight of behavior cloning beside the recall loss: the cross-entropy of the policy's actions against the
+    distribution of the agent (`Teacher.action_probabilities`) at all steps. More than 0: `policy.recall` can be (), for
+    no recall loss."""
     minibatches: int = 4
     """Optimizer steps on the trials recorded at a time, each on a share of them; must divide `trials`."""
     lr: float = 1e-3
@@ -41,6 +46,7 @@ class PretrainConfig:
         require(self.steps >= 0, "pretrain.steps", self.steps, "0 or more")
         check_positive(self, "pretrain", "trials", "trial_steps", "minibatches", "lr", "adam_eps", "max_grad_norm")
         require(0 <= self.random_actions <= 1, "pretrain.random_actions", self.random_actions, "0 … 1")
+        require(self.action_coef >= 0, "pretrain.action_coef", self.action_coef, "0 or more")
         allowed = f"a divisor of pretrain.trials ({self.trials})"
         require(self.trials % self.minibatches == 0, "pretrain.minibatches", self.minibatches, allowed)
         allowed = f"a multiple of pretrain.minibatches ({self.minibatches})"

@@ -32,13 +32,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import struct
 
 from relic_jax.environment.records import TrialMap, TrialRecord
 from relic_jax.environment.spaces import ActionSpace, Box, Discrete, MultiDiscrete
 from relic_jax.environment.task_sets import num_tasks, split_hash
+from relic_jax.environment.timestep import TimeStep, cut_at, first_timestep, one_end
 
 if TYPE_CHECKING:
     from relic_jax.environment.reference_agents import ScriptedAgent
@@ -63,27 +62,6 @@ __all__ = [
 
 PyTree = Any
 Split = Literal["train", "test"]
-
-
-@struct.dataclass
-class TimeStep:
-    """The result of `reset` and `step`. All fields are unbatched.
-
-    Attributes:
-        observation: Pytree of arrays that matches `Environment.observation_spec`.
-        reward: float32 []. 0 on reset.
-        terminated: bool []. The episode reached an end state of the task.
-        truncated: bool []. A time limit cut the episode; the state has a future value. If an environment sets both
-            flags, the episode terminated (`one_end`).
-        legal: bool [action_space.mask_size]. The actions that can be taken next, if `Environment.masks_actions`, else
-            None. Ignored at the end of an episode.
-    """
-
-    observation: PyTree
-    reward: jax.Array
-    terminated: jax.Array
-    truncated: jax.Array
-    legal: jax.Array | None = None
 
 
 class Image(jax.ShapeDtypeStruct):
@@ -122,6 +100,9 @@ class Environment:
     """Whether every `TimeStep` has a mask of legal actions. The policy then takes no other action."""
     ends_in_time = False
     """Whether no episode outlasts `horizon`. If False, trials count steps and truncate episodes there."""
+    ending_actions: tuple[int, ...] = ()
+    """Discrete actions that end the episode at once, such as a stop. The random actions of recorded trials
+    (`PretrainConfig.random_actions`) leave them out. Default: none."""
     on_host = False
     """Whether worker processes step the environment (`HostEnvironment`). If False, it runs inside `jax.jit`.
 
@@ -358,28 +339,3 @@ class VisualEnvironment(Environment):
     def _observed(self, state: PyTree, timestep: TimeStep, task: PyTree) -> tuple[PyTree, TimeStep]:
         state, observation = self.observe(state, task)
         return state, dataclasses.replace(timestep, observation=observation, legal=self.legal(state, task))
-
-
-def first_timestep(observation: PyTree, legal: jax.Array | None = None) -> TimeStep:
-    """Return the `TimeStep` of a reset: reward 0, not ended."""
-    false = jnp.zeros((), bool)
-    return TimeStep(observation, jnp.zeros((), jnp.float32), false, false, legal)
-
-
-def one_end(timestep: TimeStep) -> TimeStep:
-    """Clear `truncated` if the episode terminated: a terminal state has no future value."""
-    return dataclasses.replace(timestep, truncated=timestep.truncated & ~timestep.terminated)
-
-
-def cut_at(timestep: TimeStep, last: jax.Array) -> tuple[TimeStep, jax.Array]:
-    """Truncate an episode that did not end by itself.
-
-    Args:
-        timestep: The result of a step, with any leading axes.
-        last: bool, with the same axes. Whether the step is the last that the horizon allows.
-
-    Returns:
-        The `TimeStep` and whether the horizon cut the episode, bool.
-    """
-    cut = last & ~(timestep.terminated | timestep.truncated)
-    return dataclasses.replace(timestep, truncated=timestep.truncated | cut), cut

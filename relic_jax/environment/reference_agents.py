@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +46,53 @@ class ScriptedAgent(Protocol):
             The memory after this step, and an element of `Environment.action_space`.
         """
         ...
+
+
+@runtime_checkable
+class Teacher(ScriptedAgent, Protocol):
+    """A scripted agent that gives a distribution over actions, for a cross-entropy loss. The actions are `Discrete`."""
+
+    def action_probabilities(
+        self, memory: PyTree, state: PyTree, first: jax.Array, task: PyTree
+    ) -> tuple[PyTree, jax.Array]:
+        """Return the probabilities of the actions.
+
+        All best actions have the same probability and all others have 0, so a loss does not depend on how `act` breaks
+        ties.
+
+        Args:
+            memory: The memory before this step.
+            state: The state of the environment.
+            first: bool []. Whether the state is the first of an episode.
+            task: The task, without a leading axis.
+
+        Returns:
+            The memory after this step, which equals that of `act`, and the probabilities, float32 [n].
+        """
+        ...
+
+
+def batch_memory(agent: ScriptedAgent, batch: int) -> PyTree:
+    """Return the memories of a batch of trials at their start, with leading axis [B]."""
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, (batch, *jnp.shape(x))), agent.initial_memory())
+
+
+def batch_probabilities(agent: Teacher, memory: PyTree, trial: TrialState) -> tuple[PyTree, jax.Array]:
+    """Return the memories after a step and the probabilities of the legal actions, float32 [B, n].
+
+    The probabilities of a step are all 0 if none of the agent's actions is legal.
+
+    Args:
+        agent: The agent.
+        memory: The memories before the step, with leading axis [B].
+        trial: The trials.
+    """
+    memory, chosen = jax.vmap(agent.action_probabilities)(memory, trial.env, trial.first, trial.task)
+    if trial.legal is None:
+        return memory, chosen
+    allowed = jnp.where(trial.legal, chosen, 0.0)
+    total = allowed.sum(-1, keepdims=True)
+    return memory, jnp.where(total > 0, allowed / jnp.where(total > 0, total, 1.0), 0.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +204,7 @@ def _trials(env: Environment, agent: ScriptedAgent, tasks: PyTree, episodes: int
         return _Carry(carry.steps + 1, trial, memory, carry.episode + ended, results)
 
     trial = trials.reset(reset_key, jax.tree.map(jnp.asarray, tasks))
-    memory = jax.tree.map(lambda x: jnp.broadcast_to(x, (batch, *jnp.shape(x))), agent.initial_memory())
+    memory = batch_memory(agent, batch)
     names = jax.eval_shape(jax.vmap(env.metrics), trial.env)
     zeros = jnp.zeros((batch, episodes), jnp.float32)
     results = zeros, jnp.zeros((batch, episodes), bool), dict.fromkeys(names, zeros)

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from relic_jax.config import ConfigError
-from relic_jax.environment.base import Environment, PyTree, TimeStep, VisualEnvironment, one_end
+from relic_jax.environment.base import Environment, PyTree, TimeStep, VisualEnvironment
+from relic_jax.environment.timestep import one_end
 from relic_jax.environment.trials import select
 from relic_jax.environment.wrappers import VisualWrapper, Wrapper
 

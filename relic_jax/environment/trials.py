@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from relic_jax.environment.base import Environment, PyTree, TimeStep, VisualEnvironment, one_end
+from relic_jax.environment.base import Environment, PyTree, TimeStep, VisualEnvironment
+from relic_jax.environment.timestep import one_end
 
 MIN_BLOCK, MAX_BLOCKS = 8, 8
 """Expensive resets are done in blocks of at least MIN_BLOCK environments, and at most MAX_BLOCKS blocks hold all."""

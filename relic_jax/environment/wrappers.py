@@ -63,6 +63,11 @@ class Wrapper(Environment):
         return self.env.ends_in_time
 
     @property
+    def ending_actions(self) -> tuple[int, ...]:  # type: ignore[override]
+        """The actions that end an episode of the wrapped environment."""
+        return self.env.ending_actions
+
+    @property
     def on_host(self) -> bool:  # type: ignore[override]
         """Whether worker processes step the wrapped environment."""
         return self.env.on_host

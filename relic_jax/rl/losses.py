@@ -5,6 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from relic_jax.distributions import Categorical
+
 
 def policy_loss(log_prob: jax.Array, old_log_prob: jax.Array, advantage: jax.Array, clip: float) -> jax.Array:
     """Compute the clipped surrogate loss of the policy.
@@ -42,6 +44,23 @@ def value_loss(value: jax.Array, old_value: jax.Array, returns: jax.Array, clip:
         delta = jax.lax.stop_gradient(value) - old_value
         value = jnp.where(jnp.abs(delta) < clip, value, old_value + jnp.clip(delta, -clip, clip))
     return 0.5 * jnp.square(value - returns)
+
+
+def action_loss(distribution: Categorical, probabilities: jax.Array) -> jax.Array:
+    """Compute the Kullback–Leibler divergence of a policy from a teacher's distribution over actions, in nats.
+
+        Σ p·(log p − log π)
+
+    The divergence has the gradient of the cross-entropy −Σ p·log π, and it is 0 if the policy equals the teacher.
+
+    Args:
+        distribution: π, with leading axes [...].
+        probabilities: p, float32 [..., n]. The loss is 0 if all of them are 0.
+
+    Returns:
+        float32 [...].
+    """
+    return (jax.scipy.special.xlogy(probabilities, probabilities) - probabilities * distribution.log_p).sum(-1)
 
 
 def recall_loss(log_probs: tuple[jax.Array, ...], answers: jax.Array) -> jax.Array:

@@ -1,5 +1,6 @@
-"""Supervised training before PPO: the recall head learns the environment's labels on trials of a scripted agent.
+"""Supervised training before PPO on trials of a scripted agent.
 
+The recall head learns the environment's labels, and the actor can learn the agent's actions (behavior cloning).
 Reinforcement learning alone does not learn to recall many things that the trial has shown, although the network can
 (`docs/recall.md`). It runs on one device, which makes its result independent of the number of devices.
 """
@@ -18,13 +19,15 @@ import optax
 
 from relic_jax import prng
 from relic_jax.config import PretrainConfig, TrainConfig
+from relic_jax.distributions import Categorical
 from relic_jax.environment.base import Environment, num_tasks
-from relic_jax.environment.reference_agents import ScriptedAgent
+from relic_jax.environment.reference_agents import ScriptedAgent, Teacher
+from relic_jax.environment.spaces import Discrete
 from relic_jax.environment.trials import Trials
 from relic_jax.metrics import Record
-from relic_jax.models.policy import Policy
+from relic_jax.models.policy import Policy, PolicyOutput
 from relic_jax.rl.diagnostics import NonFiniteError
-from relic_jax.rl.losses import recall_loss
+from relic_jax.rl.losses import action_loss, recall_loss
 from relic_jax.rl.memory_budget import check_recordings
 from relic_jax.rl.recordings import Recordings, record
 from relic_jax.rl.state import Setup, TrainState
@@ -45,14 +48,32 @@ def check_pretraining(config: TrainConfig, env: Environment) -> None:
     if not pretrain.steps:
         return
     name = repr(config.env.name)
-    missing = "labels nothing that can be recalled" if not classes else "has no scripted agent to record"
+    labelled = bool(classes or pretrain.action_coef)
+    missing = "has no scripted agent to record" if labelled else "labels nothing that can be recalled"
     missing = "is stepped by worker processes" if env.on_host else missing
-    possible = bool(classes and agents and not env.on_host)
+    possible = bool(labelled and agents and not env.on_host)
     require(possible, "pretrain.steps", pretrain.steps, f"0 in {name}, which {missing}")
     require(pretrain.agent in agents, "pretrain.agent", pretrain.agent, f"{', '.join(map(repr, agents))} in {name}")
-    allowed = f"{classes} with pretrain.steps in {name}"
-    require(config.policy.recall == classes, "policy.recall", config.policy.recall, allowed)
+    if pretrain.action_coef:
+        check_teacher(env, pretrain.agent, "pretrain.action_coef", pretrain.action_coef, "pretrain.agent")
+    allowed, recall = f"{classes} with pretrain.steps in {name}", config.policy.recall
+    require(recall == classes or bool(pretrain.action_coef and not recall), "policy.recall", recall, allowed)
     check_recordings(pretrain, env.observation_spec)
+
+
+def check_teacher(env: Environment, agent: str, field: str, coef: float, chosen_by: str) -> None:
+    """Raise ConfigError if an agent gives no probabilities of actions.
+
+    Args:
+        env: The environment.
+        agent: A name in `Environment.reference_agents`.
+        field: The field that needs the probabilities.
+        coef: Its value.
+        chosen_by: The field with the name of the agent.
+    """
+    possible = isinstance(env.action_space, Discrete) and isinstance(env.reference_agents[agent], Teacher)
+    allowed = f"0 in {env.name!r} with {chosen_by} {agent!r}, which gives no probabilities of actions"
+    require(possible, field, coef, allowed)
 
 
 def pretraining_key(seed: int) -> jax.Array:
@@ -62,11 +83,11 @@ def pretraining_key(seed: int) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class Pretraining:
-    """A policy whose recall head learns to answer. Its actor and critic are not trained.
+    """A policy that learns from recorded trials: its recall head, and its actor if `action_coef` is not 0.
 
     Attributes:
         trials: The environment's trials.
-        policy: The policy, with a recall head.
+        policy: The policy, with a recall head or with `action_coef`.
         config: The recordings and the optimizer.
     """
 
@@ -88,41 +109,57 @@ class Pretraining:
     @functools.partial(jax.jit, static_argnums=0)
     def record(self, key: jax.Array, tasks: PyTree) -> Recordings:
         """Record one trial per task. key: typed PRNG key []; tasks: leading axis [B]."""
-        return record(self.trials, self.agent, key, tasks, self.config.trial_steps, self.config.random_actions)
+        config, teaches = self.config, self.config.action_coef > 0
+        steps, share = config.trial_steps, config.random_actions
+        return record(self.trials, self.agent, key, tasks, steps, share, with_probabilities=teaches)
 
-    def answers(self, params: Params, recordings: Recordings) -> tuple[jax.Array, ...]:
-        """Return the log-probabilities of each answer, float32 [B, T, classes]."""
+    def outputs(self, params: Params, recordings: Recordings) -> PolicyOutput:
+        """Return the outputs of the policy, with leading axes [B, T]."""
         inputs, segment = recordings.inputs, self.config.segment
         batch, steps = inputs.first.shape
         if segment is None:
-            return self.policy.unroll(params, self.policy.initial_memory(batch, 0), inputs)[0].recall
+            return self.policy.unroll(params, self.policy.initial_memory(batch, 0), inputs)[0]
         memory, parts = self.policy.initial_memory(batch, steps), []
         for start in range(0, steps, segment):
             block = jax.tree.map(lambda x, start=start: x[:, start : start + segment], inputs)
             output, memory = self.policy.unroll(params, jax.lax.stop_gradient(memory), block)
-            parts.append(output.recall)
-        joined: tuple[jax.Array, ...] = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *parts)
+            parts.append(output)
+        joined: PolicyOutput = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *parts)
         return joined
 
-    def loss(self, params: Params, recordings: Recordings) -> tuple[jax.Array, jax.Array]:
-        """Compute the loss over the steps at which the answers are known.
+    def loss(self, params: Params, recordings: Recordings) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Compute the recall loss plus `action_coef` times the action loss.
 
         Args:
             params: The parameters.
             recordings: The recorded trials.
 
         Returns:
-            (The cross-entropy summed over the answers in nats, the share of steps with all answers right), float32 [].
+            The loss, and metrics, each float32 []. With a recall head, its loss is the cross-entropy summed over the
+            answers in nats, and `right` is the share of steps with all answers right, both over the steps at which the
+            answers are known. With `action_coef`: `recall_loss`, `action_loss`, the mean of `losses.action_loss`, and
+            `action_right`, the share of steps whose most probable action is one of the agent's.
         """
-        known, answers = recordings.known, self.answers(params, recordings)
-        count = jnp.maximum(known.sum(), 1)
-        nats = jnp.where(known, recall_loss(answers, recordings.answers), 0.0).sum() / count
-        return nats, (known & are_right(answers, recordings)).sum() / count
+        output, metrics, loss = self.outputs(params, recordings), {}, jnp.zeros(())
+        if output.recall:
+            known = recordings.known
+            count = jnp.maximum(known.sum(), 1)
+            loss = jnp.where(known, recall_loss(output.recall, recordings.answers), 0.0).sum() / count
+            metrics = {"right": (known & are_right(output.recall, recordings)).sum() / count}
+        if recordings.probabilities is not None:
+            assert isinstance(output.distribution, Categorical)
+            probabilities, mode = recordings.probabilities, output.distribution.mode()
+            action = action_loss(output.distribution, probabilities).mean()
+            right = (jnp.take_along_axis(probabilities, mode[..., None], -1) > 0).mean()
+            metrics |= {"recall_loss": loss} if output.recall else {}
+            metrics |= {"action_loss": action, "action_right": right}
+            loss += self.config.action_coef * action
+        return loss, metrics
 
     @functools.partial(jax.jit, static_argnums=0)
     def right(self, params: Params, recordings: Recordings) -> jax.Array:
         """Return whether all answers are right, bool [B, T]."""
-        return are_right(self.answers(params, recordings), recordings)
+        return are_right(self.outputs(params, recordings).recall, recordings)
 
     @functools.partial(jax.jit, static_argnums=0)
     def iteration(self, state: State, key: jax.Array, tasks: PyTree) -> tuple[State, dict[str, jax.Array]]:
@@ -134,7 +171,7 @@ class Pretraining:
             tasks: All training tasks.
 
         Returns:
-            The next state, and the means over minibatches of `loss` and of the share of right answers, `right`.
+            The next state, and the means over minibatches of `loss` and of its metrics.
         """
         task_key, record_key, order_key = jax.random.split(key, 3)
         trials, policy = self.config.trials, self.policy
@@ -146,20 +183,20 @@ class Pretraining:
         def with_all(trainable: Params) -> Params:
             return policy.with_frozen(trainable, params) if policy.config.encoder.freeze else trainable
 
-        def loss(trainable: Params, part: Recordings) -> tuple[jax.Array, jax.Array]:
+        def loss(trainable: Params, part: Recordings) -> tuple[jax.Array, dict[str, jax.Array]]:
             return self.loss(with_all(trainable), part)
 
-        def update(state: State, rows: jax.Array) -> tuple[State, tuple[jax.Array, jax.Array]]:
+        def update(state: State, rows: jax.Array) -> tuple[State, dict[str, jax.Array]]:
             trainable, optimizer_state = state
             part = jax.tree.map(lambda x: x[rows], recordings)
-            metrics, gradient = jax.value_and_grad(loss, has_aux=True)(trainable, part)
+            (value, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(trainable, part)
             change, optimizer_state = self.optimizer.update(gradient, optimizer_state, trainable)
-            return (optax.apply_updates(trainable, change), optimizer_state), metrics
+            return (optax.apply_updates(trainable, change), optimizer_state), {"loss": value, **metrics}
 
         order = jax.random.permutation(order_key, trials).reshape(self.config.minibatches, -1)
         start = policy.trainable(params), optimizer_state
-        (trainable, optimizer_state), (losses, right) = jax.lax.scan(update, start, order)
-        return (with_all(trainable), optimizer_state), {"loss": losses.mean(), "right": right.mean()}
+        (trainable, optimizer_state), metrics = jax.lax.scan(update, start, order)
+        return (with_all(trainable), optimizer_state), jax.tree.map(jnp.mean, metrics)
 
     def learn(self, params: Params, key: jax.Array, tasks: PyTree) -> Iterator[tuple[Params, Record]]:
         """Train, and yield the parameters and a record after every iteration.
@@ -170,7 +207,7 @@ class Pretraining:
             tasks: All training tasks.
 
         Yields:
-            (parameters, record with `optimizer_steps` so far, `loss` in nats and the share `right`).
+            (parameters, record with `optimizer_steps` so far and the metrics of `loss`).
         """
         tasks = jax.tree.map(jnp.asarray, tasks)
         state: State = (params, self.optimizer.init(self.policy.trainable(params)))

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from flax import struct
 
-from relic_jax.environment.reference_agents import ScriptedAgent
-from relic_jax.environment.spaces import ActionSpace, Discrete
+from relic_jax.environment.base import Environment
+from relic_jax.environment.reference_agents import ScriptedAgent, Teacher, batch_memory, batch_probabilities
+from relic_jax.environment.spaces import Discrete
 from relic_jax.environment.trials import Trials, TrialState, select
 from relic_jax.rl.state import step_input
 from relic_jax.types import PyTree, StepInput
+
+_Step = tuple[StepInput, jax.Array | None]
+"""The inputs of the policy at a step, and the probabilities of the agent's actions."""
 
 
 @struct.dataclass
@@ -23,15 +25,24 @@ class Recordings:
         inputs: The inputs of the policy.
         answers: int32 [B, T, number of answers]; `Environment.recall_labels`, 0 if they are not known.
         known: bool [B, T]; whether the trial has shown the answers up to this step.
+        probabilities: float32 [B, T, n]; `Teacher.action_probabilities`, restricted to legal actions, or None.
     """
 
     inputs: StepInput
     answers: jax.Array
     known: jax.Array
+    probabilities: jax.Array | None = None
 
 
 def record(
-    trials: Trials, agent: ScriptedAgent, key: jax.Array, tasks: PyTree, steps: int, random_actions: float
+    trials: Trials,
+    agent: ScriptedAgent,
+    key: jax.Array,
+    tasks: PyTree,
+    steps: int,
+    random_actions: float,
+    *,
+    with_probabilities: bool = False,
 ) -> Recordings:
     """Record one trial of a scripted agent per task.
 
@@ -42,33 +53,44 @@ def record(
         tasks: Tasks with leading axis [B].
         steps: T, steps of a trial.
         random_actions: Share of the actions that are drawn uniformly. They reach states that the agent alone does
-            not visit.
+            not visit. `Environment.ending_actions` are left out.
+        with_probabilities: Whether to record the probabilities of the agent's actions. It must be a `Teacher`.
     """
     actions, batch = trials.env.action_space, jax.tree.leaves(tasks)[0].shape[0]
     reset_key, steps_key = jax.random.split(key)
 
-    def step(carry: tuple[TrialState, PyTree], key: jax.Array) -> tuple[tuple[TrialState, PyTree], StepInput]:
+    def step(carry: tuple[TrialState, PyTree], key: jax.Array) -> tuple[tuple[TrialState, PyTree], _Step]:
         trial, memory = carry
         agent_key, choice_key, random_key, env_key = jax.random.split(key, 4)
-        keys = jax.random.split(agent_key, batch)
+        keys, probabilities = jax.random.split(agent_key, batch), None
+        if with_probabilities:
+            assert isinstance(agent, Teacher)
+            _, probabilities = batch_probabilities(agent, memory, trial)
         memory, action = jax.vmap(agent.act)(keys, memory, trial.env, trial.first, trial.task)
         replaced = jax.random.bernoulli(choice_key, random_actions, (batch,))
         if trial.legal is not None:
             replaced = replaced | ~actions.allows(trial.legal, action)
-        action = select(replaced, _draw(actions, random_key, batch, trial.legal), action)
+        action = select(replaced, _draw(trials.env, random_key, batch, trial.legal), action)
         next_trial, _ = trials.step(env_key, trial, actions.from_env(action))
-        return (next_trial, memory), step_input(trial)
+        return (next_trial, memory), (step_input(trial), probabilities)
 
-    memory = jax.tree.map(lambda x: jnp.broadcast_to(x, (batch, *jnp.shape(x))), agent.initial_memory())
-    start = (trials.reset(reset_key, tasks), memory)
-    _, inputs = jax.lax.scan(step, start, jax.random.split(steps_key, steps))
-    inputs = jax.tree.map(lambda x: x.swapaxes(0, 1), inputs)
+    start = (trials.reset(reset_key, tasks), batch_memory(agent, batch))
+    _, recorded = jax.lax.scan(step, start, jax.random.split(steps_key, steps))
+    inputs, probabilities = jax.tree.map(lambda x: x.swapaxes(0, 1), recorded)
+    if not trials.env.recall_classes:
+        nothing = jnp.zeros((batch, steps), bool)
+        return Recordings(inputs, jnp.zeros((batch, steps, 0), jnp.int32), nothing, probabilities)
     answers, known = jax.vmap(trials.env.recall_labels)(inputs.observation)
-    return Recordings(inputs, jnp.where(known[..., None], answers, 0), known)
+    return Recordings(inputs, jnp.where(known[..., None], answers, 0), known, probabilities)
 
 
-def _draw(actions: ActionSpace, key: jax.Array, batch: int, legal: jax.Array | None) -> Any:
-    """Draw a random action for each environment, in the environment's units."""
+def _draw(env: Environment, key: jax.Array, batch: int, legal: jax.Array | None) -> jax.Array:
+    """Draw a random action for each environment, in its units, that ends no episode if others are legal."""
+    actions, ending = env.action_space, env.ending_actions
+    if ending:
+        others = jnp.ones((batch, actions.n), bool).at[:, jnp.array(ending)].set(False)
+        allowed = others if legal is None else others & legal
+        legal = allowed if legal is None else select(allowed.any(-1), allowed, legal)
     if legal is None and isinstance(actions, Discrete):
         return jax.random.randint(key, (batch,), 0, actions.n, jnp.int32)
     return jax.vmap(actions.sample)(jax.random.split(key, batch), legal)

@@ -9,6 +9,7 @@ import pytest
 
 from relic_jax.config import ConfigError, EnvConfig
 from relic_jax.environment.base import TrialRecord, split_hash
+from relic_jax.environment.reference_agents import batch_memory, batch_probabilities
 from relic_jax.environment.trials import Trials
 from relic_jax.envs import registry
 from relic_jax.envs.darkroom.render import GOLD, GREEN
@@ -171,6 +172,54 @@ def test_a_searcher_goes_straight_to_what_it_has_seen():
     forgetful = Searcher(env, "episode")
     again, _ = forgetful.act(jax.random.key(0), memory, state((3, 0), 0), jnp.array(True), None)
     np.testing.assert_array_equal(again.kinds, [False, True, False])
+
+
+@pytest.mark.parametrize(
+    ("memory", "position", "target", "expected"),
+    [
+        ("trial", (1, 1), 1, [1, 0, 0, 0, 0]),  # in view, to the right
+        ("trial", (1, 2), 1, [1, 0, 0, 1, 0]),  # in view: right and down start shortest paths
+        ("trial", (1, 1), 2, [1, 0, 1, 0, 0]),  # not in view: (3, 1) and (1, 3) are the nearest unseen cells
+        ("trial", (3, 0), 0, [0, 1, 1, 0, 0]),  # (1, 0) and (3, 2)
+        ("trial", (2, 1), 1, [0, 0, 0, 0, 1]),  # on the object: stay
+        ("trial", (0, 0), 0, [0, 1, 0, 1, 1]),  # in a corner, moves against the edge stay on it, too
+        ("remembered", (3, 0), 0, [0, 1, 0, 0, 0]),  # seen in an earlier episode
+        ("episode", (3, 0), 0, [0, 1, 1, 0, 0]),  # forgotten
+    ],
+)
+def test_all_best_actions_have_the_same_probability(memory, position, target, expected):
+    searcher = Searcher(ENV, "trial" if memory == "remembered" else memory)
+    before = searcher.initial_memory()
+    if memory != "trial":
+        before, _ = searcher.action_probabilities(before, state((1, 1), 2), jnp.array(True), None)
+    _, found = searcher.action_probabilities(before, state(position, target), jnp.array(True), None)
+    np.testing.assert_allclose(found, np.array(expected) / sum(expected))
+
+
+@pytest.mark.parametrize("memory", ["episode", "trial"])
+def test_searchers_take_actions_that_have_a_probability(memory):
+    """On the way of a mixture of their own and random actions."""
+    env = GridObj("gridobj-small", 7, 4, 12)
+    trials, searcher = Trials(env), Searcher(env, memory)
+
+    def step(carry, key):
+        trial, memory = carry
+        keys = jax.random.split(key, 19)
+        after, action = jax.vmap(searcher.act)(keys[3:], memory, trial.env, trial.first, trial.task)
+        same, chances = batch_probabilities(searcher, memory, trial)
+        taken = jnp.where(jax.random.bernoulli(keys[0], 0.3, (16,)), jax.random.randint(keys[1], (16,), 0, 5), action)
+        equal = jax.tree.map(jnp.array_equal, after, same)
+        return (trials.step(keys[2], trial, taken)[0], after), (chances, action, equal)
+
+    @jax.jit
+    def play(tasks):
+        start = trials.reset(jax.random.key(0), tasks), batch_memory(searcher, 16)
+        return jax.lax.scan(step, start, jax.random.split(jax.random.key(1), 80))[1]
+
+    chances, action, equal = jax.device_get(play(jax.tree.map(lambda x: jnp.asarray(x[:16]), env.tasks("train"))))
+    assert (np.take_along_axis(chances, action[..., None], -1) > 0).all() and equal.cells.all() and equal.kinds.all()
+    np.testing.assert_allclose(chances.sum(-1), 1, rtol=1e-6)
+    assert ((chances > 0).sum(-1) == 1).any() and ((chances > 0).sum(-1) > 1).any()
 
 
 def test_frames_mark_the_object_asked_for():

@@ -89,7 +89,7 @@ def test_a_stopped_gradient_leaves_the_answers_unchanged(env, recordings, segmen
     full, stopped = pretraining(env, segment=None), pretraining(env, segment=segment)
     params = full.policy.init(prng.key(1))
     part = jax.tree.map(lambda x: x[:, :60], recordings)
-    for one, other in zip(full.answers(params, part), stopped.answers(params, part), strict=True):
+    for one, other in zip(full.outputs(params, part).recall, stopped.outputs(params, part).recall, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
     slope = [jax.tree.leaves(jax.grad(lambda p, m=m: m.loss(p, part)[0])(params)) for m in (full, stopped)]
     equal = all(np.allclose(a, b, atol=1e-6) for a, b in zip(*slope, strict=True))
@@ -99,15 +99,15 @@ def test_a_stopped_gradient_leaves_the_answers_unchanged(env, recordings, segmen
 def test_the_loss_is_the_mean_over_known_steps(env, recordings):
     model = pretraining(env, segment=None)
     params = model.policy.init(prng.key(1))
-    loss, right = model.loss(params, recordings)
-    x, y = (np.asarray(log_prob) for log_prob in model.answers(params, recordings))
+    loss, metrics = model.loss(params, recordings)
+    x, y = (np.asarray(log_prob) for log_prob in model.outputs(params, recordings).recall)
     nats, hits = [], []
     for trial, step in zip(*np.nonzero(recordings.known), strict=True):
         row, column = recordings.answers[trial, step]
         nats.append(-x[trial, step, row] - y[trial, step, column])
         hits.append((x[trial, step].argmax(), y[trial, step].argmax()) == (row, column))
     assert loss == pytest.approx(np.mean(nats), rel=1e-5)
-    assert right == pytest.approx(np.mean(hits), abs=1e-6)
+    assert metrics["right"] == pytest.approx(np.mean(hits), abs=1e-6)
 
 
 @pytest.mark.parametrize(("segment", "losses"), [(20, LOSSES_STOPPED), (None, LOSSES_FULL)])

@@ -3,7 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from relic_jax.config import PPOConfig
-from relic_jax.rl.losses import policy_loss, recall_loss, value_loss
+from relic_jax.distributions import Categorical
+from relic_jax.rl.losses import action_loss, policy_loss, recall_loss, value_loss
 from relic_jax.rl.optimizer import clipped_mask, entropy_coef, learning_rate, make_optimizer, recall_coef
 
 
@@ -26,6 +27,14 @@ def test_value_loss_selects_and_has_no_gradient_beyond_the_clip():
     np.testing.assert_allclose(
         value_loss(value, old, returns, None), 0.5 * (np.array([1.1, 2.0, 0.0]) - 3) ** 2, rtol=1e-6
     )
+
+
+def test_the_action_loss_is_the_divergence_from_the_teacher():
+    chances = jnp.array([[0.5, 0.5, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
+    logits = jnp.log(jnp.array([[0.25, 0.25, 0.5], [0.0, 1.0, 0.0], [0.2, 0.3, 0.5]]))
+    np.testing.assert_allclose(action_loss(Categorical(logits), chances), [np.log(2), 0, 0], atol=1e-6)
+    gradient = jax.grad(lambda x: action_loss(Categorical(x), chances).sum())(logits)
+    np.testing.assert_allclose(gradient, [[-0.25, -0.25, 0.5], [0, 0, 0], [0, 0, 0]], atol=1e-6)  # π − p
 
 
 def test_learning_rate_follows_environment_steps():

@@ -29,12 +29,13 @@ from relic_jax.environment.trials import Trials
 from relic_jax.envs import registry
 from relic_jax.experiments.faults.processes import arrays
 from relic_jax.metrics import JsonLines
+from relic_jax.models.policy import policy_for
 from relic_jax.rl import runner
 from relic_jax.rl.diagnostics import NonFiniteError
 from relic_jax.rl.memory_budget import check_recordings
 from relic_jax.rl.parallel import initial_state
 from relic_jax.rl.population import Population
-from relic_jax.rl.pretraining import Pretraining, pretrained, pretraining_key
+from relic_jax.rl.pretraining import Pretraining, check_pretraining, pretrained, pretraining_key
 from relic_jax.rl.recordings import record
 from relic_jax.rl.train import prepare, restore, train
 from relic_jax.rl.train_runs import Run, train_runs
@@ -263,6 +264,64 @@ def test_recorded_actions_are_legal_and_the_agents_except_for_the_random_share(r
     assert (found.answers[~found.known] == 0).all()
 
 
+@dataclasses.dataclass(frozen=True)
+class Teaching(Puller):
+    """Also gives probabilities: of the next lever, and of the first one at even states, else of an illegal one."""
+
+    def action_probabilities(self, memory, state, first, task):
+        other = jnp.where(state % 2 == 0, 0, (state + 2) % 4)
+        return memory + 1, (jax.nn.one_hot((state + 1) % 4, 4) + jax.nn.one_hot(other, 4)) / 2
+
+
+class Taught(Lever):
+    """Its agent gives probabilities, and the first lever ends an episode."""
+
+    ending_actions = (0,)
+
+    @property
+    def reference_agents(self):
+        return {"remembering searcher": Teaching(), "puller": Puller()}
+
+
+def test_random_actions_end_no_episode_if_another_one_is_legal():
+    found = record(Trials(Taught()), Puller(), jax.random.key(0), jnp.arange(8), 41, 1.0).inputs
+    action, first, state = found.previous_action[:, 1:], found.first[:, 1:], found.observation.argmax(-1)[:, :-1]
+    assert (action == (state + 1) % 4)[~first].all()
+    assert registry.make("house-objnav-small").ending_actions == (0,)
+
+
+def test_probabilities_are_recorded_beside_the_same_trials():
+    env, key = Taught(), jax.random.key(0)
+    plain, taught = (
+        record(Trials(env), Teaching(), key, jnp.arange(8), 41, 0.2, with_probabilities=flag) for flag in (False, True)
+    )
+    assert plain.probabilities is None
+    assert arrays(plain) == arrays(taught.replace(probabilities=None))
+    state = np.asarray(taught.inputs.observation.argmax(-1))
+    for number, expected in enumerate(([0.5, 0.5, 0, 0], [0, 0, 1, 0], [0.5, 0, 0, 0.5], [1, 0, 0, 0])):
+        found = taught.probabilities[state == number]
+        assert len(found)
+        np.testing.assert_allclose(found, np.tile(expected, (len(found), 1)))
+
+
+@pytest.mark.parametrize("recall", [(), (4,)])
+def test_the_actor_learns_the_agents_distribution(recall):
+    config = changed(action_coef=2.0, lr=0.02, steps=120, random_actions=0.5)
+    policy = dataclasses.replace(CONFIG.policy, recall=recall, encoder=EncoderConfig())
+    config = dataclasses.replace(config, policy=policy, ppo=dataclasses.replace(CONFIG.ppo, recall_coef=0.0))
+    env = Taught()
+    check_pretraining(config, env)
+    pretraining = Pretraining(Trials(env), policy_for(env, policy), config.pretrain)
+    params = pretraining.policy.init(jax.random.key(0))
+    rows = [row for _, row in pretraining.learn(params, pretraining_key(0), env.tasks("train"))]
+    assert rows[-1].keys() == {"optimizer_steps", "loss", "action_loss", "action_right"} | (
+        {"recall_loss", "right"} if recall else set()
+    )
+    total = rows[0].get("recall_loss", 0.0) + 2 * rows[0]["action_loss"]
+    assert rows[0]["loss"] == pytest.approx(total, rel=1e-5)
+    assert rows[0]["action_loss"] > 0.1 and rows[-1]["action_loss"] < 0.02 and rows[-1]["action_right"] == 1
+
+
 def test_labels_without_a_class_do_not_reach_the_loss():
     env = Lever()
     policy = dataclasses.replace(CONFIG.policy, recall=(4,), encoder=EncoderConfig())
@@ -297,6 +356,7 @@ def test_labels_without_a_class_do_not_reach_the_loss():
         (changed(minibatches=3), r"pretrain.minibatches is 3; allowed: a divisor of pretrain.trials \(4\)"),
         (changed(segment=7), r"pretrain.segment is 7; allowed: a divisor of pretrain.trial_steps \(20\), or None"),
         (changed(segment=0), "pretrain.segment is 0; allowed: a divisor"),
+        (changed(action_coef=-1.0), "pretrain.action_coef is -1.0; allowed: 0 or more"),
         (changed(random_actions=1.5), "pretrain.random_actions is 1.5; allowed: 0 … 1"),
         (changed(lr=0.0), "pretrain.lr is 0.0; allowed: more than 0"),
         (changed(trials=2**27 * 2), r"pretrain.trials is 268435456; allowed: less than 2\^31 / pretrain.trial_steps"),
@@ -323,6 +383,14 @@ def test_an_environment_without_an_agent_or_inside_workers_is_refused(env):
     for kind, reason in ((Alone, "has no scripted agent to record"), (Workers, "is stepped by worker processes")):
         with pytest.raises(ConfigError, match=f"pretrain.steps is 6; allowed: 0 in 'gridobj-9', which {reason}"):
             prepare(CONFIG, kind(**fields))
+
+
+def test_actions_of_an_agent_without_probabilities_cannot_be_learned():
+    policy = dataclasses.replace(CONFIG.policy, recall=(4,))
+    config = dataclasses.replace(changed(action_coef=1.0, agent="puller"), policy=policy)
+    message = "pretrain.action_coef is 1.0; allowed: 0 in 'lever' with pretrain.agent 'puller', which gives no prob"
+    with pytest.raises(ConfigError, match=message):
+        check_pretraining(config, Taught())
 
 
 def test_recordings_that_do_not_fit_into_memory_are_refused(env):
