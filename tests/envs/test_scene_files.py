@@ -6,7 +6,9 @@ import sys
 from types import ModuleType, SimpleNamespace
 
 import glb
+import habitat_python
 import pytest
+from remote import Remote
 
 from relic_jax.bridge import process
 from relic_jax.bridge.worker import ACTIVITY, SetupError
@@ -27,6 +29,21 @@ def made(tmp_path):
 
 def edit(path, **changes):
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def add_fridge(made, folder, scene):
+    """Put an articulated object with a door into a scene of the dataset."""
+    (folder / "urdf").mkdir()
+    link = "<link name='{}'><visual><geometry><mesh filename='../objects/mug.glb'/></geometry></visual></link>"
+    hinge = "<parent link='body'/><child link='door'/><origin xyz='0 1 0'/><axis xyz='0 1 0'/>"
+    limit = "<limit lower='0' upper='1.5' effort='1' velocity='1'/>"
+    joint = f"<joint name='hinge' type='revolute'>{hinge}{limit}</joint>"
+    text = f"<robot name='fridge'>{link.format('body')}{link.format('door')}{joint}</robot>"
+    (folder / "urdf" / "fridge.urdf").write_text(text)
+    edit(folder / os.path.basename(made), articulated_objects={"paths": {".urdf": ["urdf"]}})
+    place = {"translation": [2.0, 1.0, 2.0], "fixed_base": True, "motion_type": "DYNAMIC"}
+    instance = folder / "scene_instances" / f"{scene}.scene_instance.json"
+    edit(instance, articulated_object_instances=[{"template_name": "fridge", **place}])
 
 
 def refused(call, *words):
@@ -80,9 +97,7 @@ def test_articulated_objects_need_bullet(made, tmp_path, monkeypatch):
     instance = tmp_path / "scene_instances" / "a.scene_instance.json"
     edit(instance, articulated_object_instances=[{"template_name": "fridge"}])
     refused(lambda: SceneDataset(made).check("a"), "articulated object 'fridge'")
-    (tmp_path / "urdf").mkdir()
-    (tmp_path / "urdf" / "fridge.urdf").write_text("<robot/>")
-    edit(tmp_path / os.path.basename(made), articulated_objects={"paths": {".urdf": ["urdf"]}})
+    add_fridge(made, tmp_path, "a")
     assert SceneDataset(made).check("a") == ["fridge"]
     simulation = Simulation(Settings(scene_dataset=made))
     refused(lambda: simulation.load("a"), "1 articulated objects", "'fridge'", "without Bullet")
@@ -148,3 +163,61 @@ def test_the_scene_dataset_of_the_options_is_that_of_the_episodes(made, tmp_path
     lab._check_files(episodes, "other.json")
     (tmp_path / "stages" / "a.glb").unlink()
     refused(lambda: lab._check_files(episodes, "other.json"), "scene 'a' has stage", "a.glb")
+
+
+@pytest.fixture
+def habitat(made, tmp_path):
+    """Opens a simulation of habitat-sim in its interpreter."""
+    python, opened = habitat_python.find(), []
+    if not python:
+        pytest.skip(habitat_python.MISSING)
+
+    def opening():
+        options = {"backend": "habitat", "scene_dataset": made, "objects": str(tmp_path / "objects"), "size": 16}
+        opened.append(Remote(python, "relic_jax.envs.habitat.api:open_simulation", options))
+        return opened[-1]
+
+    yield opening
+    for simulation in opened:
+        simulation.end()
+
+
+@pytest.mark.habitat
+def test_habitat_sim_has_the_articulated_objects(habitat, made, tmp_path):
+    add_fridge(made, tmp_path, "a")
+    simulation = habitat()
+    simulation.load("a")
+    objects = simulation._simulator.get_articulated_object_manager()
+    (handle,) = objects.get_object_handles()
+    fridge = objects.get_object_by_handle(handle)
+    assert fridge.motion_type.name == "KINEMATIC"
+    places = []
+    for _ in range(2):
+        places.append([fridge.translation.x, fridge.translation.y, *fridge.joint_positions])
+        for _ in range(30):
+            simulation.act(2)
+    assert places[0] == places[1] and places[0][1] > 0.5, "it does not fall"
+
+
+@pytest.mark.habitat
+def test_habitat_sim_takes_the_template_of_the_name(habitat, tmp_path):
+    for name in ("mug", "apple"):  # names that a search for parts of paths confuses
+        for suffix in (".glb", ".object_config.json"):
+            file = tmp_path / "objects" / (name + suffix)
+            (tmp_path / "objects" / f"a_{name}{suffix}").write_bytes(file.read_bytes())
+    simulation = habitat()
+    simulation.load("b")
+    assert simulation.template("mug") == str(tmp_path / "objects" / "mug.object_config.json")
+    refused(lambda: simulation.template("mugg"), "object template 'mugg' is not in", "'mug'")
+
+
+@pytest.mark.habitat
+@pytest.mark.parametrize("name", ["stages/a.stage_config.json", "stages/a.glb"])
+def test_habitat_sim_never_loads_a_scene_without_its_stage(habitat, tmp_path, name):
+    """It would crash."""
+    (tmp_path / name).unlink()
+    simulation = habitat()
+    refused(lambda: simulation.load("a"), "scene 'a' has stage 'stages/a'")
+    simulation.load("b")
+    refused(lambda: simulation.load("a"), "scene 'a' has stage 'stages/a'")
+    simulation.load("b")

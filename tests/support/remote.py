@@ -134,10 +134,12 @@ class Part:
 def serve(connection: socket.socket) -> None:
     """Make the object and answer requests until the other side is gone."""
     root: Any = None
+    kept: dict[str, Any] = {}  # results of calls that stay here
 
     def resolve(path: str) -> Any:
-        value = root
-        for name in path.split("."):
+        first, *names = path.split(".")
+        value = kept[first] if first in kept else getattr(root, first)
+        for name in names:
             value = getattr(value, name)
         return value
 
@@ -160,6 +162,9 @@ def serve(connection: socket.socket) -> None:
             try:
                 answer = ("value", pack(result))
             except TypeError:
+                if kind == "call":
+                    where = f"result-{len(kept)}"
+                    kept[where] = result
                 answer = ("part", where)
         except Exception as error:
             answer = ("error", (f"{type(error).__module__}.{type(error).__name__}", str(error)))
