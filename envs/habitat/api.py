@@ -63,12 +63,10 @@ class Observation(NamedTuple):
 
     Attributes:
         rgb: Uint8 [H, W, 3].
-        ids: Int64 [H, W]; numbers of the objects in `place`, 0 elsewhere.
         collided: Whether the last step hit an obstacle.
     """
 
     rgb: np.ndarray
-    ids: np.ndarray
     collided: bool
 
 
@@ -264,17 +262,33 @@ class Simulation:
         state = self._simulator.get_agent(0).get_state()
         return vector(state.position), heading_of(state.rotation)
 
+    def move(self, action: int) -> bool:
+        """Execute ACTIONS[action], except stop. Return whether the agent hit an obstacle."""
+        return bool(self._simulator.get_agent(0).act(ACTIONS[action]))
+
+    def rgb(self) -> np.ndarray:
+        """Render the view. Return uint8 [H, W, 3]."""
+        return self._render("rgb")[..., :3]
+
+    def ids(self) -> np.ndarray:
+        """Render the objects in view. Return int64 [H, W]; numbers of the objects in `place`, 0 elsewhere."""
+        return self._render("ids").astype(np.int64)
+
+    def _render(self, camera: str) -> np.ndarray:
+        """Render one camera: `Simulator.step` would render both, and simulate physics."""
+        simulator = self._simulator
+        sensor = (simulator.sensors if hasattr(simulator, "sensors") else simulator._sensors)[camera]
+        sensor.draw_observation()
+        return np.asarray(sensor.get_observation())
+
     def act(self, action: int) -> Observation:
-        """Execute ACTIONS[action], except stop."""
-        return self._observation(self._simulator.step(ACTIONS[action]))
+        """Execute ACTIONS[action], except stop, and return the observation."""
+        collided = self.move(action)
+        return Observation(self.rgb(), collided)
 
     def look(self) -> Observation:
         """Return the observation at the current pose."""
-        return self._observation(self._simulator.get_sensor_observations())
-
-    def _observation(self, images: Any) -> Observation:
-        ids = np.asarray(images["ids"]).astype(np.int64)
-        return Observation(np.asarray(images["rgb"])[..., :3], ids, bool(images.get("collided", False)))
+        return Observation(self.rgb(), False)
 
     def random_point(self) -> np.ndarray | None:
         """Return a random navigable point, or None if none was found."""

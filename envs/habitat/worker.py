@@ -190,9 +190,11 @@ class ExtObjNav:
 
     def succeeds(self) -> bool:
         """Return whether stop would be a success now."""
-        border = slice(self.border, -self.border or None)
-        inner = self.view.ids[border, border]
         near = [g for g in self.goals if np.linalg.norm((g.position - self.position)[[0, 2]]) <= self.radius]
+        if not near:
+            return False
+        border = slice(self.border, -self.border or None)
+        inner = self.simulation.ids()[border, border]
         return any(int((inner == instance.number).sum()) >= self.pixels for instance in near)
 
     def _metrics(self, success: bool) -> dict[str, float]:

@@ -6,6 +6,7 @@ Runs in a worker process: Python 3.8 and numpy.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -13,10 +14,15 @@ from relic_jax.envs.habitat.soft.config import AgentConfiguration, AgentState, Q
 
 
 class Agent:
-    """The agent's pose and configuration."""
+    """The agent's pose and configuration.
 
-    def __init__(self, config: AgentConfiguration) -> None:
-        self.agent_config = config
+    Args:
+        config: Its actions and cameras.
+        move: Returns the position after a step from a position towards another.
+    """
+
+    def __init__(self, config: AgentConfiguration, move: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> None:
+        self.agent_config, self._move = config, move
         self.position, self.heading, self.pitch = np.zeros(3, np.float32), 0.0, 0.0
 
     def set_state(self, state: AgentState, reset_sensors: bool = True, infer_sensor_states: bool = True) -> None:
@@ -27,6 +33,23 @@ class Agent:
         self.heading = 2 * math.atan2(y, w)
         if reset_sensors:
             self.pitch = 0.0
+
+    def act(self, action_id: str) -> bool:
+        """Execute an action. Return whether the agent hit an obstacle."""
+        actuation = self.agent_config.action_space[action_id].actuation
+        amount = 0.0 if actuation is None else actuation.amount
+        if action_id == "move_forward":
+            ahead = np.array([-math.sin(self.heading), 0.0, -math.cos(self.heading)])
+            target = self.position + ahead * amount
+            self.position = self._move(self.position, target)
+            return bool(np.linalg.norm(self.position - target) > 1e-4)
+        if action_id in ("turn_left", "turn_right"):
+            self.heading += math.radians(amount) * (1 if action_id == "turn_left" else -1)
+        elif action_id in ("look_up", "look_down"):
+            limit = math.pi if actuation is None or actuation.constraint is None else math.radians(actuation.constraint)
+            change = math.radians(amount) * (1 if action_id == "look_up" else -1)
+            self.pitch = max(-limit, min(limit, self.pitch + change))
+        return False
 
     def get_state(self) -> AgentState:
         """Return the agent's position and rotation."""

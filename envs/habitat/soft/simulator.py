@@ -5,7 +5,6 @@ Runs in a worker process: Python 3.8 and numpy.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,6 @@ class Simulator:
     def __init__(self, config: Configuration) -> None:
         self.pathfinder = PathFinder()
         self._objects, self._templates = RigidObjectManager(), ObjectTemplateManager()
-        self._collided = False
         self.config = config
         self._load(config)
 
@@ -32,10 +30,11 @@ class Simulator:
         self.config = config
         self.house = load_scene(config.sim_cfg.scene_id)
         self._objects.remove_all_objects()
-        self.agents = [Agent(agent) for agent in config.agents]
+        self.agents = [Agent(agent, self._move) for agent in config.agents]
         self.pathfinder.seed(config.sim_cfg.random_seed)
         self.pathfinder.build(self.house, config.agents[0].radius)
         self._cameras = [Camera(spec) for spec in config.agents[0].sensor_specifications]
+        self.sensors = {camera.spec.uuid: Sensor(self, camera) for camera in self._cameras}
 
     def reconfigure(self, config: Configuration) -> None:
         """Load another scene or another agent configuration."""
@@ -73,28 +72,12 @@ class Simulator:
 
     def step(self, action: str, dt: float = 1.0 / 60.0) -> dict[str, Any]:
         """Execute an action and return the observations, with `collided` added."""
-        agent = self.agents[0]
-        actuation = agent.agent_config.action_space[action].actuation
-        amount = 0.0 if actuation is None else actuation.amount
-        self._collided = False
-        if action == "move_forward":
-            self._move(agent, amount)
-        elif action in ("turn_left", "turn_right"):
-            agent.heading += math.radians(amount) * (1 if action == "turn_left" else -1)
-        elif action in ("look_up", "look_down"):
-            limit = math.pi if actuation is None or actuation.constraint is None else math.radians(actuation.constraint)
-            change = math.radians(amount) * (1 if action == "look_up" else -1)
-            agent.pitch = max(-limit, min(limit, agent.pitch + change))
-        return {**self.get_sensor_observations(), "collided": self._collided}
+        collided = self.agents[0].act(action)
+        return {**self.get_sensor_observations(), "collided": collided}
 
-    def _move(self, agent: Agent, amount: float) -> None:
-        ahead = np.array([-math.sin(agent.heading), 0.0, -math.cos(agent.heading)])
-        target = agent.position + ahead * amount
+    def _move(self, start: np.ndarray, target: np.ndarray) -> np.ndarray:
         sliding = self.config.sim_cfg.allow_sliding
-        finder = self.pathfinder
-        arrived = (finder.try_step if sliding else finder.try_step_no_sliding)(agent.position, target)
-        self._collided = bool(np.linalg.norm(arrived - target) > 1e-4)
-        agent.position = arrived
+        return (self.pathfinder.try_step if sliding else self.pathfinder.try_step_no_sliding)(start, target)
 
     def get_sensor_observations(self, agent_ids: int = 0) -> dict[str, np.ndarray]:
         """Return each camera's image: color uint8 [H, W, 4], depth float32 [H, W], semantic uint32 [H, W]."""
@@ -113,3 +96,21 @@ class Simulator:
 
     def close(self, destroy: bool = True) -> None:
         """Do nothing: there are no resources to free."""
+
+
+class Sensor:
+    """One camera of the agent."""
+
+    def __init__(self, simulator: Simulator, camera: Camera) -> None:
+        self._simulator, self._camera = simulator, camera
+        self._image: np.ndarray | None = None
+
+    def draw_observation(self) -> None:
+        """Render the image at the agent's pose."""
+        simulator = self._simulator
+        images = render([self._camera], simulator._visible_boxes(), simulator.agents[0])
+        self._image = images[self._camera.spec.uuid]
+
+    def get_observation(self) -> np.ndarray | None:
+        """Return the rendered image."""
+        return self._image
