@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from relic_jax.bridge.process import call
 from relic_jax.bridge.worker import SetupError
@@ -52,6 +53,8 @@ class Command:
     """Categories of objects. Each must occur in a scene."""
     layouts: int = 1
     """Arrangements per scene."""
+    min_area: float = dataset.MIN_AREA
+    """Least area that a scene must have to walk on, in square meters, on the island that episodes take place on."""
     objects: int = 4
     """Maximum number of objects per arrangement, all of different categories."""
     episodes: int = 20
@@ -65,6 +68,7 @@ def main(arguments: Sequence[str]) -> None:
     command = parse(Command, arguments, "relic-jax habitat-dataset")
     for field in ("layouts", "objects", "episodes"):
         require(1 <= getattr(command, field) <= MOST, field, getattr(command, field), f"1 … {MOST:,}")
+    require(0 <= command.min_area < math.inf, "min_area", command.min_area, "0 or more")
     require(0 <= command.seed < 2**32, "seed", command.seed, "0 … 2^32−1")
     scenes = {"train": list(command.train), "test": list(command.test)}
     if command.backend == "soft" and not any(scenes.values()):
@@ -79,7 +83,7 @@ def main(arguments: Sequence[str]) -> None:
         raise ConfigError("format is 'habitat-lab'; allowed with --backend habitat: 'relic'")
     check_writable(command.out / "objectnav.yaml" if command.format == "habitat-lab" else command.out, "out")
     try:
-        data = call(
+        made = call(
             command.habitat_python,
             "relic_jax.envs.habitat.dataset:make",
             {
@@ -92,13 +96,37 @@ def main(arguments: Sequence[str]) -> None:
                 "objects": command.objects,
                 "seed": command.seed,
                 "receptacles": None if command.receptacles is None else str(command.receptacles),
+                "min_area": command.min_area,
             },
         )
     except SetupError as error:
         raise ConfigError(f"habitat-dataset: {error}") from None
+    data = made["data"]
+    for summary in made["report"]:
+        print(describe(summary))
     if command.format == "habitat-lab":
         lab_dataset.write(str(command.out), data, command.episodes, command.seed)
     else:
         write_atomically(command.out, json.dumps(data, indent=1) + "\n")
     counts = ", ".join(f"{len(data[split])} {split} tasks in {len(scenes[split])} scenes" for split in scenes)
     print(f"wrote {command.out}: {counts}, {len(data['categories'])} categories")
+
+
+def describe(summary: dict[str, Any]) -> str:
+    """Return the lines about one scene of `dataset.generate`'s report."""
+    islands = {island["number"]: island for island in summary["islands"]}
+    chosen = islands.pop(summary["island"])
+    lines = [
+        f"{summary['scene']} ({summary['split']}): {_island(chosen)}; {summary['objects']} objects "
+        f"of at most {summary['requested']}, which {summary['starts']} of {summary['tried']} random starts reach"
+    ]
+    if chosen["indoors"] <= 0.5:
+        lines.append("  warning: no island lies under a ceiling; this is the largest one")
+    lines += [f"  not used: {_island(island)}" for island in islands.values()]
+    return "\n".join([*lines, *(f"  warning: {warning}" for warning in summary["warnings"])])
+
+
+def _island(island: dict[str, Any]) -> str:
+    low, high = island["low"] + 0.0, island["high"] + 0.0  # 0.0 instead of -0.0
+    height = f"{low:.1f}" if high - low < 0.1 else f"{low:.1f} to {high:.1f}"
+    return f"island {island['number']}, {island['area']:.1f} m² at y = {height} m, {island['indoors']:.0%} indoors"

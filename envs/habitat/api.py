@@ -1,7 +1,8 @@
 """The part of habitat-sim that this library uses, with one interface for its versions from 0.2.5 on and for `soft`.
 
-All code that depends on the version of the simulator is in this file. Positions are float32 [3] with y up; headings are
-radians about y (0 is along −z, positive to the left). Runs in a worker process: Python 3.8 and numpy.
+All code that depends on the version of the simulator is in this file, `islands` and `overlap`. Positions are float32
+[3] with y up; headings are radians about y (0 is along −z, positive to the left). Runs in a worker process: Python 3.8
+and numpy.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from relic_jax.bridge.worker import SetupError, activity
+from relic_jax.envs.habitat import islands, overlap
+from relic_jax.envs.habitat.islands import Island
 from relic_jax.envs.habitat.scene_files import SceneDataset
 from relic_jax.envs.habitat.templates import Templates
 
@@ -24,6 +27,9 @@ HOW = (
     "install it with: conda create -n habitat -c conda-forge -c aihabitat python=3.9 habitat-sim withbullet headless, "
     "and give its interpreter with --habitat-python PATH; or leave --backend at soft"
 )
+REACH = 2.0  # meters; horizontal distance between an object and the point of the navmesh that it is reached from
+LOWEST, HIGHEST = -0.5, 2.4  # meters; heights of an object above this point
+APART = 0.6  # meters; least distance of objects on the floor
 ACTIONS = ("stop", "move_forward", "turn_left", "turn_right", "look_up", "look_down")
 """Names of the actions by index. The simulator never receives stop."""
 
@@ -107,6 +113,8 @@ class Simulation:
         self._files = SceneDataset(dataset)
         self._templates = Templates(())
         self.scene: str | None = None
+        self.islands: list[Island] = []
+        self.island: Island | None = None
         self._simulator: Any = None
         self._objects: list[int] = []
 
@@ -116,7 +124,11 @@ class Simulation:
         return str(getattr(self.module, "__version__", "unknown"))
 
     def load(self, scene: str) -> None:
-        """Load a scene. Raises SetupError if it or a file of it is missing, or it has no navmesh."""
+        """Load a scene and choose the island that episodes take place on.
+
+        Raises:
+            SetupError: The scene or a file of it is missing, or it has no navmesh.
+        """
         if scene == self.scene:
             return
         self.scene = None
@@ -134,7 +146,19 @@ class Simulation:
                 f"scene {scene!r} has no navmesh, and none can be made for radius {self.settings.radius} m"
             )
         self._simulator.initialize_agent(0)
+        self.islands = islands.survey(self._simulator, self.module)
+        self.island = islands.choose(self.islands)
         self.scene = scene
+
+    def handle(self) -> str:
+        """Return the name of the loaded scene that all spellings of its id share."""
+        if self.settings.backend == "soft":
+            return str(self._simulator.curr_scene_name)
+        instances = sorted(self._simulator.metadata_mediator.get_scene_handles())
+        scene = str(self.scene).lower()
+        from_files = [path for path in instances if scene in path.lower() and os.path.isfile(path)]
+        stage = self._simulator.get_stage_initialization_template()
+        return os.path.realpath(from_files[0] if from_files else stage.render_asset_handle)
 
     def _configure(self, scene: str) -> None:
         """Load a scene and the object templates. The physics of habitat-sim moves no object of the scene."""
@@ -232,14 +256,19 @@ class Simulation:
         return camera
 
     def place(self, objects: list[tuple[str, np.ndarray, int]]) -> None:
-        """Replace the objects of the scene by (template, position, number > 0)."""
+        """Replace the objects of the scene by (template, position, number > 0).
+
+        The position is the center of the bottom of the object's bounding box.
+        """
         manager = self._simulator.get_rigid_object_manager()
         for index in self._objects:
             manager.remove_object_by_id(index)
         self._objects = []
         for template, position, number in objects:
             item = manager.add_object_by_template_handle(self.template(template))
-            item.translation = position
+            low, high = overlap.bounds(item)  # the origin can be anywhere, by default it is the center
+            bottom = np.array([(low[0] + high[0]) / 2, low[1], (low[2] + high[2]) / 2])
+            item.translation = (position - bottom).astype(np.float32)
             item.motion_type = self.module.physics.MotionType.STATIC
             item.semantic_id = number
             self._objects.append(item.object_id)
@@ -290,15 +319,39 @@ class Simulation:
         """Return the observation at the current pose."""
         return Observation(self.rgb(), False)
 
+    def containers(self, positions: Sequence[np.ndarray]) -> list[str | None]:
+        """Return what the placed objects, at these positions, stand inside of: a name, or None."""
+        boxes = overlap.boxes_of(self._simulator)
+        pairs = zip(positions, self._objects)  # noqa: B905 (Python 3.8)
+        return [overlap.container(boxes, position, number) for position, number in pairs]
+
     def random_point(self) -> np.ndarray | None:
-        """Return a random navigable point, or None if none was found."""
-        point = vector(self._simulator.pathfinder.get_random_navigable_point(max_tries=100))
+        """Return a random point of the chosen island, or None if none was found."""
+        if self.island is None:
+            return None
+        finder = self._simulator.pathfinder
+        point = vector(finder.get_random_navigable_point(max_tries=100, island_index=self.island.number))
         return point if np.isfinite(point).all() else None
 
     def snap(self, position: np.ndarray) -> np.ndarray | None:
-        """Return the nearest navigable point, or None if there is none."""
-        point = vector(self._simulator.pathfinder.snap_point(np.asarray(position, np.float32)))
+        """Return the nearest point of the chosen island, or None if there is none."""
+        if self.island is None:
+            return None
+        finder = self._simulator.pathfinder
+        point = vector(finder.snap_point(np.asarray(position, np.float32), island_index=self.island.number))
         return point if np.isfinite(point).all() else None
+
+    def reach(self, position: np.ndarray) -> np.ndarray | None:
+        """Return the point of the chosen island from which an object at a position is reached, or None.
+
+        It is the nearest point, within `REACH` and at most `HIGHEST` below the object.
+        """
+        at = self.snap(position)
+        if at is None:
+            return None
+        offset = np.asarray(position, np.float32) - at
+        is_near = np.linalg.norm(offset[[0, 2]]) <= REACH and LOWEST <= offset[1] <= HIGHEST
+        return at if is_near else None
 
     def distance(self, start: np.ndarray, ends: list[np.ndarray]) -> float:
         """Return the length of the shortest path to the nearest of several points, infinite if there is none."""
@@ -329,8 +382,14 @@ class Simulation:
         """
         if self.settings.backend == "soft":
             return self._table_tops(random, count)
-        points = [self.random_point() for _ in range(count)]
-        return [point for point in points if point is not None]
+        points: list[np.ndarray] = []
+        for _ in range(20 * count):
+            point = self.random_point()
+            if point is not None and all(np.linalg.norm(point - other) >= APART for other in points):
+                points.append(point)
+            if len(points) == count:
+                break
+        return points
 
     def _table_tops(self, random: np.random.RandomState, count: int) -> list[np.ndarray]:
         boxes, tables = self._simulator.house.boxes, self._simulator.house.tables

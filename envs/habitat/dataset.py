@@ -23,6 +23,8 @@ from relic_jax.envs.habitat.receptacles import read as read_receptacles
 
 FORMAT = "relic-extobjnav-1"
 SPLITS = ("train", "test")
+MIN_AREA = 4.0  # square meters
+STARTS = 8  # random starts from which an arrangement's objects are reached
 CATEGORIES = (
     "cracker_box", "sugar_box", "tomato_soup_can", "mustard_bottle", "tuna_fish_can", "pudding_box", "gelatin_box",
     "potted_meat_can", "banana", "bleach_cleanser", "bowl", "mug", "plate", "apple", "orange", "pitcher", "scissors",
@@ -41,6 +43,8 @@ def generate(
     categories: tuple[str, ...] = CATEGORIES,
     templates: dict[str, str] | None = None,
     surfaces: dict[str, list[Receptacle]] | None = None,
+    min_area: float = MIN_AREA,
+    report: list[dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Generate a dataset with random arrangements of objects in every scene.
 
@@ -53,10 +57,12 @@ def generate(
         categories: Names of the categories.
         templates: Object template of each category; default: the name of the category.
         surfaces: Receptacles of each scene; default: `Simulation.surfaces`.
+        min_area: Least area that a scene must have to walk on, in square meters.
+        report: List that the scenes' summaries are appended to: islands, counts of objects and starts, warnings.
 
     Raises:
-        SetupError: A scene has no navmesh, no receptacles or no reachable position, a category has no object template,
-            or the splits overlap.
+        SetupError: A scene has no navmesh, too little area, no receptacles or no reachable position, a category has no
+            object template, or the splits overlap.
     """
     if both := set(scenes["train"]) & set(scenes["test"]):
         raise SetupError(f"scene {min(both)!r} is in both splits; allowed: held-out test scenes")
@@ -66,6 +72,7 @@ def generate(
     simulation = Simulation(settings)
     data: dict[str, Any] = {"format": FORMAT, "backend": settings.backend, "scene_dataset": settings.scene_dataset}
     data["categories"] = list(categories)
+    handles: dict[str, str] = {}  # of training scenes
     try:
         for part, split in enumerate(("train", "test")):
             data[split] = []
@@ -73,14 +80,53 @@ def generate(
                 simulation.load(scene)
                 for name in categories:
                     simulation.template((templates or {}).get(name, name))
+                _check_held_out(simulation, split, handles)
+                summary = _summary(simulation, split, min_area)
                 for layout in range(layouts):
                     random = np.random.RandomState([seed, part, index, layout])
                     on = None if surfaces is None else surfaces[scene]
-                    things = _arrange(simulation, random, objects, categories, templates or {}, on)
+                    things = _arrange(simulation, random, objects, categories, templates or {}, on, summary)
                     data[split].append({"scene": scene, "objects": things})
+                if report is not None:
+                    report.append(summary)
     finally:
         simulation.close()
     return check(data)
+
+
+def _check_held_out(simulation: Simulation, split: str, handles: dict[str, str]) -> None:
+    """Raise SetupError if a test scene is a training scene under another name. Adds training scenes to `handles`."""
+    handle, scene = simulation.handle(), str(simulation.scene)
+    if split == "train":
+        handles.setdefault(handle, scene)
+    elif handle in handles:
+        raise SetupError(
+            f"scene {scene!r} of the test split is the training scene {handles[handle]!r} ({handle}); "
+            "allowed: held-out test scenes"
+        )
+
+
+def _summary(simulation: Simulation, split: str, min_area: float) -> dict[str, Any]:
+    """Return the start of a scene's summary. Raises SetupError if its island is smaller than `min_area`."""
+    island = simulation.island
+    area = 0.0 if island is None else island.area
+    if island is None or area < min_area:
+        where = "" if island is None else f" on island {island.number}"
+        raise SetupError(
+            f"min_area is {min_area} m²; allowed: at most {area:.2f} m², which scene {simulation.scene!r} has to walk "
+            f"on{where}"
+        )
+    return {
+        "scene": simulation.scene,
+        "split": split,
+        "islands": [other._asdict() for other in simulation.islands],
+        "island": island.number,
+        "objects": 0,
+        "requested": 0,
+        "starts": 0,
+        "tried": 0,
+        "warnings": [],
+    }
 
 
 def make(
@@ -93,6 +139,7 @@ def make(
     objects: int,
     seed: int,
     receptacles: str | None = None,
+    min_area: float = MIN_AREA,
 ) -> dict[str, Any]:
     """Call `generate` with JSON arguments, for another interpreter.
 
@@ -106,6 +153,10 @@ def make(
         objects: Maximum number of objects in an arrangement.
         seed: Seed of the arrangements.
         receptacles: Path of a file with receptacles, or None.
+        min_area: Least area of a scene, in square meters.
+
+    Returns:
+        {"data": the dataset, "report": the scenes' summaries}.
 
     Raises:
         SetupError: See `generate`.
@@ -113,7 +164,9 @@ def make(
     settings = Settings(backend=backend, scene_dataset=scene_dataset, objects=template_folder)
     surfaces = None if receptacles is None else read_receptacles(receptacles)
     sizes: dict[str, Any] = {"layouts": layouts, "objects": objects, "seed": seed}
-    return generate(settings, scenes, categories=tuple(categories), surfaces=surfaces, **sizes)
+    report: list[dict[str, Any]] = []
+    more: dict[str, Any] = {"surfaces": surfaces, "min_area": min_area, "report": report}
+    return {"data": generate(settings, scenes, categories=tuple(categories), **more, **sizes), "report": report}
 
 
 def _arrange(
@@ -123,24 +176,38 @@ def _arrange(
     categories: tuple[str, ...],
     templates: dict[str, str],
     on: list[Receptacle] | None,
+    summary: dict[str, Any],
 ) -> list[dict[str, Any]]:
-    """Return objects at positions that can be reached from most of the scene, on the receptacles `on` if given."""
+    """Return objects at positions that can be reached from most of the island, on the receptacles `on` if given."""
     simulation.seed(int(random.randint(2**31 - 1)))
     places = simulation.surfaces(random, count) if on is None else places_on(on, random, count)
     names = random.permutation(np.array(categories))[: len(places)]
-    probes = [point for point in (simulation.random_point() for _ in range(8)) if point is not None]
-    arranged = []
+    starts = [point for point in (simulation.random_point() for _ in range(STARTS)) if point is not None]
+    arranged, reached = [], np.ones(len(starts), bool)
     for name, place in zip(names.tolist(), places):  # noqa: B905 (Python 3.8)
-        at = simulation.snap(place)
-        if at is None or not probes:
+        at = simulation.reach(place)
+        if at is None:
             continue
-        reached = sum(math.isfinite(simulation.distance(probe, [at])) for probe in probes)
-        if 2 * reached > len(probes):
+        from_here = np.array([math.isfinite(simulation.distance(start, [at])) for start in starts])
+        if 2 * from_here.sum() > len(starts):
             position = [round(float(x), 4) for x in place]
             arranged.append({"category": name, "position": position, "template": templates.get(name, name)})
+            reached &= from_here
     if not arranged:
         raise SetupError(f"scene {simulation.scene!r} has no reachable position for an object")
+    counts = {"objects": len(arranged), "requested": count, "starts": int(reached.sum()), "tried": len(starts)}
+    summary.update({name: summary[name] + number for name, number in counts.items()})
+    summary["warnings"] += _inside_others(simulation, arranged)
     return arranged
+
+
+def _inside_others(simulation: Simulation, arranged: list[dict[str, Any]]) -> list[str]:
+    """Place the objects, and return a warning for each that stands inside furniture or another object."""
+    positions = [np.array(item["position"], np.float32) for item in arranged]
+    pairs = zip(arranged, positions)  # noqa: B905 (Python 3.8)
+    simulation.place([(item["template"], position, 1 + i) for i, (item, position) in enumerate(pairs)])
+    found = zip(arranged, simulation.containers(positions))  # noqa: B905 (Python 3.8)
+    return [f"{item['category']} at {item['position']} is inside {name}" for item, name in found if name is not None]
 
 
 def soft_scenes(train: int = 37, test: int = 12) -> dict[str, list[str]]:

@@ -20,7 +20,7 @@ import numpy as np
 
 from relic_jax.bridge.protocol import ArraySpec, Spec
 from relic_jax.bridge.worker import SetupError
-from relic_jax.envs.habitat.api import ACTIONS, Settings, Simulation
+from relic_jax.envs.habitat.api import ACTIONS, REACH, Settings, Simulation
 from relic_jax.envs.habitat.dataset import CATEGORIES
 
 STOP, FORWARD, LEFT, RIGHT, UP, DOWN = range(len(ACTIONS))
@@ -145,11 +145,14 @@ class ExtObjNav:
         self.instances = []
         for number, item in enumerate(task["objects"], start=1):
             position = np.asarray(item["position"], np.float32)
-            at = self.simulation.snap(position)
+            at = self.simulation.reach(position)
             if item["category"] not in self.categories:
                 raise SetupError(f"category {item['category']!r} is none of: {', '.join(self.categories)}")
             if at is None:
-                raise SetupError(f"object {number} of scene {task['scene']!r} has no navigable point near it")
+                raise SetupError(
+                    f"object {number} of scene {task['scene']!r} is at {item['position']}; allowed: within "
+                    f"{REACH} m of the floor that episodes take place on"
+                )
             self.instances.append(Instance(item["category"], FIRST_NUMBER + number, position, at))
         pairs = zip(self.instances, task["objects"])  # noqa: B905 (Python 3.8)
         self.simulation.place([(t.get("template", i.category), i.position, i.number) for i, t in pairs])

@@ -29,10 +29,10 @@ from relic_jax.envs.habitat.soft import house
 from relic_jax.envs.habitat.worker import DOWN, FORWARD, LEFT, RIGHT, STOP, UP, ExtObjNav
 
 
-def room(path, *boxes, size=(10.0, 10.0), tables=()):
+def room(path, *boxes, size=(10.0, 10.0), tables=(), roof=False):
     """A scene file with the boxes (x0, z0, x1, z1, height) as obstacles."""
     rows = [[x0, 0, z0, x1, h, z1, 200, 50, 50] for x0, z0, x1, z1, h in boxes]
-    path.write_text(json.dumps({"size": size, "boxes": rows, "tables": list(tables)}))
+    path.write_text(json.dumps({"size": size, "boxes": rows, "tables": list(tables), "roof": roof}))
     return str(path)
 
 
@@ -48,11 +48,18 @@ class World:
         self._houses, self._open = {}, None
 
     def room(self, name, *boxes):
-        path = room(self.folder / f"{name}.json", *boxes)
+        path = room(self.folder / f"{name}.json", *boxes, roof=True)
         if self.backend == "soft":
             return path
         self._houses[name] = house.load_scene(path)
         self._set = glb.write_set(str(self.folder / "set"), self._houses, dataset.CATEGORIES)
+        return name
+
+    def centered(self, name, like):
+        """Add an object template with the mesh of another one and its origin in the middle, habitat-sim's default."""
+        if self.backend == "habitat":
+            content = {"render_asset": f"{like}.glb", "up": [0, 1, 0], "front": [0, 0, -1], "requires_lighting": False}
+            (self.folder / "set" / "objects" / f"{name}.object_config.json").write_text(json.dumps(content))
         return name
 
     def options(self, **changes):
@@ -243,6 +250,30 @@ def test_what_the_camera_sees_by_hand(world, open_room):
     assert up > 40 and down < 23, "what is ahead moves down in the image on looking up"
     left = np.nonzero(views(sim, UP, LEFT) == 7)[1].mean()
     assert left > 40, "and to the right on turning left"
+
+
+def test_objects_stand_on_a_position_wherever_their_origin_is(world, open_room):
+    name = world.centered("middle", "mug")
+    sim = world.simulation(open_room, eye=1.25)
+    sim.put(np.array([5.0, 0, 5.0]), 0.0)
+    seen = []
+    for template in ("mug", name):
+        sim.place([(template, np.array([5.0, 0.8, 3.0]), 7)])
+        seen.append(sim.look().ids == 7)
+    np.testing.assert_array_equal(*seen)
+    rows = np.nonzero(seen[0])[0]
+    assert rows.size > 20 and rows.min() > 31, "the camera is 0.15 m above its top"
+
+
+def test_random_points_are_on_the_floor_and_not_on_the_roof(world, open_room):
+    sim = world.simulation(open_room)
+    sim.seed(0)
+    for _ in range(40):
+        world.flat(sim.random_point())
+    world.flat(sim.snap(np.array([5.0, 2.0, 5.0])))
+    roof = [island for island in sim.islands if island.low > 2]
+    assert len(sim.islands) == 2 and len(roof) == 1 and (sim.island.indoors, roof[0].indoors) == (1, 0)
+    assert sim.reach(np.array([5.0, 2.9, 5.0])) is None
 
 
 def test_walls_hide_what_is_behind(world, split_room):

@@ -105,7 +105,8 @@ def furnished(task: dict[str, Any]) -> dict[str, Any]:
         x, y, z = item["position"]
         box = [x - half, y, z - half, x + half, y + OBJECT_SIZE, z + half]
         rows.append([*box, *object_color(item.get("template", item["category"]))])
-    return {"size": list(house.size), "boxes": rows, "tables": list(house.tables)}
+    roof = {"roof": True} if house.roof else {}
+    return {"size": list(house.size), "boxes": rows, "tables": list(house.tables), **roof}
 
 
 def _goals(simulation: Simulation, task: dict[str, Any]) -> dict[str, list[Any]]:

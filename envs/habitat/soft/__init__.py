@@ -21,6 +21,7 @@ from relic_jax.envs.habitat.soft.config import (
     SimulatorConfiguration,
 )
 from relic_jax.envs.habitat.soft.navmesh import MultiGoalShortestPath, NavMeshSettings, PathFinder, ShortestPath
+from relic_jax.envs.habitat.soft.rays import Ray
 from relic_jax.envs.habitat.soft.simulator import Simulator
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "Simulator",
     "SimulatorConfiguration",
     "agent",
+    "geo",
     "nav",
     "physics",
 ]
@@ -45,6 +47,7 @@ __version__ = "soft-1"
 agent = SimpleNamespace(
     AgentConfiguration=AgentConfiguration, ActionSpec=ActionSpec, ActuationSpec=ActuationSpec, AgentState=AgentState
 )
+geo = SimpleNamespace(Ray=Ray)
 physics = SimpleNamespace(MotionType=MotionType)
 nav = SimpleNamespace(
     PathFinder=PathFinder,

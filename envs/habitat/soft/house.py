@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -34,11 +35,13 @@ class House(NamedTuple):
         size: (x, z) extents in meters, from 0.
         boxes: Walls and furniture.
         tables: Indices of the boxes that carry objects.
+        roof: Whether there is a roof above the ceiling that an agent could walk on, as in scenes of habitat.
     """
 
     size: tuple[float, float]
     boxes: Boxes
     tables: tuple[int, ...]
+    roof: bool = False
 
 
 def make_house(seed: int) -> House:
@@ -115,7 +118,7 @@ def _table(rng: np.random.RandomState, x0: float, z0: float, x1: float, z1: floa
 def load_scene(scene_id: str) -> House:
     """Return the house `house-SEED`, or the one in a JSON file.
 
-    The file holds {"size": [x, z], "boxes": [[x0, y0, z0, x1, y1, z1, r, g, b], …], "tables": [i, …]}.
+    The file holds {"size": [x, z], "boxes": [[x0, y0, z0, x1, y1, z1, r, g, b], …], "tables": [i, …], "roof": bool}.
 
     Raises:
         FileNotFoundError: `scene_id` is neither `house-SEED` nor a file.
@@ -129,7 +132,13 @@ def load_scene(scene_id: str) -> House:
         data = json.load(file)
     rows = np.array(data["boxes"], np.float64).reshape(-1, 9)
     boxes = Boxes(rows[:, :3], rows[:, 3:6], rows[:, 6:].astype(np.uint8))
-    return House((data["size"][0], data["size"][1]), boxes, tuple(data.get("tables", ())))
+    return House((data["size"][0], data["size"][1]), boxes, tuple(data.get("tables", ())), bool(data.get("roof")))
+
+
+def scene_handle(scene_id: str) -> str:
+    """Return the name of a scene that all spellings of it share: house-7 for house-07, the real path of a file."""
+    kind, _, seed = scene_id.partition("-")
+    return f"house-{int(seed)}" if kind == "house" and seed.isdigit() else os.path.realpath(scene_id)
 
 
 class FreeSpace:
@@ -233,9 +242,14 @@ class FreeSpace:
             start = stop
         return start
 
-    def snap(self, point: np.ndarray) -> np.ndarray:
-        """Return the nearest free point, or NaN if there is none."""
-        if self.is_free(point[None])[0]:
+    def snap(self, point: np.ndarray, allowed: Callable[[np.ndarray], bool] | None = None) -> np.ndarray:
+        """Return the nearest free point, or NaN if there is none.
+
+        Args:
+            point: Float64 [2].
+            allowed: Whether a free point can be the result. Default: every point.
+        """
+        if self.is_free(point[None])[0] and (allowed is None or allowed(point)):
             return point
         sides = [self.corners]
         for axis in range(2):  # push the point out through each side of each box
@@ -245,6 +259,8 @@ class FreeSpace:
                 sides.append(pushed)
         candidates = np.concatenate(sides)
         candidates = candidates[self.is_free(candidates)]
+        if allowed is not None:
+            candidates = candidates[[allowed(candidate) for candidate in candidates]]
         if not len(candidates):
             return np.full(2, np.nan)
         return candidates[np.linalg.norm(candidates - point, axis=-1).argmin()]

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from relic_jax.envs.habitat.soft.house import FreeSpace, House
+from relic_jax.envs.habitat.soft.islands import Level, levels_of
 
 
 class NavMeshSettings:
@@ -54,86 +55,130 @@ def _flat(point: Any) -> np.ndarray:
     return np.asarray(point, np.float64)[[0, 2]]
 
 
-def _point(flat: np.ndarray) -> np.ndarray:
-    return np.array([flat[0], 0.0, flat[1]], np.float32)
+def _point(flat: np.ndarray, height: float) -> np.ndarray:
+    return np.array([flat[0], height, flat[1]], np.float32)
 
 
 class PathFinder:
     """The navigation mesh of one scene."""
 
     def __init__(self) -> None:
-        self.space: FreeSpace | None = None
+        self._levels: list[Level] = []
         self._random = np.random.RandomState(0)
-        self._paths: dict[bytes, np.ndarray] = {}
+        self._paths: dict[tuple[int, bytes], np.ndarray] = {}
 
     @property
     def is_loaded(self) -> bool:
         """Whether a navigation mesh is available."""
-        return self.space is not None
+        return bool(self._levels)
 
     def build(self, house: House, radius: float) -> bool:
         """Build the navigation mesh. Return False if the agent fits nowhere."""
         space = FreeSpace(house, radius)
         self._paths = {}
         grid = np.stack(np.meshgrid(*(np.linspace(0, s, 40) for s in house.size)), -1).reshape(-1, 2)
-        self.space = space if space.is_free(grid).any() else None
+        self._levels = levels_of(house, space) if space.is_free(grid).any() else []
         return self.is_loaded
 
     def seed(self, seed: int) -> None:
         """Seed the random navigable points."""
         self._random = np.random.RandomState(seed)
 
-    def _loaded(self) -> FreeSpace:
-        if self.space is None:
+    def _loaded(self) -> list[Level]:
+        if not self._levels:
             raise RuntimeError("no navmesh is loaded")
-        return self.space
+        return self._levels
+
+    def _level_at(self, point: Any) -> Level:
+        """Return the level that is nearest to a point in height."""
+        height = float(np.asarray(point)[1])
+        return min(self._loaded(), key=lambda level: abs(level.height - height))
+
+    def _level_of(self, island: int) -> Level:
+        """Return the level of an island."""
+        return [level for level in self._loaded() if level.first <= island][-1]
+
+    @property
+    def num_islands(self) -> int:
+        """Number of islands."""
+        return sum(len(level.parts.areas) for level in self._loaded())
+
+    def island_area(self, island_index: int = -1) -> float:
+        """Return the area of an island, in square meters; -1: of all of them."""
+        areas = np.concatenate([level.parts.areas for level in self._loaded()])
+        return float(areas.sum() if island_index < 0 else areas[island_index])
+
+    def get_island(self, point: Any) -> int:
+        """Return the index of the island of the nearest navigable point."""
+        level = self._level_at(point)
+        return level.first + level.parts.of(level.space.snap(_flat(point)))
 
     def is_navigable(self, pt: Any, max_y_delta: float = 0.5) -> bool:
         """Return whether the agent fits at a point."""
-        point = np.asarray(pt, np.float64)
-        return bool(abs(point[1]) <= max_y_delta and self._loaded().is_free(_flat(point)[None])[0])
+        point, level = np.asarray(pt, np.float64), self._level_at(pt)
+        is_level = abs(point[1] - level.height) <= max_y_delta
+        return bool(is_level and level.space.is_free(_flat(point)[None])[0])
 
     def get_random_navigable_point(self, max_tries: int = 10, island_index: int = -1) -> np.ndarray:
-        """Return a uniformly random navigable point, or NaN if `max_tries` draws found none."""
-        space = self._loaded()
+        """Return a uniformly random navigable point, or NaN if `max_tries` draws found none.
+
+        Args:
+            max_tries: Maximum number of draws.
+            island_index: Index of an island, or -1 for all of them.
+        """
+        levels = self._loaded() if island_index < 0 else [self._level_of(island_index)]
+        areas = np.array([level.parts.areas.sum() for level in levels])
+        chosen = 0 if len(levels) == 1 else int(self._random.choice(len(levels), p=areas / areas.sum()))
+        level = levels[chosen]
         for _ in range(max_tries):
-            point = self._random.uniform(0, 1, 2) * space.size
-            if space.is_free(point[None])[0]:
-                return _point(point)
+            point = self._random.uniform(0, 1, 2) * level.space.size
+            is_free = level.space.is_free(point[None])[0]
+            if is_free and (island_index < 0 or level.first + level.parts.of(point) == island_index):
+                return _point(point, level.height)
         return np.full(3, np.nan, np.float32)
 
     def snap_point(self, point: Any, island_index: int = -1) -> np.ndarray:
-        """Return the nearest navigable point, or NaN if there is none."""
-        return _point(self._loaded().snap(_flat(point)))
+        """Return the nearest navigable point of an island (-1: of all), or NaN if there is none."""
+        if island_index < 0:
+            level = self._level_at(point)
+            return _point(level.space.snap(_flat(point)), level.height)
+        level = self._level_of(island_index)
+        part = island_index - level.first
+        return _point(level.space.snap(_flat(point), lambda at: level.parts.of(at) == part), level.height)
 
     def try_step(self, start: Any, end: Any) -> np.ndarray:
         """Return the end of a step that slides along obstacles."""
-        return _point(self._loaded().move(_flat(start), _flat(end)))
+        level = self._level_at(start)
+        return _point(level.space.move(_flat(start), _flat(end)), level.height)
 
     def try_step_no_sliding(self, start: Any, end: Any) -> np.ndarray:
         """Return the end of a step that stops at the first obstacle."""
-        return _point(self._loaded().move(_flat(start), _flat(end), slide=False))
+        level = self._level_at(start)
+        return _point(level.space.move(_flat(start), _flat(end), slide=False), level.height)
 
     def find_path(self, path: Any) -> bool:
         """Answer a `ShortestPath` or `MultiGoalShortestPath`. Return False if no end can be reached."""
-        space = self._loaded()
+        level = self._level_at(path.requested_start)
         is_multi_goal = isinstance(path, MultiGoalShortestPath)
-        ends = [_flat(end) for end in (path.requested_ends if is_multi_goal else [path.requested_end])]
-        start = _flat(path.requested_start)
-        lengths = [space.distance(start, end, self._paths_to(end)) for end in ends]
+        requested = list(path.requested_ends) if is_multi_goal else [path.requested_end]
+        start, ends = _flat(path.requested_start), [_flat(end) for end in requested]
+        lengths = [
+            level.space.distance(start, at, self._paths_to(level, at)) if self._level_at(end) is level else math.inf
+            for end, at in zip(requested, ends)  # noqa: B905 (Python 3.8)
+        ]
         best = int(np.argmin(lengths)) if lengths else -1
         path.geodesic_distance = lengths[best] if lengths else math.inf
-        exists = math.isfinite(path.geodesic_distance)
-        path.trace = lambda: [_point(point) for point in space.path(start, ends[best])] if exists else []
+        exists, height = math.isfinite(path.geodesic_distance), level.height
+        path.trace = lambda: [_point(at, height) for at in level.space.path(start, ends[best])] if exists else []
         if is_multi_goal:
             path.closest_end_point_index = best if exists else -1
         return exists
 
-    def _paths_to(self, end: np.ndarray) -> np.ndarray:
+    def _paths_to(self, level: Level, end: np.ndarray) -> np.ndarray:
         """Return path lengths from all corners to an end, cached: tasks query the same ends at every step."""
-        key = end.tobytes()
+        key = (level.first, end.tobytes())
         if key not in self._paths:
             if len(self._paths) > 256:
                 self._paths.clear()
-            self._paths[key] = self._loaded().paths_to(end)
+            self._paths[key] = level.space.paths_to(end)
         return self._paths[key]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import colorsys
 import os
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,8 +16,24 @@ from relic_jax.envs.habitat.soft.config import MotionType
 OBJECT_SIZE = 0.3  # meters
 
 
+class Range3D(NamedTuple):
+    """A box given by its corners, float32 [3]."""
+
+    min: np.ndarray
+    max: np.ndarray
+
+
 class RigidObject:
-    """A cube with sides of `OBJECT_SIZE` that stands on `translation`."""
+    """A cube with sides of `OBJECT_SIZE` that stands on `translation`.
+
+    Attributes:
+        aabb: Its bounding box, relative to `translation`.
+    """
+
+    aabb = Range3D(
+        np.array([-OBJECT_SIZE / 2, 0.0, -OBJECT_SIZE / 2], np.float32),
+        np.array([OBJECT_SIZE / 2, OBJECT_SIZE, OBJECT_SIZE / 2], np.float32),
+    )
 
     def __init__(self, object_id: int, handle: str) -> None:
         self.object_id, self.handle, self.creation_attributes = object_id, f"{handle}_:{object_id:04d}", None
@@ -25,6 +41,13 @@ class RigidObject:
         self.translation = np.zeros(3, np.float32)
         self.rotation: Any = None
         self.motion_type, self.semantic_id = MotionType.DYNAMIC, 0
+
+    @property
+    def transformation(self) -> np.ndarray:
+        """From the frame of the object to scene coordinates, float64 [4, 4]."""
+        matrix = np.eye(4)
+        matrix[:3, 3] = self.translation
+        return matrix
 
 
 class RigidObjectManager:
@@ -40,6 +63,10 @@ class RigidObjectManager:
         self.objects[self._next] = item
         self._next += 1
         return item
+
+    def get_objects_by_handle_substring(self, search_str: str = "") -> dict[str, RigidObject]:
+        """Return the objects whose handles contain a text, by handle."""
+        return {item.handle: item for item in self.objects.values() if search_str in item.handle}
 
     def remove_object_by_id(
         self, object_id: int, delete_object_node: bool = True, delete_visual_node: bool = True

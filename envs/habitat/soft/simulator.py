@@ -12,9 +12,10 @@ import numpy as np
 from relic_jax.envs.habitat.soft.body import Agent
 from relic_jax.envs.habitat.soft.camera import Camera, VisibleBoxes, render
 from relic_jax.envs.habitat.soft.config import AgentState, Configuration
-from relic_jax.envs.habitat.soft.house import Boxes, load_scene
+from relic_jax.envs.habitat.soft.house import Boxes, load_scene, scene_handle
 from relic_jax.envs.habitat.soft.navmesh import NavMeshSettings, PathFinder
 from relic_jax.envs.habitat.soft.objects import OBJECT_SIZE, ObjectTemplateManager, RigidObjectManager, object_color
+from relic_jax.envs.habitat.soft.rays import Ray, RaycastResults, cast
 
 
 class Simulator:
@@ -43,6 +44,15 @@ class Simulator:
     def recompute_navmesh(self, pathfinder: PathFinder, navmesh_settings: NavMeshSettings) -> bool:
         """Rebuild the navigation mesh. Return False if the agent fits nowhere."""
         return pathfinder.build(self.house, navmesh_settings.agent_radius)
+
+    @property
+    def curr_scene_name(self) -> str:
+        """The name of the scene that all spellings of its id share."""
+        return scene_handle(self.config.sim_cfg.scene_id)
+
+    def cast_ray(self, ray: Ray, max_distance: float = 100.0) -> RaycastResults:
+        """Return the hits of a ray with the scene and its objects, the nearest first."""
+        return cast(ray, self._visible_boxes().boxes, self.house.size, max_distance)
 
     def seed(self, new_seed: int) -> None:
         """Seed the random navigable points."""
