@@ -16,7 +16,7 @@ import tyro
 from relic_jax import compilation_cache, settings
 from relic_jax.bridge.pool import PoolError
 from relic_jax.config import ConfigError, WorkerConfig
-from relic_jax.experiments import folders, habitat_dataset, import_llamarl, play, presets, run
+from relic_jax.experiments import folders, habitat_dataset, habitat_scenes, import_llamarl, play, presets, run
 from relic_jax.experiments.arguments import check_text, parse, split_env_options, with_current_names
 from relic_jax.experiments.attention import attention_main
 from relic_jax.experiments.catalogue import envs_main, presets_main
@@ -49,6 +49,7 @@ USAGE = """relic-jax: in-context reinforcement learning in JAX
   relic-jax presets                      presets: what they train, their cost and their expected results
   relic-jax envs [NAME]                  environments, their splits and their random and optimal returns
   relic-jax habitat-dataset --out FILE   an episode dataset for object navigation: places of objects in scenes
+  relic-jax habitat-scenes --out DIR     furnished houses for habitat-sim, from the plans of house-objnav
   relic-jax import-llamarl FILE --to DIR import a policy of the original PyTorch code; --reverse: export one
 
 Every command lists its options with --help. Compiled programs are cached; --no-compilation-cache neither loads nor
@@ -118,7 +119,7 @@ def main() -> None:
     """Run the command line. Bad input prints one line to stderr and ends with exit code 2."""
     commands = {"train": train_main, "evaluate": evaluate_main, "plot": plot_main, "presets": presets_main}
     commands |= {"envs": envs_main, "play": play_main, "export": export_main, "habitat-dataset": habitat_dataset.main}
-    commands |= {"import-llamarl": import_llamarl.main, "compare": compare_main}
+    commands |= {"import-llamarl": import_llamarl.main, "compare": compare_main, "habitat-scenes": habitat_scenes.main}
     commands |= {"attention": attention_main, "sightings": sightings_main, "sweep": sweep_main}
     arguments = sys.argv[1:]
     if isinstance(sys.stdout, io.TextIOWrapper):  # file names can contain bytes that are not text

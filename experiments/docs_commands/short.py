@@ -128,9 +128,10 @@ def _relic_jax(words: list[str]) -> Step:
         return Step("mention", ("relic-jax",))
     command, arguments = words[1], words[2:]
     options = [word for word in arguments if word.startswith("--")]
+    habitat = ("habitat-dataset", "habitat-scenes")
     if (
         options == arguments
-        and command in ("train", "evaluate", "plot", "compare", "export", "habitat-dataset", "attention")
+        and command in ("train", "evaluate", "plot", "compare", "export", "attention", *habitat)
         and "--out" not in options
     ):
         return Step("mention", tuple(words))  # the text mentions a command or its options without a run
@@ -147,6 +148,8 @@ def _relic_jax(words: list[str]) -> Step:
         return Step("run", (*words, "--episodes", "2"))
     if command == "habitat-dataset":
         return Step("run", tuple(PLACEHOLDERS.get(w, "tasks.json" if w == "FILE" else w) for w in (*words, *DATASET)))
+    if command == "habitat-scenes":
+        return Step("run", (*words, "--scenes", "1", "--test-scenes", "1"))
     if command == "import-llamarl":
         files = {"FILE": PLACEHOLDERS["CHECKPOINT"], "FILE.pth": "back.safetensors"}
         return Step("run", tuple(files.get(word, word) for word in words))

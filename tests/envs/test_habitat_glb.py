@@ -2,43 +2,15 @@
 
 import io
 import json
-import struct
 
 import glb
 import numpy as np
 import pytest
+from glb_reader import array, parsed
 from PIL import Image
 
 from relic_jax.envs.habitat.soft import house
 from relic_jax.envs.habitat.soft.house import Boxes
-
-FLOATS, SHORTS = 5126, 5123
-
-
-def parsed(data):
-    """Check the framing of a GLB file and return (JSON part, binary part)."""
-    magic, version, length = struct.unpack_from("<4sII", data)
-    assert (magic, version, length) == (b"glTF", 2, len(data))
-    size, kind = struct.unpack_from("<I4s", data, 12)
-    assert kind == b"JSON" and size % 4 == 0
-    content = json.loads(data[20 : 20 + size])
-    rest, kind = struct.unpack_from("<I4s", data, 20 + size)
-    assert kind == b"BIN\0" and rest == content["buffers"][0]["byteLength"] == len(data) - 28 - size
-    return content, data[28 + size :]
-
-
-def array(content, binary, index):
-    accessor = content["accessors"][index]
-    view = content["bufferViews"][accessor["bufferView"]]
-    width = {"VEC3": 3, "VEC2": 2, "SCALAR": 1}[accessor["type"]]
-    dtype = {FLOATS: np.float32, SHORTS: np.uint16}[accessor["componentType"]]
-    start, count = accessor.get("byteOffset", 0), accessor["count"] * width
-    assert start + count * np.dtype(dtype).itemsize <= view["byteLength"]
-    found = np.frombuffer(binary, dtype, count, view["byteOffset"] + start).reshape(-1, width)
-    if "min" in accessor:
-        np.testing.assert_allclose(found.min(0), accessor["min"], atol=1e-6)
-        np.testing.assert_allclose(found.max(0), accessor["max"], atol=1e-6)
-    return found
 
 
 def triangles(data):

@@ -11,19 +11,17 @@ from __future__ import annotations
 
 import json
 import os
-import struct
-import zlib
 from typing import Any
 
 import numpy as np
 
+from relic_jax.envs.habitat.scenes import meshes
+from relic_jax.envs.habitat.scenes.glb import framed
+from relic_jax.envs.habitat.scenes.textures import png
 from relic_jax.envs.habitat.soft.camera import FLOOR, SKY
 from relic_jax.envs.habitat.soft.house import WALL_HEIGHT, Boxes, House
 from relic_jax.envs.habitat.soft.objects import OBJECT_SIZE, object_color
 
-FACES = np.array(
-    [[0, 1, 3, 2], [4, 6, 7, 5], [0, 4, 5, 1], [2, 3, 7, 6], [0, 2, 6, 4], [1, 5, 7, 3]]
-)  # corners, numbered 4x + 2y + z, counter-clockwise from outside
 THICK = 0.1  # meters; thickness of floor and ceiling
 
 
@@ -68,9 +66,8 @@ def closed(house: House) -> Boxes:
 
 def box_glb(boxes: Boxes) -> bytes:
     """Return a binary glTF 2.0 file of boxes with separate colors and one checkered texture."""
-    positions, normals, places = _vertices(boxes)
-    indices = (np.arange(6)[:, None] * 4 + [0, 1, 2, 0, 2, 3]).astype(np.uint16).ravel()
-    arrays = [positions, normals, places, indices]
+    positions, normals, places, indices = meshes.boxes(boxes.low, boxes.high)
+    arrays = [positions, normals, places, indices[:36]]
     image, count = chequers(), len(boxes.low)
     data = [array.tobytes() for array in arrays] + [image]
     offsets = np.cumsum([0, *(-(-len(part) // 4) * 4 for part in data)]).tolist()
@@ -99,24 +96,7 @@ def box_glb(boxes: Boxes) -> bytes:
         "bufferViews": views,
         "buffers": [{"byteLength": offsets[-1]}],
     }
-    binary = b"".join(part + b"\0" * (-len(part) % 4) for part in data)
-    text = json.dumps(content).encode()
-    text += b" " * (-len(text) % 4)
-    parts = struct.pack("<I4s", len(text), b"JSON") + text + struct.pack("<I4s", len(binary), b"BIN\0") + binary
-    return struct.pack("<4sII", b"glTF", 2, 12 + len(parts)) + parts
-
-
-def _vertices(boxes: Boxes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the 6·4 vertices of each box: positions and normals [24·n, 3], texture coordinates in meters [24·n, 2]."""
-    pick = np.indices((2, 2, 2)).reshape(3, 8).T.astype(bool)
-    corners = np.where(pick, boxes.high[:, None], boxes.low[:, None])[:, FACES]  # [n, 6, 4, 3]
-    outward = np.repeat(np.eye(3), 2, 0) * np.tile([[-1.0], [1.0]], (3, 1))
-    normals = np.broadcast_to(outward[:, None], corners.shape)
-    across = np.array([[2, 1], [2, 1], [0, 2], [0, 2], [0, 1], [0, 1]])  # the two axes that lie in each face
-    places = np.take_along_axis(corners, np.broadcast_to(across[:, None], (*corners.shape[:-1], 2)), -1)
-    flat = (array.reshape(-1, array.shape[-1]).astype(np.float32) for array in (corners, normals, places))
-    positions, directions, coordinates = flat
-    return positions, directions, coordinates
+    return framed(content, b"".join(part + b"\0" * (-len(part) % 4) for part in data))
 
 
 def _primitive(index: int, indices: int) -> dict[str, Any]:
@@ -134,13 +114,7 @@ def chequers(size: int = 8) -> bytes:
     """Return a PNG of 2×2 gray fields of `size` pixels. The texture repeats every meter."""
     odd = (np.indices((2 * size, 2 * size)) // size).sum(0) % 2
     grey = np.where(odd, 255, 215).astype(np.uint8)
-    lines = b"".join(b"\0" + line.tobytes() for line in np.repeat(grey[..., None], 3, -1))
-
-    def chunk(name: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
-
-    header = struct.pack(">IIBBBBB", 2 * size, 2 * size, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
+    return png(grey)
 
 
 def _write(path: str, content: bytes) -> None:
