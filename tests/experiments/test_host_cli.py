@@ -16,7 +16,7 @@ from relic_jax.environment.host import HostEnvironment
 from relic_jax.envs import registry
 from relic_jax.envs.habitat import dataset
 from relic_jax.envs.registry import describe, make
-from relic_jax.experiments import presets, run
+from relic_jax.experiments import navigation_speed, presets, run
 from relic_jax.experiments.arguments import with_current_names
 from relic_jax.experiments.training import parse_train
 from relic_jax.metrics import read_lines
@@ -306,3 +306,12 @@ def test_help_lists_the_options_of_the_environment(cli, arguments):
     assert code == 0 and all(f"--env.{name}" in out for name in ("horizon", "dataset", "wrappers", "text"))
     assert "--env.image-size" in cli("train", "extobjnav-soft", "--help")[1]
     assert "--env.horizon" not in cli("train", "darkroom-smoke", "--help")[1]
+
+
+def test_the_speed_of_object_navigation(tmp_path, monkeypatch, capsys):
+    arguments = ["--image-size", "8", "--steps", "5", "--workers", "1", "--out", str(tmp_path / "speed.json")]
+    monkeypatch.setattr(sys, "argv", ["navigation_speed", *arguments])
+    navigation_speed.main()
+    numbers = json.loads((tmp_path / "speed.json").read_text())["numbers"]
+    assert {"raw", "environment", "slot", "1 workers", "µs move", "µs geodesic distance"} <= set(numbers)
+    assert all(value > 0 for value in numbers.values()) and "of raw" in capsys.readouterr().out
