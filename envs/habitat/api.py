@@ -117,6 +117,8 @@ class Simulation:
         self.island: Island | None = None
         self._simulator: Any = None
         self._objects: list[int] = []
+        self._ends: list[np.ndarray] = []
+        self._query: Any = None
 
     @property
     def version(self) -> str:
@@ -132,7 +134,7 @@ class Simulation:
         if scene == self.scene:
             return
         self.scene = None
-        self._objects = []
+        self._objects, self._ends = [], []
         self._check_files(scene)
         try:
             with activity(f"loading scene {scene!r}"):
@@ -354,8 +356,13 @@ class Simulation:
         return at if is_near else None
 
     def distance(self, start: np.ndarray, ends: list[np.ndarray]) -> float:
-        """Return the length of the shortest path to the nearest of several points, infinite if there is none."""
-        return self._path(start, ends)[1]
+        """Return the length of the shortest path to the nearest of several points, infinite if there is none.
+
+        Consecutive calls with the same list share a query, which has found the points on the navmesh already.
+        """
+        if ends is not self._ends:
+            self._ends, self._query = ends, self._path_to(ends)
+        return self._find(self._query, start)
 
     def path(self, start: np.ndarray, ends: list[np.ndarray]) -> tuple[float, int, list[np.ndarray]]:
         """Return the shortest path to the nearest of several points.
@@ -363,17 +370,20 @@ class Simulation:
         Returns:
             (length, index of the end, points), or (inf, −1, []) if there is no path.
         """
-        path, length = self._path(start, ends)
+        path = self._path_to(ends)
+        length = self._find(path, start)
         if not math.isfinite(length):
             return math.inf, -1, []
         return length, int(path.closest_end_point_index), [vector(point) for point in path.points]
 
-    def _path(self, start: np.ndarray, ends: list[np.ndarray]) -> tuple[Any, float]:
+    def _path_to(self, ends: list[np.ndarray]) -> Any:
         path = self.module.nav.MultiGoalShortestPath()
-        path.requested_start = np.asarray(start, np.float32)
         path.requested_ends = [np.asarray(end, np.float32) for end in ends]
-        exists = self._simulator.pathfinder.find_path(path)
-        return path, float(path.geodesic_distance) if exists else math.inf
+        return path
+
+    def _find(self, path: Any, start: np.ndarray) -> float:
+        path.requested_start = np.asarray(start, np.float32)
+        return float(path.geodesic_distance) if self._simulator.pathfinder.find_path(path) else math.inf
 
     def surfaces(self, random: np.random.RandomState, count: int) -> list[np.ndarray]:
         """Return positions for `count` objects: on tables in `soft`, on the floor in scenes of habitat.

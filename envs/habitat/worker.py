@@ -99,6 +99,7 @@ class ExtObjNav:
         self._task: Any = None
         self.instances: list[Instance] = []
         self.goals: list[Instance] = []
+        self.ends: list[np.ndarray] = []
 
     @staticmethod
     def announce(size: int, horizon: int, categories: int) -> Spec:
@@ -130,6 +131,7 @@ class ExtObjNav:
         self.category, self.start, self.start_heading = self._draw(task, random)
         self.heading = self.start_heading
         self.goals = [instance for instance in self.instances if instance.category == self.category]
+        self.ends = [goal.at for goal in self.goals]
         self.simulation.put(self.start, self.heading)
         self.first_distance = self.distance = self._distance(self.start)
         if not math.isfinite(self.distance):
@@ -218,7 +220,7 @@ class ExtObjNav:
         }
 
     def _distance(self, position: np.ndarray) -> float:
-        return self.simulation.distance(position, [goal.at for goal in self.goals])
+        return self.simulation.distance(position, self.ends)
 
     def _observe(self) -> dict[str, np.ndarray]:
         goal = np.zeros(len(self.categories), np.float32)
@@ -238,7 +240,7 @@ class ExtObjNav:
         """Return the expert's action: follow the shortest path, turn and look at the nearest instance, and stop."""
         if self.succeeds():
             return STOP
-        _, index, points = self.simulation.path(self.position, [goal.at for goal in self.goals])
+        _, index, points = self.simulation.path(self.position, self.ends)
         goal = self.goals[max(index, 0)]
         to_goal = goal.position - self.position
         near = float(np.linalg.norm(to_goal[[0, 2]]))
