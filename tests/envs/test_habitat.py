@@ -259,7 +259,7 @@ def test_objects_stand_on_a_position_wherever_their_origin_is(world, open_room):
     seen = []
     for template in ("mug", name):
         sim.place([(template, np.array([5.0, 0.8, 3.0]), 7)])
-        seen.append(sim.look().ids == 7)
+        seen.append(sim.ids() == 7)
     np.testing.assert_array_equal(*seen)
     rows = np.nonzero(seen[0])[0]
     assert rows.size > 20 and rows.min() > 31, "the camera is 0.15 m above its top"
