@@ -73,6 +73,17 @@ class PPOConfig:
     environment labels (`Environment.recall_labels`), which `policy.recall` predicts from the last hidden state."""
     recall_coef_final: float | None = None
     """Weight of the recall loss at the end of the run, reached linearly in environment steps. None: constant."""
+    teacher_coef: float = 0.0
+    """Weight of the teacher loss at the start of the run: the cross-entropy of the policy's actions against the
+    distribution of a scripted agent in the same states (DAgger, Ross et al. 2011, arXiv 1011.0686)."""
+    teacher_coef_final: float | None = None
+    """Weight of the teacher loss at the end of the run, reached linearly in environment steps. None: constant."""
+    teacher: str = "remembering searcher"
+    """The scripted agent of the teacher loss, a name in `Environment.reference_agents`. It must give a distribution
+    (`Teacher.action_probabilities`)."""
+    teacher_where: Literal["all", "recall"] = "all"
+    """Steps with a teacher loss. recall: only those whose answer the trial has shown (`Environment.recall_labels`);
+    reinforcement learning has to find the rest, such as search."""
     gamma: float = 0.99
     """Discount factor."""
     gae_lambda: float = 0.95
@@ -99,6 +110,11 @@ class PPOConfig:
     refresh_segments: int | None = None
     """Number of newest segments that a refresh recomputes; older keys and values stay stale. None: all."""
 
+    @property
+    def has_teacher(self) -> bool:
+        """Whether there is a teacher loss."""
+        return bool(self.teacher_coef or self.teacher_coef_final)
+
     def validate(self) -> None:
         """Raise ConfigError at the first field that cannot work."""
         check_positive(self, "ppo", "lr", "adam_eps", "max_grad_norm", "epochs", "minibatches", "accumulate", "clip")
@@ -107,7 +123,7 @@ class PPOConfig:
         check_most("ppo.warmup_steps", self.warmup_steps, MAX_STEPS)
         for field in ("gamma", "gae_lambda"):
             require(0 <= getattr(self, field) <= 1, f"ppo.{field}", getattr(self, field), "0 … 1")
-        weights = [f"{name}_coef{end}" for name in ("entropy", "recall") for end in ("", "_final")]
+        weights = [f"{name}_coef{end}" for name in ("entropy", "recall", "teacher") for end in ("", "_final")]
         for field in ("lr_final", "warmup_steps", "value_coef", *weights):
             value = getattr(self, field)
             require(value is None or value >= 0, f"ppo.{field}", value, "0 or more")

@@ -51,6 +51,11 @@ def recall_coef(ppo: PPOConfig, total_steps: int, env_steps: Steps) -> jax.Array
     return _linear(ppo.recall_coef, ppo.recall_coef_final, total_steps, env_steps)
 
 
+def teacher_coef(ppo: PPOConfig, total_steps: int, env_steps: Steps) -> jax.Array:
+    """Return the weight of the teacher loss, float32 [], which changes linearly over the run."""
+    return _linear(ppo.teacher_coef, ppo.teacher_coef_final, total_steps, env_steps)
+
+
 def _linear(start: float, final: float | None, total_steps: int, env_steps: Steps) -> jax.Array:
     final = start if final is None else final
     progress = jnp.minimum(StepCount.of(env_steps).as_float() / float(total_steps), 1.0)

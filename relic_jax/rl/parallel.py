@@ -91,7 +91,7 @@ def state_specs(state: TrainState) -> Any:
     curriculum = replicate(state.curriculum)
     if state.curriculum is not None:
         curriculum = curriculum.replace(running=split(state.curriculum.running))
-    parts = {name: split(getattr(state, name)) for name in ("trial", "trajectory", "memory")}
+    parts = {name: split(getattr(state, name)) for name in ("trial", "trajectory", "memory", "teacher")}
     return replicate(state).replace(**parts, curriculum=curriculum)
 
 

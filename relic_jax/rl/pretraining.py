@@ -21,8 +21,7 @@ from relic_jax import prng
 from relic_jax.config import PretrainConfig, TrainConfig
 from relic_jax.distributions import Categorical
 from relic_jax.environment.base import Environment, num_tasks
-from relic_jax.environment.reference_agents import ScriptedAgent, Teacher
-from relic_jax.environment.spaces import Discrete
+from relic_jax.environment.reference_agents import ScriptedAgent
 from relic_jax.environment.trials import Trials
 from relic_jax.metrics import Record
 from relic_jax.models.policy import Policy, PolicyOutput
@@ -31,6 +30,7 @@ from relic_jax.rl.losses import action_loss, recall_loss
 from relic_jax.rl.memory_budget import check_recordings
 from relic_jax.rl.recordings import Recordings, record
 from relic_jax.rl.state import Setup, TrainState
+from relic_jax.rl.teaching import check_teacher
 from relic_jax.stopping import Stop
 from relic_jax.types import Params, PyTree
 from relic_jax.validation import require
@@ -59,21 +59,6 @@ def check_pretraining(config: TrainConfig, env: Environment) -> None:
     allowed, recall = f"{classes} with pretrain.steps in {name}", config.policy.recall
     require(recall == classes or bool(pretrain.action_coef and not recall), "policy.recall", recall, allowed)
     check_recordings(pretrain, env.observation_spec)
-
-
-def check_teacher(env: Environment, agent: str, field: str, coef: float, chosen_by: str) -> None:
-    """Raise ConfigError if an agent gives no probabilities of actions.
-
-    Args:
-        env: The environment.
-        agent: A name in `Environment.reference_agents`.
-        field: The field that needs the probabilities.
-        coef: Its value.
-        chosen_by: The field with the name of the agent.
-    """
-    possible = isinstance(env.action_space, Discrete) and isinstance(env.reference_agents[agent], Teacher)
-    allowed = f"0 in {env.name!r} with {chosen_by} {agent!r}, which gives no probabilities of actions"
-    require(possible, field, coef, allowed)
 
 
 def pretraining_key(seed: int) -> jax.Array:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from relic_jax.environment.reference_agents import batch_probabilities
 from relic_jax.environment.trials import TrialState, TrialStep
 from relic_jax.models.memory import Memory
 from relic_jax.models.policy import Policy
@@ -34,6 +35,8 @@ class Collected(NamedTuple):
         last_value: float32 [B], value of the observation after the segment.
         observation: the observations with their images, leading axes [B, K], if the update trains the image encoder;
           otherwise None. `steps` and the context contain only features.
+        teacher: the memory of the teacher after the segment, or None without one.
+        probabilities: its distributions over actions, float32 [B, K, n], or None without a teacher.
     """
 
     trial: TrialState
@@ -42,9 +45,13 @@ class Collected(NamedTuple):
     results: TrialStep
     last_value: jax.Array
     observation: PyTree
+    teacher: PyTree = None
+    probabilities: jax.Array | None = None
 
 
-def collect(setup: Setup, params: Params, trial: TrialState, memory: Memory, key: jax.Array) -> Collected:
+def collect(
+    setup: Setup, params: Params, trial: TrialState, memory: Memory, key: jax.Array, teacher: PyTree = None
+) -> Collected:
     """Act for one segment.
 
     Args:
@@ -53,14 +60,15 @@ def collect(setup: Setup, params: Params, trial: TrialState, memory: Memory, key
         trial: the trials at the start of the segment.
         memory: the context so far.
         key: typed PRNG key [].
+        teacher: the memory of the teacher, or None without one.
     """
     trial_steps, segment = setup.config.trial.steps, setup.config.trial.segment
     if setup.policy.acts_in_place:
-        return collect_within(setup, params, trial, memory, key)
+        return collect_within(setup, params, trial, memory, key, teacher)
 
     def act_in(size: int) -> Collected:
         working = setup.policy.for_acting(memory.prefix(size))
-        collected = collect_within(setup, params, trial, working, key)
+        collected = collect_within(setup, params, trial, working, key, teacher)
         return collected._replace(memory=setup.policy.for_storage(collected.memory.last_steps(segment)))
 
     collected = with_size(trial_steps, segment, memory.filled + segment, act_in, count=acting_sizes(setup.policy))
@@ -96,18 +104,21 @@ def buffer_sizes(steps: int, segment: int, count: int = MAX_SIZES) -> list[int]:
     return [segment * -(-segments * (index + 1) // count) for index in range(count)]
 
 
-def collect_within(setup: Setup, params: Params, trial: TrialState, memory: Memory, key: jax.Array) -> Collected:
+def collect_within(
+    setup: Setup, params: Params, trial: TrialState, memory: Memory, key: jax.Array, teacher: PyTree = None
+) -> Collected:
     """Act for one segment against all of `memory`, which must have room for the segment. See `collect`."""
-    policy = setup.policy
+    policy, agent = setup.policy, None if teacher is None else setup.teacher
     params = policy.cast_weights(params)
 
-    def step(carry: tuple[TrialState, Memory], key: jax.Array):
-        trial, memory = carry
+    def step(carry: tuple[TrialState, Memory, PyTree], key: jax.Array):
+        trial, memory, teacher = carry
         action_key, env_key = jax.random.split(key)
         observed = step_input(trial)
         inputs = policy.encode_images(params, observed)
         output, memory = policy.act(params, memory, inputs)
         action = output.distribution.sample(action_key)
+        teacher, probabilities = (None, None) if agent is None else batch_probabilities(agent, teacher, trial)
         trial, result = setup.trials.step(env_key, trial, action)
         record = Trajectory(
             inputs=inputs,
@@ -119,12 +130,14 @@ def collect_within(setup: Setup, params: Params, trial: TrialState, memory: Memo
             truncated=result.truncated,
             final_value=final_value(setup, params, memory, action, result),
         )
-        return (trial, memory), (record, result, observed.observation if policy.trains_image_encoder else None)
+        observation = observed.observation if policy.trains_image_encoder else None
+        return (trial, memory, teacher), (result, (record, observation, probabilities))
 
     keys = jax.random.split(key, setup.config.trial.segment)
-    (trial, memory), (records, results, observation) = jax.lax.scan(step, (trial, memory), keys)
-    steps, observation = jax.tree.map(lambda x: x.swapaxes(0, 1), (records, observation))
-    return Collected(trial, memory, steps, results, policy.value(params, memory, step_input(trial)), observation)
+    (trial, memory, teacher), (results, recorded) = jax.lax.scan(step, (trial, memory, teacher), keys)
+    steps, observation, probabilities = jax.tree.map(lambda x: x.swapaxes(0, 1), recorded)
+    last_value = policy.value(params, memory, step_input(trial))
+    return Collected(trial, memory, steps, results, last_value, observation, teacher, probabilities)
 
 
 def final_value(setup: Setup, params: Params, memory: Memory, action: jax.Array, result: TrialStep) -> jax.Array:

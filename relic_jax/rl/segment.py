@@ -16,6 +16,7 @@ from relic_jax.rl.curriculum import count_episodes, curriculum_metrics
 from relic_jax.rl.diagnostics import count_nonfinite, ended_episodes, episode_sums, first_nonfinite, mean_reward
 from relic_jax.rl.rollout import Collected, collect
 from relic_jax.rl.state import Metrics, Setup, TrainState
+from relic_jax.rl.teaching import teacher_labels
 from relic_jax.rl.trial import continue_trial, start_trial
 from relic_jax.rl.update import make_batch, update
 
@@ -32,7 +33,7 @@ def segment_step(setup: Setup, state: TrainState) -> tuple[TrainState, Metrics]:
     trial = setup.trials.counting(
         state.trial, steps.terminated | steps.truncated, state.segment * setup.config.trial.segment
     )
-    collected = collect(setup, state.params, trial, before, act_key)
+    collected = collect(setup, state.params, trial, before, act_key, state.teacher)
     return learn(setup, state.replace(key=key), before, collected, update_key, after_key)
 
 
@@ -63,9 +64,12 @@ def learn(
         env_steps=state.env_steps + cfg.trial.environments * cfg.trial.segment,
         trial=dataclasses.replace(collected.trial, episode_steps=None),
         memory=collected.memory,
+        teacher=collected.teacher,
         trajectory=context.write_window(state.trajectory, collected.steps, start),
     )
-    batch = make_batch(setup, state, before, collected.last_value)._replace(observation=collected.observation)
+    batch = make_batch(setup, state, before, collected.last_value)._replace(
+        observation=collected.observation, teacher=teacher_labels(setup, state, collected)
+    )
     is_last = state.segment == cfg.trial.updates - 1
     params, opt_state, metrics = update(setup, state, batch, is_last, update_key)
     # The statistics of observations change only here: the update uses those that the policy acted with, and the

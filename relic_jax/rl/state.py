@@ -13,6 +13,7 @@ from flax import struct
 from relic_jax import prng
 from relic_jax.config import TrainConfig
 from relic_jax.environment.base import Environment, num_tasks
+from relic_jax.environment.reference_agents import Teacher, batch_memory
 from relic_jax.environment.trials import Trials, TrialState
 from relic_jax.models.memory import Memory
 from relic_jax.models.policy import Policy, policy_for
@@ -41,6 +42,7 @@ class TrainState(struct.PyTreeNode):
         trajectory: the trial's steps so far, in buffers [N, T].
         memory: the policy's memory of the trial.
         curriculum: the state of the curriculum, or None without one.
+        teacher: the memory of the teacher in each of the N trials, or None without one.
     """
 
     params: Params
@@ -52,6 +54,7 @@ class TrainState(struct.PyTreeNode):
     trajectory: Trajectory
     memory: Memory
     curriculum: CurriculumState | None = None
+    teacher: PyTree = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -80,6 +83,13 @@ class Setup:
     def optimizer(self) -> Any:
         """The optax transformation."""
         return make_optimizer(self.config.ppo)
+
+    @property
+    def teacher(self) -> Teacher | None:
+        """The agent of the teacher loss, or None without one."""
+        ppo = self.config.ppo
+        agent = self.trials.env.reference_agents[ppo.teacher] if ppo.has_teacher else None
+        return agent if isinstance(agent, Teacher) else None
 
     @property
     def abstract_state(self) -> TrainState:
@@ -130,7 +140,13 @@ def init_state(setup: Setup) -> TrainState:
         trajectory=empty_trajectory(setup, trial),
         memory=setup.policy.initial_memory(setup.local_environments, cfg.trial.steps),
         curriculum=curriculum,
+        teacher=new_teacher_memory(setup),
     )
+
+
+def new_teacher_memory(setup: Setup) -> PyTree:
+    """Return the memory of the teacher at the start of every trial, or None without one."""
+    return None if setup.teacher is None else batch_memory(setup.teacher, setup.local_environments)
 
 
 def new_trial(setup: Setup, key: jax.Array, curriculum: CurriculumState | None = None) -> TrialState:

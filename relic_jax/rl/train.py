@@ -33,6 +33,7 @@ from relic_jax.rl.parallel import configure_devices, initial_state, state_shardi
 from relic_jax.rl.pretraining import check_pretraining, pretrained
 from relic_jax.rl.runner import make_runner
 from relic_jax.rl.state import Setup, TrainState, make_setup
+from relic_jax.rl.teaching import check_teaching
 from relic_jax.spaces import image_mask, spaces_of, spaces_to_json
 from relic_jax.stopping import Stop, stop_signals
 from relic_jax.tracking import Record, Tracker
@@ -94,6 +95,7 @@ def prepare(config: TrainConfig, env: Environment, *, resume: bool = False) -> S
         check_evaluated(config.policy, config.eval.during_training, env, "test")
     check_recall(config, env)
     check_pretraining(config, env)
+    check_teaching(config, env)
     check_curriculum(config, env)
     env.check_start(config.trial.environments)
     setup = make_setup(config, env)

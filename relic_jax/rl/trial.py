@@ -9,7 +9,7 @@ from jax import lax
 from relic_jax.models.memory import Memory
 from relic_jax.rl import context
 from relic_jax.rl.curriculum import next_curriculum
-from relic_jax.rl.state import Setup, TrainState, empty_trajectory, new_trial
+from relic_jax.rl.state import Setup, TrainState, empty_trajectory, new_teacher_memory, new_trial
 from relic_jax.types import Trajectory
 
 
@@ -64,4 +64,5 @@ def start_trial(setup: Setup, state: TrainState, key: jax.Array) -> TrainState:
         trajectory=empty_trajectory(setup, state.trial),
         memory=setup.policy.initial_memory(setup.local_environments, trial.steps),
         curriculum=curriculum,
+        teacher=new_teacher_memory(setup),
     )

@@ -13,12 +13,13 @@ import optax
 from jax import lax
 
 from relic_jax.config import TrainConfig
+from relic_jax.distributions import Categorical
 from relic_jax.models.memory import Memory, rows
 from relic_jax.models.policy import PolicyOutput
 from relic_jax.rl import context, losses
 from relic_jax.rl.gae import advantages
 from relic_jax.rl.masked import Counts, mean_count, mean_of_valid, normalize_advantages, step_counts
-from relic_jax.rl.optimizer import entropy_coef, learning_rate, recall_coef
+from relic_jax.rl.optimizer import entropy_coef, learning_rate, recall_coef, teacher_coef
 from relic_jax.rl.rollout import with_size
 from relic_jax.rl.state import Metrics, Setup, TrainState
 from relic_jax.rl.steps import StepCount
@@ -26,6 +27,9 @@ from relic_jax.types import Params, PyTree, Span, StepInput, Trajectory
 
 GRADIENT_SIZES = 4
 """Number of static trial lengths for which the gradient through a whole trial is compiled."""
+
+AUXILIARY = {"recall_loss": recall_coef, "teacher_loss": teacher_coef}
+"""Schedules of the weights of the auxiliary losses."""
 
 
 class Batch(NamedTuple):
@@ -40,6 +44,8 @@ class Batch(NamedTuple):
           (`Collected.observation`).
         recall: `Environment.recall_labels` of all steps, int32 [B, T, answers] and bool [B, T], or None without a
           recall loss.
+        teacher: the teacher's probabilities of the actions at the steps of the newest segment, float32 [B, K, n], 0 at
+          steps without a teacher loss. None without a teacher.
     """
 
     trajectory: Trajectory
@@ -48,6 +54,7 @@ class Batch(NamedTuple):
     target: jax.Array
     observation: PyTree = None
     recall: tuple[jax.Array, jax.Array] | None = None
+    teacher: jax.Array | None = None
 
     def rows(self, index: jax.Array) -> Batch:
         """Select the environments `index`, int32 [b], which must be distinct."""
@@ -58,9 +65,9 @@ class Batch(NamedTuple):
 
     def first_steps(self, size: int) -> Batch:
         """Select the first `size` steps of the trial, with an empty context, for a pass over all of them."""
-        steps = self._replace(memory=None, observation=None)  # type: ignore[arg-type]  # empty trees
+        steps = self._replace(memory=None, observation=None, teacher=None)  # type: ignore[arg-type]  # empty trees
         steps = jax.tree.map(lambda x: x[:, :size], steps)
-        return steps._replace(memory=self.memory.prefix(0), observation=self.observation)
+        return steps._replace(memory=self.memory.prefix(0), observation=self.observation, teacher=self.teacher)
 
 
 class Window(NamedTuple):
@@ -267,13 +274,13 @@ def minibatch_loss(
 ) -> tuple[jax.Array, Metrics]:
     """Compute the PPO loss of a minibatch, averaged over the steps of the window.
 
-        L = L_policy + value_coef·L_value − entropy_coef·H + recall_coef·L_recall
+        L = L_policy + value_coef·L_value − entropy_coef·H + recall_coef·L_recall + teacher_coef·L_teacher
 
-    with L_recall of `recall_nats`. Its mean over devices is the loss (see `masked`).
+    with L_recall of `recall_nats`, L_teacher of `losses.action_loss`. Its mean over devices is the loss (see `masked`).
 
     Args:
         setup: the training setup.
-        env_steps: environment steps so far, for the schedule of `entropy_coef`.
+        env_steps: environment steps so far, for the schedules of the coefficients.
         params: the trainable parameters.
         batch: data of the minibatch's environments.
         window: the steps with a loss.
@@ -299,9 +306,9 @@ def minibatch_loss(
     value_loss = mean(losses.value_loss(output.value, steps.value, target, ppo.value_clip))
     bonus = entropy_coef(ppo, setup.config.total_steps, env_steps) * entropy
     loss = policy_loss + ppo.value_coef * value_loss - bonus
-    recall = {} if batch.recall is None else {"recall_loss": mean(recall_nats(batch, window, output))}
-    if recall:
-        loss += recall_coef(ppo, setup.config.total_steps, env_steps) * recall["recall_loss"]
+    auxiliary = {name: mean(x) for name, x in auxiliary_losses(batch, window, output).items()}
+    for name, value in auxiliary.items():
+        loss += AUXILIARY[name](ppo, setup.config.total_steps, env_steps) * value
     log_ratio = log_prob - steps.log_prob
     metrics = {
         "loss": loss,
@@ -310,12 +317,21 @@ def minibatch_loss(
         "entropy": entropy,
         "kl": mean(jnp.exp(log_ratio) - 1 - log_ratio),
         "clip_fraction": mean((jnp.abs(jnp.exp(log_ratio) - 1) > ppo.clip) * 1.0),
-        **recall,
+        **auxiliary,
     }
     if counts is not None:
         scale = counts.loss / counts.metrics
         metrics = {name: value * scale for name, value in metrics.items()}
     return loss, metrics
+
+
+def auxiliary_losses(batch: Batch, window: Window, output: PolicyOutput) -> dict[str, jax.Array]:
+    """Return the recall loss and the teacher loss of each step of the window, float32 [b, size], if there are any."""
+    parts = {} if batch.recall is None else {"recall_loss": recall_nats(batch, window, output)}
+    if batch.teacher is not None:
+        assert isinstance(output.distribution, Categorical)
+        parts["teacher_loss"] = losses.action_loss(output.distribution, batch.teacher)
+    return parts
 
 
 def recall_nats(batch: Batch, window: Window, output: PolicyOutput) -> jax.Array:

@@ -45,14 +45,15 @@ from relic_jax.tracking import Trackers
 CONFIG = TrainConfig(
     env=EnvConfig("gridobj-9"),
     total_steps=240,
+    chunk="segment",
     devices=1,
     policy=PolicyConfig(
         transformer=TransformerConfig(layers=1, heads=2, width=16, mlp_width=16, max_positions=128),
         encoder=EncoderConfig(observation="scaled"),
         recall=(9, 9),
     ),
-    trial=TrialConfig(environments=4, steps=30, updates=1),
-    ppo=PPOConfig(minibatches=1, accumulate=1, epochs=1, recall_coef=1.0),
+    trial=TrialConfig(environments=4, steps=30, updates=2),
+    ppo=PPOConfig(minibatches=1, accumulate=1, epochs=1, recall_coef=1.0, teacher_coef=0.5, last_update="partial"),
     pretrain=PretrainConfig(steps=6, trials=4, trial_steps=20, segment=10, minibatches=2),
 )
 
@@ -325,9 +326,8 @@ def test_the_actor_learns_the_agents_distribution(recall):
 def test_labels_without_a_class_do_not_reach_the_loss():
     env = Lever()
     policy = dataclasses.replace(CONFIG.policy, recall=(4,), encoder=EncoderConfig())
-    setup = prepare(
-        dataclasses.replace(CONFIG, policy=policy, ppo=dataclasses.replace(CONFIG.ppo, recall_coef=0.0)), env
-    )
+    ppo = dataclasses.replace(CONFIG.ppo, recall_coef=0.0, teacher_coef=0.0)
+    setup = prepare(dataclasses.replace(CONFIG, policy=policy, ppo=ppo), env)
     state = pretrained(setup, initial_state(setup), None, Stop())
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
 
