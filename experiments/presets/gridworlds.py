@@ -34,19 +34,21 @@ GRIDWORLD = replace(
 
 GRIDOBJ = replace(GRIDWORLD, env=EnvConfig("gridobj-9"))
 
+WITHOUT_ROTARY = replace(GRIDOBJ.policy, transformer=replace(GRIDOBJ.policy.transformer, episode_rope=False))
+"""The policy without rotary angles by episode, which delay recall (docs/recall.md)."""
+
 
 def recall(size: int, steps: int) -> TrainConfig:
     """Return the recipe of docs/recall.md for all kinds on a grid of `size` × `size`, in trials of `steps` steps.
 
     Longer trials spend most of their steps where the policy knows the places, and search is learned slowly.
     """
-    policy = GRIDOBJ.policy
     return replace(
         GRIDOBJ,
         env=EnvConfig(f"gridobj-{size}"),
         total_steps=3_000_000,
         trial=TrialConfig(environments=64, steps=steps, updates=steps // 100),
-        policy=replace(policy, transformer=replace(policy.transformer, episode_rope=False), recall=(size, size)),
+        policy=replace(WITHOUT_ROTARY, recall=(size, size)),
         ppo=replace(GRIDOBJ.ppo, lr=5e-4, max_grad_norm=1.0, recall_coef=1.0),
         pretrain=PretrainConfig(steps=600, trial_steps=steps * 4 // 3, segment=steps // 3),
     )
@@ -54,7 +56,12 @@ def recall(size: int, steps: int) -> TrainConfig:
 
 PRESETS: dict[str, Preset] = {
     "gridobj-9-two": Preset(
-        replace(GRIDOBJ, env=EnvConfig("gridobj-9", options=Options(asked=2))),
+        replace(
+            GRIDOBJ,
+            env=EnvConfig("gridobj-9", options=Options(asked=2)),
+            trial=TrialConfig(environments=64, steps=200, updates=2),
+            policy=WITHOUT_ROTARY,
+        ),
         "object navigation on a 9×9 grid; a trial asks for two of the six kinds of objects",
     ),
     "gridobj-9": Preset(
@@ -69,7 +76,7 @@ PRESETS: dict[str, Preset] = {
         replace(
             GRIDOBJ,
             total_steps=8_000_000,
-            policy=replace(GRIDOBJ.policy, transformer=replace(GRIDOBJ.policy.transformer, episode_rope=False)),
+            policy=WITHOUT_ROTARY,
             curriculum=CurriculumConfig(option="asked", threshold=0.1, window=512, later=6),
         ),
         "gridobj-9 without labels: trials ask for one kind at first, and for more as the in-context gain rises",

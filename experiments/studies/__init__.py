@@ -4,13 +4,13 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent
 NIGHT = (
-    "memories-gridobj",
-    "memories-darkroom",
     "partial-updates",
     "sinks",
+    "memories-gridobj",
     "context-gradient",
     "imitation",
     "attention",
+    "memories-darkroom",
 )
 """Studies that finish in one night on two cores, in the order in which they run."""
 LONG = ("length", "stale-keys-full")

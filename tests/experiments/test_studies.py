@@ -21,7 +21,7 @@ STATES = {"gru", "lstm", "gated-delta", "lru"}
 VARIANTS = {
     "memories-darkroom": {"relic", "single-episode", "multi-episode", *ATTENTION, *STATES},
     "memories-gridobj": {"relic", "single-episode", "multi-episode", *ATTENTION, *STATES},
-    "partial-updates": {"partial", "whole", "whole-4x-epochs"},
+    "partial-updates": {"partial", "partial-4", "whole", "whole-2x-epochs"},
     "sinks": {f"sink-{sink}" for sink in ("kv", "kv0", "k0v0", "token", "none")},
     "context-gradient": {"context-gradient-stopped", "context-gradient-full"},
     "imitation": {"relic", "gru"},
@@ -29,7 +29,7 @@ VARIANTS = {
     "length": {"relic", "no-shuffle", "window", "memo", "gru", "gated-delta"},
     "stale-keys-full": {"all", "all, no shuffle", "newest two", "every second update", "never"},
 }
-EVALUATIONS = {"imitation": 1 + 4 * 4, "length": 4 + 4 + 1}
+EVALUATIONS = {"imitation": 1 + 4 * 4, "length": 4 + 5 + 1}
 """Numbers of evaluations of the first run."""
 SEEDS = 6
 CORES = 2
