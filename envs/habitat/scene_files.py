@@ -25,7 +25,7 @@ INSTANCES = {
     "articulated_objects": "articulated_object_instances",
 }
 """Keys of a scene instance, by the part of the scene dataset that contains their templates."""
-ASSETS = ("render_asset", "collision_asset", "urdf_filepath")
+ASSETS = ("render_asset", "urdf_filepath")
 """Keys of templates whose values are files, if they have an extension: other values are primitives."""
 
 
@@ -101,7 +101,7 @@ class SceneDataset:
         return articulated
 
     def _check_template(self, scene: str, instance: str, part: str, name: str) -> None:
-        if (part, name) in self._checked:
+        if name.lower() == "none" or (part, name) in self._checked:  # NONE: the empty stage
             return
         kind = part[:-1].replace("_", " ")
         handle = self.find(part, name)
@@ -112,19 +112,24 @@ class SceneDataset:
         template = _read(handle) if handle.endswith(".json") and os.path.isfile(handle) else {}
         for key in ASSETS:
             asset = template.get(key)
-            if not isinstance(asset, str) or not os.path.splitext(asset)[1]:
+            if not isinstance(asset, str) or not os.path.splitext(asset)[1] or "%%" in asset:  # %%: a placeholder
                 continue
             path = os.path.join(os.path.dirname(handle), asset)
             if not (os.path.exists(path) or os.path.exists(asset)):
                 raise SetupError(f"scene {scene!r} has {kind} {name!r} ({handle}), whose {key} {path!r} does not exist")
+        self._checked.add((part, name))
 
 
 def _expand(pattern: str, suffix: str) -> list[str]:
-    """Return the files of a pattern that end with `suffix`. A folder stands for the files in it."""
+    """Return the files of a pattern: those in a folder, or beside a file with another extension, that end so."""
     files: list[str] = []
     for path in glob.glob(pattern):
-        files += [os.path.join(path, name) for name in os.listdir(path)] if os.path.isdir(path) else [path]
-    return [file for file in files if file.endswith(suffix)]
+        if os.path.isdir(path):
+            files += [os.path.join(path, name) for name in os.listdir(path) if name.endswith(suffix)]
+        else:
+            beside = path if path.endswith(suffix) else os.path.splitext(path)[0] + suffix
+            files += [beside] if os.path.isfile(beside) else []
+    return files
 
 
 def _read(path: str) -> dict[str, Any]:

@@ -71,6 +71,17 @@ def test_a_scene_whose_stage_is_missing(made, tmp_path, name):
     refused(lambda: Simulation(Settings(scene_dataset=made)).load("a"), "stages/a")
 
 
+@pytest.mark.parametrize(
+    ("extension", "pattern"), [(".json", "stages"), (".json", "stages/*.glb"), (".glb", "stages/*"), (".json", "st*")]
+)
+def test_stages_are_found_as_habitat_sim_finds_them(made, tmp_path, extension, pattern):
+    edit(tmp_path / os.path.basename(made), stages={"paths": {extension: [pattern]}})
+    files = SceneDataset(made)
+    suffix = "stage_config.json" if extension == ".json" else "glb"
+    assert files.handles("stages") == [str(tmp_path / "stages" / f"{name}.{suffix}") for name in "ab"]
+    assert files.check("a") == []
+
+
 def test_objects_of_a_scene_that_are_missing(made, tmp_path):
     instance = tmp_path / "scene_instances" / "a.scene_instance.json"
     edit(instance, object_instances=[{"template_name": "objects/mug"}, {"template_name": "objects/chair"}])
