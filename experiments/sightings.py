@@ -10,7 +10,16 @@ from typing import Any
 import numpy as np
 
 from relic_jax.environment.base import Environment
-from relic_jax.evaluation.sightings import CLASSES, Sightings, Trial, play_trials, sightings, steps_read, uniform_mass
+from relic_jax.evaluation.sightings import (
+    CLASSES,
+    Sightings,
+    Trial,
+    first_asked,
+    play_trials,
+    sightings,
+    steps_read,
+    uniform_mass,
+)
 from relic_jax.experiments import folders, run
 from relic_jax.experiments.arguments import parse
 from relic_jax.experiments.attention import AttentionCommand, settings_of, stem_of
@@ -67,10 +76,20 @@ def sightings_main(arguments: Sequence[str]) -> None:
             found = sightings(
                 policy.policy, policy.params, trials, lambda fraction: activity.show(f"{text} {fraction:4.0%}")
             )
+            passing = in_passing(policy, trials)
             panels = panels_of(policy, trials[command.task], found.strongest, command.panels)
-        _write(files, found, panels, command, policy, env)
-    print("\n".join(describe(found)))
+        _write(files, found, passing, panels, command, policy, env)
+    print("\n".join(describe(found) + describe_passing(passing, found.strongest)))
     print("wrote " + ", ".join(map(str, files)))
+
+
+def in_passing(policy: LoadedPolicy, trials: Sequence[Trial]) -> Sightings | None:
+    """Return the attention of the recalling steps whose kind no earlier episode asked for. None without such steps."""
+    masks = [trial.recalling & first_asked(trial.map, trial.episode) for trial in trials]
+    if not any(mask.any() for mask in masks):
+        return None
+    chosen = [dataclasses.replace(trial, recalling=mask) for trial, mask in zip(trials, masks, strict=True)]
+    return sightings(policy.policy, policy.params, chosen)
 
 
 def panels_of(policy: LoadedPolicy, trial: Trial, head: tuple[int, int], episodes: Sequence[int]) -> list[Panel]:
@@ -98,6 +117,7 @@ def panels_of(policy: LoadedPolicy, trial: Trial, head: tuple[int, int], episode
 def _write(
     files: Sequence[Path],
     found: Sightings,
+    passing: Sightings | None,
     panels: Sequence[Panel],
     command: SightingsCommand,
     policy: LoadedPolicy,
@@ -107,7 +127,8 @@ def _write(
     about = {"env": env.name, "split": command.tasks, "checkpoint": run.label(policy), **folders.origin()}
     layer, head = found.strongest
     drawn = {"task": command.task, "layer": layer + 1, "head": head + 1, "panels": [x.to_json() for x in panels]}
-    write_atomically(files[0], run.as_json(about | to_json(found) | {"drawn": drawn}))
+    parts = {"in_passing": None if passing is None else to_json(passing), "drawn": drawn}
+    write_atomically(files[0], run.as_json(about | to_json(found) | parts))
     title = f"{env.name}, {command.tasks} task {command.task}: what layer {layer + 1}, head {head + 1} reads"
     write_figure(draw(panels, title), files[1])
 
@@ -147,3 +168,12 @@ def describe(found: Sightings) -> list[str]:
             f"much; other kinds in view {other:.1%}, nothing in view {nothing:.1%}, sink {sink:.1%}"
         )
     return lines
+
+
+def describe_passing(passing: Sightings | None, head: tuple[int, int]) -> list[str]:
+    """Return what (layer, head) reads of kinds that no earlier episode asked for, as text. Empty without such steps."""
+    if passing is None:
+        return []
+    mass, uniform = passing.mass[:, head[0], head[1], 0].mean(), passing.uniform[:, 0].mean()
+    count = f"{passing.steps.sum()} recalling steps for kinds that no earlier episode asked for"
+    return [f"{count}: {mass:.1%} in layer {head[0] + 1}, head {head[1] + 1} (uniform {uniform:.1%})"]

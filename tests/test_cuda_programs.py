@@ -81,7 +81,9 @@ def test_a_step_and_the_gradient_of_a_block(name):
 
     with on_hopper():
         memory = jax.eval_shape(policy.for_acting, abstract.memory)
-    inputs = jax.tree.map(lambda x: jax.ShapeDtypeStruct((x.shape[0], steps, *x.shape[2:]), x.dtype), abstract.trajectory.inputs)
+    inputs = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((x.shape[0], steps, *x.shape[2:]), x.dtype), abstract.trajectory.inputs
+    )
     assert custom_calls(lowered(run, abstract.params, memory, abstract.trial, inputs)) == MEMORIES[name]
 
 

@@ -131,7 +131,7 @@ def _relic_jax(words: list[str]) -> Step:
     habitat = ("habitat-dataset", "habitat-scenes")
     if (
         options == arguments
-        and command in ("train", "evaluate", "plot", "compare", "export", "attention", *habitat)
+        and command in ("train", "evaluate", "plot", "compare", "export", "attention", "sightings", *habitat)
         and "--out" not in options
     ):
         return Step("mention", tuple(words))  # the text mentions a command or its options without a run
@@ -144,7 +144,9 @@ def _relic_jax(words: list[str]) -> Step:
     if command == "evaluate":
         change = value(words, "--change-task-at")  # an episode of the evaluation
         return Step("run", (*words, *EVALUATE, *(() if change is None else ("--episodes", change))))
-    if command in ("play", "attention", "sightings"):
+    if command == "sightings":
+        return Step("run", (*words, "--episodes", "2", "--limit", "8"))
+    if command in ("play", "attention"):
         return Step("run", (*words, "--episodes", "2"))
     if command == "habitat-dataset":
         return Step("run", tuple(PLACEHOLDERS.get(w, "tasks.json" if w == "FILE" else w) for w in (*words, *DATASET)))

@@ -179,6 +179,28 @@ def recalling_steps(layout: TrialMap, episode: np.ndarray) -> np.ndarray:
     return (before > 0) & (count[steps + 1, layout.asked] == before)
 
 
+def first_asked(layout: TrialMap, episode: np.ndarray) -> np.ndarray:
+    """Return the steps of episodes that ask for a kind which no earlier episode of the trial asked for.
+
+    Such a kind can have been in view only by chance, while another one was sought.
+
+    Args:
+        layout: The map of T steps.
+        episode: int [T]. Index of the episode of each step, from 0.
+
+    Returns:
+        bool [T].
+    """
+    asked = layout.asked[np.searchsorted(episode, np.arange(episode[-1] + 1))]
+    _, first = np.unique(asked, return_index=True)
+    return np.isin(episode, first)
+
+
+@functools.lru_cache(maxsize=4)
+def _measure(policy: Policy) -> Callable[..., jax.Array]:
+    return jax.jit(functools.partial(_mass_of_trial, policy))
+
+
 @settings.with_standard
 def sightings(
     policy: Policy, params: Params, trials: Sequence[Trial], progress: Callable[[float], None] = lambda fraction: None
@@ -199,7 +221,7 @@ def sightings(
         episodes = trials[0].episode[-1] + 1
         allowed = "more, so that an episode asks for a kind that was in view before"
         raise ConfigError(f"episodes is {episodes}; allowed: {allowed}")
-    measure = jax.jit(functools.partial(_mass_of_trial, policy))
+    measure = _measure(policy)
     mass, uniform = [], []
     for index, trial in enumerate(chosen):
         in_view, asked, weight = _padded(trial)

@@ -16,6 +16,7 @@ from relic_jax.evaluation.attention import attention_of
 from relic_jax.evaluation.sightings import (
     Sightings,
     Trial,
+    first_asked,
     play_trials,
     recalling_steps,
     sightings,
@@ -55,6 +56,12 @@ def test_labels_by_hand(by_hand):
     asked = np.where(EPISODE == 2, 1, ASKED)
     layout = TrialMap(**{**vars(by_hand), "asked": asked})
     np.testing.assert_array_equal(recalling_steps(layout, EPISODE), [0, 0, 1, 1, 0, 1, 1, 1])
+
+
+def test_kinds_that_no_earlier_episode_asked_for(by_hand):
+    assert first_asked(by_hand, EPISODE).all()
+    layout = TrialMap(**{**vars(by_hand), "asked": np.where(EPISODE == 2, 1, ASKED)})
+    np.testing.assert_array_equal(first_asked(layout, EPISODE), EPISODE < 2)
 
 
 def test_uniform_attention_by_hand(by_hand):
@@ -195,6 +202,7 @@ def test_the_command(cli, tmp_path):
     content = json.loads((tmp_path / "seen.json").read_text())
     assert max(head["asked"]["mass"] for head in content["heads"]) > 3 * content["uniform"]["asked"]
     assert [panel["episode"] for panel in content["drawn"]["panels"]] == [1, 3] and content["drawn"]["task"] == 1
+    assert content["in_passing"]["recalling_steps"] <= content["recalling_steps"]
     assert "recalling steps of " in out and (tmp_path / "seen.svg").is_file()
     for option, value, allowed in (("--task", 2, "task is 2; allowed: 0 … 1"), ("--panels", 4, "panels is 4; allowed")):
         code, _, err = cli("sightings", *options, option, value)

@@ -33,4 +33,6 @@ def lowered(function, *arguments):
 
 def custom_calls(program):
     """Return the names of the functions outside XLA that a program calls."""
-    return set(re.findall(r"custom_call @([\w$.]+)", program)) | set(re.findall(r'call_target_name = "([^"]+)"', program))
+    return set(re.findall(r"custom_call @([\w$.]+)", program)) | set(
+        re.findall(r'call_target_name = "([^"]+)"', program)
+    )
