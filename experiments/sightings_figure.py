@@ -106,7 +106,8 @@ def draw(panels: Sequence[Panel], title: str) -> Figure:
 def _title(panel: Panel) -> str:
     text = f"episode {panel.episode + 1}: kind {_letter(panel.asked)}, {_count(len(panel.steps), 'step')}"
     if not panel.recalling:
-        return text + "\nnot seen in an earlier episode, or in view at once"
+        seen = panel.sighted[panel.trial.episode < panel.episode].any()
+        return text + ("\nin view from the first step on" if seen else "\nnot seen in an earlier episode")
     return text + f"\n{panel.mass:.0%} on earlier sightings (uniform {panel.uniform:.0%})"
 
 
@@ -142,7 +143,7 @@ def _draw_read(axis: Any, panel: Panel) -> None:
     earlier = panel.trial.episode < panel.episode
     for color, chosen in ((UNSEEN, earlier & ~panel.sighted), (SEEN, earlier & panel.sighted)):
         places, mass = mass_by_place(panel.trial.map.position[chosen], panel.weight[chosen])
-        axis.scatter(*places.T, s=AREA * mass, color=color, alpha=0.55, linewidth=0, zorder=3)
+        axis.scatter(*places.T, s=AREA * mass, color=color, alpha=0.55, linewidth=0, zorder=3, clip_on=False)
 
 
 def mass_by_place(position: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

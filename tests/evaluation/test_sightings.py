@@ -173,6 +173,7 @@ def test_a_panel_by_hand(by_hand):
     assert Panel(trial, 2, 0 * weight, 0.0).to_json() == {"episode": 3, "asked": 2, "steps": 3, "recalling_steps": 0}
     axes = draw([panel, Panel(trial, 2, 0 * weight, 0.0)], "a_b").axes
     assert axes[0].get_title() == "episode 2: kind A, 3 steps\n70% on earlier sightings (uniform 30%)"
+    assert axes[1].get_title() == "episode 3: kind C, 3 steps\nnot seen in an earlier episode"
     unseen, seen = axes[0].collections
     assert seen.get_offsets().tolist() == [[0, 1], [1, 1]] and len(unseen.get_offsets()) == 0 and SEEN != UNSEEN
     assert seen.get_sizes()[0] / seen.get_sizes()[1] == pytest.approx(2.5)
