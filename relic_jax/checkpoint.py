@@ -29,19 +29,22 @@ import jax.numpy as jnp
 from relic_jax import prng, process, trust
 from relic_jax.config import ConfigError, TrainConfig, from_json, to_json
 from relic_jax.files import remove_unfinished, sync, sync_entries, write_checksums
+from relic_jax.parameters import with_current_names, with_earlier_names
 from relic_jax.rl.state import TrainState
 from relic_jax.rl.steps import StepCount
 from relic_jax.runtime.files import read_record, verify_files
-from relic_jax.stored_state import compact, expanded, with_typed_key, without_params, without_typed_keys
+from relic_jax.stored_state import compact, expanded, with_renamed, with_typed_key, without_params, without_typed_keys
 from relic_jax.types import Params, PyTree
 
 with process.unconfigured_root_logger():  # orbax logs while it is imported
     from orbax.checkpoint import v1 as ocp
 
-FORMAT = "relic-jax-checkpoint-2"
-OLD_FORMAT = "relic-jax-checkpoint-1"
-"""An earlier format that can be read. `env_steps` is one int32, the random number settings are not recorded
-(`prng.ORIGINAL`), and checksums can be missing."""
+FORMAT = "relic-jax-checkpoint-3"
+FORMAT_2 = "relic-jax-checkpoint-2"
+"""An earlier format that can be read. Parameters have the names that `with_earlier_names` returns."""
+FORMAT_1 = "relic-jax-checkpoint-1"
+"""As format 2, and `env_steps` is one int32, the random number settings are not recorded (`prng.ORIGINAL`), and
+checksums can be missing."""
 KEEP = 2  # complete checkpoints to keep: the newest, and the one before in case the newest is damaged
 
 
@@ -139,7 +142,7 @@ def _write(
 
 
 def write_params(folder: Path, params: Params) -> None:
-    """Write only parameters, which `load_params` reads, into a folder. The caller makes the write atomic."""
+    """Write only parameters, which `read_params` reads, into a folder. The caller makes the write atomic."""
     with _quiet(), process.unconfigured_root_logger():
         ocp.save_checkpointables(folder.absolute() / "arrays", {"params": params})
 
@@ -195,7 +198,7 @@ def verify(path: Path) -> None:
 
 def _verify(path: Path) -> None:
     meta = _read_meta(path)
-    verify_files(path, "checkpoint", required=meta["format"] == FORMAT)
+    verify_files(path, "checkpoint", required=meta["format"] != FORMAT_1)
 
 
 def _good_before(path: Path) -> Path | None:
@@ -273,8 +276,8 @@ def load_meta(path: Path) -> tuple[TrainConfig, dict[str, Any]]:
 
 def _read_meta(path: Path) -> dict[str, Any]:
     """Return the content of meta.json. Raises ConfigError if it is missing, foreign, of a newer format or truncated."""
-    meta = read_record(path / "meta.json", "checkpoint", (FORMAT, OLD_FORMAT))
-    if (meta["format"] == FORMAT or "prng" in meta) and not prng.is_known(meta.get("prng")):
+    meta = read_record(path / "meta.json", "checkpoint", (FORMAT, FORMAT_2, FORMAT_1))
+    if (meta["format"] != FORMAT_1 or "prng" in meta) and not prng.is_known(meta.get("prng")):
         raise ConfigError(f"checkpoint is '{path}'; its meta.json does not fit: prng is {meta.get('prng')!r}")
     return meta
 
@@ -293,12 +296,8 @@ def load_prng(path: Path) -> dict[str, Any]:
     return found
 
 
-def _is_old(path: Path) -> bool:
-    return bool(_read_meta(path)["format"] == OLD_FORMAT)
-
-
 def load_state(path: Path, abstract: TrainState, shardings: TrainState) -> TrainState:
-    """Load the whole state of training. States of the old format are converted.
+    """Load the whole state of training. States of earlier formats are converted.
 
     Call `load_meta` first, which checks the folder, and load under the settings that `load_prng` returns.
 
@@ -319,12 +318,16 @@ def load_state(path: Path, abstract: TrainState, shardings: TrainState) -> Train
         )
     plain = jax.eval_shape(lambda state: without_typed_keys(compact(state)), abstract)
     placed = jax.tree.map(_placed, plain, compact(shardings, lambda _: shardings.segment))
-    if is_old := _is_old(path):
+    file_format = _read_meta(path)["format"]
+    if file_format != FORMAT:
+        placed = with_renamed(placed, with_earlier_names)
+    if file_format == FORMAT_1:
         where: Any = shardings.env_steps
         placed = replace(placed, env_steps=_placed(jax.ShapeDtypeStruct((), jnp.int32), where.low))
     loaded = _load(path, {"params": placed.params, "rest": without_params(placed)})
-    state = expanded(TrainState(**{**loaded["rest"], "params": loaded["params"]}), abstract, shardings)
-    if is_old:
+    state = with_renamed(TrainState(**{**loaded["rest"], "params": loaded["params"]}), with_current_names)
+    state = expanded(state, abstract, shardings)
+    if file_format == FORMAT_1:
         steps = StepCount.of(int(state.env_steps))
         state = replace(state, env_steps=jax.device_put(steps, shardings.env_steps))
     return jax.tree.map(with_typed_key, abstract, state)
@@ -332,6 +335,12 @@ def load_state(path: Path, abstract: TrainState, shardings: TrainState) -> Train
 
 def load_params(path: Path, abstract: Params) -> Params:
     """Load only the parameters, to the first device. See `load_state` for the arguments and errors."""
+    stored = abstract if _read_meta(path)["format"] == FORMAT else with_earlier_names(abstract)
+    return with_current_names(read_params(path, stored))
+
+
+def read_params(path: Path, abstract: Params) -> Params:
+    """Load the parameters of a folder under the names in its files. See `load_params`."""
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     return _load(path, {"params": jax.tree.map(lambda x: _placed(x, device), abstract)})["params"]
 

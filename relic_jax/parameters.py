@@ -1,14 +1,18 @@
-"""Names and a fingerprint of parameters."""
+"""Names and a fingerprint of parameters, and their names in files of earlier formats."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from relic_jax.types import Params
+from relic_jax.types import Params, PyTree
+
+EARLIER_NAMES = {"spatial_attention": "glance"}
+"""Parts of a policy with another name in earlier file formats: checkpoints up to format 2 and exports of format 1."""
 
 
 def named_parameters(params: Params) -> dict[str, Any]:
@@ -20,10 +24,35 @@ def named_parameters(params: Params) -> dict[str, Any]:
 def fingerprint(params: Params) -> str:
     """Return the SHA-256 of all parameters in float32.
 
-    Two policies with the same fingerprint have the same parameters, whichever files they were loaded from.
+    Two policies with the same fingerprint have the same parameters, whichever files they were loaded from. It is
+    computed with the earlier names, because saved contexts and exports contain fingerprints.
     """
     digest = hashlib.sha256()
-    for name, x in sorted(named_parameters(params).items()):
+    for name, x in sorted(named_parameters(with_earlier_names(params)).items()):
         digest.update(f"{name}{tuple(x.shape)}".encode())
         digest.update(np.ascontiguousarray(x, np.float32).tobytes())
     return "sha256:" + digest.hexdigest()
+
+
+def with_earlier_names(tree: PyTree) -> PyTree:
+    """Replace the current names in `EARLIER_NAMES` by the earlier ones.
+
+    Args:
+        tree: Parameters, or a tree that contains trees of parameters, such as the state of an optimizer.
+    """
+    return _renamed(tree, EARLIER_NAMES)
+
+
+def with_current_names(tree: PyTree) -> PyTree:
+    """Invert `with_earlier_names`. A tree with current names does not change."""
+    return _renamed(tree, {earlier: name for name, earlier in EARLIER_NAMES.items()})
+
+
+def _renamed(tree: PyTree, names: Mapping[str, str]) -> PyTree:
+    def has_name(x: Any) -> bool:
+        return isinstance(x, dict) and not names.keys().isdisjoint(x)
+
+    def renamed(x: Any) -> Any:
+        return {names.get(name, name): value for name, value in x.items()} if has_name(x) else x
+
+    return jax.tree.map(renamed, tree, is_leaf=has_name)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from relic_jax.rl.state import TrainState
+from relic_jax.types import PyTree
 
 
 def compact(state: TrainState, first: Callable[[Any], Any] = lambda length: length[0]) -> TrainState:
@@ -55,6 +56,11 @@ def expanded(state: TrainState, like: TrainState, shardings: TrainState) -> Trai
 def without_params(state: TrainState) -> dict[str, Any]:
     """Return the fields of a stored state, with {} for the parameters, and without a curriculum if there is none."""
     return {name: x for name, x in vars(state).items() if x is not None} | {"params": {}}
+
+
+def with_renamed(state: TrainState, rename: Callable[[PyTree], PyTree]) -> TrainState:
+    """Apply a function of `relic_jax.parameters` that renames parameters to the parameters and their moments."""
+    return replace(state, params=rename(state.params), opt_state=rename(state.opt_state))
 
 
 def _is_key(x: Any) -> bool:

@@ -365,8 +365,8 @@ def test_files_that_cannot_be_loaded_are_one_line(build, tmp_path, resealed):
     for name, broken, said in (
         (
             "format",
-            {**config, "format": "relic-jax-policy-2"},
-            "has format 'relic-jax-policy-2'; allowed: 'relic-jax-policy-1'",
+            {**config, "format": "relic-jax-policy-3"},
+            "has format 'relic-jax-policy-3'; allowed: 'relic-jax-policy-2' or 'relic-jax-policy-1'",
         ),
         ("foreign", {"model_type": "bert"}, "a folder with a readable config.json of relic-jax"),
         ("section", {k: v for k, v in config.items() if k != "spaces"}, "its config.json lacks spaces.observation"),

@@ -21,7 +21,7 @@ from relic_jax.export.onnx_nodes import Graph, load_onnx, value_info
 from relic_jax.models.actions import token_offsets
 from relic_jax.models.attention import MASKED, Sink
 from relic_jax.models.encoders import CONVOLUTIONS, GRIDS, PATCHES, SHORT, num_cells
-from relic_jax.models.grids import CELL_WIDTH, PATCH_WIDTH, SPATIAL_ATTENTION, SPATIAL_HEADS
+from relic_jax.models.grids import CELL_WIDTH, PATCH_WIDTH, SPATIAL_HEADS
 from relic_jax.models.policy import Policy
 from relic_jax.models.statistics import LIMIT
 from relic_jax.types import Params
@@ -58,7 +58,7 @@ def build(policy: Policy, params: Params) -> bytes:
     hidden = _transformer(graph, policy, params, graph.linear(encoded, params["proj_in"]))
     hidden = graph.linear(hidden, params["proj_out"])
     if policy.network.has_spatial_attention:
-        hidden = _spatial_attention(graph, params[SPATIAL_ATTENTION], hidden, views, goal)
+        hidden = _spatial_attention(graph, params["spatial_attention"], hidden, views, goal)
     distribution = _head(graph, policy, params["actor"], hidden)
     graph.op("Squeeze", graph.linear(hidden, params["critic"]), np.array([-1]), out="value")
     model = onnx.helper.make_model(

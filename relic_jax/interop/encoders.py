@@ -13,7 +13,7 @@ from relic_jax.interop import files, layout
 from relic_jax.interop.layout import Entry
 from relic_jax.models import vision
 from relic_jax.models.encoders import IMAGE_ENCODER
-from relic_jax.models.grids import SPATIAL_ATTENTION, SPATIAL_HEADS
+from relic_jax.models.grids import SPATIAL_HEADS
 from relic_jax.models.policy import Policy
 from relic_jax.models.vision import ViTConfig
 from relic_jax.types import Params
@@ -128,10 +128,10 @@ def load(policy: Policy, params: Params) -> Params:
     params = {**params, "encoder": {**params["encoder"], **loaded}}
     if names is None:
         return params
-    drawn = params[SPATIAL_ATTENTION]["names"]
+    drawn = params["spatial_attention"]["names"]
     queries = np.asarray(drawn).copy()
     queries[:, :NAMED_HEADS] = names[:, None]
-    return {**params, SPATIAL_ATTENTION: {**params[SPATIAL_ATTENTION], "names": placed_like(drawn, queries)}}
+    return {**params, "spatial_attention": {**params["spatial_attention"], "names": placed_like(drawn, queries)}}
 
 
 def placed_like(old: jax.Array, new: jax.typing.ArrayLike) -> jax.Array:
@@ -166,7 +166,7 @@ def read_weights(policy: Policy, like: Params) -> tuple[dict[str, Params], np.nd
 
 def _shape_of_names(like: Params) -> tuple[int, int] | None:
     """Return the shape of `NAMES`. None if the spatial attention has no goal."""
-    names = like[SPATIAL_ATTENTION].get("names")
+    names = like["spatial_attention"].get("names")
     return None if names is None else (names.shape[0], names.shape[-1])
 
 

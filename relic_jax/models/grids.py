@@ -19,9 +19,6 @@ SPATIAL_HEADS = 4
 """Attention heads of `SpatialAttention`."""
 SPATIAL_WIDTH = 128
 """Width of the hidden layer of `SpatialAttention`."""
-SPATIAL_ATTENTION = "glance"
-"""Name of the parameters of `SpatialAttention` in a policy. Saved files contain it and initial values depend on it, so
-it does not change."""
 
 
 class CellEmbedding(nn.Module):

@@ -25,7 +25,7 @@ from relic_jax.models import cache as kv
 from relic_jax.models.attention import select
 from relic_jax.models.cache import KVCache
 from relic_jax.models.encoders import GRIDS, IMAGE_ENCODER, StepEncoder, concatenate_vectors
-from relic_jax.models.grids import SPATIAL_ATTENTION, SpatialAttention
+from relic_jax.models.grids import SpatialAttention
 from relic_jax.models.kv_formats import KVFormat
 from relic_jax.models.memories import KINDS
 from relic_jax.models.memory import Memory
@@ -75,7 +75,7 @@ class PolicyNetwork(nn.Module):
         self.proj_out = Linear(self.config.output_width, kernel_init=init)
         self.memory_network = kind.network(self.config, self.config.traits.section)
         if self.has_spatial_attention:
-            self.spatial_attention = SpatialAttention(name=SPATIAL_ATTENTION)
+            self.spatial_attention = SpatialAttention()
         self.actor = actions.head(self.action_space, self.config.head)
         self.critic = Linear(1, kernel_init=nn.initializers.orthogonal(1.0))
         if self.config.recall:

@@ -13,7 +13,9 @@ from .errors import ConfigError, require
 from .files import read_record, verify_files
 from .spaces import DTYPES, UNBOUNDED, check_spaces, is_integer
 
-POLICY_FORMAT = "relic-jax-policy-1"
+POLICY_FORMAT = "relic-jax-policy-2"
+POLICY_FORMATS = (POLICY_FORMAT, "relic-jax-policy-1")
+"""Formats that can be read. In format 1, parameters have the names in `relic_jax.parameters.EARLIER_NAMES`."""
 _REQUIRED = {
     "weights": ("dtype", "fingerprint"),
     "spaces": ("observation", "low", "high", "action", "horizon", "show_last_reward"),
@@ -23,7 +25,7 @@ _REQUIRED = {
 
 def read_about(folder: Path) -> dict[str, Any]:
     """Return the config.json of an export. Raises ConfigError if it is missing, foreign, newer or truncated."""
-    return read_record(folder / "config.json", "export", (POLICY_FORMAT,))
+    return read_record(folder / "config.json", "export", POLICY_FORMATS)
 
 
 def open_export(folder: Path) -> dict[str, Any]:

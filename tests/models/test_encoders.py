@@ -15,7 +15,7 @@ from relic_jax.interop import files, layout
 from relic_jax.interop.encoders import check, load, save_encoder, vit_entries
 from relic_jax.models import vision
 from relic_jax.models.encoders import PATCHES, extract_patches, num_cells
-from relic_jax.models.grids import CELL_WIDTH, PATCH_WIDTH, SPATIAL_ATTENTION, SPATIAL_HEADS
+from relic_jax.models.grids import CELL_WIDTH, PATCH_WIDTH, SPATIAL_HEADS
 from relic_jax.models.policy import Policy
 from relic_jax.models.vision import ViTConfig
 from relic_jax.spaces import Spaces, image_mask
@@ -284,10 +284,10 @@ def test_names_of_a_goal_become_queries_of_half_the_heads(tmp_path):
     loaded = load(with_file(policy, file), params)
     jax.tree.map(np.testing.assert_array_equal, loaded["encoder"]["image_0"], source["encoder"]["image_0"])
     for head in range(SPATIAL_HEADS):
-        expected = names if head < SPATIAL_HEADS // 2 else params[SPATIAL_ATTENTION]["names"][:, head]
-        np.testing.assert_array_equal(loaded[SPATIAL_ATTENTION]["names"][:, head], expected)
+        expected = names if head < SPATIAL_HEADS // 2 else params["spatial_attention"]["names"][:, head]
+        np.testing.assert_array_equal(loaded["spatial_attention"]["names"][:, head], expected)
     rest = ("query", "places", "mix", "out")
-    both = ([tree[SPATIAL_ATTENTION][name] for name in rest] for tree in (loaded, params))
+    both = ([tree["spatial_attention"][name] for name in rest] for tree in (loaded, params))
     jax.tree.map(np.testing.assert_array_equal, *both)
 
 
