@@ -50,7 +50,7 @@ def recall(size: int, steps: int) -> TrainConfig:
         trial=TrialConfig(environments=64, steps=steps, updates=steps // 100),
         policy=replace(WITHOUT_ROTARY, recall=(size, size)),
         ppo=replace(GRIDOBJ.ppo, lr=5e-4, max_grad_norm=1.0, recall_coef=1.0),
-        pretrain=PretrainConfig(steps=600, trial_steps=steps * 4 // 3, segment=steps // 3),
+        pretrain=PretrainConfig(steps=1200, trial_steps=steps * 4 // 3, segment=steps // 3, action_coef=1.0),
     )
 
 
