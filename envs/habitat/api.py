@@ -1,17 +1,14 @@
 """The part of habitat-sim that this library uses, with one interface for its versions from 0.2.5 on and for `soft`.
 
-All code that depends on the version of the simulator is in this file, `islands` and `overlap`. Positions are float32
-[3] with y up; headings are radians about y (0 is along −z, positive to the left). Runs in a worker process: Python 3.8
-and numpy.
+All code that depends on the version of the simulator is in this file, `configuration`, `islands` and `overlap`.
+Positions are float32 [3] with y up; headings are radians about y (0 is along −z, positive to the left). Runs in a
+worker process: Python 3.8 and numpy.
 """
 
 from __future__ import annotations
 
-import importlib
 import math
 import os
-import platform
-import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -19,49 +16,21 @@ import numpy as np
 
 from relic_jax.bridge.worker import SetupError, activity
 from relic_jax.envs.habitat import islands, overlap
+from relic_jax.envs.habitat.configuration import (
+    ACTIONS,
+    HOW,
+    Settings,
+    configuration,
+    has_physics,
+    load_backend,
+)
 from relic_jax.envs.habitat.islands import Island
 from relic_jax.envs.habitat.scene_files import SceneDataset
 from relic_jax.envs.habitat.templates import Templates
 
-HOW = (
-    "install it with: conda create -n habitat -c conda-forge -c aihabitat python=3.9 habitat-sim withbullet headless, "
-    "and give its interpreter with --habitat-python PATH; or leave --backend at soft"
-)
 REACH = 2.0  # meters; horizontal distance between an object and the point of the navmesh that it is reached from
 LOWEST, HIGHEST = -0.5, 2.4  # meters; heights of an object above this point
 APART = 0.6  # meters; least distance of objects on the floor
-ACTIONS = ("stop", "move_forward", "turn_left", "turn_right", "look_up", "look_down")
-"""Names of the actions by index. The simulator never receives stop."""
-
-
-class Settings(NamedTuple):
-    """Settings of the simulation.
-
-    Attributes:
-        backend: soft or habitat.
-        scene_dataset: "default", or a *.scene_dataset_config.json.
-        size: Pixels of a side of the square camera image.
-        hfov: Horizontal field of view, in degrees.
-        eye: Height of the camera, in meters.
-        height: Height of the agent, in meters.
-        radius: Radius of the agent, in meters.
-        forward: Meters of a step forward.
-        turn: Degrees of a turn.
-        gpu: Index of the GPU that renders; −1: software rendering.
-        objects: Folder of object templates.
-    """
-
-    backend: str = "soft"
-    scene_dataset: str = "default"
-    size: int = 256
-    hfov: float = 90.0
-    eye: float = 1.25
-    height: float = 1.5
-    radius: float = 0.18
-    forward: float = 0.25
-    turn: float = 30.0
-    gpu: int = -1
-    objects: str = ""
 
 
 class Observation(NamedTuple):
@@ -74,19 +43,6 @@ class Observation(NamedTuple):
 
     rgb: np.ndarray
     collided: bool
-
-
-def load_backend(backend: str) -> Any:
-    """Import the simulator. Raises SetupError, which says how to install it, if it is missing."""
-    if backend == "soft":
-        return importlib.import_module("relic_jax.envs.habitat.soft")
-    if backend != "habitat":
-        raise SetupError(f"backend is {backend!r}; allowed: soft, habitat")
-    try:
-        return importlib.import_module("habitat_sim")
-    except ImportError as error:
-        interpreter = f"{sys.executable} (Python {platform.python_version()})"
-        raise SetupError(f"{interpreter} has no habitat_sim ({error}); {HOW}") from None
 
 
 def vector(value: Any) -> np.ndarray:
@@ -165,10 +121,10 @@ class Simulation:
     def _configure(self, scene: str) -> None:
         """Load a scene and the object templates. The physics of habitat-sim moves no object of the scene."""
         if self._simulator is None:
-            self._simulator = self.module.Simulator(self._configuration(scene))
+            self._simulator = self.module.Simulator(self.configuration(scene))
         else:
-            self._simulator.reconfigure(self._configuration(scene))
-        if self._has_physics:
+            self._simulator.reconfigure(self.configuration(scene))
+        if has_physics(self.module):
             motion = self.module.physics.MotionType
             for kind in ("rigid", "articulated"):
                 items = getattr(self._simulator, f"get_{kind}_object_manager")()
@@ -180,14 +136,13 @@ class Simulation:
             manager.load_configs(self.settings.objects)
         self._templates = Templates(manager.get_template_handles(""), self.settings.objects)
 
-    @property
-    def _has_physics(self) -> bool:
-        """Whether the simulator was built with Bullet, without which it drops articulated objects."""
-        return bool(getattr(self.module, "built_with_bullet", False))
+    def configuration(self, scene: str) -> Any:
+        """Return the simulator's configuration for a scene."""
+        return configuration(self.module, self.settings, scene)
 
     def _check_files(self, scene: str) -> None:
         articulated = self._files.check(scene)
-        if articulated and not self._has_physics:
+        if articulated and not has_physics(self.module):
             raise SetupError(
                 f"scene {scene!r} has {len(articulated)} articulated objects, such as {articulated[0]!r}, and "
                 f"habitat-sim was built without Bullet, which they need; {HOW}"
@@ -231,31 +186,6 @@ class Simulation:
         if hasattr(settings, "include_static_objects"):  # before 0.2.3, an argument of recompute_navmesh
             settings.include_static_objects = True
         return bool(self._simulator.recompute_navmesh(finder, settings)) and bool(finder.is_loaded)
-
-    def _configuration(self, scene: str) -> Any:
-        module, settings = self.module, self.settings
-        simulator = module.SimulatorConfiguration()
-        simulator.scene_id, simulator.scene_dataset_config_file = scene, settings.scene_dataset
-        simulator.gpu_device_id, simulator.allow_sliding = settings.gpu, True
-        simulator.enable_physics = self._has_physics
-        agent = module.agent.AgentConfiguration()
-        agent.height, agent.radius = settings.height, settings.radius
-        kinds = {"rgb": module.SensorType.COLOR, "ids": module.SensorType.SEMANTIC}
-        agent.sensor_specifications = [self._camera(name, kind) for name, kind in kinds.items()]
-        amounts = {"move_forward": settings.forward}
-        spec, actuation = module.agent.ActionSpec, module.agent.ActuationSpec
-        agent.action_space = {
-            name: spec(name, actuation(amount=amounts.get(name, settings.turn))) for name in ACTIONS[1:]
-        }
-        return module.Configuration(simulator, [agent])
-
-    def _camera(self, name: str, kind: Any) -> Any:
-        camera = self.module.CameraSensorSpec()
-        camera.uuid, camera.sensor_type = name, kind
-        camera.resolution = [self.settings.size, self.settings.size]
-        camera.position, camera.orientation = [0.0, self.settings.eye, 0.0], [0.0, 0.0, 0.0]
-        camera.hfov = self.settings.hfov
-        return camera
 
     def place(self, objects: list[tuple[str, np.ndarray, int]]) -> None:
         """Replace the objects of the scene by (template, position, number > 0).

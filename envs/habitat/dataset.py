@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from relic_jax.bridge.worker import SetupError
-from relic_jax.envs.habitat.api import Settings, Simulation
+from relic_jax.envs.habitat.api import Simulation
+from relic_jax.envs.habitat.configuration import Settings
 from relic_jax.envs.habitat.receptacles import Receptacle
 from relic_jax.envs.habitat.receptacles import places as places_on
 from relic_jax.envs.habitat.receptacles import read as read_receptacles

@@ -11,7 +11,7 @@ from relic_jax.bridge.worker import SetupError
 from relic_jax.config import ConfigError, EnvConfig, WorkerConfig
 from relic_jax.environment.host import HostEnvironment
 from relic_jax.envs.habitat import dataset
-from relic_jax.envs.habitat.api import Settings
+from relic_jax.envs.habitat.configuration import Settings
 from relic_jax.envs.habitat.worker import ExtObjNav
 from relic_jax.validation import require
 

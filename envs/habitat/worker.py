@@ -20,7 +20,8 @@ import numpy as np
 
 from relic_jax.bridge.protocol import ArraySpec, Spec
 from relic_jax.bridge.worker import SetupError
-from relic_jax.envs.habitat.api import ACTIONS, REACH, Settings, Simulation
+from relic_jax.envs.habitat.api import REACH, Simulation
+from relic_jax.envs.habitat.configuration import ACTIONS, Settings
 from relic_jax.envs.habitat.dataset import CATEGORIES
 
 STOP, FORWARD, LEFT, RIGHT, UP, DOWN = range(len(ACTIONS))

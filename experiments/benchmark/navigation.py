@@ -14,7 +14,8 @@ import numpy as np
 
 from relic_jax.bridge import protocol
 from relic_jax.bridge.worker import Slot
-from relic_jax.envs.habitat.api import ACTIONS, Simulation
+from relic_jax.envs.habitat.api import Simulation
+from relic_jax.envs.habitat.configuration import ACTIONS
 from relic_jax.envs.habitat.worker import STOP, ExtObjNav
 
 ROUNDS = 3  # the fastest counts, since other programs run
@@ -23,8 +24,9 @@ ROUNDS = 3  # the fastest counts, since other programs run
 class OnlyRgb(Simulation):
     """A simulation without the camera of object ids."""
 
-    def _configuration(self, scene: str) -> Any:
-        configuration = super()._configuration(scene)
+    def configuration(self, scene: str) -> Any:
+        """Return the configuration without the camera."""
+        configuration = super().configuration(scene)
         agent = configuration.agents[0]
         agent.sensor_specifications = [spec for spec in agent.sensor_specifications if spec.uuid == "rgb"]
         return configuration

@@ -9,7 +9,8 @@ import pytest
 
 from relic_jax.bridge.worker import SetupError
 from relic_jax.envs.habitat import dataset, islands, overlap, soft
-from relic_jax.envs.habitat.api import Settings, Simulation
+from relic_jax.envs.habitat.api import Simulation
+from relic_jax.envs.habitat.configuration import Settings
 from relic_jax.envs.habitat.soft import house
 from relic_jax.envs.habitat.soft.islands import ROOF, Parts
 from relic_jax.envs.habitat.soft.navmesh import PathFinder

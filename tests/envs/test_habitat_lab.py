@@ -22,7 +22,8 @@ from relic_jax.bridge.pool import Pool, PoolConfig
 from relic_jax.bridge.worker import episode_seed
 from relic_jax.config import ConfigError, EnvConfig, WorkerConfig
 from relic_jax.envs.habitat import dataset
-from relic_jax.envs.habitat.api import Settings, Simulation
+from relic_jax.envs.habitat.api import Simulation
+from relic_jax.envs.habitat.configuration import Settings
 from relic_jax.envs.habitat.lab import dataset as lab_dataset
 from relic_jax.envs.habitat.soft.house import load_scene
 from relic_jax.envs.habitat.soft.objects import OBJECT_SIZE, object_color

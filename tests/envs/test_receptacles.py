@@ -7,7 +7,7 @@ import pytest
 
 from relic_jax.bridge.worker import SetupError
 from relic_jax.envs.habitat import dataset, receptacles
-from relic_jax.envs.habitat.api import Settings
+from relic_jax.envs.habitat.configuration import Settings
 from relic_jax.envs.habitat.receptacles import Receptacle
 from relic_jax.envs.habitat.soft.house import load_scene
 

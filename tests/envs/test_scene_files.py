@@ -13,7 +13,8 @@ from remote import Remote
 from relic_jax.bridge import process
 from relic_jax.bridge.worker import ACTIVITY, SetupError
 from relic_jax.envs.habitat import dataset, soft
-from relic_jax.envs.habitat.api import Settings, Simulation
+from relic_jax.envs.habitat.api import Simulation
+from relic_jax.envs.habitat.configuration import Settings
 from relic_jax.envs.habitat.lab import worker as lab
 from relic_jax.envs.habitat.scene_files import SceneDataset
 from relic_jax.envs.habitat.soft import house
@@ -112,9 +113,9 @@ def test_articulated_objects_need_bullet(made, tmp_path, monkeypatch):
     assert SceneDataset(made).check("a") == ["fridge"]
     simulation = Simulation(Settings(scene_dataset=made))
     refused(lambda: simulation.load("a"), "1 articulated objects", "'fridge'", "without Bullet")
-    assert Simulation(Settings())._configuration("house-0").sim_cfg.enable_physics is False
+    assert Simulation(Settings()).configuration("house-0").sim_cfg.enable_physics is False
     monkeypatch.setattr(soft, "built_with_bullet", True, raising=False)
-    assert Simulation(Settings())._configuration("house-0").sim_cfg.enable_physics is True
+    assert Simulation(Settings()).configuration("house-0").sim_cfg.enable_physics is True
 
 
 def test_a_scene_dataset_that_cannot_be_read(tmp_path):

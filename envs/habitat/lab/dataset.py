@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from relic_jax.bridge.worker import SetupError
-from relic_jax.envs.habitat.api import Settings, Simulation
+from relic_jax.envs.habitat.api import Simulation
+from relic_jax.envs.habitat.configuration import Settings
 from relic_jax.envs.habitat.lab.worker import SOFT, SPLITS
 from relic_jax.envs.habitat.soft.house import load_scene
 from relic_jax.envs.habitat.soft.objects import OBJECT_SIZE, object_color

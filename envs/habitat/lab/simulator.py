@@ -16,7 +16,8 @@ from habitat.core.registry import registry
 from habitat.core.simulator import AgentState, DepthSensor, RGBSensor, SemanticSensor, SensorSuite, Simulator
 
 from relic_jax.envs.habitat import soft
-from relic_jax.envs.habitat.api import ACTIONS, heading_of
+from relic_jax.envs.habitat.api import heading_of
+from relic_jax.envs.habitat.configuration import ACTIONS
 
 NAME = "RelicSoft-v0"
 

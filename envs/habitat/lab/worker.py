@@ -24,7 +24,7 @@ import numpy as np
 
 from relic_jax.bridge.protocol import ArraySpec, Spec
 from relic_jax.bridge.worker import SetupError, activity
-from relic_jax.envs.habitat.api import HOW
+from relic_jax.envs.habitat.configuration import HOW
 from relic_jax.envs.habitat.scene_files import SceneDataset
 
 SOFT = "RelicSoft-v0"
