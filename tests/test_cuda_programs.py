@@ -9,7 +9,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import pytest
-from cuda import HOPPER, custom_calls, lowered, on_hopper
+from hopper import HOPPER, custom_calls, lowered, on_hopper
 
 from relic_jax.config import EnvConfig, Options
 from relic_jax.environment.trials import Trials
