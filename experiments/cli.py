@@ -21,6 +21,7 @@ from relic_jax.experiments.arguments import check_text, parse, split_env_options
 from relic_jax.experiments.attention import attention_main
 from relic_jax.experiments.catalogue import envs_main, presets_main
 from relic_jax.experiments.compare.command import compare_main
+from relic_jax.experiments.cost.command import cost_main
 from relic_jax.experiments.evaluation import QUICK_EPISODES, evaluate_main
 from relic_jax.experiments.plots import plot_main
 from relic_jax.experiments.sightings import sightings_main
@@ -47,6 +48,7 @@ USAGE = """relic-jax: in-context reinforcement learning in JAX
   relic-jax play RUN                     a GIF of a trained policy in one task; --human: act yourself
   relic-jax export RUN --to DIR          a policy as safetensors, StableHLO, ONNX or orbax, verified
   relic-jax presets                      presets: what they train, their cost and their expected results
+  relic-jax cost PRESET                  predicted speed and memory on other devices; --devices 8 --device h100
   relic-jax envs [NAME]                  environments, their splits and their random and optimal returns
   relic-jax habitat-dataset --out FILE   an episode dataset for object navigation: places of objects in scenes
   relic-jax habitat-scenes --out DIR     furnished houses for habitat-sim, from the plans of house-objnav
@@ -121,6 +123,7 @@ def main() -> None:
     commands |= {"envs": envs_main, "play": play_main, "export": export_main, "habitat-dataset": habitat_dataset.main}
     commands |= {"import-llamarl": import_llamarl.main, "compare": compare_main, "habitat-scenes": habitat_scenes.main}
     commands |= {"attention": attention_main, "sightings": sightings_main, "sweep": sweep_main}
+    commands["cost"] = cost_main
     arguments = sys.argv[1:]
     if isinstance(sys.stdout, io.TextIOWrapper):  # file names can contain bytes that are not text
         sys.stdout.reconfigure(errors="backslashreplace")

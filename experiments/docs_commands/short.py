@@ -43,7 +43,9 @@ MODULES = {
     "relic_jax.experiments.training_curve": (),
     "relic_jax.experiments.kv_formats": (),
     "relic_jax.experiments.recall": (*("--held-out", "2", "--every", "8", *NETWORK, *PRETRAIN),),
+    "relic_jax.experiments.gpu_check": ("--list",),
     "relic_jax.experiments.searchers": ("--tasks", "2", "--episodes", "5"),
+    "relic_jax.experiments.cost": (),
     "relic_jax.experiments.faults": ("options", "--options", "5"),
     "relic_jax.experiments.studies": ("--results-only",),
 }
@@ -131,7 +133,7 @@ def _relic_jax(words: list[str]) -> Step:
     habitat = ("habitat-dataset", "habitat-scenes")
     if (
         options == arguments
-        and command in ("train", "evaluate", "plot", "compare", "export", "attention", "sightings", *habitat)
+        and command in ("train", "evaluate", "plot", "compare", "export", "attention", "sightings", "cost", *habitat)
         and "--out" not in options
     ):
         return Step("mention", tuple(words))  # the text mentions a command or its options without a run
@@ -160,7 +162,7 @@ def _relic_jax(words: list[str]) -> Step:
             return Step("skip", reason=f"the extra {missing}")
         lines = () if len(arguments) != 1 or arguments == ["darkroom-dpt"] else ("--no-reference-returns",)
         return Step("run", (*words, *lines))
-    if command in ("plot", "export", "presets", "compare"):
+    if command in ("plot", "export", "presets", "compare", "cost"):
         return Step("run", tuple(words))
     raise UnknownCommandError(" ".join(words))
 
