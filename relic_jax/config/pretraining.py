@@ -29,6 +29,9 @@ class PretrainConfig:
     """Weight of behavior cloning beside the recall loss: the cross-entropy of the policy's actions against the
     distribution of the agent (`Teacher.action_probabilities`) at all steps. More than 0: `policy.recall` can be (), for
     no recall loss."""
+    value_coef: float = 0.0
+    """Weight of a value loss beside the other losses: the squared error of the value against the discounted return of
+    the recorded trial, with the rewards and the credit of PPO. Without it, PPO starts with an untrained critic."""
     minibatches: int = 4
     """Optimizer steps on the trials recorded at a time, each on a share of them; must divide `trials`."""
     lr: float = 1e-3
@@ -46,7 +49,8 @@ class PretrainConfig:
         require(self.steps >= 0, "pretrain.steps", self.steps, "0 or more")
         check_positive(self, "pretrain", "trials", "trial_steps", "minibatches", "lr", "adam_eps", "max_grad_norm")
         require(0 <= self.random_actions <= 1, "pretrain.random_actions", self.random_actions, "0 … 1")
-        require(self.action_coef >= 0, "pretrain.action_coef", self.action_coef, "0 or more")
+        for field in ("action_coef", "value_coef"):
+            require(getattr(self, field) >= 0, f"pretrain.{field}", getattr(self, field), "0 or more")
         allowed = f"a divisor of pretrain.trials ({self.trials})"
         require(self.trials % self.minibatches == 0, "pretrain.minibatches", self.minibatches, allowed)
         allowed = f"a multiple of pretrain.minibatches ({self.minibatches})"

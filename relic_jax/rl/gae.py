@@ -12,7 +12,7 @@ def advantages(
     last_value: jax.Array,
     ended: jax.Array,
     final_value: jax.Array,
-    length: jax.Array,
+    length: jax.Array | int,
     *,
     gamma: float,
     gae_lambda: float,

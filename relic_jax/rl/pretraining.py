@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import optax
 
 from relic_jax import prng
-from relic_jax.config import PretrainConfig, TrainConfig
+from relic_jax.config import PPOConfig, PretrainConfig, TrainConfig
 from relic_jax.distributions import Categorical
 from relic_jax.environment.base import Environment, num_tasks
 from relic_jax.environment.reference_agents import ScriptedAgent
@@ -26,7 +26,8 @@ from relic_jax.environment.trials import Trials
 from relic_jax.metrics import Record
 from relic_jax.models.policy import Policy, PolicyOutput
 from relic_jax.rl.diagnostics import NonFiniteError
-from relic_jax.rl.losses import action_loss, recall_loss
+from relic_jax.rl.gae import advantages
+from relic_jax.rl.losses import action_loss, recall_loss, value_loss
 from relic_jax.rl.memory_budget import check_recordings
 from relic_jax.rl.recordings import Recordings, record
 from relic_jax.rl.state import Setup, TrainState
@@ -68,17 +69,19 @@ def pretraining_key(seed: int) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class Pretraining:
-    """A policy that learns from recorded trials: its recall head, and its actor if `action_coef` is not 0.
+    """A policy that learns from recorded trials: its recall head, and the actor and the critic if the config says so.
 
     Attributes:
         trials: The environment's trials.
         policy: The policy, with a recall head or with `action_coef`.
         config: The recordings and the optimizer.
+        ppo: The discount, the credit and the scale of rewards, for the value loss.
     """
 
     trials: Trials
     policy: Policy
     config: PretrainConfig
+    ppo: PPOConfig = dataclasses.field(default_factory=PPOConfig)
 
     @property
     def agent(self) -> ScriptedAgent:
@@ -113,7 +116,7 @@ class Pretraining:
         return joined
 
     def loss(self, params: Params, recordings: Recordings) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Compute the recall loss plus `action_coef` times the action loss.
+        """Compute the recall loss plus `action_coef` times the action loss and `value_coef` times the value loss.
 
         Args:
             params: The parameters.
@@ -122,8 +125,10 @@ class Pretraining:
         Returns:
             The loss, and metrics, each float32 []. With a recall head, its loss is the cross-entropy summed over the
             answers in nats, and `right` is the share of steps with all answers right, both over the steps at which the
-            answers are known. With `action_coef`: `recall_loss`, `action_loss`, the mean of `losses.action_loss`, and
-            `action_right`, the share of steps whose most probable action is one of the agent's.
+            answers are known. With other losses, it is also `recall_loss`. With
+            `action_coef`: `action_loss`, the mean of `losses.action_loss`, and
+            `action_right`, the share of steps whose most probable action is one of the agent's. With `value_coef`:
+            `value_loss`, half the mean squared error.
         """
         output, metrics, loss = self.outputs(params, recordings), {}, jnp.zeros(())
         if output.recall:
@@ -131,15 +136,40 @@ class Pretraining:
             count = jnp.maximum(known.sum(), 1)
             loss = jnp.where(known, recall_loss(output.recall, recordings.answers), 0.0).sum() / count
             metrics = {"right": (known & are_right(output.recall, recordings)).sum() / count}
+        if output.recall and (self.config.action_coef or self.config.value_coef):
+            metrics["recall_loss"] = loss
         if recordings.probabilities is not None:
             assert isinstance(output.distribution, Categorical)
             probabilities, mode = recordings.probabilities, output.distribution.mode()
             action = action_loss(output.distribution, probabilities).mean()
             right = (jnp.take_along_axis(probabilities, mode[..., None], -1) > 0).mean()
-            metrics |= {"recall_loss": loss} if output.recall else {}
             metrics |= {"action_loss": action, "action_right": right}
             loss += self.config.action_coef * action
+        if self.config.value_coef:
+            metrics["value_loss"] = self.value_loss(output.value, recordings)
+            loss += self.config.value_coef * metrics["value_loss"]
         return loss, metrics
+
+    def value_loss(self, value: jax.Array, recordings: Recordings) -> jax.Array:
+        """Compute half the mean squared error of values, float32 [B, T], against the returns of the recordings.
+
+        Episodes end with return 0 after a time limit too. With credit per episode, the unfinished last episode of each
+        trial is left out.
+        """
+        ppo, ended = self.ppo, recordings.ended
+        counted = jnp.ones_like(ended)
+        if ppo.credit == "trial":
+            ended = jnp.zeros_like(ended)
+        else:
+            counted = jax.lax.cummax(ended.astype(jnp.int32), axis=1, reverse=True) > 0
+        zero = jnp.zeros_like(recordings.reward[0])
+
+        def returns(reward: jax.Array, ended: jax.Array) -> jax.Array:
+            return advantages(reward, zero, zero[0], ended, zero, len(zero), gamma=ppo.gamma, gae_lambda=1.0)
+
+        target = jax.vmap(returns)(recordings.reward * ppo.reward_scale, ended)
+        error = jnp.where(counted, value_loss(value, value, target, None), 0.0)
+        return error.sum() / jnp.maximum(counted.sum(), 1)
 
     @functools.partial(jax.jit, static_argnums=0)
     def right(self, params: Params, recordings: Recordings) -> jax.Array:
@@ -226,7 +256,7 @@ def pretrained(setup: Setup, state: TrainState, tracker: Any, stop: Stop) -> Tra
         NonFiniteError: if the loss is not finite.
     """
     config, show = setup.config.pretrain, getattr(tracker, "pretrained", None)
-    pretraining = Pretraining(setup.trials, setup.policy, config)
+    pretraining = Pretraining(setup.trials, setup.policy, config, setup.config.ppo)
     params = jax.device_put(state.params, jax.devices()[0])
     tasks = setup.trials.env.tasks("train")  # not those of a curriculum, which are easier
     for trained, numbers in pretraining.learn(params, pretraining_key(setup.config.seed), tasks):

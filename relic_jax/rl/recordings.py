@@ -13,8 +13,8 @@ from relic_jax.environment.trials import Trials, TrialState, select
 from relic_jax.rl.state import step_input
 from relic_jax.types import PyTree, StepInput
 
-_Step = tuple[StepInput, jax.Array | None]
-"""The inputs of the policy at a step, and the probabilities of the agent's actions."""
+_Step = tuple[StepInput, jax.Array, jax.Array, jax.Array | None]
+"""`Recordings.inputs`, `reward`, `ended` and `probabilities` of one step."""
 
 
 @struct.dataclass
@@ -25,12 +25,16 @@ class Recordings:
         inputs: The inputs of the policy.
         answers: int32 [B, T, number of answers]; `Environment.recall_labels`, 0 if they are not known.
         known: bool [B, T]; whether the trial has shown the answers up to this step.
+        reward: float32 [B, T]; the reward of the action at each step.
+        ended: bool [B, T]; whether an episode ended with it.
         probabilities: float32 [B, T, n]; `Teacher.action_probabilities`, restricted to legal actions, or None.
     """
 
     inputs: StepInput
     answers: jax.Array
     known: jax.Array
+    reward: jax.Array
+    ended: jax.Array
     probabilities: jax.Array | None = None
 
 
@@ -71,17 +75,18 @@ def record(
         if trial.legal is not None:
             replaced = replaced | ~actions.allows(trial.legal, action)
         action = select(replaced, _draw(trials.env, random_key, batch, trial.legal), action)
-        next_trial, _ = trials.step(env_key, trial, actions.from_env(action))
-        return (next_trial, memory), (step_input(trial), probabilities)
+        next_trial, result = trials.step(env_key, trial, actions.from_env(action))
+        ended = result.terminated | result.truncated
+        return (next_trial, memory), (step_input(trial), result.reward, ended, probabilities)
 
     start = (trials.reset(reset_key, tasks), batch_memory(agent, batch))
     _, recorded = jax.lax.scan(step, start, jax.random.split(steps_key, steps))
-    inputs, probabilities = jax.tree.map(lambda x: x.swapaxes(0, 1), recorded)
-    if not trials.env.recall_classes:
-        nothing = jnp.zeros((batch, steps), bool)
-        return Recordings(inputs, jnp.zeros((batch, steps, 0), jnp.int32), nothing, probabilities)
-    answers, known = jax.vmap(trials.env.recall_labels)(inputs.observation)
-    return Recordings(inputs, jnp.where(known[..., None], answers, 0), known, probabilities)
+    inputs, *others = jax.tree.map(lambda x: x.swapaxes(0, 1), recorded)
+    if trials.env.recall_classes:
+        answers, known = jax.vmap(trials.env.recall_labels)(inputs.observation)
+    else:
+        answers, known = jnp.zeros((batch, steps, 0), jnp.int32), jnp.zeros((batch, steps), bool)
+    return Recordings(inputs, jnp.where(known[..., None], answers, 0), known, *others)
 
 
 def _draw(env: Environment, key: jax.Array, batch: int, legal: jax.Array | None) -> jax.Array:

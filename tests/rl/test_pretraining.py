@@ -323,6 +323,21 @@ def test_the_actor_learns_the_agents_distribution(recall):
     assert rows[0]["action_loss"] > 0.1 and rows[-1]["action_loss"] < 0.02 and rows[-1]["action_right"] == 1
 
 
+@pytest.mark.parametrize("credit", ["episode", "trial"])
+def test_the_value_loss_is_that_of_discounted_returns(credit):
+    env, ppo = Taught(), PPOConfig(gamma=0.5, reward_scale=2.0, credit=credit)
+    model = Pretraining(Trials(env), None, dataclasses.replace(CONFIG.pretrain, value_coef=1.0), ppo)
+    reward = jnp.array([[1.0, 0.0, 4.0, 1.0, 2.0], [0.0, 0.0, 0.0, 0.0, 1.0]])
+    ended = jnp.array([[False, True, False, True, False], [False] * 5])
+    recordings = record(Trials(env), Puller(), jax.random.key(0), jnp.arange(2), 5, 0.0)
+    loss = jax.jit(model.value_loss)(jnp.zeros((2, 5)), recordings.replace(reward=reward, ended=ended))
+    if credit == "episode":  # of two finished episodes
+        assert loss == pytest.approx(np.mean(np.square([2, 0, 9, 2])) / 2)
+    else:
+        returns = [[4.5, 5, 10, 4, 4], [0.125, 0.25, 0.5, 1, 2]]
+        assert loss == pytest.approx(np.mean(np.square(returns)) / 2)
+
+
 def test_labels_without_a_class_do_not_reach_the_loss():
     env = Lever()
     policy = dataclasses.replace(CONFIG.policy, recall=(4,), encoder=EncoderConfig())
@@ -357,6 +372,7 @@ def test_labels_without_a_class_do_not_reach_the_loss():
         (changed(segment=7), r"pretrain.segment is 7; allowed: a divisor of pretrain.trial_steps \(20\), or None"),
         (changed(segment=0), "pretrain.segment is 0; allowed: a divisor"),
         (changed(action_coef=-1.0), "pretrain.action_coef is -1.0; allowed: 0 or more"),
+        (changed(value_coef=-1.0), "pretrain.value_coef is -1.0; allowed: 0 or more"),
         (changed(random_actions=1.5), "pretrain.random_actions is 1.5; allowed: 0 … 1"),
         (changed(lr=0.0), "pretrain.lr is 0.0; allowed: more than 0"),
         (changed(trials=2**27 * 2), r"pretrain.trials is 268435456; allowed: less than 2\^31 / pretrain.trial_steps"),
