@@ -305,22 +305,30 @@ def test_probabilities_are_recorded_beside_the_same_trials():
         np.testing.assert_allclose(found, np.tile(expected, (len(found), 1)))
 
 
-@pytest.mark.parametrize("recall", [(), (4,)])
-def test_the_actor_learns_the_agents_distribution(recall):
-    config = changed(action_coef=2.0, lr=0.02, steps=120, random_actions=0.5)
+def cloning(recall):
+    """Return a pretraining on the actions of `Taught`."""
     policy = dataclasses.replace(CONFIG.policy, recall=recall, encoder=EncoderConfig())
-    config = dataclasses.replace(config, policy=policy, ppo=dataclasses.replace(CONFIG.ppo, recall_coef=0.0))
-    env = Taught()
-    check_pretraining(config, env)
-    pretraining = Pretraining(Trials(env), policy_for(env, policy), config.pretrain)
+    ppo = dataclasses.replace(CONFIG.ppo, recall_coef=0.0)
+    config = changed(action_coef=2.0, lr=0.02, steps=120, random_actions=0.5)
+    check_pretraining(dataclasses.replace(config, policy=policy, ppo=ppo), Taught())
+    return Pretraining(Trials(Taught()), policy_for(Taught(), policy), config.pretrain)
+
+
+def test_the_actor_learns_the_agents_distribution():
+    pretraining = cloning((4,))
     params = pretraining.policy.init(jax.random.key(0))
-    rows = [row for _, row in pretraining.learn(params, pretraining_key(0), env.tasks("train"))]
-    assert rows[-1].keys() == {"optimizer_steps", "loss", "action_loss", "action_right"} | (
-        {"recall_loss", "right"} if recall else set()
-    )
-    total = rows[0].get("recall_loss", 0.0) + 2 * rows[0]["action_loss"]
-    assert rows[0]["loss"] == pytest.approx(total, rel=1e-5)
+    rows = [row for _, row in pretraining.learn(params, pretraining_key(0), Taught().tasks("train"))]
+    assert rows[-1].keys() == {"optimizer_steps", "loss", "recall_loss", "right", "action_loss", "action_right"}
+    assert rows[0]["loss"] == pytest.approx(rows[0]["recall_loss"] + 2 * rows[0]["action_loss"], rel=1e-5)
     assert rows[0]["action_loss"] > 0.1 and rows[-1]["action_loss"] < 0.02 and rows[-1]["action_right"] == 1
+
+
+def test_actions_can_be_learned_without_a_recall_head():
+    pretraining = cloning(())
+    recordings = jax.eval_shape(pretraining.record, jax.random.key(0), jnp.arange(4))
+    params = jax.eval_shape(pretraining.policy.init, jax.random.key(0))
+    assert "recall" not in params
+    assert jax.eval_shape(pretraining.loss, params, recordings)[1].keys() == {"action_loss", "action_right"}
 
 
 @pytest.mark.parametrize("credit", ["episode", "trial"])
