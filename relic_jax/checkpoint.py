@@ -8,15 +8,11 @@ process was killed.
 
 from __future__ import annotations
 
-import gc
 import itertools
 import json
-import logging
 import os
 import shutil
-import sys
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -56,6 +52,7 @@ def save(
     counters: dict[str, Any],
     spaces: dict[str, Any] | None = None,
     kernels: dict[str, str] | None = None,
+    device_keys: bool = False,
 ) -> Path:
     """Write the checkpoint `folder/step` atomically and remove old checkpoints.
 
@@ -68,6 +65,7 @@ def save(
         spaces: The environment's spaces from `spaces_to_json`. With them, the policy can be built without the
             environment.
         kernels: Names of the attention kernels that the run uses, which `load_kernels` returns.
+        device_keys: `Setup.device_keys`, which `has_device_keys` returns.
 
     Returns:
         The folder of the checkpoint.
@@ -75,7 +73,9 @@ def save(
     arrays = without_typed_keys(compact(state))
     both = {"params": arrays.params, "rest": without_params(arrays)}
     with _all_or_nothing(folder / f"{step}.tmp"):
-        return _write(folder, step, both, config, counters, spaces, kernels)
+        about: dict[str, Any] = {} if kernels is None else {"kernels": kernels}
+        about |= {"keys": "device" if device_keys else "environment"}
+        return _write(folder, step, both, config, counters, spaces, about)
 
 
 def save_params(
@@ -98,7 +98,7 @@ def save_params(
 def _all_or_nothing(temporary: Path) -> Iterator[None]:
     """Remove the temporary folder if writing fails, which frees the disk, and hide what orbax prints about it."""
     failure: Exception | None = None
-    with _quiet():
+    with process.without_orbax_messages():
         try:
             yield
         except Exception as error:
@@ -115,7 +115,7 @@ def _write(
     config: TrainConfig,
     counters: dict[str, Any],
     spaces: dict[str, Any] | None,
-    kernels: dict[str, str] | None = None,
+    about: dict[str, Any] | None = None,
 ) -> Path:
     folder = folder.absolute()  # orbax requires it
     final, temporary = folder / str(step), folder / f"{step}.tmp"
@@ -128,7 +128,7 @@ def _write(
     meta |= {"config": json.loads(to_json(config))}
     meta |= {"owner": trust.sign(config)}
     meta |= {} if spaces is None else {"spaces": spaces}
-    meta |= {} if kernels is None else {"kernels": kernels}
+    meta |= about or {}
     (temporary / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
     write_checksums(temporary)
     sync(temporary)
@@ -143,7 +143,7 @@ def _write(
 
 def write_params(folder: Path, params: Params) -> None:
     """Write only parameters, which `read_params` reads, into a folder. The caller makes the write atomic."""
-    with _quiet(), process.unconfigured_root_logger():
+    with process.without_orbax_messages(), process.unconfigured_root_logger():
         ocp.save_checkpointables(folder.absolute() / "arrays", {"params": params})
 
 
@@ -254,6 +254,15 @@ def load_kernels(path: Path) -> dict[str, str] | None:
     return {use: name for use, name in kernels.items() if isinstance(name, str)}
 
 
+def has_device_keys(path: Path) -> bool:
+    """Return `Setup.device_keys` of a run. True for early checkpoints, which do not record it.
+
+    Raises:
+        ConfigError: If the folder is not a checkpoint.
+    """
+    return _read_meta(path).get("keys") != "environment"
+
+
 def load_owner(path: Path) -> str | None:
     """Return the signature of the user who wrote the checkpoint (`relic_jax.trust`). See `load_spaces` for errors."""
     owner = _read_meta(path).get("owner")
@@ -351,7 +360,7 @@ def _placed(x: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.Sha
 
 def _load(path: Path, wanted: dict[str, PyTree]) -> dict[str, Any]:
     reason = ""
-    with _quiet(), process.unconfigured_root_logger():
+    with process.without_orbax_messages(), process.unconfigured_root_logger():
         try:
             loaded = ocp.load_checkpointables(path.absolute() / "arrays", wanted)
         except Exception as error:  # orbax and tensorstore raise many classes; report one line
@@ -367,31 +376,3 @@ def _load(path: Path, wanted: dict[str, PyTree]) -> dict[str, Any]:
             )
     # copy: on CPU, loaded arrays can be in memory that cannot be donated
     return jax.tree.map(jnp.copy, loaded)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Suppress orbax's log records, and its reports of coroutines that an error left unfinished.
-
-    Has an effect only in a process of the command line. The loggers and hooks of other programs stay unchanged.
-    """
-    if not process.is_own():
-        yield
-        return
-
-    def drop(_: logging.LogRecord) -> bool:
-        return False
-
-    loggers, hook = [logging.getLogger(name) for name in ("absl", "asyncio")], sys.unraisablehook
-    for logger in loggers:
-        logger.addFilter(drop)
-    sys.unraisablehook = lambda _: None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # coroutines that were never awaited
-            yield
-            gc.collect()  # while the filters are active
-    finally:
-        for logger in loggers:
-            logger.removeFilter(drop)
-        sys.unraisablehook = hook

@@ -5,7 +5,10 @@ In any other process, such as a notebook, a service or a test, they belong to th
 
 from __future__ import annotations
 
+import gc
 import logging
+import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -42,3 +45,31 @@ def unconfigured_root_logger() -> Iterator[None]:
     finally:
         if handler is not None:
             logging.root.removeHandler(handler)
+
+
+@contextmanager
+def without_orbax_messages() -> Iterator[None]:
+    """Suppress orbax's log records, and its reports of coroutines that an error left unfinished.
+
+    Has an effect only in a process of the command line. The loggers and hooks of other programs stay unchanged.
+    """
+    if not is_own():
+        yield
+        return
+
+    def drop(_: logging.LogRecord) -> bool:
+        return False
+
+    loggers, hook = [logging.getLogger(name) for name in ("absl", "asyncio")], sys.unraisablehook
+    for logger in loggers:
+        logger.addFilter(drop)
+    sys.unraisablehook = lambda _: None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # coroutines that were never awaited
+            yield
+            gc.collect()  # while the filters are active
+    finally:
+        for logger in loggers:
+            logger.removeFilter(drop)
+        sys.unraisablehook = hook

@@ -16,6 +16,7 @@ from flax import struct
 
 from relic_jax.environment.base import Environment, PyTree, TimeStep, VisualEnvironment
 from relic_jax.environment.timestep import one_end
+from relic_jax.shards import WHOLE, Shard
 
 MIN_BLOCK, MAX_BLOCKS = 8, 8
 """Expensive resets are done in blocks of at least MIN_BLOCK environments, and at most MAX_BLOCKS blocks hold all."""
@@ -87,10 +88,12 @@ class Trials:
     Attributes:
         env: The environment.
         show_last_reward: Whether the policy sees the last reward of an episode, at the first step of the next one.
+        shard: The part of all environments that these copies are. Keys are split among all environments.
     """
 
     env: Environment
     show_last_reward: bool = False
+    shard: Shard = WHOLE
 
     def counting(self, state: TrialState, ended: jax.Array, filled: jax.Array | int) -> TrialState:
         """Restore `episode_steps` in a stored state, if they are needed.
@@ -114,7 +117,7 @@ class Trials:
             tasks: Pytree with leading axis B.
         """
         batch, actions = jax.tree.leaves(tasks)[0].shape[0], self.env.action_space
-        env_state, timestep = jax.vmap(self.env.reset)(jax.random.split(key, batch), tasks)
+        env_state, timestep = jax.vmap(self.env.reset)(self.shard.split(key, batch), tasks)
         return TrialState(
             env=env_state,
             task=tasks,
@@ -176,7 +179,7 @@ class Trials:
             The states before resets, the TimeSteps, `TrialStep.cut`, the next states, and the next observations and
             masks of legal actions.
         """
-        step_keys, reset_keys = jax.random.split(key, (2, action.shape[0]))
+        step_keys, reset_keys = self.shard.split(key, 2, action.shape[0])
         if isinstance(self.env, VisualEnvironment):
             return self._advance_visual(self.env, step_keys, reset_keys, state, action)
         inputs = (step_keys, state.env, action, state.task)

@@ -8,6 +8,7 @@ from jax import lax
 
 from relic_jax.models.memory import Memory
 from relic_jax.models.policy import Policy
+from relic_jax.shards import WHOLE, Shard
 from relic_jax.types import Params, PyTree, StepInput, Trajectory
 
 ROWS = 1024
@@ -49,10 +50,17 @@ def shuffled_order(key: jax.Array, first: jax.Array, ended: jax.Array, length: j
     return jnp.argsort(jnp.where(filled, priority, 3.0), stable=True)
 
 
-def shuffle_episodes(key: jax.Array, trajectory: Trajectory, length: jax.Array) -> Trajectory:
-    """Shuffle the complete episodes of each environment independently. length: int32 [], number of filled steps."""
+def shuffle_episodes(key: jax.Array, trajectory: Trajectory, length: jax.Array, shard: Shard = WHOLE) -> Trajectory:
+    """Shuffle the complete episodes of each environment independently.
+
+    Args:
+        key: typed PRNG key [].
+        trajectory: the trial so far.
+        length: int32 [], number of filled steps.
+        shard: the environments of this device.
+    """
     first, ended = trajectory.inputs.first, trajectory.terminated | trajectory.truncated
-    keys = jax.random.split(key, first.shape[0])
+    keys = shard.split(key, first.shape[0])
     order = jax.vmap(shuffled_order, in_axes=(0, 0, 0, None))(keys, first, ended, length)
     return jax.tree.map(lambda x: jax.vmap(lambda row, index: row[index])(x, order), trajectory)
 

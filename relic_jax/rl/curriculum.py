@@ -19,6 +19,7 @@ from flax import struct
 from relic_jax.config import CurriculumConfig, TrainConfig
 from relic_jax.environment.base import Environment, num_tasks
 from relic_jax.rl.steps import StepCount
+from relic_jax.shards import WHOLE, Shard
 from relic_jax.types import PyTree
 from relic_jax.validation import require
 
@@ -222,7 +223,12 @@ def next_rung(config: TrainConfig, state: CurriculumState, env_steps: StepCount)
 
 
 def next_curriculum(
-    config: TrainConfig, state: CurriculumState, env_steps: StepCount, key: jax.Array, total: OverDevices
+    config: TrainConfig,
+    state: CurriculumState,
+    env_steps: StepCount,
+    key: jax.Array,
+    total: OverDevices,
+    shard: Shard = WHOLE,
 ) -> CurriculumState:
     """Return the state at the start of new trials, whose rungs are drawn.
 
@@ -230,14 +236,16 @@ def next_curriculum(
         config: the run's config.
         state: the state at the end of the trials before.
         env_steps: environment steps so far.
-        key: typed PRNG key [], a different one on each device.
+        key: typed PRNG key [].
         total: sum over devices.
+        shard: the environments of this device.
     """
     curriculum = config.curriculum
     state = with_gains(state, curriculum.later, curriculum.window, total)
     rung = next_rung(config, state, env_steps)
     logits = jnp.log(shares(rung, len(state.gain), curriculum.easier))
-    drawn = jax.random.categorical(key, logits, shape=state.running.rung.shape).astype(jnp.int32)
+    drawn = shard.draw(lambda old: jax.random.categorical(key, logits, shape=old.shape), state.running.rung)
+    drawn = drawn.astype(jnp.int32)
     return state.replace(rung=rung, running=new_trials(drawn))
 
 

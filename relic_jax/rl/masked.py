@@ -15,14 +15,16 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from relic_jax.rl.minibatches import Order
 from relic_jax.rl.state import Setup
 
 
 class Counts(NamedTuple):
-    """Divisors of sums over the valid steps of a minibatch, float32 [] or [minibatches].
+    """Divisors of sums over the valid steps of a group of environments, float32 [] or [groups].
 
     Attributes:
-        loss: divisor for the loss and its gradient.
+        loss: divisor for the loss and its gradient. float32 [b] or [groups, b] if the environments of a group belong
+          to different minibatches.
         metrics: divisor for the metrics.
     """
 
@@ -50,13 +52,15 @@ def mean_of_valid(x: jax.Array, valid: jax.Array | None, count: jax.Array | None
     Args:
         x: float32 [...].
         valid: bool [...], or None for the mean over all steps.
-        count: the divisor, float32 []. None counts the valid steps.
+        count: the divisor, float32 [], or float32 [b] for each row of x. None counts the valid steps.
 
     Returns:
         float32 [].
     """
     if valid is None:
         return x.mean()
+    if count is not None and count.ndim:
+        return jnp.sum(x / count[:, None], where=valid)
     return jnp.sum(x, where=valid) / (nonzero(_count(valid)) if count is None else count)
 
 
@@ -86,8 +90,8 @@ def normalize_advantages(
     return result if valid is None else jnp.where(filled, result, 0.0)
 
 
-def step_counts(setup: Setup, valid: jax.Array | None, order: jax.Array, *, shared: bool) -> Counts | None:
-    """Return the counts of the minibatches of one optimizer step, or None if all steps are valid.
+def step_counts(setup: Setup, valid: jax.Array | None, order: Order, *, shared: bool) -> Counts | None:
+    """Return the counts of the groups of one optimizer step, or None if all steps are valid.
 
     With `gradient_reduction` "sum", each minibatch has a mean loss over its own valid steps, and the gradients are
     summed. With "mean", there is one mean over the valid steps of all minibatches, so they share a count. Metrics are
@@ -96,19 +100,23 @@ def step_counts(setup: Setup, valid: jax.Array | None, order: jax.Array, *, shar
     Args:
         setup: the training setup.
         valid: bool [B, K], the valid steps of the window.
-        order: int32 [accumulate, b], environments of this device in each minibatch.
-        shared: whether the devices share each minibatch (`update.devices_share_minibatches`).
+        order: the environments of the step, arrays [groups, b].
+        shared: whether the devices share each minibatch (`minibatches.devices_share_minibatches`).
 
     Returns:
-        Counts float32 [accumulate].
+        Counts float32 [groups], or [groups, b] for the loss.
     """
     if valid is None:
         return None
-    each = valid.sum(1, dtype=jnp.int32)[order].sum(1).astype(jnp.float32)
-    if shared:
-        each = setup.mean(each)
+    rows = valid.sum(1, dtype=jnp.int32)[order.rows]
+    each = rows.sum(1).astype(jnp.float32)
     if setup.config.ppo.gradient_reduction == "mean":
-        each = jnp.full_like(each, setup.mean(each.mean()))
-    minibatches = valid.shape[0] // order.shape[1]
-    per_minibatch = setup.mean(_count(valid)) / minibatches
-    return Counts(nonzero(each), jnp.full_like(each, nonzero(per_minibatch)))
+        loss = jnp.full_like(each, setup.mean(each.mean()))
+    elif order.minibatch is None:
+        loss = setup.mean(each) if shared else each
+    else:
+        minibatches = jnp.zeros(setup.config.ppo.accumulate, jnp.int32).at[order.minibatch].add(rows)
+        totals = (setup.mean if shared else setup.total)(minibatches.astype(jnp.float32))
+        loss = totals[order.minibatch]
+    per_group = setup.mean(_count(valid)) / (valid.shape[0] // order.rows.shape[1])
+    return Counts(nonzero(loss), jnp.full_like(each, nonzero(per_group)))

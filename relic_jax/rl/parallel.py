@@ -122,6 +122,7 @@ def parallel(setup: Setup, function: Callable[..., tuple[TrainState, Any]], *inp
     local = dataclasses.replace(
         setup, local_environments=config.trial.environments // devices, axis=AXIS if devices > 1 else None
     )
+    local = dataclasses.replace(local, trials=dataclasses.replace(setup.trials, shard=local.shard))
     abstract = setup.abstract_state
     specs, shardings = state_specs(abstract), state_shardings(config, abstract)
     run = jax.shard_map(

@@ -93,7 +93,10 @@ class Population:
         self.per_device = per_device or runs_per_device(len(setups), self.devices)
         self._sharding = NamedSharding(Mesh(np.asarray(jax.devices()[: self.devices]), (AXIS,)), P(AXIS))
         self._init = jax.jit(lambda seed: init_state(_with_seed(first, seed)))
-        self._step = self._compiled(first)
+        self._steps = {
+            device_keys: self._compiled(dataclasses.replace(first, device_keys=device_keys))
+            for device_keys in (False, True)
+        }
 
     @property
     def slots(self) -> int:
@@ -125,17 +128,20 @@ class Population:
             for name in self.scalars
         }
 
-    def step(self, states: TrainState, values: dict[str, jax.Array]) -> tuple[TrainState, Metrics]:
+    def step(
+        self, states: TrainState, values: dict[str, jax.Array], device_keys: bool = False
+    ) -> tuple[TrainState, Metrics]:
         """Train all slots for one chunk.
 
         Args:
             states: The state of the program, which is donated.
             values: The traced scalars, see `values`.
+            device_keys: `Setup.device_keys` of all runs.
 
         Returns:
             The next state, and metrics with a leading axis S.
         """
-        return self._step(states, values)
+        return self._steps[device_keys](states, values)
 
     def _compiled(self, setup: Setup) -> Callable[..., tuple[TrainState, Metrics]]:
         function = trial_step if setup.config.chunk == "trial" else segment_step

@@ -117,7 +117,7 @@ def collect_within(
         observed = step_input(trial)
         inputs = policy.encode_images(params, observed)
         output, memory = policy.act(params, memory, inputs)
-        action = output.distribution.sample(action_key)
+        action = setup.shard.draw(lambda every: every.sample(action_key), output.distribution)
         teacher, probabilities = (None, None) if agent is None else batch_probabilities(agent, teacher, trial)
         trial, result = setup.trials.step(env_key, trial, action)
         record = Trajectory(

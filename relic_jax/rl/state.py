@@ -20,6 +20,7 @@ from relic_jax.models.policy import Policy, policy_for
 from relic_jax.rl.curriculum import CurriculumState, Rungs, draw_tasks, initial_curriculum, rungs_of
 from relic_jax.rl.optimizer import make_optimizer
 from relic_jax.rl.steps import StepCount
+from relic_jax.shards import Shard
 from relic_jax.types import Params, PyTree, StepInput, Trajectory
 
 Metrics = dict[str, jax.Array]
@@ -69,6 +70,8 @@ class Setup:
         local_environments: number of environments on one device.
         axis: name of the device axis inside a function that runs on several devices, otherwise None.
         rungs: the rungs of the curriculum, or None without one.
+        device_keys: whether each device draws its own random numbers and minibatches, as in runs that started before
+          these became independent of the number of devices.
     """
 
     config: TrainConfig
@@ -78,6 +81,14 @@ class Setup:
     local_environments: int
     axis: str | None = None
     rungs: Rungs | None = None
+    device_keys: bool = False
+
+    @property
+    def shard(self) -> Shard:
+        """The part of the environments for which this device draws random numbers from a shared key."""
+        if self.axis is None or self.device_keys:
+            return Shard()
+        return Shard(self.config.trial.environments // self.local_environments, self.axis)
 
     @property
     def optimizer(self) -> Any:
@@ -105,8 +116,10 @@ class Setup:
         return tree if self.axis is None else jax.lax.psum(tree, self.axis)
 
     def device_key(self, key: jax.Array) -> jax.Array:
-        """Derive a different key for each device from a key that all devices share."""
-        return key if self.axis is None else jax.random.fold_in(key, jax.lax.axis_index(self.axis))
+        """Derive a different key for each device from a key that all devices share, if `device_keys`."""
+        return (
+            key if self.axis is None or not self.device_keys else jax.random.fold_in(key, jax.lax.axis_index(self.axis))
+        )
 
 
 def make_setup(config: TrainConfig, env: Environment) -> Setup:
@@ -152,10 +165,12 @@ def new_teacher_memory(setup: Setup) -> PyTree:
 def new_trial(setup: Setup, key: jax.Array, curriculum: CurriculumState | None = None) -> TrialState:
     """Start a trial in every environment, each in a task drawn uniformly from the training split, or from its rung."""
     task_key, reset_key = jax.random.split(key)
-    if setup.rungs is None or curriculum is None:
-        index = jax.random.randint(task_key, (setup.local_environments,), 0, num_tasks(setup.tasks))
+    shard, rungs = setup.shard, setup.rungs
+    if rungs is None or curriculum is None:
+        count = setup.local_environments * shard.devices
+        index = shard.own(jax.random.randint(task_key, (count,), 0, num_tasks(setup.tasks)))
     else:
-        index = draw_tasks(setup.rungs, curriculum.running.rung, task_key)
+        index = shard.draw(lambda rung: draw_tasks(rungs, rung, task_key), curriculum.running.rung)
     trial = setup.trials.reset(reset_key, jax.tree.map(lambda x: jnp.asarray(x)[index], setup.tasks))
     return dataclasses.replace(trial, episode_steps=None)  # derived from the trajectory by `Trials.counting`
 

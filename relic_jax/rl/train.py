@@ -148,6 +148,7 @@ def train(
     hint = f"earlier checkpoints are complete, resume with: relic-jax train --resume {folder}"
     checkpoints = folder / "checkpoints"
     with run_lock(folder), storage_errors(hint), prng.using(prng_of(checkpoints) if resume else prng.current()):
+        setup = as_started(setup, checkpoints) if resume else setup
         return _train(setup, folder, make_tracker, resume, stop)
 
 
@@ -270,7 +271,8 @@ def save(setup: Setup, checkpoints: Path, state: TrainState, progress: Progress)
     if progress.env_steps not in checkpoint.complete_steps(checkpoints):
         spaces = spaces_to_json(spaces_of(setup.trials.env))
         counters, kernels = dataclasses.asdict(progress), used_kernels(setup.policy)
-        checkpoint.save(checkpoints, progress.env_steps, state, setup.config, counters, spaces, kernels)
+        about = (counters, spaces, kernels, setup.device_keys)
+        checkpoint.save(checkpoints, progress.env_steps, state, setup.config, *about)
 
 
 @settings.with_standard
@@ -287,6 +289,13 @@ def restore(setup: Setup, checkpoints: Path) -> tuple[TrainState, Progress]:
         abstract = setup.abstract_state
         state = checkpoint.load_state(path, abstract, state_shardings(setup.config, abstract))
     return state, Progress(**counters)
+
+
+def as_started(setup: Setup, checkpoints: Path) -> Setup:
+    """Return the setup with the `device_keys` that the run started with."""
+    steps = checkpoint.complete_steps(checkpoints)
+    device_keys = bool(steps) and checkpoint.has_device_keys(checkpoints / str(steps[-1]))
+    return setup if setup.device_keys == device_keys else dataclasses.replace(setup, device_keys=device_keys)
 
 
 def prng_of(checkpoints: Path) -> dict[str, Any]:

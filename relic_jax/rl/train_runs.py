@@ -25,6 +25,7 @@ from relic_jax.rl.state import Setup, TrainState
 from relic_jax.rl.train import (
     NonFiniteError,
     Progress,
+    as_started,
     check_finite,
     prng_of,
     records,
@@ -72,11 +73,13 @@ class Run:
 def batches(runs: Sequence[Run], slots: int) -> list[list[Run]]:
     """Divide runs into batches of at most `slots`, the furthest first.
 
-    The runs of a batch are equally far. They differ only if the process was killed between two checkpoints.
+    The runs of a batch are equally far and have equal `Setup.device_keys`. They are not equally far only if the process
+    was killed between two checkpoints.
     """
-    by_steps: dict[int, list[Run]] = {}
+    by_steps: dict[tuple[int, bool], list[Run]] = {}
     for run in runs:
-        by_steps.setdefault(run.saved_steps, []).append(run)
+        run.setup = as_started(run.setup, run.checkpoints)
+        by_steps.setdefault((run.saved_steps, run.setup.device_keys), []).append(run)
     return [
         group[start : start + slots]
         for _, group in sorted(by_steps.items(), reverse=True)
@@ -130,7 +133,7 @@ def _train(population: Population, runs: Sequence[Run], make_tracker: Callable[[
         states, values = population.stack(ready), population.values([run.setup for run in runs])
         _evaluate(population, runs, evaluations, states, stop)
         while _env_steps(runs) < total and not stop.is_set() and any(run.error is None for run in runs):
-            states, metrics = population.step(states, values)
+            states, metrics = population.step(states, values, first.setup.device_keys)
             _log(runs, trackers, jax.device_get(metrics), clock)
             _evaluate(population, runs, evaluations, states, stop)
             if time.monotonic() - saved_at > 60 * config.checkpoint_minutes:

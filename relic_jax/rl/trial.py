@@ -41,7 +41,7 @@ def refreshed_context(setup: Setup, state: TrainState, key: jax.Array) -> tuple[
     ppo, segment, segments = setup.config.ppo, setup.config.trial.segment, state.segment + 1
     trajectory = state.trajectory
     if ppo.shuffle:
-        trajectory = context.shuffle_episodes(key, trajectory, segments * segment)
+        trajectory = context.shuffle_episodes(key, trajectory, segments * segment, setup.shard)
     start = 0 if ppo.refresh_segments is None else jnp.maximum(segments - ppo.refresh_segments, 0)
     memory, value = context.refresh(
         setup.policy, state.params, state.memory, trajectory.inputs, trajectory.value, start, segments, segment
@@ -57,7 +57,7 @@ def start_trial(setup: Setup, state: TrainState, key: jax.Array) -> TrainState:
     trial, curriculum = setup.config.trial, state.curriculum
     if curriculum is not None:
         key, rung_key = jax.random.split(key)
-        curriculum = next_curriculum(setup.config, curriculum, state.env_steps, rung_key, setup.total)
+        curriculum = next_curriculum(setup.config, curriculum, state.env_steps, rung_key, setup.total, setup.shard)
     return state.replace(
         segment=jnp.zeros_like(state.segment),
         trial=new_trial(setup, key, curriculum),

@@ -5,6 +5,7 @@ Elawady et al. 2024, arXiv 2410.02751, section 3.1. The last update of a trial c
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -12,13 +13,13 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from relic_jax.config import TrainConfig
 from relic_jax.distributions import Categorical
 from relic_jax.models.memory import Memory, rows
 from relic_jax.models.policy import PolicyOutput
 from relic_jax.rl import context, losses
 from relic_jax.rl.gae import advantages
 from relic_jax.rl.masked import Counts, mean_count, mean_of_valid, normalize_advantages, step_counts
+from relic_jax.rl.minibatches import Order, devices_share_minibatches, epoch_order
 from relic_jax.rl.optimizer import entropy_coef, learning_rate, recall_coef, teacher_coef
 from relic_jax.rl.rollout import with_size
 from relic_jax.rl.state import Metrics, Setup, TrainState
@@ -142,14 +143,13 @@ def run_epochs(
     Each optimizer step reduces the gradients of `ppo.accumulate` minibatches. A minibatch holds whole trials of some of
     the environments.
     """
-    ppo, environments = setup.config.ppo, setup.local_environments
+    ppo = setup.config.ppo
     if ppo.normalize_advantages:
         length = window.start + window.size
         batch = batch._replace(advantage=normalize_advantages(setup, batch.advantage, length, batch.trajectory.valid))
-    shape = minibatch_shape(setup.config, environments)
     rate = learning_rate(ppo, setup.config.total_steps, state.env_steps)
 
-    def optimizer_step(carry: tuple[Params, PyTree], inputs: tuple[jax.Array, jax.Array]):
+    def optimizer_step(carry: tuple[Params, PyTree], inputs: tuple[Order, jax.Array]):
         params, opt_state = carry
         gradients, metrics = accumulated_gradients(setup, state, params, batch, window, *inputs)
         gradients = setup.mean(gradients)
@@ -160,39 +160,18 @@ def run_epochs(
 
     def epoch(carry: tuple[Params, PyTree], key: jax.Array):
         order_key, dropout_key = jax.random.split(key)
-        order = jax.random.permutation(order_key, environments).reshape(shape)
-        return lax.scan(optimizer_step, carry, (order, jax.random.split(dropout_key, shape[:2])))
+        order = epoch_order(setup, order_key)
+        if setup.axis is not None and not setup.device_keys:  # groups of different devices drop different blocks
+            dropout_key = jax.random.fold_in(dropout_key, lax.axis_index(setup.axis))
+        return lax.scan(optimizer_step, carry, (order, jax.random.split(dropout_key, order.rows.shape[:2])))
 
     before = setup.policy.trainable(state.params), state.opt_state
     (params, opt_state), metrics = lax.scan(epoch, before, jax.random.split(key, ppo.epochs))
     return setup.policy.with_frozen(params, state.params), opt_state, jax.tree.map(jnp.mean, metrics) | {"lr": rate}
 
 
-def minibatch_shape(config: TrainConfig, environments: int) -> tuple[int, int, int]:
-    """Return (optimizer steps per epoch, minibatches per step, environments per minibatch) on one device.
-
-    If `devices_share_minibatches`, every minibatch is split over the devices. Otherwise the minibatches of every step
-    are distributed over the devices.
-
-    Args:
-        config: the run's config.
-        environments: environments on one device.
-    """
-    ppo, devices = config.ppo, config.trial.environments // environments
-    steps, rows = ppo.minibatches // ppo.accumulate, config.trial.environments // ppo.minibatches
-    if devices_share_minibatches(config, environments):
-        return steps, ppo.accumulate, rows // devices
-    return steps, ppo.accumulate // devices, rows
-
-
-def devices_share_minibatches(config: TrainConfig, environments: int) -> bool:
-    """Whether each minibatch is split over the devices, with `environments` environments on each device."""
-    devices, rows = config.trial.environments // environments, config.trial.environments // config.ppo.minibatches
-    return rows % devices == 0
-
-
 def accumulated_gradients(
-    setup: Setup, state: TrainState, params: Params, batch: Batch, window: Window, order: jax.Array, keys: jax.Array
+    setup: Setup, state: TrainState, params: Params, batch: Batch, window: Window, order: Order, keys: jax.Array
 ) -> tuple[Params, Metrics]:
     """Compute the sum or mean of the gradients of several minibatches, to be averaged over devices (see `masked`).
 
@@ -202,11 +181,11 @@ def accumulated_gradients(
         params: the trainable parameters.
         batch: data of all environments.
         window: the steps with a loss.
-        order: int32 [accumulate, b], environments of each minibatch.
-        keys: typed PRNG keys [accumulate], for dropout.
+        order: the environments of the optimizer step, in groups, without the leading axis over steps.
+        keys: typed PRNG keys [groups], for dropout.
 
     Returns:
-        The gradients, and metrics averaged over the minibatches.
+        The gradients, and metrics averaged over the groups.
     """
 
     def add(total: Params, inputs: tuple[jax.Array, jax.Array, Counts | None]) -> tuple[Params, Metrics]:
@@ -216,11 +195,11 @@ def accumulated_gradients(
 
     valid = context.window(batch.trajectory.valid, window.start, window.size)
     shared = devices_share_minibatches(setup.config, setup.local_environments)
-    inputs = (order, keys, step_counts(setup, valid, order, shared=shared))
+    inputs = (order.rows, keys, step_counts(setup, valid, order, shared=shared))
     total, metrics = lax.scan(add, jax.tree.map(jnp.zeros_like, params), inputs)
     ppo = setup.config.ppo
     minibatches = 1 if ppo.gradient_reduction == "mean" else ppo.accumulate  # other devices can hold some of them
-    total = jax.tree.map(lambda g: g * (minibatches / order.shape[0]), total)
+    total = jax.tree.map(lambda g: g * (minibatches / order.rows.shape[0]), total)
     return total, jax.tree.map(jnp.mean, metrics)
 
 
@@ -290,39 +269,70 @@ def minibatch_loss(
     Returns:
         The loss, float32 [], and metrics, each float32 [].
     """
-    ppo = setup.config.ppo
     output = window_output(setup, params, batch, window, dropout_key)
     part = (batch.trajectory, batch.advantage, batch.target)
     steps, advantage, target = context.window(part, window.start, window.size)
     if counts is None and steps.valid is not None:
         counts = Counts(*[mean_count(setup, steps.valid)] * 2)
 
-    def mean(x: jax.Array) -> jax.Array:
-        return mean_of_valid(x, steps.valid, counts and counts.loss)
+    def terms(count: jax.Array | None) -> Metrics:
+        def mean(x: jax.Array) -> jax.Array:
+            return mean_of_valid(x, steps.valid, count)
 
+        return loss_terms(setup, env_steps, output, (steps, advantage, target), auxiliary, mean)
+
+    auxiliary = auxiliary_losses(batch, window, output)
+    metrics = terms(counts and counts.loss)
+    loss = metrics["loss"]
+    if counts is not None and counts.loss.ndim:
+        metrics = terms(counts.metrics)
+    elif counts is not None:
+        scale = counts.loss / counts.metrics
+        metrics = {name: value * scale for name, value in metrics.items()}
+    return loss, metrics
+
+
+def loss_terms(
+    setup: Setup,
+    env_steps: StepCount,
+    output: PolicyOutput,
+    data: tuple[Trajectory, jax.Array, jax.Array],
+    auxiliary: dict[str, jax.Array],
+    mean: Callable[[jax.Array], jax.Array],
+) -> Metrics:
+    """Compute the loss of `minibatch_loss` and its terms.
+
+    Args:
+        setup: the training setup.
+        env_steps: environment steps so far.
+        output: outputs of the policy over the window.
+        data: trajectory, advantages and value targets of the window.
+        auxiliary: `auxiliary_losses` of each step.
+        mean: mean over the steps.
+
+    Returns:
+        `loss` and metrics, each float32 [].
+    """
+    ppo, (steps, advantage, target) = setup.config.ppo, data
     log_prob = output.distribution.log_prob(steps.action)
     entropy = mean(output.distribution.entropy())
     policy_loss = mean(losses.policy_loss(log_prob, steps.log_prob, advantage, ppo.clip))
     value_loss = mean(losses.value_loss(output.value, steps.value, target, ppo.value_clip))
     bonus = entropy_coef(ppo, setup.config.total_steps, env_steps) * entropy
     loss = policy_loss + ppo.value_coef * value_loss - bonus
-    auxiliary = {name: mean(x) for name, x in auxiliary_losses(batch, window, output).items()}
-    for name, value in auxiliary.items():
+    auxiliary_terms = {name: mean(x) for name, x in auxiliary.items()}
+    for name, value in auxiliary_terms.items():
         loss += AUXILIARY[name](ppo, setup.config.total_steps, env_steps) * value
     log_ratio = log_prob - steps.log_prob
-    metrics = {
+    return {
         "loss": loss,
         "policy_loss": policy_loss,
         "value_loss": value_loss,
         "entropy": entropy,
         "kl": mean(jnp.exp(log_ratio) - 1 - log_ratio),
         "clip_fraction": mean((jnp.abs(jnp.exp(log_ratio) - 1) > ppo.clip) * 1.0),
-        **auxiliary,
+        **auxiliary_terms,
     }
-    if counts is not None:
-        scale = counts.loss / counts.metrics
-        metrics = {name: value * scale for name, value in metrics.items()}
-    return loss, metrics
 
 
 def auxiliary_losses(batch: Batch, window: Window, output: PolicyOutput) -> dict[str, jax.Array]:

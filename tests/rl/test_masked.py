@@ -17,6 +17,7 @@ from relic_jax.experiments.faults.corridor import Corridor
 from relic_jax.metrics import JsonLines, read_lines
 from relic_jax.rl import update as up
 from relic_jax.rl.masked import mean_of_valid, normalize_advantages, step_counts
+from relic_jax.rl.minibatches import Order
 from relic_jax.rl.parallel import parallel, state_shardings
 from relic_jax.rl.state import AXIS, init_state, make_setup
 from relic_jax.rl.train import prepare, train
@@ -102,7 +103,7 @@ def test_counts_of_minibatches(config, reduction, shared):
     valid, x = random.random((2, 4, 6)) < 0.4, random.normal(size=(2, 4, 6)).astype(np.float32)
     valid[0, :2] = False
     order = np.array([[[0, 1], [2, 3]], [[2, 0], [3, 1]]])  # two minibatches of two rows on each device
-    counts = on_devices(setup, lambda s, v, o: step_counts(s, v, o, shared=shared), valid, order)
+    counts = on_devices(setup, lambda s, v, o: step_counts(s, v, Order(o), shared=shared), valid, order)
     sums = np.where(valid, x, 0)[np.arange(2)[:, None, None], order].sum((2, 3))  # [device, minibatch]
     numbers = valid[np.arange(2)[:, None, None], order].sum((2, 3))
     if shared:
@@ -157,15 +158,24 @@ def updates(config):
     return make, params
 
 
+UPDATES = {  # name: devices, settings
+    "distributed": ((1, 2, 4), {"minibatches": 4, "accumulate": 4}),
+    "split": ((1, 2, 4), {"minibatches": 1, "accumulate": 1}),
+    "split in pairs": ((1, 2), {"minibatches": 2, "accumulate": 2}),
+    "two steps": ((1, 2), {"minibatches": 2, "accumulate": 1}),
+    "distributed in two steps": ((1, 2), {"minibatches": 4, "accumulate": 2}),
+}
+
+
 @pytest.mark.parametrize("reduction", [pytest.param("sum", marks=pytest.mark.slow), "mean"])
-@pytest.mark.parametrize("minibatches", [4, pytest.param(1, marks=pytest.mark.slow)])
-def test_one_two_and_four_devices_make_the_same_update(updates, reduction, minibatches):
-    """One minibatch is split over the devices, four are distributed. With one step per epoch, order is irrelevant."""
+@pytest.mark.parametrize("name", ["distributed", *(pytest.param(n, marks=pytest.mark.slow) for n in list(UPDATES)[1:])])
+def test_one_two_and_four_devices_make_the_same_update(updates, reduction, name):
+    """Minibatches are split over the devices or distributed, in one optimizer step or two."""
     make, before = updates
-    if (reduction, minibatches) == ("sum", 1):
+    devices, settings = UPDATES[name]
+    if reduction == "sum" and settings["accumulate"] == 1:
         return  # as "mean"
-    settings = {"gradient_reduction": reduction, "minibatches": minibatches, "accumulate": minibatches}
-    runs = [make(devices, **settings) for devices in (1, 2, 4)]
+    runs = [make(count, gradient_reduction=reduction, **settings) for count in devices]
     for name, mask in masks().items():
         (params, metrics), *others = [run(mask) for run in runs]
         for other_params, other_metrics in others:

@@ -15,6 +15,7 @@ from relic_jax.envs.darkroom.env import Darkroom
 from relic_jax.envs.registry import make
 from relic_jax.rl import update as up
 from relic_jax.rl.masked import normalize_advantages
+from relic_jax.rl.minibatches import Order, step_environments
 from relic_jax.rl.optimizer import learning_rate, make_optimizer
 from relic_jax.rl.parallel import initial_state, parallel, state_shardings
 from relic_jax.rl.rollout import collect
@@ -129,8 +130,7 @@ def test_epochs_equal_a_plain_rewriting(kind):
     opt_state, rate = state.opt_state, learning_rate(ppo, 1000, state.env_steps)
     gradient = jax.jit(jax.grad(lambda p, row: plain_loss(setup, p, batch, window, row)))
     for epoch_key in jax.random.split(key, 2):
-        order = jax.random.permutation(jax.random.split(epoch_key)[0], 4)
-        for pair in order.reshape(2, 2):
+        for pair in step_environments(jax.random.split(epoch_key)[0], 4, 2):
             total = jax.tree.map(jnp.add, gradient(params, pair[:1]), gradient(params, pair[1:]))
             direction, opt_state = optimizer.update(total, opt_state, params)
             params = optax.apply_updates(params, jax.tree.map(lambda d: -rate * d, direction))
@@ -170,8 +170,8 @@ def test_accumulated_gradients_are_summed_or_averaged(reduction):
     setup = setup_of(accumulate=4, gradient_reduction=reduction)
     state, batch = gathered(setup_of(), 1)  # acting and advantages are those of any reduction
     window = windows(setup, state)["partial"]
-    keys, order = jax.random.split(jax.random.key(0), 4), jnp.arange(4)
-    sums = jax.jit(lambda p: up.accumulated_gradients(setup, state, p, batch, window, order[:, None], keys)[0])
+    keys, order = jax.random.split(jax.random.key(0), 4), Order(jnp.arange(4)[:, None])
+    sums = jax.jit(lambda p: up.accumulated_gradients(setup, state, p, batch, window, order, keys)[0])
     found = sums(state.params)
     whole = jax.jit(jax.grad(lambda p: up.minibatch_loss(setup, state.env_steps, p, batch, window, keys[0])[0]))(
         state.params

@@ -1,0 +1,94 @@
+"""A run does not depend on how many devices share its environments."""
+
+import dataclasses
+import re
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+from relic_jax.config import PPOConfig, TrialConfig
+from relic_jax.envs.registry import make
+from relic_jax.metrics import JsonLines, read_lines
+from relic_jax.rl.parallel import initial_state, parallel
+from relic_jax.rl.segment import segment_step, trial_step
+from relic_jax.rl.state import make_setup
+from relic_jax.rl.train import prepare, restore, train
+
+PPO = {
+    "two steps": {"minibatches": 2, "accumulate": 1},
+    "one step": {"minibatches": 4, "accumulate": 4, "normalize_advantages": True},
+}
+
+
+@pytest.fixture(scope="module")
+def setup_with(tiny):
+    def build(devices, env="darkroom-ad-9-random", **ppo):
+        learning = {"epochs": 2, "lr": 1e-3, "warmup_steps": 0, "shuffle": True}
+        trial = TrialConfig(environments=8, steps=32, updates=2)
+        config = tiny(env=env, devices=devices, trial=trial, ppo=PPOConfig(**(learning | ppo)), total_steps=256)
+        return make_setup(config, make(config.env))
+
+    return build
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PPO)
+def test_a_trial_on_two_and_four_devices_is_that_of_one(setup_with, name):
+    found = []
+    for devices in (1, 2, 4):
+        setup = setup_with(devices, **PPO[name])
+        before = initial_state(setup)
+        start = jax.device_get(before.params)
+        state, metrics = parallel(setup, trial_step)(before)
+        found.append(jax.device_get((state.params, state.trial, metrics)))
+    (params, trial, metrics), *others = found
+    assert max(np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (params, start)), strict=True)) > 1e-3
+    for other_params, other_trial, other_metrics in others:
+        chex.assert_trees_all_close(other_params, params, atol=1e-5)
+        chex.assert_trees_all_equal(other_trial.task, trial.task)
+        chex.assert_trees_all_close(other_metrics, metrics, rtol=2e-3, atol=1e-5)
+
+
+def all_reduces(text):
+    """Return the largest number of elements of each all-reduce of a compiled program that is inside a loop or not."""
+    shapes = re.findall(r"= (.*?) all-reduce(?:-start)?\(", text)
+    return [
+        sum(int(np.prod([int(n) for n in dims.split(",") if n])) for dims in re.findall(r"\[([\d,]*)\]", s))
+        for s in shapes
+    ]
+
+
+def test_there_is_one_all_reduce_of_the_gradient_and_none_in_acting_and_refresh(setup_with):
+    """The context is split, so acting and refreshing need no communication: only gradients and metrics are reduced."""
+    setup = setup_with(2, **PPO["two steps"], context_gradient="stopped", last_update="partial")
+    state = jax.eval_shape(lambda: initial_state(setup))
+    text = parallel(setup, segment_step).lower(state).compile().as_text()
+    parameters = sum(int(np.prod(x.shape)) for x in jax.tree.leaves(setup.policy.trainable(state.params)))
+    sizes = all_reduces(text)
+    assert sum(sizes) - parameters < 64 and max(sizes) <= parameters  # the gradient once, and a few numbers
+    for name in ("all-gather", "all-to-all", "collective-permute", "reduce-scatter"):
+        assert f" {name}(" not in text
+
+
+@pytest.mark.slow
+def test_a_run_continues_on_another_number_of_devices(tiny, tmp_path):
+    """Two trials on two devices, then two on one, are four trials on one device."""
+    trial = TrialConfig(environments=4, steps=16, updates=2)
+    ppo = PPOConfig(minibatches=2, accumulate=1, epochs=1, lr=1e-3, lr_final=1e-3, warmup_steps=0)
+    whole = tiny(env="darkroom-ad-9-random", devices=1, trial=trial, ppo=ppo, total_steps=4 * 64)
+    env = make(whole.env)
+
+    def run(folder, config, resume):
+        setup = prepare(config, env, resume=resume)
+        return train(setup, folder, lambda steps: JsonLines(folder, steps), resume=resume).state
+
+    expected = run(tmp_path / "one", whole, False)
+    run(tmp_path / "two", dataclasses.replace(whole, devices=2, total_steps=2 * 64), False)
+    short = read_lines(tmp_path / "two" / "metrics.jsonl")
+    state = run(tmp_path / "two", whole, True)
+    chex.assert_trees_all_close(jax.device_get(state.params), jax.device_get(expected.params), atol=1e-5)
+    assert len(short) == 4 and len(read_lines(tmp_path / "two" / "metrics.jsonl")) == 8
+    restored, _ = restore(prepare(dataclasses.replace(whole, devices=4), env), tmp_path / "two" / "checkpoints")
+    chex.assert_trees_all_equal(jax.device_get(restored.params), jax.device_get(state.params))
