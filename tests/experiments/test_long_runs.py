@@ -1,4 +1,4 @@
-"""Runs of more than 2³² steps: state, schedules, records, checkpoints and resuming."""
+"""Runs of 10¹² steps: state, schedules, records, checkpoints and resuming, over 2³¹, over 2³² and to the end."""
 
 import json
 
@@ -18,7 +18,7 @@ from relic_jax.tracking import Console
 pytestmark = pytest.mark.slow
 
 PER_UPDATE = 64
-TOTAL = 2**32 + 256
+TOTAL = 10**12  # a multiple of the steps of a trial, 256
 
 
 class Stopped(BaseException):
@@ -64,8 +64,9 @@ def check(setup, lines, start):
     assert all(np.isfinite(value) for line in lines for value in line.values())
 
 
-def test_over_2_to_the_31(setup, tmp_path):
-    start = 2**31 - 2 * PER_UPDATE
+@pytest.mark.parametrize("border", [2**31, 2**32])
+def test_over_a_border_of_32_bits(setup, tmp_path, border):
+    start = border - 2 * PER_UPDATE
     folder = tmp_path / "run"
     standing_at(setup, folder, start)
     with pytest.raises(Stopped):
@@ -76,8 +77,8 @@ def test_over_2_to_the_31(setup, tmp_path):
     check(setup, read_lines(folder / "metrics.jsonl"), start)
 
 
-def test_over_2_to_the_32_to_the_end(setup, tmp_path, cli):
-    start = 2**32 - 4 * PER_UPDATE
+def test_to_the_end_of_10_to_the_12(setup, tmp_path, cli):
+    start = TOTAL - 4 * PER_UPDATE
     folder = tmp_path / "run"
     standing_at(setup, folder, start)
     code, out, error = cli("train", "--resume", folder)
@@ -87,7 +88,7 @@ def test_over_2_to_the_32_to_the_end(setup, tmp_path, cli):
     assert lines[-1]["env_steps"] == TOTAL and f"trained {TOTAL:,} steps" in out
     state, progress = restore(setup, folder / "checkpoints")
     assert int(state.env_steps) == progress.env_steps == TOTAL
-    assert state.env_steps.high == 1 and state.env_steps.low.dtype == jnp.uint32
+    assert state.env_steps.high == TOTAL // 2**32 == 232 and state.env_steps.low.dtype == jnp.uint32
     assert json.loads((checkpoint.find(folder) / "meta.json").read_text())["step"] == TOTAL
     console = Console(TOTAL).line(lines[-1], {"steps_per_second": 1.0, "seconds_left": 0.0})
     assert f"{TOTAL:,}/{TOTAL:,} steps (100%)" in console

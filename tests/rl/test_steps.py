@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from relic_jax.config import PPOConfig
-from relic_jax.rl.optimizer import entropy_coef, learning_rate
+from relic_jax.rl.optimizer import entropy_coef, learning_rate, make_optimizer
 from relic_jax.rl.steps import StepCount
 
 STEPS = st.integers(0, 2**62) | st.sampled_from([2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**32 + 1, 10**12])
@@ -63,3 +63,16 @@ def test_runs_of_fewer_steps_keep_their_schedule_bit_for_bit():
     random = np.random.default_rng(0)
     steps = np.concatenate([np.arange(0, 30_000, 7), random.integers(2**24, total, 20_000), [total]])
     np.testing.assert_array_equal(now(steps.astype(np.uint32)), before(steps.astype(np.int32)))
+
+
+def test_adams_counter_stays_at_its_largest_value():
+    """It counts optimizer steps in 32 bits, for a bias correction that is 1 long before."""
+    optimizer, params = make_optimizer(PPOConfig()), {"actor": jnp.ones(3), "critic": jnp.ones(2)}
+    state = optimizer.init(params)
+    largest = jax.tree.map(lambda x: jnp.asarray(2**31 - 1, x.dtype) if x.dtype == jnp.int32 else x, state)
+    earlier = jax.tree.map(lambda x: jnp.asarray(10**6, x.dtype) if x.dtype == jnp.int32 else x, state)
+    gradient = {"actor": jnp.asarray([0.1, 0.0, -0.1]), "critic": jnp.asarray([1.0, -1.0])}
+    (found, after), (expected, _) = (jax.jit(optimizer.update)(gradient, start, params) for start in (largest, earlier))
+    counts = [int(x) for x in jax.tree.leaves(after) if x.dtype == jnp.int32]
+    assert counts == [2**31 - 1]
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
