@@ -37,6 +37,11 @@ class Row(NamedTuple):
     predicted: float
     fitted: bool = False
 
+    def __str__(self) -> str:
+        """Return a row of the table in docs/scaling.md."""
+        ratio = f"{self.predicted / self.measured:.2f}" + " (fitted)" * self.fitted
+        return f"| {self.name} | {self.measured:,.0f} | {self.predicted:,.0f} | {ratio} |"
+
 
 def rows() -> Iterator[Row]:
     """Yield every measurement that the model describes."""
@@ -139,8 +144,7 @@ def main() -> None:
     """Print the comparison as a table."""
     print("| measurement | measured, per second | predicted | predicted / measured |\n|---|---|---|---|")
     for row in rows():
-        ratio = f"{row.predicted / row.measured:.2f}" + " (fitted)" * row.fitted
-        print(f"| {row.name} | {row.measured:,.0f} | {row.predicted:,.0f} | {ratio} |")
+        print(row)
 
 
 if __name__ == "__main__":

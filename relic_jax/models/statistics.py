@@ -16,7 +16,10 @@ from relic_jax.types import PyTree
 LIMIT = 10.0
 """Bound of a normalized component. It is reached by components that were almost constant in training."""
 Statistics = dict[str, jax.Array]
-"""`mean` and `variance`: float32 [D]. `count`: float32 [], the number of observations."""
+"""`mean` and `variance`: float32 [D]. `count`: float32 [], number of observations, or their weight in very long runs."""
+RECENT = 2**20
+"""Number of portions after which the weight of earlier observations stops growing. From 2^24 portions on, float32 would
+round the number of new observations away, but not always their squares, and the variance would grow without end."""
 
 
 def initial_statistics(size: int) -> Statistics:
@@ -56,7 +59,8 @@ def merge(
     count = total(weight.sum())
     mean = total((weight * x).sum(axes)) / jnp.maximum(count, 1)
     squares = total((weight * jnp.square(x - mean)).sum(axes))
-    before, mean_before = statistics["count"], statistics["mean"]
+    before = jnp.minimum(statistics["count"], float(RECENT * max(weight.size, 1)))
+    mean_before = statistics["mean"]
     after, delta = jnp.maximum(before + count, 1), mean - mean_before
     spread = before * statistics["variance"] + squares + jnp.square(delta) * (before * count / after)
     known = before + count > 0

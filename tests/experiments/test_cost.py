@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -87,6 +88,8 @@ def test_the_model_is_as_far_off_as_the_documentation_says():
     ratios = {row.name: row.predicted / row.measured for row in found}
     assert len(ratios) == len(found) == 20
     assert all(1 / 1.5 < ratio < 1.5 for ratio in ratios.values()), ratios
+    page = (Path(__file__).parents[2] / "docs" / "scaling.md").read_text()
+    assert [row.name for row in found if str(row) not in page] == []
 
 
 def test_devices_with_their_own_environments_scale_up_to_the_all_reduce():

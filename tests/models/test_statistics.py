@@ -53,3 +53,20 @@ def test_normalised_values_and_their_limits():
     np.testing.assert_allclose(normalize(initial_statistics(2), unseen), unseen, rtol=1e-6)
     gradient = jax.grad(lambda s: normalize(s, unseen).sum())(statistics)
     assert not any(np.any(g) for g in jax.tree.leaves(gradient))
+
+
+def test_the_variance_does_not_drift_in_runs_of_any_length():
+    """Regression: when float32 rounded the number of new observations away, the variance grew by 4% in 10⁶ portions."""
+
+    @jax.jit
+    def continued(statistics, key):
+        def add(statistics, key):
+            return merge(statistics, jax.random.normal(key, (8, 1)), jnp.ones(8)), None
+
+        return jax.lax.scan(add, statistics, jax.random.split(key, 200_000))[0]
+
+    for portions in (2.0**22, 2.0**24, 2.0**30):
+        start = {"mean": jnp.zeros(1), "variance": jnp.ones(1), "count": jnp.asarray(8 * portions)}
+        found = continued(start, jax.random.key(0))
+        assert abs(float(found["variance"][0]) - 1) < 5e-3 and abs(float(found["mean"][0])) < 1e-3
+        assert 8 * 2**20 <= float(found["count"]) < 8.1 * 2**20
