@@ -25,12 +25,11 @@ from relic_jax.envs.habitat.configuration import (
     load_backend,
 )
 from relic_jax.envs.habitat.islands import Island
-from relic_jax.envs.habitat.scene_files import SceneDataset
+from relic_jax.envs.habitat.scene_files import SceneDataset, resolved
 from relic_jax.envs.habitat.templates import Templates
 
 REACH = 2.0  # meters; horizontal distance between an object and the point of the navmesh that it is reached from
 LOWEST, HIGHEST = -0.5, 2.4  # meters; heights of an object above this point
-APART = 0.6  # meters; least distance of objects on the floor
 
 
 class Observation(NamedTuple):
@@ -82,11 +81,7 @@ class Simulation:
         return str(getattr(self.module, "__version__", "unknown"))
 
     def load(self, scene: str) -> None:
-        """Load a scene and choose the island that episodes take place on.
-
-        Raises:
-            SetupError: The scene or a file of it is missing, or it has no navmesh.
-        """
+        """Load a scene and choose its island. Raises SetupError if a file of it is missing, or it has no navmesh."""
         if scene == self.scene:
             return
         self.scene = None
@@ -112,11 +107,7 @@ class Simulation:
         """Return the name of the loaded scene that all spellings of its id share."""
         if self.settings.backend == "soft":
             return str(self._simulator.curr_scene_name)
-        instances = sorted(self._simulator.metadata_mediator.get_scene_handles())
-        scene = str(self.scene).lower()
-        from_files = [path for path in instances if scene in path.lower() and os.path.isfile(path)]
-        stage = self._simulator.get_stage_initialization_template()
-        return os.path.realpath(from_files[0] if from_files else stage.render_asset_handle)
+        return resolved(self._simulator, str(self.scene))
 
     def _configure(self, scene: str) -> None:
         """Load a scene and the object templates. The physics of habitat-sim moves no object of the scene."""
@@ -319,26 +310,12 @@ class Simulation:
         path.requested_start = np.asarray(start, np.float32)
         return float(path.geodesic_distance) if self._simulator.pathfinder.find_path(path) else math.inf
 
-    def surfaces(self, random: np.random.RandomState, count: int) -> list[np.ndarray]:
-        """Return positions for `count` objects: on tables in `soft`, on the floor in scenes of habitat.
-
-        Scene datasets describe receptacles in different ways. Datasets that list poses do not need this method.
-        """
-        if self.settings.backend == "soft":
-            return self._table_tops(random, count)
-        points: list[np.ndarray] = []
-        for _ in range(20 * count):
-            point = self.random_point()
-            if point is not None and all(np.linalg.norm(point - other) >= APART for other in points):
-                points.append(point)
-            if len(points) == count:
-                break
-        return points
-
-    def _table_tops(self, random: np.random.RandomState, count: int) -> list[np.ndarray]:
-        boxes, tables = self._simulator.house.boxes, self._simulator.house.tables
-        chosen = random.permutation(np.array(tables, np.int64))[:count]
-        low, high = boxes.low[chosen], boxes.high[chosen]
+    def table_tops(self) -> list[np.ndarray]:
+        """Return the middles of the tables' tops, float32 [3] each. Only `soft` knows its tables."""
+        if self.settings.backend != "soft":
+            return []
+        house = self._simulator.house
+        low, high = house.boxes.low[list(house.tables)], house.boxes.high[list(house.tables)]
         middle = (low + high) / 2
         middle[:, 1] = high[:, 1]
         return [point.astype(np.float32) for point in middle]

@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from typing import Any
 
@@ -18,14 +17,13 @@ import numpy as np
 from relic_jax.bridge.worker import SetupError
 from relic_jax.envs.habitat.api import Simulation
 from relic_jax.envs.habitat.configuration import Settings
+from relic_jax.envs.habitat.placement import arrange
 from relic_jax.envs.habitat.receptacles import Receptacle
-from relic_jax.envs.habitat.receptacles import places as places_on
 from relic_jax.envs.habitat.receptacles import read as read_receptacles
 
 FORMAT = "relic-extobjnav-1"
 SPLITS = ("train", "test")
 MIN_AREA = 4.0  # square meters
-STARTS = 8  # random starts from which an arrangement's objects are reached
 CATEGORIES = (
     "cracker_box", "sugar_box", "tomato_soup_can", "mustard_bottle", "tuna_fish_can", "pudding_box", "gelatin_box",
     "potted_meat_can", "banana", "bleach_cleanser", "bowl", "mug", "plate", "apple", "orange", "pitcher", "scissors",
@@ -57,7 +55,7 @@ def generate(
         seed: Seed of the arrangements.
         categories: Names of the categories.
         templates: Object template of each category; default: the name of the category.
-        surfaces: Receptacles of each scene; default: `Simulation.surfaces`.
+        surfaces: Receptacles of each scene; default: tables in `soft`, otherwise the floor.
         min_area: Least area that a scene must have to walk on, in square meters.
         report: List that the scenes' summaries are appended to: islands, counts of objects and starts, warnings.
 
@@ -86,7 +84,7 @@ def generate(
                 for layout in range(layouts):
                     random = np.random.RandomState([seed, part, index, layout])
                     on = None if surfaces is None else surfaces[scene]
-                    things = _arrange(simulation, random, objects, categories, templates or {}, on, summary)
+                    things = arrange(simulation, random, objects, categories, templates or {}, on, summary)
                     data[split].append({"scene": scene, "objects": things})
                 if report is not None:
                     report.append(summary)
@@ -168,47 +166,6 @@ def make(
     report: list[dict[str, Any]] = []
     more: dict[str, Any] = {"surfaces": surfaces, "min_area": min_area, "report": report}
     return {"data": generate(settings, scenes, categories=tuple(categories), **more, **sizes), "report": report}
-
-
-def _arrange(
-    simulation: Simulation,
-    random: np.random.RandomState,
-    count: int,
-    categories: tuple[str, ...],
-    templates: dict[str, str],
-    on: list[Receptacle] | None,
-    summary: dict[str, Any],
-) -> list[dict[str, Any]]:
-    """Return objects at positions that can be reached from most of the island, on the receptacles `on` if given."""
-    simulation.seed(int(random.randint(2**31 - 1)))
-    places = simulation.surfaces(random, count) if on is None else places_on(on, random, count)
-    names = random.permutation(np.array(categories))[: len(places)]
-    starts = [point for point in (simulation.random_point() for _ in range(STARTS)) if point is not None]
-    arranged, reached = [], np.ones(len(starts), bool)
-    for name, place in zip(names.tolist(), places):  # noqa: B905 (Python 3.8)
-        at = simulation.reach(place)
-        if at is None:
-            continue
-        from_here = np.array([math.isfinite(simulation.distance(start, [at])) for start in starts])
-        if 2 * from_here.sum() > len(starts):
-            position = [round(float(x), 4) for x in place]
-            arranged.append({"category": name, "position": position, "template": templates.get(name, name)})
-            reached &= from_here
-    if not arranged:
-        raise SetupError(f"scene {simulation.scene!r} has no reachable position for an object")
-    counts = {"objects": len(arranged), "requested": count, "starts": int(reached.sum()), "tried": len(starts)}
-    summary.update({name: summary[name] + number for name, number in counts.items()})
-    summary["warnings"] += _inside_others(simulation, arranged)
-    return arranged
-
-
-def _inside_others(simulation: Simulation, arranged: list[dict[str, Any]]) -> list[str]:
-    """Place the objects, and return a warning for each that stands inside furniture or another object."""
-    positions = [np.array(item["position"], np.float32) for item in arranged]
-    pairs = zip(arranged, positions)  # noqa: B905 (Python 3.8)
-    simulation.place([(item["template"], position, 1 + i) for i, (item, position) in enumerate(pairs)])
-    found = zip(arranged, simulation.containers(positions))  # noqa: B905 (Python 3.8)
-    return [f"{item['category']} at {item['position']} is inside {name}" for item, name in found if name is not None]
 
 
 def soft_scenes(train: int = 37, test: int = 12) -> dict[str, list[str]]:

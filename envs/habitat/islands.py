@@ -8,7 +8,8 @@ Python 3.8 and numpy.
 
 from __future__ import annotations
 
-from typing import Any, Iterable, NamedTuple  # noqa: UP035 (Python 3.8)
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
 

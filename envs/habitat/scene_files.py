@@ -142,3 +142,13 @@ def _read(path: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise SetupError(f"{path!r} is not a JSON object")
     return content
+
+
+def resolved(simulator: Any, scene: str) -> str:
+    """Return the file that habitat-sim has found for the loaded scene: its scene instance, or else its stage.
+
+    Names match parts of the paths of scene instances, the first in alphabetical order.
+    """
+    instances = sorted(simulator.metadata_mediator.get_scene_handles())
+    files = [path for path in instances if scene.lower() in path.lower() and os.path.isfile(path)]
+    return os.path.realpath(files[0] if files else simulator.get_stage_initialization_template().render_asset_handle)

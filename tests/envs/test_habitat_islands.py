@@ -161,6 +161,16 @@ def test_a_divided_bare_room_has_places(tmp_path):
     assert all((scene["objects"], scene["starts"], scene["tried"]) == (1, 8, 8) for scene in report)
 
 
+def test_objects_in_a_room_without_tables_are_apart_on_the_floor(tmp_path):
+    """Half of the points of the whole navmesh are on the roof."""
+    scenes = {"train": [scene(tmp_path, WALL)], "test": ["house-1"]}
+    data = dataset.generate(Settings(), scenes, objects=6, layouts=3, categories=dataset.CATEGORIES[:6])
+    for task in data["train"]:
+        places = np.array([thing["position"] for thing in task["objects"]])
+        assert len(places) == 6 and (places[:, 1] == 0).all() and (places[:, 0] > 3.3).all()
+        assert np.linalg.norm(places[:, None] - places, axis=-1)[~np.eye(6, dtype=bool)].min() >= 0.6 - 1e-3
+
+
 def test_a_small_scene_is_refused_by_name_and_number(tmp_path):
     path = scene(tmp_path, [4, 0, 4, 5, 0.7, 5, 9, 9, 9], tables=[0])
     scenes = {"train": [path], "test": ["house-1"]}

@@ -50,7 +50,7 @@ def _stripes(x: np.ndarray, y: np.ndarray, noise: np.ndarray) -> np.ndarray:
 
 
 def _wood(x: np.ndarray, y: np.ndarray, noise: np.ndarray) -> np.ndarray:
-    return 210 + 25 * np.sin(30 * y + 4 * np.sin(2 * np.pi * x)) + 8 * noise
+    return 210 + 25 * np.sin(10 * np.pi * y + 1.2 * np.sin(2 * np.pi * x)) + 8 * noise
 
 
 def _fabric(x: np.ndarray, y: np.ndarray, noise: np.ndarray) -> np.ndarray:
