@@ -101,10 +101,10 @@ def random_inputs(
     slots: int, queries: int, dtype: Any, kv_format: KVFormat, sink_scale: float = 1.0
 ) -> AttentionInputs:
     """Return inputs with a filled context of one environment, in which an episode has about 100 steps."""
-    random = np.random.default_rng(slots)
+    keys_of_arrays = iter(jax.random.split(jax.random.key(slots), 7))
 
     def normal(*shape: int) -> jax.Array:
-        return jnp.asarray(random.normal(size=shape), dtype)
+        return jax.random.normal(next(keys_of_arrays), shape).astype(dtype)
 
     episodes = jnp.asarray(np.arange(slots + queries)[None] // 100, jnp.int32)
     keys, values = (kv_formats.encode(normal(1, HEADS, slots, WIDTH), kv_format) for _ in range(2))

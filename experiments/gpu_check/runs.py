@@ -49,11 +49,20 @@ def long_trial(quick: bool, seconds: float) -> Iterator[dict[str, Any]]:
 
 
 def house(quick: bool, seconds: float) -> Iterator[dict[str, Any]]:
-    """Train in houses, from images and from symbols, for the first minute."""
-    for preset in ("house-objnav-small-gpu", "house-symbols-small")[: 1 if quick else 2]:
-        with tempfile.TemporaryDirectory() as runs:
-            result = trained(Path(runs), "train", "darkroom-smoke" if quick else preset, quick, seconds / 2)
-        yield {"name": f"house/{preset}", **result}
+    """Train in houses from images for the first minute."""
+    yield _first_minute("house-objnav-small-gpu", quick, seconds)
+
+
+def symbols(quick: bool, seconds: float) -> Iterator[dict[str, Any]]:
+    """Train in houses from symbols for the first minute."""
+    yield _first_minute("house-symbols-small", quick, seconds)
+
+
+def _first_minute(preset: str, quick: bool, seconds: float) -> dict[str, Any]:
+    """Train a preset until the limit."""
+    with tempfile.TemporaryDirectory() as runs:
+        result = trained(Path(runs), "train", "darkroom-smoke" if quick else preset, quick, seconds)
+    return {"name": f"house/{preset}", **result}
 
 
 def sweep(quick: bool, seconds: float) -> Iterator[dict[str, Any]]:
