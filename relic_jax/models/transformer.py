@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax import struct
 
 from relic_jax.config.policy import SinkKind as SinkKind
 from relic_jax.config.policy import TransformerConfig
@@ -55,6 +56,45 @@ class Linear(nn.Dense):
         """Map ``[..., d]`` to ``[..., features]``."""
         rows = super().__call__(inputs.reshape(-1, inputs.shape[-1]))
         return rows.reshape(*inputs.shape[:-1], self.features)
+
+
+class BlockInputs(struct.PyTreeNode):
+    """Inputs of one block, except for the Q steps that it maps.
+
+    Attributes:
+        episodes: int32 ``[B, Q]``, index of the episode of each step.
+        context: The steps before. For a single step, see `KVCache.step_context`.
+        sink: The sink of this layer.
+        keep: 1, or 0 if depth dropout skips the block.
+        slot: int32 ``[]``, the slot of a single step (Q = 1) that is written to the cache. None for a block of steps.
+        valid: See `AttentionInputs`.
+        window: See `AttentionInputs`. Only a single step reads it.
+        query_span: The steps that are returned, q of them. None for all.
+    """
+
+    episodes: jax.Array
+    context: Context
+    sink: Sink | None
+    keep: jax.Array
+    slot: jax.Array | None
+    valid: jax.Array | None
+    window: jax.Array | None
+    query_span: Span | None
+
+    @property
+    def start(self) -> jax.Array | int:
+        """int32 ``[]``, index of the first step that is returned."""
+        return 0 if self.query_span is None else self.query_span.start
+
+    def queried(self, x: jax.Array) -> jax.Array:
+        """Return the steps of ``query_span``: ``[B, Q, d]`` → ``[B, q, d]``."""
+        return x if self.query_span is None else self.query_span.of(x)
+
+    def context_with(self, key: jax.Array, value: jax.Array) -> Context:
+        """Return the context with a single step, keys and values ``[B, H, 1, D]``, in its slot."""
+        assert self.slot is not None
+        keys = kv_formats.write(self.context.keys, key, self.slot)
+        return self.context._replace(keys=keys, values=kv_formats.write(self.context.values, value, self.slot))
 
 
 class Block(nn.Module):
@@ -142,61 +182,40 @@ class Block(nn.Module):
         token = self.add_branches(token[None, None], self.o_proj(self.v_proj(y)), keep)[0, 0]
         return token, Sink(key[0, :, 0], value[0, :, 0])
 
-    def __call__(
-        self,
-        x: jax.Array,
-        episodes: jax.Array,
-        context: Context,
-        sink: Sink | None,
-        keep: jax.Array | float,
-        slot: jax.Array | None,
-        valid: jax.Array | None,
-        window: jax.Array | None,
-        query_span: Span | None,
-    ) -> tuple[jax.Array, Any, Any]:
+    def __call__(self, x: jax.Array, inputs: BlockInputs) -> tuple[jax.Array, Any, Any]:
         """Apply the block to Q steps.
 
         Args:
             x: ``[B, Q, d]``.
-            episodes: int32 ``[B, Q]``, index of the episode of each step.
-            context: The steps before. For a single step, see `KVCache.step_context`.
-            sink: The sink of this layer.
-            keep: 1, or 0 if depth dropout skips the block.
-            slot: int32 ``[]``, the slot of a single step (Q = 1) that is written to the cache. None for a block.
-            valid: See `AttentionInputs`.
-            window: See `AttentionInputs`. Only a single step reads it.
-            query_span: The steps that are returned, q of them. None for all.
+            inputs: Everything else.
 
         Returns:
             x ``[B, Q or q, d]``, keys and values. For a single step, these are the slots of the cache with the step
             in them, else those of the block, ``[B, H, Q, D]``.
         """
-        cfg = self.config
+        cfg, is_block = self.config, inputs.slot is None
         y = self.attention_norm(x)
-        key, value = self.key_value(y, episodes)
-        if query_span is not None:
-            x, y = query_span.of(x), query_span.of(y)
-        query = self.rotated(self.split_heads(self.q_proj(y)), episodes, query_span)
-        kernel = select(cfg, decode=slot is not None, kv_format=context.keys.kv_format)
-        inputs = AttentionInputs(
-            query,
+        key, value = self.key_value(y, inputs.episodes)
+        x, y = inputs.queried(x), inputs.queried(y)
+        attention = AttentionInputs(
+            self.rotated(self.split_heads(self.q_proj(y)), inputs.episodes, inputs.query_span),
             key,
             value,
-            episodes,
-            context,
-            sink,
+            inputs.episodes,
+            inputs.context,
+            inputs.sink,
             within_episode=not cfg.inter_episode,
-            start=0 if query_span is None else query_span.start,
-            valid=valid,
-            window=cfg.window if slot is None else window,
+            start=inputs.start,
+            valid=inputs.valid,
+            window=cfg.window if is_block else inputs.window,
         )
-        self.sow(ATTENTION, "inputs", inputs)  # stored only if the caller makes this collection mutable
-        if slot is None:  # the caller writes the keys and values, if there is room
-            return self.residual(x, kernel.attend(inputs), keep), key, value
-        keys = kv_formats.write(context.keys, key, slot)
-        values = kv_formats.write(context.values, value, slot)
-        filled = context._replace(keys=keys, values=values)
-        return self.residual(x, kernel.attend(inputs.replace(context=filled)), keep), keys, values
+        self.sow(ATTENTION, "inputs", attention)  # stored only if the caller makes this collection mutable
+        kernel = select(cfg, decode=not is_block, kv_format=inputs.context.keys.kv_format)
+        if is_block:  # the caller writes the keys and values, if there is room
+            return self.residual(x, kernel.attend(attention), inputs.keep), key, value
+        filled = inputs.context_with(key, value)
+        attended = kernel.attend(attention.replace(context=filled))
+        return self.residual(x, attended, inputs.keep), filled.keys, filled.values
 
 
 class Transformer(nn.Module):
@@ -279,17 +298,17 @@ class Transformer(nn.Module):
             x = x + self.embed_steps(position)
         keys, values = [], []
         for layer, block in enumerate(self.blocks):
-            x, key, value = block(
-                x,
+            inputs = BlockInputs(
                 episode,
                 cache.step_context(layer, episode) if decode else cache.context(layer),
                 sinks[layer],
                 keep[layer],
-                cache.next_slot if decode else None,
-                valid,
-                window,
-                query_span if layer == cfg.layers - 1 else None,
+                slot=cache.next_slot if decode else None,
+                valid=valid,
+                window=window,
+                query_span=query_span if layer == cfg.layers - 1 else None,
             )
+            x, key, value = block(x, inputs)
             keys.append(key)
             values.append(value)
         if decode:

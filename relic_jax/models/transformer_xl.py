@@ -19,15 +19,13 @@ import numpy as np
 from jax import lax
 
 from relic_jax.config.policy import TransformerConfig
-from relic_jax.models import kv_formats
-from relic_jax.models.attention import Context, Sink
+from relic_jax.models.attention import Context
 from relic_jax.models.attention.reference import einsum
 from relic_jax.models.cache import KVCache
 from relic_jax.models.kv_formats import Slots
 from relic_jax.models.ring import RingCache, slot_axis
 from relic_jax.models.segments import Layout, line, softmax
-from relic_jax.models.transformer import Block, Linear, Transformer, empty_cache, kernel_init
-from relic_jax.types import Span
+from relic_jax.models.transformer import Block, BlockInputs, Linear, Transformer, empty_cache, kernel_init
 
 
 class TwoSegments(RingCache):
@@ -74,42 +72,27 @@ class XLBlock(Block):
         self.content_bias = self.param("content_bias", nn.initializers.normal(0.02), shape, jnp.float32)
         self.position_bias = self.param("position_bias", nn.initializers.normal(0.02), shape, jnp.float32)
 
-    def queries(self, y: jax.Array, episodes: jax.Array, query_span: Span | None) -> Queries:
-        """Return the queries of normalized steps ``[B, Q, d]``."""
+    def queries(self, y: jax.Array, inputs: BlockInputs) -> Queries:
+        """Return the queries of normalized steps ``[B, q, d]``."""
         query, size = self.split_heads(self.q_proj(y)), memory_steps(self.config)
         content, position = (
             query + bias.astype(query.dtype)[:, None] for bias in (self.content_bias, self.position_bias)
         )
         positions = self.split_heads(self.position_proj(jnp.asarray(sinusoids(2 * size, y.shape[-1]), y.dtype)[None]))
-        return Queries(self.rotated(content, episodes, query_span), position, positions[0])
+        return Queries(self.rotated(content, inputs.episodes, inputs.query_span), position, positions[0])
 
-    def __call__(
-        self,
-        x: jax.Array,
-        episodes: jax.Array,
-        context: Context,
-        sink: Sink | None,
-        keep: jax.Array | float,
-        slot: jax.Array | None,
-        valid: jax.Array | None,
-        window: jax.Array | None,
-        query_span: Span | None,
-    ) -> tuple[jax.Array, Any, Any]:
+    def __call__(self, x: jax.Array, inputs: BlockInputs) -> tuple[jax.Array, Any, Any]:
         """Apply the block to Q steps. See `Block.__call__`. `TwoSegments.context` explains the context of a block."""
-        del valid, window
-        key, value = self.key_value(self.attention_norm(x), episodes)
-        before = self.key_value(self.attention_norm(lax.stop_gradient(x)), episodes)
-        queried = x if query_span is None else query_span.of(x)
-        queries = self.queries(self.attention_norm(queried), episodes, query_span)
-        within_episode = not self.config.inter_episode
-        if slot is None:
-            start = 0 if query_span is None else query_span.start
-            attended = attend(queries, (key, value), before, episodes, context, sink, start, within_episode)
-            return self.residual(queried, attended, keep), key, value
-        keys, values = kv_formats.write(context.keys, key, slot), kv_formats.write(context.values, value, slot)
-        filled = context._replace(keys=keys, values=values)
-        attended = attend_step(queries, episodes, filled, sink, slot, within_episode)
-        return self.residual(x, attended, keep), keys, values
+        key, value = self.key_value(self.attention_norm(x), inputs.episodes)
+        before = self.key_value(self.attention_norm(lax.stop_gradient(x)), inputs.episodes)
+        x = inputs.queried(x)
+        queries = self.queries(self.attention_norm(x), inputs)
+        if inputs.slot is None:
+            attended = attend(queries, (key, value), before, inputs, within_episode=not self.config.inter_episode)
+            return self.residual(x, attended, inputs.keep), key, value
+        filled = inputs.context_with(key, value)
+        attended = attend_step(queries, filled, inputs, within_episode=not self.config.inter_episode)
+        return self.residual(x, attended, inputs.keep), filled.keys, filled.values
 
 
 class TransformerXL(Transformer):
@@ -140,32 +123,28 @@ def attend(
     queries: Queries,
     own: tuple[jax.Array, jax.Array],
     before: tuple[jax.Array, jax.Array],
-    episodes: jax.Array,
-    context: Context,
-    sink: Sink | None,
-    start: jax.Array | int,
+    inputs: BlockInputs,
+    *,
     within_episode: bool,
 ) -> jax.Array:
     """Compute attention for a block of steps.
 
     Args:
-        queries: Queries of the steps ``start … start + Q − 1`` of the block.
-        own: Keys and values of all K steps of the block, ``[B, H, K, D]`` each.
+        queries: Queries of the q steps that are returned.
+        own: Keys and values of all Q steps of the block, ``[B, H, Q, D]`` each.
         before: The same numbers with another gradient, for queries of the next segment.
-        episodes: int32 ``[B, K]``, index of the episode of each step of the block.
-        context: The steps before the block. See `TwoSegments.context`.
-        sink: The sink of the layer.
-        start: int32 ``[]``, the step of the block that the first query belongs to.
+        inputs: The other inputs of the block. `TwoSegments.context` explains the context.
         within_episode: Whether a step sees only the steps of its own episode, and the sink.
 
     Returns:
-        ``[B, H, Q, D]`` in the dtype of the queries.
+        ``[B, H, q, D]`` in the dtype of the queries.
     """
+    context = inputs.context
     size, steps, count = queries.positions.shape[1] // 2, own[0].shape[2], queries.content.shape[2]
     length = context.length if context.capacity else 0
     offset = length % size
     block = Layout.of(steps, size, offset)
-    segment, layout = block.queries(start, count)
+    segment, layout = block.queries(inputs.start, count)
 
     def segments(past: Slots | jax.Array, new: jax.Array) -> jax.Array:
         """Return segments [B, H, N + 1, M, ...]: the one before that of the first query, and those of the queries."""
@@ -186,30 +165,27 @@ def attend(
     step = length - offset + size * (segment - 1 + jnp.arange(layout.segments)[:, None]) + place  # [N, 2·M]
     visible = (step >= 0)[:, None] & (place <= size + jnp.arange(size)[:, None])
     if within_episode:
-        episode = segments(context.episodes[:, None], episodes[:, None])
+        episode = segments(context.episodes[:, None], inputs.episodes[:, None])
         visible = visible & (episode[:, :, 1:, :, None] == pairs(episode, episode)[:, :, :, None])
-    weights, sink_out = softmax(scores, visible, content, sink)
+    weights, sink_out = softmax(scores, visible, content, inputs.sink)
     out = einsum("bhnqk,bhnkd->bhnqd", weights.astype(value.dtype), value) + sink_out
     return layout.join(out.astype(content.dtype), count)
 
 
-def attend_step(
-    queries: Queries, episodes: jax.Array, context: Context, sink: Sink | None, slot: jax.Array, within_episode: bool
-) -> jax.Array:
+def attend_step(queries: Queries, context: Context, inputs: BlockInputs, *, within_episode: bool) -> jax.Array:
     """Compute attention for a single step whose key and value are in the context.
 
     Args:
         queries: Queries of the step (Q = 1).
-        episodes: int32 ``[B, 1]``, index of its episode.
-        context: The ring, see `RingCache.step_context`.
-        sink: The sink of the layer.
-        slot: int32 ``[]``, the step's slot.
+        context: The ring with the step, see `RingCache.step_context`.
+        inputs: The other inputs of the block.
         within_episode: As in `attend`.
 
     Returns:
         ``[B, H, 1, D]`` in the dtype of the queries.
     """
-    count, dtype = context.capacity, queries.content.dtype
+    count, dtype, slot = context.capacity, queries.content.dtype, inputs.slot
+    assert slot is not None
     content = queries.content[:, :, None]
     key, value = (x.decoded(dtype) for x in (context.keys, context.values))
     scores = einsum("bhnqd,bhkd->bhnqk", content, key)
@@ -218,9 +194,9 @@ def attend_step(
     distance = (slot - jnp.arange(count)) % count
     visible = ((distance < context.length) & (distance <= count // 2 + slot % (count // 2)))[None, None]
     if within_episode:
-        visible = visible & (context.episodes == episodes)[:, None, None]
+        visible = visible & (context.episodes == inputs.episodes)[:, None, None]
         visible = visible[:, :, None]
-    weights, sink_out = softmax(scores, visible, content, sink)
+    weights, sink_out = softmax(scores, visible, content, inputs.sink)
     out = einsum("bhnqk,bhkd->bhnqd", weights.astype(value.dtype), value) + sink_out
     return out[:, :, 0].astype(dtype)
 
