@@ -42,7 +42,7 @@ def small(name, **transformer):
     ("name", "transformer", "calls"),
     [
         ("darkroom-dpt", {}, TRITON | CUDNN),
-        ("darkroom-relic-paper", {"dtype": "float32"}, TRITON),
+        pytest.param("darkroom-relic-paper", {"dtype": "float32"}, TRITON, marks=pytest.mark.slow),
         ("darkroom-64k-int8", {"heads": 1, "width": 8, "remat": True}, CUDNN),  # too narrow for the decode kernel
     ],
 )
