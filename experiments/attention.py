@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -92,17 +92,25 @@ def settings_of(command: AttentionCommand, policy: LoadedPolicy, env: Environmen
 
 def _compute(command: AttentionCommand, policy: LoadedPolicy, env: Environment) -> AttentionShares:
     config = settings_of(command, policy, env)
-    with Activity(f"computing attention in {command.tasks} tasks") as activity:
-        return attention_shares(
-            policy.policy,
-            policy.params,
-            env,
-            config,
-            split=command.tasks,
-            seed=policy.config.seed,
-            show_last_reward=policy.config.trial.show_last_reward,
-            progress=lambda fraction: activity.show(f"computing attention in {command.tasks} tasks {fraction:4.0%}"),
-        )
+    text = f"computing attention in {command.tasks} tasks"
+    with Activity(text) as activity:
+        return shares_of(policy, env, config, command.tasks, lambda fraction: activity.show(f"{text} {fraction:4.0%}"))
+
+
+def shares_of(
+    policy: LoadedPolicy, env: Environment, config: EvalConfig, split: Split, progress: Callable[[float], None]
+) -> AttentionShares:
+    """Compute the shares of a trained policy with its seed, see `attention_shares`."""
+    return attention_shares(
+        policy.policy,
+        policy.params,
+        env,
+        config,
+        split=split,
+        seed=policy.config.seed,
+        show_last_reward=policy.config.trial.show_last_reward,
+        progress=progress,
+    )
 
 
 def write(shares: AttentionShares, files: Sequence[Path], policy: LoadedPolicy, env: Environment, split: Split) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -28,6 +29,8 @@ INSIDE = 5
 """Maximum number of curves for which the legend is inside the axes."""
 ROWS = 22
 """Maximum entries per column of a legend beside the axes."""
+_DRAWING = threading.Lock()
+"""Matplotlib draws one figure at a time."""
 
 
 class CellFigure(Figure):
@@ -233,5 +236,5 @@ def write_figure(figure: Figure, path: Path) -> None:
     """Write a figure to a file, atomically and without the date. Raises ConfigError as `figure_format` does."""
     kind_of_file = figure_format(path)
     metadata = {"png": None, "pdf": {"CreationDate": None}, "svg": {"Date": None}}[kind_of_file]
-    with replacing(path) as temporary:
+    with replacing(path) as temporary, _DRAWING:
         figure.savefig(temporary, dpi=130, format=kind_of_file, metadata=metadata)

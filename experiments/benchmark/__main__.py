@@ -55,6 +55,10 @@ class Command:
     """Presets for `start`, which `all` does not include. Default: all presets."""
     against: Path | None = None
     """Python of another checkout of relic-jax, for `start`."""
+    seeds: int = 8
+    """Number of runs of `sweep`, which `all` does not include."""
+    steps: int = 300_000
+    """Environment steps of each run of `sweep`."""
 
 
 def main() -> None:
@@ -74,7 +78,11 @@ def main() -> None:
     results: list[dict[str, Any]] = []
     for suite in SUITES if "all" in command.suites else command.suites:
         module = importlib.import_module(f"relic_jax.experiments.benchmark.{suite}")
-        options = {"peers": (command.xland,), "start": (command.presets, command.against)}
+        options = {
+            "peers": (command.xland,),
+            "start": (command.presets, command.against),
+            "sweep": (command.seeds, command.steps),
+        }
         cases = module.cases(machine, *options.get(suite, ()))
         for case in itertools.islice(cases, command.cases):
             results.append(case)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import threading
 from collections.abc import Callable, Sequence
@@ -10,11 +11,13 @@ from pathlib import Path
 from relic_jax.config import ConfigError, TrainConfig, leaves
 from relic_jax.environment.base import Environment, split_hash
 from relic_jax.evaluation import Report
+from relic_jax.evaluation.concurrent import in_threads
 from relic_jax.experiments import run as results
 from relic_jax.experiments.sweep.board import Board, BoardTracker, Row
-from relic_jax.experiments.sweep.evaluator import Evaluator
+from relic_jax.experiments.sweep.evaluator import Evaluator, load
 from relic_jax.experiments.sweep.folder import FAILED, StudyFolder
 from relic_jax.experiments.sweep.grid import Member, programs
+from relic_jax.experiments.sweep.warmup import compiled_meanwhile
 from relic_jax.files import write_atomically
 from relic_jax.metrics import JsonLines
 from relic_jax.rl.population import Population
@@ -143,20 +146,18 @@ class Engine:
         by_folder = {run.folder: member for member in open_members for run in (runs[member.name],)}
         trained = [run for run in runs.values() if run.is_trained]
         untrained = [run for run in runs.values() if not run.is_trained]
-        for run in trained:
-            if not self._evaluate(by_folder[run.folder], run):
-                return False
+        if not self._evaluate_all([(by_folder[run.folder], run) for run in trained]):
+            return False
         if not untrained:
             return True
         train_batch, slots = self._trainer(group)
-        for batch in batches(untrained, slots):
+        for index, batch in enumerate(batches(untrained, slots)):
             for run in batch:
                 self._board.set(by_folder[run.folder].name, "compiling", run.saved_steps)
-            if not train_batch(batch):
+            with contextlib.nullcontext() if index else compiled_meanwhile(batch[0].setup, self._devices):
+                finished = train_batch(batch)
+            if not finished or not self._evaluate_all([(by_folder[run.folder], run) for run in batch]):
                 return False
-            for run in batch:
-                if not self._evaluate(by_folder[run.folder], run):
-                    return False
         return True
 
     def _trainer(self, group: Sequence[Member]) -> tuple[Callable[[Sequence[Run]], bool], int]:
@@ -186,6 +187,13 @@ class Engine:
         self.exit_code = result.exit_code
         return result.finished
 
+    def _evaluate_all(self, trained: Sequence[tuple[Member, Run]]) -> bool:
+        """Evaluate trained runs, one per device at the same time. Returns False if it was stopped."""
+        threads = min(
+            (self._evaluator.concurrent(member, run.setup, self._devices) for member, run in trained), default=1
+        )
+        return all(in_threads(lambda item: self._evaluate(*item), trained, threads))
+
     def _evaluate(self, member: Member, run: Run) -> bool:
         """Evaluate a trained run on held-out tasks, if it is not yet, and as the study declares.
 
@@ -197,6 +205,8 @@ class Engine:
             write_atomically(folder / FAILED, f"{run.error}\n")
             self._board.set(member.name, "failed", result=str(run.error))
             return True
+        if self._stop.is_set():
+            return False
         self._board.set(member.name, "evaluating", total_env_steps(member.config), "")
 
         def progress(fraction: float) -> None:
@@ -218,9 +228,7 @@ class Engine:
 
 def evaluate(folder: Path, setup: Setup, progress: Callable[[float], None]) -> Report:
     """Evaluate a trained run as `relic-jax train` does and write curve.* and trial.gif. The figure is written last."""
-    (loaded,) = results.load([folder], None, trust=True)
-    # the policy and the environment of the setup, with which the compiled evaluation is found again
-    policy = dataclasses.replace(loaded, policy=setup.policy)
+    policy = load(folder, setup)
     report, curves, env = results.evaluate_policies([policy], None, "test", progress, setup.trials.env)
     results.write_trial(folder / "trial.gif", env, curves[0])
     results.write_results(folder / "curve", report, folder.name)

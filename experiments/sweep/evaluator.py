@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from relic_jax.config import ConfigError, EvalConfig, validate
 from relic_jax.environment.base import Environment
-from relic_jax.evaluation.attention import attention_shares
+from relic_jax.evaluation.concurrent import concurrent_evaluations
 from relic_jax.experiments import attention
 from relic_jax.experiments import run as results
 from relic_jax.experiments.sweep import evaluations
@@ -20,6 +21,8 @@ from relic_jax.loading import LoadedPolicy
 from relic_jax.rl.state import Setup
 
 Progress = Callable[[float], None]
+_LOADING = threading.Lock()
+"""Checkpoints are read one after the other."""
 
 
 def evaluations_of(study: Study, member: Member) -> list[Evaluation]:
@@ -68,6 +71,13 @@ def _check_attention(member: Member, config: EvalConfig, env: Environment) -> No
     validate(dataclasses.replace(member.config, eval=config), horizon=env.horizon, images=False)
 
 
+def load(folder: Path, setup: Setup) -> LoadedPolicy:
+    """Return the policy of a trained run, with the setup's `policy`, for which the evaluation is compiled already."""
+    with _LOADING:
+        (loaded,) = results.load([folder], None, trust=True)
+    return dataclasses.replace(loaded, policy=setup.policy)
+
+
 class Evaluator:
     """Evaluates trained runs as the study declares.
 
@@ -82,6 +92,13 @@ class Evaluator:
     def is_done(self, member: Member) -> bool:
         """Return whether all results of a run are there."""
         return not self._pending(member) and not self._attention_is_due(member)
+
+    def concurrent(self, member: Member, setup: Setup, most: int) -> int:
+        """Return how many runs like this one can be evaluated at the same time, from 1 to `most`."""
+        policy, env = setup.policy.config, setup.trials.env
+        found = [(x.config, x.table.split) for x in evaluations_of(self._study, member)]
+        found.append((member.config.eval, "test"))
+        return min(concurrent_evaluations(policy, config, env, split, most) for config, split in found)
 
     def _pending(self, member: Member) -> list[Evaluation]:
         run = self._folder.run(member)
@@ -104,8 +121,7 @@ class Evaluator:
         if self.is_done(member):
             return
         folder, env = self._folder.run(member), setup.trials.env
-        (loaded,) = results.load([folder], None, trust=True)
-        policy = dataclasses.replace(loaded, policy=setup.policy)
+        policy = load(folder, setup)
         for evaluation in self._pending(member):
             split = evaluation.table.split
             report, _, _ = results.evaluate_policies([policy], evaluation.config, split, progress, env)
@@ -120,14 +136,5 @@ class Evaluator:
     ) -> None:
         config, table = attention_of(self._study, member), self._study.attention
         assert config is not None and table is not None
-        shares = attention_shares(
-            policy.policy,
-            policy.params,
-            env,
-            config,
-            split=table.split,
-            seed=member.config.seed,
-            show_last_reward=member.config.trial.show_last_reward,
-            progress=progress,
-        )
+        shares = attention.shares_of(policy, env, config, table.split, progress)
         attention.write(shares, [folder / "attention.json", folder / "attention.png"], policy, env, table.split)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ import numpy as np
 
 from relic_jax import prng, settings
 from relic_jax.config import ConfigError, EvalConfig
-from relic_jax.environment.base import Environment, Split
+from relic_jax.environment.base import Environment, Split, num_tasks
 from relic_jax.environment.trials import Trials, TrialState
 from relic_jax.evaluation.tasks import check_evaluated, evaluated_tasks
 from relic_jax.models.attention import AttentionInputs, Sink
@@ -30,6 +31,8 @@ from relic_jax.types import Params, StepInput
 
 QUERIES = 256
 """Largest number of steps whose attention is computed at a time."""
+_LOCK = threading.Lock()
+"""Computations in several threads share the functions that they compile."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +92,8 @@ def attention_shares(
     tasks = jax.tree.map(jnp.asarray, evaluated_tasks(env, split, config))
     inputs = record(policy, params, Trials(env, show_last_reward), tasks, config.episodes, prng.key(seed)).inputs
     count = len(inputs.first)
-    measure = jax.jit(functools.partial(_one_trial, policy, episodes=config.episodes))
+    with _LOCK:
+        measure = compiled_measure(policy, config.episodes)
     rows = []
     for index in range(count):
         rows.append(jax.device_get(measure(params, jax.tree.map(lambda x, i=index: x[i : i + 1], inputs))))
@@ -130,7 +134,14 @@ def record(policy: Policy, params: Params, trials: Trials, tasks: Any, episodes:
     T is as many steps as `episodes` of the longest episodes take. In trials with shorter episodes, further episodes
     follow.
     """
-    steps, batch = episodes * trials.env.horizon, jax.tree.leaves(tasks)[0].shape[0]
+    with _LOCK:
+        play = compiled_record(policy, trials, episodes * trials.env.horizon)
+    return jax.tree.map(lambda x: x.swapaxes(0, 1), play(params, tasks, key))
+
+
+@functools.lru_cache(maxsize=4)
+def compiled_record(policy: Policy, trials: Trials, steps: int) -> Callable[[Params, Any, jax.Array], Recording]:
+    """Return a jitted function that acts for `steps` steps. It maps (params, tasks, key) to a recording, [T, B, …]."""
 
     @jax.jit
     def play(params: Params, tasks: Any, key: jax.Array) -> Recording:
@@ -148,11 +159,17 @@ def record(policy: Policy, params: Params, trials: Trials, tasks: Any, episodes:
             recorded = Recording(inputs, trials.env.action_space.to_env(action), result.reward, state)
             return (next_trial, memory), recorded
 
-        memory = policy.for_acting(policy.initial_memory(batch, steps))
+        memory = policy.for_acting(policy.initial_memory(num_tasks(tasks), steps))
         start = trials.reset(reset_key, tasks), memory
         return jax.lax.scan(step, start, jax.random.split(key, steps))[1]
 
-    return jax.tree.map(lambda x: x.swapaxes(0, 1), play(params, tasks, key))
+    return play
+
+
+@functools.lru_cache(maxsize=4)
+def compiled_measure(policy: Policy, episodes: int) -> Callable[[Params, StepInput], jax.Array]:
+    """Return the jitted `_one_trial`."""
+    return jax.jit(functools.partial(_one_trial, policy, episodes=episodes))
 
 
 def attention_of(policy: Policy, params: Params, inputs: StepInput) -> list[AttentionInputs]:

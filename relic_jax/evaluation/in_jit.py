@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import threading
 from collections.abc import Callable, Iterator
 from operator import itemgetter
 from typing import Any
@@ -30,6 +31,8 @@ LARGE = 2**30
 """Bytes of a context above which an evaluation always uses all `SIZES`: short episodes fill only the first."""
 MANY = 256
 """Number of trials from which on finished trials are dropped: one more compilation, half the work."""
+_LOCK = threading.Lock()
+"""Evaluations in several threads share the functions that they compile."""
 
 
 def play(
@@ -46,13 +49,16 @@ def play(
     horizon, batch = trials.env.horizon, num_tasks(tasks)
     sizes = context_sizes(policy, batch, config.episodes * horizon, horizon)
     reset_key, key = jax.random.split(key)
-    trial = jax.jit(trials.reset)(reset_key, jax.tree.map(jnp.asarray, tasks))
+    with _LOCK:
+        reset = compiled_reset(trials)
+        chunk = compiled_chunk(policy, trials, acting_options(config), horizon)
+    trial = reset(reset_key, jax.tree.map(jnp.asarray, tasks))
     memory = policy.for_acting(policy.initial_memory(batch, sizes[0]))
     episode = jnp.zeros((batch,), jnp.int32)
-    chunk = compiled_chunk(policy, trials, acting_options(config), horizon)
+    start = trial, memory, episode, key, jax.tree.map(jnp.asarray, changed)
+    trial, memory, episode, key, changed = _placed_like(params, start)
     parts: list[Steps] = []
     playing = np.arange(batch)
-    changed = jax.tree.map(jnp.asarray, changed)
     for index in range(config.episodes):  # at most: short episodes end the trial sooner
         size = next(size for size in sizes if size >= (index + 1) * horizon)
         if size > memory.capacity:
@@ -69,6 +75,15 @@ def play(
             trial, episode, changed = jax.tree.map(itemgetter(unfinished), (trial, episode, changed))
             memory, playing = rows(memory, jnp.asarray(unfinished)), playing[unfinished]
     yield jax.tree.map(lambda *x: np.concatenate(x), *parts)
+
+
+def _placed_like(params: Params, start: PyTree) -> PyTree:
+    """Return the inputs of the first chunk on the device of the parameters, as those of all later chunks are.
+
+    Otherwise the chunk is compiled twice: for arrays on no particular device and for those on the parameters' device.
+    """
+    devices = {device for x in jax.tree.leaves(params) if isinstance(x, jax.Array) for device in x.devices()}
+    return jax.device_put(start, devices.pop()) if len(devices) == 1 else start
 
 
 def context_sizes(policy: Policy, batch: int, steps: int, horizon: int) -> list[int]:
@@ -96,7 +111,13 @@ def acting_options(config: EvalConfig) -> EvalConfig:
     )
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=16)
+def compiled_reset(trials: Trials) -> Callable[..., Any]:
+    """Return the jitted `Trials.reset`."""
+    return jax.jit(trials.reset)
+
+
+@functools.lru_cache(maxsize=16)
 def compiled_chunk(policy: Policy, trials: Trials, config: EvalConfig, length: int) -> Callable[..., Any]:
     """Return the jitted `chunk_function`, which donates its trial and memory.
 

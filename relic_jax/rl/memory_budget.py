@@ -155,6 +155,17 @@ def check_evaluation(
     require(needed <= available, f"eval.{field}", getattr(config, field), f"{allowed}, {trials:,} trials at a time")
 
 
+def evaluation_bytes(policy: PolicyConfig, *, steps: int, trials: int) -> int:
+    """Return an upper estimate of the bytes of an evaluation: its whole context, twice because buffers can grow.
+
+    Args:
+        policy: architecture of the policy.
+        steps: largest number of steps of a trial.
+        trials: number of trials that run at the same time.
+    """
+    return 2 * trials * steps * (step_bytes(policy) + _STEP)
+
+
 def check_context(policy: PolicyConfig, steps: int, available: int | None = None) -> None:
     """Check the memory of an exported policy's context on this machine.
 

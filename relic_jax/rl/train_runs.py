@@ -15,6 +15,7 @@ from typing import Any
 import jax
 
 from relic_jax import checkpoint, prng, settings
+from relic_jax.evaluation.concurrent import concurrent_evaluations, in_threads
 from relic_jax.evaluation.during import Evaluations
 from relic_jax.files import storage_errors
 from relic_jax.horizon import warn_if_cut
@@ -187,10 +188,23 @@ def _log(runs: Sequence[Run], trackers: Sequence[Tracker], metrics: dict[str, An
 def _evaluate(
     population: Population, runs: Sequence[Run], evaluations: Sequence[Evaluations], states: TrainState, stop: Stop
 ) -> None:
-    """Evaluate the runs for which `eval.every` says so."""
-    for slot, (run, evaluate) in enumerate(zip(runs, evaluations, strict=True)):
-        if run.error is None and evaluate.due(run.progress.env_steps):
-            evaluate(population.state_of(states.params, slot), run.progress.env_steps, stop)
+    """Evaluate the runs for which `eval.every` says so, one per device at the same time."""
+    due = [
+        (slot, run, evaluate)
+        for slot, (run, evaluate) in enumerate(zip(runs, evaluations, strict=True))
+        if run.error is None and evaluate.due(run.progress.env_steps)
+    ]
+
+    def evaluated(item: tuple[int, Run, Evaluations]) -> None:
+        slot, run, evaluate = item
+        evaluate(population.state_of(states.params, slot), run.progress.env_steps, stop)
+
+    in_threads(evaluated, due, min((_concurrent(run.setup, population.devices) for _, run, _ in due), default=1))
+
+
+def _concurrent(setup: Setup, devices: int) -> int:
+    config = setup.config.eval.during_training
+    return concurrent_evaluations(setup.policy.config, config, setup.trials.env, "test", devices)
 
 
 def _save(population: Population, runs: Sequence[Run], states: TrainState) -> None:

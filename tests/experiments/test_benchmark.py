@@ -49,11 +49,12 @@ def test_a_sweep_is_measured_beside_the_sum_of_separate_runs(monkeypatch):
         return 30.0 if name == "together" else 20.0
 
     monkeypatch.setattr(sweep, "_seconds", seconds)
-    found = sweep.case(3, ())
+    (found,) = sweep.cases(MACHINE, 3, 32_000)
     assert (found["seconds"], found["seconds_alone"]) == (30.0, 60.0)
     assert "of the time of separate runs 50%" in benchmark.line(found, None)
     assert commands[0] == ("train", "darkroom-dpt", "--seed", "0")
     assert commands[-1] == ("sweep", "darkroom-dpt", "--seeds", "3")
+    assert found["name"].endswith("3 seeds beside 3 runs of 32,000 steps") and found["target"] == 0.6
 
 
 def test_a_start_is_measured_cold_and_warm_beside_another_checkout(monkeypatch, tmp_path):

@@ -216,7 +216,7 @@ def test_a_stopped_evaluation_keeps_those_that_are_complete(study, evaluated, tm
 
     folder = tmp_path / "rates"
     shutil.copytree(study[0], folder)
-    start(*parse_sweep([str(evaluated[1]), "--resume", str(folder), "--devices", "2"]), StopLater(8))
+    start(*parse_sweep([str(evaluated[1]), "--resume", str(folder), "--devices", "2"]), StopLater(16))
     done = sum(len(list(folder.glob(f"*/{stem}.json"))) for stem in STEMS)
     assert 0 < done < len(STEMS) * len(RUNS)
     assert start(*parse_sweep(["--resume", str(folder), "--devices", "2"])) == 0

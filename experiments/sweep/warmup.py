@@ -1,0 +1,61 @@
+"""Compilation of the evaluation while the training is compiled, which leaves a core idle."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+import numpy as np
+
+from relic_jax.evaluation import in_context_curves
+from relic_jax.evaluation.concurrent import concurrent_evaluations
+from relic_jax.experiments import run as results
+from relic_jax.rl.state import Setup
+
+
+class _Compiled(Exception):  # not an error
+    """The first chunk of the evaluation is computed."""
+
+
+@contextlib.contextmanager
+def compiled_meanwhile(setup: Setup, devices: int) -> Iterator[None]:
+    """Compile the evaluation of a run in another thread, on CPU with several devices and enough memory.
+
+    The run's evaluation finds the programs again. An error in the thread is ignored, because the evaluation itself
+    raises it too.
+
+    Args:
+        setup: The setup of the run.
+        devices: Number of devices, or cores.
+    """
+    config, env = setup.config.eval, setup.trials.env
+    if concurrent_evaluations(setup.policy.config, config, env, "test", min(devices, 2)) < 2:
+        yield
+        return
+    with ThreadPoolExecutor(1, "relic-jax-compilation") as pool:
+        pool.submit(_compile, setup)
+        yield
+
+
+def _compile(setup: Setup) -> None:
+    """Begin an evaluation with parameters of 0 and end it after its first chunk."""
+
+    def stop(fraction: float) -> None:
+        raise _Compiled
+
+    env, config = setup.trials.env, setup.config
+    shapes = jax.eval_shape(setup.policy.init, jax.random.key(0))
+    zeros = jax.device_put(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes), jax.devices()[0])
+    with contextlib.suppress(_Compiled):
+        in_context_curves(
+            setup.policy,
+            zeros,
+            env,
+            config.eval,
+            seed=config.seed,
+            show_last_reward=setup.trials.show_last_reward,
+            progress=stop,
+        )
+    results.reference_means(env, "test", config.eval.tasks)

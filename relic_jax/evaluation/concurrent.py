@@ -1,0 +1,64 @@
+"""Several evaluations at the same time, one per CPU core.
+
+One evaluation leaves much of a second core idle. XLA computes calls from different threads at the same time, also on
+one CPU device, so the evaluations share the programs that are compiled and their results are those of single ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import jax
+
+from relic_jax import prng
+from relic_jax.config import EvalConfig
+from relic_jax.environment.base import Environment, Split, num_tasks
+from relic_jax.evaluation.tasks import evaluated_tasks
+from relic_jax.models.policy import PolicyConfig
+from relic_jax.rl.memory_budget import UNKNOWN, available_bytes, evaluation_bytes
+
+Item = TypeVar("Item")
+Output = TypeVar("Output")
+
+
+def concurrent_evaluations(policy: PolicyConfig, config: EvalConfig, env: Environment, split: Split, most: int) -> int:
+    """Return how many evaluations with these settings can run at the same time, from 1 to `most`.
+
+    On CPU, these are as many as fit into the available memory with their whole contexts. It is 1 on accelerators, which
+    one evaluation fills, and in environments with worker processes.
+
+    Args:
+        policy: The config of the policy.
+        config: The evaluation.
+        env: The environment.
+        split: The split of the tasks.
+        most: The largest number, such as the number of cores.
+    """
+    if env.on_host or jax.default_backend() != "cpu":
+        return 1
+    trials = num_tasks(evaluated_tasks(env, split, config)) * config.repeats
+    needed = evaluation_bytes(policy, steps=config.episodes * env.horizon, trials=trials)
+    return max(1, min(most, (available_bytes(1) or UNKNOWN) // needed))
+
+
+def in_threads(function: Callable[[Item], Output], items: Sequence[Item], threads: int) -> list[Output]:
+    """Return `[function(item) for item in items]`, computed in up to `threads` threads.
+
+    They use the settings of random numbers of the calling thread. With one thread, the caller computes everything.
+
+    Raises:
+        Exception: The error of the first item whose function raises one. Items that have not begun are left out.
+    """
+    threads = min(threads, len(items))
+    if threads <= 1:
+        return [function(item) for item in items]
+    settings = prng.current()  # JAX's settings belong to a thread
+
+    def call(item: Item) -> Output:
+        with prng.using(settings):
+            return function(item)
+
+    with ThreadPoolExecutor(threads, "relic-jax-evaluation") as pool:
+        return list(pool.map(call, items))
