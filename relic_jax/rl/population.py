@@ -93,6 +93,8 @@ class Population:
         self.per_device = per_device or runs_per_device(len(setups), self.devices)
         self._sharding = NamedSharding(Mesh(np.asarray(jax.devices()[: self.devices]), (AXIS,)), P(AXIS))
         self._init = jax.jit(lambda seed: init_state(_with_seed(first, seed)))
+        self._stack = jax.jit(lambda *states: jax.tree.map(lambda *x: jnp.stack(x), *states))  # not leaf by leaf
+        self._at = jax.jit(lambda state, index: jax.tree.map(lambda x: x[index], state), static_argnums=1)
         self._steps = {
             device_keys: self._compiled(dataclasses.replace(first, device_keys=device_keys))
             for device_keys in (False, True)
@@ -110,15 +112,13 @@ class Population:
     def stack(self, states: Sequence[TrainState]) -> TrainState:
         """Return the states of S or fewer runs as the state of the program. The last run fills empty slots."""
         padded = [*states, *[states[-1]] * (self.slots - len(states))]
-        stacked = jax.tree.map(lambda *x: jnp.stack(x), *padded)
-        return jax.tree.map(lambda x: jax.device_put(x, self._sharding), stacked)
+        return jax.device_put(self._stack(*padded), self._sharding)
 
     def state_of(self, states: State, slot: int) -> State:
         """Return the state of the run in a slot, or a part of it, on the first device."""
         device, index = divmod(slot, self.per_device)
-        return jax.device_put(
-            jax.tree.map(lambda x: x.addressable_shards[device].data[index], states), jax.devices()[0]
-        )
+        own = jax.tree.map(lambda x: x.addressable_shards[device].data, states)
+        return jax.device_put(self._at(own, index), jax.devices()[0])
 
     def values(self, setups: Sequence[Setup]) -> dict[str, jax.Array]:
         """Return the traced scalars of S or fewer runs, float32 [S] by name."""
