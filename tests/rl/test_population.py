@@ -172,8 +172,8 @@ def test_runs_under_vmap_equal_the_runs_alone_up_to_rounding(setups, alone, tmp_
 def test_a_run_that_is_not_finite_ends_and_the_others_continue(setups, population, together, tmp_path, monkeypatch):
     step = population.step
 
-    def broken(states, values):
-        states, metrics = step(states, values)
+    def broken(*arguments):
+        states, metrics = step(*arguments)
         bad = np.array(metrics["nonfinite/loss"])
         bad[0] = 1.0
         return states, {**metrics, "nonfinite/loss": bad}
