@@ -75,9 +75,9 @@ def test_there_is_one_all_reduce_of_the_gradient_and_none_in_acting_and_refresh(
 @pytest.mark.slow
 def test_a_run_continues_on_another_number_of_devices(tiny, tmp_path):
     """Two trials on two devices, then two on one, are four trials on one device."""
-    trial = TrialConfig(environments=4, steps=16, updates=2)
+    trial = TrialConfig(environments=8, steps=16, updates=2)
     ppo = PPOConfig(minibatches=2, accumulate=1, epochs=1, lr=1e-3, lr_final=1e-3, warmup_steps=0)
-    whole = tiny(env="darkroom-ad-9-random", devices=1, trial=trial, ppo=ppo, total_steps=4 * 64)
+    whole = tiny(env="darkroom-ad-9-random", devices=1, trial=trial, ppo=ppo, total_steps=4 * 128)
     env = make(whole.env)
 
     def run(folder, config, resume):
@@ -85,7 +85,7 @@ def test_a_run_continues_on_another_number_of_devices(tiny, tmp_path):
         return train(setup, folder, lambda steps: JsonLines(folder, steps), resume=resume).state
 
     expected = run(tmp_path / "one", whole, False)
-    run(tmp_path / "two", dataclasses.replace(whole, devices=2, total_steps=2 * 64), False)
+    run(tmp_path / "two", dataclasses.replace(whole, devices=2, total_steps=2 * 128), False)
     short = read_lines(tmp_path / "two" / "metrics.jsonl")
     state = run(tmp_path / "two", whole, True)
     chex.assert_trees_all_close(jax.device_get(state.params), jax.device_get(expected.params), atol=1e-5)
