@@ -67,8 +67,8 @@ PRESETS: dict[str, Preset] = {
     "gridobj-9": Preset(
         recall(9, 300),
         "object navigation on a 9×9 grid with six kinds of objects",
-        "13 min on one CPU core",
-        "held-out layouts, 5 seeds: 34.8 steps in the first episode, 8.4 in episodes 6–20; remembering searcher 5.8",
+        "15 min on one CPU core",
+        "held-out layouts, 5 seeds: 19.9 steps in the first episode, 6.2 in episodes 6–20; remembering searcher 5.8",
     ),
     "gridobj-13": Preset(recall(13, 600), "object navigation on a 13×13 grid with eight kinds of objects"),
     "gridobj-21": Preset(recall(21, 1200), "object navigation on a 21×21 grid with twelve kinds of objects"),
