@@ -54,7 +54,7 @@ class Command:
     layouts: int = 1
     """Arrangements per scene."""
     min_area: float = dataset.MIN_AREA
-    """Least area that a scene must have to walk on, in square meters, on the island that episodes take place on."""
+    """Minimum walkable area of a scene in square meters, on the island on which episodes take place."""
     objects: int = 4
     """Maximum number of objects per arrangement, all of different categories."""
     episodes: int = 20

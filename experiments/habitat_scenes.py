@@ -39,7 +39,7 @@ class Command:
     """
 
     out: Path
-    """Folder to write. If it has unfinished scenes of the same command, they are completed."""
+    """Folder to write. If the same command has left it unfinished, it is completed."""
     size: Literal["small", "medium", "large"] = "small"
     """Size of the houses: 8, 12 or 16 meters per side, with at most 4, 8 or 16 rooms."""
     scenes: int = 40
@@ -104,7 +104,7 @@ def _houses(command: Command, config: HouseConfig) -> Iterator[tuple[str, str, F
             plan: House = jax.tree.map(np.asarray, _plan(seed, config))
             house = furnish(plan, config, int(seed))
             if house.share < CONNECTED:
-                raise ConfigError(f"seed is {command.seed}; allowed: others (furniture divides house {seed})")
+                raise ConfigError(f"seed is {command.seed}; allowed: other seeds (furniture divides house {seed})")
             yield split, f"objnav-{command.size}-{int(seed):05d}", house
 
 

@@ -1,12 +1,12 @@
-"""`python -m experiments.navigation_speed`: steps per second of object navigation, and where a step's time goes.
+"""`python -m experiments.navigation_speed`: steps per second of object navigation, and the times of a step's parts.
 
     raw            the bare simulator with only an RGB camera: step, copy of the image, geodesic distance
     environment    ExtObjNav on the same moves
     slot           the same in a worker's slot, which checks values and writes shared memory
-    1 worker       the same through the bridge, with an action at a time and no policy
+    1 worker       the same through the bridge, one action at a time, without a policy
     N workers      N processes, N environments
 
-Rates of the first three and the parts are those of one process (`benchmark.navigation`).
+The first three rates and the times of the parts are measured in one process (`benchmark.navigation`).
 """
 
 from __future__ import annotations

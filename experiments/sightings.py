@@ -1,4 +1,4 @@
-"""`relic-jax sightings`: whether attention reads the steps at which the kind asked for was in view before."""
+"""`relic-jax sightings`: whether attention reads earlier steps at which the kind asked for was in view."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ PANELS = 6
 
 @dataclasses.dataclass(frozen=True)
 class SightingsCommand(AttentionCommand):
-    """Show whether attention reads earlier sightings of the kind of object asked for, and draw one trial."""
+    """Measure the attention to earlier steps at which the kind of object asked for was in view, and draw one trial."""
 
     task: int = 0
     """Index of the task whose trial is drawn, below --limit."""
     panels: tuple[int, ...] = ()
-    """Episodes to draw, counted from 1. Default: the first one, and the next five that recall a kind."""
+    """Episodes to draw, counted from 1. Default: the first one, and the next five with recalling steps."""
     out: Path | None = None
     """Path of the results without suffix: OUT.json and OUT.png (.pdf or .svg if OUT ends so). Default: sightings in the
     run folder; for an export, in the current folder."""
@@ -99,7 +99,7 @@ def panels_of(policy: LoadedPolicy, trial: Trial, head: tuple[int, int], episode
         policy: The policy.
         trial: The trial.
         head: (layer, head).
-        episodes: The episodes to draw, counted from 1. Empty: the first, and those that recall a kind.
+        episodes: The episodes to draw, counted from 1. Empty: the first, and the next ones with recalling steps.
     """
     indices = [episode - 1 for episode in episodes]
     if not indices:

@@ -25,7 +25,7 @@ AREA = 1600.0
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-    """One episode of a trial, and what its recalling steps read.
+    """One episode of a trial, and the attention of its recalling steps.
 
     Attributes:
         trial: The trial.

@@ -39,7 +39,7 @@ FORMAT = "relic-jax-checkpoint-3"
 FORMAT_2 = "relic-jax-checkpoint-2"
 """An earlier format that can be read. Parameters have the names that `with_earlier_names` returns."""
 FORMAT_1 = "relic-jax-checkpoint-1"
-"""As format 2, and `env_steps` is one int32, the random number settings are not recorded (`prng.ORIGINAL`), and
+"""Like format 2, but `env_steps` is one int32, the random number settings are not recorded (`prng.ORIGINAL`), and
 checksums can be missing."""
 KEEP = 2  # complete checkpoints to keep: the newest, and the one before in case the newest is damaged
 

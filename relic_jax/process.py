@@ -49,7 +49,7 @@ def unconfigured_root_logger() -> Iterator[None]:
 
 @contextmanager
 def without_orbax_messages() -> Iterator[None]:
-    """Suppress orbax's log records, and its reports of coroutines that an error left unfinished.
+    """Suppress orbax's log records, and its reports of coroutines that did not finish because of an error.
 
     Has an effect only in a process of the command line. The loggers and hooks of other programs stay unchanged.
     """

@@ -1,7 +1,7 @@
-"""Random numbers of environments that are split over devices, which do not depend on the number of devices.
+"""Random numbers for environments on several devices that do not depend on the number of devices.
 
-Every device draws the numbers of all environments from the same key and keeps those of its own environments. This costs
-little compared with the policy, and the numbers are those of one device.
+Every device draws the numbers of all environments from the same key and keeps those of its environments. The numbers
+equal those on a single device. This costs little compared with the policy.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ class Shard:
         """Return `function(*trees)`, which draws random numbers for each environment from a key that all devices share.
 
         Args:
-            function: Maps arrays with a leading axis over all environments to such arrays. It is called with copies of
-                `trees` in the places of the other devices, whose results are dropped.
+            function: Maps arrays with a leading axis over all environments to such arrays. The places of the other
+                devices are filled with copies of `trees`, and their results are dropped.
             *trees: Arrays with a leading axis over the environments of this device.
         """
         if self.axis is None:

@@ -59,7 +59,7 @@ def without_params(state: TrainState) -> dict[str, Any]:
 
 
 def with_renamed(state: TrainState, rename: Callable[[PyTree], PyTree]) -> TrainState:
-    """Apply a function of `relic_jax.parameters` that renames parameters to the parameters and their moments."""
+    """Rename the parameters and the optimizer's moments with a function of `relic_jax.parameters`."""
     return replace(state, params=rename(state.params), opt_state=rename(state.opt_state))
 
 

@@ -382,7 +382,7 @@ class HouseNav(VisualEnvironment):
         return draw.trial_frames(self.render_input, trial, self.lens)
 
     def trial_map(self, trial: TrialRecord) -> TrialMap | None:
-        """Return the map of a trial. None if the observation is an image, which does not list what is in view."""
+        """Return the map of a trial. None if the observation is an image, without a list of categories in view."""
         return house_map.trial_map(self, trial, house_key(trial.task)) if self.view == "symbols" else None
 
 

@@ -1,4 +1,4 @@
-"""The map of a trial in a house, and which categories were in view."""
+"""The map of a trial in a house, with the categories in view at each step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from relic_jax.envs.firstperson.house import HouseNav
 
 UP = np.array([1.0, -1.0])
-"""Maps of houses have z downwards, as `draw` has, and figures draw y upwards: y = −z."""
+"""In maps of houses, as in `draw`, z points down. Figures draw y upwards, so y = −z."""
 
 
 def trial_map(env: HouseNav, trial: TrialRecord, key: jax.Array) -> TrialMap:

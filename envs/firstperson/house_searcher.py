@@ -83,7 +83,7 @@ class HouseSearcher:
     def action_probabilities(
         self, memory: Seen, state: HouseState, first: jax.Array, task: jax.Array
     ) -> tuple[Seen, jax.Array]:
-        """Return probability 1 for the action that `act` chooses, float32 [actions]. Exact ties have measure 0.
+        """Return probability 1 for the action that `act` chooses, float32 [actions]. Ties have probability 0.
 
         Args:
             memory: The memory before this step.

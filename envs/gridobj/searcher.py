@@ -101,7 +101,7 @@ class Searcher:
         return seen, best / best.sum()
 
     def _look(self, memory: Seen, state: GridObjState, first: jax.Array) -> Seen:
-        """Return the memory with what is in view."""
+        """Return the memory after adding the cells and kinds in view."""
         if self.memory == "episode":
             memory = jax.tree.map(lambda new, old: jnp.where(first, new, old), self.initial_memory(), memory)
         cells = self._offsets(state.position).max(axis=0) <= RADIUS

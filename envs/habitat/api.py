@@ -28,7 +28,7 @@ from relic_jax.envs.habitat.islands import Island
 from relic_jax.envs.habitat.scene_files import SceneDataset, resolved
 from relic_jax.envs.habitat.templates import Templates
 
-REACH = 2.0  # meters; horizontal distance between an object and the point of the navmesh that it is reached from
+REACH = 2.0  # meters; largest horizontal distance between an object and the navmesh point from which it is reached
 LOWEST, HIGHEST = -0.5, 2.4  # meters; heights of an object above this point
 
 
@@ -81,7 +81,7 @@ class Simulation:
         return str(getattr(self.module, "__version__", "unknown"))
 
     def load(self, scene: str) -> None:
-        """Load a scene and choose its island. Raises SetupError if a file of it is missing, or it has no navmesh."""
+        """Load a scene and choose its island. Raises SetupError if one of its files or its navmesh is missing."""
         if scene == self.scene:
             return
         self.scene = None
@@ -104,13 +104,13 @@ class Simulation:
         self.scene = scene
 
     def handle(self) -> str:
-        """Return the name of the loaded scene that all spellings of its id share."""
+        """Return a canonical name of the loaded scene, independent of the spelling of its id."""
         if self.settings.backend == "soft":
             return str(self._simulator.curr_scene_name)
         return resolved(self._simulator, str(self.scene))
 
     def _configure(self, scene: str) -> None:
-        """Load a scene and the object templates. The physics of habitat-sim moves no object of the scene."""
+        """Load a scene and the object templates. Movable objects become kinematic, so physics does not move them."""
         if self._simulator is None:
             self._simulator = self.module.Simulator(self.configuration(scene))
         else:
@@ -247,7 +247,7 @@ class Simulation:
         return Observation(self.rgb(), False)
 
     def containers(self, positions: Sequence[np.ndarray]) -> list[str | None]:
-        """Return what the placed objects, at these positions, stand inside of: a name, or None."""
+        """Return, for each placed object at these positions, the name of the object that it stands inside, or None."""
         boxes = overlap.boxes_of(self._simulator)
         pairs = zip(positions, self._objects)  # noqa: B905 (Python 3.8)
         return [overlap.container(boxes, position, number) for position, number in pairs]
@@ -283,7 +283,7 @@ class Simulation:
     def distance(self, start: np.ndarray, ends: list[np.ndarray]) -> float:
         """Return the length of the shortest path to the nearest of several points, infinite if there is none.
 
-        Consecutive calls with the same list share a query, which has found the points on the navmesh already.
+        Consecutive calls with the same list share a query, which finds the points on the navmesh only once.
         """
         if ends is not self._ends:
             self._ends, self._query = ends, self._path_to(ends)
@@ -311,7 +311,7 @@ class Simulation:
         return float(path.geodesic_distance) if self._simulator.pathfinder.find_path(path) else math.inf
 
     def table_tops(self) -> list[np.ndarray]:
-        """Return the middles of the tables' tops, float32 [3] each. Only `soft` knows its tables."""
+        """Return the centers of the table tops, float32 [3] each. Empty in `habitat`, which does not list tables."""
         if self.settings.backend != "soft":
             return []
         house = self._simulator.house

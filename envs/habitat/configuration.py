@@ -51,7 +51,7 @@ class Settings(NamedTuple):
 
 
 def load_backend(backend: str) -> Any:
-    """Import the simulator. Raises SetupError, which says how to install it, if it is missing."""
+    """Import the simulator. Raises SetupError with installation instructions if it is missing."""
     if backend == "soft":
         return importlib.import_module("relic_jax.envs.habitat.soft")
     if backend != "habitat":
@@ -64,7 +64,7 @@ def load_backend(backend: str) -> Any:
 
 
 def has_physics(module: Any) -> bool:
-    """Return whether the simulator was built with Bullet, without which it drops articulated objects."""
+    """Return whether the simulator was built with Bullet. Without Bullet, it drops articulated objects."""
     return bool(getattr(module, "built_with_bullet", False))
 
 

@@ -56,8 +56,8 @@ def generate(
         categories: Names of the categories.
         templates: Object template of each category; default: the name of the category.
         surfaces: Receptacles of each scene; default: tables in `soft`, otherwise the floor.
-        min_area: Least area that a scene must have to walk on, in square meters.
-        report: List that the scenes' summaries are appended to: islands, counts of objects and starts, warnings.
+        min_area: Minimum walkable area of a scene, in square meters.
+        report: List to which the summaries of the scenes are appended: islands, counts of objects and starts, warnings.
 
     Raises:
         SetupError: A scene has no navmesh, too little area, no receptacles or no reachable position, a category has no
@@ -152,7 +152,7 @@ def make(
         objects: Maximum number of objects in an arrangement.
         seed: Seed of the arrangements.
         receptacles: Path of a file with receptacles, or None.
-        min_area: Least area of a scene, in square meters.
+        min_area: Minimum walkable area of a scene, in square meters.
 
     Returns:
         {"data": the dataset, "report": the scenes' summaries}.

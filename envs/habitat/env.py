@@ -37,7 +37,7 @@ class HabitatOptions:
     """Episode dataset, a JSON file that `relic-jax habitat-dataset` writes. None: procedural houses of the software
     simulator."""
     scene_dataset: str = "default"
-    """Scene dataset configuration of habitat-sim, in place of that of `dataset`; "default": that of `dataset`."""
+    """Scene dataset configuration of habitat-sim, which replaces that of `dataset`. "default": that of `dataset`."""
     objects: str = ""
     """Folder with the object templates of habitat-sim: NAME.object_config.json for the template NAME."""
     image_size: int = 64

@@ -1,9 +1,9 @@
-"""Choose the connected part of a navigation mesh, its island, that episodes take place on.
+"""Choose the island of a navigation mesh on which episodes take place.
 
-A navigation mesh covers every surface that an agent could stand on, including roofs, terraces and tables. As in the
-object navigation datasets of habitat-lab, episodes use the largest island that lies indoors. A point is indoors if
-there is a ceiling from 1.5 to 5 m above it. Stairs join the floors of a house to one island. Runs in a worker process:
-Python 3.8 and numpy.
+A navigation mesh covers every surface on which an agent could stand, including roofs, terraces and tables. Its
+connected parts are its islands. As in the object navigation datasets of habitat-lab, episodes use the largest island
+that is indoors. A point is indoors if there is a ceiling 1.5 to 5 m above it. Stairs connect the floors of a house to
+one island. Runs in a worker process: Python 3.8 and numpy.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class Island(NamedTuple):
 def survey(simulator: Any, module: Any) -> list[Island]:
     """Return the islands of the loaded scene, the largest first. Seeds the simulator's random points.
 
-    Ceilings are found with rays. Without physics, habitat-sim cannot cast rays. Then a ceiling is an island above: that
-    of a roof or of another floor.
+    Ceilings are found with rays. Without physics, habitat-sim cannot cast rays. In that case, an island above a point,
+    such as a roof or another floor, counts as its ceiling.
     """
     finder = simulator.pathfinder
     finder.seed(0)
@@ -64,7 +64,7 @@ def survey(simulator: Any, module: Any) -> list[Island]:
 
 
 def choose(islands: list[Island]) -> Island | None:
-    """Return the largest island that lies mostly indoors; the largest one if none does, None if there is none."""
+    """Return the largest island that is mostly indoors, else the largest one. None if there are no islands."""
     return max(islands, key=lambda island: (island.indoors > 0.5, island.area), default=None)
 
 

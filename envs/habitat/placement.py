@@ -12,8 +12,8 @@ from relic_jax.envs.habitat.api import Simulation
 from relic_jax.envs.habitat.receptacles import Receptacle
 from relic_jax.envs.habitat.receptacles import places as places_on
 
-APART = 0.6  # meters; least distance of objects on the floor
-STARTS = 8  # random starts from which an arrangement's objects are reached
+APART = 0.6  # meters; minimum distance between objects on the floor
+STARTS = 8  # random starts that test whether the objects of an arrangement can be reached
 
 
 def arrange(
@@ -25,7 +25,7 @@ def arrange(
     on: list[Receptacle] | None,
     summary: dict[str, Any],
 ) -> list[dict[str, Any]]:
-    """Return objects at random positions that can be reached from most of the chosen island.
+    """Return objects at random positions that more than half of the random starts on the island can reach.
 
     Args:
         simulation: A simulation with a loaded scene.

@@ -1,6 +1,6 @@
-"""The files of habitat-sim's scene instances, checked before habitat-sim loads them: it crashes if a stage is missing.
+"""Check the files of scene instances before habitat-sim loads them, because it crashes if a stage is missing.
 
-Reads the JSON of scene datasets and resolves names as habitat-sim does: a name is part of a file's path, in any case,
+Reads the JSON of scene datasets and resolves names like habitat-sim: a name is part of a file's path, case is ignored,
 and the first path in alphabetical order is used. Runs in a worker process: Python 3.8 and its standard library.
 """
 
@@ -26,7 +26,7 @@ INSTANCES = {
 }
 """Keys of a scene instance, by the part of the scene dataset that contains their templates."""
 ASSETS = ("render_asset", "urdf_filepath")
-"""Keys of templates whose values are files, if they have an extension: other values are primitives."""
+"""Keys of templates whose values are files if they have an extension. Other values are primitives."""
 
 
 class SceneDataset:
@@ -47,7 +47,7 @@ class SceneDataset:
         self._checked: set[tuple[str, str]] = set()
 
     def handles(self, part: str) -> list[str]:
-        """Return the handles of a part: paths of files, and names that the dataset itself defines; sorted."""
+        """Return the sorted handles of a part: paths of files, and names that the dataset itself defines."""
         if part not in self._handles:
             self._handles[part] = sorted(self._read_handles(part))
             names = ((os.path.basename(handle), handle) for handle in reversed(self._handles[part]))
@@ -121,7 +121,7 @@ class SceneDataset:
 
 
 def _expand(pattern: str, suffix: str) -> list[str]:
-    """Return the files of a pattern: those in a folder, or beside a file with another extension, that end so."""
+    """Return the files with a suffix for a pattern: those in matched folders, and those next to matched files."""
     files: list[str] = []
     for path in glob.glob(pattern):
         if os.path.isdir(path):
@@ -133,7 +133,7 @@ def _expand(pattern: str, suffix: str) -> list[str]:
 
 
 def _read(path: str) -> dict[str, Any]:
-    """Read a JSON object. Raises SetupError if the file is none."""
+    """Read a JSON object. Raises SetupError if the file cannot be read or contains something else."""
     try:
         with open(path, encoding="utf-8") as file:
             content = json.load(file)

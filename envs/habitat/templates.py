@@ -1,4 +1,4 @@
-"""Object templates by name. habitat-sim matches parts of paths, so a name could select any file of a folder.
+"""Find object templates by their exact name. habitat-sim matches parts of paths, so a name could select a wrong file.
 
 Runs in a worker process: Python 3.8 and its standard library.
 """

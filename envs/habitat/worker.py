@@ -76,7 +76,7 @@ class ExtObjNav:
             horizon: Steps of the longest episode.
             categories: Names of the categories.
             scenes: Scenes that the first worker checks now, to report missing ones before training starts.
-            templates: Object templates that the first worker checks now.
+            templates: Object templates, which the first worker checks when it starts.
             radius: Maximum distance of a successful stop, in meters.
             pixels: Minimum number of pixels of the object for a successful stop.
             border: Width of the ignored border, in pixels.

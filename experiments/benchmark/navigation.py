@@ -1,4 +1,4 @@
-"""Where a worker's time goes in object navigation, beside the bare simulator. Runs in a worker: Python 3.8 and numpy.
+"""Time the parts of a step of object navigation, and the bare simulator. Runs in a worker: Python 3.8 and numpy.
 
 `profile` plays one sequence of random moves through one scene several times: in the bare simulator with only the RGB
 camera (`raw`), in the environment (`environment`), and in a worker's slot with shared memory (`slot`), and then times
@@ -18,7 +18,7 @@ from relic_jax.envs.habitat.api import Simulation
 from relic_jax.envs.habitat.configuration import ACTIONS
 from relic_jax.envs.habitat.worker import STOP, ExtObjNav
 
-ROUNDS = 3  # the fastest counts, since other programs run
+ROUNDS = 3  # the fastest one counts, because other programs can slow a round down
 
 
 class OnlyRgb(Simulation):

@@ -1,6 +1,6 @@
-"""A sweep of several seeds beside the same runs one after the other, with compilation and evaluation.
+"""Compare a sweep of several seeds with the same runs one after the other, including compilation and evaluation.
 
-`python -m experiments.benchmark sweep --out sweep.json`; with `--seeds 2 --steps 32000` a short test of the benchmark.
+`python -m experiments.benchmark sweep --out sweep.json`; `--seeds 2 --steps 32000` makes it a short test.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from relic_jax.experiments.benchmark.measure import Machine
 
 PRESET = "darkroom-dpt"
 TARGET = 0.6
-"""Largest time of the sweep of 8 runs of 300,000 steps as a fraction of that of the separate commands, on 2 cores."""
+"""Largest ratio of the time of a sweep of 8 runs of 300,000 steps to that of separate commands, on 2 cores."""
 
 
 def cases(machine: Machine, seeds: int, steps: int) -> Iterator[dict[str, Any]]:
@@ -60,7 +60,7 @@ def _cpu_seconds() -> float:
 
 
 def _load() -> list[float] | None:
-    """Return the load averages of the machine. Other programs slow the two ways down unequally."""
+    """Return the load averages of the machine. Other programs slow the two sides of the comparison down unequally."""
     with contextlib.suppress(AttributeError, OSError):
         return list(os.getloadavg())
     return None

@@ -1,4 +1,4 @@
-"""`relic-jax cost`: predicted speed, memory and communication of a run on devices that are not here.
+"""`relic-jax cost`: predicted speed, memory and communication of a run on other devices.
 
-docs/scaling.md states the formulas, what they were fitted to, and how far they were off.
+docs/scaling.md states the formulas, the measurements to which they were fitted, and their errors.
 """

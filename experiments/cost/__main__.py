@@ -26,10 +26,10 @@ class Row(NamedTuple):
     """A measurement and its prediction, both in steps or actions per second.
 
     Attributes:
-        name: What was measured.
+        name: Name of the measurement.
         measured: The measurement.
         predicted: The prediction.
-        fitted: Whether a number of the model was chosen with this measurement.
+        fitted: Whether a constant of the model was fitted to this measurement.
     """
 
     name: str
@@ -76,7 +76,7 @@ def rows() -> Iterator[Row]:
 
 
 def cases(path: Path) -> dict[str, dict[str, Any]]:
-    """Return the cases of a benchmark by name; of those measured twice, the first."""
+    """Return the cases of a benchmark by name. If a case was measured twice, the first one is returned."""
     found: dict[str, dict[str, Any]] = {}
     for case in json.loads(path.read_text(encoding="utf-8"))["cases"]:
         found.setdefault(case["name"], case)
@@ -120,7 +120,7 @@ def whole(preset: str, device: Device, devices: int, **changes: Any) -> float:
 def long_trial(device: Device) -> Iterator[Row]:
     """Yield the speed of `darkroom-64k` in bfloat16 on the H200 at four lengths of the context.
 
-    The prediction is the time of the trial up to a length less that up to an earlier one.
+    The predicted time is that of a trial up to the end of the range minus that of a trial up to its start.
     """
     lines = read_lines(RESULTS / "darkroom-64k" / "h200-timing.jsonl")
     seconds = {int(line["env_steps"]): float(line["seconds"]) for line in lines}

@@ -1,4 +1,4 @@
-"""`relic-jax cost PRESET`: what a run would cost on other devices."""
+"""`relic-jax cost PRESET`: the predicted cost of a run on other devices."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from relic_jax.validation import require
 
 @dataclasses.dataclass(frozen=True)
 class CostCommand:
-    """Predict the speed, the memory and the communication of a run on devices that are not here (docs/scaling.md).
+    """Predict the speed, the memory and the communication of a run on other devices (docs/scaling.md).
 
-    `relic-jax cost PRESET`; all other options are fields of the configuration, as of relic-jax train. --devices is the
-    number of devices; each has the preset's number of environments.
+    All other options of `relic-jax cost PRESET` are fields of the configuration, as in relic-jax train. --devices
+    is the number of devices. Each device has the preset's number of environments, unless --share is set.
     """
 
     config: Annotated[TrainConfig, tyro.conf.arg(name="")]
     device: str = "h100"
     """Kind of device: a40, a100, h100, h200, or cpu (one core)."""
     share: bool = False
-    """The devices share the preset's environments."""
+    """Divide the preset's environments among the devices."""
     env_rate: float | None = None
-    """Steps per second of the environment alone on one device, e.g. from the benchmark env, or of a simulator. Default:
-    the time of a gridworld, which is part of acting."""
+    """Steps per second of the environment alone on one device, for example that of a simulator, or from the benchmark
+    env. Default: the time of a gridworld, which is part of acting."""
     json: bool = False
     """Print JSON."""
 

@@ -10,7 +10,7 @@ from relic_jax.config import ConfigError
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-    """Limits of one device, and how close the programs come to them.
+    """Limits of one device, and the shares of them that programs reach.
 
     Attributes:
         bandwidth: Bytes per second that large copies reach.
@@ -40,7 +40,7 @@ class Device:
 
 
 # Copies reach 0.87 of the H200's data sheet (4,179 of 4,800 GB/s, results/benchmark/h200.json). The other GPUs are
-# assumed to reach the same share. kernel_seconds, attention and dense are those of the H200 (docs/scaling.md), too.
+# assumed to reach the same share, and to have the H200's kernel_seconds, attention and dense (docs/scaling.md).
 _COPY = 0.87
 _H200 = {"kernel_seconds": 2.9e-6, "attention": 0.058, "dense": 0.1, "reading": 1.0}
 _NETWORK = 25e9  # 200 Gbit/s for each GPU, an assumption

@@ -101,9 +101,9 @@ def predict(
         ConfigError: If the model does not describe the configuration.
     """
     memory, encoder = config.policy.memory, config.policy.encoder.image
-    require(memory == "transformer", "policy.memory", memory, "'transformer' (the model of the cost has no other)")
+    require(memory == "transformer", "policy.memory", memory, "'transformer' (the cost model covers no other memory)")
     inter, field = config.policy.transformer.inter_episode, "policy.transformer.inter_episode"
-    require(inter, field, inter, "True (the model of the cost has no attention within the episode)")
+    require(inter, field, inter, "True (the cost model covers only attention across episodes)")
     if image is not None:
         counted = ", ".join(arithmetic.ENCODERS)
         require(encoder in arithmetic.ENCODERS, "policy.encoder.image", encoder, f"{counted} (for the cost)")

@@ -1,5 +1,5 @@
-"""Everything that only a GPU can tell, in ten minutes: `python -m experiments.gpu_check --out results.json`.
+"""Checks and measurements that need a GPU, in ten minutes: `python -m experiments.gpu_check --out results.json`.
 
-Every part runs in a separate process with its own time limit, the most valuable first. Results are written as they
-come, so an interrupted check keeps them.
+Every part runs in a separate process with a time limit, the most important part first. Every result is written at once,
+so an interrupted check keeps its results.
 """

@@ -40,7 +40,7 @@ QUICK_MACHINE = Machine("cpu", "cpu", 1, "", "", native=False, copy_bandwidth=1e
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """Check on a GPU what tests without one cannot: that kernels are right, and how fast everything is."""
+    """Check the attention kernels on a GPU, and measure the speed of training and of its parts."""
 
     parts: str | None = None
     """Parts to run, separated by commas. Default: all, in the order of --list."""
@@ -51,7 +51,7 @@ class Command:
     list: bool = False
     """Print the parts with their limits, and stop."""
     platform: Literal["gpu", "cpu"] = "gpu"
-    """cpu: check the check on a machine without a GPU, with --quick."""
+    """cpu: test this command on a machine without a GPU, together with --quick."""
     quick: bool = False
     """Use tiny sizes, which take seconds. The numbers mean nothing."""
     run: str | None = None
@@ -139,7 +139,7 @@ def save(path: Path, document: dict[str, Any]) -> None:
 
 
 def failures(document: dict[str, Any]) -> list[str]:
-    """Return the names of parts that failed and of cases that are wrong. Parts that ran out of time are neither."""
+    """Return the names of parts that failed and of cases that are wrong. Parts that ran out of time are excluded."""
     found = [name for name, part in document["parts"].items() if part["status"].startswith("failed")]
     every = (case for part in document["parts"].values() for case in part["cases"])
     return found + [case["name"] for case in every if "error" in case and not case.get("passed", False)]

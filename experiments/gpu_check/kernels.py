@@ -1,4 +1,4 @@
-"""Attention kernels on the device: compared with the definition at long contexts, and beside their alternatives."""
+"""Compare the attention kernels with their definition at long contexts, and their speed with alternatives."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def correctness(quick: bool) -> Iterator[dict[str, Any]]:
     for slots in lengths:
         for kv_format in formats:
             yield step_case(slots, kv_format, within_episode=False)
-    for sink_scale in (0.0, 8.0):  # a sink with a score of 0, and one that gets most of the attention of some heads
+    for sink_scale in (0.0, 8.0):  # a sink with scores of 0, and one that gets most of the attention of some heads
         yield step_case(lengths[-1], "bfloat16", within_episode=True, sink_scale=sink_scale)
     for slots in lengths:
         for name in ("cudnn", "tiled"):
@@ -145,10 +145,10 @@ def verdict(name: str, error: float, bound: float) -> dict[str, Any]:
 
 
 def decoders(quick: bool) -> Iterator[dict[str, Any]]:
-    """Time one layer of acting with each way to attend: what could take the place of the kernel.
+    """Time one layer of acting with the decode kernel and with each alternative to it.
 
-    `jax.nn.dot_product_attention` has no sink and expects ``[B, S, H, D]``: it is timed on a cache of that layout, and
-    on ours, which it has to copy.
+    `jax.nn.dot_product_attention` has no sink and expects ``[B, S, H, D]``. It is timed on a cache with this layout,
+    and on our cache, which it has to copy.
     """
     for batch, slots in ((2, 600),) if quick else ((20, 8192), (256, 8192), (20, 65_536)):
         inputs = random_inputs(slots, 1, jnp.bfloat16, "bfloat16")

@@ -1,4 +1,4 @@
-"""The parts of the check, the most valuable first."""
+"""The parts of the check, the most important first."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Part:
     """A part of the check.
 
     Attributes:
-        summary: What it tells, in one line.
+        summary: One line that describes the part.
         seconds: Its time limit.
         cases: Called with the machine, whether to use tiny sizes, and the seconds of the part. Yields
             JSON-serializable dicts with a name.

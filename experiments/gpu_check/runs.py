@@ -1,4 +1,4 @@
-"""Training runs in separate processes that are interrupted at a time limit, and the numbers that they leave."""
+"""Training runs in separate processes that are interrupted at a time limit, and their speed and returns."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SMALL = (
     *("--policy.transformer.layers=1", "--ppo.minibatches=1", "--ppo.accumulate=1", "--ppo.epochs=1"),
     *("--eval.episodes=2", "--eval.tasks=2"),
 )
-"""Options of a run of seconds."""
+"""Options of a run that takes seconds."""
 COMMAND = (sys.executable, "-m", "relic_jax.experiments.cli")
 GRACE = 12.0
 """Seconds for an interrupted run to save and for this process to report."""
@@ -41,7 +41,7 @@ def darkroom(quick: bool, seconds: float) -> Iterator[dict[str, Any]]:
 
 
 def long_trial(quick: bool, seconds: float) -> Iterator[dict[str, Any]]:
-    """Run one trial of `darkroom-64k` in bfloat16, as far as the time goes."""
+    """Run one trial of `darkroom-64k` in bfloat16 until the time limit."""
     options = () if quick else ("--total-steps=262144", "--policy.transformer.dtype=bfloat16", "--eval.episodes=2")
     with tempfile.TemporaryDirectory() as runs:
         result = trained(Path(runs), "train", "darkroom-smoke" if quick else "darkroom-64k", quick, seconds, *options)

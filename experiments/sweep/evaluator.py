@@ -72,7 +72,7 @@ def _check_attention(member: Member, config: EvalConfig, env: Environment) -> No
 
 
 def load(folder: Path, setup: Setup) -> LoadedPolicy:
-    """Return the policy of a trained run, with the setup's `policy`, for which the evaluation is compiled already."""
+    """Return the policy of a trained run, with the setup's `policy`, for which the evaluation is already compiled."""
     with _LOADING:
         (loaded,) = results.load([folder], None, trust=True)
     return dataclasses.replace(loaded, policy=setup.policy)

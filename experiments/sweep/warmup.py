@@ -1,4 +1,4 @@
-"""Compilation of the evaluation while the training is compiled, which leaves a core idle."""
+"""Compile the evaluation while the training is compiled, because compilation leaves a core idle."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class _Compiled(Exception):  # not an error
 def compiled_meanwhile(setup: Setup, devices: int) -> Iterator[None]:
     """Compile the evaluation of a run in another thread, on CPU with several devices and enough memory.
 
-    The run's evaluation finds the programs again. An error in the thread is ignored, because the evaluation itself
-    raises it too.
+    The run's evaluation reuses the compiled programs. An error in the thread is ignored, because the evaluation
+    raises it again.
 
     Args:
         setup: The setup of the run.

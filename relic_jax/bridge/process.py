@@ -27,7 +27,7 @@ LAUNCH = Path(__file__).resolve().parent / "launch"
 SCRUBBED = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "CONDA_PREFIX", "LD_LIBRARY_PATH", "LD_PRELOAD")
 """Environment variables that lead another interpreter to the libraries of this one."""
 LOG_LIMIT = 1 << 24  # bytes; limit of a worker's stored output, since native code can print without end
-LOG_END = 1 << 20  # bytes of the output in which the activity of a crashed worker is looked up
+LOG_END = 1 << 20  # bytes at the end of the output that are searched for the activity of a crashed worker
 
 UNSUPPORTED = f"environments in worker processes need Linux or macOS; this is {platform.system() or sys.platform}"
 
@@ -131,7 +131,7 @@ class Process:
     def describe_end(self) -> str:
         """Return how the process ended, after waiting for it for half a second, and the last line that it printed.
 
-        If it ended in an activity that it had named, such as loading a scene, this is included.
+        If the process had named an activity, such as loading a scene, and ended during it, the activity is included.
         """
         if self._popen is None:
             return "not running"
@@ -226,7 +226,7 @@ def call(python: str, entry: str, arguments: Mapping[str, Any]) -> Any:
 
 
 def last_words(output: str) -> tuple[str, str]:
-    """Return the activity in which a worker ended, as " while …" or "", and the last line of its other output."""
+    """Return the activity during which a worker ended, as " while …" or "", and the last line of its other output."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     activities = [line[len(ACTIVITY) :] for line in lines if line.startswith(ACTIVITY.strip())]
     others = [line for line in lines if not line.startswith(ACTIVITY.strip())]

@@ -46,7 +46,7 @@ class SetupError(RuntimeError):
 
 
 ACTIVITY = "relic-jax worker: "
-"""Start of the lines with which a worker process names its activity on stderr."""
+"""Prefix of the lines on stderr in which a worker process names its activity."""
 _is_worker = False  # whether this process was started for an environment or a call
 
 
@@ -158,14 +158,14 @@ FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
 def to_finite(name: str, value: Any, dtype: np.dtype) -> Any:
-    """Convert `value` to an array of `dtype`, or return it if the assignment to such an array converts it.
+    """Convert `value` to an array of `dtype`, or return it unchanged if assignment to such an array converts it.
 
     Raises:
         BadValueError: A number is not finite or does not fit. The test follows the cast, since 1e300 is infinite in
             float32, and uses float32 for wider floats, since the learner reads these as float32.
     """
     if type(value) is float and dtype.kind == "f" and -FLOAT32_MAX <= value <= FLOAT32_MAX:
-        return value  # the usual case of rewards and metrics: the rest takes 15 µs
+        return value  # the usual case for rewards and metrics; the code below takes 15 µs
     array = np.asarray(value)
     if array.dtype == dtype and (dtype.kind in "iub" or (dtype == np.float32 and np.isfinite(array).all())):
         return array

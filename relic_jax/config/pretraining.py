@@ -24,14 +24,15 @@ class PretrainConfig:
     trial_steps: int = 400
     """Steps of a recorded trial."""
     random_actions: float = 0.2
-    """Share of the agent's actions that are replaced by random ones, which do not end an episode."""
+    """Share of the agent's actions that are replaced by random ones, without `Environment.ending_actions`."""
     action_coef: float = 0.0
-    """Weight of behavior cloning beside the recall loss: the cross-entropy of the policy's actions against the
-    distribution of the agent (`Teacher.action_probabilities`) at all steps. More than 0: `policy.recall` can be (), for
-    no recall loss."""
+    """Weight of the behavior cloning loss, which is added to the recall loss: the cross-entropy of the policy's actions
+    against the distribution of the agent (`Teacher.action_probabilities`) at all steps. If it is more than 0,
+    `policy.recall` can be (), which means no recall loss."""
     value_coef: float = 0.0
-    """Weight of a value loss beside the other losses: the squared error of the value against the discounted return of
-    the recorded trial, with the rewards and the credit of PPO. Without it, PPO starts with an untrained critic."""
+    """Weight of a value loss, which is added to the other losses: the squared error of the value against the discounted
+    return of the recorded trial, with PPO's discount, reward scale and credit. If it is 0, PPO starts with an untrained
+    critic."""
     minibatches: int = 4
     """Optimizer steps on the trials recorded at a time, each on a share of them; must divide `trials`."""
     lr: float = 1e-3

@@ -82,8 +82,8 @@ class PPOConfig:
     """The scripted agent of the teacher loss, a name in `Environment.reference_agents`. It must give a distribution
     (`Teacher.action_probabilities`)."""
     teacher_where: Literal["all", "recall"] = "all"
-    """Steps with a teacher loss. recall: only those whose answer the trial has shown (`Environment.recall_labels`);
-    reinforcement learning has to find the rest, such as search."""
+    """Steps with a teacher loss. recall: only steps at which the trial has already shown the answer
+    (`Environment.recall_labels`). The policy then learns the rest, such as search, by reinforcement learning."""
     gamma: float = 0.99
     """Discount factor."""
     gae_lambda: float = 0.95

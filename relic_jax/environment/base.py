@@ -101,8 +101,8 @@ class Environment:
     ends_in_time = False
     """Whether no episode outlasts `horizon`. If False, trials count steps and truncate episodes there."""
     ending_actions: tuple[int, ...] = ()
-    """Discrete actions that end the episode at once, such as a stop. The random actions of recorded trials
-    (`PretrainConfig.random_actions`) leave them out. Default: none."""
+    """Discrete actions that end the episode at once, such as a stop. The random actions in recorded trials
+    (`PretrainConfig.random_actions`) exclude them. Default: none."""
     on_host = False
     """Whether worker processes step the environment (`HostEnvironment`). If False, it runs inside `jax.jit`.
 
@@ -235,7 +235,7 @@ class Environment:
         return None
 
     def trial_map(self, trial: TrialRecord) -> TrialMap | None:
-        """Return the map of a trial and which kinds of objects were in view at each step. Default: None."""
+        """Return the map of a trial and the kinds of objects in view at each step. Default: None."""
         del trial
         return None
 

@@ -1,4 +1,4 @@
-"""Records of a trial on the host: its steps, and its map."""
+"""Records of a trial on the host: its steps and its map."""
 
 from __future__ import annotations
 

@@ -57,8 +57,8 @@ class Teacher(ScriptedAgent, Protocol):
     ) -> tuple[PyTree, jax.Array]:
         """Return the probabilities of the actions.
 
-        All best actions have the same probability and all others have 0, so a loss does not depend on how `act` breaks
-        ties.
+        All best actions have the same probability and all others have probability 0, so a loss does not depend on how
+        `act` breaks ties.
 
         Args:
             memory: The memory before this step.

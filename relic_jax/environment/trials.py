@@ -88,7 +88,7 @@ class Trials:
     Attributes:
         env: The environment.
         show_last_reward: Whether the policy sees the last reward of an episode, at the first step of the next one.
-        shard: The part of all environments that these copies are. Keys are split among all environments.
+        shard: The part of all environments that these copies represent. Keys are split among all environments.
     """
 
     env: Environment

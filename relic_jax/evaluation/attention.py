@@ -32,7 +32,7 @@ from relic_jax.types import Params, StepInput
 QUERIES = 256
 """Largest number of steps whose attention is computed at a time."""
 _LOCK = threading.Lock()
-"""Computations in several threads share the functions that they compile."""
+"""Guards the compiled functions, which computations in several threads share."""
 
 
 @dataclasses.dataclass(frozen=True)

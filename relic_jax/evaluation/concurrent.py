@@ -1,7 +1,7 @@
 """Several evaluations at the same time, one per CPU core.
 
-One evaluation leaves much of a second core idle. XLA computes calls from different threads at the same time, also on
-one CPU device, so the evaluations share the programs that are compiled and their results are those of single ones.
+One evaluation leaves much of a second core idle. XLA runs calls from different threads at the same time, also on one
+CPU device. The evaluations therefore share compiled programs, and each gives the same result as on its own.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ Output = TypeVar("Output")
 def concurrent_evaluations(policy: PolicyConfig, config: EvalConfig, env: Environment, split: Split, most: int) -> int:
     """Return how many evaluations with these settings can run at the same time, from 1 to `most`.
 
-    On CPU, these are as many as fit into the available memory with their whole contexts. It is 1 on accelerators, which
-    one evaluation fills, and in environments with worker processes.
+    On CPU, this is the number whose whole contexts fit into the available memory. It is 1 on accelerators, because one
+    evaluation fills them, and in environments with worker processes.
 
     Args:
         policy: The config of the policy.
@@ -46,10 +46,10 @@ def concurrent_evaluations(policy: PolicyConfig, config: EvalConfig, env: Enviro
 def in_threads(function: Callable[[Item], Output], items: Sequence[Item], threads: int) -> list[Output]:
     """Return `[function(item) for item in items]`, computed in up to `threads` threads.
 
-    They use the settings of random numbers of the calling thread. With one thread, the caller computes everything.
+    The threads use the caller's settings of random numbers. With one thread, the caller computes everything.
 
     Raises:
-        Exception: The error of the first item whose function raises one. Items that have not begun are left out.
+        Exception: The error of the first item that raises one. Items that have not started are skipped.
     """
     threads = min(threads, len(items))
     if threads <= 1:

@@ -32,7 +32,7 @@ LARGE = 2**30
 MANY = 256
 """Number of trials from which on finished trials are dropped: one more compilation, half the work."""
 _LOCK = threading.Lock()
-"""Evaluations in several threads share the functions that they compile."""
+"""Guards the compiled functions, which evaluations in several threads share."""
 
 
 def play(
@@ -78,9 +78,9 @@ def play(
 
 
 def _placed_like(params: Params, start: PyTree) -> PyTree:
-    """Return the inputs of the first chunk on the device of the parameters, as those of all later chunks are.
+    """Put the inputs of the first chunk on the device of the parameters, like the inputs of all later chunks.
 
-    Otherwise the chunk is compiled twice: for arrays on no particular device and for those on the parameters' device.
+    Otherwise the chunk is compiled twice: for arrays without a fixed device, and for arrays on the parameters' device.
     """
     devices = {device for x in jax.tree.leaves(params) if isinstance(x, jax.Array) for device in x.devices()}
     return jax.device_put(start, devices.pop()) if len(devices) == 1 else start

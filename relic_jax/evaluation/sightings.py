@@ -1,9 +1,10 @@
 """Whether attention reads the earlier steps at which the kind of object asked for was in view.
 
-Each episode asks for a kind of object. A *recalling step* is a step at which this kind was in view in an earlier
-episode of the trial, but not yet in the running one: only memory can tell where it is. For these steps, attention mass
-is divided among four classes of steps: those with the asked kind in view (*sightings*), those with only other kinds in
-view, those with nothing in view, and the sink. Uniform attention to all steps up to the attending one is the baseline.
+Each episode asks for a kind of object, the *asked kind*. At a *recalling step*, this kind was in view in an earlier
+episode of the trial, but not yet in the running one, so the policy can know its place only from memory. For these
+steps, attention mass is divided among four classes: steps with the asked kind in view (*sightings*), steps with only
+other kinds in view, steps with nothing in view, and the sink. The baseline is uniform attention to all steps up to the
+attending one.
 
 All weights follow from the definition of attention (`attention.attention_mass`).
 """
@@ -35,7 +36,7 @@ from relic_jax.models.policy import Policy
 from relic_jax.types import Params, StepInput
 
 CLASSES = ("asked", "other", "nothing", "sink")
-"""Classes of attended steps: the asked kind in view, only other kinds in view, nothing in view; and the sink."""
+"""Classes of attended steps: the asked kind in view, only other kinds in view, nothing in view, and the sink."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,7 +183,7 @@ def recalling_steps(layout: TrialMap, episode: np.ndarray) -> np.ndarray:
 def first_asked(layout: TrialMap, episode: np.ndarray) -> np.ndarray:
     """Return the steps of episodes that ask for a kind which no earlier episode of the trial asked for.
 
-    Such a kind can have been in view only by chance, while another one was sought.
+    Such a kind can have been in view only by chance, while the agent searched for another one.
 
     Args:
         layout: The map of T steps.

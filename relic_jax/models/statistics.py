@@ -16,10 +16,10 @@ from relic_jax.types import PyTree
 LIMIT = 10.0
 """Bound of a normalized component. It is reached by components that were almost constant in training."""
 Statistics = dict[str, jax.Array]
-"""`mean` and `variance`: float32 [D]. `count`: float32 [], number of observations or, in long runs, their weight."""
+"""`mean` and `variance`: float32 [D]. `count`: float32 [], number of observations, or their weight in long runs."""
 RECENT = 2**20
-"""Number of portions after which the weight of earlier observations stops growing. From 2^24 portions on, float32 would
-round the number of new observations away, but not always their squares, and the variance would grow without end."""
+"""Number of merges after which the weight of earlier observations stops growing. After 2^24 merges, rounding in float32
+would drop the number of new observations, but not always their squares, so the variance would grow without bound."""
 
 
 def initial_statistics(size: int) -> Statistics:

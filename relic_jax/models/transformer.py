@@ -66,7 +66,7 @@ class BlockInputs(struct.PyTreeNode):
         context: The steps before. For a single step, see `KVCache.step_context`.
         sink: The sink of this layer.
         keep: 1, or 0 if depth dropout skips the block.
-        slot: int32 ``[]``, the slot of a single step (Q = 1) that is written to the cache. None for a block of steps.
+        slot: int32 ``[]``, the cache slot to which a single step (Q = 1) is written. None for a block of steps.
         valid: See `AttentionInputs`.
         window: See `AttentionInputs`. Only a single step reads it.
         query_span: The steps that are returned, q of them. None for all.
@@ -91,7 +91,7 @@ class BlockInputs(struct.PyTreeNode):
         return x if self.query_span is None else self.query_span.of(x)
 
     def context_with(self, key: jax.Array, value: jax.Array) -> Context:
-        """Return the context with a single step, keys and values ``[B, H, 1, D]``, in its slot."""
+        """Return the context after writing a single step, keys and values ``[B, H, 1, D]``, to its slot."""
         assert self.slot is not None
         keys = kv_formats.write(self.context.keys, key, self.slot)
         return self.context._replace(keys=keys, values=kv_formats.write(self.context.values, value, self.slot))

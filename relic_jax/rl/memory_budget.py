@@ -156,7 +156,7 @@ def check_evaluation(
 
 
 def evaluation_bytes(policy: PolicyConfig, *, steps: int, trials: int) -> int:
-    """Return an upper estimate of the bytes of an evaluation: its whole context, twice because buffers can grow.
+    """Return an upper estimate of the bytes of an evaluation: twice its whole context, because buffers can grow.
 
     Args:
         policy: architecture of the policy.

@@ -1,13 +1,13 @@
 """Which environments form the minibatches of an epoch, independent of the number of devices.
 
-An optimizer step takes `ppo.accumulate` minibatches. Each device must have the same number of environments in each
-step, because shapes are static and the contexts stay on their devices. With one optimizer step per epoch, every order
-satisfies this. With S steps, the environments form blocks of S neighbors, and each step takes one environment of each
-block. This is a random choice with the same number from each device, for each number of devices that fits
+An optimizer step uses `ppo.accumulate` minibatches. Each device must have the same number of environments in each step,
+because shapes are static and the contexts stay on their devices. With one optimizer step per epoch, every order
+satisfies this. With S steps, the environments form blocks of S neighbors, and each step takes one random environment of
+each block. Each device then has the same number of environments in a step, for every number of devices that fits
 (`config.devices_fit`).
 
-The minibatches of a step do not have to be those in which a device computes gradients. They only determine by which
-count the loss of a step is divided if steps can be lost (`masked.step_counts`).
+A device can compute gradients in groups that are not the minibatches of the step. The minibatches then only determine
+the count by which the loss is divided if steps can be lost (`masked.step_counts`).
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class Order(NamedTuple):
 def minibatch_shape(config: TrainConfig, environments: int) -> tuple[int, int, int]:
     """Return (optimizer steps per epoch, groups per step, environments per group) on one device.
 
-    If `devices_share_minibatches`, a device has an equal part of every minibatch. Otherwise it has as many environments
-    as some whole minibatches of every step.
+    If `devices_share_minibatches`, a device has an equal part of every minibatch. Otherwise, it has the environments of
+    a whole number of minibatches of every step.
 
     Args:
         config: the run's config.

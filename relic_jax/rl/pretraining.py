@@ -69,7 +69,7 @@ def pretraining_key(seed: int) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class Pretraining:
-    """A policy that learns from recorded trials: its recall head, and the actor and the critic if the config says so.
+    """Trains a policy on recorded trials: its recall head, and its actor and critic if their weights are not 0.
 
     Attributes:
         trials: The environment's trials.
@@ -123,12 +123,12 @@ class Pretraining:
             recordings: The recorded trials.
 
         Returns:
-            The loss, and metrics, each float32 []. With a recall head, its loss is the cross-entropy summed over the
-            answers in nats, and `right` is the share of steps with all answers right, both over the steps at which the
-            answers are known. With other losses, it is also `recall_loss`. With
-            `action_coef`: `action_loss`, the mean of `losses.action_loss`, and
-            `action_right`, the share of steps whose most probable action is one of the agent's. With `value_coef`:
-            `value_loss`, half the mean squared error.
+            The loss and metrics, each float32 []. With a recall head, the recall loss is the cross-entropy in nats,
+            summed over the answers, and the metric `right` is the share of steps with all answers right. Both use the
+            steps at which the answers are known. The metric `recall_loss` is included if there are other losses. With
+            `action_coef`, `action_loss` is the mean of `losses.action_loss`, and `action_right` is the share of steps
+            whose most probable action is one of the agent's. With `value_coef`, `value_loss` is half the mean squared
+            error.
         """
         output, metrics, loss = self.outputs(params, recordings), {}, jnp.zeros(())
         if output.recall:
@@ -153,8 +153,8 @@ class Pretraining:
     def value_loss(self, value: jax.Array, recordings: Recordings) -> jax.Array:
         """Compute half the mean squared error of values, float32 [B, T], against the returns of the recordings.
 
-        Episodes end with return 0 after a time limit too. With credit per episode, the unfinished last episode of each
-        trial is left out.
+        The return after the end of an episode is 0, also after a time limit. With credit per episode, the unfinished
+        last episode of each trial is excluded.
         """
         ppo, ended = self.ppo, recordings.ended
         counted = jnp.ones_like(ended)

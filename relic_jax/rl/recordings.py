@@ -57,7 +57,7 @@ def record(
         tasks: Tasks with leading axis [B].
         steps: T, steps of a trial.
         random_actions: Share of the actions that are drawn uniformly. They reach states that the agent alone does
-            not visit. `Environment.ending_actions` are left out.
+            not visit. `Environment.ending_actions` are excluded if other actions are legal.
         with_probabilities: Whether to record the probabilities of the agent's actions. It must be a `Teacher`.
     """
     actions, batch = trials.env.action_space, jax.tree.leaves(tasks)[0].shape[0]
@@ -90,7 +90,7 @@ def record(
 
 
 def _draw(env: Environment, key: jax.Array, batch: int, legal: jax.Array | None) -> jax.Array:
-    """Draw a random action for each environment, in its units, that ends no episode if others are legal."""
+    """Draw a random action for each environment, in its units, without `ending_actions` if others are legal."""
     actions, ending = env.action_space, env.ending_actions
     if ending:
         others = jnp.ones((batch, actions.n), bool).at[:, jnp.array(ending)].set(False)

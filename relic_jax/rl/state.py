@@ -70,8 +70,8 @@ class Setup:
         local_environments: number of environments on one device.
         axis: name of the device axis inside a function that runs on several devices, otherwise None.
         rungs: the rungs of the curriculum, or None without one.
-        device_keys: whether each device draws its own random numbers and minibatches, as in runs that started before
-          these became independent of the number of devices.
+        device_keys: whether each device draws separate random numbers and minibatches. True for runs that started
+          before these became independent of the number of devices.
     """
 
     config: TrainConfig

@@ -1,6 +1,6 @@
-"""The teacher loss beside PPO: a scripted agent labels the steps that the policy visits.
+"""The teacher loss, which is added to the loss of PPO: a scripted agent labels the states that the policy visits.
 
-DAgger (Ross et al. 2011, arXiv 1011.0686), mixed with PPO. The labels are the agent's distribution over actions.
+This is DAgger (Ross et al. 2011, arXiv 1011.0686) combined with PPO. The labels are the agent's action probabilities.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def check_teacher(env: Environment, agent: str, field: str, coef: float, chosen_
 def teacher_labels(setup: Setup, state: TrainState, collected: Collected) -> jax.Array | None:
     """Return the teacher's probabilities of the actions at the steps of a segment, float32 [B, K, n].
 
-    The probabilities of steps without a teacher loss are 0. None without a teacher.
+    The probabilities are 0 at steps without a teacher loss. Returns None without a teacher.
 
     Args:
         setup: the training setup.

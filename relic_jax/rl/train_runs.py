@@ -74,8 +74,8 @@ class Run:
 def batches(runs: Sequence[Run], slots: int) -> list[list[Run]]:
     """Divide runs into batches of at most `slots`, the furthest first.
 
-    The runs of a batch are equally far and have equal `Setup.device_keys`. They are not equally far only if the process
-    was killed between two checkpoints.
+    The runs of a batch have the same number of environment steps and the same `Setup.device_keys`. The numbers of steps
+    differ only if the process was killed between two checkpoints.
     """
     by_steps: dict[tuple[int, bool], list[Run]] = {}
     for run in runs:
@@ -188,7 +188,7 @@ def _log(runs: Sequence[Run], trackers: Sequence[Tracker], metrics: dict[str, An
 def _evaluate(
     population: Population, runs: Sequence[Run], evaluations: Sequence[Evaluations], states: TrainState, stop: Stop
 ) -> None:
-    """Evaluate the runs for which `eval.every` says so, one per device at the same time."""
+    """Evaluate the runs that are due according to `eval.every`, one per device at the same time."""
     due = [
         (slot, run, evaluate)
         for slot, (run, evaluate) in enumerate(zip(runs, evaluations, strict=True))

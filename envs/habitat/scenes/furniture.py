@@ -1,4 +1,4 @@
-"""Furniture of boxes: tables, cabinets, shelves and sofas of the sizes that plans of `house-objnav` give."""
+"""Furniture made of boxes: tables, cabinets, shelves and sofas with the sizes in the plans of `house-objnav`."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import numpy as np
 from relic_jax.envs.habitat.scenes.meshes import Mesh
 from relic_jax.envs.habitat.scenes.textures import texture
 
-SHADE = np.array([0.8, 1.0, 0.65])  # of faces across x, y and z: habitat draws scenes without lights
+SHADE = np.array([0.8, 1.0, 0.65])  # of faces across x, y and z, because habitat-sim draws these scenes without lights
 FLOAT, SHORT, BYTE = 5126, 5123, 5121
 REPEAT, LINEAR = 10497, 9729
 

@@ -51,8 +51,8 @@ class FurnishedHouse(NamedTuple):
         boxes: Walls, lintels, floor and ceiling.
         furniture: The pieces, and a color [3] for each.
         objects: (index of the category, of 20; position, float64 [3]) of each object of the plan.
-        area: Square meters of the largest part of the floor that an agent can walk on.
-        share: Its share of all such parts.
+        area: Square meters of the largest connected part of the floor on which an agent can walk.
+        share: Its share of the area of all such parts.
     """
 
     side: float

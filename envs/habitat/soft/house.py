@@ -136,7 +136,7 @@ def load_scene(scene_id: str) -> House:
 
 
 def scene_handle(scene_id: str) -> str:
-    """Return the name of a scene that all spellings of it share: house-7 for house-07, the real path of a file."""
+    """Return a canonical name of a scene: house-7 for house-07, or the real path of a file."""
     kind, _, seed = scene_id.partition("-")
     return f"house-{int(seed)}" if kind == "house" and seed.isdigit() else os.path.realpath(scene_id)
 

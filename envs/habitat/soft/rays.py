@@ -37,7 +37,7 @@ class RaycastResults(NamedTuple):
     hits: list[RayHitInfo]
 
     def has_hits(self) -> bool:
-        """Return whether there are any."""
+        """Return whether there are any hits."""
         return bool(self.hits)
 
 

@@ -47,7 +47,7 @@ class Simulator:
 
     @property
     def curr_scene_name(self) -> str:
-        """The name of the scene that all spellings of its id share."""
+        """A canonical name of the scene, which does not depend on the spelling of its id."""
         return scene_handle(self.config.sim_cfg.scene_id)
 
     def cast_ray(self, ray: Ray, max_distance: float = 100.0) -> RaycastResults:
