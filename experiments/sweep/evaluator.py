@@ -98,7 +98,10 @@ class Evaluator:
         policy, env = setup.policy.config, setup.trials.env
         found = [(x.config, x.table.split) for x in evaluations_of(self._study, member)]
         found.append((member.config.eval, "test"))
-        return min(concurrent_evaluations(policy, config, env, split, most) for config, split in found)
+        config, table = attention_of(self._study, member), self._study.attention
+        if config is not None and table is not None:
+            found.append((config, table.split))
+        return min(concurrent_evaluations(policy, each, env, split, most) for each, split in found)
 
     def _pending(self, member: Member) -> list[Evaluation]:
         run = self._folder.run(member)
