@@ -55,11 +55,12 @@ def merge(
         The statistics of all observations.
     """
     axes = tuple(range(weight.ndim))
+    portion = total(jnp.asarray(float(max(weight.size, 1))))  # observations of all devices
     weight = weight[..., None]
     count = total(weight.sum())
     mean = total((weight * x).sum(axes)) / jnp.maximum(count, 1)
     squares = total((weight * jnp.square(x - mean)).sum(axes))
-    before = jnp.minimum(statistics["count"], float(RECENT * max(weight.size, 1)))
+    before = jnp.minimum(statistics["count"], RECENT * portion)
     mean_before = statistics["mean"]
     after, delta = jnp.maximum(before + count, 1), mean - mean_before
     spread = before * statistics["variance"] + squares + jnp.square(delta) * (before * count / after)
