@@ -142,8 +142,8 @@ def _write(
 
 
 def write_params(folder: Path, params: Params) -> None:
-    """Write only parameters, which `read_params` reads, into a folder. The caller makes the write atomic."""
-    with process.without_orbax_messages(), process.unconfigured_root_logger():
+    """Write only parameters, which `read_params` reads, into a folder. The folder is removed if that fails."""
+    with _all_or_nothing(folder), process.unconfigured_root_logger():
         ocp.save_checkpointables(folder.absolute() / "arrays", {"params": params})
 
 

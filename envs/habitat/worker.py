@@ -20,7 +20,7 @@ import numpy as np
 
 from relic_jax.bridge.protocol import ArraySpec, Spec
 from relic_jax.bridge.worker import SetupError
-from relic_jax.envs.habitat.api import REACH, Simulation
+from relic_jax.envs.habitat.api import HIGHEST, LOWEST, REACH, Simulation
 from relic_jax.envs.habitat.configuration import ACTIONS, Settings
 from relic_jax.envs.habitat.dataset import CATEGORIES
 
@@ -154,7 +154,7 @@ class ExtObjNav:
             if at is None:
                 raise SetupError(
                     f"object {number} of scene {task['scene']!r} is at {item['position']}; allowed: within "
-                    f"{REACH} m of the floor that episodes take place on"
+                    f"{REACH} m of the floor that episodes take place on, and {LOWEST} … {HIGHEST} m above it"
                 )
             self.instances.append(Instance(item["category"], FIRST_NUMBER + number, position, at))
         pairs = zip(self.instances, task["objects"])  # noqa: B905 (Python 3.8)

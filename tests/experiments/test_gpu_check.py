@@ -71,7 +71,7 @@ def test_results_before_the_limit_are_kept(monkeypatch, tmp_path, capsys):
 
     names = iter(["machine", "act", "update", "kernels"])
     monkeypatch.setattr(gpu_check, "PROCESS", Process())
-    for name, seconds in {"act": 4.0, "update": 60.0, "kernels": 60.0}.items():
+    for name, seconds in {"act": 10.0, "update": 60.0, "kernels": 60.0}.items():
         monkeypatch.setitem(PARTS, name, dataclasses.replace(PARTS[name], seconds=seconds))
     monkeypatch.setattr(gpu_check, "LEAST_SECONDS", 1.0)
     out, start = tmp_path / "new" / "results.json", time.monotonic()
@@ -81,7 +81,7 @@ def test_results_before_the_limit_are_kept(monkeypatch, tmp_path, capsys):
     assert document["machine"]["device"] == "card"
     assert document["parts"]["act"]["cases"] == [{"name": "act/one", "rate": 2.0, "unit": "actions/s"}]
     statuses = [part["status"] for part in document["parts"].values()]
-    assert statuses == ["stopped at its limit of 4 s", "failed: ValueError: no cuDNN", "done"]
+    assert statuses == ["stopped at its limit of 10 s", "failed: ValueError: no cuDNN", "done"]
     assert gpu_check.failures(document) == ["update"]
     assert "kernels/right · ok" in capsys.readouterr().out
     names = iter(["machine"])

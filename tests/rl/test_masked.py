@@ -174,7 +174,7 @@ def test_one_two_and_four_devices_make_the_same_update(updates, reduction, name)
     make, before = updates
     devices, settings = UPDATES[name]
     if reduction == "sum" and settings["accumulate"] == 1:
-        return  # as "mean"
+        pytest.skip("a sum over one minibatch is its mean")
     runs = [make(count, gradient_reduction=reduction, **settings) for count in devices]
     for name, mask in masks().items():
         (params, metrics), *others = [run(mask) for run in runs]
