@@ -48,6 +48,7 @@ def test_the_folder_is_what_the_command_line_writes(run, cli, tmp_path):
     assert curves[0]["return"] == curves[1]["return"]
 
 
+@pytest.mark.slow
 def test_evaluating_returns_the_report_and_writes_it(run):
     report = run.evaluate("train", episodes=3, limit=20)
     assert report.tasks == 20 and report.split == "train" and len(report.returns.mean) == 3

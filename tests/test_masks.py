@@ -264,6 +264,7 @@ def test_updates_keep_the_masks_that_were_acted_with(trained_both):
     )
 
 
+@pytest.mark.slow
 def test_a_loss_does_not_depend_on_the_logits_of_what_is_not_legal(trained_both):
     """Its gradient equals that of a loss with the legal actions only."""
     setup, states, _ = trained_both

@@ -120,6 +120,7 @@ def test_an_event_that_was_set_does_not_make_the_first_signal_final():
         assert stopping.is_set() and stopping.number == signal.SIGTERM
 
 
+@pytest.mark.slow
 def test_loading_touches_no_stream_nor_hook_of_another_program(setup, tmp_path, monkeypatch):
     go(setup, tmp_path)
     before, seen, load = process_state(), [], checkpoint.ocp.load_checkpointables

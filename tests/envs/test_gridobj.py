@@ -134,6 +134,7 @@ def steps(env, act, memory, tasks, episodes):
     return np.asarray(jax.jit(jax.vmap(trial))(jax.random.split(jax.random.key(1), len(tasks.objects)), tasks))
 
 
+@pytest.mark.slow
 def test_searchers_reach_what_was_measured():
     """Elsewhere measured on held-out layouts: 15 steps without memory, and 14.9, 8.3, 6.8 … 5.9 with it."""
     env = PRESETS["gridobj-9"]
@@ -258,6 +259,7 @@ def test_the_option_asked_on_the_command_line(value, expected):
     assert parsed.options.get("asked") == expected
 
 
+@pytest.mark.slow
 def test_recall_labels_are_those_of_a_loop_over_what_was_in_view():
     """Against the state: the target's cell, and whether its object was within one cell at this step or before."""
     env = registry.make("gridobj-9")

@@ -84,6 +84,7 @@ def test_a_run_evaluates_at_the_start_after_each_multiple_and_at_the_end(whole):
     assert (whole / "evaluations.jsonl").stat().st_size < 600 * len(found)
 
 
+@pytest.mark.slow
 def test_an_evaluation_is_that_of_the_parameters_at_its_step(setup, whole):
     state, progress = restore(setup, whole / "checkpoints")
     curves = in_context_curves(setup.policy, state.params, setup.trials.env, EVERY.during_training, seed=0)
@@ -92,6 +93,7 @@ def test_an_evaluation_is_that_of_the_parameters_at_its_step(setup, whole):
     assert {name: last[name] for name in summary(curves, 3)} == summary(curves, 3)
 
 
+@pytest.mark.slow
 def test_training_is_bit_for_bit_the_same_without_evaluation(setup, whole, tmp_path):
     config = dataclasses.replace(setup.config, eval=dataclasses.replace(EVERY, every=None))
     without = dataclasses.replace(setup, config=config)
@@ -101,6 +103,7 @@ def test_training_is_bit_for_bit_the_same_without_evaluation(setup, whole, tmp_p
         chex.assert_trees_all_equal(ours, theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kills",
     [{"log": 320}, {"evaluated": 256}, {"evaluated": 0}, {"evaluated": 512}],

@@ -303,6 +303,7 @@ def test_evaluate_to_a_place_that_cannot_be_written(refused, untrained, tmp_path
     refused(["evaluate", folder, "--out", tmp_path / "curve"], "out is", "curve.png", "it is a folder")
 
 
+@pytest.mark.slow
 def test_evaluate_and_plot(cli, untrained, tmp_path):
     folder = untrained("existing")
     before = files(folder)
@@ -403,6 +404,7 @@ def process(*arguments):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_a_real_process_prints_nothing_else(tmp_path, broken):
     folder, path = broken
     for file in (path / "arrays").rglob("d/*"):

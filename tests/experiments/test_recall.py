@@ -84,6 +84,7 @@ def test_shares_by_age_and_by_kinds_between():
     assert (found["between 1"], found["between 2"], found["between 3+"]) == (0.0, 1.0, 0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("segment", [60, 30])
 def test_a_stopped_gradient_leaves_the_answers_unchanged(env, recordings, segment):
     full, stopped = pretraining(env, segment=None), pretraining(env, segment=segment)
@@ -110,6 +111,7 @@ def test_the_loss_is_the_mean_over_known_steps(env, recordings):
     assert metrics["right"] == pytest.approx(np.mean(hits), abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("segment", "losses"), [(20, LOSSES_STOPPED), (None, LOSSES_FULL)])
 def test_losses_are_those_of_the_first_version(env, segment, losses):
     """That version computed the labels from the environment's state (commit b972dde, seed 3)."""

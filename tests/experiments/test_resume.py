@@ -80,6 +80,7 @@ def whole(request, tiny, tmp_path_factory):
     return setup, outcome(setup, folder)
 
 
+@pytest.mark.slow
 def test_metrics_hold_one_record_per_update(whole):
     _, (_, metrics) = whole
     lines = metrics.decode().splitlines()
@@ -152,6 +153,7 @@ def test_killed_before_the_first_checkpoint_starts_from_the_beginning(whole, tmp
     assert outcome(setup, tmp_path) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 def test_stopped_by_a_signal_saves_and_goes_on(whole, tmp_path, number):
     setup, expected = whole

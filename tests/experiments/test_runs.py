@@ -128,6 +128,7 @@ def test_resuming_with_a_damaged_first_line_keeps_the_file_and_says_where(cli, c
     assert f"{file}: line 1 cannot be read (not UTF-8); the file is kept as metrics.jsonl.damaged-1" in err
 
 
+@pytest.mark.slow
 def test_resuming_without_metrics_is_reported(cli, copied, unfinished):
     (copied / "metrics.jsonl").unlink()
     code, _, err = cli("train", "--resume", copied)
@@ -166,6 +167,7 @@ def test_files_that_cannot_grow_end_a_run_in_a_line(copied, limit):
     assert read_lines(copied / "metrics.jsonl")[-1]["env_steps"] >= 512
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["safetensors", "stablehlo", "onnx", "orbax"])
 def test_an_export_onto_a_full_disk_is_one_line_and_leaves_nothing(copied, tmp_path, format):
     if format == "onnx":

@@ -74,6 +74,7 @@ def test_a_resumed_run_does_not_ask_for_what_it_started_from(tiny, source, tmp_p
         setup_of(config)
 
 
+@pytest.mark.slow
 def test_a_network_of_other_shapes_is_refused_before_anything_is_compiled(tiny, source):
     policy = tiny().policy
     for change, found in (({"width": 16}, r"\(.*\)"), ({"layers": 2}, "nothing")):

@@ -64,6 +64,7 @@ def test_the_grid_of_a_study(grids, name):
     evaluator.check(study, runs, setups)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VARIANTS)
 def test_the_resolved_study_is_the_same(name):
     import tomllib

@@ -75,6 +75,7 @@ def test_a_study_holds_run_folders_and_their_comparison(study):
     assert [(row["method"], row["seeds"]) for row in rows] == [("lr-0.001", "2"), ("lr-0.01", "2")]
 
 
+@pytest.mark.slow
 def test_the_report_is_one_page_without_network(study):
     folder, _ = study
     page = Page()
@@ -226,6 +227,7 @@ def test_a_stopped_evaluation_keeps_those_that_are_complete(study, evaluated, tm
             assert own["raw_returns"] == other["raw_returns"]
 
 
+@pytest.mark.slow
 def test_the_results_that_are_committed_are_small_and_hold_every_run(evaluated, tmp_path):
     from relic_jax.experiments.studies.results import write_results
 

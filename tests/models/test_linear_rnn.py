@@ -174,6 +174,7 @@ def policy_case(kind):
     return policy, params, inputs, output, memory
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_acting_equals_unrolling_whole_and_in_blocks(kind):
     policy, params, inputs, expected, memory = policy_case(kind)

@@ -63,6 +63,7 @@ def trial():
     return params, x, first, memory
 
 
+@pytest.mark.slow
 def test_a_trial_and_its_gradients_equal_the_masked_definition(trial):
     params, x, first, memory = trial
     weight = jax.random.normal(jax.random.key(5), x.shape)
@@ -96,6 +97,7 @@ def test_early_steps_matter_only_through_summaries(trial):
     assert np.all(np.abs(gradient(x)).sum((0, 2))[:14] > 0)
 
 
+@pytest.mark.slow
 def test_the_memory_holds_a_segment_and_all_summaries():
     policy = Policy(PolicyConfig(CONFIG, memory="memo"), vector_spaces((-1.0, -1.0), (1.0, 1.0), Discrete(3)))
     memory = policy.initial_memory(BATCH, 30)

@@ -111,6 +111,7 @@ def test_steps_equal_blocks_and_a_pass_over_the_trial(memory, sink):
         np.testing.assert_allclose(unrolled(params, after, more)[0], mixed[1], atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("memory", ["window", "transformer-xl"])
 def test_steps_outside_of_the_window_do_not_matter(memory):
     """Two layers. The first output that step 4 cannot affect: 2·(W − 1) + 1 steps later, or in segment 3 of 5 steps."""
@@ -130,6 +131,7 @@ def test_steps_outside_of_the_window_do_not_matter(memory):
     assert not differs[:4].any() and differs[4 : 5 + reach].all() and not differs[5 + reach :].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("memory", NAMES)
 def test_operations_of_the_memory(memory):
     """A part of the environments, joined parts, the empty memory again, and the memory after a segment."""
@@ -162,6 +164,7 @@ def test_operations_of_the_memory(memory):
         policy.act(params, after, step, window=jnp.int32(4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("memory", NAMES)
 def test_gradients_are_finite_and_reach_every_parameter(memory):
     """Also if the blocks are computed again in the backward pass."""
@@ -195,6 +198,7 @@ def test_some_steps_and_valid_steps_of_a_block(memory):
         np.testing.assert_allclose(span(jnp.int32(start), jnp.int32(start + 4)), whole[:, start : start + 4], atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("memory", NAMES)
 def test_steps_equal_blocks_with_rounded_keys_and_within_episodes(memory):
     policy = policy_with(memory, cache="int8", inter_episode=memory == "memo")

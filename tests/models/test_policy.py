@@ -109,6 +109,7 @@ SETTINGS = [
 """By default all settings are on or all are off; slow tests mix them."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sink", SINKS)
 @pytest.mark.parametrize(("episode_rope", "step_embedding", "inter_episode"), SETTINGS)
 @small_tiles

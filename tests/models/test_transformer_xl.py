@@ -9,6 +9,7 @@ from relic_jax.environment.base import Discrete
 from relic_jax.models.attention import Context, Sink
 from relic_jax.models.kv_formats import Slots
 from relic_jax.models.policy import Policy
+from relic_jax.models.transformer import BlockInputs
 from relic_jax.models.transformer_xl import Queries, attend, shifted, sinusoids
 from relic_jax.spaces import vector_spaces
 from relic_jax.types import Span, StepInput
@@ -45,9 +46,11 @@ def test_attention_and_its_gradients_equal_the_dense_definition():
     empty = Slots(jnp.zeros((2, 3, 0, 8)))
     context = Context(empty, empty, jnp.zeros((2, 0), jnp.int32), jnp.int32(0))
 
+    def inputs(sink, span=None):
+        return BlockInputs(episodes, context, sink, jnp.ones(()), None, None, None, span)
+
     def chunked(content, position, positions, own, before, sink):
-        queries = Queries(content, position, positions)
-        return attend(queries, own, before, episodes, context, sink, 0, True)
+        return attend(Queries(content, position, positions), own, before, inputs(sink), within_episode=True)
 
     def defined(*arguments):
         return dense(*arguments, episodes)
@@ -61,7 +64,8 @@ def test_attention_and_its_gradients_equal_the_dense_definition():
     spans = jax.jit(
         lambda start: attend(
             Queries(content[:, :, 5:8], position[:, :, 5:8], positions),
-            *((k, v), (k_before, v_before), episodes, context, sink, start, True),
+            *((k, v), (k_before, v_before), inputs(sink, Span(start, 3))),
+            within_episode=True,
         )
     )
     np.testing.assert_allclose(spans(jnp.int32(5)), defined(*arguments)[:, :, 5:8], atol=1e-5)

@@ -233,6 +233,7 @@ def test_a_killed_run_resumes_bit_for_bit(whole, tmp_path):
     assert outcome(setup, tmp_path) == outcome(setup, folder)
 
 
+@pytest.mark.slow
 def test_two_devices_share_the_state_and_split_the_running_trials(whole):
     setup, folder = whole
     state = restore(setup, folder / "checkpoints")[0].curriculum
@@ -240,6 +241,7 @@ def test_two_devices_share_the_state_and_split_the_running_trials(whole):
     assert shapes == {(4 // setup.config.devices,)} and state.gain.addressable_shards[0].data.shape == (3,)
 
 
+@pytest.mark.slow
 def test_gains_equal_those_of_the_recorded_trials(config):
     """The rewards of whole trials, in an order that no update has shuffled, give the same gains."""
     ppo = dataclasses.replace(config.ppo, shuffle=False)

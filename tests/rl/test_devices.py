@@ -60,6 +60,7 @@ def all_reduces(text):
     ]
 
 
+@pytest.mark.slow
 def test_there_is_one_all_reduce_of_the_gradient_and_none_in_acting_and_refresh(setup_with):
     """The context is split, so acting and refreshing need no communication: only gradients and metrics are reduced."""
     setup = setup_with(2, **PPO["two steps"], context_gradient="stopped", last_update="partial")

@@ -123,6 +123,7 @@ def test_what_is_stored_is_what_the_images_mean_at_the_same_weights():
     assert np.ptp(stored.observation["image"], axis=(0, 1)).max() > 0.1  # the two images have different features
 
 
+@pytest.mark.slow
 def test_the_state_that_is_carried_and_saved_holds_no_image_but_the_current_one():
     _, state, _, _ = gathered()
     images = [x for x in jax.tree.leaves(state) if x.dtype == jnp.uint8 and x.ndim > 3]

@@ -167,6 +167,7 @@ UPDATES = {  # name: devices, settings
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reduction", [pytest.param("sum", marks=pytest.mark.slow), "mean"])
 @pytest.mark.parametrize("name", ["distributed", *(pytest.param(n, marks=pytest.mark.slow) for n in list(UPDATES)[1:])])
 def test_one_two_and_four_devices_make_the_same_update(updates, reduction, name):

@@ -135,6 +135,7 @@ def test_a_killed_batch_continues_bit_for_bit(setups, population, together, tmp_
     check_equal(again, together[:2])
 
 
+@pytest.mark.slow
 def test_a_run_of_a_batch_can_be_resumed_alone(setup, setups, population, alone, chunk, tmp_path, monkeypatch):
     runs = new_runs(setups[:2], tmp_path)
     stop = threading.Event()
@@ -169,6 +170,7 @@ def test_runs_under_vmap_equal_the_runs_alone_up_to_rounding(setups, alone, tmp_
     check_close(runs, alone)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_not_finite_ends_and_the_others_continue(setups, population, together, tmp_path, monkeypatch):
     step = population.step
 

@@ -131,6 +131,7 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(setup, uninterrupted, t
     assert contents(setup, tmp_path) == contents(setup, uninterrupted)
 
 
+@pytest.mark.slow
 def test_only_the_parameters_change_and_any_number_of_devices_gives_the_same(env, setup):
     state = initial_state(setup)
     after = pretrained(setup, state, None, Stop())
@@ -146,6 +147,7 @@ def test_only_the_parameters_change_and_any_number_of_devices_gives_the_same(env
     assert not any(jax.tree.leaves([changes["actor"], changes["critic"]]))
 
 
+@pytest.mark.slow
 def test_a_frozen_image_encoder_and_the_other_parameters_are_put_together(env, setup):
     policy = setup.policy
     frozen = dataclasses.replace(policy.config, encoder=dataclasses.replace(policy.config.encoder, freeze=True))
@@ -198,6 +200,7 @@ def test_runs_of_one_program_are_pretrained_as_runs_alone(setup, uninterrupted, 
     assert lines[0] == lines[1]
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_ends_the_run(setup, tmp_path):
     bad = dataclasses.replace(setup, config=changed(lr=1e38, max_grad_norm=1e38, steps=400))
     message = r"not finite at optimizer step \d+ of the pretraining: loss; lower pretrain.lr"

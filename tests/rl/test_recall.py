@@ -54,6 +54,7 @@ def data():
     return setup, *rollout(jax.random.key(1))
 
 
+@pytest.mark.slow
 def test_the_loss_adds_the_nats_of_the_steps_whose_answer_the_trial_has_shown(data):
     setup, state, batch = data
     window = up.Window(0, 30, full=False)

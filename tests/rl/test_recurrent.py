@@ -100,6 +100,7 @@ def dot(a, b):
     return sum(jnp.vdot(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
 
+@pytest.mark.slow
 def test_the_gradient_is_that_of_the_segment_from_the_stored_state_or_of_the_whole_trial():
     """Compare both gradients with central differences of the loss of steps that are acted again."""
     setups = [
@@ -159,6 +160,7 @@ def test_a_trials_end_empties_the_state_and_everything_is_traced_once(monkeypatc
     assert chunk._cache_size() == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", [POLICY, *LINEAR], ids=lambda policy: policy.memory)
 def test_a_resumed_run_is_bit_for_bit_the_same(tmp_path, policy):
     setup = prepare(config(policy=policy), make("probe-bandit"))

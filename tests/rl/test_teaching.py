@@ -81,6 +81,7 @@ def loop(observations, size=9):
         yield left == left.min(), target.argmax() in places
 
 
+@pytest.mark.slow
 def test_labels_are_those_of_a_searcher_that_sees_the_policys_observations(data):
     setup, state, segments, _ = data
     chosen = np.concatenate([segment.probabilities for segment in segments], axis=1)

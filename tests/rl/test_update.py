@@ -139,6 +139,7 @@ def test_epochs_equal_a_plain_rewriting(kind):
     chex.assert_trees_all_close(found, params, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_stopped_context_gives_the_same_outputs_and_only_the_segments_gradient():
     full = setup_of()
     stopped = setup_of(context_gradient="stopped")
@@ -219,6 +220,7 @@ def test_a_trial_in_one_call_equals_its_segments_and_ends_with_an_empty_context(
     assert state.trial.first.all()
 
 
+@pytest.mark.slow
 def test_one_trace_serves_every_segment_of_a_growing_trial(counted_chunk):
     setup, chunk = counted_chunk
     state = initial_state(setup)
@@ -227,6 +229,7 @@ def test_one_trace_serves_every_segment_of_a_growing_trial(counted_chunk):
     assert chunk._cache_size() == 1
 
 
+@pytest.mark.slow
 def test_time_limits_bootstrap_from_the_observation_that_was_cut_off():
     setup = make_setup(config(time_limit="bootstrap"), Darkroom("short", 4, 4, horizon=6))
     state = begin(setup)

@@ -57,6 +57,7 @@ def test_distances_are_dijkstras(seed, share):
     np.testing.assert_allclose(ours, [dijkstra(free, s) for s in sources], rtol=1e-5)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**31 - 1), share=st.floats(0.0, 0.4))
 def test_distances_around_a_place_are_exact_up_to_two_cells_more(seed, share):
@@ -216,6 +217,7 @@ def played():
     return jax.device_get(jax.jit(run)(jax.random.key(3)))
 
 
+@pytest.mark.slow
 def test_rewards_are_the_decrease_of_the_distance():
     states, actions, results = played()
     before, after, ended = states.env.distance[:-1], states.env.distance[1:], results.terminated | results.truncated

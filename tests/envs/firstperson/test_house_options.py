@@ -36,6 +36,7 @@ def test_the_default_is_what_it_was():
     assert registry.make(EnvConfig("house-objnav-medium", options=named)) == env
 
 
+@pytest.mark.slow
 def test_at_a_dock_all_episodes_of_a_trial_start_at_one_pose():
     env = dataclasses.replace(TINY, pose="dock")
     state, again = episodes(env, house_of(3), 32), episodes(env, house_of(3), 4, jnp.int32(10_004))

@@ -82,6 +82,7 @@ def test_only_the_remembering_searcher_keeps_its_memory():
         assert seen.objects.all() and seen.parts.all()
 
 
+@pytest.mark.slow
 def test_a_searcher_goes_the_experts_way_to_what_it_knows():
     searcher = HouseSearcher(ENV, "trial")
     act = jax.jit(lambda seen, state: searcher.act(jax.random.key(0), seen, state, jnp.array(False), None))

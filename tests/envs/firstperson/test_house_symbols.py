@@ -66,6 +66,7 @@ def test_objects_in_view_are_those_in_front_of_the_renderers_walls():
     assert 0.1 < expected.mean() < 0.5
 
 
+@pytest.mark.slow
 def test_images_agree_but_for_what_furniture_and_edges_cover():
     sightings, _, pixels = seen()
     assert (pixels[~sightings.visible] > 0).mean() < 0.03  # a side of an object around a corner

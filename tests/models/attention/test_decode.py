@@ -62,6 +62,7 @@ def compiled(form, has_sink, within):
     return both
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=40)
 @given(
     form=st.sampled_from(["float32", "bfloat16", "int8"]),
