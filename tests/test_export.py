@@ -512,13 +512,13 @@ def test_the_shipped_policy_learns_in_context(cli, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_the_shipped_policy_recalls(cli, tmp_path, monkeypatch):
-    """Later episodes are shorter than those of the searcher that forgets the trial, which needs 15 steps."""
+    """Later episodes take about half as long as those of the searcher that forgets the trial, which needs 15 steps."""
     monkeypatch.chdir(tmp_path)
     code, _, err = cli("evaluate", "--pretrained", "gridobj-9", "--episodes", 12, "--limit", 40)
     assert code == 0, err
     summary = json.loads((tmp_path / "evaluate-gridobj-9-test-12-episodes-first-40-tasks.json").read_text())
     steps = summary["metrics"]["steps"]["mean"]
-    assert steps[0] > 20 and sum(steps[7:]) / 5 < 13
+    assert steps[0] > 14 and sum(steps[7:]) / 5 < 8
 
 
 @pytest.mark.parametrize("name", pretrained_names())
