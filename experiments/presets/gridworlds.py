@@ -63,6 +63,8 @@ PRESETS: dict[str, Preset] = {
             policy=WITHOUT_ROTARY,
         ),
         "object navigation on a 9×9 grid; a trial asks for two of the six kinds of objects",
+        "13 min on one CPU core shared with other work",
+        "held-out layouts, 1 seed: 22.1 steps in the first episode, 10.6 in episodes 6–20; remembering searcher 5.8",
     ),
     "gridobj-9": Preset(
         recall(9, 300),
