@@ -12,7 +12,8 @@ import numpy as np
 from relic_jax.types import Params, PyTree
 
 EARLIER_NAMES = {"spatial_attention": "glance"}
-"""Parts of a policy, and their names in earlier formats: checkpoints up to format 2 and exports of format 1."""
+"""Current names of modules, and their names in files of earlier formats: checkpoints up to format 2 and exports of
+format 1."""
 
 
 def named_parameters(params: Params) -> dict[str, Any]:

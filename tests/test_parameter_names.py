@@ -1,9 +1,8 @@
 """Files with earlier names of parameters: runs resume, exports act, and saved contexts are restored.
 
-`tests/data/parameters-1.tar.xz` holds files of a policy with spatial attention, whose parameters had the name "glance"
-when the files were written: a run of `Signs` after one update, an export of its policy in float16, a context that was
-saved after 4 steps, and an encoder. `expected.json` holds the metrics of the next three updates, and the actions and
-outputs of 8 steps.
+`tests/data/parameters-1.tar.xz` holds files in earlier formats, written by a policy with spatial attention: a run of
+`Signs` after one update, an export of its policy in float16, a context that was saved after 4 steps, and an encoder.
+`expected.json` holds the metrics of the next three updates, and the actions and outputs of 8 steps.
 """
 
 import json
@@ -20,13 +19,14 @@ from relic_jax.export import export_policy
 from relic_jax.interop.encoders import read_encoder
 from relic_jax.interop.files import read
 from relic_jax.loading import load_policy
-from relic_jax.parameters import fingerprint, named_parameters
+from relic_jax.parameters import EARLIER_NAMES, fingerprint, named_parameters
 from relic_jax.rl.runner import compile_chunk
 from relic_jax.rl.train import prepare, records, restore, save
 from relic_jax.runtime import read_safetensors
 from tests.support.signs import Signs
 
-OLD, NEW = "glance", "spatial_attention"
+NEW = "spatial_attention"
+OLD = EARLIER_NAMES[NEW]
 
 
 @pytest.fixture(scope="module")

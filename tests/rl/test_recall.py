@@ -6,32 +6,16 @@ import jax
 import numpy as np
 import pytest
 
-from relic_jax.config import (
-    ConfigError,
-    EnvConfig,
-    PolicyConfig,
-    PPOConfig,
-    TrainConfig,
-    TransformerConfig,
-    TrialConfig,
-)
+from relic_jax.config import ConfigError, EnvConfig, PolicyConfig
 from relic_jax.envs import registry
 from relic_jax.rl import update as up
 from relic_jax.rl.rollout import collect
 from relic_jax.rl.segment import segment_step
 from relic_jax.rl.state import init_state, make_setup
 from relic_jax.rl.train import prepare
+from tests.support.recall import recall_config
 
-CONFIG = TrainConfig(
-    env=EnvConfig("gridobj-9"),
-    total_steps=1000,
-    devices=1,
-    policy=PolicyConfig(
-        transformer=TransformerConfig(layers=1, heads=2, width=16, mlp_width=16, max_positions=128), recall=(9, 9)
-    ),
-    trial=TrialConfig(environments=8, steps=60, updates=2),
-    ppo=PPOConfig(minibatches=2, accumulate=1, epochs=1, recall_coef=0.5, recall_coef_final=0.25),
-)
+CONFIG = recall_config(recall_coef=0.5, recall_coef_final=0.25)
 
 
 def changed(**ppo):

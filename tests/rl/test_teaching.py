@@ -8,15 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from relic_jax.config import (
-    ConfigError,
-    EnvConfig,
-    PolicyConfig,
-    PPOConfig,
-    TrainConfig,
-    TransformerConfig,
-    TrialConfig,
-)
+from relic_jax.config import ConfigError, EnvConfig
 from relic_jax.envs import registry
 from relic_jax.envs.darkroom.env import MOVES
 from relic_jax.experiments.faults.processes import arrays
@@ -27,19 +19,9 @@ from relic_jax.rl.parallel import state_specs
 from relic_jax.rl.rollout import collect
 from relic_jax.rl.state import AXIS, init_state, make_setup
 from relic_jax.rl.teaching import check_teaching, teacher_labels
+from tests.support.recall import recall_config
 
-CONFIG = TrainConfig(
-    env=EnvConfig("gridobj-9"),
-    total_steps=1000,
-    devices=1,
-    policy=PolicyConfig(
-        transformer=TransformerConfig(layers=1, heads=2, width=16, mlp_width=16, max_positions=128), recall=(9, 9)
-    ),
-    trial=TrialConfig(environments=8, steps=60, updates=2),
-    ppo=PPOConfig(
-        minibatches=2, accumulate=1, epochs=1, last_update="partial", teacher_coef=0.5, teacher_coef_final=0.1
-    ),
-)
+CONFIG = recall_config(last_update="partial", teacher_coef=0.5, teacher_coef_final=0.1)
 
 
 def changed(config=CONFIG, **ppo):
