@@ -32,9 +32,9 @@ VARIANTS = {
 }
 EVALUATIONS = {"imitation": 1 + 4 * 4, "length": 4 + 5 + 1}
 """Numbers of evaluations of the first run."""
-SEEDS = 6
+SEEDS = 5
 CORES = 2
-SPEED = 7000
+SPEED = 8000
 """Environment steps per second and core, without evaluations, for which an hour remains of the 12."""
 
 
