@@ -6,6 +6,7 @@ CPU device. The evaluations therefore share compiled programs, and each gives th
 
 from __future__ import annotations
 
+import contextvars
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -46,7 +47,8 @@ def concurrent_evaluations(policy: PolicyConfig, config: EvalConfig, env: Enviro
 def in_threads(function: Callable[[Item], Output], items: Sequence[Item], threads: int) -> list[Output]:
     """Return `[function(item) for item in items]`, computed in up to `threads` threads.
 
-    The threads use the caller's settings of random numbers. With one thread, the caller computes everything.
+    The threads use the caller's settings of random numbers and its context variables. With one thread, the
+    caller computes everything.
 
     Raises:
         Exception: The error of the first item that raises one. Items that have not started are skipped.
@@ -60,5 +62,6 @@ def in_threads(function: Callable[[Item], Output], items: Sequence[Item], thread
         with prng.using(settings):
             return function(item)
 
+    contexts = [contextvars.copy_context() for _ in items]  # a context can be entered by one thread at a time
     with ThreadPoolExecutor(threads, "relic-jax-evaluation") as pool:
-        return list(pool.map(call, items))
+        return list(pool.map(lambda context, item: context.run(call, item), contexts, items))

@@ -94,7 +94,7 @@ class Population:
         self._sharding = NamedSharding(Mesh(np.asarray(jax.devices()[: self.devices]), (AXIS,)), P(AXIS))
         self._init = jax.jit(lambda seed: init_state(_with_seed(first, seed)))
         self._stack = jax.jit(lambda *states: jax.tree.map(lambda *x: jnp.stack(x), *states))  # not leaf by leaf
-        self._at = jax.jit(lambda state, index: jax.tree.map(lambda x: x[index], state), static_argnums=1)
+        self._at = jax.jit(lambda state, index: jax.tree.map(lambda x: x[index], state))  # one program for all slots
         self._steps = {
             device_keys: self._compiled(dataclasses.replace(first, device_keys=device_keys))
             for device_keys in (False, True)

@@ -1,5 +1,6 @@
 """Evaluations in several threads: how many, and that they compute what single ones do with the same programs."""
 
+import contextvars
 import threading
 
 import jax
@@ -59,6 +60,15 @@ def test_as_many_evaluations_as_fit_into_memory(monkeypatch):
     assert count(None, most=1) == count(None, backend="gpu") == 1
     monkeypatch.setattr(type(env), "on_host", True, raising=False)
     assert count(None) == 1
+
+
+def test_threads_have_the_context_variables_of_the_caller():
+    variable = contextvars.ContextVar("variable", default="unset")
+    token = variable.set("set")
+    try:
+        assert in_threads(lambda _: variable.get(), [0, 1, 2], 2) == ["set"] * 3
+    finally:
+        variable.reset(token)
 
 
 def test_evaluations_in_threads_are_those_of_one_thread_and_share_their_programs(drawn):
