@@ -34,7 +34,7 @@ EVALUATIONS = {"imitation": 1 + 4 * 4, "length": 4 + 5 + 1}
 """Numbers of evaluations of the first run."""
 SEEDS = 5
 CORES = 2
-SPEED = 8000
+SPEED = 8500
 """Environment steps per second and core, without evaluations, for which an hour remains of the 12."""
 
 
