@@ -82,7 +82,7 @@ def test_the_listing_says_what_dpt4_cannot_show():
     assert "only four distinct tasks" in line and "test tasks are training tasks" in line
 
 
-@pytest.mark.parametrize("size", ["small", "medium"])
+@pytest.mark.parametrize("size", ["small", "medium", "large"])
 def test_the_listing_says_where_memory_gains_little_as_measured(size):
     file = Path(__file__).parents[2] / "experiments" / "results" / "searchers" / f"house-objnav-{size}.json"
     points = 100 * json.loads(file.read_text(encoding="utf-8"))["difference"]["spl"]["mean"]
