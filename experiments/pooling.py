@@ -13,7 +13,9 @@ from relic_jax.loading import LoadedPolicy
 from relic_jax.parameters import fingerprint
 
 RESOURCES = ("workers", "python", "gpus", "start_timeout", "step_timeout", "max_restarts", "ray")
-MAY_DIFFER = frozenset(("seed", "devices", "checkpoint_minutes", *(f"host.{name}" for name in RESOURCES)))
+MAY_DIFFER = frozenset(
+    ("seed", "devices", "context_devices", "checkpoint_minutes", *(f"host.{name}" for name in RESOURCES))
+)
 """Fields in which the runs of one curve can differ."""
 GROUP_NAME = re.compile(r"[\w.+-]+")
 

@@ -170,6 +170,7 @@ BAD = [
     ("devices", 0, "a divisor of trial.environments / ppo.minibatches (1)"),
     ("devices", -1, "a divisor of"),
     ("devices", 3, "a divisor of"),
+    ("context_devices", 0, "more than 0"),
     ("policy.transformer.heads", 7, "a divisor of policy.transformer.width (64)"),
     ("policy.transformer.heads", 64, "an even width per head (it is 1"),
     ("policy.transformer.heads", 0, "more than 0"),
@@ -219,6 +220,28 @@ def test_refusal_names_the_field_the_value_and_what_is_allowed(field, value, all
     shown = 4096 if field == "trial.updates" else value
     assert message.startswith(f"{named} is {shown!r}; allowed: ")
     assert allowed in message and "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "allowed"),
+    [
+        ("policy.memory", "gru", "'transformer' if context_devices is 2"),
+        ("policy.transformer.attention", "native", "'auto' or 'blocked' if context_devices is 2"),
+        ("ppo.context_gradient", "full", "'stopped' if context_devices is 2"),
+        ("ppo.last_update", "full", "'partial' if context_devices is 2"),
+        ("trial.updates", 1, "2 or more if context_devices is 2"),
+        ("trial.steps", 48, "a multiple of trial.updates · context_devices (16 · 2)"),
+        ("devices", 3, "times context_devices (2), or None"),
+    ],
+)
+def test_what_does_not_support_a_split_context_is_named(field, value, allowed):
+    learning = PPOConfig(context_gradient="stopped", last_update="partial", shuffle=False)
+    config = replace(TrainConfig(), context_devices=2, devices=4, ppo=replace(learning, accumulate=2))
+    validate(config, horizon=HORIZON)
+    with pytest.raises(ConfigError) as error:
+        validate(changed(field, value, config), horizon=HORIZON)
+    message = str(error.value)
+    assert message.startswith(f"{field} is {value!r}; allowed: ") and allowed in message and "\n" not in message
 
 
 REAL_FIELDS = [name for name, value in leaves(changed("ppo.entropy_coef_final", 0.1)) if isinstance(value, float)]

@@ -30,6 +30,10 @@ class TrainConfig:
     devices: int | None = None
     """Number of devices that share the environments (on CPU: cores). None: the largest available number that divides
     the environments of a minibatch, or the minibatches of an optimizer step."""
+    context_devices: int = 1
+    """Number of devices that share the context of the same environments, for contexts that do not fit one device. Each
+    holds an equal part of the keys and values. `devices` is a multiple of it. Needs `ppo.context_gradient` stopped and
+    `ppo.last_update` partial."""
     checkpoint_minutes: float = 1.0
     """Minutes between checkpoints."""
     start_from: str | None = None
@@ -91,6 +95,7 @@ def check_fields(config: TrainConfig) -> None:
     config.curriculum.validate()
     config.ppo.validate()
     config.pretrain.validate()
+    _check_context_devices(config)
     _check_sizes(config)
 
 
@@ -104,9 +109,13 @@ def check_acting_fields(config: TrainConfig) -> None:
 
 
 def devices_fit(config: TrainConfig, devices: int) -> bool:
-    """Whether `devices` can share each minibatch, or the minibatches of each optimizer step, equally."""
+    """Whether `devices` can share each minibatch, or the minibatches of each optimizer step, equally.
+
+    With `context_devices`, groups of that many devices share them.
+    """
+    groups, rest = divmod(devices, config.context_devices)
     per_minibatch = config.trial.environments // config.ppo.minibatches
-    return per_minibatch % devices == 0 or config.ppo.accumulate % devices == 0
+    return not rest and (per_minibatch % groups == 0 or config.ppo.accumulate % groups == 0)
 
 
 def _check_memory(config: TrainConfig) -> None:
@@ -120,6 +129,23 @@ def _check_memory(config: TrainConfig) -> None:
     require(ppo.refresh_segments is None, "ppo.refresh_segments", ppo.refresh_segments, whole)
     limit = config.eval.context_limit
     require(limit is None, "eval.context_limit", limit, f"None {allowed} (a state cannot forget single steps)")
+
+
+def _check_context_devices(config: TrainConfig) -> None:
+    """Check what does not support a context that is split over devices."""
+    check_positive(config, "", "context_devices")
+    if config.context_devices == 1:
+        return
+    policy, ppo, trial = config.policy, config.ppo, config.trial
+    suffix = f"if context_devices is {config.context_devices}"
+    require(policy.memory == "transformer", "policy.memory", policy.memory, f"'transformer' {suffix}")
+    kernel, field = policy.transformer.attention, "policy.transformer.attention"
+    require(kernel in ("auto", "blocked"), field, kernel, f"'auto' or 'blocked' {suffix}")
+    require(ppo.context_gradient == "stopped", "ppo.context_gradient", ppo.context_gradient, f"'stopped' {suffix}")
+    require(ppo.last_update == "partial", "ppo.last_update", ppo.last_update, f"'partial' {suffix}")
+    require(trial.updates > 1, "trial.updates", trial.updates, f"2 or more {suffix}")
+    allowed = f"a multiple of trial.updates · context_devices ({trial.updates} · {config.context_devices})"
+    require(trial.steps % (trial.updates * config.context_devices) == 0, "trial.steps", trial.steps, allowed)
 
 
 def _check_sizes(config: TrainConfig) -> None:
@@ -138,6 +164,7 @@ def _check_sizes(config: TrainConfig) -> None:
     require(ppo.minibatches % ppo.accumulate == 0, "ppo.accumulate", ppo.accumulate, allowed)
     per_minibatch = trial.environments // ppo.minibatches
     allowed = f"a divisor of trial.environments / ppo.minibatches ({per_minibatch}) or of ppo.accumulate "
-    allowed += f"({ppo.accumulate}), or None"
+    times = "" if config.context_devices == 1 else f", times context_devices ({config.context_devices})"
+    allowed += f"({ppo.accumulate}){times}, or None"
     fits = config.devices is None or (config.devices > 0 and devices_fit(config, config.devices))
     require(fits, "devices", config.devices, allowed)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -10,6 +12,8 @@ from jax import lax
 from relic_jax.models import kv_formats
 from relic_jax.models.attention import Context
 from relic_jax.models.kv_formats import KVFormat, Slots
+
+Steps = TypeVar("Steps", int, jax.Array)
 
 
 class KVCache(struct.PyTreeNode):
@@ -54,9 +58,23 @@ class KVCache(struct.PyTreeNode):
         return self.episodes.shape[1]
 
     @property
+    def axis(self) -> str | None:
+        """Name of the device axis over which the steps are split, see `sharded.ShardedCache`. None if they are not."""
+        return None
+
+    @property
     def next_slot(self) -> jax.Array:
         """int32 ``[]``: the slot of the next step."""
-        return self.filled
+        return self.slots_of(self.filled)
+
+    @property
+    def stores_next(self) -> jax.Array | None:
+        """Whether the next step is stored on this device, bool ``[]``. None if every step is."""
+        return None
+
+    def slots_of(self, steps: Steps) -> Steps:
+        """Return the number of slots of a number of steps. They differ if the steps are split over devices."""
+        return steps
 
     def context(self, layer: int) -> Context:
         """Return the context that a block of steps attends to in ``layer``, its slots in the order of the steps."""
@@ -96,7 +114,7 @@ class KVCache(struct.PyTreeNode):
             episode: int32 ``[B, Q]``.
             read: Any array that depends on all reads of the cache, see `once_read`.
         """
-        start = once_read(self.filled, read)
+        start = once_read(self.next_slot, read)
 
         def write(layers: tuple[Slots, ...], new: list[jax.Array]) -> tuple[Slots, ...]:
             return tuple(kv_formats.write(slots, x, start) for slots, x in zip(layers, new, strict=True))
@@ -104,12 +122,12 @@ class KVCache(struct.PyTreeNode):
         return advance(self.replace(keys=write(self.keys, keys), values=write(self.values, values)), position, episode)
 
     def prefix(self, capacity: int) -> KVCache:
-        """Return a copy of the first ``capacity`` slots."""
-        return self._slots(0, capacity)
+        """Return a copy of the first ``capacity`` steps."""
+        return self._slots(0, self.slots_of(capacity))
 
     def last_steps(self, steps: int) -> KVCache:
-        """Return the last ``steps`` filled slots, with the counters of the whole cache."""
-        return self._slots(self.filled - steps, steps)
+        """Return the last ``steps`` steps, with the counters of the whole cache."""
+        return self._slots(self.slots_of(self.filled - steps), self.slots_of(steps))
 
     def _slots(self, start: jax.Array | int, size: int) -> KVCache:
         """Return the slots ``start … start + size − 1`` with unchanged counters."""
@@ -125,7 +143,7 @@ class KVCache(struct.PyTreeNode):
         """Return this cache followed by the `last_steps` of its continuation, with the counters of ``added``."""
 
         def write(old: jax.Array, new: jax.Array, axis: int) -> jax.Array:
-            return lax.dynamic_update_slice_in_dim(old, new, self.filled, axis)
+            return lax.dynamic_update_slice_in_dim(old, new, self.slots_of(self.filled), axis)
 
         keys, values = jax.tree.map(
             lambda old, new: write(old, new, 2), (self.keys, self.values), (added.keys, added.values)
@@ -133,8 +151,8 @@ class KVCache(struct.PyTreeNode):
         return added.replace(keys=keys, values=values, episodes=write(self.episodes, added.episodes, 1))
 
     def grown(self, capacity: int) -> KVCache:
-        """Return a copy with ``capacity`` slots, at least as many as now."""
-        more = capacity - self.capacity
+        """Return a copy with room for ``capacity`` steps, at least as many as now."""
+        more = self.slots_of(capacity) - self.slots
 
         def pad(x: jax.Array, axis: int, value: int) -> jax.Array:
             return jnp.pad(x, [(0, more if a == axis else 0) for a in range(x.ndim)], constant_values=value)
@@ -162,8 +180,12 @@ class KVCache(struct.PyTreeNode):
         return self.replace(
             length=jnp.full_like(self.length, length),
             position=jnp.where(length > 0, last - start, -1).astype(jnp.int32),
-            episode=lax.dynamic_index_in_dim(self.episodes, last, 1, keepdims=False),
+            episode=self.episode_of(last),
         )
+
+    def episode_of(self, step: jax.Array) -> jax.Array:
+        """Return the index of the episode of a filled step, int32 ``[]``: int32 ``[B]``."""
+        return lax.dynamic_index_in_dim(self.episodes, step, 1, keepdims=False)
 
 
 def empty_cache(

@@ -92,9 +92,19 @@ def empty(batch: int, heads: int, slots: int, width: int, kv_format: KVFormat) -
     return Slots(data, jnp.ones((batch, heads, slots), jnp.float32) if kv_format == "int8" else None)
 
 
-def write(slots: Slots, new: jax.Array, start: jax.Array) -> Slots:
-    """Store ``new`` ``[B, H, Q, D]`` in the slots ``start … start + Q − 1``."""
+def write(slots: Slots, new: jax.Array, start: jax.Array, stores: jax.Array | None = None) -> Slots:
+    """Store ``new`` in slots.
+
+    Args:
+        slots: The slots.
+        new: ``[B, H, Q, D]``.
+        start: int32 ``[]``. The slots ``start … start + Q − 1`` are written.
+        stores: bool ``[]``, whether anything is written. None if always.
+    """
     stored = encode(new, slots.kv_format)
+    if stores is not None:
+        old = tile(slots, start, new.shape[2])
+        stored = jax.tree.map(lambda x, y: jnp.where(stores, x, y), stored, old)
     return jax.tree.map(lambda x, y: lax.dynamic_update_slice_in_dim(x, y, start, axis=2), slots, stored)
 
 

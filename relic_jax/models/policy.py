@@ -29,6 +29,7 @@ from relic_jax.models.grids import SpatialAttention
 from relic_jax.models.kv_formats import KVFormat
 from relic_jax.models.memories import KINDS
 from relic_jax.models.memory import Memory
+from relic_jax.models.sharded import ContextShards, as_part
 from relic_jax.models.statistics import merge
 from relic_jax.models.transformer import Linear
 from relic_jax.runtime import ConfigError
@@ -137,10 +138,12 @@ class Policy:
     Attributes:
         config: architecture of the network.
         spaces: observations and actions of the environments it acts in.
+        shards: the devices over which the context is split (`over_devices`), or None if it is whole.
     """
 
     config: PolicyConfig
     spaces: Spaces
+    shards: ContextShards | None = None
 
     @property
     def action_space(self) -> ActionSpace:
@@ -185,8 +188,18 @@ class Policy:
         return {**trainable, "encoder": {**params["encoder"], **trainable["encoder"]}}
 
     def initial_memory(self, batch: int, capacity: int) -> Memory:
-        """Return an empty memory with room for `capacity` steps of `batch` environments."""
-        return KINDS[self.config.memory].empty(self.config, batch, capacity)
+        """Return an empty memory with room for `capacity` steps of `batch` environments, or a device's part of it."""
+        devices = 1 if self.shards is None else self.shards.devices
+        return as_part(KINDS[self.config.memory].empty(self.config, batch, capacity // devices), self.shards)
+
+    def over_devices(self, shards: ContextShards) -> Policy:
+        """Return the policy with a context that is split over devices, and the kernels that support it.
+
+        It can be used only inside a function that runs on all of these devices.
+        """
+        transformer = dataclasses.replace(self.config.transformer, attention="blocked", decode="xla")
+        config = dataclasses.replace(self.config, transformer=transformer)
+        return dataclasses.replace(self, config=config, shards=shards)
 
     @property
     def acting_format(self) -> KVFormat:

@@ -70,6 +70,8 @@ class BlockInputs(struct.PyTreeNode):
         valid: See `AttentionInputs`.
         window: See `AttentionInputs`. Only a single step reads it.
         query_span: The steps that are returned, q of them. None for all.
+        axis: See `AttentionInputs`.
+        stores: bool ``[]``, whether this device stores a single step. None if every device does.
     """
 
     episodes: jax.Array
@@ -80,6 +82,8 @@ class BlockInputs(struct.PyTreeNode):
     valid: jax.Array | None
     window: jax.Array | None
     query_span: Span | None
+    axis: str | None = struct.field(pytree_node=False, default=None)
+    stores: jax.Array | None = None
 
     @property
     def start(self) -> jax.Array | int:
@@ -93,8 +97,9 @@ class BlockInputs(struct.PyTreeNode):
     def context_with(self, key: jax.Array, value: jax.Array) -> Context:
         """Return the context after writing a single step, keys and values ``[B, H, 1, D]``, to its slot."""
         assert self.slot is not None
-        keys = kv_formats.write(self.context.keys, key, self.slot)
-        return self.context._replace(keys=keys, values=kv_formats.write(self.context.values, value, self.slot))
+        keys = kv_formats.write(self.context.keys, key, self.slot, self.stores)
+        values = kv_formats.write(self.context.values, value, self.slot, self.stores)
+        return self.context._replace(keys=keys, values=values)
 
 
 class Block(nn.Module):
@@ -208,6 +213,7 @@ class Block(nn.Module):
             start=inputs.start,
             valid=inputs.valid,
             window=cfg.window if is_block else inputs.window,
+            axis=inputs.axis,
         )
         self.sow(ATTENTION, "inputs", attention)  # stored only if the caller makes this collection mutable
         kernel = select(cfg, decode=not is_block, kv_format=inputs.context.keys.kv_format)
@@ -307,6 +313,8 @@ class Transformer(nn.Module):
                 valid=valid,
                 window=window,
                 query_span=query_span if layer == cfg.layers - 1 else None,
+                axis=cache.axis,
+                stores=cache.stores_next if decode else None,
             )
             x, key, value = block(x, inputs)
             keys.append(key)

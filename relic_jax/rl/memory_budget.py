@@ -213,10 +213,10 @@ def check_memory(setup: Setup, available: int | None = None) -> None:
     """
     available = available_bytes(setup.config.devices or 1) if available is None else available
     state = setup.abstract_state
-    in_place = setup.policy.acts_in_place
+    in_place, copies = setup.device_policy.acts_in_place, setup.config.context_devices
     acting = 0 if in_place else tree_bytes(jax.eval_shape(setup.policy.for_acting, state.memory))
-    context, rest = tree_bytes(state.memory), tree_bytes(state.replace(memory=None))
-    images = 2 * segment_image_bytes(setup)  # once while acting, once transposed for the update
+    context, rest = tree_bytes(state.memory), copies * tree_bytes(state.replace(memory=None))
+    images = 2 * copies * segment_image_bytes(setup)  # once while acting, once transposed for the update
     needed = 2 * context + acting + images + rest  # a refresh fills a second context
     if available is not None and needed > available:
         image_part = f"images of a segment, twice, {_mebibytes(images)}; " if images else ""

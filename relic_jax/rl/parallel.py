@@ -1,7 +1,8 @@
 """Data parallelism: environments are split over devices, parameters are replicated, and gradients are averaged.
 
-Acting needs no communication, and an optimizer step needs one all-reduce. On CPU, XLA runs a program mostly on one
-core, so the devices are virtual devices, one per core.
+Acting needs no communication, and an optimizer step needs one all-reduce. With `context_devices`, groups of devices
+share the environments, and the devices of a group split the context of the same environments (`models.sharded`). On
+CPU, XLA runs a program mostly on one core, so the devices are virtual devices, one per core.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from jax.sharding import PartitionSpec as P
 from relic_jax.config import ConfigError, TrainConfig, devices_fit
 from relic_jax.interop import encoders
 from relic_jax.loading import start_params
-from relic_jax.rl.state import AXIS, Setup, TrainState, init_state
+from relic_jax.models.sharded import as_part, as_whole
+from relic_jax.rl.state import AXIS, CONTEXT_AXIS, Setup, TrainState, init_state
 from relic_jax.types import PyTree
 
 MAX_CPU_DEVICES = 1024
@@ -70,17 +72,27 @@ def configure_devices(config: TrainConfig) -> TrainConfig:
         if config.devices > available:
             raise ConfigError(f"devices is {config.devices}; allowed: at most {available} ({jax.default_backend()})")
         return config
-    best = max(count for count in range(1, available + 1) if devices_fit(config, count))
+    best = max((count for count in range(1, available + 1) if devices_fit(config, count)), default=0)
+    if not best:
+        raise ConfigError(f"context_devices is {config.context_devices}; allowed: at most {available} devices")
     return dataclasses.replace(config, devices=best)
 
 
 def data_mesh(config: TrainConfig) -> Mesh:
-    """Return a mesh of the first `devices` devices along the data axis."""
-    return Mesh(np.asarray(jax.devices()[: config.devices or 1]), (AXIS,))
+    """Return a mesh of the first `devices` devices along the data axis, and along the context axis if they share it."""
+    devices = np.asarray(jax.devices()[: config.devices or 1])
+    if config.context_devices == 1:
+        return Mesh(devices, (AXIS,))
+    return Mesh(devices.reshape(-1, config.context_devices), (AXIS, CONTEXT_AXIS))
 
 
-def state_specs(state: TrainState) -> Any:
-    """Return a TrainState of PartitionSpecs: arrays of the environments are split, everything else is replicated."""
+def state_specs(state: TrainState, context_devices: int = 1) -> Any:
+    """Return a TrainState of PartitionSpecs: arrays of the environments are split, everything else is replicated.
+
+    Args:
+        state: the state, or a tree of the same structure.
+        context_devices: if more than 1, the context is also split along its steps.
+    """
 
     def replicate(tree: PyTree) -> PyTree:
         return jax.tree.map(lambda _: P(), tree)
@@ -92,12 +104,16 @@ def state_specs(state: TrainState) -> Any:
     if state.curriculum is not None:
         curriculum = curriculum.replace(running=split(state.curriculum.running))
     parts = {name: split(getattr(state, name)) for name in ("trial", "trajectory", "memory", "teacher")}
+    if context_devices > 1:
+        memory: Any = state.memory
+        slots = jax.tree.map(lambda _: P(AXIS, None, CONTEXT_AXIS), {"keys": memory.keys, "values": memory.values})
+        parts["memory"] = parts["memory"].replace(**slots, episodes=P(AXIS, CONTEXT_AXIS))
     return replicate(state).replace(**parts, curriculum=curriculum)
 
 
 def state_shardings(config: TrainConfig, state: TrainState) -> Any:
     """Return a TrainState of shardings, for creating, restoring and donating the state."""
-    return shardings_of(config, state_specs(state))
+    return shardings_of(config, state_specs(state, config.context_devices))
 
 
 def shardings_of(config: TrainConfig, specs: PyTree) -> Any:
@@ -109,8 +125,9 @@ def shardings_of(config: TrainConfig, specs: PyTree) -> Any:
 def parallel(setup: Setup, function: Callable[..., tuple[TrainState, Any]], *inputs: PyTree) -> Callable[..., Any]:
     """Return a jitted function that runs `function(setup, state, *inputs) -> (state, metrics)` on all devices.
 
-    Inside the function, each device has its share of the environments. The state is donated. Input and output layouts
-    are equal, so the resulting state can be passed in again without a second compilation.
+    Inside the function, each device has its share of the environments, and its part of their context if several devices
+    share it. The state is donated. Input and output layouts are equal, so the resulting state can be passed in again
+    without a second compilation.
 
     Args:
         setup: the training setup.
@@ -118,15 +135,24 @@ def parallel(setup: Setup, function: Callable[..., tuple[TrainState, Any]], *inp
         *inputs: PartitionSpecs of the inputs after the state.
     """
     config = setup.config
-    devices = config.devices or 1
+    groups = (config.devices or 1) // config.context_devices
     local = dataclasses.replace(
-        setup, local_environments=config.trial.environments // devices, axis=AXIS if devices > 1 else None
+        setup,
+        policy=setup.device_policy,
+        local_environments=config.trial.environments // groups,
+        axis=AXIS if groups > 1 else None,
     )
     local = dataclasses.replace(local, trials=dataclasses.replace(setup.trials, shard=local.shard))
     abstract = setup.abstract_state
-    specs, shardings = state_specs(abstract), state_shardings(config, abstract)
+    specs, shardings = state_specs(abstract, config.context_devices), state_shardings(config, abstract)
+
+    def on_device(state: TrainState, *arguments: PyTree) -> tuple[TrainState, Any]:
+        state = state.replace(memory=as_part(state.memory, local.policy.shards))
+        state, metrics = function(local, state, *arguments)
+        return state.replace(memory=as_whole(state.memory)), metrics
+
     run = jax.shard_map(
-        lambda *arguments: function(local, *arguments),
+        on_device,
         mesh=data_mesh(config),
         in_specs=(specs, *inputs),
         out_specs=(specs, P()),

@@ -17,6 +17,7 @@ from relic_jax.environment.reference_agents import Teacher, batch_memory
 from relic_jax.environment.trials import Trials, TrialState
 from relic_jax.models.memory import Memory
 from relic_jax.models.policy import Policy, policy_for
+from relic_jax.models.sharded import ContextShards
 from relic_jax.rl.curriculum import CurriculumState, Rungs, draw_tasks, initial_curriculum, rungs_of
 from relic_jax.rl.optimizer import make_optimizer
 from relic_jax.rl.steps import StepCount
@@ -28,6 +29,9 @@ Metrics = dict[str, jax.Array]
 
 AXIS = "data"
 """Name of the device axis over which the environments are split."""
+
+CONTEXT_AXIS = "context"
+"""Name of the device axis over which the steps of a context are split, if `config.context_devices` is more than 1."""
 
 
 class TrainState(struct.PyTreeNode):
@@ -107,9 +111,25 @@ class Setup:
         """The shapes and dtypes of `init_state`."""
         return _abstract_state(self, prng.current()["implementation"])
 
+    @property
+    def device_policy(self) -> Policy:
+        """The policy as each device runs it, with its part of the context if `context_devices` share the context."""
+        devices = self.config.context_devices
+        return self.policy if devices == 1 else self.policy.over_devices(ContextShards(CONTEXT_AXIS, devices))
+
     def mean(self, tree: PyTree) -> PyTree:
         """Return the mean over devices."""
         return tree if self.axis is None else jax.lax.pmean(tree, self.axis)
+
+    def mean_gradient(self, gradient: PyTree) -> PyTree:
+        """Return the mean gradient over devices.
+
+        The gradients of the devices that share a context are equal, except for rounding if the order of a device's sums
+        can vary. The mean keeps their parameters equal.
+        """
+        shards = self.policy.shards
+        axes = [axis for axis in (self.axis, shards and shards.axis) if axis is not None]
+        return jax.lax.pmean(gradient, axes) if axes else gradient
 
     def total(self, tree: PyTree) -> PyTree:
         """Return the sum over devices."""

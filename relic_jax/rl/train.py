@@ -97,6 +97,7 @@ def prepare(config: TrainConfig, env: Environment, *, resume: bool = False) -> S
     check_pretraining(config, env)
     check_teaching(config, env)
     check_curriculum(config, env)
+    check_context_devices(config, env)
     env.check_start(config.trial.environments)
     setup = make_setup(config, env)
     encoders.check(setup.policy, weights=not resume)
@@ -104,6 +105,12 @@ def prepare(config: TrainConfig, env: Environment, *, resume: bool = False) -> S
         start_params(config.start_from, jax.eval_shape(setup.policy.init, jax.random.key(0)))
     check_memory(setup)
     return setup
+
+
+def check_context_devices(config: TrainConfig, env: Environment) -> None:
+    """Raise ConfigError if the context is split over devices and the environment runs in worker processes."""
+    allowed = f"1 in {config.env.name!r} (the policy acts on one device if the environment runs in worker processes)"
+    require(config.context_devices == 1 or not env.on_host, "context_devices", config.context_devices, allowed)
 
 
 def check_recall(config: TrainConfig, env: Environment) -> None:
@@ -270,7 +277,7 @@ def save(setup: Setup, checkpoints: Path, state: TrainState, progress: Progress)
     """Save a checkpoint named after the number of environment steps, unless it exists."""
     if progress.env_steps not in checkpoint.complete_steps(checkpoints):
         spaces = spaces_to_json(spaces_of(setup.trials.env))
-        counters, kernels = dataclasses.asdict(progress), used_kernels(setup.policy)
+        counters, kernels = dataclasses.asdict(progress), used_kernels(setup.device_policy)
         about = (counters, spaces, kernels, setup.device_keys)
         checkpoint.save(checkpoints, progress.env_steps, state, setup.config, *about)
 
@@ -284,7 +291,7 @@ def restore(setup: Setup, checkpoints: Path) -> tuple[TrainState, Progress]:
     path = checkpoints / str(steps[-1])
     checkpoint.verify(path)
     _, counters = checkpoint.load_meta(path)
-    report_changes(checkpoint.load_kernels(path), setup.policy)
+    report_changes(checkpoint.load_kernels(path), setup.device_policy)
     with prng.using(checkpoint.load_prng(path)):
         abstract = setup.abstract_state
         state = checkpoint.load_state(path, abstract, state_shardings(setup.config, abstract))

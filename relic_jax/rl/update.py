@@ -152,7 +152,7 @@ def run_epochs(
     def optimizer_step(carry: tuple[Params, PyTree], inputs: tuple[Order, jax.Array]):
         params, opt_state = carry
         gradients, metrics = accumulated_gradients(setup, state, params, batch, window, *inputs)
-        gradients = setup.mean(gradients)
+        gradients = setup.mean_gradient(gradients)
         direction, opt_state = setup.optimizer.update(gradients, opt_state, params)
         params = optax.apply_updates(params, jax.tree.map(lambda d: -rate * d, direction))
         clipped = {name: g for name, g in gradients.items() if name != "critic"}

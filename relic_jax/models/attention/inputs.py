@@ -78,6 +78,8 @@ class AttentionInputs(struct.PyTreeNode):
             gradient. None if all steps matter.
         window: Number of last steps that a step sees, its own included. None if it sees all of them. For a decode
             kernel int32 ``[]`` or ``[B]``, for a block kernel a Python integer.
+        axis: Name of the device axis over which the slots of the context are split (`sharded.ShardedCache`). Everything
+            else, and the output, is equal on all devices of the axis. None if the context is whole. Static.
     """
 
     query: jax.Array
@@ -90,6 +92,7 @@ class AttentionInputs(struct.PyTreeNode):
     start: jax.Array | int = 0
     valid: jax.Array | None = None
     window: jax.Array | int | None = None
+    axis: str | None = struct.field(pytree_node=False, default=None)
 
     def zero_invalid(self, out: jax.Array) -> jax.Array:
         """Return ``out`` ``[B, H, Q, D]`` with zeros, and no gradient, at the steps after the first ``valid``."""

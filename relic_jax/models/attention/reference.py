@@ -89,6 +89,8 @@ def attend(inputs: AttentionInputs) -> jax.Array:
 def attend_step(inputs: AttentionInputs) -> jax.Array:
     """Compute attention for one step per environment against a cache that holds the step's own key and value.
 
+    A context that is split over devices needs two all-reduces, of the largest scores and of the sums over slots.
+
     Args:
         inputs: A single step (Q = 1) and a context that includes it. See `AttentionInputs`.
 
@@ -108,6 +110,8 @@ def attend_step(inputs: AttentionInputs) -> jax.Array:
         visible &= context.episodes == inputs.episodes
     scores = jnp.where(visible[:, None], scores, MASKED)
     top = scores.max(-1)
+    if inputs.axis is not None:
+        top = lax.pmax(top, inputs.axis)
     if sink is not None:
         sink_score = einsum("bhd,hd->bh", query * scale, sink.key)
         top = jnp.maximum(top, sink_score)
@@ -115,6 +119,8 @@ def attend_step(inputs: AttentionInputs) -> jax.Array:
     total = weights.sum(-1)
     scaled = weights if context.values.scale is None else weights * context.values.scale
     out = einsum("bhs,bhsd->bhd", scaled.astype(query.dtype), context.values.data.astype(query.dtype))
+    if inputs.axis is not None:
+        total, out = lax.psum((total, out), inputs.axis)
     if sink is not None:
         sink_weight = jnp.exp(sink_score - top)
         total += sink_weight

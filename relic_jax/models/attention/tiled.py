@@ -3,6 +3,9 @@
 Memory is O(Q·D): tiles of scores are recomputed in the backward pass (Rabe & Staats 2021, arXiv 2112.05682; Dao et al.
 2022, arXiv 2205.14135). The number of tiles is dynamic, so one compiled function serves contexts of every length. The
 sink is the initial state of the running softmax, so it is exact and costs nothing.
+
+If the context is split over devices, each device computes the running softmax over its part. All-reduces merge these
+exactly, whatever their lengths. The sink and the block are added after the merge, on every device.
 """
 
 from __future__ import annotations
@@ -55,7 +58,9 @@ def attend(inputs: AttentionInputs, *, tiles: Tiles) -> jax.Array:
         ``[B, H, Q, D]`` in the dtype of ``inputs.query``.
     """
     query, key, value, sink = inputs.query, inputs.key, inputs.value, inputs.sink
-    if math.prod(query.shape[:3]) * (inputs.context.capacity + key.shape[2]) <= tiles.untiled_scores:
+    axis = inputs.axis if inputs.context.capacity else None
+    scores = math.prod(query.shape[:3]) * (inputs.context.capacity + key.shape[2])
+    if axis is None and scores <= tiles.untiled_scores:
         return attend_untiled(inputs)
     q_len, heads, width = query.shape[2], query.shape[1], query.shape[3]
     tile = min(tiles.block, q_len)
@@ -68,7 +73,7 @@ def attend(inputs: AttentionInputs, *, tiles: Tiles) -> jax.Array:
         sink_arrays = Sink(sink.key.astype(query.dtype), sink.value.astype(query.dtype))
     start = jnp.asarray(inputs.start, jnp.int32)
     used = jnp.asarray(q_len if inputs.valid is None else jnp.minimum(inputs.valid - start, q_len), jnp.int32)
-    spec = _Spec(tile, tiles.context, sink is not None, inputs.within_episode, inputs.window)
+    spec = _Spec(tile, tiles.context, sink is not None, inputs.within_episode, inputs.window, axis)
     scaled = query * jnp.asarray(1.0 / math.sqrt(width), query.dtype)
     out = _attend(spec, scaled, key, value, sink_arrays, q_episodes, episodes, inputs.context, start, used)
     return inputs.zero_invalid(out[:, :, :q_len])
@@ -90,6 +95,7 @@ class _Spec(NamedTuple):
     has_sink: bool
     within_episode: bool
     window: jax.Array | int | None
+    axis: str | None = None
 
 
 class _Running(NamedTuple):
@@ -228,14 +234,35 @@ def _absorb(running: _Running, q: jax.Array, k: jax.Array, v: jax.Array, visible
 
 def _initial(spec: _Spec, q: jax.Array, sink: Sink) -> _Running:
     """Return the running softmax before any key: the sink, if there is one."""
-    shape = q.shape[:3]
     if not spec.has_sink:
-        return _Running(
-            jnp.full(shape, MASKED, jnp.float32), jnp.zeros(shape, jnp.float32), jnp.zeros(q.shape, jnp.float32)
-        )
+        return _empty(q)
     top = einsum("bhqd,hd->bhq", q, sink.key)
     out = jnp.broadcast_to(sink.value.astype(jnp.float32)[None, :, None, :], q.shape)
-    return _Running(top, jnp.ones(shape, jnp.float32), out)
+    return _Running(top, jnp.ones(q.shape[:3], jnp.float32), out)
+
+
+def _empty(q: jax.Array) -> _Running:
+    """Return the running softmax over no key."""
+    shape = q.shape[:3]
+    return _Running(
+        jnp.full(shape, MASKED, jnp.float32), jnp.zeros(shape, jnp.float32), jnp.zeros(q.shape, jnp.float32)
+    )
+
+
+def _merged(running: _Running, axis: str) -> _Running:
+    """Return the running softmax over the keys of all devices of an axis. Some of them can have no key."""
+    top = lax.pmax(running.top, axis)
+    scale = jnp.exp(running.top - top)
+    total, out = lax.psum((running.total * scale, running.out * scale[..., None]), axis)
+    return _Running(top, total, out)
+
+
+def _joined(one: _Running, other: _Running) -> _Running:
+    """Return the running softmax over the keys of both."""
+    top = jnp.maximum(one.top, other.top)
+    scales = [jnp.exp(running.top - top) for running in (one, other)]
+    total = one.total * scales[0] + other.total * scales[1]
+    return _Running(top, total, one.out * scales[0][..., None] + other.out * scales[1][..., None])
 
 
 def _forward(spec: _Spec, q, k, v, sink: Sink, q_episodes, episodes, context: Context, start, used):
@@ -252,8 +279,12 @@ def _forward(spec: _Spec, q, k, v, sink: Sink, q_episodes, episodes, context: Co
         def local_tile(j, running, visible):
             return _absorb(running, q_i, _tile(k, j * size, size), _tile(v, j * size, size), visible)
 
-        step = start + i * size
-        running = _over_context(spec, context, step, q_ep, context_tile, _initial(spec, q_i, sink))
+        step, running = start + i * size, _initial(spec, q_i, sink)
+        if spec.axis is None:
+            running = _over_context(spec, context, step, q_ep, context_tile, running)
+        else:
+            part = _over_context(spec, context, step, q_ep, context_tile, _empty(q_i))
+            running = _joined(running, _merged(part, spec.axis))
         running = _over_block(spec, step, episodes, q_ep, local_tile, running)
         out_i = (running.out / running.total[..., None]).astype(q.dtype)
         out = lax.dynamic_update_slice_in_dim(out, out_i, i * size, 2)
@@ -327,7 +358,11 @@ def _attend_bwd(spec: _Spec, residuals, d_out):
             return d_q_i + part, d_k, d_v
 
         step = start + i * size
-        d_q_i = _over_context(spec, context, step, q_ep, context_tile, d_q_i)
+        if spec.axis is None:
+            d_q_i = _over_context(spec, context, step, q_ep, context_tile, d_q_i)
+        else:
+            part = _over_context(spec, context, step, q_ep, context_tile, jnp.zeros_like(d_q_i))
+            d_q_i += lax.psum(part, spec.axis)
         d_q_i, d_k, d_v = _over_block(spec, step, episodes, q_ep, local_tile, (d_q_i, d_k, d_v))
         return lax.dynamic_update_slice_in_dim(d_q, d_q_i, i * size, 2), d_k, d_v, d_sink_key, d_sink_value
 
