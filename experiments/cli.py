@@ -2,37 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
+import importlib
 import io
 import os
 import sys
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Literal, NoReturn
-
-import tyro
+from typing import NoReturn
 
 from relic_jax import compilation_cache, settings
 from relic_jax.bridge.pool import PoolError
-from relic_jax.config import ConfigError, WorkerConfig
-from relic_jax.experiments import folders, habitat_dataset, habitat_scenes, import_llamarl, play, presets, run
-from relic_jax.experiments.arguments import check_text, parse, split_env_options, with_current_names
-from relic_jax.experiments.attention import attention_main
-from relic_jax.experiments.catalogue import envs_main, presets_main
-from relic_jax.experiments.compare.command import compare_main
-from relic_jax.experiments.cost.command import cost_main
-from relic_jax.experiments.evaluation import QUICK_EPISODES, evaluate_main
-from relic_jax.experiments.plots import plot_main
-from relic_jax.experiments.sightings import sightings_main
-from relic_jax.experiments.sweep.command import sweep_main
-from relic_jax.experiments.training import train_main
-from relic_jax.export import Dtype, ExportFormat, VerificationError, export_policy
+from relic_jax.errors import ConfigError, VerificationError, one_line
+from relic_jax.experiments.arguments import check_text
 from relic_jax.files import storage_failure
-from relic_jax.plotting import is_suffix
 from relic_jax.process import own_process
-from relic_jax.rl.train import NonFiniteError
-from relic_jax.runtime import one_line
+from relic_jax.rl.diagnostics import NonFiniteError
 from relic_jax.stopping import Terminated, interruptible
 
 USAGE = """relic-jax: in-context reinforcement learning in JAX
@@ -59,71 +42,28 @@ stores them.
 """
 NO_CACHE = "--no-compilation-cache"
 """Option of every command."""
-
-
-@dataclasses.dataclass(frozen=True)
-class PlayCommand:
-    """Make a GIF of a trained policy in one task, or open a window in which you act (--human)."""
-
-    path: tyro.conf.Positional[Path | None] = None
-    """Run folder, checkpoint folder or exported folder."""
-    pretrained: str | None = None
-    """Name of a pretrained policy that is included, e.g. darkroom-dpt, instead of a path. Plays 10 episodes unless
-    --episodes is set."""
-    env: str | None = None
-    """Another environment with the same observations and actions; --env.OPTION sets its options. Default: the
-    policy's."""
-    task: int = 0
-    """Index of the task in its split."""
-    tasks: Literal["test", "train"] = "test"
-    """Split of the tasks."""
-    episodes: int | None = None
-    """Episodes in one context. Default: the run's setting."""
-    out: Path | None = None
-    """The GIF. Default: play-SPLIT-TASK.gif in the run folder; for an export, play-NAME-SPLIT-TASK.gif in the current
-    folder."""
-    human: bool = False
-    """Open a window and act with the keys 0, 1, 2, … Needs a display and Python's tkinter."""
-    trust: bool = False
-    """Run the environment and the workers that the policy's config names, even if another user made the policy. They
-    can be any program."""
-    host: WorkerConfig = dataclasses.field(default_factory=WorkerConfig)
-    """Worker processes, for environments that run in them. Default: the run's settings."""
-
-
-@dataclasses.dataclass(frozen=True)
-class ExportCommand:
-    """Export a policy in a standard format, with its config and a model card, and verify the files."""
-
-    path: tyro.conf.Positional[Path | None] = None
-    """Run folder, checkpoint folder or exported folder."""
-    to: Path | None = None
-    """Folder to create."""
-    format: ExportFormat = "safetensors"
-    """safetensors: weights; stablehlo, onnx: the acting step as a program, with a script that runs it; orbax:
-    parameters only."""
-    dtype: Dtype = "float32"
-    """Dtype of the weights, with safetensors."""
-    context: int | None = None
-    """Capacity of the context in steps (stablehlo: fixed). Default: a trial of the training or of the evaluation,
-    whichever is longer."""
-    pretrained: str | None = None
-    """Name of a pretrained policy that is included, e.g. darkroom-dpt, instead of a path."""
-    name: str | None = None
-    """Name of the model in its card. Default: the run's name."""
-    note: str = ""
-    """Text in the card, after the results."""
-    trust: bool = False
-    """Make the environment that the config of a checkpoint without saved spaces names. It can be any program."""
+COMMANDS = {
+    "train": "relic_jax.experiments.training:train_main",
+    "sweep": "relic_jax.experiments.sweep.command:sweep_main",
+    "evaluate": "relic_jax.experiments.evaluation:evaluate_main",
+    "plot": "relic_jax.experiments.plots:plot_main",
+    "compare": "relic_jax.experiments.compare.command:compare_main",
+    "attention": "relic_jax.experiments.attention:attention_main",
+    "sightings": "relic_jax.experiments.sightings:sightings_main",
+    "play": "relic_jax.experiments.play_command:play_main",
+    "export": "relic_jax.experiments.export_command:export_main",
+    "presets": "relic_jax.experiments.catalogue:presets_main",
+    "cost": "relic_jax.experiments.cost.command:cost_main",
+    "envs": "relic_jax.experiments.catalogue:envs_main",
+    "habitat-dataset": "relic_jax.experiments.habitat_dataset:main",
+    "habitat-scenes": "relic_jax.experiments.habitat_scenes:main",
+    "import-llamarl": "relic_jax.experiments.import_llamarl:main",
+}
+"""Module and function of each command. A command imports only its own module, because imports take seconds."""
 
 
 def main() -> None:
     """Run the command line. Bad input prints one line to stderr and ends with exit code 2."""
-    commands = {"train": train_main, "evaluate": evaluate_main, "plot": plot_main, "presets": presets_main}
-    commands |= {"envs": envs_main, "play": play_main, "export": export_main, "habitat-dataset": habitat_dataset.main}
-    commands |= {"import-llamarl": import_llamarl.main, "compare": compare_main, "habitat-scenes": habitat_scenes.main}
-    commands |= {"attention": attention_main, "sightings": sightings_main, "sweep": sweep_main}
-    commands["cost"] = cost_main
     arguments = sys.argv[1:]
     if isinstance(sys.stdout, io.TextIOWrapper):  # file names can contain bytes that are not text
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -132,13 +72,14 @@ def main() -> None:
         sys.exit(0 if arguments else 2)
     try:
         check_text(arguments)
-        if arguments[0] not in commands:
-            near = difflib.get_close_matches(arguments[0], commands, n=1)
+        if arguments[0] not in COMMANDS:
+            near = difflib.get_close_matches(arguments[0], COMMANDS, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
-            raise ConfigError(f"command is {arguments[0]!r}; allowed: {', '.join(commands)}{hint}")
+            raise ConfigError(f"command is {arguments[0]!r}; allowed: {', '.join(COMMANDS)}{hint}")
         cached, options = NO_CACHE not in arguments, [option for option in arguments[1:] if option != NO_CACHE]
         with interruptible(), own_process(), settings.standard(), compilation_cache.used(cached):
-            commands[arguments[0]](options)
+            module, _, function = COMMANDS[arguments[0]].partition(":")
+            getattr(importlib.import_module(module), function)(options)
     except ConfigError as error:
         _fail(str(error), 2)
     except BrokenPipeError:  # the reader closed the pipe, as `head` does; the pool handles pipes to workers
@@ -174,64 +115,6 @@ def _fail(message: str, code: int) -> NoReturn:
     if sys.stderr is sys.__stderr__:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     sys.exit(code)
-
-
-def play_main(arguments: Sequence[str]) -> None:
-    """`relic-jax play`."""
-    arguments = with_current_names(arguments)
-    options, others = split_env_options(arguments)
-    command = parse(PlayCommand, others, "relic-jax play")
-    policies = run.load([] if command.path is None else [command.path], command.pretrained, trust=command.trust)
-    given = run.given_fields(arguments)
-    overrides = run.Overrides(command.env, options, command.host, given, "relic-jax play")
-    (trained,), env = run.in_environment(policies, overrides)
-    if command.human:
-        _check_human(command)
-        play.play_interactively(env, command.tasks, command.task)
-        return
-    if command.episodes is not None and command.episodes <= 0:
-        raise ConfigError(f"episodes is {command.episodes}; allowed: more than 0")
-    quick = min(trained.config.eval.episodes, QUICK_EPISODES) if command.pretrained is not None else None
-    folder = run.results_folder(trained, command.path)
-    name = "" if folder == command.path else f"-{trained.path.name}"
-    out = command.out or folder / f"play{name}-{command.tasks}-{command.task}.gif"
-    if out.suffix.lower() != ".gif" and is_suffix(out.suffix):
-        raise ConfigError(f"out is '{out}'; allowed: a file that ends in .gif")
-    folders.check_writable(out, "out")
-    returns = play.record(trained, env, out, command.tasks, command.task, command.episodes or quick)
-    print("return by episode: " + " ".join(f"{value:.1f}" for value in returns))
-    print(f"wrote {out}")
-
-
-def _check_human(command: PlayCommand) -> None:
-    """Raise ConfigError if an option is set that --human does not read."""
-    for field in ("out", "episodes"):
-        if getattr(command, field) is not None:
-            raise ConfigError(f"{field} is {str(getattr(command, field))!r}; allowed: None with --human")
-
-
-def export_main(arguments: Sequence[str]) -> None:
-    """`relic-jax export`."""
-    command = parse(ExportCommand, arguments, "relic-jax export")
-    if command.to is None:
-        raise ConfigError("to is missing; allowed: a new folder, --to DIR")
-    (trained,) = run.load([] if command.path is None else [command.path], command.pretrained, trust=command.trust)
-    check = export_policy(
-        trained,
-        command.to,
-        format=command.format,
-        dtype=command.dtype,
-        context=command.context,
-        name=command.name,
-        preset=presets.name_of(trained.config),
-        note=command.note,
-    )
-    print(
-        f"verified: {check['steps']} steps of {check['batch']} environments across {check['episode_ends']} ends of "
-        f"episodes, largest difference {check['largest_difference']:.2g} "
-        f"({check['largest_scaled_difference']:.2g} of the output's largest number; allowed {check['tolerance']:.0e})"
-    )
-    print(f"wrote {command.to}: {', '.join(sorted(path.name for path in command.to.iterdir()))}")
 
 
 if __name__ == "__main__":

@@ -36,7 +36,6 @@ from relic_jax.experiments.arguments import find_env, parse_env
 from relic_jax.experiments.folders import origin
 from relic_jax.files import write_atomically
 from relic_jax.loading import SHIPPED, LoadedPolicy, is_export, load_policy, pretrained
-from relic_jax.plotting import plot_curves
 from relic_jax.spaces import Spaces, image_mask, spaces_of, spaces_to_json
 
 GIF_FRAMES_PER_SECOND = 20.0
@@ -262,6 +261,8 @@ def result_files(stem: Path, figure: str = ".png") -> list[Path]:
 
 def write_results(stem: Path, report: Report, label: str, figure: str = ".png") -> list[Path]:
     """Write `result_files`, each atomically. figure: a suffix that `plotting.figure_format` supports."""
+    from relic_jax.plotting import plot_curves  # importing matplotlib takes half a second
+
     files = result_files(stem, figure)
     stem.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(files[0], as_json(report.to_json()))

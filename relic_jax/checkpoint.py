@@ -32,9 +32,6 @@ from relic_jax.runtime.files import read_record, verify_files
 from relic_jax.stored_state import compact, expanded, with_renamed, with_typed_key, without_params, without_typed_keys
 from relic_jax.types import Params, PyTree
 
-with process.unconfigured_root_logger():  # orbax logs while it is imported
-    from orbax.checkpoint import v1 as ocp
-
 FORMAT = "relic-jax-checkpoint-3"
 FORMAT_2 = "relic-jax-checkpoint-2"
 """An earlier format that can be read. Parameters have the names that `with_earlier_names` returns."""
@@ -42,6 +39,14 @@ FORMAT_1 = "relic-jax-checkpoint-1"
 """Like format 2, but `env_steps` is one int32, the random number settings are not recorded (`prng.ORIGINAL`), and
 checksums can be missing."""
 KEEP = 2  # complete checkpoints to keep: the newest, and the one before in case the newest is damaged
+
+
+def _orbax() -> Any:
+    """Import orbax, which takes most of a second, when the first checkpoint is written or read."""
+    with process.unconfigured_root_logger():  # orbax logs while it is imported
+        from orbax.checkpoint import v1
+
+    return v1
 
 
 def save(
@@ -123,7 +128,7 @@ def _write(
         shutil.rmtree(unfinished, ignore_errors=True)
     temporary.mkdir(parents=True)
     with process.unconfigured_root_logger():
-        ocp.save_checkpointables(temporary / "arrays", arrays)
+        _orbax().save_checkpointables(temporary / "arrays", arrays)
     meta = {"format": FORMAT, "step": step, "counters": counters, "prng": prng.current()}
     meta |= {"config": json.loads(to_json(config))}
     meta |= {"owner": trust.sign(config)}
@@ -144,7 +149,7 @@ def _write(
 def write_params(folder: Path, params: Params) -> None:
     """Write only parameters, which `read_params` reads, into a folder. The folder is removed if that fails."""
     with _all_or_nothing(folder), process.unconfigured_root_logger():
-        ocp.save_checkpointables(folder.absolute() / "arrays", {"params": params})
+        _orbax().save_checkpointables(folder.absolute() / "arrays", {"params": params})
 
 
 def complete_steps(folder: Path) -> list[int]:
@@ -362,7 +367,7 @@ def _load(path: Path, wanted: dict[str, PyTree]) -> dict[str, Any]:
     reason = ""
     with process.without_orbax_messages(), process.unconfigured_root_logger():
         try:
-            loaded = ocp.load_checkpointables(path.absolute() / "arrays", wanted)
+            loaded = _orbax().load_checkpointables(path.absolute() / "arrays", wanted)
         except Exception as error:  # orbax and tensorstore raise many classes; report one line
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
             time.sleep(0.5)  # its threads print while they end

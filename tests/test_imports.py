@@ -1,6 +1,8 @@
 """The import graph: imports run from experiments to envs to relic_jax, and files and functions stay small."""
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -72,6 +74,14 @@ def test_imports_run_one_way(name):
         assert not any(within(module, "relic_jax.envs", "relic_jax.experiments") for module in found)
     elif name in ENVS:
         assert not any(within(module, "relic_jax.experiments") for module in found)
+
+
+def test_training_starts_without_packages_that_it_needs_later():
+    """Importing them takes most of a second. Checkpoints need orbax and tensorstore, figures matplotlib."""
+    code = "import sys; from relic_jax.experiments import cli, training; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "relic_jax.rl.train" in loaded
+    assert not {"matplotlib", "orbax", "tensorstore", "scipy", "safetensors", "onnx"} & set(loaded)
 
 
 @pytest.mark.parametrize("package", ["relic_jax.rl", "relic_jax.models", "relic_jax.environment", "relic_jax.bridge"])

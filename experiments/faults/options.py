@@ -29,6 +29,8 @@ from relic_jax.envs import registry
 from relic_jax.envs.registry import make
 from relic_jax.experiments import catalogue, cli, habitat_dataset, import_llamarl
 from relic_jax.experiments.evaluation import EvaluateCommand
+from relic_jax.experiments.export_command import ExportCommand
+from relic_jax.experiments.play_command import PlayCommand
 from relic_jax.experiments.plots import PlotCommand
 from relic_jax.experiments.training import TrainCommand
 from relic_jax.interop import files
@@ -137,8 +139,8 @@ COMMANDS: dict[str, Any] = {
     "plot": PlotCommand,
     "presets": catalogue.PresetsCommand,
     "envs": catalogue.EnvsCommand,
-    "play": cli.PlayCommand,
-    "export": cli.ExportCommand,
+    "play": PlayCommand,
+    "export": ExportCommand,
     "import-llamarl": import_llamarl.Command,
     "habitat-dataset": habitat_dataset.Command,
 }

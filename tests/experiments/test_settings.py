@@ -125,6 +125,6 @@ def test_a_number_that_jax_finds_is_one_line(begun_run, cli, monkeypatch):
     def found(_):
         raise FloatingPointError("invalid value (nan) encountered in jit(step)")
 
-    monkeypatch.setattr("relic_jax.experiments.cli.evaluate_main", found)
+    monkeypatch.setattr("relic_jax.experiments.evaluation.evaluate_main", found)
     code, _, error = cli("evaluate", begun_run)
     assert code == 1 and error.startswith("relic-jax: invalid value (nan)") and error.count("\n") == 1
