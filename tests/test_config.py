@@ -227,16 +227,12 @@ def test_refusal_names_the_field_the_value_and_what_is_allowed(field, value, all
     [
         ("policy.memory", "gru", "'transformer' if context_devices is 2"),
         ("policy.transformer.attention", "native", "'auto' or 'blocked' if context_devices is 2"),
-        ("ppo.context_gradient", "full", "'stopped' if context_devices is 2"),
-        ("ppo.last_update", "full", "'partial' if context_devices is 2"),
-        ("trial.updates", 1, "2 or more if context_devices is 2"),
         ("trial.steps", 48, "a multiple of trial.updates · context_devices (16 · 2)"),
         ("devices", 3, "times context_devices (2), or None"),
     ],
 )
 def test_what_does_not_support_a_split_context_is_named(field, value, allowed):
-    learning = PPOConfig(context_gradient="stopped", last_update="partial", shuffle=False)
-    config = replace(TrainConfig(), context_devices=2, devices=4, ppo=replace(learning, accumulate=2))
+    config = replace(TrainConfig(), context_devices=2, devices=4, ppo=PPOConfig(shuffle=False, accumulate=2))
     validate(config, horizon=HORIZON)
     with pytest.raises(ConfigError) as error:
         validate(changed(field, value, config), horizon=HORIZON)

@@ -9,6 +9,7 @@ from relic_jax.config import PolicyConfig, TrainConfig, devices_fit
 from relic_jax.experiments.cost import arithmetic
 from relic_jax.experiments.cost.arithmetic import ImageShape
 from relic_jax.experiments.cost.devices import Device
+from relic_jax.models.attention.tiled import ACCELERATOR_TILES, CPU_TILES
 from relic_jax.models.encoders import GRIDS, num_cells
 from relic_jax.rl.rollout import buffer_sizes
 from relic_jax.rl.update import GRADIENT_SIZES
@@ -50,7 +51,7 @@ class Prediction:
     Attributes:
         config: The configuration. Every device has `environments` of its environments.
         devices: Number of devices.
-        environments: Environments of one device.
+        environments: Environments of one device, or of the `context_devices` that share their context.
         parts: The parts of a trial by name.
         memory: Bytes of one device: parameters, optimizer, context with a second one for a refresh, and images.
     """
@@ -69,7 +70,8 @@ class Prediction:
     @property
     def rate(self) -> float:
         """Predicted environment steps per second of all devices."""
-        return self.devices * self.environments * self.config.trial.steps / self.trial_seconds
+        groups = self.devices // self.config.context_devices
+        return groups * self.environments * self.config.trial.steps / self.trial_seconds
 
     @property
     def hours(self) -> float:
@@ -107,7 +109,13 @@ def predict(
     if image is not None:
         counted = ", ".join(arithmetic.ENCODERS)
         require(encoder in arithmetic.ENCODERS, "policy.encoder.image", encoder, f"{counted} (for the cost)")
-    environments, minibatches = _work_of_a_device(config, devices, share)
+    shared = config.context_devices
+    require(devices % shared == 0, "devices", devices, f"a multiple of context_devices ({shared})")
+    stopped = config.ppo.context_gradient == "stopped" and config.ppo.last_update == "partial"
+    allowed = "1 unless ppo.context_gradient is 'stopped' and ppo.last_update is 'partial' (for the cost)"
+    require(shared == 1 or stopped, "context_devices", shared, allowed)
+    groups = dataclasses.replace(config, context_devices=1)
+    environments, minibatches = _work_of_a_device(groups, devices // shared, share)
     trial = dataclasses.replace(config.trial, environments=environments)
     local = dataclasses.replace(config, trial=trial)
     parts = {
@@ -115,6 +123,7 @@ def predict(
         "environment": _environment(local, env_rate, image),
         "update": _update(local, device, minibatches, image),
         "refresh": _refresh(local, device),
+        "merge": _merge(local, device, minibatches),
         "all-reduce": _all_reduce(config, device, devices),
     }
     return Prediction(config, devices, environments, parts, _memory(local, image))
@@ -133,11 +142,17 @@ def _work_of_a_device(config: TrainConfig, devices: int, share: bool) -> tuple[i
     return environments // devices, minibatches if whole else minibatches // devices
 
 
-def rates(policy: PolicyConfig, device: Device) -> tuple[float, float]:
-    """Return the operations per second of attention in a block and of other products."""
+def rates(policy: PolicyConfig, device: Device, *, tiled: bool = False) -> tuple[float, float]:
+    """Return the operations per second of attention in a block and of other products.
+
+    Args:
+        policy: The policy.
+        device: The device.
+        tiled: Whether attention is computed by the kernel `blocked`, as if several devices share a context.
+    """
     half = policy.transformer.dtype == "bfloat16"
     rate = device.half_rate if half else device.single_rate
-    cudnn = half or device.kernel_seconds == 0  # a CPU has its own kernel for float32
+    cudnn = (half and not tiled) or device.kernel_seconds == 0  # a CPU has its own kernel for float32
     return rate * device.attention * (1.0 if cudnn else TILED), rate * device.dense
 
 
@@ -188,6 +203,7 @@ def _act(config: TrainConfig, device: Device, image: ImageShape | None) -> Part:
     policy, steps, batch = config.policy, config.trial.steps, config.trial.environments
     filled = (steps + 1) / 2
     encoding = 0.0 if image is None else batch * arithmetic.encoder_forward(policy.encoder, image)
+    filled /= config.context_devices
     seconds, size, limit = act_step(policy, device, batch, filled, image=image)
     flops = arithmetic.forward(policy, batch, filled) + encoding
     return Part(steps * seconds, steps * flops, steps * size, limit)
@@ -212,7 +228,7 @@ def _update(config: TrainConfig, device: Device, minibatches: int, image: ImageS
             attention += arithmetic.attention_full(policy, batch, trial.steps, trial.steps)
             dense += arithmetic.dense_update(policy, batch * trial.steps)
         elif ppo.context_gradient == "stopped":
-            attention += arithmetic.attention_update(policy, batch, segment, start)
+            attention += arithmetic.attention_update(policy, batch, segment, start / config.context_devices)
             dense += arithmetic.dense_update(policy, batch * segment)
         else:
             steps = next(size for size in sizes if size >= start + segment)
@@ -222,7 +238,7 @@ def _update(config: TrainConfig, device: Device, minibatches: int, image: ImageS
     if image is not None and not policy.encoder.freeze:
         dense += 3 * batch * trial.steps * arithmetic.encoder_forward(policy.encoder, image)
     attention, dense = ppo.epochs * attention, ppo.epochs * dense
-    attention_rate, dense_rate = rates(policy, device)
+    attention_rate, dense_rate = rates(policy, device, tiled=config.context_devices > 1)
     kernels = trial.updates * ppo.epochs * minibatches * UPDATE_KERNELS_PER_LAYER * layers
     times = {
         "attention": attention / attention_rate,
@@ -245,7 +261,8 @@ def _refresh(config: TrainConfig, device: Device) -> Part:
         attention += arithmetic.attention_refresh(policy, batch, steps)
         attention -= arithmetic.attention_refresh(policy, batch, steps - rows)
         dense += 2 * arithmetic.weights(policy) * batch * rows
-    attention_rate, dense_rate = rates(policy, device)
+    attention /= config.context_devices
+    attention_rate, dense_rate = rates(policy, device, tiled=config.context_devices > 1)
     times = {"attention": attention / attention_rate, "other products": dense / dense_rate}
     return Part(sum(times.values()), attention + dense, 0.0, max(times, key=lambda name: times[name]))
 
@@ -262,10 +279,33 @@ def _all_reduce(config: TrainConfig, device: Device, devices: int) -> Part:
     return Part(steps * (latency + size / link), 0.0, steps * size, limit)
 
 
+def _merge(config: TrainConfig, device: Device, minibatches: int) -> Part:
+    """Return the cost of merging attention over the devices that share a context (`models.attention.tiled`).
+
+    An all-reduce of the largest scores and one of the sums, per layer and step of acting or tile of queries, and in the
+    backward pass one of the gradient of the queries.
+    """
+    count, policy, trial, ppo = config.context_devices, config.policy.transformer, config.trial, config.ppo
+    if count == 1:
+        return Part(0.0, 0.0, 0.0, "none")
+    tile = (CPU_TILES if device.kernel_seconds == 0 else ACCELERATOR_TILES).block
+    tiles, merged = math.ceil(trial.segment / tile), policy.width + 2 * policy.heads
+    every, most = ppo.refresh_every, ppo.refresh_segments
+    updates = [] if every is None else range(every, trial.updates, every)
+    refreshed = sum(min(update, most or update) for update in updates)  # segments
+    reduces = 2 * trial.steps + 3 * trial.updates * ppo.epochs * minibatches * tiles + 2 * refreshed * tiles
+    updated = trial.steps * ppo.epochs * (merged + policy.width)
+    numbers = trial.environments * (trial.steps * merged + updated + refreshed * trial.segment * merged)
+    size = 4.0 * policy.layers * numbers * 2 * (count - 1) / count
+    link = device.link if count <= device.per_machine else device.network
+    latency = policy.layers * reduces * REDUCE_SECONDS * (1 + math.log2(count))
+    return Part(latency + size / link, 0.0, size, "latency" if latency > size / link else "bytes")
+
+
 def _memory(config: TrainConfig, image: ImageShape | None) -> float:
     """Return the bytes of one device, without activations."""
     policy, trial = config.policy, config.trial
-    size = 2 * arithmetic.context_bytes(policy, trial.environments, trial.steps)
+    size = 2 * arithmetic.context_bytes(policy, trial.environments, trial.steps) / config.context_devices
     size += 16.0 * arithmetic.weights(policy)  # parameters, gradients and two moments
     if image is not None:
         grid = GRIDS.get(policy.encoder.image)

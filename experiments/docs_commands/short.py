@@ -75,7 +75,7 @@ ELSEWHERE = (
     (re.compile(r"habitat-lab:|lab/bin/|^python3\.9 -m venv lab"), "habitat-lab (in a separate interpreter)"),
     (re.compile(r"^ray |--host\.ray"), "a Ray cluster (extra ray)"),
     (re.compile(r"--human"), "a display"),
-    (re.compile(r"--context-devices"), "several devices"),
+    (re.compile(r"\btrain .*--context-devices"), "several devices"),
     (re.compile(r"^tensorboard "), "a browser"),
     (re.compile(r"experiments\.docs_commands"), "no check, because it is this command"),
     (re.compile(r"--policy\.encoder\.image vit-b16"), "the weights of VC-1"),

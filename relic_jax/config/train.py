@@ -32,8 +32,7 @@ class TrainConfig:
     the environments of a minibatch, or the minibatches of an optimizer step."""
     context_devices: int = 1
     """Number of devices that share the context of the same environments, for contexts that do not fit one device. Each
-    holds an equal part of the keys and values. `devices` is a multiple of it. Needs `ppo.context_gradient` stopped and
-    `ppo.last_update` partial."""
+    holds an equal part of the keys and values. `devices` is a multiple of it."""
     checkpoint_minutes: float = 1.0
     """Minutes between checkpoints."""
     start_from: str | None = None
@@ -136,14 +135,11 @@ def _check_context_devices(config: TrainConfig) -> None:
     check_positive(config, "", "context_devices")
     if config.context_devices == 1:
         return
-    policy, ppo, trial = config.policy, config.ppo, config.trial
+    policy, trial = config.policy, config.trial
     suffix = f"if context_devices is {config.context_devices}"
     require(policy.memory == "transformer", "policy.memory", policy.memory, f"'transformer' {suffix}")
     kernel, field = policy.transformer.attention, "policy.transformer.attention"
     require(kernel in ("auto", "blocked"), field, kernel, f"'auto' or 'blocked' {suffix}")
-    require(ppo.context_gradient == "stopped", "ppo.context_gradient", ppo.context_gradient, f"'stopped' {suffix}")
-    require(ppo.last_update == "partial", "ppo.last_update", ppo.last_update, f"'partial' {suffix}")
-    require(trial.updates > 1, "trial.updates", trial.updates, f"2 or more {suffix}")
     allowed = f"a multiple of trial.updates · context_devices ({trial.updates} · {config.context_devices})"
     require(trial.steps % (trial.updates * config.context_devices) == 0, "trial.steps", trial.steps, allowed)
 

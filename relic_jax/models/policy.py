@@ -29,7 +29,7 @@ from relic_jax.models.grids import SpatialAttention
 from relic_jax.models.kv_formats import KVFormat
 from relic_jax.models.memories import KINDS
 from relic_jax.models.memory import Memory
-from relic_jax.models.sharded import ContextShards, as_part
+from relic_jax.models.sharded import ContextShards, as_part, own_steps
 from relic_jax.models.statistics import merge
 from relic_jax.models.transformer import Linear
 from relic_jax.runtime import ConfigError
@@ -103,7 +103,11 @@ class PolicyNetwork(nn.Module):
         A recurrent network ignores `decode`, `valid` and `dropout_key`. Only "transformer" supports `window`.
         """
         inputs = self.encoder.encode_images(inputs)
-        x = self.proj_in(self.encoder(inputs))
+        every = Span(0, inputs.first.shape[1])
+        own, asked = own_steps(memory, every), query_span
+        if own is not None:
+            asked = own_steps(memory, query_span or every)
+        x = self.proj_in(self.encoder(inputs if own is None else jax.tree.map(own.of, inputs)))
         if window is not None and not self.config.traits.keeps_steps:
             raise ValueError(f"window: the memory {self.config.memory!r} cannot be limited to the last steps")
         options = {"valid": valid, "window": window, "dropout_key": dropout_key, "query_span": query_span}
@@ -111,12 +115,12 @@ class PolicyNetwork(nn.Module):
         hidden = self.proj_out(hidden.astype(jnp.float32))
         if self.has_spatial_attention:
             view = (self.encoder.cells(inputs), self.encoder.goal(inputs))
-            view = view if query_span is None else jax.tree.map(query_span.of, view)
+            view = view if asked is None else jax.tree.map(asked.of, view)
             hidden = self.spatial_attention(hidden, *view)
         distribution = self.actor(hidden)
         if inputs.legal is not None:
             assert isinstance(distribution, Categorical | MultiCategorical)
-            distribution = distribution.masked(inputs.legal if query_span is None else query_span.of(inputs.legal))
+            distribution = distribution.masked(inputs.legal if asked is None else asked.of(inputs.legal))
         return PolicyOutput(distribution, self.critic(hidden)[..., 0], self.answers(hidden)), memory
 
     def answers(self, hidden: jax.Array) -> tuple[jax.Array, ...]:
@@ -311,7 +315,8 @@ class Policy:
             query_span: the steps whose outputs are returned. Fewer steps cost less. None returns all steps.
 
         Returns:
-            The output, with leading axes [B, Q], and the memory with the block added.
+            The output, with leading axes [B, Q], and the memory with the block added. If several devices share the
+            context (`over_devices`) and the memory has capacity 0, each returns its part of the steps (`own_steps`).
         """
         return self._apply(params, inputs, memory, valid=valid, dropout_key=dropout_key, query_span=query_span)
 

@@ -19,6 +19,7 @@ from relic_jax.models.attention import Context
 from relic_jax.models.cache import KVCache, Steps, counted, once_read
 from relic_jax.models.kv_formats import Slots
 from relic_jax.models.memory import Memory
+from relic_jax.types import Span
 
 T = TypeVar("T", bound=Memory)
 
@@ -121,6 +122,18 @@ class ShardedCache(KVCache):
         own = super().episode_of(step // self.shards.devices)
         is_own = step % self.shards.devices == lax.axis_index(self.axis)
         return lax.psum(jnp.where(is_own, own, 0), self.axis)
+
+
+def own_steps(memory: Memory, steps: Span) -> Span | None:
+    """Return the part of the steps that this device computes in a pass over a whole trial, or None if it computes all.
+
+    Such a pass starts from a memory of capacity 0, so its gradient reaches every step. Device c of C computes the c-th
+    of C equal parts.
+    """
+    if not isinstance(memory, ShardedCache) or memory.slots:
+        return None
+    size = steps.size // memory.shards.devices
+    return Span(steps.start + lax.axis_index(memory.axis) * size, size)
 
 
 def as_part(memory: T, shards: ContextShards | None) -> T | KVCache:

@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax import lax
 
 from relic_jax.config.policy import SinkKind as SinkKind
 from relic_jax.config.policy import TransformerConfig
@@ -22,6 +23,7 @@ from relic_jax.models.attention import AttentionInputs, Context, Sink, rotate, s
 from relic_jax.models.cache import KVCache
 from relic_jax.models.gates import Gate
 from relic_jax.models.ring import RingCache
+from relic_jax.models.sharded import own_steps
 from relic_jax.types import Span
 
 ATTENTION = "attention"
@@ -72,6 +74,7 @@ class BlockInputs(struct.PyTreeNode):
         query_span: The steps that are returned, q of them. None for all.
         axis: See `AttentionInputs`.
         stores: bool ``[]``, whether this device stores a single step. None if every device does.
+        own: The steps of the block that this device maps, if others map the rest (`sharded.own_steps`). None for all.
     """
 
     episodes: jax.Array
@@ -84,15 +87,30 @@ class BlockInputs(struct.PyTreeNode):
     query_span: Span | None
     axis: str | None = struct.field(pytree_node=False, default=None)
     stores: jax.Array | None = None
+    own: Span | None = None
 
     @property
     def start(self) -> jax.Array | int:
         """int32 ``[]``, index of the first step that is returned."""
-        return 0 if self.query_span is None else self.query_span.start
+        return 0 if self.queries is None else self.queries.start
+
+    @property
+    def queries(self) -> Span | None:
+        """The steps that are returned. None for all."""
+        return self.own if self.query_span is None else self.query_span
+
+    @property
+    def own_episodes(self) -> jax.Array:
+        """int32 ``[B, n]``, index of the episode of each step that is mapped."""
+        return self.episodes if self.own is None else self.own.of(self.episodes)
+
+    def gathered(self, x: jax.Array, axis: int) -> jax.Array:
+        """Return all steps of the block from the devices that map them, along an axis."""
+        return x if self.own is None else lax.all_gather(x, self.axis, axis=axis, tiled=True)
 
     def queried(self, x: jax.Array) -> jax.Array:
         """Return the steps of ``query_span``: ``[B, Q, d]`` → ``[B, q, d]``."""
-        return x if self.query_span is None else self.query_span.of(x)
+        return x if self.query_span is None else self.query_span.of(self.gathered(x, 1))
 
     def context_with(self, key: jax.Array, value: jax.Array) -> Context:
         """Return the context after writing a single step, keys and values ``[B, H, 1, D]``, to its slot."""
@@ -200,10 +218,10 @@ class Block(nn.Module):
         """
         cfg, is_block = self.config, inputs.slot is None
         y = self.attention_norm(x)
-        key, value = self.key_value(y, inputs.episodes)
+        key, value = (inputs.gathered(z, 2) for z in self.key_value(y, inputs.own_episodes))
         x, y = inputs.queried(x), inputs.queried(y)
         attention = AttentionInputs(
-            self.rotated(self.split_heads(self.q_proj(y)), inputs.episodes, inputs.query_span),
+            self.rotated(self.split_heads(self.q_proj(y)), inputs.episodes, inputs.queries),
             key,
             value,
             inputs.episodes,
@@ -282,7 +300,7 @@ class Transformer(nn.Module):
         """Apply the transformer to Q steps that follow those in the cache.
 
         Args:
-            x: Embedded steps ``[B, Q, d]``.
+            x: Embedded steps ``[B, Q, d]``, or this device's part of them (`sharded.own_steps`).
             first: bool ``[B, Q]``, whether a step is the first of its episode.
             cache: The earlier steps. A cache of capacity 0 serves a pass over a whole trial.
             decode: Whether this is a single step (Q = 1), which attends by reading the whole cache.
@@ -293,10 +311,15 @@ class Transformer(nn.Module):
                 and values of the others.
 
         Returns:
-            Hidden states ``[B, Q or query_span.size, d]``, and the cache. It holds the new steps if it has capacity.
+            Hidden states ``[B, Q or query_span.size, d]``, or this device's part, and the cache. It holds the new steps
+            if it has capacity.
         """
         cfg = self.config
         position, episode = kv.index_steps(cache, first)
+        own = own_steps(cache, Span(0, first.shape[1]))
+        if own is not None:
+            position = own.of(position)
+            query_span = query_span and own_steps(cache, query_span)
         keep = self.depth_coins(dropout_key)
         sinks = self.sinks(keep)
         x = x.astype(cfg.dtype)
@@ -315,6 +338,7 @@ class Transformer(nn.Module):
                 query_span=query_span if layer == cfg.layers - 1 else None,
                 axis=cache.axis,
                 stores=cache.stores_next if decode else None,
+                own=own,
             )
             x, key, value = block(x, inputs)
             keys.append(key)

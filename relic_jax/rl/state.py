@@ -122,14 +122,18 @@ class Setup:
         return tree if self.axis is None else jax.lax.pmean(tree, self.axis)
 
     def mean_gradient(self, gradient: PyTree) -> PyTree:
-        """Return the mean gradient over devices.
+        """Return the mean gradient over all devices, also over those that share a context.
 
-        The gradients of the devices that share a context are equal, except for rounding if the order of a device's sums
-        can vary. The mean keeps their parameters equal.
+        These have losses of different steps in a pass over a whole trial. Otherwise their gradients are equal, except
+        for rounding if the order of a device's sums can vary, and the mean keeps their parameters equal.
         """
         shards = self.policy.shards
         axes = [axis for axis in (self.axis, shards and shards.axis) if axis is not None]
         return jax.lax.pmean(gradient, axes) if axes else gradient
+
+    def mean_over_context(self, tree: PyTree) -> PyTree:
+        """Return the mean over the devices that share a context."""
+        return tree if self.policy.shards is None else jax.lax.pmean(tree, self.policy.shards.axis)
 
     def total(self, tree: PyTree) -> PyTree:
         """Return the sum over devices."""

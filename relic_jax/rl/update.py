@@ -16,6 +16,7 @@ from jax import lax
 from relic_jax.distributions import Categorical
 from relic_jax.models.memory import Memory, rows
 from relic_jax.models.policy import PolicyOutput
+from relic_jax.models.sharded import own_steps
 from relic_jax.rl import context, losses
 from relic_jax.rl.gae import advantages
 from relic_jax.rl.masked import Counts, mean_count, mean_of_valid, normalize_advantages, step_counts
@@ -167,7 +168,8 @@ def run_epochs(
 
     before = setup.policy.trainable(state.params), state.opt_state
     (params, opt_state), metrics = lax.scan(epoch, before, jax.random.split(key, ppo.epochs))
-    return setup.policy.with_frozen(params, state.params), opt_state, jax.tree.map(jnp.mean, metrics) | {"lr": rate}
+    metrics = setup.mean_over_context(jax.tree.map(jnp.mean, metrics))
+    return setup.policy.with_frozen(params, state.params), opt_state, metrics | {"lr": rate}
 
 
 def accumulated_gradients(
@@ -270,6 +272,7 @@ def minibatch_loss(
         The loss, float32 [], and metrics, each float32 [].
     """
     output = window_output(setup, params, batch, window, dropout_key)
+    batch, window = own_part(setup, batch, window)
     part = (batch.trajectory, batch.advantage, batch.target)
     steps, advantage, target = context.window(part, window.start, window.size)
     if counts is None and steps.valid is not None:
@@ -290,6 +293,21 @@ def minibatch_loss(
         scale = counts.loss / counts.metrics
         metrics = {name: value * scale for name, value in metrics.items()}
     return loss, metrics
+
+
+def own_part(setup: Setup, batch: Batch, window: Window) -> tuple[Batch, Window]:
+    """Return the steps with a loss on this device, and the data with the teacher's probabilities at these steps.
+
+    These are all steps of the window, unless the devices that share a context split a pass over the whole trial.
+    """
+    whole_trial = window.full or setup.config.ppo.context_gradient == "full"
+    empty = setup.policy.initial_memory(batch.advantage.shape[0], 0)
+    own = own_steps(empty, Span(window.start, window.size)) if whole_trial else None
+    if own is None:
+        return batch, window
+    if batch.teacher is not None:
+        batch = batch._replace(teacher=Span(own.start - window.start, own.size).of(batch.teacher))
+    return batch, Window(own.start, own.size, window.full)
 
 
 def loss_terms(
@@ -360,7 +378,9 @@ def window_inputs(setup: Setup, params: Params, batch: Batch, window: Window) ->
 
 
 def window_output(setup: Setup, params: Params, batch: Batch, window: Window, dropout_key: jax.Array) -> PolicyOutput:
-    """Return the outputs of the policy over the window, leading axes [b, size], differentiable in `params`.
+    """Return the outputs of the policy over the window or its `own_part`, leading axes [b, size].
+
+    They are differentiable in `params`.
 
     Steps before the window keep the image features that were computed when the policy acted.
     """

@@ -104,6 +104,22 @@ def test_devices_with_their_own_environments_scale_up_to_the_all_reduce():
     assert many.parts["all-reduce"].seconds > eight.parts["all-reduce"].seconds
 
 
+def test_devices_that_share_a_context():
+    config = presets.get("darkroom-64k").config
+    one, two = predict(config, H100), predict(replace(config, context_devices=2), H100, 2)
+    context = 2 * 4 * 65_536 * config.policy.transformer.cache_bytes_per_step
+    assert one.memory - two.memory == context / 2 and two.environments == 4
+    assert two.parts["update"].flops < one.parts["update"].flops < 2 * two.parts["update"].flops
+    merged = 256 + 2 * 8  # width and, for each of 8 heads, the largest score and the sum of the weights
+    steps = 65_536 * (merged + 3 * (merged + 256)) + 256 * sum(range(4, 256, 4)) * merged
+    assert two.parts["merge"].bytes == 4 * 4 * 4 * steps  # bytes, layers, environments
+    assert one.parts["merge"].seconds == 0 and two.trial_seconds == pytest.approx(4 * 65_536 / two.rate)
+    with pytest.raises(ConfigError, match="devices is 3; allowed: a multiple of context_devices"):
+        predict(replace(config, context_devices=2), H100, 3)
+    with pytest.raises(ConfigError, match="context_devices is 2; allowed: 1 unless"):
+        predict(replace(config, context_devices=2, ppo=replace(config.ppo, last_update="full")), H100, 2)
+
+
 def test_devices_that_share_environments():
     config = presets.get("darkroom-dpt-gpu").config
     one, shared = predict(config, H100), predict(config, H100, 8, share=True)

@@ -21,7 +21,7 @@ from relic_jax.models.kv_formats import Slots
 from relic_jax.models.policy import Policy
 from relic_jax.models.sharded import ContextShards
 from relic_jax.spaces import vector_spaces
-from relic_jax.types import StepInput
+from relic_jax.types import Span, StepInput
 
 BATCH, HEADS, WIDTH, SLOTS, QUERIES = 2, 2, 4, 7, 5
 small_tiles = functools.partial(tiled.attend, tiles=Tiles(2, 3, 0))
@@ -115,6 +115,17 @@ def policy():
     return Policy(PolicyConfig(network), vector_spaces((-1.0,) * 2, (1.0,) * 2, Discrete(3)))
 
 
+def random_steps(steps):
+    """Return the inputs of two trials."""
+    rng = np.random.default_rng(0)
+    return StepInput(
+        observation=jnp.asarray(rng.normal(size=(2, steps, 2)), jnp.float32),
+        previous_action=jnp.asarray(rng.integers(-1, 3, (2, steps)), jnp.int32),
+        previous_reward=jnp.asarray(rng.normal(size=(2, steps)), jnp.float32),
+        first=jnp.asarray(rng.random((2, steps)) < 0.2),
+    )
+
+
 def passes(policy, params, inputs):
     """Act for 5 steps, value the next, act for 7 more, unroll 12 from there, go back to 4 steps and unroll 8.
 
@@ -143,14 +154,35 @@ def passes(policy, params, inputs):
     return numbers, (after.keys, after.values), (after.episodes, after.length, after.position, again.episode)
 
 
+def test_a_pass_over_a_trial_that_is_split_has_the_outputs_and_the_gradient_of_a_whole_one(policy, drawn):
+    """Each of four devices has the losses of a quarter of the steps, or of a quarter of a span."""
+    params, inputs = drawn(policy), random_steps(24)
+    weight = jnp.asarray(np.random.default_rng(1).normal(size=(2, 24)), jnp.float32)
+
+    def loss(params, policy, span, own):
+        memory, valid = policy.initial_memory(2, 0), jnp.asarray(20)
+        output, _ = policy.unroll(params, memory, inputs, valid=valid, query_span=span)
+        return (output.value * own.of(weight) + output.distribution.entropy()).mean(), output.value
+
+    take = jax.value_and_grad(loss, has_aux=True)
+    split = policy.over_devices(ContextShards("context", 4))
+    for span in (None, Span(12, 8)):
+        every = span or Span(0, 24)
+        size = every.size // 4
+        (expected, value), gradient = jax.jit(lambda p, s=span, e=every: take(p, policy, s, e))(params)
+
+        def one(device, span=span, every=every, size=size):
+            (part, value), gradient = take(params, split, span, Span(every.start + device * size, size))
+            return jax.lax.pmean((part, gradient), "context"), value
+
+        (loss_of_all, gradients), values = jax.jit(jax.vmap(one, axis_name="context"))(jnp.arange(4))
+        chex.assert_trees_all_close(jnp.concatenate(list(values), axis=1), value, atol=2e-5)
+        chex.assert_trees_all_close(loss_of_all[0], expected, atol=1e-5)
+        chex.assert_trees_all_close(jax.tree.map(lambda x: x[3], gradients), gradient, atol=2e-5)
+
+
 def test_a_policy_acts_and_unrolls_with_a_split_context_as_with_a_whole_one(policy, drawn):
-    rng, params = np.random.default_rng(0), drawn(policy)
-    inputs = StepInput(
-        observation=jnp.asarray(rng.normal(size=(2, 24, 2)), jnp.float32),
-        previous_action=jnp.asarray(rng.integers(-1, 3, (2, 24)), jnp.int32),
-        previous_reward=jnp.asarray(rng.normal(size=(2, 24)), jnp.float32),
-        first=jnp.asarray(rng.random((2, 24)) < 0.2),
-    )
+    params, inputs = drawn(policy), random_steps(24)
     numbers, slots, counters = jax.jit(lambda: passes(policy, params, inputs))()
     split = policy.over_devices(ContextShards("context", 4))
     run = jax.vmap(lambda _: passes(split, params, inputs), axis_name="context")

@@ -23,9 +23,9 @@ def prepared(tiny):
         network = TransformerConfig(layers=2, heads=2, width=8, mlp_width=8, max_positions=positions)
         ppo = PPOConfig(
             **{"lr": 1e-3, "warmup_steps": 0, "epochs": 1, "minibatches": 2, "accumulate": 1},
-            **{"context_gradient": "stopped", "last_update": "partial"},
+            **{"context_gradient": "stopped", "last_update": "full"},
         )
-        trial = TrialConfig(environments=4, steps=32, updates=2)
+        trial = TrialConfig(environments=4, steps=48, updates=3)
         fields = {"env": "darkroom-ad-9-random", "trial": trial, "ppo": ppo, "policy": PolicyConfig(network)}
         config = tiny(**(fields | options), devices=devices, context_devices=context_devices)
         return prepare(config, make(config.env))
@@ -87,17 +87,17 @@ def test_each_device_has_half_of_the_context_and_no_collective_moves_keys(trials
     setup, program, _, _ = trials["two by two"]
     state = initial_state(setup)
     key = state.memory.keys[0].data
-    assert key.shape == (4, 2, 32, 4) and {x.data.shape for x in key.addressable_shards} == {(2, 2, 16, 4)}
-    assert {x.data.shape for x in state.memory.episodes.addressable_shards} == {(2, 16)}
-    assert {x.data.shape for x in state.trajectory.reward.addressable_shards} == {(2, 32)}  # not split along time
-    assert not re.search(r"f32\[(2|4),2,32,4\]", program.as_text())  # the program never has a whole context
+    assert key.shape == (4, 2, 48, 4) and {x.data.shape for x in key.addressable_shards} == {(2, 2, 24, 4)}
+    assert {x.data.shape for x in state.memory.episodes.addressable_shards} == {(2, 24)}
+    assert {x.data.shape for x in state.trajectory.reward.addressable_shards} == {(2, 48)}  # not split along time
+    assert not re.search(r"f32\[(2|4),2,48,4\]", program.as_text())  # the program never has a whole context
     found = collectives(program)
-    assert {name for name, _, _ in found} == {"all-reduce"}
     gradient = sum(x.size for x in jax.tree.leaves(setup.policy.trainable(state.params)))
     everywhere = [sum(sizes) for _, sizes, groups in found if "{0,1}" not in groups and "{0,2}" not in groups]
-    assert sum(size >= gradient for size in everywhere) == 1
-    merged = [max(sizes) for _, sizes, groups in found if "{0,1},{2,3}" in groups]
-    assert merged and max(merged) <= 2 * 2 * 16 * 4  # environments, heads, steps of a segment, numbers of a head
+    assert sum(size >= gradient for size in everywhere) == 2  # in the partial and in the full update
+    for name, steps in {"all-reduce": 16, "all-gather": 48}.items():  # of a segment; of the full update
+        sizes = [max(sizes) for other, sizes, groups in found if other == name and "{0,1},{2,3}" in groups]
+        assert sizes and max(sizes) <= 2 * 2 * steps * 4  # environments, heads, steps, numbers of a head
 
 
 @pytest.mark.slow
