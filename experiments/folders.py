@@ -150,8 +150,8 @@ def open_folder(path: Path, wanted: TrainConfig) -> TrainConfig:
     """
     folder = run_of(path)
     config = read_config(folder)
-    if wanted.devices is None:
-        wanted = replace(wanted, devices=config.devices)
+    config = replace(config, devices=wanted.devices or config.devices)  # the result does not depend on them
+    wanted = replace(wanted, devices=config.devices)
     if fields := differences(config, wanted):
         was, asked = (value_of(c, fields[0]) for c in (config, wanted))
         raise ConfigError(f"{fields[0]} is {asked!r}; allowed: {was!r}, which '{folder}' was started with")
@@ -163,6 +163,7 @@ def open_folder(path: Path, wanted: TrainConfig) -> TrainConfig:
         saved = checkpoint.load_meta(newest)[0]
         if _extended(folder, saved.total_steps):
             saved = replace(saved, total_steps=config.total_steps)
+        saved = replace(saved, devices=config.devices)
         if fields := differences(config, saved):
             allowed = f"one of this run ({fields[0]} differs from its config.json)"
             raise ConfigError(f"checkpoint is '{newest}'; allowed: {allowed}")

@@ -6,19 +6,20 @@ import dataclasses
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
+import jax
 import tyro
 
-from relic_jax import checkpoint, trust
+from relic_jax import checkpoint, processes, trust
 from relic_jax.config import ConfigError, EvalConfig, TrainConfig
 from relic_jax.dashboards import OptionalTracker, TensorBoard, WandB, WandBOptions, load_extra, wandb_run
 from relic_jax.environment.base import Environment
 from relic_jax.envs import registry
 from relic_jax.evaluation import Curves, Report
-from relic_jax.experiments import folders, presets, run
+from relic_jax.experiments import distributed, folders, presets, run
 from relic_jax.experiments.arguments import check_env_options, check_path, last_value, parse, with_current_names
 from relic_jax.experiments.extending import extended, record_extension
 from relic_jax.files import storage_errors
@@ -55,16 +56,31 @@ class TrainCommand:
     """Also log to TensorBoard or Weights & Biases (each needs an extra)."""
     wandb: WandBOptions = dataclasses.field(default_factory=WandBOptions)
     """With --track wandb."""
+    distributed: bool = False
+    """This process is one of several that train the run together; Slurm, Open MPI and Kubernetes are detected."""
+    coordinator: str | None = None
+    """The same without detection: HOST:PORT of process 0, which must be free there."""
+    num_processes: int | None = None
+    """With --coordinator: the number of processes."""
+    process_id: int | None = None
+    """With --coordinator: the number of this process, from 0."""
 
 
 def train_main(arguments: Sequence[str]) -> None:
     """Run `relic-jax train`."""
-    command, folder, resume = parse_train(arguments)
-    offer_cores(command.config.devices or 1)  # first, because importing a suite can initialize devices
-    try:
-        start(command, folder, resume)
-    except Stopped as stopped:
-        sys.exit(stopped.exit_code)
+    options = distributed.process_options(arguments)
+    with distributed.connected(options):
+
+        def parsed() -> tuple[tuple[TrainCommand, Path, bool], dict[str, Any]]:
+            command, folder, resume = parse_train(arguments)
+            return (command, folder, resume), distributed.facts_of(command.config, folder, resume)
+
+        command, folder, resume = distributed.agreed(options is not None, "config", parsed)
+        offer_cores(command.config.devices or 1)  # first, because importing a suite can initialize devices
+        try:
+            start(command, folder, resume)
+        except Stopped as stopped:
+            sys.exit(stopped.exit_code)
 
 
 class Stopped(KeyboardInterrupt):
@@ -88,27 +104,41 @@ def start(command: TrainCommand, folder: Path, resume: bool, stop: threading.Eve
         ConfigError: If the options do not fit.
         Stopped: If the run was stopped before it was complete.
     """
+    several = command.distributed or command.coordinator is not None
+    with ExitStack() as stack:
+        setup = distributed.agreed(several, "setup", lambda: _prepared(command, folder, resume, stack))
+        with resumable(folder):
+            _run(command, folder, setup, resume, stop)
+
+
+def _prepared(command: TrainCommand, folder: Path, resume: bool, stack: ExitStack) -> tuple[Setup, dict[str, Any]]:
+    """Return the setup of a run, with its folder locked within `stack`, and what all processes must have in common."""
     env = run.env_of(command.config)
     setup = prepare(command.config, env, resume=resume)
-    for extra in command.track:
-        load_extra(extra)
-    if "wandb" in command.track:
-        wandb_run(folder, command.wandb)
-    with folders.resumed_folder(folder) if resume else folders.new_folder(folder, setup.config):
+    if processes.is_first():
+        for extra in command.track:
+            load_extra(extra)
+        if "wandb" in command.track:
+            wandb_run(folder, command.wandb)
+        lock = folders.resumed_folder(folder) if resume else folders.new_folder(folder, setup.config)
+        stack.enter_context(lock)
         if command.resume is not None and command.resume != folder:
             for moved in checkpoint.set_newer_aside(command.resume):
                 print(f"set aside: {moved}")
         if command.extend_to is not None:
             record_extension(folder, folders.read_config(folder), setup.config)
-        with resumable(folder):
-            _run(command, folder, setup, resume, stop)
+    return setup, distributed.device_facts()
 
 
 def _run(command: TrainCommand, folder: Path, setup: Setup, resume: bool, stop: threading.Event | None) -> None:
     """Train and evaluate in a folder whose lock this process holds."""
     config, env = command.config, setup.trials.env
     verb, devices = "resuming" if resume else "training", setup.config.devices
-    print(f"{verb} {folder} · env {config.env.name} · {config.total_steps:,} steps · {devices} device(s)", flush=True)
+    several = f" of {jax.process_count()} processes" if processes.are_several() else ""
+    print(
+        f"{verb} {folder} · env {config.env.name} · {config.total_steps:,} steps · {devices} device(s){several}",
+        flush=True,
+    )
     print(registry.describe(config.env.name, env), flush=True)
     print(f"context: {context_line(setup)}", flush=True)
     result = train(setup, folder, lambda steps: make_trackers(command, folder, steps), resume=resume, stop=stop)
@@ -121,7 +151,9 @@ def _run(command: TrainCommand, folder: Path, setup: Setup, resume: bool, stop: 
         message = f"stopped at {steps:,} steps, saved; resume with: relic-jax train --resume {folder}"
         print(message)
         raise Stopped(message, result.exit_code)
-    finish(folder, result, stop)
+    if processes.is_first():
+        finish(folder, result, stop)
+    distributed.wait_for_first(processes.are_several())
 
 
 def parse_train(arguments: Sequence[str]) -> tuple[TrainCommand, Path, bool]:
@@ -190,7 +222,9 @@ def _check_wandb(command: TrainCommand) -> None:
 
 
 def make_trackers(command: TrainCommand, folder: Path, env_steps: int) -> Tracker:
-    """Return the trackers of a run: console and JSON lines, and those of --track."""
+    """Return the trackers of a run: console and JSON lines, and those of --track. Only process 0 of several has any."""
+    if not processes.is_first():
+        return Trackers([])
     makers: dict[str, Callable[[], Tracker]] = {
         "tensorboard": lambda: TensorBoard(folder, env_steps),
         "wandb": lambda: WandB(folder, dataclasses.asdict(command.config), command.wandb),

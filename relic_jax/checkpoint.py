@@ -3,7 +3,7 @@
 A checkpoint is a folder `<step>/` with `arrays/params/` and `arrays/rest/` (orbax; the parameters can be read
 separately), `meta.json` (format, counters, the complete config) and `checksums.json` (SHA-256 of every file). It is
 written under a temporary name and then renamed. A folder whose name is a number is therefore complete, even if the
-process was killed.
+process was killed. If several processes train a run, all must call `save` and `load_state`, and see the same files.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from relic_jax import prng, process, trust
+from relic_jax import prng, process, processes, trust
 from relic_jax.config import ConfigError, TrainConfig, from_json, to_json
 from relic_jax.files import remove_unfinished, sync, sync_entries, write_checksums
 from relic_jax.parameters import with_current_names, with_earlier_names
@@ -108,7 +108,8 @@ def _all_or_nothing(temporary: Path) -> Iterator[None]:
             yield
         except Exception as error:
             failure = error
-            remove_unfinished(temporary)  # waits for orbax's threads, which still write and print while they end
+            if processes.is_first():
+                remove_unfinished(temporary)  # waits for orbax's threads, which still write and print while they end
     if failure is not None:
         raise failure
 
@@ -123,17 +124,33 @@ def _write(
     about: dict[str, Any] | None = None,
 ) -> Path:
     folder = folder.absolute()  # orbax requires it
-    final, temporary = folder / str(step), folder / f"{step}.tmp"
-    for unfinished in folder.glob("*.tmp"):  # left by a process that was killed while it wrote
-        shutil.rmtree(unfinished, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    temporary = folder / f"{step}.tmp"
+    if processes.is_first():
+        for unfinished in folder.glob("*.tmp"):  # left by a process that was killed while it wrote
+            shutil.rmtree(unfinished, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    processes.wait_for_all("checkpoint folder exists")
     with process.unconfigured_root_logger():
-        _orbax().save_checkpointables(temporary / "arrays", arrays)
+        _orbax().save_checkpointables(temporary / "arrays", arrays)  # each process writes its part
+    if processes.is_first():
+        _complete(folder, step, config, counters, spaces, about)
+    processes.wait_for_all("checkpoint is complete")
+    return folder / str(step)
+
+
+def _complete(
+    folder: Path,
+    step: int,
+    config: TrainConfig,
+    counters: dict[str, Any],
+    spaces: dict[str, Any] | None,
+    about: dict[str, Any] | None,
+) -> None:
+    """Write the other files beside the arrays of a checkpoint, and give it its final name."""
+    final, temporary = folder / str(step), folder / f"{step}.tmp"
     meta = {"format": FORMAT, "step": step, "counters": counters, "prng": prng.current()}
-    meta |= {"config": json.loads(to_json(config))}
-    meta |= {"owner": trust.sign(config)}
-    meta |= {} if spaces is None else {"spaces": spaces}
-    meta |= about or {}
+    meta |= {"config": json.loads(to_json(config)), "owner": trust.sign(config)}
+    meta |= ({} if spaces is None else {"spaces": spaces}) | (about or {})
     (temporary / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
     write_checksums(temporary)
     sync(temporary)
@@ -143,7 +160,6 @@ def _write(
     for old in complete_steps(folder)[:-KEEP]:
         os.replace(folder / str(old), folder / f"{old}.tmp")  # a kill leaves no partial checkpoint
         shutil.rmtree(folder / f"{old}.tmp")
-    return final
 
 
 def write_params(folder: Path, params: Params) -> None:
@@ -348,15 +364,16 @@ def load_state(path: Path, abstract: TrainState, shardings: TrainState) -> Train
 
 
 def load_params(path: Path, abstract: Params) -> Params:
-    """Load only the parameters, to the first device. See `load_state` for the arguments and errors."""
+    """Load only the parameters, to the first device of this process. See `load_state` for the arguments and errors."""
     stored = abstract if _read_meta(path)["format"] == FORMAT else with_earlier_names(abstract)
     return with_current_names(read_params(path, stored))
 
 
 def read_params(path: Path, abstract: Params) -> Params:
     """Load the parameters of a folder under the names in its files. See `load_params`."""
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return _load(path, {"params": jax.tree.map(lambda x: _placed(x, device), abstract)})["params"]
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    with process.without_orbax_messages(), processes.loading_alone(_orbax()):
+        return _load(path, {"params": jax.tree.map(lambda x: _placed(x, device), abstract)})["params"]
 
 
 def _placed(x: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:

@@ -19,7 +19,7 @@ import time
 import tomllib
 import traceback
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 from unittest import mock
 
 import tyro
@@ -103,6 +103,7 @@ class Runner:
     def __init__(self, folder: Path, tests: list[str], verbose: bool) -> None:
         self._folder, self._tests, self._verbose = folder, tests, verbose
         self._done: set[tuple[str, tuple[str, ...]]] = set()
+        self._started: list[subprocess.Popen[str]] = []
         shutil.copytree(ROOT / "experiments" / "results", folder / "experiments" / "results")
         (folder / "relic_jax").symlink_to(ROOT / "relic_jax")
         self._write_original(folder / short.PLACEHOLDERS["CHECKPOINT"])
@@ -138,6 +139,8 @@ class Runner:
             return ("checked", f"{len(selected)} tests") if selected else ("FAILED", "no test is selected")
         if step.kind == "mention":
             return self._mention(step.words)
+        if step.kind in ("start", "join"):
+            return self._in_processes(step, line.folder)
         if (line.folder, step.words) in self._done:
             return "repeated", ""
         for words in short.needed_runs(step.words, self._folder / line.folder):
@@ -171,6 +174,18 @@ class Runner:
             except SystemExit as end:
                 return end.code if isinstance(end.code, int) else int(bool(end.code)), out.getvalue()
         return 0, out.getvalue()
+
+    def _in_processes(self, step: Step, folder: str) -> tuple[str, str]:
+        """Start a command in a separate process. If the step joins, wait for it and for those that were started."""
+        command = [sys.executable, "-P", "-m", "relic_jax.experiments.cli", *step.words[1:]]
+        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        self._started.append(subprocess.Popen(command, cwd=self._folder / folder, **pipes))
+        if step.kind == "start":
+            return "ran", "beside the next one"
+        outputs = [process.communicate(timeout=600)[0] for process in self._started]
+        failed = any(process.returncode for process in self._started)
+        self._started = []
+        return ("FAILED", "\n".join(outputs)[-2000:]) if failed else ("ran", "")
 
     def _remove_outputs(self, words: tuple[str, ...], folder: Path) -> None:
         """Remove the outputs of an earlier run of a command, which would not overwrite them."""

@@ -88,7 +88,8 @@ class Step:
     """A check of a command line."""
 
     kind: str
-    """run, mention (only check that it exists), tests, install or skip."""
+    """run, start (in the background), join (also wait for those that were started), mention (only check that it
+    exists), tests, install or skip."""
     words: tuple[str, ...] = ()
     """The command to run or check."""
     reason: str = ""
@@ -169,6 +170,12 @@ def _relic_jax(words: list[str]) -> Step:
 
 
 def _train(words: list[str]) -> Step:
+    coordinator = value(words, "--coordinator") or ""
+    if coordinator.startswith("127.0.0.1") and words[2] in presets.PRESETS:
+        kind = "start" if words[-1] == "&" else "join"
+        return Step(kind, (*(word for word in words if word != "&"), *NETWORK, *TRAIN, "--devices", "2"))
+    if coordinator or "--distributed" in words:  # it would wait for other processes
+        return Step("mention", ("relic-jax", "train", *(word for word in words if word.startswith("--"))))
     if "--resume" in words:
         return Step("run", tuple(words))
     if words[2].startswith("--"):  # the text mentions an option and its value

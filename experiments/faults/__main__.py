@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import json
 import random
 import sys
 import tempfile
@@ -14,11 +15,11 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from relic_jax.experiments.faults import damage, options, processes, workers
+from relic_jax.experiments.faults import damage, options, processes, several, workers
 from relic_jax.rl.parallel import offer_cores
 
-Part = Literal["options", "damage", "workers", "kills", "disks", "two"]
-PARTS: tuple[Part, ...] = ("options", "damage", "workers", "kills", "disks", "two")
+Part = Literal["options", "damage", "workers", "kills", "disks", "two", "several"]
+PARTS: tuple[Part, ...] = ("options", "damage", "workers", "kills", "disks", "two", "several")
 Row = tuple[str, int, list[str]]
 
 
@@ -27,7 +28,8 @@ class Command:
     """Inject faults and check that no data is lost or changed silently and that no traceback is printed."""
 
     parts: Annotated[tuple[Part, ...], tyro.conf.Positional] = PARTS
-    """Faults: odd options, flipped bits, killed workers, killed runs, full disks, two processes on one run."""
+    """Faults: odd options, flipped bits, killed workers, killed runs, full disks, two processes on one run, and a
+    run of two processes, one of which is killed."""
     options: int = 600
     """Number of command lines with odd values."""
     bits: int = 8
@@ -38,15 +40,19 @@ class Command:
     """Number of times to kill a run."""
     writing: int = 3
     """Number of these kills that happen while a checkpoint is written."""
+    losses: int = 10
+    """Number of times to kill one of two processes of a run."""
     disks: int = 4
     """Number of limits on the size of a file to test."""
     quick: bool = False
     """Use small counts, which take about two minutes on two idle cores."""
     seed: int = 0
     """Random seed of the values, the bits and the times of kills."""
+    out: Path | None = None
+    """JSON file to write with the results."""
 
 
-QUICK: dict[str, Any] = {"options": 100, "bits": 1, "workers": 4, "kills": 3, "writing": 1, "disks": 1}
+QUICK: dict[str, Any] = {"options": 100, "bits": 1, "workers": 4, "kills": 3, "writing": 1, "losses": 2, "disks": 1}
 
 
 def main() -> None:
@@ -68,6 +74,10 @@ def main() -> None:
     print(f"\n{'fault':{width}}  tried  failed  seconds")
     for (fault, tried, failures), seconds in rows:
         print(f"{fault:{width}}  {tried:5}  {len(failures):6}  {seconds:7.0f}")
+    if command.out is not None:
+        keys = ("fault", "tried", "failures", "seconds")
+        results = [dict(zip(keys, (*row, round(seconds)), strict=True)) for row, seconds in rows]
+        command.out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     sys.exit(1 if any(row[2] for row, _ in rows) else 0)
 
 
@@ -126,6 +136,14 @@ def two_processes(command: Command, folder: Path) -> Iterator[Row]:
     yield "two processes on one run", 1, processes.two_processes(_whole(command, folder))
 
 
+def lost_processes(command: Command, folder: Path) -> Iterator[Row]:
+    """Kill one of two processes of a run repeatedly and resume it."""
+    (folder / "several").mkdir()
+    failures, seconds = several.killed_processes(folder / "several", command.losses, command.seed)
+    fault = f"kills of one of two processes, the other ended after {min(seconds):.1f} to {max(seconds):.1f} s"
+    yield fault, command.losses, failures
+
+
 ROWS: dict[Part, Callable[[Command, Path], Iterator[Row]]] = {
     "options": odd_options,
     "damage": flipped_bits,
@@ -133,6 +151,7 @@ ROWS: dict[Part, Callable[[Command, Path], Iterator[Row]]] = {
     "kills": killed_runs,
     "disks": full_disks,
     "two": two_processes,
+    "several": lost_processes,
 }
 
 if __name__ == "__main__":

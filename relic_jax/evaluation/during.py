@@ -11,9 +11,9 @@ import json
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-import jax
 import numpy as np
 
+from relic_jax import processes
 from relic_jax.environment.base import num_tasks, split_hash
 from relic_jax.environment.reference_returns import reference_returns
 from relic_jax.evaluation.acting import Curves, in_context_curves
@@ -41,7 +41,7 @@ class _StoppedError(Exception):
 
 
 class Evaluations:
-    """Evaluates a run as `eval.every` says and appends the results to its file.
+    """Evaluates a run as `eval.every` says and appends the results to its file. Only process 0 of several does.
 
     Args:
         setup: The setup of the run. Runs with the same `policy` and `trials` share the compiled program.
@@ -55,7 +55,7 @@ class Evaluations:
     def __init__(self, setup: Setup, folder: Path, env_steps: int) -> None:
         self._setup, self._config = setup, setup.config.eval.during_training
         self._file: BinaryIO | None = None
-        if setup.config.eval.every is None:
+        if setup.config.eval.every is None or not processes.is_first():
             return
         path = folder / EVALUATIONS
         for line in reopen(path, env_steps, numbers=False):
@@ -82,7 +82,7 @@ class Evaluations:
         """Evaluate if an evaluation is due and not in the file yet. Call it before training and after every chunk.
 
         Args:
-            params: The parameters, on any devices.
+            params: The parameters, on any devices, with copies on all devices of a run.
             env_steps: Environment steps so far.
             stop: Ends the evaluation without a result if it is set. A resumed run then makes the evaluation.
 
@@ -116,7 +116,7 @@ class Evaluations:
         env = setup.trials.env
         curves = in_context_curves(
             setup.policy,
-            jax.device_put(params, jax.devices()[0]),
+            processes.on_own_device(params),
             env,
             self._config,
             seed=setup.config.seed,

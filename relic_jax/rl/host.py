@@ -1,5 +1,7 @@
 """Acting in environments that run in worker processes: a loop on the host around jitted steps of the policy.
 
+With several training processes, each has the workers of its own environments.
+
 The environments form one or two groups. While the policy acts in one group, the workers simulate the other. Each group
 has a working copy of its part of the context, which is donated from step to step. After a segment, the steps that were
 added to the copies are appended to the context, and the same jitted update follows as for environments inside jit. Each
@@ -17,13 +19,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
+from relic_jax import processes
 from relic_jax.environment.host import HostEnvironment
 from relic_jax.environment.host_trials import GroupStep, HostTrials
 from relic_jax.environment.trials import TrialState, TrialStep
 from relic_jax.models.memory import Memory, joined, rows
 from relic_jax.models.policy import Policy
 from relic_jax.rl import context
-from relic_jax.rl.parallel import parallel, shardings_of
+from relic_jax.rl.parallel import data_mesh, parallel, shardings_of
 from relic_jax.rl.rollout import Collected, acting_sizes, buffer_sizes
 from relic_jax.rl.segment import learn
 from relic_jax.rl.state import AXIS, Metrics, Setup, TrainState, step_input
@@ -140,11 +143,14 @@ class HostRunner:
         self._setup, self._env = setup, env
         self._sizes = buffer_sizes(trial.steps, trial.segment, acting_sizes(setup.policy))
         self._actor = Actor(setup.policy, trial.environments)
+        self._mesh = data_mesh(setup.config)
+        own = trial.environments // jax.process_count()
+        self._first = own * jax.process_index()
         state = setup.abstract_state
         self._open = jax.jit(functools.partial(_opened, setup, state.trajectory), static_argnums=(2, 3))
         self._close = jax.jit(functools.partial(_closed, setup))
         self._learn = parallel(setup, _learn, COLLECTED_SPECS)
-        self._trials = HostTrials(env, env.start(trial.environments), setup.trials.show_last_reward)
+        self._trials = HostTrials(env, env.start(own), setup.trials.show_last_reward)
 
     def __enter__(self) -> HostRunner:
         return self
@@ -158,39 +164,50 @@ class HostRunner:
         """Train for one segment. The state is donated to the update. A PoolError before the update leaves it intact."""
         segment = int(state.segment)
         if segment == 0:
-            self._trials.reset(np.asarray(state.trial.task), np.asarray(state.trial.env))
+            trial = self._own(state.trial)
+            self._trials.reset(np.asarray(trial.task), np.asarray(trial.env))
         elif not self._trials.trials:
             state = self._resumed(state, segment * self._setup.config.trial.segment)
-        collected = self._collect(state, segment)
-        shardings = shardings_of(self._setup.config, COLLECTED_SPECS)
-        return self._learn(state, jax.device_put(collected, shardings))
+        collected = self._of_all(self._collect(state, segment), COLLECTED_SPECS)
+        return self._learn(state, collected)
+
+    def _own(self, tree: PyTree) -> PyTree:
+        """Return the part of arrays over all environments that belongs to this process."""
+        return processes.own_part(tree, self._mesh, _SPLIT)
+
+    def _of_all(self, tree: PyTree, specs: PyTree) -> PyTree:
+        """Place arrays over the environments of this process on its devices, as parts of arrays over all."""
+        if processes.are_several():
+            return processes.of_all(tree, self._mesh, specs)
+        return jax.device_put(tree, shardings_of(self._setup.config, specs))
 
     def _resumed(self, state: TrainState, filled: int) -> TrainState:
         """Bring new workers to the state of a checkpoint's workers, by replaying the actions of the running episodes.
 
         If a replay leads to a different observation, the running episode ends as if its last step had been lost.
         """
-        steps = jax.device_get(state.trajectory.replace(inputs=None))
+        steps = jax.device_get(self._own(state.trajectory.replace(inputs=None)))
         ended = (steps.terminated | steps.truncated)[:, :filled]
         starts = [int(row.nonzero()[0][-1]) + 1 if row.any() else 0 for row in ended]
         actions = self._env.action_space.to_env(steps.action)
         replay = [row[start:filled] for row, start in zip(actions, starts, strict=True)]
-        same = self._trials.resume(jax.device_get(state.trial), ended.sum(1), replay)
+        same = self._trials.resume(jax.device_get(self._own(state.trial)), ended.sum(1), replay)
         truncated, valid = np.array(steps.truncated), np.array(steps.valid)
         truncated[~same, filled - 1], valid[~same, filled - 1] = True, False
-        new = jax.device_put((truncated, valid), state.trajectory.truncated.sharding)
+        new = self._of_all((truncated, valid), (_SPLIT, _SPLIT))
         return state.replace(trajectory=state.trajectory.replace(truncated=new[0], valid=new[1]))
 
     def _collect(self, state: TrainState, segment: int) -> Collected:
         """Act for one segment. The memory of the result holds only the steps of the segment."""
         steps, trials = self._setup.config.trial.segment, self._trials
-        acting = (state.params, state.memory, _act_key(state.key))
-        params, memory, key = jax.device_put(acting, jax.devices()[0])
+        key = jax.random.wrap_key_data(processes.on_own_device(_act_key(state.key)))
+        params = processes.on_own_device(state.params)
+        memory = jax.device_put(self._own(state.memory), jax.local_devices()[0])
         size = next(size for size in self._sizes if size >= (segment + 1) * steps)
         running = [self._open(memory, np.int32(rows.start), rows.stop - rows.start, size) for rows in trials.rows]
 
         def act(group: int, index: int, trial: TrialState) -> np.ndarray:
-            start = trials.rows[group].start
+            start = self._first + trials.rows[group].start
             running[group], action = self._actor(params, running[group], trial, key, start, index)
             return self._env.action_space.to_env(np.asarray(action))
 
@@ -228,7 +245,8 @@ class HostRunner:
 
 @jax.jit
 def _act_key(key: jax.Array) -> jax.Array:
-    return jax.random.split(jax.random.split(key)[1], 3)[0]
+    """Return the data of the key for acting in a segment."""
+    return jax.random.key_data(jax.random.split(jax.random.split(key)[1], 3)[0])
 
 
 def _learn(setup: Setup, state: TrainState, collected: Collected) -> tuple[TrainState, Metrics]:

@@ -230,14 +230,18 @@ def check_memory(setup: Setup, available: int | None = None) -> None:
 
 
 def available_bytes(devices: int) -> int | None:
-    """Return the available bytes of the devices (on CPU, of the machine), or None if they are not known."""
+    """Return the available bytes of the devices (on CPU, of the machine), or None if they are not known.
+
+    With several processes, the others are assumed to have as much memory as this one.
+    """
     if jax.default_backend() != "cpu":
-        stats = [device.memory_stats() for device in jax.devices()[:devices]]
+        stats = [device.memory_stats() for device in jax.local_devices()[: devices // jax.process_count()]]
         known = [s["bytes_limit"] for s in stats if s and "bytes_limit" in s]
-        return sum(known) if len(known) == devices else None
+        return jax.process_count() * sum(known) if len(known) * jax.process_count() == devices else None
     try:  # MemAvailable includes the file cache, which the system can free
         lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+        own = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+        return own * jax.process_count()
     except (OSError, StopIteration):
         pass
     try:

@@ -3,10 +3,13 @@
 Acting needs no communication, and an optimizer step needs one all-reduce. With `context_devices`, groups of devices
 share the environments, and the devices of a group split the context of the same environments (`models.sharded`). On
 CPU, XLA runs a program mostly on one core, so the devices are virtual devices, one per core.
+
+The devices can belong to several processes (`relic_jax.processes`).
 """
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import os
@@ -60,27 +63,42 @@ def configure_devices(config: TrainConfig) -> TrainConfig:
     """Return the config with `devices` set.
 
     If `devices` is None, it becomes the largest number of available devices that fits the config. JAX's own setting is
-    changed only if `devices` is more than 1. The command line calls `offer_cores` first, to use all CPU cores.
+    changed only if `devices` is more than 1. The command line calls `offer_cores` first, to use all CPU cores. Several
+    processes contribute the same number of devices each.
 
     Raises:
-        ConfigError: if `devices` is more than the number of available devices.
+        ConfigError: if `devices` is more than the number of available devices, or the processes cannot share it.
     """
     if (config.devices or 1) > 1:
         offer_cores(config.devices or 1)
-    available = len(jax.devices())
+    devices, processes = jax.devices(), jax.process_count()
+    available = processes * min(collections.Counter(device.process_index for device in devices).values())
     if config.devices is not None:
         if config.devices > available:
             raise ConfigError(f"devices is {config.devices}; allowed: at most {available} ({jax.default_backend()})")
+        if config.devices % processes:
+            raise ConfigError(f"devices is {config.devices}; allowed: a multiple of the {processes} processes")
         return config
-    best = max((count for count in range(1, available + 1) if devices_fit(config, count)), default=0)
-    if not best:
+    fitting = [count for count in range(processes, available + 1, processes) if devices_fit(config, count)]
+    if not fitting and processes == 1:
         raise ConfigError(f"context_devices is {config.context_devices}; allowed: at most {available} devices")
-    return dataclasses.replace(config, devices=best)
+    if not fitting:
+        rows = config.trial.environments // config.ppo.minibatches
+        allowed = f"a divisor of trial.environments / ppo.minibatches ({rows}) or of ppo.accumulate "
+        raise ConfigError(f"num-processes is {processes}; allowed: {allowed}({config.ppo.accumulate})")
+    return dataclasses.replace(config, devices=fitting[-1])
 
 
 def data_mesh(config: TrainConfig) -> Mesh:
-    """Return a mesh of the first `devices` devices along the data axis, and along the context axis if they share it."""
-    devices = np.asarray(jax.devices()[: config.devices or 1])
+    """Return a mesh of the first `devices` devices along the data axis, and along the context axis if they share it.
+
+    Each process has an equal, contiguous part.
+    """
+    each = (config.devices or 1) // jax.process_count()
+    by_process: dict[int, list[jax.Device]] = {}
+    for device in jax.devices():
+        by_process.setdefault(device.process_index, []).append(device)
+    devices = np.asarray([device for _, own in sorted(by_process.items()) for device in own[:each]])
     if config.context_devices == 1:
         return Mesh(devices, (AXIS,))
     return Mesh(devices.reshape(-1, config.context_devices), (AXIS, CONTEXT_AXIS))

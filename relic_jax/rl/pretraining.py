@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from relic_jax import prng
+from relic_jax import prng, processes
 from relic_jax.config import PPOConfig, PretrainConfig, TrainConfig
 from relic_jax.distributions import Categorical
 from relic_jax.environment.base import Environment, num_tasks
@@ -257,7 +257,7 @@ def pretrained(setup: Setup, state: TrainState, tracker: Any, stop: Stop) -> Tra
     """
     config, show = setup.config.pretrain, getattr(tracker, "pretrained", None)
     pretraining = Pretraining(setup.trials, setup.policy, config, setup.config.ppo)
-    params = jax.device_put(state.params, jax.devices()[0])
+    params = processes.on_own_device(state.params)
     tasks = setup.trials.env.tasks("train")  # not those of a curriculum, which are easier
     for trained, numbers in pretraining.learn(params, pretraining_key(setup.config.seed), tasks):
         steps = int(numbers["optimizer_steps"])
@@ -266,7 +266,8 @@ def pretrained(setup: Setup, state: TrainState, tracker: Any, stop: Stop) -> Tra
             raise NonFiniteError(f"not finite at optimizer step {steps} of the pretraining: loss; {allowed}")
         if show is not None:
             show(numbers, config.steps)
-        if stop.is_set() and steps < config.steps:
+        if processes.any_of(stop.is_set()) and steps < config.steps:
             return None
         params = trained
-    return state.replace(params=jax.device_put(params, jax.tree.map(lambda x: x.sharding, state.params)))
+    shardings = jax.tree.map(lambda x: x.sharding, state.params)
+    return state.replace(params=jax.device_put(processes.from_first(params), shardings))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import threading
@@ -13,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from relic_jax import checkpoint, prng, settings
+from relic_jax import checkpoint, prng, processes, settings
 from relic_jax.bridge.pool import PoolError
 from relic_jax.config import ConfigError, TrainConfig, validate
 from relic_jax.environment.base import Environment
@@ -29,7 +30,7 @@ from relic_jax.rl.attention_kernels import report_changes, used_kernels
 from relic_jax.rl.curriculum import check_curriculum
 from relic_jax.rl.diagnostics import SOURCES, NonFiniteError
 from relic_jax.rl.memory_budget import check_memory, check_sizes
-from relic_jax.rl.parallel import configure_devices, initial_state, state_shardings
+from relic_jax.rl.parallel import configure_devices, data_mesh, initial_state, state_shardings
 from relic_jax.rl.pretraining import check_pretraining, pretrained
 from relic_jax.rl.runner import make_runner
 from relic_jax.rl.state import Setup, TrainState, make_setup
@@ -98,7 +99,7 @@ def prepare(config: TrainConfig, env: Environment, *, resume: bool = False) -> S
     check_teaching(config, env)
     check_curriculum(config, env)
     check_context_devices(config, env)
-    env.check_start(config.trial.environments)
+    env.check_start(config.trial.environments // jax.process_count())
     setup = make_setup(config, env)
     encoders.check(setup.policy, weights=not resume)
     if config.start_from is not None and not resume:
@@ -108,7 +109,13 @@ def prepare(config: TrainConfig, env: Environment, *, resume: bool = False) -> S
 
 
 def check_context_devices(config: TrainConfig, env: Environment) -> None:
-    """Raise ConfigError if the context is split over devices and the environment runs in worker processes."""
+    """Raise ConfigError if the context is split over devices in several processes, or with worker processes."""
+    require(
+        jax.process_count() == 1 or config.context_devices == 1,
+        "context_devices",
+        config.context_devices,
+        "1 with several processes",
+    )
     allowed = f"1 in {config.env.name!r} (the policy acts on one device if the environment runs in worker processes)"
     require(config.context_devices == 1 or not env.on_host, "context_devices", config.context_devices, allowed)
 
@@ -136,7 +143,8 @@ def train(
 ) -> Result:
     """Train to the end of the run, or until it is stopped.
 
-    SIGINT and SIGTERM (in the main thread) and `stop` save a checkpoint and return.
+    SIGINT and SIGTERM (in the main thread) and `stop` save a checkpoint and return. If several processes train the run,
+    all of them call this function, and one that is stopped stops all.
 
     Args:
         setup: the setup of the run, from `prepare`.
@@ -151,10 +159,12 @@ def train(
         LockedError: if another process uses the folder.
         StorageError: if files cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    if processes.is_first():
+        folder.mkdir(parents=True, exist_ok=True)
     hint = f"earlier checkpoints are complete, resume with: relic-jax train --resume {folder}"
     checkpoints = folder / "checkpoints"
-    with run_lock(folder), storage_errors(hint), prng.using(prng_of(checkpoints) if resume else prng.current()):
+    lock = run_lock(folder) if processes.is_first() else contextlib.nullcontext()
+    with lock, storage_errors(hint), prng.using(prng_of(checkpoints) if resume else prng.current()):
         setup = as_started(setup, checkpoints) if resume else setup
         return _train(setup, folder, make_tracker, resume, stop)
 
@@ -167,6 +177,8 @@ def _train(
     stop: threading.Event | None,
 ) -> Result:
     checkpoints = folder / "checkpoints"
+    _announce(checkpoints)
+    processes.connect_devices(data_mesh(setup.config))
     state, progress = restore(setup, checkpoints) if resume else (initial_state(setup), Progress())
     tracker, total = make_tracker(progress.env_steps), total_env_steps(setup.config)
     saved_at, clock = time.monotonic(), Clock(progress.seconds, total, window=_window(setup.config))
@@ -186,10 +198,12 @@ def _train(
             evaluate(stopping)
             if progress.env_steps < total:
                 _begin(tracker, _startup_message(setup))
-            while progress.env_steps < total and not stopping.is_set():
+            while progress.env_steps < total and not processes.any_of(stopping.is_set()):
                 try:
                     state, metrics = run_chunk(state)
                 except PoolError as error:
+                    if processes.are_several():  # the others have no error, so they do not save
+                        raise
                     save(setup, checkpoints, state, progress)
                     raise PoolError(f"{error}; saved, resume with: relic-jax train --resume {folder}") from None
                 done = list(records(setup.config, progress.env_steps, jax.device_get(metrics)))
@@ -201,11 +215,11 @@ def _train(
                     warn_if_cut(setup.trials.env.name, setup.trials.env.horizon, record.get("cut_episodes"))
                     tracker.log(record, reading)
                 evaluate(stopping)
-                if time.monotonic() - saved_at > 60 * setup.config.checkpoint_minutes:
+                if processes.as_first(time.monotonic() - saved_at > 60 * setup.config.checkpoint_minutes):
                     save(setup, checkpoints, state, progress)
                     saved_at = time.monotonic()
             save(setup, checkpoints, state, progress)
-            finished = progress.env_steps >= total and not stopping.is_set()
+            finished = progress.env_steps >= total and not processes.any_of(stopping.is_set())
     finally:
         evaluations.close()
         tracker.close()
@@ -234,7 +248,7 @@ def with_pretraining(
     config = setup.config.pretrain
     if not config.steps or checkpoint.complete_steps(checkpoints):
         return state
-    if stop.is_set():
+    if processes.any_of(stop.is_set()):
         return None
     start = time.monotonic()
     _begin(tracker, f"compiling the pretraining ({config.trials} trials of {config.trial_steps:,} steps at a time)")
@@ -275,11 +289,19 @@ def total_env_steps(config: TrainConfig) -> int:
 @settings.with_standard
 def save(setup: Setup, checkpoints: Path, state: TrainState, progress: Progress) -> None:
     """Save a checkpoint named after the number of environment steps, unless it exists."""
-    if progress.env_steps not in checkpoint.complete_steps(checkpoints):
+    if processes.as_first(progress.env_steps not in checkpoint.complete_steps(checkpoints)):
         spaces = spaces_to_json(spaces_of(setup.trials.env))
         counters, kernels = dataclasses.asdict(progress), used_kernels(setup.device_policy)
         about = (counters, spaces, kernels, setup.device_keys)
         checkpoint.save(checkpoints, progress.env_steps, state, setup.config, *about)
+        _announce(checkpoints)
+
+
+def _announce(checkpoints: Path) -> None:
+    """Set what a process prints if it ends because another one was lost."""
+    steps = checkpoint.complete_steps(checkpoints)
+    resume = f"resume with: relic-jax train --resume {checkpoints.parent}"
+    processes.announce(f"last checkpoint: {checkpoints / str(steps[-1])}; {resume}" if steps else "no checkpoint yet")
 
 
 @settings.with_standard
@@ -289,12 +311,13 @@ def restore(setup: Setup, checkpoints: Path) -> tuple[TrainState, Progress]:
     if not steps:
         return initial_state(setup), Progress()
     path = checkpoints / str(steps[-1])
-    checkpoint.verify(path)
+    processes.in_all(lambda: checkpoint.verify(path) if processes.is_first() else None)
     _, counters = checkpoint.load_meta(path)
     report_changes(checkpoint.load_kernels(path), setup.device_policy)
     with prng.using(checkpoint.load_prng(path)):
         abstract = setup.abstract_state
-        state = checkpoint.load_state(path, abstract, state_shardings(setup.config, abstract))
+        shardings = state_shardings(setup.config, abstract)
+        state = processes.in_all(lambda: checkpoint.load_state(path, abstract, shardings))
     return state, Progress(**counters)
 
 
