@@ -107,7 +107,7 @@ class Simulation:
         """Return a canonical name of the loaded scene, independent of the spelling of its id."""
         if self.settings.backend == "soft":
             return str(self._simulator.curr_scene_name)
-        return resolved(self._simulator, str(self.scene))
+        return resolved(self._simulator, self._files.handle(str(self.scene)))
 
     def _configure(self, scene: str) -> None:
         """Load a scene and the object templates. Movable objects become kinematic, so physics does not move them."""
@@ -129,7 +129,7 @@ class Simulation:
 
     def configuration(self, scene: str) -> Any:
         """Return the simulator's configuration for a scene."""
-        return configuration(self.module, self.settings, scene)
+        return configuration(self.module, self.settings, self._files.handle(scene))
 
     def _check_files(self, scene: str) -> None:
         articulated = self._files.check(scene)

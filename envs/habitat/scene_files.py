@@ -80,13 +80,25 @@ class SceneDataset:
         files = (name, name + SUFFIXES[part], os.path.splitext(name)[0] + SUFFIXES[part])
         return next((file for file in files if os.path.isfile(file)), None)
 
+    def handle(self, scene: str) -> str:
+        """Return the handle of the scene instance, or else the stage, that is named `scene`.
+
+        habitat-sim takes the first scene instance whose PATH contains a name, so a scene "b" could be any scene in a
+        folder "habitat". Handles are not ambiguous. A name that is only part of a handle is returned unchanged.
+        """
+        for part in ("scene_instances", "stages"):
+            self.handles(part)
+            if scene in self._stems[part]:
+                return self._stems[part][scene]
+        return scene
+
     def check(self, scene: str) -> list[str]:
         """Check the files of a scene, and return the names of its articulated objects.
 
         Raises:
             SetupError: A template of the scene instance, or a file of a template, is missing.
         """
-        instance = self.find("scene_instances", scene)
+        instance = self.find("scene_instances", self.handle(scene))
         if instance is None or not instance.endswith(SUFFIXES["scene_instances"]) or not os.path.isfile(instance):
             return []
         content = _read(instance)
@@ -147,7 +159,7 @@ def _read(path: str) -> dict[str, Any]:
 def resolved(simulator: Any, scene: str) -> str:
     """Return the file that habitat-sim has found for the loaded scene: its scene instance, or else its stage.
 
-    Names match parts of the paths of scene instances, the first in alphabetical order.
+    `scene` is a handle, or part of one; the first in alphabetical order is used.
     """
     instances = sorted(simulator.metadata_mediator.get_scene_handles())
     files = [path for path in instances if scene.lower() in path.lower() and os.path.isfile(path)]

@@ -63,6 +63,18 @@ def test_complete_scenes_pass(made, tmp_path):
     refused(lambda: SceneDataset("default").check(str(instance)), "stage 'stages/a'", "not in scene dataset 'default'")
 
 
+def test_a_name_is_not_a_part_of_another_scenes_folder(tmp_path):
+    """habitat-sim takes the first scene instance whose path contains the name."""
+    folder = tmp_path / "habitat"
+    folder.mkdir()
+    files = SceneDataset(glb.write_set(str(folder), {name: house.make_house(0) for name in ("a", "b", "bc")}, ()))
+    (folder / "stages" / "only.stage_config.json").write_text("{}")
+    assert files.handle("b") == str(folder / "scene_instances" / "b.scene_instance.json")
+    assert files.handle("only") == str(folder / "stages" / "only.stage_config.json")
+    assert files.handle("scene_instances/b") == "scene_instances/b" and files.handle("house.glb") == "house.glb"
+    assert SceneDataset("default").handle("b") == "b"
+
+
 @pytest.mark.parametrize("name", ["stages/a.stage_config.json", "stages/a.glb"])
 def test_a_scene_whose_stage_is_missing(made, tmp_path, name):
     (tmp_path / name).unlink()
