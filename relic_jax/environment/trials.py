@@ -205,7 +205,7 @@ class Trials:
         env: VisualEnvironment, step_keys: jax.Array, reset_keys: jax.Array, state: TrialState, action: jax.Array
     ) -> tuple[PyTree, TimeStep, jax.Array | None, PyTree, PyTree]:
         """`_advance` with one observation per step, and a second one if an episode was truncated."""
-        observe, cut = jax.vmap(env.observe), None
+        observe, cut = jax.jit(jax.vmap(env.observe)), None  # traced once for two calls
         inputs = (step_keys, state.env, action, state.task)
         if state.episode_steps is None:
             end, timestep = jax.vmap(env.transition)(*inputs)

@@ -26,7 +26,7 @@ from relic_jax.config import ConfigError, TrainConfig, devices_fit
 from relic_jax.interop import encoders
 from relic_jax.loading import start_params
 from relic_jax.models.sharded import as_part, as_whole
-from relic_jax.rl.state import AXIS, CONTEXT_AXIS, Setup, TrainState, init_state
+from relic_jax.rl.state import AXIS, CONTEXT_AXIS, Setup, TrainState
 from relic_jax.types import PyTree
 
 MAX_CPU_DEVICES = 1024
@@ -183,8 +183,19 @@ def parallel(setup: Setup, function: Callable[..., tuple[TrainState, Any]], *inp
 def initial_state(setup: Setup) -> TrainState:
     """Return the state before the first step, sharded over the devices. Weights are loaded if the config names any."""
     shardings = state_shardings(setup.config, setup.abstract_state)
-    state = jax.jit(lambda: init_state(setup), out_shardings=shardings)()
+    state = jax.jit(setup.initializer, out_shardings=shardings, compiler_options=_quick_compilation())()
     return with_initial_weights(setup, state)
+
+
+def _quick_compilation() -> dict[str, Any] | None:
+    """Return compiler options for a program that runs once. On CPUs, it compiles in two thirds of the time.
+
+    The results are the same bit for bit as at the default level 3; at level 0 they are not.
+    """
+    level = "xla_backend_optimization_level"
+    if jax.default_backend() != "cpu" or level in os.environ.get("XLA_FLAGS", ""):
+        return None
+    return {level: 1}
 
 
 def with_initial_weights(setup: Setup, state: TrainState) -> TrainState:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -107,6 +108,11 @@ class Setup:
         return agent if isinstance(agent, Teacher) else None
 
     @property
+    def initializer(self) -> Callable[[], TrainState]:
+        """`init_state` as the same object every time: JAX traces it once, for its shapes and for its program."""
+        return _initializer(self)
+
+    @property
     def abstract_state(self) -> TrainState:
         """The shapes and dtypes of `init_state`."""
         return _abstract_state(self, prng.current()["implementation"])
@@ -154,10 +160,15 @@ def make_setup(config: TrainConfig, env: Environment) -> Setup:
 
 
 @functools.lru_cache(maxsize=2)
+def _initializer(setup: Setup) -> Callable[[], TrainState]:
+    return lambda: init_state(setup)
+
+
+@functools.lru_cache(maxsize=2)
 def _abstract_state(setup: Setup, prng_implementation: str) -> TrainState:
     """Trace `init_state`, which takes a while. The dtype of the key depends on JAX's implementation of keys."""
     del prng_implementation
-    return jax.eval_shape(lambda: init_state(setup))
+    return jax.eval_shape(setup.initializer)
 
 
 def init_state(setup: Setup) -> TrainState:
@@ -174,7 +185,7 @@ def init_state(setup: Setup) -> TrainState:
         env_steps=StepCount.of(0),
         segment=jnp.zeros((), jnp.int32),
         trial=trial,
-        trajectory=empty_trajectory(setup, trial),
+        trajectory=empty_trajectory(setup, params, trial),
         memory=setup.policy.initial_memory(setup.local_environments, cfg.trial.steps),
         curriculum=curriculum,
         teacher=new_teacher_memory(setup),
@@ -204,12 +215,12 @@ def step_input(trial: TrialState) -> StepInput:
     return StepInput(trial.observation, trial.previous_action, trial.previous_reward, trial.first, trial.legal)
 
 
-def empty_trajectory(setup: Setup, trial: TrialState) -> Trajectory:
+def empty_trajectory(setup: Setup, params: Params, trial: TrialState) -> Trajectory:
     """Return zero buffers [N, T] for the steps of a trial, with features in place of images."""
     policy, steps = setup.policy, setup.config.trial.steps
     encoded = step_input(trial)
     if any(policy.spaces.images):
-        encoded = jax.eval_shape(lambda: policy.encode_images(policy.init(jax.random.key(0)), step_input(trial)))
+        encoded = jax.eval_shape(policy.encode_images, params, encoded)
     inputs = jax.tree.map(lambda x: jnp.zeros((x.shape[0], steps, *x.shape[1:]), x.dtype), encoded)
     shape = (trial.first.shape[0], steps)
     real, flag = jnp.zeros(shape, jnp.float32), jnp.zeros(shape, bool)

@@ -9,7 +9,7 @@ from jax import lax
 from relic_jax.models.memory import Memory
 from relic_jax.rl import context
 from relic_jax.rl.curriculum import next_curriculum
-from relic_jax.rl.state import Setup, TrainState, empty_trajectory, new_teacher_memory, new_trial
+from relic_jax.rl.state import Setup, TrainState, new_teacher_memory, new_trial
 from relic_jax.types import Trajectory
 
 
@@ -61,7 +61,7 @@ def start_trial(setup: Setup, state: TrainState, key: jax.Array) -> TrainState:
     return state.replace(
         segment=jnp.zeros_like(state.segment),
         trial=new_trial(setup, key, curriculum),
-        trajectory=empty_trajectory(setup, state.trial),
+        trajectory=jax.tree.map(jnp.zeros_like, state.trajectory),
         memory=setup.policy.initial_memory(setup.local_environments, trial.steps),
         curriculum=curriculum,
         teacher=new_teacher_memory(setup),
