@@ -108,7 +108,7 @@ def test_unknown_preset_gets_the_nearest_names(refused, tmp_path):
 
 def test_missing_preset_and_unknown_command(refused):
     refused(["train"], "preset is missing", "darkroom-smoke", "--resume RUN")
-    refused(["trian"], "command is 'trian'", "train, evaluate, plot, presets, envs")
+    refused(["trian"], "command is 'trian'; allowed: train, sweep, evaluate, plot", "did you mean train?")
     refused(["envs", "darkrom-dpt"], "env is 'darkrom-dpt'", "darkroom-dpt")
 
 
