@@ -311,8 +311,7 @@ class Transformer(nn.Module):
                 and values of the others.
 
         Returns:
-            Hidden states ``[B, Q or query_span.size, d]``, or this device's part, and the cache. It holds the new steps
-            if it has capacity.
+            Hidden states ``[B, Q or query_span.size, d]``, or this device's part, and the cache after the steps.
         """
         cfg = self.config
         position, episode = kv.index_steps(cache, first)
@@ -320,11 +319,9 @@ class Transformer(nn.Module):
         if own is not None:
             position = own.of(position)
             query_span = query_span and own_steps(cache, query_span)
-        keep = self.depth_coins(dropout_key)
-        sinks = self.sinks(keep)
+        sinks = self.sinks(keep := self.depth_coins(dropout_key))
         x = x.astype(cfg.dtype)
-        if cfg.step_embedding:
-            x = x + self.embed_steps(position)
+        x = x + self.embed_steps(position) if cfg.step_embedding else x
         keys, values = [], []
         for layer, block in enumerate(self.blocks):
             inputs = BlockInputs(
