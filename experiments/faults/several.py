@@ -62,7 +62,7 @@ def killed_processes(runs: Path, kills: int, seed: int = 0) -> tuple[list[str], 
     both, seconds = start_two("darkroom-smoke", *options, cut.name), []
     for index in range(kills):
         before = logged(cut)
-        wait_until(lambda before=before: logged(cut) > before, both[0])  # type: ignore[misc]
+        wait_until(lambda before=before: logged(cut) > before, both[0], 600)  # type: ignore[misc]
         time.sleep(rng.uniform(0, 0.3))
         lost = 1 - index % 2
         found, after = _kill(both, lost, cut)
