@@ -46,8 +46,9 @@ def write_results(study: Path, out: Path) -> list[Path]:
 def run_line(run: Path) -> dict[str, Any] | None:
     """Return the numbers of a run that are kept. None if it was not evaluated.
 
-    Returns are means over repeats: `return` by episode, `first_by_task` and `later_by_task`. `learning` has those of
-    the evaluations during training, `evaluations` the returns by episode of the study's own evaluations.
+    Returns are means over repeats: `return` by episode, `first_by_task` and `later_by_task`. `metrics` are means by
+    episode. `learning` has the returns of the evaluations during training, `evaluations` the returns by episode of the
+    study's own evaluations.
     """
     result = read_result(run)
     if result is None:
@@ -56,8 +57,13 @@ def run_line(run: Path) -> dict[str, Any] | None:
     line = {"run": run.name, "seed": result.config.seed, "steps_per_second": _speed(run)}
     line |= {name: origin[name] for name in ("command", "commit", "jax", "device", "copied_from") if name in origin}
     line |= {"return": _short(result.returns.mean(0)), "first_by_task": _short(result.first)}
-    line |= {"later_by_task": _short(result.later), "learning": _learning(result)}
+    line |= {"later_by_task": _short(result.later), "metrics": _metrics(run), "learning": _learning(result)}
     return line | {"evaluations": _evaluations(run)}
+
+
+def _metrics(run: Path) -> dict[str, Any]:
+    metrics = json.loads((run / CURVE).read_text(encoding="utf-8")).get("metrics", {})
+    return {name: _short(values["mean"]) for name, values in metrics.items()}
 
 
 def _learning(result: RunResult) -> dict[str, Any]:

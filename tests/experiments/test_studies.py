@@ -81,9 +81,13 @@ def test_a_night_is_enough_because_studies_share_runs(grids):
         for group in programs(new):  # a core trains one run at a time
             seconds += -(-len(group) // CORES) * total_env_steps(group[0].config) / SPEED
     assert seconds <= 11 * 3600
-    shared = [grids["memories-gridobj"], grids["partial-updates"], grids["sinks"], grids["context-gradient"]]
-    assert len({group[0].config for group in [*shared, grids["imitation"], grids["attention"], grids["length"]]}) == 1
-    assert {member.config for member in grids["imitation"]} <= {member.config for member in shared[0]}
+    whole, partial = (
+        next(member.config for member in grids["partial-updates"] if member.variant == name)
+        for name in ("whole", "partial")
+    )
+    assert {grids[name][0].config for name in ("memories-gridobj", "imitation", "length")} == {whole}
+    assert {grids[name][0].config for name in ("sinks", "context-gradient", "attention")} == {partial}
+    assert {member.config for member in grids["imitation"]} <= {member.config for member in grids["memories-gridobj"]}
     assert {member.config for member in grids["attention"]} <= {member.config for member in grids["sinks"]}
 
 
