@@ -41,8 +41,8 @@ checksums can be missing."""
 KEEP = 2  # complete checkpoints to keep: the newest, and the one before in case the newest is damaged
 
 
-def _orbax() -> Any:
-    """Import orbax, which takes most of a second, when the first checkpoint is written or read."""
+def orbax() -> Any:
+    """Return `orbax.checkpoint.v1`. The first call imports it, which takes most of a second."""
     with process.unconfigured_root_logger():  # orbax logs while it is imported
         from orbax.checkpoint import v1
 
@@ -131,7 +131,7 @@ def _write(
         temporary.mkdir(parents=True)
     processes.wait_for_all("checkpoint folder exists")
     with process.unconfigured_root_logger():
-        _orbax().save_checkpointables(temporary / "arrays", arrays)  # each process writes its part
+        orbax().save_checkpointables(temporary / "arrays", arrays)  # each process writes its part
     if processes.is_first():
         _complete(folder, step, config, counters, spaces, about)
     processes.wait_for_all("checkpoint is complete")
@@ -165,7 +165,7 @@ def _complete(
 def write_params(folder: Path, params: Params) -> None:
     """Write only parameters, which `read_params` reads, into a folder. The folder is removed if that fails."""
     with _all_or_nothing(folder), process.unconfigured_root_logger():
-        _orbax().save_checkpointables(folder.absolute() / "arrays", {"params": params})
+        orbax().save_checkpointables(folder.absolute() / "arrays", {"params": params})
 
 
 def complete_steps(folder: Path) -> list[int]:
@@ -372,7 +372,7 @@ def load_params(path: Path, abstract: Params) -> Params:
 def read_params(path: Path, abstract: Params) -> Params:
     """Load the parameters of a folder under the names in its files. See `load_params`."""
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    with process.without_orbax_messages(), processes.loading_alone(_orbax()):
+    with process.without_orbax_messages(), processes.loading_alone(orbax()):
         return _load(path, {"params": jax.tree.map(lambda x: _placed(x, device), abstract)})["params"]
 
 
@@ -384,7 +384,7 @@ def _load(path: Path, wanted: dict[str, PyTree]) -> dict[str, Any]:
     reason = ""
     with process.without_orbax_messages(), process.unconfigured_root_logger():
         try:
-            loaded = _orbax().load_checkpointables(path.absolute() / "arrays", wanted)
+            loaded = orbax().load_checkpointables(path.absolute() / "arrays", wanted)
         except Exception as error:  # orbax and tensorstore raise many classes; report one line
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
             time.sleep(0.5)  # its threads print while they end

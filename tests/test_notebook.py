@@ -123,13 +123,13 @@ def test_an_event_that_was_set_does_not_make_the_first_signal_final():
 @pytest.mark.slow
 def test_loading_touches_no_stream_nor_hook_of_another_program(setup, tmp_path, monkeypatch):
     go(setup, tmp_path)
-    before, seen, load = process_state(), [], checkpoint.ocp.load_checkpointables
+    before, seen, load = process_state(), [], checkpoint.orbax().load_checkpointables
 
     def spy(*arguments):
         seen.append(process_state() | {"own": is_own()})
         return load(*arguments)
 
-    monkeypatch.setattr(checkpoint.ocp, "load_checkpointables", spy)
+    monkeypatch.setattr(checkpoint.orbax(), "load_checkpointables", spy)
     load_policy(tmp_path)
     assert seen == [before | {"own": False}]
     with own_process():

@@ -110,7 +110,7 @@ class Setup:
     @property
     def initializer(self) -> Callable[[], TrainState]:
         """`init_state` as the same object every time: JAX traces it once, for its shapes and for its program."""
-        return _initializer(self)
+        return _initializer(self, prng.current()["implementation"])
 
     @property
     def abstract_state(self) -> TrainState:
@@ -160,7 +160,9 @@ def make_setup(config: TrainConfig, env: Environment) -> Setup:
 
 
 @functools.lru_cache(maxsize=2)
-def _initializer(setup: Setup) -> Callable[[], TrainState]:
+def _initializer(setup: Setup, prng_implementation: str) -> Callable[[], TrainState]:
+    """Return a function for each implementation of keys, because JAX does not trace one again for another."""
+    del prng_implementation
     return lambda: init_state(setup)
 
 
