@@ -115,7 +115,7 @@ def _prepared(command: TrainCommand, folder: Path, resume: bool, stack: ExitStac
     """Return the setup of a run, with its folder locked within `stack`, and what all processes must have in common."""
     env = run.env_of(command.config)
     setup = prepare(command.config, env, resume=resume)
-    checkpoint.orbax()  # before there is a folder, because JAX's garbage collection can swallow an interrupt in an import
+    checkpoint.orbax()  # before there is a folder: an interrupt in an import can be lost in JAX's garbage collection
     if processes.is_first():
         for extra in command.track:
             load_extra(extra)
