@@ -12,8 +12,8 @@ import numpy as np
 from relic_jax.types import Params, PyTree
 
 EARLIER_NAMES = {"spatial_attention": "glance"}
-"""Current names of modules, and their names in files of earlier formats: checkpoints up to format 2 and exports of
-format 1."""
+"""Names of modules, and their names in files that earlier versions wrote: checkpoints up to format 2 and exports of
+format 1. Only reading such files and fingerprints needs the earlier names."""
 
 
 def named_parameters(params: Params) -> dict[str, Any]:

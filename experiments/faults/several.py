@@ -65,8 +65,8 @@ def killed_processes(runs: Path, kills: int, seed: int = 0) -> tuple[list[str], 
         wait_until(lambda before=before: logged(cut) > before, both[0], 600)  # type: ignore[misc]
         time.sleep(rng.uniform(0, 0.3))
         lost = 1 - index % 2
-        found, after = _kill(both, lost, cut)
-        failures += [f"kill {index} of process {lost}: {message}" for message in found]
+        messages, after = _kill(both, lost, cut)
+        failures += [f"kill {index} of process {lost}: {message}" for message in messages]
         seconds.append(after)
         both = start_two("--resume", cut)
     return failures + finish_two(both) + differences(whole, cut), seconds
