@@ -24,7 +24,19 @@ from relic_jax.config import ConfigError, TrainConfig, WorkerConfig
 
 KEY_BYTES = 32
 HARMLESS = frozenset(
-    ("workers", "backend", "text", "gpus", "start_timeout", "step_timeout", "max_restarts", "pose", "view", "asked")
+    (
+        "workers",
+        "batch",
+        "backend",
+        "text",
+        "gpus",
+        "start_timeout",
+        "step_timeout",
+        "max_restarts",
+        "pose",
+        "view",
+        "asked",
+    )
 )
 """Fields of `WorkerConfig` and options of environments that are choices or lists of numbers. Numbers are always
 harmless. Other options can name a program, a module, a machine or a file."""

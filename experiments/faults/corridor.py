@@ -24,8 +24,8 @@ class Corridor:
 
     Args:
         horizon: Steps of the longest episode.
-        fault: The fault to inject: crash, exit, hang, stuck (a hang in native code), raise, print, nan, shape; huge,
-            huge_metric or huge_vector (the value 1e300). "" injects none.
+        fault: The fault to inject: crash, exit, hang, stuck (a hang in native code), slow (half a second), raise,
+            print, nan, shape; huge, huge_metric or huge_vector (the value 1e300). "" injects none.
         at: The step of an episode at which the fault occurs.
         only: The index of the worker that fails; −1: all of them.
         once: Path of a file that is created with the first fault and prevents any other.
@@ -117,6 +117,8 @@ class Corridor:
         if self.fault == "exit":
             print("the simulator gave up", flush=True)
             os._exit(7)
+        if self.fault == "slow":
+            time.sleep(0.5)
         if self.fault == "hang":
             time.sleep(3600)
         if self.fault == "stuck":

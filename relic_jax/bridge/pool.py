@@ -1,7 +1,8 @@
-"""A pool of workers: batched resets and steps, two half-batches in flight, and recovery from failures.
+"""A pool of workers: batched resets and steps, several groups in flight, and recovery from failures.
 
 The N·M environments have indices 0 … N·M−1 and are split into `groups` of equal size, each a range of indices. While
-the policy acts on one group, the workers simulate the other: `send(actions, g)` returns at once, `receive(g)` waits.
+the policy acts on one group, the workers simulate the others: `send(actions, g)` returns at once, `receive(g)` waits,
+and `ready(groups)` waits for any of several groups.
 
 A worker that dies, hangs, or violates its spec is restarted after a pause that doubles each time. Each of its
 environments then answers the step in flight (or the next one) with the end of the episode: reward 0, truncated, not
@@ -178,6 +179,24 @@ class Pool:
             raise PoolError("receive without send")
         with self._closed_when_stopped():
             return self._collect(lanes)
+
+    def ready(self, groups: Sequence[int]) -> int:
+        """Wait until one of several groups can be received, and return its index. The first in `groups` has priority.
+
+        Raises:
+            PoolError: No step of a group is pending, or the pool cannot continue.
+        """
+        if not groups or any(lane.state == "idle" for group in groups for lane in self._groups[group]):
+            raise PoolError("ready without send")
+
+        def first() -> int | None:
+            return next((g for g in groups if all(lane.state == "ready" for lane in self._groups[g])), None)
+
+        with self._closed_when_stopped():
+            self._wait(lambda: first() is not None)
+        index = first()
+        assert index is not None
+        return index
 
     def close(self) -> None:
         """End all workers. Further calls do nothing."""

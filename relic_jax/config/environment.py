@@ -86,6 +86,9 @@ class WorkerConfig:
     workers: int = 2
     """Number of worker processes; must divide `trial.environments`. habitat-sim runs one simulator per process, so it
     needs as many workers as environments."""
+    batch: int | None = None
+    """Number of environments that the policy acts for at once: the environments form groups of this size, and the
+    policy acts for the first group that is ready. Must divide `trial.environments`. None: half of the environments."""
     python: str | None = None
     """Path of the Python interpreter that runs the workers. None: the current interpreter."""
     gpus: int = 0
@@ -104,6 +107,7 @@ class WorkerConfig:
         for field in dataclasses.fields(self):
             check_value(f"host.{field.name}", getattr(self, field.name))
         check_positive(self, "host", "workers", "start_timeout", "step_timeout")
+        require(self.batch is None or self.batch > 0, "host.batch", self.batch, "more than 0, or None")
         for name in ("gpus", "max_restarts"):
             require(getattr(self, name) >= 0, f"host.{name}", getattr(self, name), "0 or more")
         limits = {"workers": MAX_WORKERS, "start_timeout": MAX_SECONDS, "step_timeout": MAX_SECONDS}

@@ -170,11 +170,15 @@ class HostEnvironment(Environment):
         names = enumerate(self.spec.metrics)
         return {name: batch.metrics[:, index] for index, name in names if name != "success"}
 
-    def pool_config(self, environments: int) -> PoolConfig:
+    def pool_config(self, environments: int, batch: int | None = None) -> PoolConfig:
         """Return the config of workers that hold `environments` environments together.
 
+        Args:
+            environments: Number of environments.
+            batch: Number of environments in a group. None: half of them if they or the workers can be halved.
+
         Raises:
-            ConfigError: If they cannot be divided among the workers.
+            ConfigError: If they cannot be divided among the workers, or into groups of this size.
         """
         host = self.host
         workers = min(host.workers, environments)
@@ -185,12 +189,16 @@ class HostEnvironment(Environment):
         if self.per_worker is not None and each > self.per_worker:
             allowed = f"{-(-environments // self.per_worker)}: {self.per_worker} of {environments} environments in each"
             raise ConfigError(f"host.workers is {host.workers}; allowed: {allowed}")
+        sizes = _group_sizes(workers, each)
+        if batch is not None and batch not in sizes:
+            raise ConfigError(f"host.batch is {batch}; allowed: None, {', '.join(map(str, sizes))}")
+        half = environments // 2 if environments // 2 in sizes and environments % 2 == 0 else environments
         return PoolConfig(
             entry=self.entry,
             config=self.options,
             workers=workers,
             environments=each,
-            groups=2 if each % 2 == 0 or workers % 2 == 0 else 1,
+            groups=environments // (batch or half),
             python=host.python or sys.executable,
             start_timeout=host.start_timeout,
             step_timeout=host.step_timeout,
@@ -198,20 +206,20 @@ class HostEnvironment(Environment):
             ray=host.ray,
         )
 
-    def start(self, environments: int) -> Pool:
-        """Start workers that hold `environments` environments together.
+    def start(self, environments: int, batch: int | None = None) -> Pool:
+        """Start workers that hold `environments` environments together, in groups as in `pool_config`.
 
         Raises:
             ConfigError: If they cannot start. The message has one line.
         """
         try:
-            return Pool(self.pool_config(environments), self.spec)
+            return Pool(self.pool_config(environments, batch), self.spec)
         except PoolError as error:
             raise ConfigError(f"env {self.name!r} cannot start: {error}") from None
 
     def check_start(self, environments: int) -> None:
         """Raise ConfigError if `start` would, as far as a single worker shows it."""
-        self.pool_config(environments)
+        self.pool_config(environments, self.host.batch)
         self.start(1).close()
 
     def concurrent_trials(self, count: int) -> int:
@@ -229,6 +237,13 @@ class HostEnvironment(Environment):
         frames = [_to_rgb(x) for x in (images.values() if isinstance(images, dict) else [images])]
         height = max(x.shape[1] for x in frames)
         return np.concatenate([np.pad(x, ((0, 0), (0, height - x.shape[1]), (0, 0), (0, 0))) for x in frames], axis=2)
+
+
+def _group_sizes(workers: int, each: int) -> list[int]:
+    """Return the allowed sizes of groups of environments, ascending, see `PoolConfig.groups`."""
+    total = workers * each
+    counts = [n for n in range(total, 0, -1) if total % n == 0 and (each % n == 0 or workers % n == 0)]
+    return [total // n for n in counts]
 
 
 def _to_rgb(image: np.ndarray) -> np.ndarray:

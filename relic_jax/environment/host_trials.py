@@ -1,7 +1,7 @@
 """Trials of environments in worker processes. `HostTrials` is to them what `Trials` is to environments inside jit.
 
-Arrays are numpy's. The environments of a pool form one or two groups: the workers simulate one group while the policy
-acts for the other.
+Arrays are numpy's. The environments of a pool form groups: the workers simulate the others while the policy acts for
+one group.
 """
 
 from __future__ import annotations
@@ -147,6 +147,39 @@ class HostTrials:
                 if not over:
                     self.pool.send(act(group, index, self.trials[group]), group)
             index += 1
+
+    def run_ready(self, act: Callable[[int, int, TrialState], np.ndarray], steps: int) -> Iterator[GroupStep]:
+        """Step every group `steps` times, always the first one that is ready.
+
+        A slow group does not hold the others until they have taken all their steps. If `act` depends only on its
+        arguments, the steps of a group are those of `run`.
+
+        Args:
+            act: See `run`.
+            steps: Number of steps of each group.
+
+        Yields:
+            The steps, in the order in which the workers answer.
+
+        Raises:
+            PoolError: If the workers fail.
+        """
+        counts = [0] * len(self.rows)
+        pending: list[int] = []  # the group that was sent first is first
+
+        def send(group: int) -> None:
+            self.pool.send(act(group, counts[group], self.trials[group]), group)
+            pending.append(group)
+
+        for group in range(len(self.rows)) if steps else ():
+            send(group)
+        while pending:
+            group = self.pool.ready(pending)
+            pending.remove(group)
+            yield self.step(group)
+            counts[group] += 1
+            if counts[group] < steps:
+                send(group)
 
     def step(self, group: int) -> GroupStep:
         """Finish the step whose actions were sent to a group. The counterpart of `Trials.step`."""

@@ -2,10 +2,10 @@
 
 With several training processes, each has the workers of its own environments.
 
-The environments form one or two groups. While the policy acts in one group, the workers simulate the other. Each group
-has a working copy of its part of the context, which is donated from step to step. After a segment, the steps that were
-added to the copies are appended to the context, and the same jitted update follows as for environments inside jit. Each
-observation is transferred to the device once, by the step that acts on it and also stores it.
+The environments form groups, by default two. While the policy acts in one group, the workers simulate the others. Each
+group has a working copy of its part of the context, which is donated from step to step. After a segment, the steps that
+were added to the copies are appended to the context, and the same jitted update follows as for environments inside jit.
+Each observation is transferred to the device once, by the step that acts on it and also stores it.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ class HostRunner:
         self._open = jax.jit(functools.partial(_opened, setup, state.trajectory), static_argnums=(2, 3))
         self._close = jax.jit(functools.partial(_closed, setup))
         self._learn = parallel(setup, _learn, COLLECTED_SPECS)
-        self._trials = HostTrials(env, env.start(own), setup.trials.show_last_reward)
+        self._trials = HostTrials(env, env.start(own, env.host.batch), setup.trials.show_last_reward)
 
     def __enter__(self) -> HostRunner:
         return self
@@ -213,7 +213,7 @@ class HostRunner:
 
         group_steps: list[list[GroupStep]] = [[] for _ in running]
         final_values: list[list[np.ndarray]] = [[] for _ in running]
-        for step in trials.run(act, steps):
+        for step in trials.run_ready(act, steps):
             group_steps[step.group].append(step)
             final_values[step.group].append(self._final_value(params, running[step.group].memory, step))
         last_value = [

@@ -165,6 +165,26 @@ def test_trials_go_on_in_another_pool(tmp_path, fault):
         play(pool, replicas, 20, rng)
 
 
+def test_a_slow_worker_holds_only_its_group(tmp_path):
+    """Worker 0 takes half a second for one step. The others take their steps in the meantime."""
+    slow = {"fault": "slow", "at": 1, "only": 0, "once": str(tmp_path / "once")}
+    with Pool(config(3, 1, groups=3, **slow)) as pool:
+        replicas, order, pending = started(pool), [], [0, 1, 2]
+        for group in pending:
+            pool.send([2], group)
+        while pending:
+            group = pool.ready(pending)
+            check(pool.receive(group), replicas, [2])
+            order.append(group)
+            pending.remove(group)
+            if order.count(group) < 8:
+                pool.send([2], group)
+                pending.append(group)
+        with pytest.raises(PoolError, match="ready without send"):
+            pool.ready([0])
+    assert sorted(order[:16]) == [1] * 8 + [2] * 8 and order[16:] == [0] * 8
+
+
 def test_arrays_are_the_callers_own():
     with Pool(config()) as pool:
         replicas = started(pool)

@@ -85,10 +85,11 @@ def test_a_segment_is_what_happened(config, workers, credit):
     assert ((steps.final_value != 0) == (steps.truncated & (credit == "bootstrap"))).all()
 
 
-def test_results_do_not_depend_on_workers_or_groups(config):
+def test_results_do_not_depend_on_workers_or_groups(config, tmp_path):
     found = []
-    for workers in (1, 2, 4):
-        setup = prepare(config, corridor(WorkerConfig(workers=workers)))
+    slow = {"fault": "slow", "at": 1, "only": 0, "once": str(tmp_path / "once")}
+    for workers, batch, options in ((1, None, {}), (2, None, {}), (4, 1, slow)):
+        setup = prepare(config, corridor(WorkerConfig(workers=workers, batch=batch), **options))
         found.append(jax.device_get(collected(setup, initial_state(setup))))
     for other in found[1:]:
         np.testing.assert_array_equal(found[0].steps.action, other.steps.action)
@@ -238,6 +239,7 @@ def test_too_many_failures_stop_the_run_with_a_checkpoint(config, tmp_path):
     ("host", "options", "words"),
     [
         ({"workers": 3}, {}, r"host.workers is 3; allowed: a divisor of the environments \(4\)"),
+        ({"workers": 2, "batch": 3}, {}, "host.batch is 3; allowed: None, 2, 4"),
         ({"python": "/no/python"}, {}, "env 'corridor' cannot start: python is '/no/python'; allowed: a Python"),
         ({}, {"fault": "none", "strange": 1}, "unexpected keyword argument 'strange'"),
     ],
