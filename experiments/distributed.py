@@ -78,7 +78,10 @@ def connected(options: ProcessOptions | None) -> Iterator[None]:
     if options is None:
         yield
         return
-    processes.join(options.coordinator, options.count, options.index)
+    try:
+        processes.join(options.coordinator, options.count, options.index)
+    except processes.SharedError:  # only processes other than 0
+        sys.exit(2)
     index, _ = processes.place()
     processes.notice = processes.LossNotice()
     try:

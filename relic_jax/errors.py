@@ -10,6 +10,10 @@ class LockedError(ConfigError):
     """Another process, or another thread of this one, works on the run folder."""
 
 
+class SharedError(ConfigError):
+    """An error that all processes of a run raise and process 0 reports."""
+
+
 class StorageError(OSError):
     """A file cannot be written: the disk is full or read-only, a quota is exceeded or permission is missing."""
 

@@ -8,15 +8,12 @@ an effect: processes that do not run the same compiled programs in the same orde
 from __future__ import annotations
 
 import contextlib
-import errno
 import itertools
 import json
 import os
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, TypeVar
 
 import jax
@@ -25,7 +22,9 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from relic_jax import rendezvous
 from relic_jax.config import ConfigError
+from relic_jax.errors import SharedError as SharedError
 from relic_jax.types import PyTree
 
 CONNECT_SECONDS = 120
@@ -45,10 +44,6 @@ _LOSS_WORDS = ("gloo", "nccl", "connection", "heartbeat", "coordination", "unava
 """Lower-case words of JAX's errors about a process that does not answer."""
 
 
-class SharedError(ConfigError):
-    """An error that all processes raise and process 0 reports."""
-
-
 def join(coordinator: str | None = None, count: int | None = None, index: int | None = None) -> None:
     """Connect this process to the others. Call it before any device is used.
 
@@ -59,22 +54,45 @@ def join(coordinator: str | None = None, count: int | None = None, index: int | 
         index: Number of this process, from 0.
 
     Raises:
-        ConfigError: If the arguments do not fit, the port is in use, or process 0 does not answer.
+        ConfigError: If the arguments do not fit, the port is in use, or a process does not answer.
+        SharedError: In all processes but 0, if process 0 raises ConfigError.
     """
-    if coordinator is not None:
+    devices = None
+    if coordinator is None:
+        with _named_errors():
+            coordinator, count, index, devices = _detected()
+    else:
         _check(coordinator, count, index)
-        (_check_free if index == 0 else _wait_for)(coordinator)
+    if coordinator is not None and count is not None and index is not None:  # otherwise JAX names what is missing
+        rendezvous.meet(coordinator, count, index, CONNECT_SECONDS)
     if hasattr(jax.config, "jax_cpu_collectives_implementation"):
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    try:
+    with _named_errors():
         jax.distributed.initialize(
             coordinator,
             count,
             index,
+            devices,
             initialization_timeout=CONNECT_SECONDS,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
             shutdown_timeout_seconds=SHUTDOWN_SECONDS,
         )
+
+
+def _detected() -> Any:
+    """Return the coordinator, the number of processes, that of this process, and its devices; None if not detected."""
+    from jax._src.clusters import ClusterEnv  # `jax.distributed` detects and connects in one call
+
+    address = os.environ.get("JAX_COORDINATOR_ADDRESS")
+    *found, devices = ClusterEnv.auto_detect_unset_distributed_params(address, None, None, None, None, CONNECT_SECONDS)
+    return *found, None if "JAX_LOCAL_DEVICE_IDS" in os.environ else devices
+
+
+@contextlib.contextmanager
+def _named_errors() -> Iterator[None]:
+    """Turn errors of JAX into ConfigError."""
+    try:
+        yield
     except (ValueError, TypeError, RuntimeError, OSError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         allowed = "with Slurm, Open MPI or Kubernetes, or --coordinator HOST:PORT --num-processes N --process-id I"
@@ -89,35 +107,6 @@ def _check(coordinator: str, count: int | None, index: int | None) -> None:
         raise ConfigError(f"num-processes is {count}; allowed: 1 or more, with --coordinator")
     if index is None or not 0 <= index < count:
         raise ConfigError(f"process-id is {index}; allowed: 0 … {count - 1} (num-processes is {count})")
-
-
-def _check_free(coordinator: str) -> None:
-    """Raise ConfigError if another program listens at the port that process 0 wants to use."""
-    family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as trial:
-        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            trial.bind(("", int(coordinator.rpartition(":")[2])))
-        except OSError as error:
-            reason = "it is in use" if error.errno == errno.EADDRINUSE else str(error.strerror)
-            raise ConfigError(f"coordinator is {coordinator!r}; allowed: a free port ({reason})") from None
-
-
-def _wait_for(coordinator: str) -> None:
-    """Wait until process 0 listens, or raise ConfigError."""
-    host, _, port = coordinator.rpartition(":")
-    end = time.monotonic() + CONNECT_SECONDS
-    while True:
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
-            return
-        except OSError as error:
-            if time.monotonic() > end:
-                reason = f"no answer within {CONNECT_SECONDS} s: {error.strerror or error}"
-                raise ConfigError(
-                    f"coordinator is {coordinator!r}; allowed: the address of process 0 ({reason})"
-                ) from None
-            time.sleep(0.2)
 
 
 def place() -> tuple[int, int]:

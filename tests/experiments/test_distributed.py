@@ -191,15 +191,6 @@ def test_processes_that_disagree_end_with_one_line(tmp_path):
     assert "relic-jax: " not in errors[1]
 
 
-def test_a_port_in_use_is_an_error(tmp_path):
-    with socket.socket(socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET) as other:
-        other.bind(("", 0))
-        other.listen()
-        port = other.getsockname()[1]
-        with pytest.raises(ConfigError, match=rf"coordinator is '127.0.0.1:{port}'; allowed: a free port"):
-            processes.join(f"127.0.0.1:{port}", 2, 0)
-
-
 @pytest.mark.parametrize(
     ("coordinator", "count", "index", "message"),
     [
