@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import jax
 
-from relic_jax import processes
+from relic_jax import checkpoint, processes
 from relic_jax.config import ConfigError, TrainConfig, differences, from_json, to_json, value_of
 from relic_jax.experiments.arguments import last_value
 from relic_jax.rl.train import NonFiniteError
@@ -154,7 +154,8 @@ def check_agreement(messages: Sequence[dict[str, Any]]) -> None:
 def facts_of(config: TrainConfig, folder: Path, resume: bool) -> dict[str, Any]:
     """Return what must be the same in all processes before devices are used."""
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-    return {**versions, "config": to_json(config), "folder": str(folder), "resume": resume}
+    newest = max(checkpoint.complete_steps(folder / "checkpoints"), default=None)
+    return {**versions, "config": to_json(config), "folder": str(folder), "resume": resume, "checkpoint": newest}
 
 
 def device_facts() -> dict[str, Any]:

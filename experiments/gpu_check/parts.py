@@ -103,6 +103,6 @@ PARTS: dict[str, Part] = {
     "train": Part("whole training trials (benchmark train)", 70, _training),
     "xland": Part("RL² and ReLIC on XLand-MiniGrid", 60, _xland),
     "sweep": Part("16 seeds of darkroom-dpt-gpu in one program", 60, _of_runs(runs.sweep)),
-    "symbols": Part("the first minute of house-symbols-small", 75, _of_runs(runs.symbols)),
     "rollout": Part("policy and environment (benchmark rollout)", 30, _collecting),
+    "symbols": Part("the first minute of house-symbols-small", 75, _of_runs(runs.symbols)),
 }

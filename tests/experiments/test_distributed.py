@@ -225,6 +225,7 @@ def test_processes_compare_what_they_will_do(tiny):
         ("config", to_json(dataclasses.replace(config, seed=7)), "seed is 7 on process 1; allowed: 0, as on process 0"),
         ("folder", "runs/b", "folder is 'runs/b' on process 1; allowed: 'runs/a'"),
         ("jax", "0.1", "jax is '0.1' on process 1"),
+        ("checkpoint", 64, "checkpoint is 64 on process 1; allowed: None, as on process 0"),  # folders are not shared
     ]
     for name, value, message in changed:
         with pytest.raises(ConfigError, match=message):
