@@ -91,6 +91,9 @@ def test_each_device_has_half_of_the_context_and_no_collective_moves_keys(trials
     assert {x.data.shape for x in state.memory.episodes.addressable_shards} == {(2, 24)}
     assert {x.data.shape for x in state.trajectory.reward.addressable_shards} == {(2, 48)}  # not split along time
     assert not re.search(r"f32\[(2|4),2,48,4\]", program.as_text())  # the program never has a whole context
+    context = sum(x.nbytes for x in jax.tree.leaves((state.memory.keys, state.memory.values)))
+    whole, two = (trials[name][1].memory_analysis().argument_size_in_bytes for name in ("whole", "two"))
+    assert whole - two >= context / 2
     found = collectives(program)
     gradient = sum(x.size for x in jax.tree.leaves(setup.policy.trainable(state.params)))
     everywhere = [sum(sizes) for _, sizes, groups in found if "{0,1}" not in groups and "{0,2}" not in groups]
