@@ -23,7 +23,7 @@ GREETING = b"relic-jax 1\n"
 """The first line of process 0, which tells it from other programs."""
 FOREIGN_SECONDS = 15.0
 """Time after which a process ends if only another program answers at the address of process 0."""
-OPEN_SECONDS = 30.0
+OPEN_SECONDS = 60.0
 """Longest time until JAX opens the port after the processes have found each other."""
 MAX_LINE = 1000
 """Largest number of bytes of a line. Process 0 closes a connection that sends more."""
@@ -48,7 +48,7 @@ def meet(coordinator: str, count: int, index: int, seconds: float) -> None:
     elif error := _ask(coordinator, count, index, seconds):
         raise SharedError(error)
     else:
-        _connect(coordinator, OPEN_SECONDS).close()
+        _connect(coordinator, time.monotonic(), OPEN_SECONDS).close()
 
 
 def _host(coordinator: str, count: int, seconds: float) -> None:
@@ -151,11 +151,10 @@ def _admit(connection: socket.socket, line: bytearray, members: dict[int, socket
 
 def _ask(coordinator: str, count: int, index: int, seconds: float) -> str | None:
     """Wait for process 0 as another process. Return its error, or None."""
-    foreign = float("inf")
+    start, foreign = time.monotonic(), float("inf")
     while True:
-        connection = _connect(coordinator, seconds)
-        with connection:
-            start = time.monotonic()
+        with _connect(coordinator, start, seconds) as connection:
+            connected = time.monotonic()
             connection.settimeout(FOREIGN_SECONDS)
             greeting = _line(connection)
             if greeting == GREETING:
@@ -163,7 +162,7 @@ def _ask(coordinator: str, count: int, index: int, seconds: float) -> str | None
                 connection.settimeout(2 * seconds)  # process 0 waits for at most `seconds`
                 return _reply(connection, hello.encode() + b"\n", coordinator)
         if greeting != b"":  # a proxy in front of process 0 can close connections until process 0 listens
-            foreign = min(foreign, start)
+            foreign = min(foreign, connected)
         if time.monotonic() >= min(foreign + FOREIGN_SECONDS, start + seconds):
             raise ConfigError(_not_process_0(coordinator, "another program answers"))
         time.sleep(0.2)
@@ -194,15 +193,14 @@ def _line(connection: socket.socket) -> bytes | None:
     return line
 
 
-def _connect(coordinator: str, seconds: float) -> socket.socket:
-    """Connect to process 0 as soon as it listens."""
+def _connect(coordinator: str, start: float, seconds: float) -> socket.socket:
+    """Connect to process 0 as soon as it listens, until `seconds` after `start` on the monotonic clock."""
     host, _, port = coordinator.rpartition(":")
-    end = time.monotonic() + seconds
     while True:
         try:
             return socket.create_connection((host.strip("[]"), int(port)), timeout=5)
         except OSError as error:
-            if time.monotonic() > end:
+            if time.monotonic() > start + seconds:
                 reason = f"no answer within {seconds:g} s: {error.strerror or error}"
                 raise ConfigError(_not_process_0(coordinator, reason)) from None
             time.sleep(0.2)

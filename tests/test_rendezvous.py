@@ -40,7 +40,7 @@ def meet(address, *members, seconds=20.0):
 
 @contextlib.contextmanager
 def other_program(address, answer):
-    """Listen at an address as another program, and send `answer`."""
+    """Listen at an address as another program, and send `answer`, or close the connection if it is None."""
     host, _, port = address.rpartition(":")
     with socket.create_server((host, int(port))) as server:
 
@@ -48,6 +48,9 @@ def other_program(address, answer):
             with contextlib.suppress(OSError):
                 while True:
                     connection, _ = server.accept()
+                    if answer is None:
+                        connection.close()
+                        continue
                     kept.append(connection)
                     connection.sendall(answer)
 
@@ -78,10 +81,11 @@ def test_process_0_reports_the_error_and_all_end(address, members, message):
     assert all(isinstance(other, ConfigError) for other in others)
 
 
-@pytest.mark.parametrize("answer", [b"", b"SSH-2.0-OpenSSH\r\n", b"\x00\x00\x12\x04\x00"])
+@pytest.mark.parametrize("answer", [None, b"", b"SSH-2.0-OpenSSH\r\n", b"\x00\x00\x12\x04\x00"])
 def test_a_port_of_another_program_is_an_error_in_every_process(address, answer, monkeypatch):
-    """One that is silent, one that talks, and the service of another run."""
+    """One that closes connections, one that is silent, one that talks, and the service of another run."""
     monkeypatch.setattr(rendezvous, "FOREIGN_SECONDS", 0.5)
+    monkeypatch.setattr(processes, "CONNECT_SECONDS", 1)
     expected = ["a free port (it is in use)", "the address of process 0 (another program answers)"]
     with other_program(address, answer):
         for index, allowed in enumerate(expected):
@@ -115,7 +119,7 @@ def test_connections_of_other_programs_do_not_disturb_process_0(address):
     host, _, port = address.rpartition(":")
 
     def disturb():
-        rendezvous._connect(address, 5).close()
+        rendezvous._connect(address, time.monotonic(), 5).close()
         for line in (b"GET / HTTP/1.1\r\n\r\n", b"[1]\n", b"x" * 2000):
             with socket.create_connection((host, int(port))) as connection:
                 connection.sendall(line)
