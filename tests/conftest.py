@@ -86,6 +86,18 @@ def drawn():
 
 
 @pytest.fixture(scope="module")
+def compile_once():
+    """Share compiled chunks of training between the runs of a module whose programs are equal."""
+    from shared_programs import sharing
+
+    from relic_jax.rl import runner
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "compile_chunk", sharing(runner.compile_chunk))
+        yield
+
+
+@pytest.fixture(scope="module")
 def begun_run(tiny, tmp_path_factory):
     """Return a run folder with one checkpoint, from before the first update."""
     from relic_jax.envs.registry import make
