@@ -34,6 +34,8 @@ TIMEOUT = 900.0
 
 CHILD = """
 import json, os, sys, time
+from relic_jax.experiments import entry
+getattr(entry, "collect_rarely", int)()  # an older checkout does not have it
 from relic_jax.experiments import cli
 from relic_jax.rl import train
 

@@ -1,6 +1,7 @@
 """The console script."""
 
 import builtins
+import gc
 from unittest import mock
 
 import pytest
@@ -22,7 +23,8 @@ def test_an_interrupt_during_the_imports_ends_quietly(monkeypatch, capsys):
     assert end.value.code == 130 and capsys.readouterr() == ("", "")
 
 
-def test_it_runs_the_command_line():
-    with mock.patch.object(cli, "main") as main:
+def test_it_runs_the_command_line_with_rare_garbage_collection():
+    with mock.patch.object(cli, "main") as main, mock.patch.object(gc, "set_threshold") as threshold:
         entry.main()
     main.assert_called_once_with()
+    assert threshold.call_args.args[0] > 10_000
