@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import importlib.util
 import io
 import re
@@ -26,6 +27,7 @@ import tyro
 
 from relic_jax.environment.base import Environment, Split
 from relic_jax.environment.reference_returns import ReferenceReturns, reference_returns
+from relic_jax.experiments.benchmark.measure import Machine, measure_machine
 from relic_jax.experiments.docs_commands import pages, short
 from relic_jax.experiments.docs_commands.short import Step, UnknownCommandError
 from relic_jax.experiments.fast_compilation import compile_fast
@@ -73,11 +75,11 @@ def main() -> None:
     """Run the commands of the selected pages."""
     compile_fast()
     command, rows, unknown = tyro.cli(Command, prog="python -m experiments.docs_commands"), [], []
-    tests = collected_tests()
+    contents = {page: pages.commands(ROOT / page, page) for page in command.pages}
+    tests = collected_tests([line.text for lines, _ in contents.values() for line in lines])
     with tempfile.TemporaryDirectory() as name:
         runner = Runner(Path(name), tests, command.verbose)
-        for page in command.pages:
-            lines, others = pages.commands(ROOT / page, page)
+        for page, (lines, others) in contents.items():
             unknown += others
             runner.begin(ROOT / page)
             for line in lines:
@@ -96,7 +98,7 @@ class Runner:
 
     Args:
         folder: Folder to run them in.
-        tests: Ids of all tests.
+        tests: Ids of the tests that commands can select.
         verbose: Whether to print the output of the commands.
     """
 
@@ -169,8 +171,11 @@ class Runner:
             if not self._verbose:
                 stack.enter_context(contextlib.redirect_stdout(out))
                 stack.enter_context(contextlib.redirect_stderr(out))
+            imported = importlib.import_module(module)
+            for name, replacement in SHORTER.get(module, {}).items():
+                stack.enter_context(mock.patch.object(imported, name, replacement))
             try:
-                importlib.import_module(module).main()
+                imported.main()
             except SystemExit as end:
                 return end.code if isinstance(end.code, int) else int(bool(end.code)), out.getvalue()
         return 0, out.getvalue()
@@ -221,14 +226,34 @@ class Runner:
         write_original(file)
 
 
+@functools.cache
+def _machine() -> Machine:
+    """Measure the machine once for all benchmarks."""
+    return measure_machine()
+
+
+SHORTER: dict[str, dict[str, Any]] = {
+    "relic_jax.experiments.benchmark.__main__": {"measure_machine": _machine},
+    "relic_jax.experiments.pretrain_encoder": {"TEST_BATCHES": 1},
+}
+"""Replacements of values in modules that no option of their commands makes smaller."""
+
+
 def _few_episodes(env: Environment, split: Split, limit: int | None = None) -> ReferenceReturns:
     """Return `reference_returns` over four episodes."""
     return reference_returns(env, split, episodes=4, limit=limit)
 
 
-def collected_tests() -> list[str]:
-    """Return the ids of all tests, including slow ones. `-q` is in pytest's addopts."""
-    command = [sys.executable, "-m", "pytest", "--collect-only", "-n", "0", "-m", "slow or not slow", "tests"]
+def collected_tests(commands: list[str]) -> list[str]:
+    """Return the ids of the tests, including slow ones, in the files that commands name, or of all if one names none.
+
+    `-q` is in pytest's addopts.
+    """
+    named = [[word for word in text.split() if word.startswith("tests")] for text in commands if "pytest" in text]
+    if not named:
+        return []
+    paths = {path for words in named for path in words if (ROOT / path).exists()} if all(named) else {"tests"}
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-n", "0", "-m", "slow or not slow", *sorted(paths)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     return [line for line in done.stdout.splitlines() if "::" in line]
 

@@ -50,6 +50,8 @@ MODULES = {
     "relic_jax.experiments.studies": ("--results-only",),
 }
 """Options that are appended to `python -m MODULE`."""
+EXTENDED = "1000"
+"""Steps to which a run is extended: a few more updates than it has."""
 PLACEHOLDERS = {
     "PRESET": "darkroom-smoke",
     "RUN": f"runs/{RUN}",
@@ -177,7 +179,8 @@ def _train(words: list[str]) -> Step:
     if coordinator or "--distributed" in words:  # it would wait for other processes
         return Step("mention", ("relic-jax", "train", *(word for word in words if word.startswith("--"))))
     if "--resume" in words:
-        return Step("run", tuple(words))
+        steps = () if value(words, "--extend-to") is None else ("--extend-to", EXTENDED)
+        return Step("run", (*words, *steps))
     if words[2].startswith("--"):  # the text mentions an option and its value
         return Step("mention", ("relic-jax", "train", *(word for word in words if word.startswith("--"))))
     named = words[2] in presets.PRESETS
