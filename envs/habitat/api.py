@@ -50,8 +50,11 @@ def vector(value: Any) -> np.ndarray:
 
 
 def heading_of(rotation: Any) -> float:
-    """Return the angle about y, in radians, of a quaternion object (w, x, y, z) or of a list [x, y, z, w]."""
-    y, w = (rotation.y, rotation.w) if hasattr(rotation, "w") else (rotation[1], rotation[3])
+    """Return the angle about y, in radians, of a quaternion: (w, x, y, z), magnum's, or a list [x, y, z, w]."""
+    if hasattr(rotation, "scalar"):
+        y, w = rotation.vector[1], rotation.scalar
+    else:
+        y, w = (rotation.y, rotation.w) if hasattr(rotation, "w") else (rotation[1], rotation[3])
     return 2 * math.atan2(float(y), float(w))
 
 
@@ -211,8 +214,8 @@ class Simulation:
 
     def pose(self) -> tuple[np.ndarray, float]:
         """Return the agent's position and heading."""
-        state = self._simulator.get_agent(0).get_state()
-        return vector(state.position), heading_of(state.rotation)
+        node = self._simulator.get_agent(0).scene_node  # get_state would also compute the poses of the cameras
+        return vector(node.absolute_translation), heading_of(node.rotation)
 
     def move(self, action: int) -> bool:
         """Execute ACTIONS[action], except stop. Return whether the agent hit an obstacle."""

@@ -185,11 +185,12 @@ class ExtObjNav:
             self.view = self.simulation.act(action)
             self.pitch += {UP: 1, DOWN: -1}.get(action, 0)
             position, self.heading = self.simulation.pose()
-            self.travelled += float(np.linalg.norm(position - self.position))
-            self.position = position
-            self.distance = self._distance(position)
-            if not math.isfinite(self.distance):  # momentarily off the navmesh: the distance is unknown
-                self.distance = before
+            if not np.array_equal(position, self.position):  # the geodesic distance is expensive
+                self.travelled += float(np.linalg.norm(position - self.position))
+                self.position = position
+                self.distance = self._distance(position)
+                if not math.isfinite(self.distance):  # momentarily off the navmesh: the distance is unknown
+                    self.distance = before
         reward = before - self.distance - SLACK + SUCCESS * success
         truncated = action != STOP and self.steps >= self.spec.horizon
         return self._observe(), reward, action == STOP, truncated, self._metrics(success)

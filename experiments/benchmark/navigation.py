@@ -1,28 +1,30 @@
-"""Time the parts of a step of object navigation, and the bare simulator. Runs in a worker: Python 3.8 and numpy.
+"""Measure one process of object navigation. Runs in a worker's interpreter: Python 3.8 and numpy.
 
-`profile` plays one sequence of random moves through one scene several times: in the bare simulator with only the RGB
-camera (`raw`), in the environment (`environment`), and in a worker's slot with shared memory (`slot`), and then times
-the parts of a step. `experiments.navigation_speed` adds the rates of pools of workers.
+All measurements of `experiments.navigation_speed` play the same random moves from the same starts in one scene, round
+by round. `bare` plays them in the bare simulator, and `whole` in the environment. Every round is reported as its rate
+and the geodesic distance at its end, which shows that the paths are the same.
 """
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from relic_jax.bridge import protocol
-from relic_jax.bridge.worker import Slot
+from relic_jax.bridge.worker import Slot, episode_seed
 from relic_jax.envs.habitat.api import Simulation
 from relic_jax.envs.habitat.configuration import ACTIONS
-from relic_jax.envs.habitat.worker import STOP, ExtObjNav
+from relic_jax.envs.habitat.worker import METRICS, STOP, ExtObjNav
 
-ROUNDS = 3  # the fastest one counts, because other programs can slow a round down
+DISTANCE = METRICS.index("distance")
 
 
 class OnlyRgb(Simulation):
-    """A simulation without the camera of object ids."""
+    """A simulation without the camera of object ids, which `Simulator.step` would render too."""
 
     def configuration(self, scene: str) -> Any:
         """Return the configuration without the camera."""
@@ -32,76 +34,114 @@ class OnlyRgb(Simulation):
         return configuration
 
 
+class Pausing(ExtObjNav):
+    """The environment, which sleeps for `task["pause"]` seconds in every 20th step."""
+
+    def step(self, action: int) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, float]]:
+        """Take one step."""
+        if self.steps % 20 == 19 and "pause" in self._task:
+            time.sleep(self._task["pause"])
+        return super().step(action)
+
+
 def moves(count: int, seed: int = 0) -> list[int]:
     """Return random actions except stop, half of them forward."""
     random = np.random.RandomState(seed)
     return [int(action) for action in random.choice(np.arange(1, len(ACTIONS)), count, p=[0.5, 0.2, 0.2, 0.05, 0.05])]
 
 
-def profile(options: dict[str, Any], task: dict[str, Any], steps: int, raw: bool) -> dict[str, float]:
-    """Return rates in steps per second, and microseconds per step of each part.
+def bare(options: dict[str, Any], task: dict[str, Any], steps: int, rounds: int) -> dict[str, list[list[float]]]:
+    """Return the rounds (steps per second, final distance) of the bare simulator with only an RGB camera.
+
+    `raw` makes the fewest calls that give the same image and the same distance as the environment, with the geodesic
+    distance computed only after the position has changed. `raw, Simulator.step` calls the simulator's own `step`, which
+    also simulates physics, and computes the distance in every step.
 
     Args:
         options: Options of `ExtObjNav`.
         task: A task, with the objects that the geodesic distance leads to.
-        steps: Number of moves.
-        raw: Whether to measure the bare simulator (a process can have only one) or the environment.
+        steps: Number of moves in a round.
+        rounds: Number of rounds.
     """
     env = ExtObjNav(**options)
-    if raw:
-        env.simulation = OnlyRgb(env.simulation.settings)
-    env.reset(task, 0)
-    actions = moves(steps)
-    return _raw(env, actions) if raw else _environment(env, task, actions)
-
-
-def _rate(actions: list[int], play: Any) -> float:
-    """Return the steps per second of the fastest of several rounds of `play(action)`."""
-    best = 0.0
-    for _ in range(ROUNDS):
-        start = time.perf_counter()
-        for action in actions:
-            play(action)
-        best = max(best, len(actions) / (time.perf_counter() - start))
-    return best
-
-
-def _raw(env: ExtObjNav, actions: list[int]) -> dict[str, float]:
-    simulation = env.simulation
-    simulator, module = simulation._simulator, simulation.module
+    env.simulation = OnlyRgb(env.simulation.settings)
+    frame = np.zeros(env.spec.observation["rgb"].shape, np.uint8)
+    start: Callable[[], Any] = lambda: env.reset(task, episode_seed(0, 0))  # noqa: E731
+    start()
+    simulator, module = env.simulation._simulator, env.simulation.module
     path = module.nav.MultiGoalShortestPath()
-    path.requested_ends = [goal.at for goal in env.goals]
-    frame = np.zeros((*env.spec.observation["rgb"].shape,), np.uint8)
+    agent, sensors = simulator.get_agent(0), getattr(simulator, "sensors", None) or simulator._sensors
+    state: dict[str, Any] = {"distance": 0.0, "at": np.zeros(3, np.float32)}
 
-    def play(action: int) -> None:
-        frame[:] = np.asarray(simulator.step(ACTIONS[action])["rgb"])[..., :3]
-        path.requested_start = simulator.get_agent(0).get_state().position
-        simulator.pathfinder.find_path(path)
+    def copy(rgba: Any) -> None:
+        for channel in range(3):
+            frame[..., channel] = rgba[..., channel]
 
-    return {"raw": _rate(actions, play), "raw, without the geodesic distance": _rate(
-        actions, lambda action: simulator.step(ACTIONS[action])
-    )}  # fmt: skip
+    def measure_path(position: Any) -> None:
+        path.requested_start = position
+        if simulator.pathfinder.find_path(path) and math.isfinite(path.geodesic_distance):
+            state["distance"] = float(path.geodesic_distance)
+
+    def fewest(action: int) -> None:
+        agent.act(ACTIONS[action])
+        sensors["rgb"].draw_observation()
+        copy(sensors["rgb"].get_observation())
+        position = np.array(agent.scene_node.absolute_translation)
+        if not np.array_equal(position, state["at"]):
+            state["at"] = position
+            measure_path(position)
+
+    def whole_step(action: int) -> None:
+        copy(simulator.step(ACTIONS[action])["rgb"])
+        measure_path(agent.get_state().position)
+
+    def begin() -> None:
+        start()
+        path.requested_ends = [goal.at for goal in env.goals]
+        measure_path(np.array(agent.scene_node.absolute_translation))
+
+    cases = {"raw": fewest, "raw, Simulator.step": whole_step}
+    return {name: _rounds(begin, play, lambda: state["distance"], steps, rounds) for name, play in cases.items()}
 
 
-def _environment(env: ExtObjNav, task: dict[str, Any], actions: list[int]) -> dict[str, float]:
-    rates = {"environment": _rate(actions, env.step)}
-    env.reset(task, 0)
+def whole(options: dict[str, Any], task: dict[str, Any], steps: int, rounds: int) -> dict[str, Any]:
+    """Return the rounds of the environment and of a worker's slot, and the parts of a step. Arguments: see `bare`."""
+    env = ExtObjNav(**options)
+    start: Callable[[], Any] = lambda: env.reset(task, episode_seed(0, 0))  # noqa: E731
+    start()
+    cases = {"environment": _rounds(start, env.step, lambda: env.distance, steps, rounds)}
     size, _ = protocol.layout(env.spec, 1)
     buffer = protocol.views(memoryview(bytearray(size)), env.spec, 1)[0]
     slot = Slot(env, 0)
-    slot.reset(buffer, task, 0, 0, [])
 
     def play(action: int) -> None:
         buffer["action"][0] = action
         slot.step(buffer)
 
-    rates["slot"] = _rate(actions, play)
-    env.reset(task, 0)
-    return {**rates, **_parts(env, actions)}
+    def begin() -> None:
+        slot.reset(buffer, task, 0, 0, [])
+
+    cases["slot"] = _rounds(begin, play, lambda: float(buffer["metrics"][0, DISTANCE]), steps, rounds)
+    start()
+    return {"cases": cases, "microseconds": _parts(env, moves(steps))}
+
+
+def _rounds(
+    begin: Callable[[], Any], play: Callable[[int], Any], distance: Callable[[], float], steps: int, rounds: int
+) -> list[list[float]]:
+    """Return [steps per second, final distance] of rounds of the moves of environment 0. `begin` is not timed."""
+    actions, results = moves(steps), []
+    for _ in range(rounds):
+        begin()
+        start = time.perf_counter()
+        for action in actions:
+            play(action)
+        results.append([steps / (time.perf_counter() - start), distance()])
+    return results
 
 
 def _parts(env: ExtObjNav, actions: list[int]) -> dict[str, float]:
-    """Return the microseconds per step of the parts of a step, each timed on the same path."""
+    """Return the mean microseconds of the parts of a step, each timed on the same path."""
     simulation = env.simulation
     seconds: dict[str, float] = {}
 
@@ -111,13 +151,20 @@ def _parts(env: ExtObjNav, actions: list[int]) -> dict[str, float]:
         seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
         return value
 
-    place = np.zeros(env.spec.observation["rgb"].shape, np.uint8)
+    assert STOP not in actions
+    simulator, place = simulation._simulator, np.zeros(env.spec.observation["rgb"].shape, np.uint8)
+    sensor = (getattr(simulator, "sensors", None) or simulator._sensors)["rgb"]
+    at = env.position
     for action in actions:
         timed("move", simulation.move, action)
-        rgb = timed("render and read RGB", simulation.rgb)
+        timed("render: draw", sensor.draw_observation)
+        timed("render: wait for the renderer and read RGBA", sensor.get_observation)
+        rgb = timed("render again, read, and copy to RGB", simulation.rgb)
         timed("copy RGB to shared memory", np.copyto, place, rgb)
         position, _ = timed("pose", simulation.pose)
-        timed("geodesic distance", env._distance, position)
-        timed("render and read object ids (at stop)", simulation.ids)
-    assert STOP not in actions
-    return {f"µs {name}": 1e6 * total / len(actions) for name, total in seconds.items()}
+        if not np.array_equal(position, at):
+            at = position
+            timed("geodesic distance, if the position has changed", env._distance, position)
+        timed("reward, metrics and other observations", lambda: (env._observe(), env._metrics(False)))
+        timed("render and read object ids (only at stop)", simulation.ids)
+    return {name: 1e6 * total / len(actions) for name, total in seconds.items()}

@@ -309,9 +309,12 @@ def test_help_lists_the_options_of_the_environment(cli, arguments):
 
 
 def test_the_speed_of_object_navigation(tmp_path, monkeypatch, capsys):
-    arguments = ["--image-size", "8", "--steps", "5", "--workers", "1", "--out", str(tmp_path / "speed.json")]
+    arguments = ["--image-size", "8", "--steps", "25", "--rounds", "1", "--turns", "1", "--workers", "2"]
+    arguments += ["--out", str(tmp_path / "speed.json")]
     monkeypatch.setattr(sys, "argv", ["navigation_speed", *arguments])
     navigation_speed.main()
-    numbers = json.loads((tmp_path / "speed.json").read_text())["numbers"]
-    assert {"raw", "environment", "slot", "1 workers", "µs move", "µs geodesic distance"} <= set(numbers)
-    assert all(value > 0 for value in numbers.values()) and "of raw" in capsys.readouterr().out
+    document = json.loads((tmp_path / "speed.json").read_text())
+    assert {"raw", "environment", "slot", "bridge 2", "bridge 2, halves"} <= set(document["rates"])
+    assert all(rate > 0 for rates in document["rates"].values() for rate in rates)
+    assert {"move", "pose", "copy RGB to shared memory"} <= set(document["microseconds"])
+    assert document["straggler"]["2"]["in turn"] > 50 / 25 - 0.5 and "of raw" in capsys.readouterr().out

@@ -53,5 +53,19 @@ class Agent:
 
     def get_state(self) -> AgentState:
         """Return the agent's position and rotation."""
-        half = self.heading / 2
-        return AgentState(self.position.copy(), Quaternion(math.cos(half), 0.0, math.sin(half), 0.0))
+        return AgentState(self.absolute_translation, self.rotation)
+
+    @property
+    def scene_node(self) -> Agent:
+        """The node of the agent in the scene, with `absolute_translation` and `rotation`."""
+        return self
+
+    @property
+    def absolute_translation(self) -> np.ndarray:
+        """The agent's position."""
+        return self.position.copy()
+
+    @property
+    def rotation(self) -> Quaternion:
+        """The agent's rotation."""
+        return Quaternion(math.cos(self.heading / 2), 0.0, math.sin(self.heading / 2), 0.0)
