@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from relic_jax.bridge import protocol
 from relic_jax.bridge.member import Lane
 from relic_jax.bridge.protocol import Spec
 
@@ -37,36 +36,39 @@ class Batch(NamedTuple):
     """bool [b, spec.mask_size]; actions that are legal next; None if the environments have no masks."""
 
 
+_PLAIN = ("reward", "terminated", "truncated", "acted", "metrics")  # fields of `Batch` with the same array names
+
+
 def collect(spec: Spec, lanes: Sequence[Lane]) -> Batch:
     """Copy the results of ready lanes into fresh arrays."""
     numbers = np.concatenate([lane.numbers for lane in lanes])
-    fields = [field for field in protocol.fields(spec, len(numbers)) if not field[0].startswith("final/")]
-    arrays = {name: np.empty(shape, dtype) for name, dtype, shape in fields}
+    sources = [(lane.buffers[lane.buffer], lane.rows) for lane in lanes]
+    arrays = {name: np.concatenate([buffer[name][rows] for buffer, rows in sources]) for name in _PLAIN}
+    observation = {
+        name: np.concatenate([buffer["observation/" + name][rows] for buffer, rows in sources])
+        for name in spec.observation
+    }
+    legal = np.concatenate([buffer["legal"][rows] for buffer, rows in sources]) if spec.masks else None
     valid = np.ones(len(numbers), bool)
     start = 0
     for lane in lanes:
         rows = slice(start, start + len(lane.numbers))
-        _copy(arrays, lane, rows)
+        if lane.outcome.kind != "step":
+            _clear(arrays, lane, rows)
         valid[rows] = lane.outcome.kind in ("step", "reset")
         start = rows.stop
-    observation = {name.partition("/")[2]: value for name, value in arrays.items() if "/" in name}
     ended = arrays["terminated"] | arrays["truncated"]
     final = _final(observation, ended, lanes) if ended.any() else None
     arrays["truncated"] &= ~arrays["terminated"]
-    plain = {name: arrays[name] for name in ("reward", "terminated", "truncated", "acted", "metrics")}
-    return Batch(numbers, observation, valid=valid, final=final, legal=arrays.get("legal"), **plain)
+    return Batch(numbers, observation, valid=valid, final=final, legal=legal, **arrays)
 
 
-def _copy(arrays: dict[str, np.ndarray], lane: Lane, rows: slice) -> None:
-    """Copy the arrays of a ready lane into `rows` of a batch."""
-    buffers, outcome = lane.buffers, lane.outcome
-    for name, value in arrays.items():
-        value[rows] = buffers[lane.buffer][name][lane.rows]
-    if outcome.kind != "step":  # only the observation is meaningful
-        for name in ("reward", "metrics", "terminated", "truncated"):
-            arrays[name][rows] = 0
-        arrays["truncated"][rows] = outcome.truncated
-        arrays["acted"][rows] = buffers[outcome.before]["acted"][lane.rows]
+def _clear(arrays: dict[str, np.ndarray], lane: Lane, rows: slice) -> None:
+    """Clear `rows` of a batch, in which only the observation is meaningful."""
+    for name in ("reward", "metrics", "terminated", "truncated"):
+        arrays[name][rows] = 0
+    arrays["truncated"][rows] = lane.outcome.truncated
+    arrays["acted"][rows] = lane.buffers[lane.outcome.before]["acted"][lane.rows]
 
 
 def _final(observation: dict[str, np.ndarray], ended: np.ndarray, lanes: Sequence[Lane]) -> dict[str, np.ndarray]:

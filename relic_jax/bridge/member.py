@@ -142,7 +142,8 @@ class Lane:
             return
         arrays = self.buffers[buffer]
         ended = (arrays["terminated"] | arrays["truncated"])[self.rows]
-        self.episodes = [n + int(end) for n, end in zip(self.episodes, ended, strict=True)]
+        if ended.any():
+            self.episodes = [n + int(end) for n, end in zip(self.episodes, ended, strict=True)]
         self.state, self.outcome = "ready", Outcome("step", self.buffer)
         self.buffer = buffer
 

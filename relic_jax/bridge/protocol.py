@@ -192,6 +192,9 @@ def views(memory: Any, spec: Spec, environments: int) -> list[dict[str, np.ndarr
     ]
 
 
+_encode = json.JSONEncoder(separators=(",", ":")).encode  # json.dumps would make an encoder for every message
+
+
 class Channel:
     """JSON messages over a stream socket."""
 
@@ -201,7 +204,7 @@ class Channel:
 
     def send(self, message: dict[str, Any]) -> None:
         """Send a message. Raises OSError if the other side is gone."""
-        self.socket.sendall(json.dumps(message, separators=(",", ":")).encode() + b"\n")
+        self.socket.sendall(_encode(message).encode() + b"\n")
 
     def receive(self) -> dict[str, Any] | None:
         """Wait for the next message. Return None if the other side is gone. Raises ProtocolError if it is malformed."""
