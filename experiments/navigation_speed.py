@@ -117,7 +117,8 @@ def main() -> None:
     document["rates"] = {name: [rate for rate, _ in rounds] for name, rounds in cases.items()}
     if command.policy:
         document["training"] = shares(_training(command), command.policy, lambda text: print(text, flush=True))
-    document["comparisons"] = comparisons({name: statistics.median(x) for name, x in document["rates"].items()})
+    medians = {name: statistics.median(rates) for name, rates in document["rates"].items()}
+    document["comparisons"] = comparisons(medians, document.get("straggler", {}))
     _print(document)
     if command.out:
         command.out.parent.mkdir(parents=True, exist_ok=True)
@@ -212,12 +213,20 @@ def _training(command: Command) -> list[str]:
     return ["extobjnav-soft", *size, *host, *backend]
 
 
-def comparisons(rates: dict[str, float]) -> list[dict[str, Any]]:
-    """Return the ratios of median rates that have a target: {name, ratio, target, reached}."""
+def comparisons(rates: dict[str, float], straggler: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
+    """Return the ratios that have a target: {name, ratio, target, reached}.
+
+    Args:
+        rates: Median steps per second by case.
+        straggler: Milliseconds per step of the first environment, by number of workers.
+    """
     pairs = [("bridge 1", "raw", 0.8), ("bridge 2", "bridge 1", 1.5), ("bridge 2, halves", "bridge 1", 1.5)]
     pairs += [(f"bridge {count}", f"{peer} {count}", 1.5) for peer in PEERS for count in (1, 2)]
     pairs += [("bridge 2, halves", f"{peer} 2", 1.5) for peer in PEERS]
     found = [(f"{a} : {b}", rates[a] / rates[b], target) for a, b, target in pairs if a in rates and b in rates]
+    found += [
+        (f"{n} workers, first beside a straggler", s["no pauses"] / s["ready"], 0.8) for n, s in straggler.items()
+    ]
     return [{"name": name, "ratio": x, "target": target, "reached": x >= target} for name, x, target in found]
 
 

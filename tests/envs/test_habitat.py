@@ -388,6 +388,19 @@ def test_an_episode_by_hand(world, open_room):
     assert metrics["soft_spl"] == pytest.approx(made, abs=exact)
 
 
+def test_the_distance_is_computed_when_the_position_changes(soft_data, monkeypatch):
+    env = ExtObjNav(size=8, categories=soft_data["categories"])
+    env.reset(soft_data["train"][0], 0)
+    exact, queries, moved = env.simulation.distance, [], 0
+    monkeypatch.setattr(env.simulation, "distance", lambda *arguments: queries.append(0) or exact(*arguments))
+    for action in np.random.RandomState(0).choice([FORWARD, LEFT, RIGHT, UP, DOWN], 60).tolist():
+        before = env.position
+        env.step(action)
+        moved += not np.array_equal(before, env.position)
+        assert env.distance == exact(env.position, env.ends)
+    assert 5 < moved < 40 and len(queries) == moved
+
+
 def test_success_needs_nearness_and_pixels(world, open_room):
     env, setup = world.environment(open_room, ("mug", 5.0, 1.1, 4.1), ("apple", 5.0, 1.1, 9.5))
 
