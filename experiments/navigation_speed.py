@@ -191,10 +191,10 @@ def _ready(pool: Pool, program: Program, in_turn: bool = False, **changes: Any) 
 
 def _straggler(pool: Pool, program: Program) -> dict[str, float]:
     """Return the milliseconds per step of the first environment while the last one pauses in every 20th step."""
-    cases = {"no pauses": {}, "ready": {"pause": PAUSE}, "in turn": {"pause": PAUSE, "in_turn": True}}
+    cases: dict[str, Any] = {"no pauses": {}, "ready": {"pause": PAUSE}, "in turn": {"pause": PAUSE, "in_turn": True}}
     steps = min(program.steps, 400)
     short = dataclasses.replace(program, steps=steps)
-    return {name: 1000 * _ready(pool, short, **changes)[1] / steps for name, changes in cases.items()}  # type: ignore[arg-type]
+    return {name: 1000 * _ready(pool, short, **changes)[1] / steps for name, changes in cases.items()}
 
 
 def _check_path(name: str, rounds: Rounds, distance: float) -> None:
@@ -224,9 +224,7 @@ def comparisons(rates: dict[str, float], straggler: dict[str, dict[str, float]])
     pairs += [(f"bridge {count}", f"{peer} {count}", 1.5) for peer in PEERS for count in (1, 2)]
     pairs += [("bridge 2, halves", f"{peer} 2", 1.5) for peer in PEERS]
     found = [(f"{a} : {b}", rates[a] / rates[b], target) for a, b, target in pairs if a in rates and b in rates]
-    found += [
-        (f"{n} workers, first beside a straggler", s["no pauses"] / s["ready"], 0.8) for n, s in straggler.items()
-    ]
+    found += [(f"{n} workers, beside a straggler", x["no pauses"] / x["ready"], 0.8) for n, x in straggler.items()]
     return [{"name": name, "ratio": x, "target": target, "reached": x >= target} for name, x, target in found]
 
 
