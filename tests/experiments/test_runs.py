@@ -23,6 +23,8 @@ from relic_jax.metrics import JsonLines, read_lines
 from relic_jax.rl.optimizer import learning_rate
 from relic_jax.rl.train import prepare, restore, train
 
+pytestmark = pytest.mark.usefixtures("compile_once")
+
 ROOT = Path(__file__).parents[2]
 SMALL = ["--total-steps=512", "--trial.environments=2", "--trial.steps=64", "--trial.updates=1", "--eval.episodes=1"]
 SMALL += ["--eval.tasks=2", "--policy.transformer.layers=1", "--ppo.minibatches=1", "--ppo.accumulate=1"]
