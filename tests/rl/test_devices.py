@@ -21,7 +21,6 @@ PPO = {
     "two steps": {"minibatches": 2, "accumulate": 1},
     "one step": {"minibatches": 4, "accumulate": 4, "normalize_advantages": True},
 }
-DEVICES = {"two steps": (1, 2, 4), "one step": (1, 4)}
 
 
 @pytest.fixture(scope="module")
@@ -37,20 +36,19 @@ def setup_with(tiny):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PPO)
-def test_a_trial_on_two_and_four_devices_is_that_of_one(setup_with, name):
+def test_a_trial_on_four_devices_is_that_of_one(setup_with, name):
     found = []
-    for devices in DEVICES[name]:
+    for devices in (1, 4):
         setup = setup_with(devices, **PPO[name])
         before = initial_state(setup)
         start = jax.device_get(before.params)
         state, metrics = parallel(setup, trial_step)(before)
         found.append(jax.device_get((state.params, state.trial, metrics)))
-    (params, trial, metrics), *others = found
+    (params, trial, metrics), (other_params, other_trial, other_metrics) = found
     assert max(np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (params, start)), strict=True)) > 1e-3
-    for other_params, other_trial, other_metrics in others:
-        chex.assert_trees_all_close(other_params, params, atol=1e-5)
-        chex.assert_trees_all_equal(other_trial.task, trial.task)
-        chex.assert_trees_all_close(other_metrics, metrics, rtol=2e-3, atol=1e-5)
+    chex.assert_trees_all_close(other_params, params, atol=1e-5)
+    chex.assert_trees_all_equal(other_trial.task, trial.task)
+    chex.assert_trees_all_close(other_metrics, metrics, rtol=2e-3, atol=1e-5)
 
 
 def all_reduces(text):

@@ -159,8 +159,8 @@ def updates(config):
 
 
 UPDATES = {  # name: devices, settings
-    "distributed": ((1, 2, 4), {"minibatches": 4, "accumulate": 4}),
-    "split": ((1, 2, 4), {"minibatches": 1, "accumulate": 1}),
+    "distributed": ((1, 4), {"minibatches": 4, "accumulate": 4}),
+    "split": ((1, 4), {"minibatches": 1, "accumulate": 1}),
     "split in pairs": ((1, 2), {"minibatches": 2, "accumulate": 2}),
     "two steps": ((1, 2), {"minibatches": 2, "accumulate": 1}),
     "distributed in two steps": ((1, 2), {"minibatches": 4, "accumulate": 2}),
