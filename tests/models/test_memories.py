@@ -19,6 +19,8 @@ from relic_jax.step import description
 from relic_jax.types import Span, StepInput
 
 BATCH, STEPS, ROOM = 2, 23, 33
+CUTS = (3, 4, 10, 11, 14)
+"""Ends of blocks of 3, 1, 6, 1, 3 and 9 steps: each size compiles once. They start anywhere in a segment of 5 steps."""
 SMALL = TransformerConfig(layers=2, heads=2, width=16, mlp_width=16, max_positions=32, init="fan_in")
 FIELDS = {
     "window": {"window": 5},
@@ -28,8 +30,12 @@ FIELDS = {
 NAMES = list(FIELDS)
 
 
+def policy_with(memory, sink="kv", **fields):
+    return cached_policy(memory, sink=sink, **fields)
+
+
 @functools.cache
-def policy_with(memory, **fields):
+def cached_policy(memory, **fields):
     transformer = dataclasses.replace(SMALL, **FIELDS[memory], **fields)
     return Policy(PolicyConfig(transformer, memory=memory), vector_spaces((-1.0, -1.0), (1.0, 1.0), Discrete(3)))
 
@@ -102,7 +108,7 @@ def test_steps_equal_blocks_and_a_pass_over_the_trial(memory, sink):
     whole, _ = unrolled(params, policy.initial_memory(BATCH, 0), inputs)
     steps, after_steps = acted(params, policy.initial_memory(BATCH, ROOM), inputs)
     np.testing.assert_allclose(steps, whole, atol=2e-5)
-    for cuts in ((), (3,), (4, 6, 7, 16)):
+    for cuts in ((), CUTS):
         blocks, after = in_blocks(unrolled, params, policy.initial_memory(BATCH, ROOM), inputs, cuts)
         np.testing.assert_allclose(blocks, whole, atol=2e-5)
         assert int(after.filled) == STEPS
@@ -206,7 +212,7 @@ def test_steps_equal_blocks_with_rounded_keys_and_within_episodes(memory):
     acted, unrolled = functions(policy)
     memory = policy.initial_memory(BATCH, ROOM)
     whole, after = unrolled(params, policy.initial_memory(BATCH, 0), inputs)
-    blocks, after = in_blocks(unrolled, params, memory, inputs, (4, 6, 7, 16))
+    blocks, after = in_blocks(unrolled, params, memory, inputs, CUTS)
     np.testing.assert_allclose(blocks, whole, atol=2e-5)
     assert after.kv_format == "int8"
     steps, _ = acted(params, policy.for_acting(memory), inputs)
