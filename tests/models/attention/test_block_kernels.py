@@ -59,6 +59,7 @@ def random_inputs(seed, q_len, slots, dtype=jnp.float32, scale=1.5):
     return query, key, value, sink, context, jnp.asarray(episodes[:, slots:]), cotangent
 
 
+@functools.cache  # tests share what the reference compiles
 def output_and_gradients(attend, within_episode):
     """jitted (inputs, length, valid) → (output, gradients of Σ output·cotangent to q, k, v, sink, context)."""
 
