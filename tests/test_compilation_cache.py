@@ -133,7 +133,9 @@ def test_a_run_is_the_same_bit_for_bit_with_loaded_programs(home, tmp_path):
     """Three processes: one that stores programs, one that loads them, one without the cache."""
     script = "import sys; from relic_jax.experiments.cli import main; main()"
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "RELIC_JAX"))}
-    options = ["darkroom-smoke", "--total-steps", "4000", "--eval.tasks", "2", "--eval.episodes", "2"]
+    options = ["darkroom-smoke", "--total-steps", "1024", "--eval.tasks", "2", "--eval.episodes", "2"]
+    options += ["--policy.transformer.layers=1", "--trial.environments=4", "--trial.steps=128", "--trial.updates=2"]
+    options += ["--ppo.minibatches=2", "--ppo.accumulate=1"]
 
     def run(name, *more):
         command = [sys.executable, "-c", script, "train", *options, "--name", name, "--runs", str(tmp_path), *more]

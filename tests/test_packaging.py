@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+SMALL = ("--policy.transformer.layers=1", "--trial.environments=2", "--trial.steps=64", "--trial.updates=1")
+SMALL += ("--ppo.minibatches=1", "--ppo.accumulate=1")
 MAX_WHEEL_BYTES = 2_500_000  # half of it are the weights of two policies and an encoder
 
 pytest.importorskip("pip")
@@ -201,10 +203,9 @@ def test_all_of_it_is_imported_beside_a_project_with_the_same_names(installed, p
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_the_console_script_trains_on_the_projects_environments(installed, project):
     scripts, _ = installed
     for name, env in (("inside", "python:envs.mine:MINE"), ("worker", "gym:envs.mine:Worker-v0")):
-        options = ["--env", env, "--name", name, "--total-steps", 2000, "--eval.episodes", 2, "--eval.tasks", 2]
+        options = ["--env", env, "--name", name, "--total-steps", 512, "--eval.episodes", 2, "--eval.tasks", 2, *SMALL]
         run(scripts / "relic-jax", "train", "darkroom-smoke", *options, cwd=project)
         assert (project / "runs" / name / "curve.json").is_file()
