@@ -19,6 +19,8 @@ from relic_jax.config import PPOConfig, TrainConfig, from_json, to_json
 from relic_jax.experiments import presets, training
 from relic_jax.experiments.api import override
 
+pytestmark = pytest.mark.usefixtures("compile_once")
+
 README = Path(__file__).parents[1] / "README.md"
 
 

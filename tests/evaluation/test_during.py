@@ -1,7 +1,6 @@
 """Evaluation during training: which evaluations a run makes, and that training does not depend on them."""
 
 import dataclasses
-import functools
 import json
 
 import chex
@@ -15,8 +14,9 @@ from relic_jax.evaluation import in_context_curves, in_jit
 from relic_jax.evaluation.during import Evaluations, summary
 from relic_jax.experiments.faults.processes import arrays
 from relic_jax.metrics import JsonLines, read_evaluations
-from relic_jax.rl import runner
 from relic_jax.rl.train import prepare, restore, train
+
+pytestmark = pytest.mark.usefixtures("compile_once")
 
 EVERY = EvalConfig(episodes=3, every=100, every_tasks=3, every_episodes=2)
 
@@ -40,13 +40,6 @@ class Killing(JsonLines):
     def evaluated(self, evaluation):
         if evaluation["env_steps"] == self._evaluated:
             raise Killed
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_once():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runner, "compile_chunk", functools.cache(runner.compile_chunk))
-        yield
 
 
 @pytest.fixture(scope="module")

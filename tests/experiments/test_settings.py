@@ -19,6 +19,8 @@ from relic_jax.metrics import JsonLines, read_lines
 from relic_jax.rl import runner
 from relic_jax.rl.train import prepare, restore, train
 
+pytestmark = pytest.mark.usefixtures("compile_once")
+
 DATA = Path(__file__).parents[1] / "data" / "format-1"
 SET = {
     "JAX_ENABLE_X64": "1",

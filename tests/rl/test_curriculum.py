@@ -16,7 +16,6 @@ from relic_jax.experiments.faults.processes import arrays
 from relic_jax.experiments.training import parse_train
 from relic_jax.metrics import JsonLines, read_lines
 from relic_jax.rl import curriculum as cur
-from relic_jax.rl import runner
 from relic_jax.rl.parallel import initial_state
 from relic_jax.rl.population import Population, common_config
 from relic_jax.rl.runner import compile_chunk
@@ -24,6 +23,8 @@ from relic_jax.rl.state import init_state, make_setup
 from relic_jax.rl.steps import StepCount
 from relic_jax.rl.train import prepare, restore, train
 from relic_jax.tracking import Console
+
+pytestmark = pytest.mark.usefixtures("compile_once")
 
 ARMS = CurriculumConfig(option="arms", values=(2, 3, 5), easier=0.5, threshold=-10.0, window=4)
 """A curriculum that rises as soon as a rung has four trials."""
@@ -155,14 +156,6 @@ def test_xland_goals_without_a_direction_are_a_rung_of_the_same_shapes():
     jax.tree.map(np.testing.assert_array_equal, tasks, expected)
     held_out = {goal.tobytes() for goal in np.asarray(env.tasks("test").goal)}
     assert not held_out & {goal.tobytes() for goal in np.asarray(tasks.goal)}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_once():
-    """Share the compiled chunk between runs of one setup."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runner, "compile_chunk", functools.cache(runner.compile_chunk))
-        yield
 
 
 @pytest.fixture(scope="module")
