@@ -402,7 +402,7 @@ def test_poisoned_parameters_stop_the_run_and_leave_the_checkpoint_intact(whole,
 
 # --- real processes ---
 
-OPTIONS = ["--total-steps=32000", *processes.OPTIONS]
+OPTIONS = ["--total-steps=32000", "--policy.transformer.layers=1", "--eval.tasks=2", *processes.OPTIONS]
 
 
 @pytest.mark.slow
