@@ -46,7 +46,8 @@ def worker_environment(index: int, paths: Sequence[str], extra: Mapping[str, str
         extra: Variables to set.
     """
     inherited = {name: value for name, value in os.environ.items() if name not in SCRUBBED}
-    one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    # LP_NUM_THREADS: Mesa's software renderer, which otherwise starts a thread per core in every worker.
+    one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "LP_NUM_THREADS"), "1")
     paths_and_index = {"PYTHONPATH": os.pathsep.join([str(LAUNCH), *paths]), "RELIC_WORKER": str(index)}
     return {**inherited, **one_thread, **paths_and_index, **extra}
 
