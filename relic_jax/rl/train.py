@@ -166,7 +166,9 @@ def train(
     lock = run_lock(folder) if processes.is_first() else contextlib.nullcontext()
     with lock, storage_errors(hint), prng.using(prng_of(checkpoints) if resume else prng.current()):
         setup = as_started(setup, checkpoints) if resume else setup
-        return _train(setup, folder, make_tracker, resume, stop)
+        # From here on, signals are recorded: an exception could be lost in JAX's callback for garbage collection.
+        with stop_signals(stop) as stopping:
+            return _train(setup, folder, make_tracker, resume, stopping)
 
 
 def _train(
@@ -174,7 +176,7 @@ def _train(
     folder: Path,
     make_tracker: Callable[[int], Tracker],
     resume: bool,
-    stop: threading.Event | None,
+    stopping: Stop,
 ) -> Result:
     checkpoints = folder / "checkpoints"
     _announce(checkpoints)
@@ -191,7 +193,7 @@ def _train(
             show(evaluation)
 
     try:
-        with stop_signals(stop) as stopping, make_runner(setup) as run_chunk:
+        with make_runner(setup) as run_chunk:
             if (start := with_pretraining(setup, checkpoints, state, progress, tracker, stopping)) is None:
                 return Result(state, False, progress.seconds, stopping.exit_code, saved=False)
             state = start
