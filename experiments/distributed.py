@@ -80,7 +80,7 @@ def connected(options: ProcessOptions | None) -> Iterator[None]:
         return
     try:
         processes.join(options.coordinator, options.count, options.index)
-    except processes.SharedError:  # only processes other than 0
+    except processes.SharedError:  # process 0 reports it
         sys.exit(2)
     index, _ = processes.place()
     processes.notice = processes.LossNotice()

@@ -15,5 +15,5 @@ def main() -> None:
 
 
 def collect_rarely() -> None:
-    """Let Python search for unreachable cycles less often: imports and JAX's tracing make many objects that stay."""
+    """Collect garbage less often, because imports and JAX's tracing create many objects that stay in use."""
     gc.set_threshold(50_000, 20, 20)

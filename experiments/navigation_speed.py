@@ -1,21 +1,24 @@
-"""`python -m experiments.navigation_speed`: steps per second of object navigation, and the times of a step's parts.
+"""`python -m experiments.navigation_speed`: steps per second of object navigation, and the time of each part of a step.
 
     raw                  the bare simulator with only an RGB camera: the fewest calls for the same image and distance
     raw, Simulator.step  the same with the simulator's own `step`, which also simulates physics
     environment          ExtObjNav
     slot                 ExtObjNav in a worker's slot, which checks values and writes shared memory
     bridge 1             one worker, one environment, one action at a time, without a policy
-    bridge 2             two workers, stepped together; `bridge 2, halves`: each stepped as soon as it is ready
-    AsyncVectorEnv N     gymnasium's, with shared memory, and N processes around the same environment
-    VectorEnv N          habitat-lab's
+    bridge 2             two workers, stepped together
+    bridge 2, halves     two workers, each stepped as soon as it is ready
+    AsyncVectorEnv N     gymnasium's, with shared memory and N processes that contain the same environment
+    VectorEnv N          habitat-lab's, with N such processes
 
-All cases play the same moves from the same starts, and end at the same distances, or an error is raised. A round is one
-play of the moves. Cases are measured in turns. Peers are measured if the workers' interpreter can import them.
+All cases play the same moves from the same starts, and an error is raised unless they end at the same distance. One
+pass over the moves is a round. Every turn measures some rounds of each case. The last two cases, the peers, are
+measured if the workers' interpreter can import them.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import statistics
@@ -33,13 +36,14 @@ from relic_jax.bridge.process import call
 from relic_jax.envs.habitat import dataset, env
 from relic_jax.experiments.benchmark.navigation import DISTANCE, moves
 from relic_jax.experiments.benchmark.navigation_peers import PEERS
-from relic_jax.experiments.benchmark.navigation_policy import shares
+from relic_jax.experiments.benchmark.navigation_policy import training_times
 from relic_jax.files import write_atomically
 from relic_jax.provenance import own_commit
 
 WORKER_SIDE = "relic_jax.experiments.benchmark.navigation"
 PEER_SIDE = "relic_jax.experiments.benchmark.navigation_peers"
 PAUSE = 0.05
+"""Seconds of a pause of a slow environment."""
 Rounds = list[list[float]]
 
 
@@ -56,7 +60,7 @@ class Command:
     image_size: int = 128
     """Side of the camera's image, in pixels."""
     workers: tuple[int, ...] = (1, 2)
-    """Numbers of environments, each in its own process, of the bridge and of its peers."""
+    """Numbers of environments, each in a separate process, of the bridge and of its peers."""
     steps: int = 2000
     """Steps of a round, per environment."""
     rounds: int = 3
@@ -70,8 +74,8 @@ class Command:
 
 
 @dataclasses.dataclass(frozen=True)
-class Program:
-    """What all cases have in common."""
+class Workload:
+    """The moves that all cases play, and the interpreter that plays them."""
 
     python: str
     options: dict[str, Any]
@@ -97,18 +101,18 @@ def main() -> None:
         "horizon": 2**31 - 1,
         "categories": data["categories"],
     }
-    program = Program(command.habitat_python, options, data["train"][0], command.steps, command.rounds)
-    peers = {name: call(program.python, f"{PEER_SIDE}:version", {"peer": name}) for name in PEERS}
+    workload = Workload(command.habitat_python, options, data["train"][0], command.steps, command.rounds)
+    peers = {name: call(workload.python, f"{PEER_SIDE}:version", {"peer": name}) for name in PEERS}
     document: dict[str, Any] = {
         "command": " ".join(["python -m experiments.navigation_speed", *sys.argv[1:]]),
         "commit": own_commit(),
-        "scene": program.task["scene"],
+        "scene": workload.task["scene"],
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "peers": peers,
     }
     cases: dict[str, Rounds] = {}
     for turn in range(command.turns):
-        for name, rounds in _turn(program, command.workers, [n for n in peers if "version" in peers[n]], document):
+        for name, rounds in _turn(workload, command.workers, [n for n in peers if "version" in peers[n]], document):
             print(
                 f"turn {turn + 1}: {name:24} {statistics.median(rate for rate, _ in rounds):8.0f} steps/s", flush=True
             )
@@ -116,7 +120,8 @@ def main() -> None:
             _check_path(name, rounds, cases["raw"][0][1])
     document["rates"] = {name: [rate for rate, _ in rounds] for name, rounds in cases.items()}
     if command.policy:
-        document["training"] = shares(_training(command), command.policy, lambda text: print(text, flush=True))
+        report = functools.partial(print, flush=True)
+        document["training"] = training_times(_training(command), command.policy, report)
     medians = {name: statistics.median(rates) for name, rates in document["rates"].items()}
     document["comparisons"] = comparisons(medians, document.get("straggler", {}))
     _print(document)
@@ -126,37 +131,39 @@ def main() -> None:
 
 
 def _turn(
-    program: Program, workers: tuple[int, ...], peers: list[str], document: dict[str, Any]
+    workload: Workload, workers: tuple[int, ...], peers: list[str], document: dict[str, Any]
 ) -> Iterator[tuple[str, Rounds]]:
-    """Measure all cases once, and yield their names and rounds. Other numbers of the last turn go to the document."""
-    yield from program.call(f"{WORKER_SIDE}:bare").items()
-    whole = program.call(f"{WORKER_SIDE}:whole")
-    document["microseconds"] = whole["microseconds"]
-    yield from whole["cases"].items()
+    """Measure all cases once, and yield their names and rounds.
+
+    Other measurements are written to `document`, where they replace those of the turn before.
+    """
+    yield from workload.call(f"{WORKER_SIDE}:simulator").items()
+    environment = workload.call(f"{WORKER_SIDE}:environment")
+    document["microseconds"] = environment["microseconds"]
+    yield from environment["cases"].items()
     for count in workers:
-        groups = count if count > 1 else 1
         start = time.perf_counter()
-        with Pool(PoolConfig(f"{WORKER_SIDE}:Pausing", program.options, count, 1, groups, program.python)) as pool:
-            pool.reset([program.task] * count, list(range(count)))
+        with Pool(PoolConfig(f"{WORKER_SIDE}:Pausing", workload.options, count, 1, count, workload.python)) as pool:
+            pool.reset([workload.task] * count, list(range(count)))
             document.setdefault("seconds_to_start", {})[f"{count}"] = time.perf_counter() - start
-            yield f"bridge {count}", [_together(pool, program) for _ in range(program.rounds)]
-            if groups > 1:
-                yield f"bridge {count}, halves", [_ready(pool, program)[0] for _ in range(program.rounds)]
-                document.setdefault("straggler", {})[f"{count}"] = _straggler(pool, program)
+            yield f"bridge {count}", [_play_together(pool, workload) for _ in range(workload.rounds)]
+            if count > 1:
+                yield f"bridge {count}, halves", [_play_ready(pool, workload)[0] for _ in range(workload.rounds)]
+                document.setdefault("straggler", {})[f"{count}"] = _straggler(pool, workload)
         for peer in peers:
-            yield f"{peer} {count}", program.call(f"{PEER_SIDE}:peer", peer=peer, environments=count)
+            yield f"{peer} {count}", workload.call(f"{PEER_SIDE}:measure", peer=peer, environments=count)
 
 
-def _begin(pool: Pool, program: Program, **changes: Any) -> np.ndarray:
-    """Reset a pool for a round, and return the actions, int32 [steps, environments]. The last task is changed."""
+def _begin(pool: Pool, workload: Workload, **changes: Any) -> np.ndarray:
+    """Reset a pool for a round. Return the actions, int32 [steps, environments]. `changes` apply to the last task."""
     count = pool.config.total
-    pool.reset([program.task] * (count - 1) + [{**program.task, **changes}], list(range(count)))
-    return np.array([moves(program.steps, seed) for seed in range(count)], np.int32).T
+    pool.reset([workload.task] * (count - 1) + [{**workload.task, **changes}], list(range(count)))
+    return np.array([moves(workload.steps, seed) for seed in range(count)], np.int32).T
 
 
-def _together(pool: Pool, program: Program) -> list[float]:
+def _play_together(pool: Pool, workload: Workload) -> list[float]:
     """Play a round in which all environments step together. Return its rate and the final distance of the first."""
-    actions = _begin(pool, program)
+    actions = _begin(pool, workload)
     start = time.perf_counter()
     for row in actions:
         pool.send(row)
@@ -164,13 +171,13 @@ def _together(pool: Pool, program: Program) -> list[float]:
     return [actions.size / (time.perf_counter() - start), float(batch.metrics[0, DISTANCE])]
 
 
-def _ready(pool: Pool, program: Program, in_turn: bool = False, **changes: Any) -> tuple[list[float], float]:
+def _play_ready(pool: Pool, workload: Workload, in_turn: bool = False, **changes: Any) -> tuple[list[float], float]:
     """Play a round in which each environment steps as soon as it is ready, or `in_turn`.
 
     Returns:
-        Rate and final distance of the first environment, and the seconds that it took for the round.
+        [rate, final distance of the first environment], and the seconds that the first environment took.
     """
-    actions = _begin(pool, program, **changes)
+    actions = _begin(pool, workload, **changes)
     counts, pending = [0] * pool.config.groups, list(range(pool.config.groups))
     distance = finished = 0.0
     start = time.perf_counter()
@@ -189,12 +196,12 @@ def _ready(pool: Pool, program: Program, in_turn: bool = False, **changes: Any) 
     return [actions.size / (time.perf_counter() - start), distance], finished
 
 
-def _straggler(pool: Pool, program: Program) -> dict[str, float]:
+def _straggler(pool: Pool, workload: Workload) -> dict[str, float]:
     """Return the milliseconds per step of the first environment while the last one pauses in every 20th step."""
     cases: dict[str, Any] = {"no pauses": {}, "ready": {"pause": PAUSE}, "in turn": {"pause": PAUSE, "in_turn": True}}
-    steps = min(program.steps, 400)
-    short = dataclasses.replace(program, steps=steps)
-    return {name: 1000 * _ready(pool, short, **changes)[1] / steps for name, changes in cases.items()}
+    steps = min(workload.steps, 400)
+    short = dataclasses.replace(workload, steps=steps)
+    return {name: 1000 * _play_ready(pool, short, **changes)[1] / steps for name, changes in cases.items()}
 
 
 def _check_path(name: str, rounds: Rounds, distance: float) -> None:
@@ -223,9 +230,9 @@ def comparisons(rates: dict[str, float], straggler: dict[str, dict[str, float]])
     pairs = [("bridge 1", "raw", 0.8), ("bridge 2", "bridge 1", 1.5), ("bridge 2, halves", "bridge 1", 1.5)]
     pairs += [(f"bridge {count}", f"{peer} {count}", 1.5) for peer in PEERS for count in (1, 2)]
     pairs += [("bridge 2, halves", f"{peer} 2", 1.5) for peer in PEERS]
-    found = [(f"{a} : {b}", rates[a] / rates[b], target) for a, b, target in pairs if a in rates and b in rates]
-    found += [(f"{n} workers, beside a straggler", x["no pauses"] / x["ready"], 0.8) for n, x in straggler.items()]
-    return [{"name": name, "ratio": x, "target": target, "reached": x >= target} for name, x, target in found]
+    ratios = [(f"{a} : {b}", rates[a] / rates[b], target) for a, b, target in pairs if a in rates and b in rates]
+    ratios += [(f"{n} workers, beside a straggler", x["no pauses"] / x["ready"], 0.8) for n, x in straggler.items()]
+    return [{"name": name, "ratio": x, "target": target, "reached": x >= target} for name, x, target in ratios]
 
 
 def _print(document: dict[str, Any]) -> None:

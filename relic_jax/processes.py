@@ -54,7 +54,7 @@ def join(coordinator: str | None = None, count: int | None = None, index: int | 
         index: Number of this process, from 0.
 
     Raises:
-        ConfigError: If the arguments do not fit, the port is in use, or a process does not answer.
+        ConfigError: If an argument is invalid, the port is in use, or a process does not answer.
         SharedError: In all processes but 0, if process 0 raises ConfigError.
     """
     devices = None
@@ -63,7 +63,7 @@ def join(coordinator: str | None = None, count: int | None = None, index: int | 
             coordinator, count, index, devices = _detected()
     else:
         _check(coordinator, count, index)
-    if coordinator is not None and count is not None and index is not None:  # otherwise JAX names what is missing
+    if coordinator is not None and count is not None and index is not None:  # otherwise JAX reports the missing one
         rendezvous.meet(coordinator, count, index, CONNECT_SECONDS)
     if hasattr(jax.config, "jax_cpu_collectives_implementation"):
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
@@ -80,12 +80,13 @@ def join(coordinator: str | None = None, count: int | None = None, index: int | 
 
 
 def _detected() -> Any:
-    """Return the coordinator, the number of processes, that of this process, and its devices; None if not detected."""
+    """Return the arguments of `jax.distributed.initialize`, as JAX detects them. None: not detected."""
     from jax._src.clusters import ClusterEnv  # `jax.distributed` detects and connects in one call
 
     address = os.environ.get("JAX_COORDINATOR_ADDRESS")
-    *found, devices = ClusterEnv.auto_detect_unset_distributed_params(address, None, None, None, None, CONNECT_SECONDS)
-    return *found, None if "JAX_LOCAL_DEVICE_IDS" in os.environ else devices
+    detect = ClusterEnv.auto_detect_unset_distributed_params
+    coordinator, count, index, devices = detect(address, None, None, None, None, CONNECT_SECONDS)
+    return coordinator, count, index, None if "JAX_LOCAL_DEVICE_IDS" in os.environ else devices
 
 
 @contextlib.contextmanager

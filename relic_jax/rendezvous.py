@@ -1,10 +1,10 @@
 """The processes of a run find each other before they connect through `jax.distributed`.
 
-JAX's own connection waits for minutes if another program listens at the port, then it aborts the process with a stack
-trace, and it can disturb the other program if that is another run. Process 0 therefore listens at the port itself
-first. It greets every connection with `GREETING`. The others answer with one line of JSON, their number and the number
-of processes. When all have answered, process 0 sends each an empty JSON object and closes the port, and JAX opens it
-again. If they do not fit together, it sends each a JSON object with an error instead.
+If another program listens at the port, JAX waits for minutes and then aborts the process with a stack trace. If that
+program is another run, JAX can also disturb it. Process 0 therefore first listens at the port without JAX, and sends
+`GREETING` to every connection. The others answer with one line of JSON: their number and the number of processes. When
+all have answered, process 0 sends an empty JSON object to each and closes the port, and JAX opens it again. If the
+answers are inconsistent or one is missing, process 0 sends a JSON object with an error instead.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import json
 import selectors
 import socket
 import time
-from typing import Any
+from typing import Any, BinaryIO
 
 from relic_jax.errors import ConfigError, SharedError
 
 GREETING = b"relic-jax 1\n"
-"""The first line of process 0, which tells it from other programs."""
+"""The first line that process 0 sends. Other programs do not send it."""
 FOREIGN_SECONDS = 15.0
 """Time after which a process ends if only another program answers at the address of process 0."""
 OPEN_SECONDS = 60.0
@@ -91,7 +91,7 @@ def _gather(
     count: int,
     seconds: float,
 ) -> None:
-    """Accept connections, and add what they send to `connections`, until all other processes have answered."""
+    """Accept connections, and add the received bytes to `connections`, until all other processes have answered."""
     end, members = time.monotonic() + seconds, dict[int, socket.socket]()
     while len(members) < count - 1:
         ready = selector.select(max(end - time.monotonic(), 0))
@@ -124,7 +124,7 @@ def _greet(
 
 
 def _read(connection: socket.socket, buffer: bytearray) -> bool:
-    """Read what a process has sent. Return whether the connection is still usable."""
+    """Append the received bytes to `buffer`. Return whether the connection is still usable."""
     try:
         data = connection.recv(MAX_LINE)
     except OSError:
@@ -143,8 +143,7 @@ def _admit(connection: socket.socket, line: bytearray, members: dict[int, socket
     except (ValueError, KeyError, TypeError):
         return
     if number != count:
-        allowed = f"{count}, as on process 0"
-        raise ConfigError(f"num-processes is {number} on process {index}; allowed: {allowed}")
+        raise ConfigError(f"num-processes is {number} on process {index}; allowed: {count}, as on process 0")
     if members.setdefault(index, connection) is not connection:
         raise ConfigError(f"process-id is {index} in two processes; allowed: a different number in each")
 
@@ -153,14 +152,15 @@ def _ask(coordinator: str, count: int, index: int, seconds: float) -> str | None
     """Wait for process 0 as another process. Return its error, or None."""
     start, foreign = time.monotonic(), float("inf")
     while True:
-        with _connect(coordinator, start, seconds) as connection:
+        with _connect(coordinator, start, seconds) as connection, connection.makefile("rb") as lines:
             connected = time.monotonic()
             connection.settimeout(FOREIGN_SECONDS)
-            greeting = _line(connection)
+            greeting = _line(lines)
             if greeting == GREETING:
-                hello = json.dumps({"count": count, "index": index})
                 connection.settimeout(2 * seconds)  # process 0 waits for at most `seconds`
-                return _reply(connection, hello.encode() + b"\n", coordinator)
+                with contextlib.suppress(OSError):  # process 0 has ended, or has sent an error before
+                    connection.sendall(json.dumps({"count": count, "index": index}).encode() + b"\n")
+                return _reply(lines, coordinator)
         if greeting != b"":  # a proxy in front of process 0 can close connections until process 0 listens
             foreign = min(foreign, connected)
         if time.monotonic() >= min(foreign + FOREIGN_SECONDS, start + seconds):
@@ -168,29 +168,25 @@ def _ask(coordinator: str, count: int, index: int, seconds: float) -> str | None
         time.sleep(0.2)
 
 
-def _reply(connection: socket.socket, hello: bytes, coordinator: str) -> str | None:
+def _reply(lines: BinaryIO, coordinator: str) -> str | None:
     """Return the error of process 0, or None if all processes have started."""
     try:
-        connection.sendall(hello)
-        reply = json.loads(_line(connection) or b"")
-    except (OSError, ValueError):
+        reply = json.loads(_line(lines) or b"")
+    except ValueError:
         reason = "it ended before all processes had started"
         raise ConfigError(_not_process_0(coordinator, reason)) from None
     error = reply.get("error")
     return None if error is None else str(error)
 
 
-def _line(connection: socket.socket) -> bytes | None:
-    """Return the first line that the other end sends: b"" if it closes the connection, None if it sends nothing."""
-    line = b""
+def _line(lines: BinaryIO) -> bytes | None:
+    """Return the next line: b"" if the connection is closed or lost, None if there is no line before the timeout."""
     try:
-        while not line.endswith(b"\n") and len(line) <= MAX_LINE and (data := connection.recv(MAX_LINE)):
-            line += data
+        return lines.readline(MAX_LINE)
     except TimeoutError:
-        return line or None
+        return None
     except OSError:
-        pass
-    return line
+        return b""
 
 
 def _connect(coordinator: str, start: float, seconds: float) -> socket.socket:

@@ -88,12 +88,12 @@ def drawn():
 @pytest.fixture(scope="module")
 def compile_once():
     """Share compiled chunks of training between the runs of a module whose programs are equal."""
-    from shared_programs import sharing
+    from shared_programs import cached
 
     from relic_jax.rl import runner
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runner, "compile_chunk", sharing(runner.compile_chunk))
+        patch.setattr(runner, "compile_chunk", cached(runner.compile_chunk))
         yield
 
 

@@ -1,4 +1,4 @@
-"""Processes find each other, or end within seconds: threads stand in for them."""
+"""Processes find each other, or end within seconds. Threads stand in for processes."""
 
 import concurrent.futures
 import contextlib
@@ -30,9 +30,11 @@ def meet(address, *members, seconds=20.0):
     def one(count, index, delay=0.0):
         time.sleep(delay)
         rendezvous.meet(address, count, index, seconds)
-        if index == 0:  # listens for a second, as JAX's service does from then on
-            with socket.create_server((host, int(port))):
-                time.sleep(1)
+        if index == 0:  # JAX's service would listen from now on
+            with socket.create_server((host, int(port))) as server:
+                server.settimeout(seconds)
+                for _ in range(count - 1):
+                    server.accept()[0].close()
 
     with concurrent.futures.ThreadPoolExecutor(len(members)) as pool:
         return [future.exception() for future in [pool.submit(one, *member) for member in members]]
@@ -51,13 +53,13 @@ def other_program(address, answer):
                     if answer is None:
                         connection.close()
                         continue
-                    kept.append(connection)
+                    connections.append(connection)
                     connection.sendall(answer)
 
-        kept = []
+        connections = []
         threading.Thread(target=run, daemon=True).start()
         yield
-        for connection in kept:
+        for connection in connections:
             connection.close()
 
 
@@ -83,7 +85,7 @@ def test_process_0_reports_the_error_and_all_end(address, members, message):
 
 @pytest.mark.parametrize("answer", [None, b"", b"SSH-2.0-OpenSSH\r\n", b"\x00\x00\x12\x04\x00"])
 def test_a_port_of_another_program_is_an_error_in_every_process(address, answer, monkeypatch):
-    """One that closes connections, one that is silent, one that talks, and the service of another run."""
+    """A program that closes connections, a silent one, an SSH server, and the JAX service of another run."""
     monkeypatch.setattr(rendezvous, "FOREIGN_SECONDS", 0.5)
     monkeypatch.setattr(processes, "CONNECT_SECONDS", 1)
     expected = ["a free port (it is in use)", "the address of process 0 (another program answers)"]
@@ -94,6 +96,12 @@ def test_a_port_of_another_program_is_an_error_in_every_process(address, answer,
                 processes.join(address, 2, index)
             assert str(error.value) == f"coordinator is '{address}'; allowed: {allowed}"
             assert time.monotonic() - start < 10
+
+
+def test_an_error_of_process_0_can_arrive_with_the_greeting(address):
+    answer = rendezvous.GREETING + b'{"error": "num-processes is 3"}\n'
+    with other_program(address, answer), pytest.raises(SharedError, match=r"^num-processes is 3$"):
+        rendezvous.meet(address, 2, 1, 5.0)
 
 
 def test_process_0_that_does_not_start_or_ends_early(address):

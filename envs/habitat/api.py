@@ -50,11 +50,17 @@ def vector(value: Any) -> np.ndarray:
 
 
 def heading_of(rotation: Any) -> float:
-    """Return the angle about y, in radians, of a quaternion: (w, x, y, z), magnum's, or a list [x, y, z, w]."""
+    """Return the angle about y, in radians, of a quaternion.
+
+    Args:
+        rotation: A quaternion of magnum, an object with the attributes w, x, y and z, or a list [x, y, z, w].
+    """
     if hasattr(rotation, "scalar"):
         y, w = rotation.vector[1], rotation.scalar
+    elif hasattr(rotation, "w"):
+        y, w = rotation.y, rotation.w
     else:
-        y, w = (rotation.y, rotation.w) if hasattr(rotation, "w") else (rotation[1], rotation[3])
+        y, w = rotation[1], rotation[3]
     return 2 * math.atan2(float(y), float(w))
 
 

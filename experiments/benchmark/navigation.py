@@ -1,12 +1,13 @@
 """Measure one process of object navigation. Runs in a worker's interpreter: Python 3.8 and numpy.
 
-All measurements of `experiments.navigation_speed` play the same random moves from the same starts in one scene, round
-by round. `bare` plays them in the bare simulator, and `whole` in the environment. Every round is reported as its rate
-and the geodesic distance at its end, which shows that the paths are the same.
+All measurements of `experiments.navigation_speed` play rounds of the same random moves from the same starts in one
+scene: `simulator` in the bare simulator, and `environment` in the environment. A round is reported as its rate and the
+geodesic distance at its end. Equal distances show that the paths are the same.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable
@@ -35,7 +36,7 @@ class OnlyRgb(Simulation):
 
 
 class Pausing(ExtObjNav):
-    """The environment, which sleeps for `task["pause"]` seconds in every 20th step."""
+    """An environment that sleeps for `task["pause"]` seconds in every 20th step."""
 
     def step(self, action: int) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, float]]:
         """Take one step."""
@@ -50,12 +51,12 @@ def moves(count: int, seed: int = 0) -> list[int]:
     return [int(action) for action in random.choice(np.arange(1, len(ACTIONS)), count, p=[0.5, 0.2, 0.2, 0.05, 0.05])]
 
 
-def bare(options: dict[str, Any], task: dict[str, Any], steps: int, rounds: int) -> dict[str, list[list[float]]]:
-    """Return the rounds (steps per second, final distance) of the bare simulator with only an RGB camera.
+def simulator(options: dict[str, Any], task: dict[str, Any], steps: int, rounds: int) -> dict[str, list[list[float]]]:
+    """Return the rounds [steps per second, final distance] of the bare simulator with only an RGB camera, by case.
 
-    `raw` makes the fewest calls that give the same image and the same distance as the environment, with the geodesic
-    distance computed only after the position has changed. `raw, Simulator.step` calls the simulator's own `step`, which
-    also simulates physics, and computes the distance in every step.
+    `raw` makes the fewest calls that give the same image and the same distance as the environment: it computes the
+    geodesic distance only if the position has changed. `raw, Simulator.step` calls the simulator's `step`, which also
+    simulates physics, and computes the distance in every step.
 
     Args:
         options: Options of `ExtObjNav`.
@@ -66,12 +67,12 @@ def bare(options: dict[str, Any], task: dict[str, Any], steps: int, rounds: int)
     env = ExtObjNav(**options)
     env.simulation = OnlyRgb(env.simulation.settings)
     frame = np.zeros(env.spec.observation["rgb"].shape, np.uint8)
-    start: Callable[[], Any] = lambda: env.reset(task, episode_seed(0, 0))  # noqa: E731
+    start = functools.partial(env.reset, task, episode_seed(0, 0))
     start()
-    simulator, module = env.simulation._simulator, env.simulation.module
-    path = module.nav.MultiGoalShortestPath()
-    agent, sensors = simulator.get_agent(0), getattr(simulator, "sensors", None) or simulator._sensors
-    state: dict[str, Any] = {"distance": 0.0, "at": np.zeros(3, np.float32)}
+    habitat = env.simulation._simulator
+    path = env.simulation.module.nav.MultiGoalShortestPath()
+    agent, sensor = habitat.get_agent(0), _rgb_sensor(habitat)
+    state: dict[str, Any] = {"distance": 0.0, "position": np.zeros(3, np.float32)}
 
     def copy(rgba: Any) -> None:
         for channel in range(3):
@@ -79,20 +80,20 @@ def bare(options: dict[str, Any], task: dict[str, Any], steps: int, rounds: int)
 
     def measure_path(position: Any) -> None:
         path.requested_start = position
-        if simulator.pathfinder.find_path(path) and math.isfinite(path.geodesic_distance):
+        if habitat.pathfinder.find_path(path) and math.isfinite(path.geodesic_distance):
             state["distance"] = float(path.geodesic_distance)
 
-    def fewest(action: int) -> None:
+    def fewest_calls(action: int) -> None:
         agent.act(ACTIONS[action])
-        sensors["rgb"].draw_observation()
-        copy(sensors["rgb"].get_observation())
+        sensor.draw_observation()
+        copy(sensor.get_observation())
         position = np.array(agent.scene_node.absolute_translation)
-        if not np.array_equal(position, state["at"]):
-            state["at"] = position
+        if not np.array_equal(position, state["position"]):
+            state["position"] = position
             measure_path(position)
 
-    def whole_step(action: int) -> None:
-        copy(simulator.step(ACTIONS[action])["rgb"])
+    def simulator_step(action: int) -> None:
+        copy(habitat.step(ACTIONS[action])["rgb"])
         measure_path(agent.get_state().position)
 
     def begin() -> None:
@@ -100,14 +101,22 @@ def bare(options: dict[str, Any], task: dict[str, Any], steps: int, rounds: int)
         path.requested_ends = [goal.at for goal in env.goals]
         measure_path(np.array(agent.scene_node.absolute_translation))
 
-    cases = {"raw": fewest, "raw, Simulator.step": whole_step}
+    cases = {"raw": fewest_calls, "raw, Simulator.step": simulator_step}
     return {name: _rounds(begin, play, lambda: state["distance"], steps, rounds) for name, play in cases.items()}
 
 
-def whole(options: dict[str, Any], task: dict[str, Any], steps: int, rounds: int) -> dict[str, Any]:
-    """Return the rounds of the environment and of a worker's slot, and the parts of a step. Arguments: see `bare`."""
+def _rgb_sensor(habitat: Any) -> Any:
+    """Return the RGB sensor of a simulator of habitat-sim, whose versions name the sensors differently."""
+    return (getattr(habitat, "sensors", None) or habitat._sensors)["rgb"]
+
+
+def environment(options: dict[str, Any], task: dict[str, Any], steps: int, rounds: int) -> dict[str, Any]:
+    """Return the rounds of the environment and of a worker's slot, and the parts of a step.
+
+    For the arguments, see `simulator`.
+    """
     env = ExtObjNav(**options)
-    start: Callable[[], Any] = lambda: env.reset(task, episode_seed(0, 0))  # noqa: E731
+    start = functools.partial(env.reset, task, episode_seed(0, 0))
     start()
     cases = {"environment": _rounds(start, env.step, lambda: env.distance, steps, rounds)}
     size, _ = protocol.layout(env.spec, 1)
@@ -152,18 +161,17 @@ def _parts(env: ExtObjNav, actions: list[int]) -> dict[str, float]:
         return value
 
     assert STOP not in actions
-    simulator, place = simulation._simulator, np.zeros(env.spec.observation["rgb"].shape, np.uint8)
-    sensor = (getattr(simulator, "sensors", None) or simulator._sensors)["rgb"]
-    at = env.position
+    sensor, target = _rgb_sensor(simulation._simulator), np.zeros(env.spec.observation["rgb"].shape, np.uint8)
+    previous = env.position
     for action in actions:
         timed("move", simulation.move, action)
         timed("render: draw", sensor.draw_observation)
         timed("render: wait for the renderer and read RGBA", sensor.get_observation)
         rgb = timed("render again, read, and copy to RGB", simulation.rgb)
-        timed("copy RGB to shared memory", np.copyto, place, rgb)
+        timed("copy RGB to shared memory", np.copyto, target, rgb)
         position, _ = timed("pose", simulation.pose)
-        if not np.array_equal(position, at):
-            at = position
+        if not np.array_equal(position, previous):
+            previous = position
             timed("geodesic distance, if the position has changed", env._distance, position)
         timed("reward, metrics and other observations", lambda: (env._observe(), env._metrics(False)))
         timed("render and read object ids (only at stop)", simulation.ids)

@@ -1,7 +1,8 @@
 """Measure other vectorized environments around object navigation. Runs in the workers' interpreter, with the peers.
 
-`gymnasium.vector.AsyncVectorEnv` with shared memory, and `habitat.VectorEnv` of habitat-lab, which habitat-baselines
-trains with. Both step all environments at a time, with one process each, and never end an episode here.
+The peers are `gymnasium.vector.AsyncVectorEnv` with shared memory, and habitat-lab's `habitat.VectorEnv`, which
+habitat-baselines uses for training. Both step all environments together, each in a separate process. Episodes do not
+end during a measurement.
 """
 
 from __future__ import annotations
@@ -18,28 +19,28 @@ from relic_jax.envs.habitat.worker import ExtObjNav
 from relic_jax.experiments.benchmark.navigation import moves
 
 PEERS = {"AsyncVectorEnv": "gymnasium", "VectorEnv": "habitat"}
-"""Modules that the peers are part of, by the peer's name."""
+"""The package of each peer."""
 
 
 def version(peer: str) -> dict[str, str]:
     """Return {"version": version}, or {"missing": error} if the peer cannot be imported."""
     try:
         module = importlib.import_module(PEERS[peer])
-    except Exception as error:  # habitat-lab raises others than ImportError
+    except Exception as error:  # habitat-lab does not only raise ImportError
         return {"missing": " ".join(f"{type(error).__name__}: {error}".split())[:300]}
     return {"version": f"{PEERS[peer]} {getattr(module, '__version__', 'unknown')}"}
 
 
-def peer(
+def measure(
     peer: str, options: dict[str, Any], task: dict[str, Any], environments: int, steps: int, rounds: int
 ) -> list[list[float]]:
-    """Return the rounds (steps per second of all environments, final distance of the first) of a peer.
+    """Return the rounds [steps per second of all environments, final distance of the first] of a peer.
 
     Args:
         peer: One of `PEERS`.
         options: Options of `ExtObjNav`.
         task: The task of all environments.
-        environments: Number of environments, each in its own process.
+        environments: Number of environments, each in a separate process.
         steps: Number of moves in a round.
         rounds: Number of rounds.
     """
@@ -68,7 +69,7 @@ def _gymnasium(options: dict[str, Any], task: dict[str, Any], environments: int)
             self.observation_space, self.action_space = _spaces(gymnasium.spaces, self.env)
 
         def reset(self, *, seed: Any = None, options: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
-            """Start the environment's episode, whatever the seed."""
+            """Start the same episode for every seed."""
             return self.env.reset(task, episode_seed(self.index, 0)), {}
 
         def step(self, action: Any) -> tuple[Any, ...]:
@@ -94,7 +95,7 @@ def _habitat(options: dict[str, Any], task: dict[str, Any], environments: int) -
             self.observation_space, self.action_space = _spaces(gym.spaces, self.env)
 
         def reset(self, **_: Any) -> dict[str, Any]:
-            """Start the environment's episode."""
+            """Start the same episode each time."""
             return self.env.reset(task, episode_seed(self.index, 0))
 
         def step(self, action: Any) -> tuple[Any, ...]:
@@ -106,7 +107,8 @@ def _habitat(options: dict[str, Any], task: dict[str, Any], environments: int) -
 
     def step(row: Any) -> float:
         observations, _, _, metrics = zip(*vector.step(list(row)))  # noqa: B905 (Python 3.8)
-        {name: np.stack([each[name] for each in observations]) for name in observations[0]}  # the batch for a policy
+        for name in observations[0]:  # a policy needs a batch, which the other cases also build
+            np.stack([observation[name] for observation in observations])
         return float(metrics[0]["distance"])
 
     return vector, step

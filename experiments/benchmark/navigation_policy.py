@@ -1,4 +1,4 @@
-"""Measure where the time of training with workers goes: the policy, the workers, copies, and the update."""
+"""Measure the times of the parts of training with workers: the policy, the workers, copies and the update."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from relic_jax.rl.train import prepare
 
 
 class _Timed:
-    """A function whose time is added to `seconds[name]`, until its results are computed."""
+    """A function that adds the time until its results are computed to `seconds[name]`."""
 
     def __init__(self, function: Any, seconds: dict[str, float], name: str) -> None:
         self._function, self._seconds, self._name = function, seconds, name
@@ -32,7 +32,7 @@ class _Timed:
         return getattr(self._function, name)
 
 
-def shares(arguments: list[str], segments: int, report: Callable[[str], None] = lambda message: None) -> dict[str, Any]:
+def training_times(arguments: list[str], segments: int, report: Callable[[str], None]) -> dict[str, Any]:
     """Return the mean milliseconds per policy step of the parts of training, and the environment steps per second.
 
     The first segment is not measured, because it compiles.

@@ -35,7 +35,7 @@ TIMEOUT = 900.0
 CHILD = """
 import json, os, sys, time
 from relic_jax.experiments import entry
-getattr(entry, "collect_rarely", int)()  # an older checkout does not have it
+getattr(entry, "collect_rarely", int)()  # older checkouts do not have it
 from relic_jax.experiments import cli
 from relic_jax.rl import train
 

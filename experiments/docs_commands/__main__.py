@@ -236,7 +236,7 @@ SHORTER: dict[str, dict[str, Any]] = {
     "relic_jax.experiments.benchmark.__main__": {"measure_machine": _machine},
     "relic_jax.experiments.pretrain_encoder": {"TEST_BATCHES": 1},
 }
-"""Replacements of values in modules that no option of their commands makes smaller."""
+"""Attributes of modules that are replaced, because no option of the command shortens their work."""
 
 
 def _few_episodes(env: Environment, split: Split, limit: int | None = None) -> ReferenceReturns:
@@ -245,9 +245,9 @@ def _few_episodes(env: Environment, split: Split, limit: int | None = None) -> R
 
 
 def collected_tests(commands: list[str]) -> list[str]:
-    """Return the ids of the tests, including slow ones, in the files that commands name, or of all if one names none.
+    """Return the ids of the tests, including slow ones, in the files that commands name.
 
-    `-q` is in pytest's addopts.
+    If a command names no file, return the ids of all tests. `-q` is in pytest's addopts.
     """
     named = [[word for word in text.split() if word.startswith("tests")] for text in commands if "pytest" in text]
     if not named:

@@ -51,7 +51,7 @@ MODULES = {
 }
 """Options that are appended to `python -m MODULE`."""
 EXTENDED = "1000"
-"""Steps to which a run is extended: a few more updates than it has."""
+"""The value of `--extend-to`: a few updates more than the run has."""
 PLACEHOLDERS = {
     "PRESET": "darkroom-smoke",
     "RUN": f"runs/{RUN}",

@@ -43,12 +43,13 @@ def collect(spec: Spec, lanes: Sequence[Lane]) -> Batch:
     """Copy the results of ready lanes into fresh arrays."""
     numbers = np.concatenate([lane.numbers for lane in lanes])
     sources = [(lane.buffers[lane.buffer], lane.rows) for lane in lanes]
-    arrays = {name: np.concatenate([buffer[name][rows] for buffer, rows in sources]) for name in _PLAIN}
-    observation = {
-        name: np.concatenate([buffer["observation/" + name][rows] for buffer, rows in sources])
-        for name in spec.observation
-    }
-    legal = np.concatenate([buffer["legal"][rows] for buffer, rows in sources]) if spec.masks else None
+
+    def joined(name: str) -> np.ndarray:
+        return np.concatenate([buffer[name][rows] for buffer, rows in sources])
+
+    arrays = {name: joined(name) for name in _PLAIN}
+    observation = {name: joined(f"observation/{name}") for name in spec.observation}
+    legal = joined("legal") if spec.masks else None
     valid = np.ones(len(numbers), bool)
     start = 0
     for lane in lanes:
@@ -64,7 +65,7 @@ def collect(spec: Spec, lanes: Sequence[Lane]) -> Batch:
 
 
 def _clear(arrays: dict[str, np.ndarray], lane: Lane, rows: slice) -> None:
-    """Clear `rows` of a batch, in which only the observation is meaningful."""
+    """Clear everything but the observation in the `rows` of a lane that has not stepped."""
     for name in ("reward", "metrics", "terminated", "truncated"):
         arrays[name][rows] = 0
     arrays["truncated"][rows] = lane.outcome.truncated

@@ -181,22 +181,23 @@ class Pool:
             return self._collect(lanes)
 
     def ready(self, groups: Sequence[int]) -> int:
-        """Wait until one of several groups can be received, and return its index. The first in `groups` has priority.
+        """Wait until one of several groups can be received, and return its index.
+
+        Args:
+            groups: Indices of groups with a pending step. If several groups are ready, the first of them is returned.
 
         Raises:
-            PoolError: No step of a group is pending, or the pool cannot continue.
+            PoolError: There is no group, a group has no pending step, or the pool cannot continue.
         """
         if not groups or any(lane.state == "idle" for group in groups for lane in self._groups[group]):
             raise PoolError("ready without send")
 
-        def first() -> int | None:
-            return next((g for g in groups if all(lane.state == "ready" for lane in self._groups[g])), None)
+        def is_ready(group: int) -> bool:
+            return all(lane.state == "ready" for lane in self._groups[group])
 
         with self._closed_when_stopped():
-            self._wait(lambda: first() is not None)
-        index = first()
-        assert index is not None
-        return index
+            self._wait(lambda: any(map(is_ready, groups)))
+        return next(filter(is_ready, groups))
 
     def close(self) -> None:
         """End all workers. Further calls do nothing."""

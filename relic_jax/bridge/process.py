@@ -46,7 +46,7 @@ def worker_environment(index: int, paths: Sequence[str], extra: Mapping[str, str
         extra: Variables to set.
     """
     inherited = {name: value for name, value in os.environ.items() if name not in SCRUBBED}
-    # LP_NUM_THREADS: Mesa's software renderer, which otherwise starts a thread per core in every worker.
+    # Without LP_NUM_THREADS, Mesa's software renderer starts one thread per core in every worker.
     one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "LP_NUM_THREADS"), "1")
     paths_and_index = {"PYTHONPATH": os.pathsep.join([str(LAUNCH), *paths]), "RELIC_WORKER": str(index)}
     return {**inherited, **one_thread, **paths_and_index, **extra}

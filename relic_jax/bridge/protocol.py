@@ -192,7 +192,7 @@ def views(memory: Any, spec: Spec, environments: int) -> list[dict[str, np.ndarr
     ]
 
 
-_encode = json.JSONEncoder(separators=(",", ":")).encode  # json.dumps would make an encoder for every message
+_encode = json.JSONEncoder(separators=(",", ":")).encode  # json.dumps would create an encoder for every message
 
 
 class Channel:

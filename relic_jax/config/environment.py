@@ -88,7 +88,8 @@ class WorkerConfig:
     needs as many workers as environments."""
     batch: int | None = None
     """Number of environments that the policy acts for at once: the environments form groups of this size, and the
-    policy acts for the first group that is ready. Must divide `trial.environments`. None: half of the environments."""
+    policy acts for the first group that is ready. Must divide `trial.environments`. None: half of the environments, or
+    all if neither they nor the workers can be halved."""
     python: str | None = None
     """Path of the Python interpreter that runs the workers. None: the current interpreter."""
     gpus: int = 0

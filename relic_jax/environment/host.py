@@ -175,7 +175,8 @@ class HostEnvironment(Environment):
 
         Args:
             environments: Number of environments.
-            batch: Number of environments in a group. None: half of them if they or the workers can be halved.
+            batch: Number of environments in a group. None: half of the environments, or all if neither they nor the
+                workers can be halved.
 
         Raises:
             ConfigError: If they cannot be divided among the workers, or into groups of this size.
@@ -240,10 +241,9 @@ class HostEnvironment(Environment):
 
 
 def _group_sizes(workers: int, each: int) -> list[int]:
-    """Return the allowed sizes of groups of environments, ascending, see `PoolConfig.groups`."""
+    """Return the allowed sizes of groups of environments, in ascending order. See `PoolConfig.groups`."""
     total = workers * each
-    counts = [n for n in range(total, 0, -1) if total % n == 0 and (each % n == 0 or workers % n == 0)]
-    return [total // n for n in counts]
+    return [total // groups for groups in range(total, 0, -1) if each % groups == 0 or workers % groups == 0]
 
 
 def _to_rgb(image: np.ndarray) -> np.ndarray:

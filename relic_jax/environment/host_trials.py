@@ -1,7 +1,7 @@
 """Trials of environments in worker processes. `HostTrials` is to them what `Trials` is to environments inside jit.
 
-Arrays are numpy's. The environments of a pool form groups: the workers simulate the others while the policy acts for
-one group.
+Arrays are numpy's. The environments of a pool form groups: while the policy acts for one group, the workers simulate
+the others.
 """
 
 from __future__ import annotations
@@ -149,10 +149,10 @@ class HostTrials:
             index += 1
 
     def run_ready(self, act: Callable[[int, int, TrialState], np.ndarray], steps: int) -> Iterator[GroupStep]:
-        """Step every group `steps` times, always the first one that is ready.
+        """Step every group `steps` times. The first group that is ready is stepped first.
 
-        A slow group does not hold the others until they have taken all their steps. If `act` depends only on its
-        arguments, the steps of a group are those of `run`.
+        A slow group delays the others only after they have taken all their steps. If `act` depends only on its
+        arguments, the steps of a group equal those of `run`.
 
         Args:
             act: See `run`.
@@ -165,7 +165,7 @@ class HostTrials:
             PoolError: If the workers fail.
         """
         counts = [0] * len(self.rows)
-        pending: list[int] = []  # the group that was sent first is first
+        pending: list[int] = []  # in the order in which actions were sent
 
         def send(group: int) -> None:
             self.pool.send(act(group, counts[group], self.trials[group]), group)

@@ -165,7 +165,7 @@ def test_trials_go_on_in_another_pool(tmp_path, fault):
         play(pool, replicas, 20, rng)
 
 
-def test_a_slow_worker_holds_only_its_group(tmp_path):
+def test_a_slow_worker_delays_only_its_group(tmp_path):
     """Worker 0 takes half a second for one step. The others take their steps in the meantime."""
     slow = {"fault": "slow", "at": 1, "only": 0, "once": str(tmp_path / "once")}
     with Pool(config(3, 1, groups=3, **slow)) as pool:

@@ -91,7 +91,7 @@ def test_metrics_hold_one_record_per_update(whole):
 @pytest.mark.slow
 @pytest.mark.parametrize("update", [1, 8])
 def test_killed_between_checkpoint_and_record(whole, tmp_path, update):
-    """At the first and at the last record. The tests below kill at those between. Seconds add up."""
+    """At the first and the last record; other tests kill the run at other records. The seconds of both parts add up."""
     setup, expected = whole
     with pytest.raises(Killed):
         go(setup, tmp_path, resume=False, at=kill_at(update))

@@ -20,7 +20,7 @@ from relic_jax.types import Span, StepInput
 
 BATCH, STEPS, ROOM = 2, 23, 33
 CUTS = (3, 4, 10, 11, 14)
-"""Ends of blocks of 3, 1, 6, 1, 3 and 9 steps: each size compiles once. They start anywhere in a segment of 5 steps."""
+"""Ends of blocks of 3, 1, 6, 1, 3 and 9 steps. Each size compiles once."""
 SMALL = TransformerConfig(layers=2, heads=2, width=16, mlp_width=16, max_positions=32, init="fan_in")
 FIELDS = {
     "window": {"window": 5},
@@ -31,6 +31,7 @@ NAMES = list(FIELDS)
 
 
 def policy_with(memory, sink="kv", **fields):
+    """Return the same policy whether or not the default of `sink` is passed, so its functions compile once."""
     return cached_policy(memory, sink=sink, **fields)
 
 

@@ -104,7 +104,7 @@ def in_chunks(policy, params, inputs, cuts, capacity):
 
 ALL = list(itertools.product([True, False], repeat=3))
 PAIRS = {"kv0": ALL[:1] + ALL[-1:], "k0v": ALL[1:2] + ALL[-2:-1], "k0v0": ALL[2:3] + ALL[-3:-2], "none": ALL[3:5]}
-"""Settings with which the other sinks are tested: opposite ones, so every sink meets both values of each setting."""
+"""These sinks are tested with two opposite combinations, so each sink is tested with both values of every setting."""
 SETTINGS = [(sink, *values) for sink in SINKS for values in PAIRS.get(sink, ALL)]
 
 
