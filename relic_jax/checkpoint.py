@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from relic_jax import prng, process, processes, trust
 from relic_jax.config import ConfigError, TrainConfig, from_json, to_json
 from relic_jax.files import remove_unfinished, sync, sync_entries, write_checksums
-from relic_jax.parameters import with_current_names, with_earlier_names
+from relic_jax.parameters import with_current_names, with_legacy_names
 from relic_jax.rl.state import TrainState
 from relic_jax.rl.steps import StepCount
 from relic_jax.runtime.files import read_record, verify_files
@@ -34,7 +34,7 @@ from relic_jax.types import Params, PyTree
 
 FORMAT = "relic-jax-checkpoint-3"
 FORMAT_2 = "relic-jax-checkpoint-2"
-"""An earlier format that can be read. Parameters have the names that `with_earlier_names` returns."""
+"""An earlier format that can be read. Parameters have the names that `with_legacy_names` returns."""
 FORMAT_1 = "relic-jax-checkpoint-1"
 """Like format 2, but `env_steps` is one int32, the random number settings are not recorded (`prng.ORIGINAL`), and
 checksums can be missing."""
@@ -350,7 +350,7 @@ def load_state(path: Path, abstract: TrainState, shardings: TrainState) -> Train
     placed = jax.tree.map(_placed, plain, compact(shardings, lambda _: shardings.segment))
     file_format = _read_meta(path)["format"]
     if file_format != FORMAT:
-        placed = with_renamed(placed, with_earlier_names)
+        placed = with_renamed(placed, with_legacy_names)
     if file_format == FORMAT_1:
         where: Any = shardings.env_steps
         placed = replace(placed, env_steps=_placed(jax.ShapeDtypeStruct((), jnp.int32), where.low))
@@ -365,7 +365,7 @@ def load_state(path: Path, abstract: TrainState, shardings: TrainState) -> Train
 
 def load_params(path: Path, abstract: Params) -> Params:
     """Load only the parameters, to the first device of this process. See `load_state` for the arguments and errors."""
-    stored = abstract if _read_meta(path)["format"] == FORMAT else with_earlier_names(abstract)
+    stored = abstract if _read_meta(path)["format"] == FORMAT else with_legacy_names(abstract)
     return with_current_names(read_params(path, stored))
 
 

@@ -18,7 +18,7 @@ from relic_jax.agent import Agent
 from relic_jax.config import ConfigError, TrainConfig, check_acting_fields, from_json
 from relic_jax.evaluation.report import Report, is_report
 from relic_jax.models.policy import Policy
-from relic_jax.parameters import named_parameters, with_current_names, with_earlier_names
+from relic_jax.parameters import named_parameters, with_current_names, with_legacy_names
 from relic_jax.rl.memory_budget import available_bytes, tree_bytes
 from relic_jax.runtime import POLICY_FORMAT, Autoreset, Full, open_export, read_json, read_safetensors
 from relic_jax.spaces import Spaces, spaces_from_json
@@ -167,7 +167,7 @@ def _load_export(path: Path) -> LoadedPolicy:
         report = None if evaluation is None else Report.from_json(evaluation)
     except (KeyError, TypeError, ValueError) as error:  # ConfigError is a ValueError
         raise ConfigError(f"export is '{path}'; its config.json does not fit: {error_line(error)}") from None
-    stored = abstract if about["format"] == POLICY_FORMAT else with_earlier_names(abstract)
+    stored = abstract if about["format"] == POLICY_FORMAT else with_legacy_names(abstract)
     if (path / "arrays").is_dir():
         from relic_jax import checkpoint
 

@@ -1,4 +1,4 @@
-"""Names and a fingerprint of parameters, and their names in files of earlier formats."""
+"""Names and a fingerprint of parameters, and their names in files of legacy formats."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import numpy as np
 
 from relic_jax.types import Params, PyTree
 
-EARLIER_NAMES = {"spatial_attention": "glance"}
-"""Names of modules, and their names in files that earlier versions wrote: checkpoints up to format 2 and exports of
-format 1. Only reading such files and fingerprints needs the earlier names."""
+LEGACY_NAMES = {"spatial_attention": "glance"}
+"""Maps each renamed module to its name in files of legacy formats: checkpoints of formats 1 and 2, and exports of
+format 1. Only such files and fingerprints use the legacy names."""
 
 
 def named_parameters(params: Params) -> dict[str, Any]:
@@ -26,27 +26,27 @@ def fingerprint(params: Params) -> str:
     """Return the SHA-256 of all parameters in float32.
 
     Two policies with the same fingerprint have the same parameters, whichever files they were loaded from. It is
-    computed with the earlier names, because saved contexts and exports contain fingerprints.
+    computed with the legacy names, because saved contexts and exports contain fingerprints.
     """
     digest = hashlib.sha256()
-    for name, x in sorted(named_parameters(with_earlier_names(params)).items()):
+    for name, x in sorted(named_parameters(with_legacy_names(params)).items()):
         digest.update(f"{name}{tuple(x.shape)}".encode())
         digest.update(np.ascontiguousarray(x, np.float32).tobytes())
     return "sha256:" + digest.hexdigest()
 
 
-def with_earlier_names(tree: PyTree) -> PyTree:
-    """Replace the current names in `EARLIER_NAMES` by the earlier ones.
+def with_legacy_names(tree: PyTree) -> PyTree:
+    """Replace the current names in `LEGACY_NAMES` by the legacy ones.
 
     Args:
         tree: Parameters, or a tree that contains trees of parameters, such as the state of an optimizer.
     """
-    return _renamed(tree, EARLIER_NAMES)
+    return _renamed(tree, LEGACY_NAMES)
 
 
 def with_current_names(tree: PyTree) -> PyTree:
-    """Invert `with_earlier_names`. A tree with current names does not change."""
-    return _renamed(tree, {earlier: name for name, earlier in EARLIER_NAMES.items()})
+    """Invert `with_legacy_names`. A tree with current names does not change."""
+    return _renamed(tree, {legacy: name for name, legacy in LEGACY_NAMES.items()})
 
 
 def _renamed(tree: PyTree, names: Mapping[str, str]) -> PyTree:

@@ -1,4 +1,4 @@
-"""Files with earlier names of parameters: runs resume, exports act, and saved contexts are restored.
+"""Files with legacy names of parameters: runs resume, exports act, and saved contexts are restored.
 
 `tests/data/parameters-1.tar.xz` holds files in earlier formats, written by a policy with spatial attention: a run of
 `Signs` after one update, an export of its policy in float16, a context that was saved after 4 steps, and an encoder.
@@ -19,14 +19,14 @@ from relic_jax.export import export_policy
 from relic_jax.interop.encoders import read_encoder
 from relic_jax.interop.files import read
 from relic_jax.loading import load_policy
-from relic_jax.parameters import EARLIER_NAMES, fingerprint, named_parameters
+from relic_jax.parameters import LEGACY_NAMES, fingerprint, named_parameters
 from relic_jax.rl.runner import compile_chunk
 from relic_jax.rl.train import prepare, records, restore, save
 from relic_jax.runtime import read_safetensors
 from tests.support.signs import Signs
 
 NEW = "spatial_attention"
-OLD = EARLIER_NAMES[NEW]
+OLD = LEGACY_NAMES[NEW]
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_every_parameter_and_moment_of_a_checkpoint_is_restored(files, setup):
         jax.tree.map(np.testing.assert_array_equal, found, old)
 
 
-def test_a_run_continues_and_writes_the_names_of_today(files, setup, expected, tmp_path):
+def test_a_run_continues_and_writes_current_names(files, setup, expected, tmp_path):
     state, progress = restore(setup, files / "run" / "checkpoints")
     chunk, lines = compile_chunk(setup), []
     for _ in range(3):
@@ -91,7 +91,7 @@ def act(agent, expected, start):
 
 
 def orbax_export(files, folder):
-    """Return an export of the run's parameters with `--format orbax`, as it was written with the earlier names."""
+    """Return an export of the run's parameters with `--format orbax`, as it was written with the legacy names."""
     shutil.copytree(checkpoint.find(files / "run") / "arrays", folder / "arrays")
     shutil.rmtree(folder / "arrays" / "rest")
     about = json.loads((files / "export" / "config.json").read_text())
@@ -122,7 +122,7 @@ def test_every_file_holds_the_same_parameters(files, tmp_path):
 
 
 @pytest.mark.parametrize("format", ["safetensors", "orbax"])
-def test_a_new_export_has_the_names_of_today(files, format, tmp_path):
+def test_a_new_export_has_current_names(files, format, tmp_path):
     policy = load_policy(files / "run")
     export_policy(policy, tmp_path / "export", format=format)
     assert json.loads((tmp_path / "export" / "config.json").read_text())["format"] == "relic-jax-policy-2"

@@ -15,7 +15,7 @@ from .spaces import DTYPES, UNBOUNDED, check_spaces, is_integer
 
 POLICY_FORMAT = "relic-jax-policy-2"
 POLICY_FORMATS = (POLICY_FORMAT, "relic-jax-policy-1")
-"""Formats that can be read. In format 1, parameters have the names in `relic_jax.parameters.EARLIER_NAMES`."""
+"""Formats that can be read. In format 1, parameters have the names in `relic_jax.parameters.LEGACY_NAMES`."""
 _REQUIRED = {
     "weights": ("dtype", "fingerprint"),
     "spaces": ("observation", "low", "high", "action", "horizon", "show_last_reward"),
