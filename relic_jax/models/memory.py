@@ -1,7 +1,7 @@
 """The interface of a policy's memory, which is the same for training and evaluation with every kind of memory.
 
-A memory is a pytree of arrays with leading axis B, the environments. There are two kinds: `cache.KVCache` keeps every
-step (transformer), and `recurrent.Carry` keeps a state of fixed size (RL²).
+A memory is a pytree of arrays with leading axis B, the environments. For example, `cache.KVCache` keeps every step
+(transformer), and `recurrent.Carry` keeps a state of fixed size (RL²). `memories.KINDS` lists all kinds.
 """
 
 from __future__ import annotations
