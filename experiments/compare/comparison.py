@@ -75,7 +75,7 @@ class Comparison:
     def markdown(self) -> str:
         """Return the table with its explanation."""
         lines = [_line(_header(self)), _line(["---"] * len(_header(self)))]
-        digits = max(results[0].report.digits for results in self.results)
+        digits = _digits(self.results)
         lines += [_line(_cells(row, digits)) for row in self.rows]
         return "\n".join([*lines, "", "\n\n".join(_notes(self)), ""])
 
@@ -130,13 +130,13 @@ def compare(methods: Sequence[Method], baseline: str | None = None, curve: str =
 def _scores(results: Sequence[RunResult]) -> np.ndarray:
     """Return scores [seeds, tasks] of the later episodes, normalized if there is an optimal return."""
     returns = np.stack([result.later for result in results])
-    scores = normalized(returns, results[0].report.reference_returns)
+    scores = normalized(returns, results[0].protocol.reference_returns)
     return returns if scores is None else scores
 
 
 def _row(method: Method, results: Sequence[RunResult], scores: Mapping[str, np.ndarray], baseline: str) -> Row:
     own = scores[method.name]
-    is_normalized = normalized(own, results[0].report.reference_returns) is not None
+    is_normalized = normalized(own, results[0].protocol.reference_returns) is not None
     learning = [result.learning() for result in results]
     known = [one for one in learning if one is not None]
     others = None if method.name == baseline else scores[baseline]
@@ -169,16 +169,23 @@ def _text(value: Interval | None, form: str) -> str:
     return "–" if value is None else f"{value.value:{form}} [{value.low:{form}}, {value.high:{form}}]"
 
 
+def _digits(results: Sequence[Sequence[RunResult]]) -> int:
+    """Return the decimals of printed returns: 1, or 2 if all are smaller than 10."""
+    references = (x for x in results[0][0].protocol.reference_returns.values() if x is not None)
+    values = [*references, *(x for runs in results for x in runs[0].curve)]
+    return 2 if all(abs(x) < 10 for x in values) else 1
+
+
 def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def _notes(comparison: Comparison) -> list[str]:
-    report = comparison.results[0][0].report
-    random, optimal = report.reference_returns.get("random"), report.reference_returns.get("optimal")
+    protocol = comparison.results[0][0].protocol
+    random, optimal = protocol.reference_returns.get("random"), protocol.reference_returns.get("optimal")
     references = (("random", random), ("optimal", optimal))
-    numbers = (f"{name} {value:.{report.digits}f}" for name, value in references if value is not None)
-    lines = [f"{report.env}, {report.tasks} {report.split} tasks ({report.split_hash}); {', '.join(numbers)}."]
+    numbers = (f"{name} {value:.{_digits(comparison.results)}f}" for name, value in references if value is not None)
+    lines = [f"{protocol.env}, {protocol.tasks} {protocol.split} tasks ({protocol.split_hash}); {', '.join(numbers)}."]
     kind = "Scores are (return − random) / (optimal − random) of the later episodes. " if comparison.normalized else ""
     lines.append(f"{kind}95% bootstrap intervals over seeds and tasks. {_seeds_note(comparison)}".rstrip())
     if any(row.speed is not None for row in comparison.rows):

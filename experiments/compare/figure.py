@@ -34,14 +34,14 @@ def draw(names: Sequence[str], results: Sequence[Sequence[RunResult]]) -> Figure
         _in_context(axes[0], runs, style)
         _learning(axes[1], runs, style)
         _profile(axes[2], runs, style)
-    report = results[0][0].report
-    references = draw_references(axes[0], report.reference_returns)
+    protocol = results[0][0].protocol
+    references = draw_references(axes[0], protocol.reference_returns)
     handles = [*axes[0].get_lines()[: len(names)], *(line for line, _ in references)]
     labels = [escaped(label) for label in (*names, *(label for _, label in references))]
     axes[0].set(xlabel="episode in context (weights frozen)", ylabel="return per episode")
     axes[0].xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     _finish_learning(axes[1])
-    normalized_scores = normalized(np.zeros(1), report.reference_returns) is not None
+    normalized_scores = normalized(np.zeros(1), protocol.reference_returns) is not None
     kind = "normalized score" if normalized_scores else "return"
     axes[2].set(xlabel=f"{kind} τ of the later episodes", ylabel="share of runs and tasks above τ", ylim=(-0.03, 1.03))
     for axis in axes:
@@ -49,15 +49,17 @@ def draw(names: Sequence[str], results: Sequence[Sequence[RunResult]]) -> Figure
         axis.grid(alpha=0.25)
     figure.legend(handles, labels, loc="outside lower center", ncols=min(3, len(labels)), frameon=False)
     figure.suptitle(
-        escaped(f"{report.env}, {report.split} split ({report.tasks} tasks), 95% bands over seeds and tasks")
+        escaped(f"{protocol.env}, {protocol.split} split ({protocol.tasks} tasks), 95% bands over seeds and tasks")
     )
     return figure
 
 
 def _in_context(axis: Any, runs: Sequence[RunResult], style: dict[str, Any]) -> None:
-    returns = np.stack([run.returns for run in runs])  # [seeds, tasks, episodes]
-    episode = np.arange(1, returns.shape[-1] + 1)
-    _line(axis, episode, returns.mean((0, 1)), _over_tasks(returns), style)
+    """Draw returns by episode, with a band over seeds and tasks, or over seeds only if a run is recorded."""
+    curves = np.stack([run.curve for run in runs])  # [seeds, episodes]
+    known = [run.returns for run in runs if run.returns is not None]  # [tasks, episodes] each
+    returns = np.stack(known) if len(known) == len(runs) else curves[:, None]
+    _line(axis, np.arange(1, curves.shape[1] + 1), curves.mean(0), _over_tasks(returns), style)
 
 
 def _learning(axis: Any, runs: Sequence[RunResult], style: dict[str, Any]) -> None:
@@ -72,7 +74,7 @@ def _learning(axis: Any, runs: Sequence[RunResult], style: dict[str, Any]) -> No
 
 def _profile(axis: Any, runs: Sequence[RunResult], style: dict[str, Any]) -> None:
     later = np.stack([run.later for run in runs])
-    scores = normalized(later, runs[0].report.reference_returns)
+    scores = normalized(later, runs[0].protocol.reference_returns)
     scores, low, high = (later, later.min(), later.max()) if scores is None else (scores, 0.0, max(1.0, scores.max()))
     thresholds = np.linspace(low, high, 101)
 

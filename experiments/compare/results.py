@@ -1,4 +1,7 @@
-"""The results of one run that are compared, and whether those of several runs can be."""
+"""The results of one run that are compared, and whether those of several runs can be.
+
+They are read from the files of its evaluation, or from a record: the few numbers of a run that are committed.
+"""
 
 from __future__ import annotations
 
@@ -19,38 +22,57 @@ from relic_jax.metrics import EVALUATIONS, read_evaluations
 
 CURVE = "curve.json"
 """File of the evaluation at the end of a run."""
+RECORD = "record.json"
+"""File of a recorded run, which has no evaluation and no checkpoint."""
 _TASKS = ("env", "split", "split_hash", "tasks")
 _PROTOCOL = ("episodes", "repeats", "expert_episodes", "expert_quality", "context_limit", "change_task_at")
 
 
 @dataclasses.dataclass(frozen=True)
+class Protocol:
+    """How a run was evaluated. The fields are those of `evaluation.Report`."""
+
+    env: str
+    split: str
+    split_hash: str
+    tasks: int
+    episodes: int
+    reference_returns: dict[str, float | None]
+    repeats: int = 1
+    expert_episodes: int = 0
+    expert_quality: float = 1.0
+    context_limit: int | None = None
+    change_task_at: int | None = None
+
+    @classmethod
+    def of(cls, report: Report) -> Protocol:
+        """Return the protocol of a report."""
+        return cls(**{field.name: getattr(report, field.name) for field in dataclasses.fields(cls)})
+
+
+@dataclasses.dataclass(frozen=True)
 class RunResult:
-    """The evaluation of one run.
+    """The evaluation of one run. All returns are means over repeats.
 
     Attributes:
         folder: The run folder.
         config: Its config.
-        report: The evaluation.
-        returns: float64 [tasks, episodes], means over repeats.
+        protocol: How it was evaluated.
+        curve: Mean return over tasks, float64 [episodes].
+        first: Return of the policy's first episode, float64 [tasks].
+        later: Mean return of all later episodes, float64 [tasks]; of the first if there is only one.
+        returns: float64 [tasks, episodes]. None: the run is recorded, and these were not kept.
         evaluations: The evaluations during training, see `evaluation.during`. Can be empty.
     """
 
     folder: Path
     config: TrainConfig
-    report: Report
-    returns: np.ndarray
+    protocol: Protocol
+    curve: np.ndarray
+    first: np.ndarray
+    later: np.ndarray
+    returns: np.ndarray | None
     evaluations: list[dict[str, Any]]
-
-    @property
-    def first(self) -> np.ndarray:
-        """Return of the policy's first episode, float64 [tasks]."""
-        return self.returns[:, self.report.expert_episodes]
-
-    @property
-    def later(self) -> np.ndarray:
-        """Mean return of all later episodes, float64 [tasks]; of the first if there is only one."""
-        later = self.returns[:, self.report.expert_episodes + 1 :]
-        return later.mean(1) if later.shape[1] else self.first
 
     def learning(self) -> Learning | None:
         """Return normalized scores during training: later episodes, or first ones if there is only one. None: none."""
@@ -75,7 +97,7 @@ def read_result(folder: Path, curve: str = CURVE) -> RunResult | None:
     """
     file = folder / curve
     if not file.is_file():
-        return None
+        return _read_record(folder) if curve == CURVE and (folder / RECORD).is_file() else None
     try:
         report = Report.from_json(json.loads(file.read_bytes()))
     except (OSError, ValueError, RecursionError) as error:
@@ -89,7 +111,55 @@ def read_result(folder: Path, curve: str = CURVE) -> RunResult | None:
         )
     raw = np.asarray(report.raw_returns[0], np.float64)
     returns = raw.reshape(report.tasks, report.repeats, report.episodes).mean(1)
-    return RunResult(folder, read_config(folder), report, returns, read_evaluations(folder / EVALUATIONS))
+    start = report.expert_episodes
+    later = returns[:, start + 1 :].mean(1) if report.episodes > start + 1 else returns[:, start]
+    return RunResult(
+        folder,
+        read_config(folder),
+        Protocol.of(report),
+        curve=returns.mean(0),
+        first=returns[:, start],
+        later=later,
+        returns=returns,
+        evaluations=read_evaluations(folder / EVALUATIONS),
+    )
+
+
+def record_of(result: RunResult) -> dict[str, Any]:
+    """Return the numbers of a run from which `read_result` restores its result, without `returns`, as plain values."""
+    shared = {name: result.evaluations[0][name] for name in _DURING} if result.evaluations else {}
+    learning = {kind: [evaluation.get(kind) for evaluation in result.evaluations] for kind in _LEARNING}
+    return {
+        "protocol": dataclasses.asdict(result.protocol),
+        "return": result.curve.tolist(),
+        "first_by_task": result.first.tolist(),
+        "later_by_task": result.later.tolist(),
+        "learning": shared | {kind: values for kind, values in learning.items() if None not in values},
+    }
+
+
+_DURING = ("tasks", "episodes", "reference_returns")
+"""Values that all evaluations during a training share."""
+_LEARNING = ("env_steps", "first", "first_by_task", "later_by_task")
+"""Values of each."""
+
+
+def _read_record(folder: Path) -> RunResult:
+    """Return the result of a recorded run. Raises ConfigError if its file does not have the content of `record_of`."""
+    file = folder / RECORD
+    try:
+        record = json.loads(file.read_bytes())
+        numbers = (np.asarray(record[name], np.float64) for name in ("return", "first_by_task", "later_by_task"))
+        curve, first, later = numbers
+        learning = record["learning"]
+        shared = {name: learning[name] for name in _DURING if name in learning}
+        kinds = [kind for kind in _LEARNING if kind in learning]
+        rows = zip(*(learning[kind] for kind in kinds), strict=True)
+        evaluations = [shared | dict(zip(kinds, row, strict=True)) for row in rows]
+        protocol = Protocol(**record["protocol"])
+        return RunResult(folder, read_config(folder), protocol, curve, first, later, None, evaluations)
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        raise ConfigError(f"paths: '{file}' is no record of a run ({error}); allowed: one of runs.jsonl") from None
 
 
 def check_comparable(results: Sequence[RunResult]) -> None:
@@ -107,7 +177,7 @@ def _pairs(result: RunResult, other: RunResult) -> list[tuple[str, Any, Any]]:
 
     def about(run: RunResult) -> Mapping[str, Any]:
         names = ((name, f"eval.{name}" if name in _PROTOCOL else name) for name in (*_TASKS, *_PROTOCOL))
-        found = {label: getattr(run.report, name, None) for name, label in names}
+        found = {label: getattr(run.protocol, name) for name, label in names}
         env = {name: value for name, value in leaves(run.config) if name.startswith("env.")}
         return found | env | {"trial.action_repeat": run.config.trial.action_repeat}
 

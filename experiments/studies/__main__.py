@@ -43,6 +43,8 @@ class Command:
     """Number of devices, as of relic-jax sweep. Default: all."""
     dry_run: bool = False
     """Print the grids and their costs, and stop."""
+    recorded: bool = False
+    """Train only runs that OUT/*/runs.jsonl does not have, and take the numbers of the others from there."""
     results_only: bool = False
     """Copy the results of studies that are finished, or not yet, and stop."""
 
@@ -92,6 +94,7 @@ def sweep_arguments(name: str, command: Command) -> list[str]:
     folder = command.runs / name
     arguments = ["sweep", str(FOLDER / f"{name}.toml"), "--runs", str(command.runs), "--reuse"]
     arguments += ["--resume", str(folder)] if (folder / "study.toml").is_file() else []
+    arguments += ["--recorded", str(command.out)] if command.recorded else []
     arguments += [] if command.devices is None else ["--devices", str(command.devices)]
     return [*arguments, *(["--dry-run"] if command.dry_run else [])]
 

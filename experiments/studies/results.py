@@ -10,7 +10,8 @@ from typing import Any
 from relic_jax.config import ConfigError
 from relic_jax.experiments import folders
 from relic_jax.experiments.compare import run_folders
-from relic_jax.experiments.compare.results import CURVE, RunResult, read_result
+from relic_jax.experiments.compare.results import CURVE, RECORD, read_result, record_of
+from relic_jax.experiments.sweep.reuse import ORIGIN
 from relic_jax.files import write_atomically
 from relic_jax.metrics import read_lines
 
@@ -46,29 +47,24 @@ def write_results(study: Path, out: Path) -> list[Path]:
 def run_line(run: Path) -> dict[str, Any] | None:
     """Return the numbers of a run that are kept. None if it was not evaluated.
 
-    Returns are means over repeats: `return` by episode, `first_by_task` and `later_by_task`. `metrics` are means by
-    episode. `learning` has the returns of the evaluations during training, `evaluations` the returns by episode of the
-    study's own evaluations.
+    `protocol`, `return` by episode, `first_by_task`, `later_by_task` and `learning` are those of `compare.record_of`.
+    `metrics` are means by episode, `evaluations` the returns by episode of the study's own evaluations.
     """
+    if (run / RECORD).is_file():
+        record: dict[str, Any] = json.loads((run / RECORD).read_bytes())
+        return {"run": run.name} | {name: value for name, value in record.items() if name != "run"}
     result = read_result(run)
     if result is None:
         return None
     origin = folders.read_origin(run)
     line = {"run": run.name, "seed": result.config.seed, "steps_per_second": _speed(run)}
-    line |= {name: origin[name] for name in ("command", "commit", "jax", "device", "copied_from") if name in origin}
-    line |= {"return": _short(result.returns.mean(0)), "first_by_task": _short(result.first)}
-    line |= {"later_by_task": _short(result.later), "metrics": _metrics(run), "learning": _learning(result)}
-    return line | {"evaluations": _evaluations(run)}
+    line |= {name: origin[name] for name in (*ORIGIN, "copied_from") if name in origin}
+    return line | _short(record_of(result)) | {"metrics": _metrics(run), "evaluations": _evaluations(run)}
 
 
 def _metrics(run: Path) -> dict[str, Any]:
     metrics = json.loads((run / CURVE).read_text(encoding="utf-8")).get("metrics", {})
     return {name: _short(values["mean"]) for name, values in metrics.items()}
-
-
-def _learning(result: RunResult) -> dict[str, Any]:
-    kinds = ("env_steps", "first", "later_by_task")
-    return {kind: [_short(evaluation.get(kind)) for evaluation in result.evaluations] for kind in kinds}
 
 
 def _evaluations(run: Path) -> dict[str, Any]:
@@ -79,7 +75,7 @@ def _evaluations(run: Path) -> dict[str, Any]:
         except ConfigError:  # another program wrote it
             continue
         if result is not None and file.name != CURVE:
-            found[file.stem.removeprefix("evaluate-")] = _short(result.returns.mean(0))
+            found[file.stem.removeprefix("evaluate-")] = _short(result.curve)
     return found
 
 
@@ -93,9 +89,11 @@ def _speed(run: Path) -> float | None:
 
 
 def _short(value: Any) -> Any:
-    """Round numbers, also in lists and arrays, to a few significant digits."""
+    """Round numbers, also in lists, objects and arrays, to a few significant digits."""
     if hasattr(value, "tolist"):
         value = value.tolist()
+    if isinstance(value, dict):
+        return {name: _short(x) for name, x in value.items()}
     if isinstance(value, list):
         return [_short(x) for x in value]
     return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value

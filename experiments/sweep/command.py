@@ -23,7 +23,7 @@ from relic_jax.experiments.sweep.board import Board
 from relic_jax.experiments.sweep.engine import Engine, prepared, rows
 from relic_jax.experiments.sweep.grid import Member, describe, members
 from relic_jax.experiments.sweep.report import write_report
-from relic_jax.experiments.sweep.reuse import reuse_runs
+from relic_jax.experiments.sweep.reuse import reuse_runs, take_recorded
 from relic_jax.experiments.sweep.study import MANAGED, Method, Study, read_study, seeds_of, study_of
 from relic_jax.progress import Activity
 from relic_jax.rl.parallel import offer_cores
@@ -52,6 +52,9 @@ class SweepCommand:
     reuse: bool = False
     """Copy finished runs with the same configuration and seed from other studies in the folder of the study instead of
     training them again."""
+    recorded: Path | None = None
+    """Take the numbers of runs with the same configuration and seed from RECORDED/*/runs.jsonl, which `python -m
+    experiments.studies` writes, instead of training them. Studies that declare evaluations need weights, and train."""
     max_runs: int = 200
     """Largest number of runs; a larger grid is refused."""
     dry_run: bool = False
@@ -102,6 +105,8 @@ def start(command: SweepCommand, study: Study, path: Path, stop: threading.Event
     with study_folder.opened(path, study, runs, resume=resume) as opened:
         for run, source in reuse_runs(opened, runs) if command.reuse else ():
             print(f"{run.name}: copied from {source}")
+        for run, name in take_recorded(opened, study, runs, command.recorded) if command.recorded else ():
+            print(f"{run.name}: recorded as {name}")
         with stop_signals(event) as stopping, Board(rows(runs)) as board:
             engine = Engine(opened, runs, setups, devices, board, stopping, event, evaluator.Evaluator(study, opened))
             finished = engine.run()

@@ -58,15 +58,15 @@ class Row:
     @property
     def returns(self) -> np.ndarray:
         """Mean returns over repeats, float64 [seeds, tasks, episodes]."""
-        return np.stack([result.returns for result in self.results])
+        return np.stack([result.returns for result in self.results if result.returns is not None])
 
     def intervals(self) -> dict[str, Interval | None]:
         """Return the numbers of `COLUMNS`. None if there are no such episodes.
 
         If the task changes, later episodes are those before the change.
         """
-        report, returns = self.results[0].report, self.returns
-        first, change = report.expert_episodes, report.change_task_at
+        protocol, returns = self.results[0].protocol, self.returns
+        first, change = protocol.expert_episodes, protocol.change_task_at
         end = returns.shape[2] if change is None else change - 1
         parts = {"expert": returns[..., :first], "first": returns[..., first : first + 1]}
         parts |= {"later": returns[..., first + 1 : end], "changed": returns[..., end : end + 1]}
@@ -131,9 +131,9 @@ def markdown(rows: Sequence[Row]) -> str:
         lines.append(_line(cells))
     notes = ["Mean returns with 95% bootstrap intervals over seeds and tasks (over tasks only if there is one seed)."]
     for table in dict.fromkeys(row.table.name for row in rows):
-        report = next(row.results[0].report for row in rows if row.table.name == table)
-        references = [f"{name} {x:.1f}" for name, x in report.reference_returns.items() if x is not None]
-        notes.append(f"`{table}`: {report.tasks} {report.split} tasks, {', '.join(references)}.")
+        protocol = next(row.results[0].protocol for row in rows if row.table.name == table)
+        references = [f"{name} {x:.1f}" for name, x in protocol.reference_returns.items() if x is not None]
+        notes.append(f"`{table}`: {protocol.tasks} {protocol.split} tasks, {', '.join(references)}.")
     return "\n".join([*lines, "", "\n\n".join(notes), ""])
 
 
@@ -180,9 +180,9 @@ def draw(rows: Sequence[Row]) -> Figure:
 def _draw_curves(axis: Any, rows: Sequence[Row]) -> None:
     for index, row in enumerate(rows):
         _draw_band(axis, np.arange(1, row.returns.shape[2] + 1), row.returns, row.variant, index)
-    report = rows[0].results[0].report
-    draw_references(axis, report.reference_returns)
-    for boundary in (report.expert_episodes, (report.change_task_at or 1) - 1):
+    protocol = rows[0].results[0].protocol
+    draw_references(axis, protocol.reference_returns)
+    for boundary in (protocol.expert_episodes, (protocol.change_task_at or 1) - 1):
         if boundary:
             axis.axvline(boundary + 0.5, color="0.35", linestyle=":", linewidth=1)
     axis.set(xlabel="episode in context (weights frozen)", ylabel="return per episode")
@@ -208,7 +208,7 @@ def _draw_by_option(axis: Any, rows: Sequence[Row], option: str) -> None:
         axis.fill_between(x, low, high, color=style["color"], alpha=0.2, linewidth=0)
     axis.set_xticks(range(len(values)), [f"{value:g}" for value in values])
     axis.set(xlabel=option.replace("_", " "), ylabel=f"return, {kind} episode{'s' if kind == 'later' else ''}")
-    draw_references(axis, rows[0].results[0].report.reference_returns)
+    draw_references(axis, rows[0].results[0].protocol.reference_returns)
 
 
 def _draw_band(axis: Any, x: np.ndarray, values: np.ndarray, label: str, index: int) -> None:

@@ -3,7 +3,8 @@
 study.toml    the study, resolved: it depends on no preset
 origin.json   command, commit, versions and device it was started with
 RUN/          one run folder per run (`relic_jax.experiments.run`); failed.txt: why a run has no result;
-              evaluate-NAME….*, attention.*: evaluations that the study declares
+              evaluate-NAME….*, attention.*: evaluations that the study declares; record.json: the numbers of
+              a recorded run, which has no weights
 table.md, table.csv, figure.png, report.html; evaluations.*, attention.*
 """
 
@@ -19,6 +20,7 @@ from pathlib import Path
 from relic_jax import trust
 from relic_jax.config import ConfigError, TrainConfig, differences
 from relic_jax.experiments import folders
+from relic_jax.experiments.compare.results import RECORD
 from relic_jax.experiments.sweep.grid import Member
 from relic_jax.experiments.sweep.study import Study, first_difference, read_study, resolved
 from relic_jax.files import write_atomically
@@ -43,8 +45,8 @@ class StudyFolder:
         return self.path / member.name
 
     def is_finished(self, member: Member) -> bool:
-        """Return whether a run was trained and evaluated. Its figure is the last file that is written."""
-        return (self.run(member) / "curve.png").is_file()
+        """Return whether a run was trained and evaluated, or is recorded. A trained run's last file is its figure."""
+        return any((self.run(member) / name).is_file() for name in ("curve.png", RECORD))
 
     def failure(self, member: Member) -> str | None:
         """Return why a run failed, or None."""

@@ -1,6 +1,7 @@
-"""Finished runs of other studies, which a study takes over instead of training them again (`--reuse`).
+"""Finished runs of other studies, which a study takes over instead of training them again (`--reuse`, `--recorded`).
 
 A run is determined by its configuration and its seed, so studies that compare with the same baseline can share it.
+Of recorded runs there are only numbers, in the files `runs.jsonl` that `experiments.studies` writes.
 """
 
 from __future__ import annotations
@@ -10,14 +11,19 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from relic_jax.config import ConfigError, TrainConfig
 from relic_jax.experiments import folders
+from relic_jax.experiments.compare.results import RECORD
 from relic_jax.experiments.sweep.folder import StudyFolder
-from relic_jax.experiments.sweep.grid import Member
+from relic_jax.experiments.sweep.grid import Member, members
+from relic_jax.experiments.sweep.study import Study, read_study
 from relic_jax.files import write_atomically
 from relic_jax.locks import is_lock_file
 
+ORIGIN = ("command", "commit", "jax", "device")
+"""Values of `origin.json` that records have."""
 COPY = ".copy"
 """Folder of an unfinished copy. A killed process leaves it, and the next one removes it."""
 
@@ -46,6 +52,56 @@ def reuse_runs(folder: StudyFolder, runs: Sequence[Member]) -> list[tuple[Member
             copied.append((run, source))
     shutil.rmtree(folder.path / COPY, ignore_errors=True)
     return copied
+
+
+def take_recorded(folder: StudyFolder, study: Study, runs: Sequence[Member], results: Path) -> list[tuple[Member, str]]:
+    """Create run folders with the numbers of recorded runs that have the same configuration and seed.
+
+    Args:
+        folder: The study's folder, whose lock this process holds.
+        study: The study. If it declares evaluations, which need weights, no run is taken.
+        runs: Its runs. Those that have a folder with a checkpoint or a result are left as they are.
+        results: Folder that holds RESULT/study.toml and RESULT/runs.jsonl.
+
+    Returns:
+        The runs and the names of their records.
+
+    Raises:
+        ConfigError: A file of results is damaged.
+    """
+    if study.evaluate or study.attention is not None:
+        return []
+    missing = [run for run in runs if not (folder.run(run) / "checkpoints").exists() and not folder.is_finished(run)]
+    found = _recorded(results) if missing else {}
+    taken = []
+    for run in missing:
+        if run.config in found:
+            source, record = found[run.config]
+            folder.create_run(run)
+            origin = {name: record[name] for name in ORIGIN if name in record} | {"copied_from": source}
+            write_atomically(folder.run(run) / "origin.json", json.dumps(origin, indent=2) + "\n")
+            write_atomically(folder.run(run) / RECORD, json.dumps(record) + "\n")
+            taken.append((run, source))
+    return taken
+
+
+def _recorded(results: Path) -> dict[TrainConfig, tuple[str, dict[str, Any]]]:
+    """Return the names and the records of the recorded runs in a folder of results, by their configuration."""
+    found: dict[TrainConfig, tuple[str, dict[str, Any]]] = {}
+    for file in sorted(results.glob("*/runs.jsonl")):
+        try:
+            configs = {member.name: member.config for member in members(read_study(file.with_name("study.toml")))}
+        except ConfigError:  # of another version
+            continue
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+            try:
+                record = json.loads(line)
+                config, name = configs[record["run"]], f"{file.parent.name}/{record['run']}"
+            except (ValueError, LookupError, TypeError):
+                about = f"recorded: line {number} of '{file}' is no run of its study"
+                raise ConfigError(f"{about}; allowed: what experiments.studies writes") from None
+            found.setdefault(config, (record.get("copied_from", name), record))
+    return found
 
 
 def _finished(path: Path) -> dict[TrainConfig, Path]:

@@ -13,6 +13,7 @@ from relic_jax.config import ConfigError, EnvConfig, TrainConfig, to_json
 from relic_jax.evaluation import aggregates
 from relic_jax.evaluation.aggregates import interval
 from relic_jax.experiments.compare import Method, compare, methods_of, run_folders, write
+from relic_jax.experiments.compare.results import read_result, record_of
 from relic_jax.experiments.plots import learning_curve
 
 REFERENCES = {"random": 10.0, "optimal": 110.0}
@@ -210,3 +211,26 @@ def test_the_learning_curve_is_drawn(make, cli, tmp_path):
     assert code == 2 and "trained with --eval.every" in err
     code, _, err = cli("plot", run, "--learning", "--training")
     assert code == 2 and "learning is True; allowed: False with --training" in err
+
+
+@pytest.mark.parametrize("learning", [((0, 0.0), (1000, 1.0)), ()])
+def test_recorded_runs_give_the_same_table(make, tmp_path, learning):
+    runs = [*seeds(make, "kv", with_sink(BASE, "kv"), [90.0, 91.0], learning)]
+    runs += seeds(make, "none", with_sink(BASE, "none"), [80.0], learning)
+    expected = compare(methods_of(runs))
+    for run in runs[1:]:
+        (run / "record.json").write_text(json.dumps(record_of(read_result(run))))
+        (run / "curve.json").unlink()
+        (run / "evaluations.jsonl").unlink(missing_ok=True)
+    recorded = compare(methods_of(runs))
+    assert (recorded.markdown(), recorded.csv()) == (expected.markdown(), expected.csv())
+    files = write(recorded, tmp_path / "out")  # with a figure, although a recorded run has no returns of single tasks
+    assert all(file.stat().st_size for file in files)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"return": [1], "first_by_task": ["a"], "later_by_task": []}'])
+def test_a_damaged_record_is_refused(make, content):
+    run = make("a", later=None)
+    (run / "record.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"record.json' is no record of a run \(.*\); allowed: one of runs.jsonl"):
+        compare(methods_of([run]))

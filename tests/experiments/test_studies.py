@@ -1,22 +1,26 @@
 """The committed studies: their grids, their cost, the runs that they share, and the command that runs them."""
 
+import csv
 import json
 import types
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from relic_jax.config import to_json
+from relic_jax.config import ConfigError, to_json
 from relic_jax.experiments import run, studies
 from relic_jax.experiments.studies import FOLDER, LONG, NIGHT
 from relic_jax.experiments.studies import __main__ as command
 from relic_jax.experiments.sweep import evaluator
 from relic_jax.experiments.sweep.folder import StudyFolder
 from relic_jax.experiments.sweep.grid import members, programs
-from relic_jax.experiments.sweep.reuse import COPY, reuse_runs
+from relic_jax.experiments.sweep.report import write_report
+from relic_jax.experiments.sweep.reuse import COPY, reuse_runs, take_recorded
 from relic_jax.experiments.sweep.study import read_study, resolved, study_of
 from relic_jax.rl.train import total_env_steps
 
+RESULTS = Path(__file__).parents[2] / "experiments" / "results"
 ATTENTION = {"window", "transformer-xl", "memo"}
 STATES = {"gru", "lstm", "gated-delta", "lru"}
 VARIANTS = {
@@ -126,6 +130,55 @@ def test_runs_of_other_studies_are_copied_once_and_only_if_they_are_finished(tmp
     origin = json.loads((target / "origin.json").read_text())
     assert origin == {"command": "relic-jax sweep a.toml", "copied_from": "sinks/sink-kv_seed0"}
     assert folder.is_finished(runs[0]) and reuse_runs(folder, runs) == []
+
+
+def test_recorded_runs_are_taken_unless_weights_are_needed(tmp_path, grids):
+    study, runs = read_study(FOLDER / "sinks.toml"), grids["sinks"][: SEEDS + 1]
+    folder = StudyFolder(tmp_path / "sinks")
+    finish(folder.run(runs[1]), runs[1].config)  # is trained, and stays as it is
+    taken = take_recorded(folder, study, runs, RESULTS)
+    assert [member for member, _ in taken] == [runs[0], *runs[2:]]
+    assert taken[0][1] == "partial-updates/partial_seed0"  # of the other study with this configuration
+    assert all(folder.is_finished(run) for run in runs) and not (folder.run(runs[1]) / "record.json").exists()
+    origin = json.loads((folder.run(runs[0]) / "origin.json").read_text())
+    assert origin.keys() == {"command", "commit", "jax", "device", "copied_from"}
+    assert take_recorded(folder, study, runs, RESULTS) == []
+    with_evaluations = read_study(FOLDER / "imitation.toml")
+    assert take_recorded(StudyFolder(tmp_path / "imitation"), with_evaluations, grids["imitation"], RESULTS) == []
+
+
+def test_a_damaged_line_of_results_is_named(tmp_path, grids):
+    results = tmp_path / "results" / "sinks"
+    results.mkdir(parents=True)
+    (results / "study.toml").write_text((RESULTS / "sinks" / "study.toml").read_text())
+    (results / "runs.jsonl").write_text('{"run": "sink-kv_seed9"}\n')
+    study = read_study(FOLDER / "sinks.toml")
+    with pytest.raises(ConfigError, match=r"recorded: line 1 of '.*runs.jsonl' is no run of its study"):
+        take_recorded(StudyFolder(tmp_path / "sinks"), study, grids["sinks"], tmp_path / "results")
+
+
+RECORDED = sorted(file.parent.name for file in RESULTS.glob("*/runs.jsonl"))
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_committed_tables_are_those_of_the_committed_runs(tmp_path, grids, name):
+    """The numbers of runs are rounded to four digits, so the ends of intervals can differ in the last printed one."""
+    study, runs = read_study(FOLDER / f"{name}.toml"), grids[name]
+    if study.evaluate or study.attention is not None:
+        pytest.skip("recorded runs have no evaluations")
+    folder = StudyFolder(tmp_path / name)
+    take_recorded(folder, study, runs, RESULTS)
+    write_report(folder, study, runs)
+    tables = [list(csv.DictReader(path.open())) for path in (folder.path / "table.csv", RESULTS / name / "table.csv")]
+    for own, committed in zip(*tables, strict=True):
+        assert (own["method"], own["seeds"], own["runs"]) == (
+            committed["method"],
+            committed["seeds"],
+            committed["runs"],
+        )
+        for column in own.keys() - {"method", "runs"}:
+            values = [float(row[column]) if row[column] else None for row in (own, committed)]
+            assert values[0] == (None if values[1] is None else pytest.approx(values[1], rel=2e-3, abs=2e-3)), column
 
 
 @pytest.fixture

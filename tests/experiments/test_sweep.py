@@ -247,6 +247,32 @@ def test_the_results_that_are_committed_are_small_and_hold_every_run(evaluated, 
 
 
 @pytest.mark.slow
+def test_a_study_continues_from_the_numbers_of_its_runs(study, tmp_path, capsys):
+    from relic_jax.experiments.studies.results import write_results
+    from relic_jax.experiments.sweep.command import parse_sweep, start
+
+    folder, _ = study
+    results = tmp_path / "results" / "rates"
+    write_results(folder, results)
+    runs = results / "runs.jsonl"
+    runs.write_text("".join(runs.read_text().splitlines(keepends=True)[1:]))  # the first run is not recorded
+    options = ("--runs", str(tmp_path / "runs"), "--recorded", str(tmp_path / "results"))
+    assert start(*parse_sweep([*GRID, *options])) == 0
+    out = capsys.readouterr().out
+    assert "lr-0.01_seed0: recorded as rates/lr-0.01_seed0" in out and "lr-0.001_seed0: recorded" not in out
+    again = tmp_path / "runs" / "rates"
+    assert [(again / run / "checkpoints").exists() for run in RUNS] == [True, False, False, False]
+    tables = [list(csv.DictReader((path / "table.csv").open())) for path in (again, folder)]
+    assert [float(row["later"]) for row in tables[0]] == pytest.approx(
+        [float(row["later"]) for row in tables[1]], rel=1e-3
+    )
+    write_results(again, tmp_path / "out")
+    lines = [json.loads(line) for line in (tmp_path / "out" / "runs.jsonl").read_text().splitlines()]
+    assert [line["run"] for line in lines] == list(RUNS)
+    assert [line for line in lines[1:]] == [json.loads(line) for line in runs.read_text().splitlines()]
+
+
+@pytest.mark.slow
 def test_a_stopped_study_continues_where_it_was(study, tmp_path):
     from relic_jax.experiments.sweep.command import parse_sweep, start
 
