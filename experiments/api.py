@@ -118,11 +118,11 @@ class Run:
     def plot(self, out: str | Path | None = None, *, training: bool = False) -> Figure:
         """Draw the in-context learning curve, or the training episodes if the run has not been evaluated.
 
-        Does not use pyplot: the matplotlib backend and open figures stay as they are.
+        Does not use pyplot, so the matplotlib backend and open figures do not change.
 
         Args:
             out: A file that ends in .png, .pdf or .svg, to which the figure is also written.
-            training: Draw the training episodes in either case.
+            training: Draw the training episodes even if the run has been evaluated.
 
         Returns:
             The figure.
@@ -169,7 +169,7 @@ def train(
 ) -> Run:
     """Train a policy, evaluate it on held-out tasks and draw its figures, as `relic-jax train` does.
 
-    Progress is printed. Unlike the command line, training uses the devices that JAX has: on a CPU one, unless
+    Progress is printed. Unlike the command line, training uses the devices that JAX has: one on a CPU, unless
     `relic_jax.rl.parallel.offer_cores` was called before.
 
     An interrupt (Ctrl-C, the stop button of a notebook) stops training after the current chunk, saves a checkpoint and
@@ -181,8 +181,8 @@ def train(
         runs: The folder that holds the run folders.
         track: Trackers to log to besides the run folder: "tensorboard", "wandb".
         wandb: Options of the tracker "wandb".
-        stop: An event. If it is set, training stops after the current chunk, saves a checkpoint and returns. Use it to
-          stop training that runs in another thread.
+        stop: An event. When it is set, training stops after the current chunk, saves a checkpoint and returns. Use it
+          to stop training in another thread.
         **fields: Fields of `TrainConfig` that differ from the preset, for example `total_steps=100_000`, `seed=1`,
           `ppo={"lr": 3e-4}` or `**{"ppo.lr": 3e-4}`.
 
@@ -190,7 +190,7 @@ def train(
         The run.
 
     Raises:
-        ConfigError: If an argument or a field does not fit, or if the run folder exists.
+        ConfigError: If an argument or a field is invalid, or if the run folder exists.
         NonFiniteError: If a NaN or an infinity appears in training.
     """
     default = presets.get(preset).config if isinstance(preset, str) else preset

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class TrainedPolicy(Protocol):
-    """What an agent needs of a policy, see `relic_jax.LoadedPolicy`."""
+    """What an agent needs from a policy, see `relic_jax.LoadedPolicy`."""
 
     @property
     def policy(self) -> Policy:
@@ -38,7 +38,7 @@ class TrainedPolicy(Protocol):
 
     @property
     def config(self) -> TrainConfig:
-        """Configuration of the training."""
+        """Configuration of the training run."""
 
     @property
     def spaces(self) -> Spaces:

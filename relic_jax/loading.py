@@ -1,4 +1,4 @@
-"""Loading policies from run folders, checkpoints, exports and the policies that are included."""
+"""Load policies from run folders, checkpoints and exports, and the included policies."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class LoadedPolicy:
     Attributes:
         policy: The network.
         params: Its parameters, float32.
-        config: Configuration of the training.
+        config: Configuration of the training run.
         spaces: Observations and actions.
         training: Environment steps and seconds, and the command, commit and versions if they are known.
         evaluation: The report in its curve.json; None if there is none.
@@ -91,7 +91,8 @@ def load_policy(path: str | Path, *, trust: bool = False, spaces_of: SpacesOf | 
             did not save their spaces.
 
     Raises:
-        ConfigError: If there is no policy at `path`, or a file is truncated, damaged, foreign or of a newer format.
+        ConfigError: If there is no policy at `path`, or a file is truncated, damaged, of another kind or of a newer
+            format.
     """
     path = Path(path)
     if is_export(path):
@@ -129,7 +130,7 @@ def start_params(path: str | Path, like: Params) -> Params:
 
 
 def pretrained(name: str) -> LoadedPolicy:
-    """Load a policy that is included in this library. Raises ConfigError if there is none of that name."""
+    """Load a policy that is included in this library. Raises ConfigError if there is none with that name."""
     return load_policy(pretrained_path(name))
 
 
@@ -139,7 +140,7 @@ def pretrained_names() -> list[str]:
 
 
 def pretrained_path(name: str) -> Path:
-    """Return the folder of an included policy. Raises ConfigError if there is none of that name."""
+    """Return the folder of an included policy. Raises ConfigError if there is none with that name."""
     if name not in pretrained_names():
         raise ConfigError(f"pretrained is {name!r}; allowed: {', '.join(map(repr, pretrained_names()))}")
     return SHIPPED / name

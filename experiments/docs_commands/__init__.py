@@ -1,1 +1,1 @@
-"""Runs a short form of every command in README.md and docs/: `python -m experiments.docs_commands`."""
+"""Run a short form of every command in README.md, docs/ and experiments/: `python -m experiments.docs_commands`."""

@@ -12,7 +12,8 @@ from relic_jax.validation import check_positive, check_value, require
 class CurriculumConfig:
     """A curriculum: training trials are easy at first, and become harder during the run.
 
-    The values of one task option are its rungs. Evaluations always use the environment's own tasks, the hardest ones.
+    The values of one task option are its rungs (levels). Evaluations always use the environment's own tasks, the
+    hardest ones.
     """
 
     option: str | None = None
@@ -20,12 +21,12 @@ class CurriculumConfig:
     values: tuple[int | str, ...] = ()
     """Values of the option, from easy to hard. (): all that the environment lists."""
     mode: Literal["gain", "schedule"] = "gain"
-    """gain: the next rung begins when the in-context gain at the present one passes `threshold`; schedule: it begins at
+    """gain: the next rung begins when the in-context gain at the current one passes `threshold`; schedule: it begins at
     a fixed fraction of the run (`starts`)."""
     easier: float = 0.3
     """Share of the trials that are drawn from the easier rungs, in equal parts, once there are any."""
     threshold: float = 0.1
-    """Gain that the running mean at the present rung must exceed. The gain of a trial is the mean return of its
+    """Gain that the running mean at the current rung must exceed. The gain of a trial is the mean return of its
     episodes from number `later` on, minus the return of its first episode."""
     window: int = 256
     """Number of trials over which the running mean of the gain averages, and that a rung needs before the next one."""

@@ -50,8 +50,8 @@ class EnvConfig:
     horizon: int | None = None
     """Time limit: steps of the longest episode. None: the environment's default."""
     options: Options = dataclasses.field(default_factory=Options)
-    """Options that only this family of environments has, e.g. `{"dataset": "tasks.json"}`; those that are missing have
-    their defaults. The family declares and checks them (`relic_jax.envs.registry`)."""
+    """Options that only this family of environments has, e.g. `{"dataset": "tasks.json"}`; missing ones have their
+    defaults. The family declares and checks them (`relic_jax.envs.registry`)."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.options, Options):

@@ -17,7 +17,7 @@ SinkKind = Literal["kv", "kv0", "k0v", "k0v0", "token", "none"]
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig:
-    """Architecture of the transformer (ReLIC), of all memories that consist of attention."""
+    """Architecture of the transformer (ReLIC) and of the other attention memories."""
 
     layers: int = 2
     """Number of blocks."""
@@ -66,8 +66,8 @@ class TransformerConfig:
     attention: Literal["auto", "blocked", "flash", "native", "reference"] = "auto"
     """Kernel of a block of steps. blocked: tiles, O(T) memory; native: a compiled CPU kernel, for float32 and heads of
     width 4, 8, 16, … 128; flash: cuDNN's flash attention on NVIDIA GPUs, for bfloat16 and heads whose width is a
-    multiple of 8, at most 128; a kernel that does not fit the device is replaced by blocked. auto: native or flash if
-    it fits (flash only with `inter_episode`), otherwise blocked; reference: the definition, for tests."""
+    multiple of 8, at most 128; a kernel that the device does not support is replaced with blocked. auto: native or
+    flash if (flash only with `inter_episode`), otherwise blocked; reference: the definition, for tests."""
 
     @property
     def head_width(self) -> int:
@@ -165,10 +165,10 @@ class EncoderConfig:
     image: Literal["small", "nature", "cells", "patches", "resnet18", "vit-b16"] = "small"
     """Encoder of images, if the environment has any. small: two convolutions, for CPUs; nature: three (Mnih et al.
     2015); cells: one-hot grid views with attention over their cells; patches: three convolutions with attention over
-    their places; resnet18: with GroupNorm, as in habitat-baselines; vit-b16: VC-1's, always frozen, 768 features."""
+    patches; resnet18: with GroupNorm, as in habitat-baselines; vit-b16: VC-1's, always frozen, 768 features."""
     features: int = 64
-    """Number of features per image (cells and patches: 16 and 32 per place, vit-b16: 768), stored as float32 for every
-    step of a trial."""
+    """Number of features per image (cells: 16 per cell, patches: 32 per patch, vit-b16: 768), stored as float32 for
+    every step of a trial."""
     freeze: bool = False
     """Do not train the image encoder. Images then need not be stored for the update."""
     weights: str | None = None
@@ -223,8 +223,8 @@ class PolicyConfig:
     memory: MemoryName = "transformer"
     """Memory of the trial. transformer: attention over all its steps (ReLIC); window: over the last steps;
     transformer-xl: over the running segment and the one before; memo: over the running segment and summaries of all
-    others; gru, lstm: a recurrent state (RL²); gated-delta, lru: a state with a linear recurrence. docs/memories.md
-    compares them."""
+    earlier ones; gru, lstm: a recurrent state (RL²); gated-delta, lru: a state with a linear recurrence.
+    docs/memories.md compares them."""
     recurrent: RecurrentConfig = dataclasses.field(default_factory=RecurrentConfig)
     linear_rnn: LinearRNNConfig = dataclasses.field(default_factory=LinearRNNConfig)
 
@@ -263,7 +263,7 @@ class PolicyConfig:
         return section
 
     def validate(self) -> None:
-        """Raise ConfigError at the first field that cannot work. The memory that is not used is not checked."""
+        """Raise ConfigError at the first field that cannot work. Only the memory that is used is checked."""
         self.encoder.validate()
         for field in MEMORY_FIELDS:
             value, fits = getattr(self.transformer, field), field in self.traits.fields

@@ -16,7 +16,8 @@ class PretrainConfig:
     """
 
     steps: int = 0
-    """Optimizer steps, a multiple of `minibatches`. 0: no pretraining. They count no environment steps of the run."""
+    """Optimizer steps, a multiple of `minibatches`. 0: no pretraining. Their environment steps are not part of
+    `total_steps`."""
     agent: str = "remembering searcher"
     """The scripted agent whose trials are recorded, a name in `Environment.reference_agents`."""
     trials: int = 64
@@ -24,7 +25,7 @@ class PretrainConfig:
     trial_steps: int = 400
     """Steps of a recorded trial."""
     random_actions: float = 0.2
-    """Share of the agent's actions that are replaced by random ones, without `Environment.ending_actions`."""
+    """Share of the agent's actions that are replaced with random ones, excluding `Environment.ending_actions`."""
     action_coef: float = 0.0
     """Weight of the behavior cloning loss, which is added to the recall loss: the cross-entropy of the policy's actions
     against the distribution of the agent (`Teacher.action_probabilities`) at all steps. If it is more than 0,

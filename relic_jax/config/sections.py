@@ -149,7 +149,7 @@ class PPOConfig:
 
 
 MAX_EVERY_EPISODES = 10
-"""Most episodes per task of an evaluation during training, unless `eval.every_episodes` is set."""
+"""Largest number of episodes per task in an evaluation during training, unless `eval.every_episodes` is set."""
 
 
 @dataclasses.dataclass(frozen=True)
