@@ -14,13 +14,13 @@ from relic_jax.bridge.process import call
 from relic_jax.bridge.worker import SetupError
 from relic_jax.config import ConfigError
 from relic_jax.envs.habitat import dataset
+from relic_jax.envs.habitat.configuration import ON_SOFT
 from relic_jax.envs.habitat.lab import dataset as lab_dataset
 from relic_jax.experiments.arguments import parse
 from relic_jax.experiments.folders import check_writable
 from relic_jax.files import write_atomically
 from relic_jax.validation import require
 
-ON_SOFT = "with backend soft, which has its own scenes and objects"
 MOST = 100_000
 """Largest number of layouts, episodes and objects: the dataset is held in memory."""
 
@@ -77,8 +77,8 @@ def main(arguments: Sequence[str]) -> None:
         if not names:
             raise ConfigError(f"{split} is empty; allowed: ids or files of scenes")
     if command.backend == "soft":
-        require(command.scene_dataset == "default", "scene_dataset", command.scene_dataset, f"'default' {ON_SOFT}")
-        require(not command.templates, "templates", command.templates, f"'' {ON_SOFT}")
+        require(command.scene_dataset == "default", "scene_dataset", command.scene_dataset, f"'default' with {ON_SOFT}")
+        require(not command.templates, "templates", command.templates, f"'' with {ON_SOFT}")
     if command.format == "habitat-lab" and command.backend != "soft":
         raise ConfigError("format is 'habitat-lab'; allowed with --backend habitat: 'relic'")
     check_writable(command.out / "objectnav.yaml" if command.format == "habitat-lab" else command.out, "out")

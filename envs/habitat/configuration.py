@@ -16,6 +16,8 @@ HOW = (
     "install it with: conda create -n habitat -c conda-forge -c aihabitat python=3.9 habitat-sim withbullet headless, "
     "and give its interpreter with --habitat-python PATH; or leave --backend at soft"
 )
+ON_SOFT = "backend soft, which has its own scenes and objects"
+"""End of an error about an option that only habitat-sim uses."""
 ACTIONS = ("stop", "move_forward", "turn_left", "turn_right", "look_up", "look_down")
 """Names of the actions by index. The simulator never receives stop."""
 

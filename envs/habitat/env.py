@@ -11,14 +11,13 @@ from relic_jax.bridge.worker import SetupError
 from relic_jax.config import ConfigError, EnvConfig, WorkerConfig
 from relic_jax.environment.host import HostEnvironment
 from relic_jax.envs.habitat import dataset
-from relic_jax.envs.habitat.configuration import Settings
+from relic_jax.envs.habitat.configuration import ON_SOFT, Settings
 from relic_jax.envs.habitat.worker import ExtObjNav
 from relic_jax.validation import require
 
 SOFT_CATEGORIES = dataset.CATEGORIES[:6]
 HORIZON = 500
 MAX_SIDE = 4096  # pixels
-ON_SOFT = "with env.backend soft, which has its own scenes and objects"
 
 
 @functools.lru_cache(maxsize=1)
@@ -47,8 +46,9 @@ class HabitatOptions:
         """Raise ConfigError at the first option that cannot work."""
         check_side(self.image_size)
         if self.backend == "soft":
-            require(self.scene_dataset == "default", "env.scene_dataset", self.scene_dataset, f"'default' {ON_SOFT}")
-            require(not self.objects, "env.objects", self.objects, f"'' {ON_SOFT}")
+            allowed = f"'default' with env.{ON_SOFT}"
+            require(self.scene_dataset == "default", "env.scene_dataset", self.scene_dataset, allowed)
+            require(not self.objects, "env.objects", self.objects, f"'' with env.{ON_SOFT}")
 
 
 def check_side(pixels: int) -> None:
