@@ -16,7 +16,7 @@ from relic_jax.config import ConfigError
 from relic_jax.envs.habitat import dataset
 from relic_jax.envs.habitat.configuration import ON_SOFT
 from relic_jax.envs.habitat.lab import dataset as lab_dataset
-from relic_jax.experiments.arguments import parse
+from relic_jax.experiments.arguments import ALIASES, parse
 from relic_jax.experiments.folders import check_writable
 from relic_jax.files import write_atomically
 from relic_jax.validation import require
@@ -100,7 +100,7 @@ def main(arguments: Sequence[str]) -> None:
             },
         )
     except SetupError as error:
-        raise ConfigError(f"habitat-dataset: {error}") from None
+        raise ConfigError(f"habitat-dataset: {with_own_options(str(error))}") from None
     data = made["data"]
     for summary in made["report"]:
         print(describe(summary))
@@ -110,6 +110,13 @@ def main(arguments: Sequence[str]) -> None:
         write_atomically(command.out, json.dumps(data, indent=1) + "\n")
     counts = ", ".join(f"{len(data[split])} {split} tasks in {len(scenes[split])} scenes" for split in scenes)
     print(f"wrote {command.out}: {counts}, {len(data['categories'])} categories")
+
+
+def with_own_options(error: str) -> str:
+    """Return a worker's error, which names options of `relic-jax train`, with the options of this command."""
+    for own in ("--habitat-python", "--backend"):
+        error = error.replace(ALIASES[own], own)
+    return error
 
 
 def describe(summary: dict[str, Any]) -> str:

@@ -14,8 +14,9 @@ from relic_jax.bridge.worker import SetupError
 
 HOW = (
     "install it with: conda create -n habitat -c conda-forge -c aihabitat python=3.9 habitat-sim withbullet headless, "
-    "and give its interpreter with --habitat-python PATH; or leave --backend at soft"
+    "and give its interpreter with --host.python PATH; or leave --env.backend at soft"
 )
+"""How to get habitat-sim, with the options of `relic-jax train`."""
 ON_SOFT = "backend soft, which has its own scenes and objects"
 """End of an error about an option that only habitat-sim uses."""
 ACTIONS = ("stop", "move_forward", "turn_left", "turn_right", "look_up", "look_down")

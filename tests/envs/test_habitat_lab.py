@@ -239,7 +239,7 @@ def test_without_habitat_lab_one_line_says_how_to_get_it(cli, folder, tmp_path):
     options = ["--env", f"habitat-lab:{folder}/objectnav.yaml", "--runs", tmp_path]
     code, out, err = cli("train", "darkroom-smoke", *options)
     assert code == 2 and out == "" and err.count("\n") == 1
-    assert "has no habitat-lab" in err and "pip install habitat-lab" in err and "--habitat-python" in err
+    assert "has no habitat-lab" in err and "pip install habitat-lab" in err and "with --host.python PATH" in err
 
 
 def test_a_folder_for_habitat_lab_is_made(cli, tmp_path):

@@ -186,9 +186,12 @@ def test_the_habitat_backend_says_how_to_get_it(cli, tmp_path):
         pass
     else:
         pytest.skip("habitat_sim is here")
-    one_line(cli("train", "extobjnav-soft", "--runs", tmp_path, "--backend", "habitat"), "has no habitat_sim", "conda")
+    train = cli("train", "extobjnav-soft", "--runs", tmp_path, "--backend", "habitat")
+    options = "with --host.python PATH; or leave --env.backend at soft"
+    one_line(train, "has no habitat_sim", "conda", options)
     making = ["habitat-dataset", "--backend", "habitat", "--out", tmp_path / "d.json", "--train", "a", "--test", "b"]
-    one_line(cli(*making), "has no habitat_sim", sys.executable)
+    options = "with --habitat-python PATH; or leave --backend at soft"
+    one_line(cli(*making), "has no habitat_sim", sys.executable, options)
 
 
 def test_an_interpreter_without_numpy_says_how_to_get_it(cli, tmp_path):

@@ -104,7 +104,7 @@ def import_habitat() -> bool:
         importlib.import_module("relic_jax.envs.habitat.lab.simulator")
     except ImportError as error:
         interpreter = f"{sys.executable} (Python {platform.python_version()})"
-        how = "pip install habitat-lab for it, or give another interpreter with --habitat-python PATH"
+        how = "pip install habitat-lab for it, or give another interpreter with --host.python PATH"
         raise SetupError(f"{interpreter} has no habitat-lab ({error}); {how}") from None
     return native
 
@@ -159,7 +159,7 @@ def load_config(
     if part.simulator.type != SOFT and not native:
         raise SetupError(
             f"config {config!r} wants the simulator {part.simulator.type!r}, and {sys.executable} has no habitat_sim; "
-            f"{HOW.replace('leave --backend at soft', f'set habitat.simulator.type to {SOFT}')}"
+            f"{HOW.replace('leave --env.backend at soft', f'set habitat.simulator.type to {SOFT}')}"
         )
     return loaded
 
