@@ -27,6 +27,8 @@ OPEN_SECONDS = 60.0
 """Longest time until JAX opens the port after the processes have found each other."""
 MAX_LINE = 1000
 """Largest number of bytes of a line. Process 0 closes a connection that sends more."""
+MAX_LISTED = 20
+"""Largest number of missing processes that an error lists."""
 
 
 def meet(coordinator: str, count: int, index: int, seconds: float) -> None:
@@ -96,7 +98,7 @@ def _gather(
     while len(members) < count - 1:
         ready = selector.select(max(end - time.monotonic(), 0))
         if not ready and time.monotonic() >= end:
-            missing = ", ".join(str(index) for index in range(1, count) if index not in members)
+            missing = _listed([index for index in range(1, count) if index not in members])
             allowed = f"the number of processes that start within {seconds:g} s (missing: process {missing})"
             raise ConfigError(f"num-processes is {count}; allowed: {allowed}")
         for key, _ in ready:
@@ -110,6 +112,12 @@ def _gather(
                 connection.close()
                 del connections[connection]
                 members = {index: other for index, other in members.items() if other is not connection}
+
+
+def _listed(indices: list[int]) -> str:
+    """Return a list of numbers, shortened so that an error with it fits into a line of `MAX_LINE` bytes."""
+    text = ", ".join(map(str, indices[:MAX_LISTED]))
+    return text if len(indices) <= MAX_LISTED else f"{text}, … and {len(indices) - MAX_LISTED} more"
 
 
 def _greet(

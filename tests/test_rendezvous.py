@@ -72,6 +72,8 @@ def test_processes_start_in_any_order(address):
     ("members", "message"),
     [
         ([(3, 0), (3, 2)], "the number of processes that start within 1 s (missing: process 1)"),
+        ([(22, 0), (22, 1)], "19, 20, 21)"),
+        ([(1000, 0), (1000, 1)], "19, 20, 21, … and 978 more)"),
         ([(3, 0), (3, 1), (3, 1)], "process-id is 1 in two processes; allowed: a different number in each"),
         ([(3, 0), (2, 1)], "num-processes is 2 on process 1; allowed: 3, as on process 0"),
     ],
