@@ -154,7 +154,7 @@ class Engine:
         for index, batch in enumerate(batches(untrained, slots)):
             for run in batch:
                 self._board.set(by_folder[run.folder].name, "compiling", run.saved_steps)
-            with contextlib.nullcontext() if index else compiled_meanwhile(batch[0].setup, self._devices):
+            with contextlib.nullcontext() if index else compiled_meanwhile(batch[0].setup, self._devices, self._stop):
                 finished = train_batch(batch)
             if not finished or not self._evaluate_all([(by_folder[run.folder], run) for run in batch]):
                 return False

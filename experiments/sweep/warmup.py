@@ -13,6 +13,7 @@ from relic_jax.evaluation import in_context_curves
 from relic_jax.evaluation.concurrent import concurrent_evaluations
 from relic_jax.experiments import run as results
 from relic_jax.rl.state import Setup
+from relic_jax.stopping import Stop
 
 
 class _Compiled(Exception):  # not an error
@@ -20,29 +21,33 @@ class _Compiled(Exception):  # not an error
 
 
 @contextlib.contextmanager
-def compiled_meanwhile(setup: Setup, devices: int) -> Iterator[None]:
+def compiled_meanwhile(setup: Setup, devices: int, stop: Stop) -> Iterator[None]:
     """Compile the evaluation of a run in another thread, on CPU with several devices and enough memory.
 
     The run's evaluation reuses the compiled programs. An error in the thread is ignored, because the evaluation
-    raises it again.
+    raises it again. Leaving the context waits for the thread, which therefore skips what it has not begun if the sweep
+    is stopped.
 
     Args:
         setup: The setup of the run.
         devices: Number of devices, or cores.
+        stop: Is set if the sweep is stopped.
     """
     config, env = setup.config.eval, setup.trials.env
     if concurrent_evaluations(setup.policy.config, config, env, "test", min(devices, 2)) < 2:
         yield
         return
     with ThreadPoolExecutor(1, "relic-jax-compilation") as pool:
-        pool.submit(_compile, setup)
+        pool.submit(_compile, setup, stop)
         yield
 
 
-def _compile(setup: Setup) -> None:
-    """Begin an evaluation with parameters of 0 and end it after its first chunk."""
+def _compile(setup: Setup, stop: Stop) -> None:
+    """Begin an evaluation with parameters of 0 and end it after its first chunk. Then compute the reference returns."""
+    if stop.is_set():
+        return
 
-    def stop(fraction: float) -> None:
+    def end(fraction: float) -> None:
         raise _Compiled
 
     env, config = setup.trials.env, setup.config
@@ -56,6 +61,7 @@ def _compile(setup: Setup) -> None:
             config.eval,
             seed=config.seed,
             show_last_reward=setup.trials.show_last_reward,
-            progress=stop,
+            progress=end,
         )
-    results.reference_means(env, "test", config.eval.tasks)
+    if not stop.is_set():
+        results.reference_means(env, "test", config.eval.tasks)
