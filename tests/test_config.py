@@ -357,6 +357,13 @@ def test_the_first_layout_kept_options_of_the_environment_with_the_workers(name,
     assert from_json(to_json(config)) == config
 
 
+@pytest.mark.parametrize("backend", [{}, {"backend": "soft"}])
+def test_the_first_layout_kept_options_of_habitat_sim_beside_the_software_simulator(backend):
+    host = {**backend, "dataset": "d", "scene_dataset": "s", "objects": "o"}
+    config = from_json(json.dumps({"env": "extobjnav", "host": host}))
+    assert config.env == EnvConfig("extobjnav", None, {"dataset": "d"})
+
+
 def test_an_unknown_layout_is_refused():
     with pytest.raises(ConfigError, match="config format is 'relic-jax-config-9'; allowed: 'relic-jax-config-2'"):
         from_json('{"format": "relic-jax-config-9"}')

@@ -35,6 +35,8 @@ _READ = {
     **{name: {"horizon"} for name in ("xland-anyside", "xland-trivial", "xland-small", "xland-medium")},
 }
 """Which of them an environment read, by its name up to the first colon; others read none."""
+_HABITAT_SIM = {"scene_dataset", "objects"}
+"""Which of them extobjnav did not read with the backend soft."""
 
 
 def to_json(config: TrainConfig) -> str:
@@ -78,6 +80,8 @@ def _from_layout_1(data: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(name, str) or not isinstance(host, dict):
         return data  # to be refused, or of a caller who writes only some fields, in the present layout
     used = _READ.get(name.partition(":")[0], set())
+    if name == "extobjnav" and host.get("backend", _MOVED["backend"]) == "soft":
+        used = used - _HABITAT_SIM
     moved = {field: host[field] for field in _MOVED.keys() & host.keys()}
     options = {field: value for field, value in moved.items() if field in used and value != _MOVED[field]}
     env = {"name": name, "horizon": options.pop("horizon", None), "options": options}
