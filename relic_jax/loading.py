@@ -177,7 +177,8 @@ def _load_export(path: Path) -> LoadedPolicy:
         params = params_from_arrays(read_safetensors(path / "model.safetensors", "weights")[0], stored, path)
     training = {name: value for name, value in about["training"].items() if name != "config"}
     own = trust.is_own(config, about.get("owner"))
-    return LoadedPolicy(policy, with_current_names(params), config, spaces, training, report, path, own)
+    params = with_current_names(params)
+    return LoadedPolicy(policy, params, config, spaces, training=training, evaluation=report, path=path, own=own)
 
 
 def check_training(training: dict[str, Any]) -> None:
@@ -213,7 +214,7 @@ def _load_checkpoint(path: Path, trusted: bool, spaces_of: SpacesOf | None) -> L
     newest = str(checkpoints[-1]) if isinstance(checkpoints, list) and checkpoints else ""
     of_this = evaluation.get("seeds") == 1 and Path(newest).name == path.name and is_report(evaluation)
     report = Report.from_json(evaluation) if of_this else None
-    return LoadedPolicy(policy, params, config, spaces, training, report, path, own)
+    return LoadedPolicy(policy, params, config, spaces, training=training, evaluation=report, path=path, own=own)
 
 
 def _spaces_without_file(config: TrainConfig, spaces_of: SpacesOf | None) -> Spaces:

@@ -55,7 +55,7 @@ def random_policy(model: TransformerConfig) -> LoadedPolicy:
     spaces = spaces_of(make(config.env))
     policy = Policy(config.policy, spaces)
     params = jax.jit(policy.init)(jax.random.key(0))
-    return LoadedPolicy(policy, params, config, spaces, {}, None, Path())
+    return LoadedPolicy(policy, params, config, spaces, training={}, evaluation=None, path=Path())
 
 
 def latency(machine: Machine, name: str, model: TransformerConfig, context: int) -> dict[str, Any]:

@@ -99,7 +99,8 @@ def main(argv: list[str] | None = None) -> None:
 def _loaded(config: TrainConfig, pretraining: Pretraining, params: Params) -> LoadedPolicy:
     """Return the policy as if it had been read from a run."""
     policy = pretraining.policy
-    return LoadedPolicy(policy, params, config, policy.spaces, {"run": "recall"}, None, Path("recall"), own=True)
+    training, path = {"run": "recall"}, Path("recall")
+    return LoadedPolicy(policy, params, config, policy.spaces, training=training, evaluation=None, path=path, own=True)
 
 
 if __name__ == "__main__":
