@@ -19,6 +19,7 @@ from relic_jax.envs.habitat.lab import dataset as lab_dataset
 from relic_jax.experiments.arguments import ALIASES, parse
 from relic_jax.experiments.folders import check_writable
 from relic_jax.files import write_atomically
+from relic_jax.progress import Activity
 from relic_jax.validation import require
 
 MOST = 100_000
@@ -83,29 +84,32 @@ def main(arguments: Sequence[str]) -> None:
         raise ConfigError("format is 'habitat-lab'; allowed with --backend habitat: 'relic'")
     check_writable(command.out / "objectnav.yaml" if command.format == "habitat-lab" else command.out, "out")
     try:
-        made = call(
-            command.habitat_python,
-            "relic_jax.envs.habitat.dataset:make",
-            {
-                "backend": command.backend,
-                "scene_dataset": command.scene_dataset,
-                "template_folder": command.templates,
-                "scenes": scenes,
-                "categories": list(command.categories),
-                "layouts": command.layouts,
-                "objects": command.objects,
-                "seed": command.seed,
-                "receptacles": None if command.receptacles is None else str(command.receptacles),
-                "min_area": command.min_area,
-            },
-        )
+        with Activity("starting the simulator") as activity:
+            made = call(
+                command.habitat_python,
+                "relic_jax.envs.habitat.dataset:make",
+                {
+                    "backend": command.backend,
+                    "scene_dataset": command.scene_dataset,
+                    "template_folder": command.templates,
+                    "scenes": scenes,
+                    "categories": list(command.categories),
+                    "layouts": command.layouts,
+                    "objects": command.objects,
+                    "seed": command.seed,
+                    "receptacles": None if command.receptacles is None else str(command.receptacles),
+                    "min_area": command.min_area,
+                },
+                activity.show,
+            )
     except SetupError as error:
         raise ConfigError(f"habitat-dataset: {with_own_options(str(error))}") from None
     data = made["data"]
     for summary in made["report"]:
         print(describe(summary))
     if command.format == "habitat-lab":
-        lab_dataset.write(str(command.out), data, command.episodes, command.seed)
+        with Activity("writing episodes") as activity:
+            lab_dataset.write(str(command.out), data, command.episodes, command.seed, activity.show)
     else:
         write_atomically(command.out, json.dumps(data, indent=1) + "\n")
     counts = ", ".join(f"{len(data[split])} {split} tasks in {len(scenes[split])} scenes" for split in scenes)

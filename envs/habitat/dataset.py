@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from relic_jax.bridge.worker import SetupError
+from relic_jax.bridge.worker import SetupError, activity
 from relic_jax.envs.habitat.api import Simulation
 from relic_jax.envs.habitat.configuration import Settings
 from relic_jax.envs.habitat.placement import arrange
@@ -70,12 +70,13 @@ def generate(
             raise SetupError(f"scene {scene!r} has no receptacles; there are some of: {', '.join(sorted(surfaces))}")
     simulation = Simulation(settings)
     data: dict[str, Any] = {"format": FORMAT, "backend": settings.backend, "scene_dataset": settings.scene_dataset}
-    data["categories"] = list(categories)
+    data.update(categories=list(categories), train=[], test=[])
     handles: dict[str, str] = {}  # of training scenes
+    todo = [(part, split, index) for part, split in enumerate(SPLITS) for index in range(len(scenes[split]))]
     try:
-        for part, split in enumerate(("train", "test")):
-            data[split] = []
-            for index, scene in enumerate(scenes[split]):
+        for number, (part, split, index) in enumerate(todo, start=1):
+            scene = scenes[split][index]
+            with activity(f"arranging objects in scene {number} of {len(todo)}"):
                 simulation.load(scene)
                 for name in categories:
                     simulation.template((templates or {}).get(name, name))
@@ -86,8 +87,8 @@ def generate(
                     on = None if surfaces is None else surfaces[scene]
                     things = arrange(simulation, random, objects, categories, templates or {}, on, summary)
                     data[split].append({"scene": scene, "objects": things})
-                if report is not None:
-                    report.append(summary)
+            if report is not None:
+                report.append(summary)
     finally:
         simulation.close()
     return check(data)

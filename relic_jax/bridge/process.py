@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import mmap
 import os
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -186,13 +187,16 @@ def hello(entry: str, config: Mapping[str, Any], environments: int, lanes: int) 
     return {**message, **sizes, "config": dict(config)}
 
 
-def call(python: str, entry: str, arguments: Mapping[str, Any]) -> Any:
+def call(
+    python: str, entry: str, arguments: Mapping[str, Any], progress: Callable[[str], None] = lambda text: None
+) -> Any:
     """Return the result of `module:function(**arguments)` in another interpreter.
 
     Args:
         python: The interpreter.
         entry: `module:function`.
         arguments: JSON values.
+        progress: Called with what the function does when it names it with `worker.activity`.
 
     Returns:
         A JSON value.
@@ -202,28 +206,47 @@ def call(python: str, entry: str, arguments: Mapping[str, Any]) -> Any:
     """
     if not supported():
         raise SetupError(UNSUPPORTED)
-    with tempfile.TemporaryFile("w+", encoding="utf-8") as file:
+    text_file: Any = functools.partial(tempfile.TemporaryFile, "w+", encoding="utf-8", errors="replace")
+    with text_file() as file, text_file() as out:
         message = {"entry": entry, "arguments": dict(arguments), "answer": file.fileno()}
         command = [python, "-m", "relic_jax_worker", json.dumps(message)]
         environment = worker_environment(0, (), {})
         try:
-            done = subprocess.run(
-                command, stdin=subprocess.DEVNULL, capture_output=True, check=False, env=environment, encoding="utf-8",
-                errors="replace", pass_fds=(file.fileno(),),
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.PIPE, env=environment,
+                encoding="utf-8", errors="replace", pass_fds=(file.fileno(),),
             )  # fmt: skip
         except OSError as error:
             raise SetupError(f"python is '{python}'; allowed: a Python interpreter ({error.strerror})") from None
+        errors = _errors(process, progress)
         file.seek(0)
-        text = file.read()
+        out.seek(0)
+        text, printed = file.read(), out.read()
     if not text:
-        activity, line = last_words(done.stdout + "\n" + done.stderr)
-        code = done.returncode
+        activity, line = last_words(f"{printed}\n{errors}")
+        code = process.returncode
         ended = f"ended with {code}" if code >= 0 else f"was killed by signal {-code} ({signal.strsignal(-code)})"
         raise SetupError(f"{python} {ended}{activity}; {line or 'it printed nothing'}")
     reply = json.loads(text)
     if "error" in reply:
         raise SetupError(reply["error"])
     return reply["result"]
+
+
+def _errors(process: subprocess.Popen[str], progress: Callable[[str], None]) -> str:
+    """Return what a process prints to stderr until it ends, and call `progress` with each activity that it names."""
+    lines: list[str] = []
+    with process:
+        try:
+            for line in process.stderr or ():
+                lines.append(line)
+                if line.startswith(ACTIVITY) and (activity := line[len(ACTIVITY) :].strip()):
+                    progress(activity)
+            process.wait()
+        except BaseException:
+            process.kill()
+            raise
+    return "".join(lines)
 
 
 def last_words(output: str) -> tuple[str, str]:

@@ -48,25 +48,30 @@ class SetupError(RuntimeError):
 ACTIVITY = "relic-jax worker: "
 """Prefix of the lines on stderr in which a worker process names its activity."""
 _is_worker = False  # whether this process was started for an environment or a call
+_activities: list[str] = []  # of this process, the outermost first
 
 
 @contextlib.contextmanager
 def activity(text: str) -> Iterator[None]:
     """Name what the process does, such as "loading scene 'a'", so that `process` can report it if native code crashes.
 
-    Does nothing in the learner.
+    Activities can be nested. Does nothing in the learner.
     """
-    _name_activity(text)
+    if not _is_worker:
+        yield
+        return
+    _activities.append(text)
+    _name_activities()
     try:
         yield
     finally:
-        _name_activity("")
+        _activities.pop()
+        _name_activities()
 
 
-def _name_activity(text: str) -> None:
-    if _is_worker:
-        with contextlib.suppress(OSError):
-            os.write(2, f"\n{ACTIVITY}{text}\n".encode())  # unbuffered: the process can end at any time
+def _name_activities() -> None:
+    with contextlib.suppress(OSError):
+        os.write(2, f"\n{ACTIVITY}{', '.join(_activities)}\n".encode())  # unbuffered: the process can end at any time
 
 
 def episode_seed(seed: int, episode: int) -> int:

@@ -4,11 +4,13 @@ These run where habitat-lab can be imported, or with an interpreter that has it:
 """
 
 import ast
+import functools
 import gzip
 import importlib.util
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -28,6 +30,8 @@ from relic_jax.envs.habitat.lab import dataset as lab_dataset
 from relic_jax.envs.habitat.soft.house import load_scene
 from relic_jax.envs.habitat.soft.objects import OBJECT_SIZE, object_color
 from relic_jax.envs.registry import describe, make
+from relic_jax.experiments import habitat_dataset
+from relic_jax.progress import Activity
 
 CATEGORIES = ("mug", "apple", "bowl")
 EPISODES = 6
@@ -242,10 +246,12 @@ def test_without_habitat_lab_one_line_says_how_to_get_it(cli, folder, tmp_path):
     assert "has no habitat-lab" in err and "pip install habitat-lab" in err and "with --host.python PATH" in err
 
 
-def test_a_folder_for_habitat_lab_is_made(cli, tmp_path):
+def test_a_folder_for_habitat_lab_is_made(cli, tmp_path, monkeypatch):
+    monkeypatch.setattr(habitat_dataset, "Activity", functools.partial(Activity, interval=0.001))
     scenes = ["--train", "house-0", "--test", "house-1", "--categories", "mug", "--format", "habitat-lab"]
     code, said, err = cli("habitat-dataset", "--out", tmp_path / "lab", *scenes, "--episodes", 2)
     assert code == 0 and "1 train tasks in 1 scenes" in said, err
+    assert re.search(r"^writing episodes of task [12] of 2 · 0:0", said, re.MULTILINE), said
     assert len(content(tmp_path / "lab", "objectnav", "val")["episodes"]) == 2
     code, _, err = cli("habitat-dataset", "--out", tmp_path / "x", *scenes, "--backend", "habitat")
     assert code == 2 and "format is 'habitat-lab'; allowed with --backend habitat" in err

@@ -171,6 +171,19 @@ def test_a_crash_names_the_activity():
     assert process.last_words("") == ("", "")
 
 
+def test_a_call_reports_the_activities_of_its_function():
+    scenes, found = {"train": ["house-0"], "test": ["house-1"]}, []
+    settings = {"backend": "soft", "scene_dataset": "default", "template_folder": "", "scenes": scenes}
+    settings |= {"categories": ["mug"], "layouts": 1, "objects": 1, "seed": 0}
+    made = process.call(sys.executable, "relic_jax.envs.habitat.dataset:make", settings, found.append)
+    assert len(made["data"]["train"]) == 1
+    first, second = (f"arranging objects in scene {number} of 2" for number in (1, 2))
+    assert found == [
+        *(first, f"{first}, loading scene 'house-0'", first),
+        *(second, f"{second}, loading scene 'house-1'", second),
+    ]
+
+
 def test_the_scene_dataset_of_the_options_is_that_of_the_episodes(made, tmp_path, monkeypatch):
     """habitat-lab replaces the scene dataset of its config by that of each episode."""
     episodes = [SimpleNamespace(scene_id="a", scene_dataset_config="own.json") for _ in range(2)]

@@ -1,7 +1,9 @@
 """The command line with environments in worker processes: training, figures and errors."""
 
 import dataclasses
+import functools
 import json
+import re
 import shutil
 import sys
 import venv
@@ -16,10 +18,11 @@ from relic_jax.environment.host import HostEnvironment
 from relic_jax.envs import registry
 from relic_jax.envs.habitat import dataset
 from relic_jax.envs.registry import describe, make
-from relic_jax.experiments import navigation_speed, presets, run
+from relic_jax.experiments import habitat_dataset, navigation_speed, presets, run
 from relic_jax.experiments.arguments import with_current_names
 from relic_jax.experiments.training import parse_train
 from relic_jax.metrics import read_lines
+from relic_jax.progress import Activity
 from relic_jax.rl.host import HostRunner
 from relic_jax.rl.parallel import initial_state
 from relic_jax.rl.train import prepare
@@ -212,11 +215,13 @@ def test_the_scene_dataset_of_the_options_replaces_that_of_the_episodes(tmp_path
         assert used == [expected, options.get("objects", ""), ["mug"]]
 
 
-def test_an_episode_dataset_is_made_and_read(cli, tmp_path):
+def test_an_episode_dataset_is_made_and_read(cli, tmp_path, monkeypatch):
+    monkeypatch.setattr(habitat_dataset, "Activity", functools.partial(Activity, interval=0.001))
     out = tmp_path / "tasks.json"
     scenes = ["--train", "house-0", "house-1", "--test", "house-2", "--categories", "mug", "apple", "--layouts", "2"]
     code, said, err = cli("habitat-dataset", "--out", out, *scenes)
     assert code == 0 and "4 train tasks in 2 scenes, 2 test tasks in 1 scenes, 2 categories" in said, err
+    assert re.search(r"^arranging objects in scene [123] of 3\b.* · 0:0", said, re.MULTILINE), said
     env = make(EnvConfig("extobjnav", options={"dataset": str(out)}))
     assert {task["scene"] for task in env.splits["train"]} == {"house-0", "house-1"}
     assert env.observation_spec["vector"].shape == (2 + 2,)

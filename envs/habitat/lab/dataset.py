@@ -14,6 +14,7 @@ import gzip
 import json
 import math
 import os
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -54,7 +55,13 @@ BASES = {"objectnav": "objectnav_hssd-hab", "pointnav": "pointnav_habitat_test"}
 NEAR = 1.0  # meters; distance of the view points of an object
 
 
-def write(folder: str, data: dict[str, Any], episodes: int = 20, seed: int = 0) -> None:
+def write(
+    folder: str,
+    data: dict[str, Any],
+    episodes: int = 20,
+    seed: int = 0,
+    progress: Callable[[str], None] = lambda text: None,
+) -> None:
     """Write the folder.
 
     Args:
@@ -62,6 +69,7 @@ def write(folder: str, data: dict[str, Any], episodes: int = 20, seed: int = 0) 
         data: A dataset of `habitat.dataset.generate` for `soft`.
         episodes: Episodes per scene.
         seed: Seed of the episodes.
+        progress: Called with what it does, before each task.
 
     Raises:
         SetupError: A scene has no start from which a goal can be reached.
@@ -76,6 +84,8 @@ def write(folder: str, data: dict[str, Any], episodes: int = 20, seed: int = 0) 
         episodes_of: dict[str, list[Any]] = {"objectnav": [], "pointnav": []}
         goals: dict[str, list[Any]] = {}
         for index, task in enumerate(data[name_of_split]):
+            number, total = part * len(data["train"]) + index + 1, len(data["train"]) + len(data["test"])
+            progress(f"writing episodes of task {number} of {total}")
             name = f"{split}-{index}.json"
             _write_json(os.path.join(scenes, name), furnished(task))
             random = np.random.RandomState([seed, part, index])
