@@ -72,23 +72,25 @@ def take_recorded(folder: StudyFolder, study: Study, runs: Sequence[Member], res
     if study.evaluate or study.attention is not None:
         return []
     missing = [run for run in runs if not (folder.run(run) / "checkpoints").exists() and not folder.is_finished(run)]
-    found = _recorded(results) if missing else {}
+    found = _recorded(results, study.name) if missing else {}
     taken = []
     for run in missing:
         if run.config in found:
             source, record = found[run.config]
+            if source != f"{study.name}/{run.name}":
+                record = record | {"copied_from": source}
             folder.create_run(run)
-            origin = {name: record[name] for name in ORIGIN if name in record} | {"copied_from": source}
+            origin = {name: record[name] for name in (*ORIGIN, "copied_from") if name in record}
             write_atomically(folder.run(run) / "origin.json", json.dumps(origin, indent=2) + "\n")
             write_atomically(folder.run(run) / RECORD, json.dumps(record) + "\n")
             taken.append((run, source))
     return taken
 
 
-def _recorded(results: Path) -> dict[TrainConfig, tuple[str, dict[str, Any]]]:
-    """Return the names and the records of the recorded runs in a folder of results, by their configuration."""
+def _recorded(results: Path, name: str) -> dict[TrainConfig, tuple[str, dict[str, Any]]]:
+    """Return the names and the records of recorded runs by their configuration, those of the study `name` first."""
     found: dict[TrainConfig, tuple[str, dict[str, Any]]] = {}
-    for file in sorted(results.glob("*/runs.jsonl")):
+    for file in sorted(results.glob("*/runs.jsonl"), key=lambda file: (file.parent.name != name, file)):
         try:
             configs = {member.name: member.config for member in members(read_study(file.with_name("study.toml")))}
         except ConfigError:  # of another version
@@ -96,11 +98,11 @@ def _recorded(results: Path) -> dict[TrainConfig, tuple[str, dict[str, Any]]]:
         for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
             try:
                 record = json.loads(line)
-                config, name = configs[record["run"]], f"{file.parent.name}/{record['run']}"
+                config, own = configs[record["run"]], f"{file.parent.name}/{record['run']}"
             except (ValueError, LookupError, TypeError):
                 about = f"recorded: line {number} of '{file}' is no run of its study"
                 raise ConfigError(f"{about}; allowed: what experiments.studies writes") from None
-            found.setdefault(config, (record.get("copied_from", name), record))
+            found.setdefault(config, (record.get("copied_from", own), record))
     return found
 
 

@@ -142,9 +142,23 @@ def test_recorded_runs_are_taken_unless_weights_are_needed(tmp_path, grids):
     assert all(folder.is_finished(run) for run in runs) and not (folder.run(runs[1]) / "record.json").exists()
     origin = json.loads((folder.run(runs[0]) / "origin.json").read_text())
     assert origin.keys() == {"command", "commit", "jax", "device", "copied_from"}
+    assert json.loads((folder.run(runs[0]) / "record.json").read_text())["copied_from"] == taken[0][1]
     assert take_recorded(folder, study, runs, RESULTS) == []
     with_evaluations = read_study(FOLDER / "imitation.toml")
     assert take_recorded(StudyFolder(tmp_path / "imitation"), with_evaluations, grids["imitation"], RESULTS) == []
+
+
+def test_the_record_of_the_own_study_comes_first(tmp_path, grids):
+    for name, mark in (("a", "other"), ("sinks", "own")):
+        (tmp_path / "results" / name).mkdir(parents=True)
+        text = (RESULTS / "sinks" / "study.toml").read_text()
+        (tmp_path / "results" / name / "study.toml").write_text(text)
+        line = {"run": "sink-kv_seed0", "commit": mark}
+        (tmp_path / "results" / name / "runs.jsonl").write_text(json.dumps(line) + "\n")
+    folder = StudyFolder(tmp_path / "sinks")
+    taken = take_recorded(folder, read_study(FOLDER / "sinks.toml"), grids["sinks"][:1], tmp_path / "results")
+    assert [name for _, name in taken] == ["sinks/sink-kv_seed0"]
+    assert json.loads((folder.path / "sink-kv_seed0" / "record.json").read_text()) == line
 
 
 def test_a_damaged_line_of_results_is_named(tmp_path, grids):
