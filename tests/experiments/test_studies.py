@@ -176,7 +176,10 @@ RECORDED = sorted(file.parent.name for file in RESULTS.glob("*/runs.jsonl"))
 
 @pytest.mark.parametrize("name", RECORDED)
 def test_committed_tables_are_those_of_the_committed_runs(tmp_path, grids, name):
-    """The numbers of runs are rounded to four digits, so the ends of intervals can differ in the last printed one."""
+    """The numbers of runs are rounded to four digits, so the ends of intervals can differ in the last printed one.
+
+    The probability of improvement can differ more: numbers that are equal after rounding are a tie.
+    """
     study, runs = read_study(FOLDER / f"{name}.toml"), grids[name]
     if study.evaluate or study.attention is not None:
         pytest.skip("recorded runs have no evaluations")
@@ -192,7 +195,8 @@ def test_committed_tables_are_those_of_the_committed_runs(tmp_path, grids, name)
         )
         for column in own.keys() - {"method", "runs"}:
             values = [float(row[column]) if row[column] else None for row in (own, committed)]
-            assert values[0] == (None if values[1] is None else pytest.approx(values[1], rel=2e-3, abs=2e-3)), column
+            size = 6e-3 if column.startswith("probability") else 2e-3
+            assert values[0] == (None if values[1] is None else pytest.approx(values[1], rel=2e-3, abs=size)), column
 
 
 @pytest.fixture
