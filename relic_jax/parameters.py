@@ -12,8 +12,9 @@ import numpy as np
 from relic_jax.types import Params, PyTree
 
 LEGACY_NAMES = {"spatial_attention": "glance"}
-"""Maps each renamed module to its name in files of legacy formats: checkpoints of formats 1 and 2, and exports of
-format 1. Only such files and fingerprints use the legacy names."""
+"""The name of each renamed module in files of legacy formats: checkpoints of formats 1 and 2, and exports of format 1.
+
+A legacy name is part of these files, so it cannot change. Only such files and fingerprints use it."""
 
 
 def named_parameters(params: Params) -> dict[str, Any]:
