@@ -145,10 +145,28 @@ _LEARNING = ("env_steps", "first", "first_by_task", "later_by_task")
 
 
 def _read_record(folder: Path) -> RunResult:
-    """Return the result of a recorded run. Raises ConfigError if its file does not have the content of `record_of`."""
+    """Return the result of a recorded run. Raises ConfigError if its file is damaged."""
     file = folder / RECORD
     try:
         record = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"paths: '{file}' is no record of a run ({error}); allowed: one of runs.jsonl") from None
+    return result_of(record, folder, read_config(folder), f"paths: '{file}'")
+
+
+def result_of(record: Any, folder: Path, config: TrainConfig, name: str) -> RunResult:
+    """Return the result from which `record_of` made a record.
+
+    Args:
+        record: The record.
+        folder: The run folder of the result.
+        config: The config of the run.
+        name: The name of the record, for errors.
+
+    Raises:
+        ConfigError: If the record does not have the content of `record_of`.
+    """
+    try:
         numbers = (np.asarray(record[name], np.float64) for name in ("return", "first_by_task", "later_by_task"))
         curve, first, later = numbers
         learning = record["learning"]
@@ -157,9 +175,9 @@ def _read_record(folder: Path) -> RunResult:
         rows = zip(*(learning[kind] for kind in kinds), strict=True)
         evaluations = [shared | dict(zip(kinds, row, strict=True)) for row in rows]
         protocol = Protocol(**record["protocol"])
-        return RunResult(folder, read_config(folder), protocol, curve, first, later, None, evaluations)
-    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
-        raise ConfigError(f"paths: '{file}' is no record of a run ({error}); allowed: one of runs.jsonl") from None
+        return RunResult(folder, config, protocol, curve, first, later, None, evaluations)
+    except (ValueError, LookupError, TypeError) as error:
+        raise ConfigError(f"{name} is no record of a run ({error}); allowed: one of runs.jsonl") from None
 
 
 def check_comparable(results: Sequence[RunResult]) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from relic_jax.config import ConfigError, TrainConfig
 from relic_jax.experiments import folders
-from relic_jax.experiments.compare.results import RECORD
+from relic_jax.experiments.compare.results import RECORD, result_of
 from relic_jax.experiments.sweep.folder import StudyFolder
 from relic_jax.experiments.sweep.grid import Member, members
 from relic_jax.experiments.sweep.study import Study, read_study
@@ -67,8 +67,10 @@ def take_recorded(folder: StudyFolder, study: Study, runs: Sequence[Member], res
         The runs and the names of their records.
 
     Raises:
-        ConfigError: A file of results is damaged.
+        ConfigError: The folder holds no results, or a file of results is damaged.
     """
+    if not any(results.glob("*/runs.jsonl")):
+        raise ConfigError(f"recorded is '{results}'; allowed: a folder with files RESULT/runs.jsonl")
     if study.evaluate or study.attention is not None:
         return []
     missing = [run for run in runs if not (folder.run(run) / "checkpoints").exists() and not folder.is_finished(run)]
@@ -79,6 +81,7 @@ def take_recorded(folder: StudyFolder, study: Study, runs: Sequence[Member], res
             source, record = found[run.config]
             if source != f"{study.name}/{run.name}":
                 record = record | {"copied_from": source}
+            result_of(record, folder.run(run), run.config, f"recorded: '{source}' in '{results}'")
             folder.create_run(run)
             origin = {name: record[name] for name in (*ORIGIN, "copied_from") if name in record}
             write_atomically(folder.run(run) / "origin.json", json.dumps(origin, indent=2) + "\n")

@@ -153,7 +153,8 @@ def test_the_record_of_the_own_study_comes_first(tmp_path, grids):
         (tmp_path / "results" / name).mkdir(parents=True)
         text = (RESULTS / "sinks" / "study.toml").read_text()
         (tmp_path / "results" / name / "study.toml").write_text(text)
-        line = {"run": "sink-kv_seed0", "commit": mark}
+        line = json.loads((RESULTS / "sinks" / "runs.jsonl").read_text().splitlines()[-1])
+        line = {key: x for key, x in line.items() if key != "copied_from"} | {"run": "sink-kv_seed0", "commit": mark}
         (tmp_path / "results" / name / "runs.jsonl").write_text(json.dumps(line) + "\n")
     folder = StudyFolder(tmp_path / "sinks")
     taken = take_recorded(folder, read_study(FOLDER / "sinks.toml"), grids["sinks"][:1], tmp_path / "results")
@@ -169,6 +170,18 @@ def test_a_damaged_line_of_results_is_named(tmp_path, grids):
     study = read_study(FOLDER / "sinks.toml")
     with pytest.raises(ConfigError, match=r"recorded: line 1 of '.*runs.jsonl' is no run of its study"):
         take_recorded(StudyFolder(tmp_path / "sinks"), study, grids["sinks"], tmp_path / "results")
+
+
+def test_a_record_is_checked_before_training(tmp_path, grids):
+    results, study = tmp_path / "results" / "sinks", read_study(FOLDER / "sinks.toml")
+    with pytest.raises(ConfigError, match=r"recorded is '.*results'; allowed: a folder with files RESULT/runs.jsonl"):
+        take_recorded(StudyFolder(tmp_path / "sinks"), study, grids["sinks"], tmp_path / "results")
+    results.mkdir(parents=True)
+    (results / "study.toml").write_text((RESULTS / "sinks" / "study.toml").read_text())
+    (results / "runs.jsonl").write_text('{"run": "sink-kv_seed0", "return": [1]}\n')
+    with pytest.raises(ConfigError, match=r"recorded: 'sinks/sink-kv_seed0' in '.*' is no record of a run"):
+        take_recorded(StudyFolder(tmp_path / "sinks"), study, grids["sinks"], tmp_path / "results")
+    assert not list((tmp_path / "sinks").glob("*"))
 
 
 RECORDED = sorted(file.parent.name for file in RESULTS.glob("*/runs.jsonl"))
