@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from scipy import stats
 
 from relic_jax.config import ConfigError
 from relic_jax.experiments import folders
@@ -22,10 +26,12 @@ COPIED = (
 """Files of a study's folder that are copied."""
 DIGITS = 4
 """Significant digits of the numbers in runs.jsonl."""
+LATER = 6
+"""The episode, counted from 1, from which metrics.md averages later episodes."""
 
 
 def write_results(study: Path, out: Path) -> list[Path]:
-    """Copy the tables and figures of a study, and write `runs.jsonl` with one line per run.
+    """Copy the tables and figures of a study, and write `runs.jsonl` with one line per run and `metrics.md`.
 
     Args:
         study: The study's folder.
@@ -41,7 +47,44 @@ def write_results(study: Path, out: Path) -> list[Path]:
     lines = [line for run in run_folders([study]) if (line := run_line(run)) is not None]
     text = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines)
     write_atomically(out / "runs.jsonl", text)
-    return [out / name for name in (*copied, "runs.jsonl")]
+    write_atomically(out / "metrics.md", metrics_table(lines))
+    return [out / name for name in (*copied, "runs.jsonl", "metrics.md")]
+
+
+def metrics_table(lines: Sequence[dict[str, Any]]) -> str:
+    """Return a Markdown table of the metrics of each method, with Student's 95% intervals over seeds.
+
+    Args:
+        lines: The lines of `runs.jsonl`.
+    """
+    table = [
+        "| method | metric | seeds | episode 1 | later episodes | later episodes, by seed |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    methods: dict[str, list[dict[str, list[float]]]] = {}
+    for line in lines:
+        methods.setdefault(line["run"].rpartition("_seed")[0], []).append(line["metrics"])
+    for method, runs in methods.items():
+        table += [f"| {method} | {' | '.join(row)} |" for row in _metric_rows(runs)]
+    note = f"Means ± half of Student's 95% interval over seeds. Later episodes: from episode {LATER} on, or the last."
+    return "\n".join([*table, "", note, ""])
+
+
+def _metric_rows(runs: Sequence[dict[str, list[float]]]) -> Iterator[list[str]]:
+    """Yield the cells of each metric of one method: its name, the number of seeds, the numbers."""
+    for name in runs[0]:
+        first = np.asarray([run[name][0] for run in runs])
+        later = np.asarray([np.mean(run[name][LATER - 1 :] or run[name][-1:]) for run in runs])
+        yield [name, str(len(runs)), _over_seeds(first), _over_seeds(later), ", ".join(f"{x:.1f}" for x in later)]
+
+
+def _over_seeds(values: np.ndarray) -> str:
+    """Return the mean of values [seeds] with half of its interval, or the mean alone if there is one seed."""
+    mean = f"{values.mean():.1f}"
+    if len(values) < 2:
+        return mean
+    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return f"{mean} ± {half:.1f}"
 
 
 def run_line(run: Path) -> dict[str, Any] | None:

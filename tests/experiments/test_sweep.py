@@ -234,7 +234,7 @@ def test_the_results_that_are_committed_are_small_and_hold_every_run(evaluated, 
     folder, _ = evaluated
     files = {path.name for path in write_results(folder, tmp_path / "out")}
     assert files == {
-        *("study.toml", "table.md", "table.csv", "figure.png", "runs.jsonl"),
+        *("study.toml", "table.md", "table.csv", "figure.png", "runs.jsonl", "metrics.md"),
         *("evaluations.md", "evaluations.csv", "evaluations.png", "attention.md", "attention.png"),
     }
     lines = [json.loads(line) for line in (tmp_path / "out" / "runs.jsonl").read_text().splitlines()]
