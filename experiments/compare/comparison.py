@@ -17,6 +17,7 @@ from relic_jax.config import ConfigError
 from relic_jax.evaluation import aggregates
 from relic_jax.evaluation.aggregates import Interval, interval, normalized
 from relic_jax.evaluation.learning_speed import THRESHOLD, LearningSpeed, learning_speed
+from relic_jax.evaluation.report import decimals
 from relic_jax.experiments.compare import figure
 from relic_jax.experiments.compare.methods import Method
 from relic_jax.experiments.compare.results import CURVE, RunResult, check_comparable, read_result
@@ -170,10 +171,7 @@ def _text(value: Interval | None, form: str) -> str:
 
 
 def _digits(results: Sequence[Sequence[RunResult]]) -> int:
-    """Return the decimals of printed returns: 1, or 2 if all are smaller than 10."""
-    references = (x for x in results[0][0].protocol.reference_returns.values() if x is not None)
-    values = [*references, *(x for runs in results for x in runs[0].curve)]
-    return 2 if all(abs(x) < 10 for x in values) else 1
+    return max(decimals(runs[0].curve, runs[0].protocol.reference_returns) for runs in results)
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -153,8 +153,7 @@ class Report:
     @property
     def digits(self) -> int:
         """Decimals of printed returns: 1, or 2 if all are smaller than 10."""
-        values = [*self.returns.mean, *(x for x in self.reference_returns.values() if x is not None)]
-        return 2 if all(abs(x) < 10 for x in values) else 1
+        return decimals(self.returns.mean, self.reference_returns)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for JSON. Fields that an earlier version did not write are left out."""
@@ -221,6 +220,12 @@ class Report:
         fields |= {"reference_agents": _agents(value.get("reference_agents", {}))}
         provenance = {name: x for name, x in value.items() if name not in own | {"return"}}
         return cls(returns=curves["return"], provenance=provenance, **fields)
+
+
+def decimals(returns: Iterable[float], reference_returns: Mapping[str, float | None]) -> int:
+    """Return the decimals of printed returns: 1, or 2 if all returns and reference returns are smaller than 10."""
+    values = [*returns, *(x for x in reference_returns.values() if x is not None)]
+    return 2 if all(abs(x) < 10 for x in values) else 1
 
 
 KINDS = ("return", "success")
