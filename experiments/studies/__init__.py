@@ -13,5 +13,5 @@ NIGHT = (
     "memories-darkroom",
 )
 """Studies that finish in one night on two cores, in the order in which they run."""
-LONG = ("length", "stale-keys-full")
+LONG = ("memories-gridobj-three", "length", "stale-keys-full")
 """Studies that take longer, or that few users need."""

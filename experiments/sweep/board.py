@@ -32,6 +32,7 @@ class Row:
         state: What happens to it.
         env_steps: Environment steps so far.
         result: Its newest return, as text.
+        pretrained: Share of its pretraining that is done, 0 … 1.
     """
 
     name: str
@@ -39,6 +40,12 @@ class Row:
     state: State = "waiting"
     env_steps: int = 0
     result: str = ""
+    pretrained: float = 0.0
+
+    @property
+    def share(self) -> float:
+        """The share of the pretraining that is done while the run is pretrained, then that of the training."""
+        return self.pretrained if self.state == "pretraining" else self.env_steps / self.total
 
 
 class Board:
@@ -75,12 +82,20 @@ class Board:
         self._thread.join()
         self._print()
 
-    def set(self, name: str, state: State, env_steps: int | None = None, result: str | None = None) -> None:
+    def set(
+        self,
+        name: str,
+        state: State,
+        env_steps: int | None = None,
+        result: str | None = None,
+        pretrained: float | None = None,
+    ) -> None:
         """Change the row of a run. None leaves a field as it is."""
         row = self._rows[name]
         row.state = state
         row.env_steps = row.env_steps if env_steps is None else env_steps
         row.result = row.result if result is None else result
+        row.pretrained = row.pretrained if pretrained is None else pretrained
 
     def already(self, name: str, state: State, env_steps: int, result: str = "") -> None:
         """Set what an earlier process did. It does not count for the speed."""
@@ -112,7 +127,7 @@ class Board:
         for state in ACTIVE:
             names = [row for row in rows if row.state == state]
             if names:
-                share = sum(row.env_steps for row in names) / sum(row.total for row in names)
+                share = sum(row.share * row.total for row in names) / sum(row.total for row in names)
                 results = ", ".join(row.result for row in names if row.result)
                 parts.append(f"{state} {', '.join(row.name for row in names)} {share:.0%}")
                 parts += [f"return {results}"] if results else []
@@ -143,7 +158,7 @@ class Board:
 
 
 def _line(row: Row, width: int) -> str:
-    share = f"{row.env_steps / row.total:4.0%}" if row.state != "waiting" else "    "
+    share = f"{row.share:4.0%}" if row.state != "waiting" else "    "
     return f"{row.name:<{width}}  {row.state:<11}  {share}  {row.result}".rstrip()
 
 
@@ -161,9 +176,10 @@ class BoardTracker:
 
     def pretrained(self, record: Record, steps: int) -> None:
         """Show how far the pretraining of the run is."""
-        self._board.set(self._name, "pretraining", 0, f"{record['optimizer_steps'] / steps:.0%}")
-        if record["optimizer_steps"] == steps:
-            self._board.set(self._name, "compiling", 0, "")
+        done = record["optimizer_steps"] == steps
+        self._board.set(
+            self._name, "compiling" if done else "pretraining", 0, pretrained=record["optimizer_steps"] / steps
+        )
 
     def close(self) -> None:
         """Do nothing. The board shows other runs too."""

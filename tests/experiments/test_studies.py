@@ -27,12 +27,13 @@ STATES = {"gru", "lstm", "gated-delta", "lru"}
 VARIANTS = {
     "memories-darkroom": {"relic", "single-episode", "multi-episode", *ATTENTION, *STATES},
     "memories-gridobj": {"relic", "single-episode", "multi-episode", *ATTENTION, *STATES},
+    "memories-gridobj-three": {"relic", "multi-episode", *ATTENTION, "gru"},
     "partial-updates": {"partial", "partial-4", "whole", "whole-2x-epochs"},
     "sinks": {f"sink-{sink}" for sink in ("kv", "kv0", "k0v0", "token", "none")},
     "context-gradient": {"context-gradient-stopped", "context-gradient-full"},
     "imitation": {"relic", "gru"},
     "attention": {f"sink-{sink}" for sink in ("kv", "token", "none")},
-    "length": {"relic", "no-shuffle", "window", "memo", "gru", "gated-delta"},
+    "length": {"relic", "partial", "no-shuffle", "window", "memo", "gru", "gated-delta"},
     "stale-keys-full": {"all", "all, no shuffle", "newest two", "every second update", "never"},
 }
 EVALUATIONS = {"imitation": 1 + 4 * 4, "length": 4 + 5 + 1}

@@ -196,7 +196,8 @@ def test_a_board_that_is_no_terminal_prints_one_summary_line():
 def test_a_board_shows_how_far_the_pretraining_of_a_run_is():
     board = Board([Row("a", 100)], io.StringIO())
     BoardTracker(board, "a").pretrained({"optimizer_steps": 50, "loss": 1.0, "right": 0.5}, 200)
-    assert board.table()[0].split() == ["a", "pretraining", "0%", "25%"]
+    assert board.table()[0].split() == ["a", "pretraining", "25%"]
+    assert board.summary().startswith("0/1 runs finished · pretraining a 25% · ")
     BoardTracker(board, "a").pretrained({"optimizer_steps": 200, "loss": 1.0, "right": 0.5}, 200)
     assert board.table()[0].split() == ["a", "compiling", "0%"]
 
