@@ -36,7 +36,7 @@ VARIANTS = {
     "length": {"relic", "partial", "no-shuffle", "window", "memo", "gru", "gated-delta"},
     "stale-keys-full": {"all", "all, no shuffle", "newest two", "every second update", "never"},
 }
-EVALUATIONS = {"imitation": 1 + 4 * 4, "length": 4 + 5 + 1}
+EVALUATIONS = {"imitation": 1 + 4 * 4, "length": 2 + 4 + 1}
 """Numbers of evaluations of the first run."""
 SEEDS = 5
 CORES = 2
