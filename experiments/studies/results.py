@@ -91,7 +91,8 @@ def run_line(run: Path) -> dict[str, Any] | None:
     """Return the numbers of a run that are kept. None if it was not evaluated.
 
     `protocol`, `return` by episode, `first_by_task`, `later_by_task` and `learning` are those of `compare.record_of`.
-    `metrics` are means by episode, `evaluations` the returns by episode of the study's own evaluations.
+    `metrics` are means by episode. `evaluations` and `evaluation_metrics` are the returns and the metrics by episode of
+    the study's own evaluations.
     """
     if (run / RECORD).is_file():
         record: dict[str, Any] = json.loads((run / RECORD).read_bytes())
@@ -102,11 +103,13 @@ def run_line(run: Path) -> dict[str, Any] | None:
     origin = folders.read_origin(run)
     line = {"run": run.name, "seed": result.config.seed, "steps_per_second": _speed(run)}
     line |= {name: origin[name] for name in (*ORIGIN, "copied_from") if name in origin}
-    return line | _short(record_of(result)) | {"metrics": _metrics(run), "evaluations": _evaluations(run)}
+    line |= _short(record_of(result)) | {"metrics": _metrics(run / CURVE), "evaluations": _evaluations(run)}
+    metrics = {name: _metrics(run / f"evaluate-{name}.json") for name in line["evaluations"]}
+    return line | {"evaluation_metrics": metrics}
 
 
-def _metrics(run: Path) -> dict[str, Any]:
-    metrics = json.loads((run / CURVE).read_text(encoding="utf-8")).get("metrics", {})
+def _metrics(file: Path) -> dict[str, Any]:
+    metrics = json.loads(file.read_text(encoding="utf-8")).get("metrics", {})
     return {name: _short(values["mean"]) for name, values in metrics.items()}
 
 

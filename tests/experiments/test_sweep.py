@@ -243,6 +243,7 @@ def test_the_results_that_are_committed_are_small_and_hold_every_run(evaluated, 
     assert lines[0]["return"] == pytest.approx(curve["return"]["mean"], rel=1e-3)
     assert lines[0]["metrics"].keys() == curve.get("metrics", {}).keys()
     assert set(lines[0]["evaluations"]) == {stem.removeprefix("evaluate-") for stem in STEMS[:5]}
+    assert lines[0]["evaluation_metrics"].keys() == lines[0]["evaluations"].keys()
     assert len(lines[0]["first_by_task"]) == 2 and lines[0]["steps_per_second"] > 0
 
 
