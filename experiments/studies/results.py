@@ -103,9 +103,10 @@ def run_line(run: Path) -> dict[str, Any] | None:
     origin = folders.read_origin(run)
     line = {"run": run.name, "seed": result.config.seed, "steps_per_second": _speed(run)}
     line |= {name: origin[name] for name in (*ORIGIN, "copied_from") if name in origin}
-    line |= _short(record_of(result)) | {"metrics": _metrics(run / CURVE), "evaluations": _evaluations(run)}
-    metrics = {name: _metrics(run / f"evaluate-{name}.json") for name in line["evaluations"]}
-    return line | {"evaluation_metrics": metrics}
+    evaluations = _evaluations(run)
+    metrics = {name: _metrics(run / f"evaluate-{name}.json") for name in evaluations}
+    line |= _short(record_of(result)) | {"metrics": _metrics(run / CURVE)}
+    return line | {"evaluations": evaluations, "evaluation_metrics": metrics}
 
 
 def _metrics(file: Path) -> dict[str, Any]:
