@@ -13,10 +13,15 @@ from relic_jax.loading import LoadedPolicy
 from relic_jax.parameters import fingerprint
 
 RESOURCES = ("workers", "python", "gpus", "start_timeout", "step_timeout", "max_restarts", "ray")
+EVALUATIONS = ("every", "every_episodes", "every_tasks")
 MAY_DIFFER = frozenset(
-    ("seed", "devices", "context_devices", "checkpoint_minutes", *(f"host.{name}" for name in RESOURCES))
+    (
+        *("seed", "devices", "context_devices", "checkpoint_minutes"),
+        *(f"host.{name}" for name in RESOURCES),
+        *(f"eval.{name}" for name in EVALUATIONS),
+    )
 )
-"""Fields in which the runs of one curve can differ."""
+"""Fields in which the runs of one curve can differ. Evaluations during training do not change the policy."""
 GROUP_NAME = re.compile(r"[\w.+-]+")
 
 

@@ -57,7 +57,7 @@ def recall(size: int, steps: int) -> TrainConfig:
 def gentle(config: TrainConfig) -> TrainConfig:
     """Return a recipe with small steps of PPO from a pretrained critic.
 
-    With the settings of `gridobj-9`, PPO unlearns a part of the pretrained search on larger grids
+    With the settings of `gridobj-9`, PPO first unlearns a part of what was pretrained on larger grids
     (experiments/results/gridobj-13/README.md).
     """
     ppo = replace(config.ppo, lr=1e-4, lr_final=1e-4, entropy_coef=0.005)
@@ -82,7 +82,12 @@ PRESETS: dict[str, Preset] = {
         "15 min on one CPU core",
         "held-out layouts, 5 seeds: 19.9 steps in the first episode, 6.2 in episodes 6–20; remembering searcher 5.8",
     ),
-    "gridobj-13": Preset(gentle(recall(13, 600)), "object navigation on a 13×13 grid with eight kinds of objects"),
+    "gridobj-13": Preset(
+        gentle(recall(13, 600)),
+        "object navigation on a 13×13 grid with eight kinds of objects",
+        "14 min on one CPU core",
+        "held-out layouts, 3 seeds: 63.5 steps in the first episode, 11.2 in episodes 6–20; remembering searcher 8.7",
+    ),
     "gridobj-21": Preset(gentle(recall(21, 1200)), "object navigation on a 21×21 grid with twelve kinds of objects"),
     "gridobj-9-curriculum": Preset(
         replace(
