@@ -132,7 +132,7 @@ def markdown(rows: Sequence[Row]) -> str:
     notes = ["Mean returns with 95% bootstrap intervals over seeds and tasks (over tasks only if there is one seed)."]
     for table in dict.fromkeys(row.table.name for row in rows):
         protocol = next(row.results[0].protocol for row in rows if row.table.name == table)
-        references = [f"{name} {x:.1f}" for name, x in protocol.reference_returns.items() if x is not None]
+        references = [f"{name} {x:.2f}" for name, x in protocol.reference_returns.items() if x is not None]
         notes.append(f"`{table}`: {protocol.tasks} {protocol.split} tasks, {', '.join(references)}.")
     return "\n".join([*lines, "", "\n\n".join(notes), ""])
 
