@@ -1,27 +1,27 @@
-"""Pooling of seeds: runs whose configs differ in the seed and in resources only are seeds of one curve."""
+"""Pooling of seeds: runs are seeds of one curve if their configs differ only in the seed, resources and evaluation."""
 
 from __future__ import annotations
 
+import dataclasses
 import glob
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from relic_jax.config import ConfigError, differences, value_of
+from relic_jax.config import ConfigError, EvalConfig, differences, value_of
 from relic_jax.loading import LoadedPolicy
 from relic_jax.parameters import fingerprint
 
 RESOURCES = ("workers", "python", "gpus", "start_timeout", "step_timeout", "max_restarts", "ray")
-EVALUATIONS = ("every", "every_episodes", "every_tasks")
 MAY_DIFFER = frozenset(
     (
         *("seed", "devices", "context_devices", "checkpoint_minutes"),
         *(f"host.{name}" for name in RESOURCES),
-        *(f"eval.{name}" for name in EVALUATIONS),
+        *(f"eval.{field.name}" for field in dataclasses.fields(EvalConfig)),
     )
 )
-"""Fields in which the runs of one curve can differ. Evaluations during training do not change the policy."""
+"""Fields in which the runs of one curve can differ. Those of `eval` do not change a policy."""
 GROUP_NAME = re.compile(r"[\w.+-]+")
 
 

@@ -11,10 +11,10 @@ import numpy as np
 
 from relic_jax.types import Params, PyTree
 
-LEGACY_NAMES = {"spatial_attention": "glance"}
-"""The name of each renamed module in files of legacy formats: checkpoints of formats 1 and 2, and exports of format 1.
+LEGACY_NAMES = {"spatial_attention": "glance"}  # the module was called "glance" when these formats were written
+"""Maps each renamed module to its name in legacy formats: checkpoints of formats 1 and 2, and exports of format 1.
 
-A legacy name is part of these files, so it cannot change. Only such files and fingerprints use it."""
+Users have such files, so the legacy names cannot change. Only these files and fingerprints use them."""
 
 
 def named_parameters(params: Params) -> dict[str, Any]:

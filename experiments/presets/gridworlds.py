@@ -54,10 +54,10 @@ def recall(size: int, steps: int) -> TrainConfig:
     )
 
 
-def gentle(config: TrainConfig) -> TrainConfig:
-    """Return a recipe with small steps of PPO from a pretrained critic.
+def with_pretrained_critic(config: TrainConfig) -> TrainConfig:
+    """Return a recipe that pretrains the critic too and uses a lower learning rate and entropy bonus for PPO.
 
-    With the settings of `gridobj-9`, PPO first unlearns a part of what was pretrained on larger grids
+    With the settings of `gridobj-9`, PPO degrades the pretrained policy on larger grids before it recovers
     (experiments/results/gridobj-13/README.md).
     """
     ppo = replace(config.ppo, lr=1e-4, lr_final=1e-4, entropy_coef=0.005)
@@ -83,12 +83,14 @@ PRESETS: dict[str, Preset] = {
         "held-out layouts, 5 seeds: 19.9 steps in the first episode, 6.2 in episodes 6–20; remembering searcher 5.8",
     ),
     "gridobj-13": Preset(
-        gentle(recall(13, 600)),
+        with_pretrained_critic(recall(13, 600)),
         "object navigation on a 13×13 grid with eight kinds of objects",
         "14 min on one CPU core",
         "held-out layouts, 3 seeds: 63.5 steps in the first episode, 11.2 in episodes 6–20; remembering searcher 8.7",
     ),
-    "gridobj-21": Preset(gentle(recall(21, 1200)), "object navigation on a 21×21 grid with twelve kinds of objects"),
+    "gridobj-21": Preset(
+        with_pretrained_critic(recall(21, 1200)), "object navigation on a 21×21 grid with twelve kinds of objects"
+    ),
     "gridobj-9-curriculum": Preset(
         replace(
             GRIDOBJ,
