@@ -5,11 +5,13 @@ Paths step from a free cell to a free neighbor. A diagonal step requires that bo
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.custom_batching import custom_vmap
 
 from relic_jax.envs.firstperson.columns import separately
 
@@ -45,7 +47,8 @@ def distances_around(free: jax.Array, sources: jax.Array, cell: float, position:
     """Return `distances` that are exact as far as the next step from a position needs them, in less time.
 
     After k relaxations all distances up to k cells are exact, and the others are upper bounds. The loop ends when the
-    distances up to two cells above that of the position are exact.
+    distances up to two cells above that of the position are exact. On CPU, the loops of a batch run one after the
+    other: a loop over the whole batch would repeat all of them until the longest ends.
 
     Args:
         free: Bool [n, m]; free cells.
@@ -53,6 +56,27 @@ def distances_around(free: jax.Array, sources: jax.Array, cell: float, position:
         cell: Side of a cell in meters.
         position: Float32 [2]; (x, z) in a free cell.
     """
+    return _one_after_the_other(functools.partial(_search, cell))(free, sources, position)
+
+
+def _one_after_the_other(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """Return a function of arrays whose `vmap` calls it for one row after the other on CPU."""
+    batched = custom_vmap(function)
+
+    @batched.def_vmap
+    def rows(size: int, is_batched: list[bool], *arrays: jax.Array) -> tuple[jax.Array, bool]:
+        def whole(x: jax.Array, split: bool) -> jax.Array:
+            return x if split else jnp.broadcast_to(x, (size, *x.shape))
+
+        each = map(whole, arrays, is_batched)
+        at_once, in_turn = jax.vmap(function), lambda *x: jax.lax.map(lambda row: function(*row), x)
+        return jax.lax.platform_dependent(*each, cpu=in_turn, default=at_once), True
+
+    return batched
+
+
+def _search(cell: float, free: jax.Array, sources: jax.Array, position: jax.Array) -> jax.Array:
+    """Compute `distances_around` for one grid."""
     relaxed = _relaxation(free, cell)
     x, z = jnp.floor(position / cell).astype(jnp.int32)
 

@@ -48,7 +48,7 @@ def record(
     *,
     with_probabilities: bool = False,
 ) -> Recordings:
-    """Record one trial of a scripted agent per task.
+    """Record one trial of a scripted agent per task. Actions of a `Teacher` are drawn from its probabilities.
 
     Args:
         trials: The environment's trials.
@@ -66,18 +66,15 @@ def record(
     def step(carry: tuple[TrialState, PyTree], key: jax.Array) -> tuple[tuple[TrialState, PyTree], _Step]:
         trial, memory = carry
         agent_key, choice_key, random_key, env_key = jax.random.split(key, 4)
-        keys, probabilities = jax.random.split(agent_key, batch), None
-        if with_probabilities:
-            assert isinstance(agent, Teacher)
-            _, probabilities = batch_probabilities(agent, memory, trial)
-        memory, action = jax.vmap(agent.act)(keys, memory, trial.env, trial.first, trial.task)
+        memory, action, probabilities = _act(agent, agent_key, memory, trial)
         replaced = jax.random.bernoulli(choice_key, random_actions, (batch,))
         if trial.legal is not None:
             replaced = replaced | ~actions.allows(trial.legal, action)
         action = select(replaced, _draw(trials.env, random_key, batch, trial.legal), action)
         next_trial, result = trials.step(env_key, trial, actions.from_env(action))
         ended = result.terminated | result.truncated
-        return (next_trial, memory), (step_input(trial), result.reward, ended, probabilities)
+        kept = probabilities if with_probabilities else None
+        return (next_trial, memory), (step_input(trial), result.reward, ended, kept)
 
     start = (trials.reset(reset_key, tasks), batch_memory(agent, batch))
     _, recorded = jax.lax.scan(step, start, jax.random.split(steps_key, steps))
@@ -87,6 +84,21 @@ def record(
     else:
         answers, known = jnp.zeros((batch, steps, 0), jnp.int32), jnp.zeros((batch, steps), bool)
     return Recordings(inputs, jnp.where(known[..., None], answers, 0), known, *others)
+
+
+def _act(
+    agent: ScriptedAgent, key: jax.Array, memory: PyTree, trial: TrialState
+) -> tuple[PyTree, jax.Array, jax.Array | None]:
+    """Return the memories, the actions and, of a `Teacher`, the probabilities from which they are drawn."""
+    batch = trial.first.shape[0]
+    if not isinstance(agent, Teacher):
+        keys = jax.random.split(key, batch)
+        return *jax.vmap(agent.act)(keys, memory, trial.env, trial.first, trial.task), None
+    memory, probabilities = batch_probabilities(agent, memory, trial)
+    weights = probabilities
+    if trial.legal is not None:  # without a legal action of the agent, any legal one
+        weights = jnp.where(probabilities.any(-1, keepdims=True), probabilities, trial.legal)
+    return memory, jax.random.categorical(key, jnp.log(weights)), probabilities
 
 
 def _draw(env: Environment, key: jax.Array, batch: int, legal: jax.Array | None) -> jax.Array:

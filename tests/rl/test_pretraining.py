@@ -308,6 +308,15 @@ def test_probabilities_are_recorded_beside_the_same_trials():
         np.testing.assert_allclose(found, np.tile(expected, (len(found), 1)))
 
 
+def test_actions_are_drawn_from_the_recorded_probabilities():
+    found = record(Trials(Taught()), Teaching(), jax.random.key(1), jnp.arange(64), 41, 0.0, with_probabilities=True)
+    action, first = found.inputs.previous_action[:, 1:], found.inputs.first[:, 1:]
+    state = np.asarray(found.inputs.observation.argmax(-1))[:, :-1][~first]
+    for number, expected in enumerate(([0.5, 0.5, 0, 0], [0, 0, 1, 0], [0.5, 0, 0, 0.5], [1, 0, 0, 0])):
+        taken = np.asarray(action[~first])[state == number]
+        np.testing.assert_allclose(np.bincount(taken, minlength=4) / len(taken), expected, atol=0.1)
+
+
 def cloning(recall):
     """Return a pretraining on the actions of `Taught`."""
     policy = dataclasses.replace(CONFIG.policy, recall=recall, encoder=EncoderConfig())

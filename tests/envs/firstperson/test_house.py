@@ -76,6 +76,17 @@ def test_distances_around_a_place_are_exact_up_to_two_cells_more(seed, share):
 around = jax.jit(lambda free, sources, position: distances_around(free, sources, CELL, position))
 
 
+def test_distances_of_a_batch_are_those_of_each_place():
+    random = np.random.RandomState(0)
+    free = random.uniform(size=(12, 11)) >= 0.2
+    sources = np.where(random.uniform(size=(5, 12, 11)) < 0.05, 0.0, np.inf).astype(np.float32)
+    places = (np.argwhere(free)[:5] + 0.3).astype(np.float32) * CELL
+    for batched, axes in ((sources, (None, 0, 0)), (sources[0], (None, None, 0))):
+        found = jax.vmap(around, axes)(jnp.asarray(free), batched, places)
+        expected = [around(free, x, p) for x, p in zip(np.broadcast_to(batched, sources.shape), places, strict=True)]
+        np.testing.assert_array_equal(found, np.stack(expected))
+
+
 def test_distance_between_centres_is_over_the_best_of_the_four_around():
     field = jnp.full((4, 4), jnp.inf).at[1, 1].set(1.0).at[2, 1].set(0.5)
     at = lambda x, z: float(distance_at(field, jnp.array([x, z]), CELL))  # noqa: E731
