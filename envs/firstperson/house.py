@@ -106,16 +106,20 @@ class HouseNav(VisualEnvironment):
         `pose` "house" (x, z) from the center of the house. heading: float32 [2]; (cos, sin) in the same frame; only if
         `pose` is "house" or `view` "symbols". target: float32 [20]; the target category, one-hot.
 
-        View "image": image, uint8 [H, W, 3]. View "symbols": in_view, distance and bearing, float32 [20] each: whether
-        an object of each category is in view, and meters and radians (to the left) to the nearest one; free: float32
-        [7]; meters to the next obstacle at −90°, −60° … 90°.
+        View "image": image, uint8 [H, W, 3]. View "symbols": in_view, in_reach, distance and bearing, float32 [20]
+        each: whether an object of each category is in view, whether one is so near that a stop is a success, and
+        meters and radians (to the left) to the nearest one; free: float32 [7]; meters to the next obstacle at −90°,
+        −60° … 90°; square: float32 [n + m]; the square meter of the agent, one-hot along both axes of gps, only if
+        all episodes of a trial share the frame (`pose` "dock" or "house").
         """
         shapes: dict[str, tuple[int, ...]] = {"gps": (2,), "target": (CATEGORIES,)}
         if self.observes_heading:
             shapes["heading"] = (2,)
         if self.view == "symbols":
-            shapes |= dict.fromkeys(("bearing", "distance", "in_view"), (CATEGORIES,))
+            shapes |= dict.fromkeys(("bearing", "distance", "in_reach", "in_view"), (CATEGORIES,))
             shapes["free"] = house_symbols.RAYS.shape
+            if self.recall_classes:
+                shapes["square"] = (sum(self.recall_classes),)
         spec = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
         if self.view == "image":
             spec["image"] = Image((self.lens.height, self.lens.width, 3), jnp.uint8)
@@ -125,20 +129,27 @@ class HouseNav(VisualEnvironment):
     def observation_range(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """Distances up to the house's diagonal, bearings inside the field of view, and the ends of the others."""
         size = self.config.side * math.sqrt(2)
-        middle, edge = self.config.side / 2, math.atan(self.lens.edge)
+        edge = math.atan(self.lens.edge)
         ends = {
             "bearing": (-edge, edge),
             "distance": (0, size),
             "free": (0, size),
-            "gps": (-middle, middle) if self.pose == "house" else (-size, size),
+            "gps": (-self._extent, self._extent),
             "heading": (-1, 1),
             "image": (0, 255),
+            "in_reach": (0, 1),
             "in_view": (0, 1),
+            "square": (0, 1),
             "target": (0, 1),
         }
         spec = self.observation_spec.items()
         low = {name: np.full(array.shape, ends[name][0], array.dtype) for name, array in spec}
         return low, {name: np.full(array.shape, ends[name][1], array.dtype) for name, array in spec}
+
+    @property
+    def _extent(self) -> float:
+        """Largest observed coordinate, in meters."""
+        return self.config.side * (0.5 if self.pose == "house" else math.sqrt(2))
 
     @property
     def observes_heading(self) -> bool:
@@ -275,7 +286,7 @@ class HouseNav(VisualEnvironment):
         return jnp.where(found, SUCCESS_PIXELS, 0), {**house_symbols.nearest_of_categories(house, seen), "free": free}
 
     def _observe_pose(self, state: HouseState) -> dict[str, jax.Array]:
-        """Return gps, and heading if it is observed."""
+        """Return gps, and heading and square if they are observed."""
         if self.pose == "house":
             angle, gps = state.heading + state.turns * TURN, state.position - self.config.side / 2
         else:
@@ -283,7 +294,10 @@ class HouseNav(VisualEnvironment):
             x, z = state.position - state.start
             angle, gps = state.turns * TURN, jnp.stack([x * cos - z * sin, x * sin + z * cos])
         heading = {"heading": jnp.stack([jnp.cos(angle), jnp.sin(angle)])} if self.observes_heading else {}
-        return {"gps": gps, **heading}
+        if not self.recall_classes:
+            return {"gps": gps, **heading}
+        square = house_recall.square(gps, np.full(2, -self._extent, np.float32), self.recall_classes)
+        return {"gps": gps, **heading, "square": square}
 
     def of_target(self, state: HouseState) -> jax.Array:
         """Return the indices of the objects of the target category, int32 [I]."""
@@ -337,16 +351,15 @@ class HouseNav(VisualEnvironment):
 
     @property
     def recall_classes(self) -> tuple[int, ...]:
-        """Bins of 1 m along both axes of the observed position. None unless symbols show places in a fixed frame."""
+        """Squares of 1 m along both axes of gps. None unless symbols show places in a frame that episodes share."""
         if self.view != "symbols" or self.pose == "episode":
             return ()
-        low, high = self.observation_range
-        return house_recall.bins(low["gps"], high["gps"])
+        extent = np.full(2, self._extent)
+        return house_recall.counts(-extent, extent)
 
     def recall_labels(self, observations: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        """Return the bins in which the category asked for was last in view, and whether it was."""
-        low, _ = self.observation_range
-        return house_recall.last_seen(observations, low["gps"], self.recall_classes)
+        """Return the square in which the category asked for was last in reach, and whether it was."""
+        return house_recall.last_in_reach(observations, self.recall_classes)
 
     def tasks(self, split: Split) -> np.ndarray:
         """Return seeds of houses, int32 [N]: 0 … 9,999 for training, 10,000 … 10,999 held out."""

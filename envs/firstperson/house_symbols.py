@@ -14,6 +14,7 @@ import numpy as np
 
 from relic_jax.envs.firstperson.columns import in_view
 from relic_jax.envs.firstperson.house_plan import CATEGORIES, CELL, OBJECT, House
+from relic_jax.envs.firstperson.house_walk import SUCCESS_DISTANCE
 from relic_jax.envs.firstperson.lens import Lens
 from relic_jax.envs.firstperson.scene import Camera
 
@@ -65,7 +66,7 @@ def nearest_of_categories(house: House, seen: Sightings) -> dict[str, jax.Array]
     """Return the observation of the nearest object in view of each of the 20 categories, zeros if there is none.
 
     Returns:
-        in_view, distance and bearing, float32 [20] each.
+        in_view, in_reach (within the distance of a successful stop), distance and bearing, float32 [20] each.
     """
     count = house.categories.shape[0]
     distance, bearing = (x.reshape(count, -1) for x in (seen.distance, seen.bearing))
@@ -80,6 +81,7 @@ def nearest_of_categories(house: House, seen: Sightings) -> dict[str, jax.Array]
     return {
         "bearing": by_category(jnp.take_along_axis(bearing, nearest, 1)[:, 0]),
         "distance": by_category(jnp.take_along_axis(distance, nearest, 1)[:, 0]),
+        "in_reach": by_category((reach.min(1) <= SUCCESS_DISTANCE).astype(jnp.float32)),
         "in_view": by_category(jnp.ones(count)),
     }
 

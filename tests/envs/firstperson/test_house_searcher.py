@@ -103,7 +103,7 @@ def test_a_searcher_goes_the_experts_way_to_what_it_knows():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("pose", ["house", "dock"])
-def test_recall_labels_are_those_of_a_loop_over_what_was_in_view(pose):
+def test_recall_labels_are_those_of_a_loop_over_what_was_in_reach(pose):
     env = built(view="symbols", pose=pose)
     trials, searcher = Trials(env), HouseSearcher(env, "trial")
     tasks = jax.tree.map(lambda x: jnp.asarray(x[:1]), houses())
@@ -126,18 +126,17 @@ def test_recall_labels_are_those_of_a_loop_over_what_was_in_view(pose):
     for number in range(150):
         observation = jax.tree.map(lambda x: np.asarray(x[0]), trial.observation)
         state = jax.tree.map(lambda x: np.asarray(x[0]), trial.env)
-        for category in np.flatnonzero(observation["in_view"]):
-            slot = int(np.flatnonzero(state.house.categories == category)[0])
+        for slot, category in enumerate(state.house.categories):
             two = state.house.place[2 * slot : 2 * slot + 2]
-            gap = np.abs(np.linalg.norm(two - state.position, axis=1) - observation["distance"][category])
-            last[category] = two[gap.argmin()]
+            near = (np.linalg.norm(two - state.position, axis=1) <= 2.0).any()
+            assert observation["in_reach"][category] <= near
+            if observation["in_view"][category] and near and observation["distance"][category] <= 2.0:
+                last[category] = observation["gps"]
         place = last.get(observation["target"].argmax())
-        if place is not None and pose == "house":
-            place = place - env.config.side / 2
-        elif place is not None:
-            (x, z), (cos, sin) = place - state.start, (np.cos(state.heading), np.sin(state.heading))
-            place = np.array([x * cos - z * sin, x * sin + z * cos])
-        expected.append(None if place is None else np.floor(place - low["gps"] + 0.125).astype(int))
+        expected.append(None if place is None else np.floor(place - low["gps"]).astype(int))
+        along = np.split(observation["square"], np.cumsum(env.recall_classes)[:-1])
+        np.testing.assert_array_equal([x.argmax() for x in along], np.floor(observation["gps"] - low["gps"]))
+        assert observation["square"].sum() == 2
         observations.append(observation)
         memory, action = act(memory, trial.env, trial.first)
         trial, _ = step(jax.random.key(number), trial, action)

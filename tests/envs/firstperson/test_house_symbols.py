@@ -107,6 +107,7 @@ def test_observations_name_the_nearest_object_of_each_category():
             for slot, category in enumerate(houses().categories[index]):
                 two = [k for k in (2 * slot, 2 * slot + 1) if sightings.visible[index, start, k]]
                 assert observation["in_view"][category] == bool(two)
+                assert observation["in_reach"][category] == bool(two and observation["distance"][category] <= 2)
                 if two:
                     found += 1
                     offsets = houses().place[index][two] - states.position[start, index]
@@ -115,7 +116,7 @@ def test_observations_name_the_nearest_object_of_each_category():
                     ahead = np.array([np.cos(angle), -np.sin(angle)]) * observation["distance"][category]
                     np.testing.assert_allclose(ahead, nearest, atol=1e-4)
             absent = np.setdiff1d(np.arange(CATEGORIES), houses().categories[index])
-            assert not any(observation[name][absent].any() for name in ("in_view", "distance", "bearing"))
+            assert not any(observation[name][absent].any() for name in ("in_view", "in_reach", "distance", "bearing"))
     assert found > 100
 
 
