@@ -42,6 +42,7 @@ MODULES = {
     "relic_jax.experiments.pretrain_encoder": ("--pictures", "256"),
     "relic_jax.experiments.training_curve": (),
     "relic_jax.experiments.kv_formats": (),
+    "relic_jax.experiments.recall_table": (*("--only", "1 layer", "--seeds", "0", "--steps", "8"),),
     "relic_jax.experiments.recall": (*("--held-out", "2", "--every", "8", *NETWORK, *PRETRAIN),),
     "relic_jax.experiments.gpu_check": ("--list",),
     "relic_jax.experiments.searchers": ("--tasks", "2", "--episodes", "5"),

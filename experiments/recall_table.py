@@ -1,6 +1,6 @@
 """Which settings of the network and of the training decide whether recall is learned? One table, without PPO.
 
-python -m experiments.recall.table --out experiments/results/recall
+python -m experiments.recall_table --out experiments/results/recall
 
 Every variant changes the options of `python -m experiments.recall` that its name says. Finished runs are not repeated.
 """
@@ -22,7 +22,6 @@ from relic_jax.experiments.recall import __main__ as recall
 from relic_jax.files import write_atomically
 
 NETWORK = "--policy.transformer"
-RECURRENT = "--pretrain.segment 100"
 
 VARIANTS = {
     "as in the preset": "",
@@ -56,6 +55,8 @@ VARIANTS = {
 LEARNED = 0.9
 """Share of right answers from which recall counts as learned."""
 LONG = "age 300+"
+EVERY = 40
+"""Optimizer steps between evaluations."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +67,8 @@ class Command:
     """Folder for one JSON file per variant and seed, and for table.md."""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     """Seeds."""
+    steps: int = 1000
+    """Optimizer steps of a run."""
     only: tuple[str, ...] = ()
     """Names of variants to train; all if empty. The table contains all finished ones."""
 
@@ -121,7 +124,7 @@ def table(folder: Path, seeds: Sequence[int]) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point."""
-    command = arguments.parse(Command, sys.argv[1:] if argv is None else argv, "python -m experiments.recall.table")
+    command = arguments.parse(Command, sys.argv[1:] if argv is None else argv, "python -m experiments.recall_table")
     try:
         command.validate()
     except ConfigError as error:
@@ -131,7 +134,8 @@ def main(argv: list[str] | None = None) -> None:
             path = file_of(command.out, name, seed)
             if not path.is_file():
                 print(f"{name}, seed {seed}", flush=True)
-                recall.main([*VARIANTS[name].split(), "--seeds", str(seed), "--out", str(path)])
+                steps = ["--pretrain.steps", str(command.steps), "--every", str(min(command.steps, EVERY))]
+                recall.main([*VARIANTS[name].split(), *steps, "--seeds", str(seed), "--out", str(path)])
             write_atomically(command.out / "table.md", table(command.out, command.seeds))
 
 
