@@ -18,13 +18,10 @@ import numpy as np
 from relic_jax import prng
 from relic_jax.environment.base import Discrete, Image, Split, TimeStep, TrialMap, TrialRecord, VisualEnvironment
 from relic_jax.environment.reference_agents import FORGETFUL, REMEMBERING, ScriptedAgent
-from relic_jax.envs.firstperson import draw, house_expert, house_map, house_recall, house_symbols
+from relic_jax.envs.firstperson import draw, house_expert, house_map, house_recall, house_scene, house_symbols
 from relic_jax.envs.firstperson.geodesic import distance_at
 from relic_jax.envs.firstperson.house_plan import (
     CATEGORIES,
-    CATEGORY_COLOUR,
-    CATEGORY_SHAPE,
-    CATEGORY_SIZE,
     CELL,
     House,
     HouseConfig,
@@ -48,7 +45,7 @@ from relic_jax.envs.firstperson.house_walk import (
 from relic_jax.envs.firstperson.lens import Lens
 from relic_jax.envs.firstperson.paint import FIRST_SOLID
 from relic_jax.envs.firstperson.renderer import render_objects
-from relic_jax.envs.firstperson.scene import BOX, CYLINDER, SPHERE, WHITE, Camera, Scene, Solids, Walls
+from relic_jax.envs.firstperson.scene import Camera, Scene
 
 LOWEST, HIGHEST = -2, 2  # pitch, in steps of 30°
 SLACK, SUCCESS_REWARD = 0.001, 2.0
@@ -320,21 +317,8 @@ class HouseNav(VisualEnvironment):
         return Camera(state.position, jnp.stack([jnp.cos(angle), jnp.sin(angle)]), EYE, jnp.tan(state.pitch * TURN))
 
     def scene(self, house: House) -> Scene:
-        """Return the scene. Its solids are the furniture, then the objects, from index `config.furniture` on."""
-        kind = jnp.repeat(house.categories, self.config.instances)
-        size, pieces = jnp.asarray(CATEGORY_SIZE)[kind], self.config.furniture
-        solids = Solids(
-            centre=jnp.concatenate([house.furniture[:, :2], house.place]),
-            yaw=jnp.concatenate([jnp.zeros(pieces), house.yaw]),
-            half=jnp.concatenate([house.furniture[:, 2:4], size[:, :2]]),
-            bottom=jnp.zeros(pieces + self.config.objects),
-            top=jnp.concatenate([house.furniture[:, 4], jnp.where(house.present, size[:, 2], 0.0)]),
-            colour=jnp.concatenate([house.furniture_colour, jnp.asarray(CATEGORY_COLOUR)[kind]]),
-            shape=jnp.concatenate([jnp.full(pieces, BOX, jnp.int32), jnp.asarray(CATEGORY_SHAPE)[kind]]),
-            shapes=(BOX, CYLINDER, SPHERE),
-        )
-        ceiling = np.asarray(WHITE, np.float32)
-        return Scene(Walls(house.walls, house.wall_colour), solids, house.floor, ceiling, textured=self.textured)
+        """Return the scene, see `house_scene.scene`."""
+        return house_scene.scene(house, self.config, textured=self.textured)
 
     def optimal_action(self, state: HouseState, task: jax.Array) -> jax.Array:
         """Return the action of the expert: it takes a shortest path, turns to the object, looks at it and stops."""
