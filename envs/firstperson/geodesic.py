@@ -31,6 +31,11 @@ def distances(free: jax.Array, sources: jax.Array, cell: float) -> jax.Array:
     Returns:
         Float32 [..., n, m] in meters; infinite for cells that are not free or have no path.
     """
+    return _one_after_the_other(functools.partial(_field, cell))(free, sources)
+
+
+def _field(cell: float, free: jax.Array, sources: jax.Array) -> jax.Array:
+    """Compute `distances` for one grid."""
     relaxed = _relaxation(free, cell)
 
     def relax(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
