@@ -106,15 +106,16 @@ class HouseNav(VisualEnvironment):
         View "image": image, uint8 [H, W, 3]. View "symbols": in_view, in_reach, distance and bearing, float32 [20]
         each: whether an object of each category is in view, whether one is so near that a stop is a success, and
         meters and radians (to the left) to the nearest one; free: float32 [7]; meters to the next obstacle at −90°,
-        −60° … 90°; square: float32 [n + m]; the square meter of the agent, one-hot along both axes of gps, only if
-        all episodes of a trial share the frame (`pose` "dock" or "house").
+        −60° … 90°; sighting: float32 [3]; in_view, distance and bearing of the target category; square: float32
+        [n + m]; the square meter of the agent, one-hot along both axes of gps, only if all episodes of a trial share
+        the frame (`pose` "dock" or "house").
         """
         shapes: dict[str, tuple[int, ...]] = {"gps": (2,), "target": (CATEGORIES,)}
         if self.observes_heading:
             shapes["heading"] = (2,)
         if self.view == "symbols":
             shapes |= dict.fromkeys(("bearing", "distance", "in_reach", "in_view"), (CATEGORIES,))
-            shapes["free"] = house_symbols.RAYS.shape
+            shapes |= {"free": house_symbols.RAYS.shape, "sighting": (3,)}
             if self.recall_classes:
                 shapes["square"] = (sum(self.recall_classes),)
         spec = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
@@ -136,6 +137,7 @@ class HouseNav(VisualEnvironment):
             "image": (0, 255),
             "in_reach": (0, 1),
             "in_view": (0, 1),
+            "sighting": ((0, 0, -edge), (1, size, edge)),
             "square": (0, 1),
             "target": (0, 1),
         }
@@ -280,7 +282,10 @@ class HouseNav(VisualEnvironment):
         index = self.of_target(state)
         found = jnp.any(seen.visible[index] & (seen.distance[index] <= SUCCESS_DISTANCE))
         free = house_symbols.free_distances(house, camera)
-        return jnp.where(found, SUCCESS_PIXELS, 0), {**house_symbols.nearest_of_categories(house, seen), "free": free}
+        nearest = house_symbols.nearest_of_categories(house, seen)
+        sighting = jnp.stack([nearest[name] for name in ("in_view", "distance", "bearing")])
+        target = sighting[:, house.categories[state.target]]
+        return jnp.where(found, SUCCESS_PIXELS, 0), {**nearest, "free": free, "sighting": target}
 
     def _observe_pose(self, state: HouseState) -> dict[str, jax.Array]:
         """Return gps, and heading and square if they are observed."""

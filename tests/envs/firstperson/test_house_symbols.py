@@ -115,6 +115,9 @@ def test_observations_name_the_nearest_object_of_each_category():
                     angle = states.heading[start, index] + observation["bearing"][category]
                     ahead = np.array([np.cos(angle), -np.sin(angle)]) * observation["distance"][category]
                     np.testing.assert_allclose(ahead, nearest, atol=1e-4)
+            target = observation["target"].argmax()
+            expected = [observation[name][target] for name in ("in_view", "distance", "bearing")]
+            np.testing.assert_array_equal(observation["sighting"], expected)
             absent = np.setdiff1d(np.arange(CATEGORIES), houses().categories[index])
             assert not any(observation[name][absent].any() for name in ("in_view", "in_reach", "distance", "bearing"))
     assert found > 100
