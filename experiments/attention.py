@@ -1,4 +1,4 @@
-"""`relic-jax attention`: the share of attention on the sink, the running episode and each earlier episode."""
+"""`relic-jax attention`: the share of attention on the sink, the current episode and each earlier episode."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from relic_jax.progress import Activity
 from relic_jax.spaces import image_mask
 from relic_jax.validation import require
 
-KINDS = ("sink", "running episode", "earlier episodes")
+KINDS = ("sink", "current episode", "earlier episodes")
 TASKS = 20
 """Number of tasks, unless --limit is set."""
 
 
 @dataclasses.dataclass(frozen=True)
 class AttentionCommand:
-    """Show where attention goes: the share of its mass on the sink, the running episode and each earlier episode."""
+    """Show where attention goes: the share of its mass on the sink, the current episode and each earlier episode."""
 
     path: tyro.conf.Positional[Path | None] = None
     """Run folder, checkpoint folder or exported folder."""
@@ -148,7 +148,7 @@ def draw(shares: AttentionShares, title: str) -> Figure:
         extent = (-0.5, episodes + 0.5, 0.5, episodes + 0.5)
         options = {"origin": "lower", "aspect": "auto", "vmin": 0, "vmax": maps.max(), "extent": extent}
         image = axis.imshow(np.ma.masked_array(values, hidden), interpolation="nearest", **options)
-        axis.set(xlabel="episode attended to (0: the sink)", ylabel="running episode")
+        axis.set(xlabel="episode attended to (0: the sink)", ylabel="current episode")
     for index, axis in enumerate(axes[:-1]):
         axis.set_title(f"layer {index + 1}", fontsize="medium")
     figure.colorbar(image, ax=axes[layers - 1], label="share of attention")
@@ -156,7 +156,7 @@ def draw(shares: AttentionShares, title: str) -> Figure:
     for kind, values, color in zip(KINDS, (shares.sink, shares.running, shares.earlier), COLORS, strict=False):
         marker = "o" if episodes == 1 else None
         axes[-1].plot(number, values.mean((0, 1)), color=color, label=kind, marker=marker)
-    axes[-1].set(xlabel="running episode", ylabel="share, mean over layers and heads", ylim=(-0.03, 1.03))
+    axes[-1].set(xlabel="current episode", ylabel="share, mean over layers and heads", ylim=(-0.03, 1.03))
     axes[-1].legend(frameon=False)
     axes[-1].spines[["top", "right"]].set_visible(False)
     for axis in axes:

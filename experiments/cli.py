@@ -26,7 +26,7 @@ USAGE = """relic-jax: in-context reinforcement learning in JAX
   relic-jax evaluate RUN [RUN ...]       in-context learning curve of trained policies, seeds pooled
   relic-jax plot RUN|FILE [...]          several curves in one figure
   relic-jax compare RUN|STUDY [...]      a table and a figure of methods, with intervals over seeds and tasks
-  relic-jax attention RUN                where attention goes: sink, running episode, each earlier episode
+  relic-jax attention RUN                where attention goes: sink, current episode, each earlier episode
   relic-jax sightings RUN                attention to earlier steps that saw the asked kind; draws a trial
   relic-jax play RUN                     a GIF of a trained policy in one task; --human: act yourself
   relic-jax export RUN --to DIR          a policy as safetensors, StableHLO, ONNX or orbax, verified

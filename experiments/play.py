@@ -104,7 +104,7 @@ def beside(frames: np.ndarray, trial: TrialRecord, episodes: int, names: tuple[s
 
 
 class _Curve:
-    """Plot of the return of each episode. The running episode is orange."""
+    """Plot of the return of each episode. The current episode is orange."""
 
     _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 12, 30, 38  # pixels around the plot
 

@@ -322,7 +322,7 @@ def test_bad_values_are_one_line(loaded):
     running = policy.agent(capacity=3)
     for _ in range(3):
         running.step(x)
-    with pytest.raises(ConfigError, match="the running episode fills the context"):
+    with pytest.raises(ConfigError, match="the current episode fills the context"):
         running.step(x)
     running.step(x, 0.0, True)  # an episode that ends can be dropped
     assert running.steps == 1

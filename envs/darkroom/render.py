@@ -1,8 +1,8 @@
 """Renders a gridworld trial with numpy.
 
 The upper part is the grid, with y upwards. Cells visited in the trial are blue, other cells white; the blue line is the
-path of the running episode, the orange disc the agent, and squares are goals. The lower part has one bar per episode of
-the trial, whose height is the return; the bar of the running episode is orange.
+path of the current episode, the orange disc the agent, and squares are goals. The lower part has one bar per episode of
+the trial, whose height is the return; the bar of the current episode is orange.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def _first_visits(positions: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def running_returns(rewards: np.ndarray, episodes: np.ndarray) -> np.ndarray:
-    """Return the return of the running episode up to and including each step, float [T]."""
+    """Return the return of the current episode up to and including each step, float [T]."""
     total = np.cumsum(rewards, dtype=float)
     before = np.concatenate([[0.0], total])
     return total - before[np.searchsorted(episodes, episodes)]

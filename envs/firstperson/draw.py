@@ -1,4 +1,4 @@
-"""Renders a trial for humans: the agent's view, and a map with the path of the running episode."""
+"""Renders a trial for humans: the agent's view, and a map with the path of the current episode."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Renders a trial of the point with numpy.
 
 The upper part is the plane, with y upwards: the half circle of all goals, the rewarded disc, the goal in green, the
-path of the running episode in blue and the point in orange. The lower part has one bar per episode of the trial, whose
+path of the current episode in blue and the point in orange. The lower part has one bar per episode of the trial, whose
 height is the return.
 """
 

@@ -31,7 +31,7 @@ def compared(name: str, config: TrainConfig, budget: str) -> dict[str, Preset]:
     summaries = with_memory(config, "memo", summary_every=64, summary_tokens=8)
     return {
         f"{name}-within-episode": Preset(
-            with_memory(config, inter_episode=False), f"attention within the running episode only, {on}"
+            with_memory(config, inter_episode=False), f"attention within the current episode only, {on}"
         ),
         f"{name}-one-update": Preset(
             replace(config, trial=replace(config.trial, updates=1)), f"one update per trial: no partial updates, {on}"

@@ -254,7 +254,7 @@ def draw_attention(shares: dict[str, np.ndarray]) -> Figure:
     for kind, axis in enumerate(figure.subplots(1, len(KINDS))):
         for index, (variant, values) in enumerate(shares.items()):
             _draw_band(axis, np.arange(1, values.shape[2] + 1), values[:, None, kind], variant, index)
-        axis.set(xlabel="running episode", ylabel=f"share on the {KINDS[kind]}".replace("the earlier", "earlier"))
+        axis.set(xlabel="current episode", ylabel=f"share on the {KINDS[kind]}".replace("the earlier", "earlier"))
         axis.set_ylim(-0.03, 1.03)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axis.spines[["top", "right"]].set_visible(False)

@@ -78,7 +78,7 @@ class Lane:
         buffer: The worker's buffer with the newest good result.
         episodes: Episodes of the trial that have ended, per environment.
         replay: Actions that a reset repeats, per environment.
-        lost: The running episode is gone; only a reset helps.
+        lost: The current episode is gone; only a reset helps.
         resetting: The reset was sent.
         recovered: The result of the reset is in the other buffer.
         dropped: The environments stay as they are until the next trial.

@@ -119,7 +119,7 @@ class Pool:
             tasks: One JSON value per environment.
             seeds: One non-negative integer per environment.
             episodes: Number of episodes of the trial that have ended, per environment.
-            replay: Actions of the running episode so far, per environment.
+            replay: Actions of the current episode so far, per environment.
 
         Raises:
             PoolError: The number of tasks or seeds does not match, or the pool cannot continue.

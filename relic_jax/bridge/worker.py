@@ -83,7 +83,7 @@ class Slot:
     """One environment with its row in the shared memory.
 
     Attributes:
-        count: Steps of the running episode.
+        count: Steps of the current episode.
         cut: Whether the worker has truncated an episode at the horizon.
     """
 

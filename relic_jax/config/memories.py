@@ -16,7 +16,7 @@ class Traits(NamedTuple):
             can be limited. Other memories can only be rewound to the start of a trial.
         shuffles: Whether the episodes of the context can be shuffled before it is recomputed.
         kernels: Whether its attention is computed by the kernels that `policy.transformer.attention` selects from.
-        within_episode: Whether attention can be limited to the running episode.
+        within_episode: Whether attention can be limited to the current episode.
         exports: Whether an `Agent` and exported policies support it.
         fields: The fields of `MEMORY_FIELDS` that apply to it.
     """

@@ -37,7 +37,7 @@ class TransformerConfig:
     episode_rope: bool = True
     """Rotate queries and keys by the index of the episode in the trial."""
     inter_episode: bool = True
-    """Attend across episodes. Off: attend to the running episode and the sink only."""
+    """Attend across episodes. Off: attend to the current episode and the sink only."""
     window: int | None = None
     """Number of last steps that a step attends to, its own included, with `policy.memory window`. None: 256."""
     memory_steps: int | None = None
@@ -222,7 +222,7 @@ class PolicyConfig:
     column on gridobj-9. (): no such head."""
     memory: MemoryName = "transformer"
     """Memory of the trial. transformer: attention over all its steps (ReLIC); window: over the last steps;
-    transformer-xl: over the running segment and the one before; memo: over the running segment and summaries of all
+    transformer-xl: over the current segment and the one before; memo: over the current segment and summaries of all
     earlier ones; gru, lstm: a recurrent state (RL²); gated-delta, lru: a state with a linear recurrence.
     docs/memories.md compares them."""
     recurrent: RecurrentConfig = dataclasses.field(default_factory=RecurrentConfig)

@@ -1,4 +1,4 @@
-"""Where attention goes: the share of its mass on the sink, the running episode and each earlier episode of a trial.
+"""Where attention goes: the share of its mass on the sink, the current episode and each earlier episode of a trial.
 
 A policy acts in held-out tasks as in an evaluation. Attention of the whole trial is then computed by the definition
 (`attention.reference`) from the recorded steps.
@@ -42,7 +42,7 @@ class AttentionShares:
     Attributes:
         sink: float64 [layers, heads, E]. Share of the sink, by the episode of the attending step.
         episodes: float64 [layers, heads, E, E]. Share of each episode (last axis), by the episode of the attending
-            step. The diagonal is the running episode; entries after it are 0.
+            step. The diagonal is the current episode; entries after it are 0.
         tasks: Number of tasks.
     """
 
@@ -52,7 +52,7 @@ class AttentionShares:
 
     @property
     def running(self) -> np.ndarray:
-        """Share of the running episode, float64 [layers, heads, E]."""
+        """Share of the current episode, float64 [layers, heads, E]."""
         return np.diagonal(self.episodes, axis1=2, axis2=3)
 
     @property

@@ -1,4 +1,4 @@
-"""The memory of Memo: keys and values of the running segment's steps, and of the summaries of earlier segments."""
+"""The memory of Memo: keys and values of the current segment's steps, and of the summaries of earlier segments."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Summaries(NamedTuple):
     """What one layer attends to.
 
     Attributes:
-        keys: Slots of the running segment, ``[B, H, S, D]``. The first ``length mod S`` are filled.
+        keys: Slots of the current segment, ``[B, H, S, D]``. The first ``length mod S`` are filled.
         values: The same.
         summary_keys: Slots of all summaries, ``[B, H, G·P, D]``. Those of the first ``length / S`` segments are filled.
         summary_values: The same.

@@ -1,4 +1,4 @@
-"""Transformer-XL: attention to the running segment and the one before, with relative positions.
+"""Transformer-XL: attention to the current segment and the one before, with relative positions.
 
 Dai et al. 2019, arXiv 1901.02860, section 3. A trial is divided into segments of M = `memory_steps` steps. A step sees
 the steps of its segment up to itself, and all M steps of the segment before. The gradient stops at the layer inputs of
@@ -29,18 +29,18 @@ from relic_jax.models.transformer import Block, BlockInputs, Linear, Transformer
 
 
 class TwoSegments(RingCache):
-    """A ring of 2·M slots: the running segment and the one before, in halves that take turns."""
+    """A ring of 2·M slots: the current segment and the one before, in halves that take turns."""
 
     def context(self, layer: int) -> Context:
-        """Return the slots of the segment before, then those of the running one.
+        """Return the slots of the segment before, then those of the current one.
 
         `Context.length` counts all steps of the trial so far.
         """
-        running = self.filled // max(self.slots // 2, 1) % 2  # the half of the running segment
+        current = self.filled // max(self.slots // 2, 1) % 2  # the half of the current segment
 
         def ordered(x: jax.Array) -> jax.Array:
             first, second = jnp.split(x, 2, slot_axis(x))
-            return jnp.where(running == 1, x, jnp.concatenate([second, first], slot_axis(x)))
+            return jnp.where(current == 1, x, jnp.concatenate([second, first], slot_axis(x)))
 
         keys, values, episodes = jax.tree.map(ordered, (self.keys[layer], self.values[layer], self.episodes))
         return Context(keys, values, episodes, self.filled)
@@ -152,9 +152,9 @@ def attend(
         needed = lax.dynamic_slice_in_dim(places, segment * size, (layout.segments + 1) * size, axis=2)
         return needed.reshape(*new.shape[:2], layout.segments + 1, size, *new.shape[3:])
 
-    def pairs(earlier: jax.Array, running: jax.Array) -> jax.Array:
+    def pairs(earlier: jax.Array, current: jax.Array) -> jax.Array:
         """Return [B, H, N, 2·M, ...]: each query's segment and the one before."""
-        return jnp.concatenate([earlier[:, :, :-1], running[:, :, 1:]], axis=3)
+        return jnp.concatenate([earlier[:, :, :-1], current[:, :, 1:]], axis=3)
 
     past = context.keys, context.values
     key, value = (pairs(segments(p, b), segments(p, o)) for p, b, o in zip(past, before, own, strict=True))

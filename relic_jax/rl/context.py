@@ -30,7 +30,7 @@ def write_window(tree: PyTree, new: PyTree, start: jax.Array | int) -> PyTree:
 def shuffled_order(key: jax.Array, first: jax.Array, ended: jax.Array, length: jax.Array) -> jax.Array:
     """Return the order of one environment's steps in which its complete episodes are permuted.
 
-    The running episode stays last among the filled steps, and the unfilled steps stay after them.
+    The current episode stays last among the filled steps, and the unfilled steps stay after them.
 
     Args:
         key: typed PRNG key [].

@@ -182,9 +182,9 @@ class HostRunner:
         return jax.device_put(tree, shardings_of(self._setup.config, specs))
 
     def _resumed(self, state: TrainState, filled: int) -> TrainState:
-        """Bring new workers to the state of a checkpoint's workers, by replaying the actions of the running episodes.
+        """Bring new workers to the state of a checkpoint's workers, by replaying the actions of the current episodes.
 
-        If a replay leads to a different observation, the running episode ends as if its last step had been lost.
+        If a replay leads to a different observation, the current episode ends as if its last step had been lost.
         """
         steps = jax.device_get(self._own(state.trajectory.replace(inputs=None)))
         ended = (steps.terminated | steps.truncated)[:, :filled]

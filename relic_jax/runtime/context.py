@@ -176,7 +176,7 @@ class Rows:
             start = self.length - capacity
             later = start + 1 + np.flatnonzero(self.opened[row, start + 1 : self.length])
             if not len(later) and not first[row]:
-                raise ConfigError(f"the running episode fills the context; allowed: a capacity of more than {capacity}")
+                raise ConfigError(f"the current episode fills the context; allowed: a capacity of more than {capacity}")
             kept[row] = self.length - later[0] if len(later) else 0
             turn[row] = 1
         self.episode = self.episode - turn

@@ -247,7 +247,7 @@ def test_a_trial_that_cannot_go_on_is_dropped_until_the_next(tmp_path, how):
             assert batch.valid[kept].all()
             check(rows(batch, kept), replicas, [3, 3])
         assert not batch.valid[mine].any() and pool.dropped == 2
-        assert ends[mine].tolist() == [1, 1], "the running episode is truncated, once"
+        assert ends[mine].tolist() == [1, 1], "the current episode is truncated, once"
         Path(bad).unlink(missing_ok=True)
         play(pool, started(pool), 20, np.random.RandomState(1))
 

@@ -126,8 +126,8 @@ def test_text_json_and_figure():
     sink = np.array([[[0.5, 0.25]]])
     shares = AttentionShares(sink, np.array([[[[0.5, 0.0], [0.5, 0.25]]]]), 4)
     assert describe(shares) == [
-        "early (episode 2): sink 25.0%, running episode 25.0%, earlier episodes 50.0%",
-        "late (episode 2): sink 25.0%, running episode 25.0%, earlier episodes 50.0%",
+        "early (episode 2): sink 25.0%, current episode 25.0%, earlier episodes 50.0%",
+        "late (episode 2): sink 25.0%, current episode 25.0%, earlier episodes 50.0%",
     ]
     assert to_json(shares) == {"tasks": 4, "sink": sink.tolist(), "episodes": shares.episodes.tolist()}
     assert draw(shares, "title").axes[0].get_title() == "layer 1"
