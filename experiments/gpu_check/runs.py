@@ -54,14 +54,14 @@ def house(quick: bool, seconds: float) -> Iterator[dict[str, Any]]:
 
 
 def symbols(quick: bool, seconds: float) -> Iterator[dict[str, Any]]:
-    """Train in houses from symbols for the first minute."""
-    yield _first_minute("house-symbols-small", quick, seconds)
+    """Train in houses from symbols for the first minute, without pretraining."""
+    yield _first_minute("house-symbols-small", quick, seconds, *(() if quick else ("--pretrain.steps=0",)))
 
 
-def _first_minute(preset: str, quick: bool, seconds: float) -> dict[str, Any]:
+def _first_minute(preset: str, quick: bool, seconds: float, *options: str) -> dict[str, Any]:
     """Train a preset until the limit."""
     with tempfile.TemporaryDirectory() as runs:
-        result = trained(Path(runs), "train", "darkroom-smoke" if quick else preset, quick, seconds)
+        result = trained(Path(runs), "train", "darkroom-smoke" if quick else preset, quick, seconds, *options)
     return {"name": f"house/{preset}", **result}
 
 

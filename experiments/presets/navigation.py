@@ -11,6 +11,7 @@ from relic_jax.config import (
     Options,
     PolicyConfig,
     PPOConfig,
+    PretrainConfig,
     TrainConfig,
     TransformerConfig,
     TrialConfig,
@@ -56,12 +57,27 @@ HOUSE = replace(
 )
 
 
-SYMBOLS = replace(
-    HOUSE,
-    env=EnvConfig("house-objnav-small", options=Options(view="symbols", pose="house")),
-    total_steps=4_000_000,
-    policy=replace(HOUSE.policy, encoder=EncoderConfig(observation="scaled", reward=False, vectors="embedded")),
-)
+def symbols(name: str, squares: int, steps: int) -> TrainConfig:
+    """Return the recipe of docs/recall.md for a house with symbols, in trials of `steps` steps and one update.
+
+    Args:
+        name: The environment.
+        squares: Squares of 1 m along each side of the house.
+        steps: Steps of a trial; those of pretraining have half as many.
+    """
+    transformer = replace(HOUSE.policy.transformer, init="normal", episode_rope=False)
+    encoder = EncoderConfig(observation="scaled", reward=False, vectors="embedded")
+    return replace(
+        HOUSE,
+        env=EnvConfig(name, options=Options(view="symbols", pose="house")),
+        total_steps=3_000_000,
+        policy=PolicyConfig(transformer=transformer, encoder=encoder, recall=(squares, squares)),
+        trial=TrialConfig(environments=64, steps=steps, updates=1),
+        ppo=replace(HOUSE.ppo, lr=3e-4, max_grad_norm=1.0, minibatches=8, entropy_coef=0.003, recall_coef=0.3),
+        pretrain=PretrainConfig(
+            steps=6400, trial_steps=steps // 2, segment=None, minibatches=8, action_coef=1.0, value_coef=1.0
+        ),
+    )
 
 
 def on_gpu(config: TrainConfig) -> TrainConfig:
@@ -104,15 +120,12 @@ PRESETS: dict[str, Preset] = {
         "held-out houses, 3 seeds: success 69.8% in the first episode, 3.1 points [0.6, 6.1] more from the third on",
     ),
     "house-symbols-small": Preset(
-        SYMBOLS,
+        symbols("house-objnav-small", 8, 400),
         "object navigation from sightings in numbers, in houses of up to 4 rooms that are held out",
+        "20 min on one CPU core",
     ),
     "house-symbols-medium": Preset(
-        replace(
-            SYMBOLS,
-            env=EnvConfig("house-objnav-medium", options=SYMBOLS.env.options),
-            trial=replace(SYMBOLS.trial, steps=3000, updates=30),
-        ),
+        symbols("house-objnav-medium", 12, 800),
         "house-symbols-small in houses of up to 8 rooms",
     ),
     **{
