@@ -48,18 +48,13 @@ def points_in_view(points: jax.Array, walls: jax.Array, camera: Camera, lens: Le
     forward, right = in_view(points, camera)
     inside = (forward > 0) & (jnp.abs(right) <= lens.edge * forward)
     x, z = jnp.moveaxis(points - camera.position, -1, 0)
-
-    def hide(hidden: jax.Array, wall: jax.Array) -> tuple[jax.Array, None]:
-        (x0, z0), (x1, z1) = start, end = wall - camera.position
-        along = end - start
-        # The wall's line separates the eye and the point, and the line of sight separates the ends of the wall.
-        ends_apart = (x * z0 - z * x0 > 0) != (x * z1 - z * x1 > 0)
-        behind = (along[0] * (z - z0) - along[1] * (x - x0) > 0) != (_cross(along, -start) > 0)
-        return hidden | (ends_apart & behind), None
-
-    # One wall after the other: on CPU, a reduction over an axis of walls takes three times as long.
-    hidden, _ = jax.lax.scan(hide, jnp.zeros(x.shape, bool), walls, unroll=4)
-    return inside & ~hidden
+    # Walls are the first axis: on CPU, a reduction over the last one takes twice as long.
+    ends = (walls - camera.position).reshape(-1, 4, *(1,) * x.ndim)
+    x0, z0, x1, z1 = jnp.moveaxis(ends, 1, 0)
+    # The wall's line separates the eye and the point, and the line of sight separates the ends of the wall.
+    ends_apart = (x * z0 - z * x0 > 0) != (x * z1 - z * x1 > 0)
+    behind = ((x1 - x0) * (z - z0) - (z1 - z0) * (x - x0) > 0) != ((z1 - z0) * x0 - (x1 - x0) * z0 > 0)
+    return inside & ~(ends_apart & behind).any(0)
 
 
 def sightings(house: House, camera: Camera, lens: Lens) -> Sightings:
