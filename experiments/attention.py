@@ -131,14 +131,14 @@ def describe(shares: AttentionShares) -> list[str]:
     last = shares.sink.shape[-1]
     lines = []
     for name, episode in dict.fromkeys((("early", min(2, last)), ("late", last))):
-        values = (shares.sink, shares.running, shares.earlier)
+        values = (shares.sink, shares.current, shares.earlier)
         parts = [f"{kind} {x[..., episode - 1].mean():.1%}" for kind, x in zip(KINDS, values, strict=True)]
         lines.append(f"{name} (episode {episode}): " + ", ".join(parts))
     return lines
 
 
 def draw(shares: AttentionShares, title: str) -> Figure:
-    """Draw a map per layer, averaged over heads, and the shares of sink, running and earlier episodes."""
+    """Draw a map per layer, averaged over heads, and the shares of sink, current and earlier episodes."""
     layers, _, episodes = shares.sink.shape
     figure = CellFigure((4.2 * (layers + 1), 4.2))
     axes = np.atleast_1d(figure.subplots(1, layers + 1))
@@ -153,7 +153,7 @@ def draw(shares: AttentionShares, title: str) -> Figure:
         axis.set_title(f"layer {index + 1}", fontsize="medium")
     figure.colorbar(image, ax=axes[layers - 1], label="share of attention")
     number = np.arange(1, episodes + 1)
-    for kind, values, color in zip(KINDS, (shares.sink, shares.running, shares.earlier), COLORS, strict=False):
+    for kind, values, color in zip(KINDS, (shares.sink, shares.current, shares.earlier), COLORS, strict=False):
         marker = "o" if episodes == 1 else None
         axes[-1].plot(number, values.mean((0, 1)), color=color, label=kind, marker=marker)
     axes[-1].set(xlabel="current episode", ylabel="share, mean over layers and heads", ylim=(-0.03, 1.03))

@@ -24,7 +24,7 @@ from relic_jax.files import write_atomically
 NETWORK = "--policy.transformer"
 
 VARIANTS = {
-    "as in the preset": "",
+    "default": "",
     "gradient stopped every 100 steps": "--pretrain.segment 100",
     "rotary angles by episode": f"{NETWORK}.episode-rope",
     "no step embedding": f"{NETWORK}.no-step-embedding",

@@ -11,10 +11,8 @@ import numpy as np
 
 from relic_jax.types import Params, PyTree
 
-LEGACY_NAMES = {"spatial_attention": "glance"}  # the module was called "glance" when these formats were written
-"""Maps each renamed module to its name in legacy formats: checkpoints of formats 1 and 2, and exports of format 1.
-
-Users have such files, so the legacy names cannot change. Only these files and fingerprints use them."""
+LEGACY_NAMES = {"spatial_attention": "glance"}
+"""Former names of renamed modules. Checkpoints of formats 1 and 2, exports of format 1, and fingerprints use them."""
 
 
 def named_parameters(params: Params) -> dict[str, Any]:

@@ -21,7 +21,8 @@ STEPS = tuple((i, j) for i in (-1, 0, 1) for j in (-1, 0, 1) if (i, j) != (0, 0)
 def distances(free: jax.Array, sources: jax.Array, cell: float) -> jax.Array:
     """Return the length of the shortest path from every cell to a source, plus the offset of this source.
 
-    All cells are relaxed at once until there is no change, so the result is exact up to rounding.
+    All cells are relaxed at once until there is no change, so the result is exact up to rounding. On CPU, the loops of
+    a batch run one after the other: a loop over the whole batch would repeat all of them until the longest ends.
 
     Args:
         free: Bool [n, m]; free cells.
@@ -52,8 +53,7 @@ def distances_around(free: jax.Array, sources: jax.Array, cell: float, position:
     """Return `distances` that are exact as far as the next step from a position needs them, in less time.
 
     After k relaxations all distances up to k cells are exact, and the others are upper bounds. The loop ends when the
-    distances up to two cells above that of the position are exact. On CPU, the loops of a batch run one after the
-    other: a loop over the whole batch would repeat all of them until the longest ends.
+    distances up to two cells above that of the position are exact. Batches run as in `distances`.
 
     Args:
         free: Bool [n, m]; free cells.

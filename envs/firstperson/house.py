@@ -107,7 +107,7 @@ class HouseNav(VisualEnvironment):
         each: whether an object of each category is in view, whether one is so near that a stop is a success, and
         meters and radians (to the left) to the nearest one; free: float32 [7]; meters to the next obstacle at −90°,
         −60° … 90°; sighting: float32 [3]; in_view, distance and bearing of the target category; square: float32
-        [n + m]; the square meter of the agent, one-hot along both axes of gps, only if all episodes of a trial share
+        [2·N]; the square meter of the agent, one-hot along both axes of gps, only if all episodes of a trial share
         the frame (`pose` "dock" or "house").
         """
         shapes: dict[str, tuple[int, ...]] = {"gps": (2,), "target": (CATEGORIES,)}
@@ -298,8 +298,7 @@ class HouseNav(VisualEnvironment):
         heading = {"heading": jnp.stack([jnp.cos(angle), jnp.sin(angle)])} if self.observes_heading else {}
         if not self.recall_classes:
             return {"gps": gps, **heading}
-        square = house_recall.square(gps, np.full(2, -self._extent, np.float32), self.recall_classes)
-        return {"gps": gps, **heading, "square": square}
+        return {"gps": gps, **heading, "square": house_recall.square(gps, self._extent)}
 
     def of_target(self, state: HouseState) -> jax.Array:
         """Return the indices of the objects of the target category, int32 [I]."""
@@ -343,12 +342,11 @@ class HouseNav(VisualEnvironment):
         """Squares of 1 m along both axes of gps. None unless symbols show places in a frame that episodes share."""
         if self.view != "symbols" or self.pose == "episode":
             return ()
-        extent = np.full(2, self._extent)
-        return house_recall.counts(-extent, extent)
+        return (house_recall.num_squares(self._extent),) * 2
 
     def recall_labels(self, observations: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
         """Return the square in which the category asked for was last in reach, and whether it was."""
-        return house_recall.last_in_reach(observations, self.recall_classes)
+        return house_recall.last_in_reach(observations)
 
     def tasks(self, split: Split) -> np.ndarray:
         """Return seeds of houses, int32 [N]: 0 … 9,999 for training, 10,000 … 10,999 held out."""

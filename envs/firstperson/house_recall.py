@@ -9,28 +9,35 @@ import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 SQUARE = 1.0  # meters
 
 
-def counts(low: np.ndarray, high: np.ndarray) -> tuple[int, ...]:
-    """Return the number of squares along each axis of the observed positions. low, high: [2] in meters."""
-    return tuple(math.ceil(round(float(extent) / SQUARE, 3)) for extent in high - low)
+def num_squares(extent: float) -> int:
+    """Return the number of squares along an axis on which positions are −extent … extent meters."""
+    return math.ceil(round(2 * extent / SQUARE, 3))
 
 
-def square(position: jax.Array, low: np.ndarray, number: tuple[int, ...]) -> jax.Array:
-    """Return the square of observed positions [..., 2], one-hot along each axis, float32 [..., sum(number)]."""
-    index = jnp.clip(jnp.floor((position - low) / SQUARE).astype(jnp.int32), 0, jnp.array(number) - 1)
-    return jnp.concatenate([jax.nn.one_hot(index[..., axis], n) for axis, n in enumerate(number)], -1)
+def square(position: jax.Array, extent: float) -> jax.Array:
+    """Return the square of a position.
+
+    Args:
+        position: Float32 [2]; each coordinate −extent … extent meters.
+        extent: The largest coordinate.
+
+    Returns:
+        Float32 [2·N], N = `num_squares(extent)`; one-hot along the first axis, then along the second.
+    """
+    count = num_squares(extent)
+    index = jnp.clip(jnp.floor((position + extent) / SQUARE).astype(jnp.int32), 0, count - 1)
+    return jax.nn.one_hot(index, count, dtype=jnp.float32).reshape(-1)
 
 
-def last_in_reach(observations: dict[str, jax.Array], number: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+def last_in_reach(observations: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
     """Return the square in which the category asked for was last in reach, at this step or before.
 
     Args:
         observations: Those of a trial with the view "symbols" in a frame that all its episodes share, leading axis T.
-        number: Numbers of squares along each axis.
 
     Returns:
         (indices, int32 [T, 2]; bool [T], whether the category was in reach).
@@ -39,5 +46,5 @@ def last_in_reach(observations: dict[str, jax.Array], number: tuple[int, ...]) -
     steps = jnp.arange(target.shape[0])
     latest = jax.lax.cummax(jnp.where(observations["in_reach"] > 0, steps[:, None], -1))
     last = jnp.take_along_axis(latest, target[:, None], 1)[:, 0]
-    along = jnp.split(observations["square"][jnp.maximum(last, 0)], np.cumsum(number)[:-1], axis=-1)
-    return jnp.stack([axis.argmax(-1) for axis in along], -1).astype(jnp.int32), last >= 0
+    square = observations["square"][jnp.maximum(last, 0)]
+    return square.reshape(*square.shape[:-1], 2, -1).argmax(-1).astype(jnp.int32), last >= 0

@@ -228,8 +228,8 @@ def attention_shares_of(folder: StudyFolder, study: Study, runs: Sequence[Member
             continue
         content = json.loads((path / "attention.json").read_bytes())
         sink, episodes = (np.asarray(content[name], np.float64).mean((0, 1)) for name in ("sink", "episodes"))
-        running = np.diagonal(episodes)
-        found.setdefault(run.variant, []).append(np.stack([sink, running, episodes.sum(-1) - running]))
+        current = np.diagonal(episodes)
+        found.setdefault(run.variant, []).append(np.stack([sink, current, episodes.sum(-1) - current]))
     return {variant: np.stack(shares) for variant, shares in found.items()}
 
 

@@ -51,14 +51,14 @@ class AttentionShares:
     tasks: int
 
     @property
-    def running(self) -> np.ndarray:
+    def current(self) -> np.ndarray:
         """Share of the current episode, float64 [layers, heads, E]."""
         return np.diagonal(self.episodes, axis1=2, axis2=3)
 
     @property
     def earlier(self) -> np.ndarray:
         """Share of all earlier episodes together, float64 [layers, heads, E]."""
-        return self.episodes.sum(-1) - self.running
+        return self.episodes.sum(-1) - self.current
 
 
 @settings.with_standard

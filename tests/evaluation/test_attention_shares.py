@@ -64,7 +64,7 @@ def test_shares_sum_to_1_and_none_is_on_later_episodes(acted):
     _, policy, _, shares = acted
     assert shares.sink.shape == (2, 2, EPISODES) and shares.episodes.shape == (2, 2, EPISODES, EPISODES)
     assert np.allclose(shares.sink + shares.episodes.sum(-1), 1, atol=1e-6)
-    assert np.allclose(shares.sink + shares.running + shares.earlier, 1, atol=1e-6)
+    assert np.allclose(shares.sink + shares.current + shares.earlier, 1, atol=1e-6)
     assert not shares.episodes[..., np.triu_indices(EPISODES, 1)[0], np.triu_indices(EPISODES, 1)[1]].any()
     assert (shares.sink > 0).all() == (policy.config.transformer.sink != "none") and shares.tasks == 3
 

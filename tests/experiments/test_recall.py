@@ -22,6 +22,8 @@ from relic_jax.config import (
 )
 from relic_jax.environment.trials import Trials
 from relic_jax.envs import registry
+from relic_jax.envs.gridobj.env import GridObj
+from relic_jax.envs.gridobj.searcher import Searcher
 from relic_jax.experiments import arguments, recall_table
 from relic_jax.experiments.docs_commands.short import NETWORK, PRETRAIN, TRAIN
 from relic_jax.experiments.recall.__main__ import Command, main, pretraining_of
@@ -40,6 +42,9 @@ SMALL = PolicyConfig(
     recall=(9, 9),
 )
 SHORT = PretrainConfig(steps=8, trials=8, trial_steps=40, minibatches=2, lr=3e-3, segment=20)
+
+LOSSES_STOPPED = (4.43013, 4.37501, 4.42644, 4.38727)
+LOSSES_FULL = (4.43013, 4.37505, 4.42684, 4.38754)
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +114,34 @@ def test_the_loss_is_the_mean_over_known_steps(env, recordings):
         hits.append((x[trial, step].argmax(), y[trial, step].argmax()) == (row, column))
     assert loss == pytest.approx(np.mean(nats), rel=1e-5)
     assert metrics["right"] == pytest.approx(np.mean(hits), abs=1e-6)
+
+
+@dataclasses.dataclass(frozen=True)
+class OnlyActs:
+    """A scripted agent without probabilities, as in the first version."""
+
+    agent: Searcher
+
+    def initial_memory(self):
+        return self.agent.initial_memory()
+
+    def act(self, key, memory, state, first, task):
+        return self.agent.act(key, memory, state, first, task)
+
+
+class WithoutTeacher(GridObj):
+    @property
+    def reference_agents(self):
+        return {name: OnlyActs(agent) for name, agent in super().reference_agents.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("segment", "losses"), [(20, LOSSES_STOPPED), (None, LOSSES_FULL)])
+def test_losses_are_those_of_the_first_version(env, segment, losses):
+    """That version computed the labels from the environment's state (commit b972dde, seed 3)."""
+    env = WithoutTeacher(**{field.name: getattr(env, field.name) for field in dataclasses.fields(env)})
+    rows = train(pretraining(env, segment=segment), 3, 4, 2, lambda row: None)[1]
+    np.testing.assert_allclose([row["loss"] for row in rows], losses, rtol=1e-4)
 
 
 @pytest.mark.slow
@@ -181,13 +214,13 @@ def test_a_table_of_variants_trains_only_what_is_missing(tmp_path, monkeypatch, 
 
     monkeypatch.setattr(recall_table.recall, "main", fake)
     for _ in range(2):
-        recall_table.main(["--out", str(tmp_path), "--seeds", "0", "1", "--only", "GRU", "as in the preset"])
+        recall_table.main(["--out", str(tmp_path), "--seeds", "0", "1", "--only", "GRU", "default"])
     recurrent = recall_table.VARIANTS["GRU"].split()
     assert trained == [recurrent, recurrent, [], []]
     assert (tmp_path / "gru-seed1.json").is_file()
     expected = "| GRU | 2 | 95%, 50% | 25%, 25% | 160, never | 2.0 |"
     assert expected in (tmp_path / "table.md").read_text().splitlines()
-    with pytest.raises(SystemExit, match="only is 'no such'; allowed: as in the preset, "):
+    with pytest.raises(SystemExit, match="only is 'no such'; allowed: default, "):
         recall_table.main(["--out", str(tmp_path), "--only", "no such"])
 
 
