@@ -75,6 +75,8 @@ class Command:
 
     def validate(self) -> None:
         """Raise ConfigError at the first field that cannot work."""
+        if self.out.exists() and not self.out.is_dir():
+            raise ConfigError(f"out is {self.out}, which is a file; allowed: a folder, or a path without a file")
         for name in self.only:
             if name not in VARIANTS:
                 raise ConfigError(f"only is {name!r}; allowed: {', '.join(VARIANTS)}")
@@ -94,7 +96,7 @@ def summary(runs: Iterable[Sequence[dict[str, Any]]]) -> dict[str, list[float]]:
 
     Returns:
         right: share of right answers after the last step; long: the same at steps whose answer was last in view at
-        least 300 steps ago; steps: optimizer steps until `LEARNED` of the answers were right, infinite if they never
+        least 50 steps ago; steps: optimizer steps until `LEARNED` of the answers were right, infinite if they never
         were; minutes: CPU-minutes of the run with compilation and evaluations.
     """
     found: dict[str, list[float]] = {"right": [], "long": [], "steps": [], "minutes": []}
@@ -130,6 +132,7 @@ def main(argv: list[str] | None = None) -> None:
         command.validate()
     except ConfigError as error:
         raise SystemExit(f"error: {error}") from None
+    command.out.mkdir(parents=True, exist_ok=True)
     for name in command.only or VARIANTS:
         for seed in command.seeds:
             path = file_of(command.out, name, seed)

@@ -17,7 +17,7 @@ from relic_jax.environment.trials import Trials
 from relic_jax.envs import registry
 from relic_jax.envs.gridobj.env import GridObj
 from relic_jax.experiments import arguments, presets
-from relic_jax.experiments.folders import origin
+from relic_jax.experiments.folders import check_writable, origin
 from relic_jax.experiments.recall.learn import train
 from relic_jax.export import export_policy
 from relic_jax.files import write_atomically
@@ -63,6 +63,8 @@ def pretraining_of(command: Command) -> tuple[TrainConfig, Pretraining]:
     check_positive(command, "", "held_out", "every")
     require(config.steps > 0, "pretrain.steps", config.steps, "more than 0")
     config.validate()
+    if command.out is not None:
+        check_writable(command.out, "out")
     allowed = f"a multiple of pretrain.minibatches ({config.minibatches})"
     require(command.every % config.minibatches == 0, "every", command.every, allowed)
     policy = dataclasses.replace(command.policy, recall=env.recall_classes)

@@ -200,10 +200,11 @@ def test_the_default_is_the_network_of_the_preset():
 
 
 def test_a_table_of_variants_trains_only_what_is_missing(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "new" / "table"
     trained = []
 
     def fake(argv):
-        path = tmp_path / argv[argv.index("--out") + 1]
+        path = Path(argv[argv.index("--out") + 1])
         trained.append(argv[:-8])
         last = 0.95 if argv[-3] == "0" else 0.5
         rows = [
@@ -214,14 +215,16 @@ def test_a_table_of_variants_trains_only_what_is_missing(tmp_path, monkeypatch, 
 
     monkeypatch.setattr(recall_table.recall, "main", fake)
     for _ in range(2):
-        recall_table.main(["--out", str(tmp_path), "--seeds", "0", "1", "--only", "GRU", "default"])
+        recall_table.main(["--out", str(folder), "--seeds", "0", "1", "--only", "GRU", "default"])
     recurrent = recall_table.VARIANTS["GRU"].split()
     assert trained == [recurrent, recurrent, [], []]
-    assert (tmp_path / "gru-seed1.json").is_file()
+    assert (folder / "gru-seed1.json").is_file()
     expected = "| GRU | 2 | 95%, 50% | 25%, 25% | 160, never | 2.0 |"
-    assert expected in (tmp_path / "table.md").read_text().splitlines()
+    assert expected in (folder / "table.md").read_text().splitlines()
     with pytest.raises(SystemExit, match="only is 'no such'; allowed: default, "):
-        recall_table.main(["--out", str(tmp_path), "--only", "no such"])
+        recall_table.main(["--out", str(folder), "--only", "no such"])
+    with pytest.raises(SystemExit, match=r"out is .*table\.md, which is a file; allowed: a folder"):
+        recall_table.main(["--out", str(folder / "table.md")])
 
 
 @pytest.mark.parametrize("variant", recall_table.VARIANTS)
