@@ -1,6 +1,9 @@
-"""The option `asked` of object navigation: how many of the kinds of objects a trial asks for."""
+"""What a trial of object navigation asks for: the option `asked`, and other kinds for hindsight relabeling."""
 
 from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
 
 from relic_jax.config import ConfigError
 
@@ -24,3 +27,20 @@ def read_asked(name: str, asked: int | str | None, kinds: int) -> int | tuple[in
         allowed = f"1 to {kinds} for {name!r}, several such numbers (1,2), or None for all"
         raise ConfigError(f"env.asked is {asked!r}; allowed: {allowed}")
     return numbers if len(numbers) > 1 else numbers[0]
+
+
+def draw_shown(key: jax.Array, shown: jax.Array, target: jax.Array) -> jax.Array:
+    """Draw for each step of a trial one of the kinds that were shown at this step or before.
+
+    Args:
+        key: Typed PRNG key [].
+        shown: Whether each kind is shown, bool [T, K].
+        target: Float32 [T, K]; one-hot. It remains where nothing was shown.
+
+    Returns:
+        Float32 [T, K]; one-hot.
+    """
+    known = jax.lax.cummax(shown.astype(jnp.int32)) > 0
+    draws = jnp.where(known, jax.random.uniform(key, known.shape), -1.0)
+    drawn = jax.nn.one_hot(draws.argmax(-1), known.shape[1], dtype=target.dtype)
+    return jnp.where(known.any(-1, keepdims=True), drawn, target)

@@ -18,6 +18,7 @@ import numpy as np
 from relic_jax import prng
 from relic_jax.environment.base import Discrete, Image, Split, TimeStep, TrialMap, TrialRecord, VisualEnvironment
 from relic_jax.environment.reference_agents import FORGETFUL, REMEMBERING, ScriptedAgent
+from relic_jax.envs.asked import draw_shown
 from relic_jax.envs.firstperson import draw, house_expert, house_map, house_recall, house_scene, house_symbols
 from relic_jax.envs.firstperson.geodesic import distance_at
 from relic_jax.envs.firstperson.house_plan import (
@@ -271,9 +272,13 @@ class HouseNav(VisualEnvironment):
         observation = {
             **self._observe_pose(state),
             **objects,
-            "target": jax.nn.one_hot(state.house.categories[state.target], CATEGORIES, dtype=jnp.float32),
+            "target": self._target(state),
         }
         return state.replace(pixels=pixels), observation  # type: ignore[attr-defined]
+
+    def _target(self, state: HouseState) -> jax.Array:
+        """Return the target category, one-hot, float32 [20]."""
+        return jax.nn.one_hot(state.house.categories[state.target], CATEGORIES, dtype=jnp.float32)
 
     def _observe_symbols(self, state: HouseState) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Return `HouseState.pixels`, and the observation of objects and free distances."""
@@ -283,9 +288,8 @@ class HouseNav(VisualEnvironment):
         found = jnp.any(seen.visible[index] & (seen.distance[index] <= SUCCESS_DISTANCE))
         free = house_symbols.free_distances(house, camera)
         nearest = house_symbols.nearest_of_categories(house, seen)
-        sighting = jnp.stack([nearest[name] for name in ("in_view", "distance", "bearing")])
-        target = sighting[:, house.categories[state.target]]
-        return jnp.where(found, SUCCESS_PIXELS, 0), {**nearest, "free": free, "sighting": target}
+        sighting = house_symbols.sighting(nearest, self._target(state))
+        return jnp.where(found, SUCCESS_PIXELS, 0), {**nearest, "free": free, "sighting": sighting}
 
     def _observe_pose(self, state: HouseState) -> dict[str, jax.Array]:
         """Return gps, and heading and square if they are observed."""
@@ -347,6 +351,16 @@ class HouseNav(VisualEnvironment):
     def recall_labels(self, observations: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
         """Return the square in which the category asked for was last in reach, and whether it was."""
         return house_recall.last_in_reach(observations)
+
+    @property
+    def can_relabel(self) -> bool:  # type: ignore[override]
+        """Whether there are labels for recall."""
+        return bool(self.recall_classes)
+
+    def relabel(self, key: jax.Array, observations: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """Ask at every step for a random one of the categories that were in reach."""
+        target = draw_shown(key, observations["in_reach"] > 0, observations["target"])
+        return observations | {"target": target, "sighting": house_symbols.sighting(observations, target)}
 
     def tasks(self, split: Split) -> np.ndarray:
         """Return seeds of houses, int32 [N]: 0 … 9,999 for training, 10,000 … 10,999 held out."""

@@ -88,6 +88,16 @@ def nearest_of_categories(house: House, seen: Sightings) -> dict[str, jax.Array]
     }
 
 
+def sighting(observation: dict[str, jax.Array], target: jax.Array) -> jax.Array:
+    """Return in_view, distance and bearing of the target category, float32 [..., 3].
+
+    Args:
+        observation: See `nearest_of_categories`, with leading axes [...].
+        target: Float32 [..., 20]; one-hot.
+    """
+    return jnp.stack([(observation[name] * target).sum(-1) for name in ("in_view", "distance", "bearing")], axis=-1)
+
+
 def free_distances(house: House, camera: Camera) -> jax.Array:
     """Return the meters from the agent's center to the nearest wall, piece of furniture or object, float32 [7].
 

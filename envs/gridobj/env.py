@@ -20,7 +20,7 @@ from flax import struct
 from relic_jax.config import EnvConfig, WorkerConfig
 from relic_jax.environment.base import Discrete, Environment, Split, TimeStep, TrialMap, TrialRecord, first_timestep
 from relic_jax.environment.reference_agents import FORGETFUL, REMEMBERING, ScriptedAgent
-from relic_jax.envs.asked import read_asked
+from relic_jax.envs.asked import draw_shown, read_asked
 from relic_jax.envs.darkroom import render
 from relic_jax.envs.darkroom.env import MOVES, towards
 
@@ -88,6 +88,7 @@ class GridObj(Environment):
     """
 
     ends_in_time = True
+    can_relabel = True
 
     name: str
     size: int
@@ -193,6 +194,11 @@ class GridObj(Environment):
         cells = jnp.take_along_axis(position + offset, sighting, axis=0)[0]
         known = jnp.take_along_axis(jax.lax.cummax(seen.astype(jnp.int32)), target[:, None], 1)[:, 0]
         return cells[target].astype(jnp.int32), known > 0
+
+    def relabel(self, key: jax.Array, observations: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """Ask at every step for a random one of the kinds that were in view."""
+        view = observations["view"].reshape(-1, self.kinds, VIEW).any(-1)
+        return observations | {"target": draw_shown(key, view, observations["target"])}
 
     def record(self, state: GridObjState) -> GridObjState:
         """Return the state: the observation has no cells as numbers."""

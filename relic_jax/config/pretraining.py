@@ -24,6 +24,9 @@ class PretrainConfig:
     """Trials recorded at a time, each in a new training task."""
     trial_steps: int = 400
     """Steps of a recorded trial."""
+    relabel: bool = False
+    """Also learn to recall from a copy of each recorded trial in which every step asks for something random that the
+    trial has shown by then (`Environment.relabel`). An episode of the trial itself asks only one question."""
     random_actions: float = 0.2
     """Share of the agent's actions that are replaced with random ones, excluding `Environment.ending_actions`."""
     action_coef: float = 0.0

@@ -229,6 +229,24 @@ class Environment:
         """
         raise NotImplementedError
 
+    can_relabel = False
+    """Whether `relabel` is defined."""
+
+    def relabel(self, key: jax.Array, observations: PyTree) -> PyTree:
+        """Let every step ask for something random that the trial has shown by then, for `PretrainConfig.relabel`.
+
+        Hindsight relabeling (Andrychowicz et al. 2017, arXiv 1707.01495): whatever a step asks for, `recall_labels`
+        knows the answer.
+
+        Args:
+            key: Typed PRNG key [].
+            observations: Those of a trial, with a leading axis T.
+
+        Returns:
+            The observations, changed only in what they ask for.
+        """
+        raise NotImplementedError
+
     def render_trial(self, trial: TrialRecord) -> np.ndarray | None:
         """Return frames of a trial, uint8 [n, H, W, 3]. Default: None, the environment cannot be drawn."""
         del trial

@@ -96,6 +96,15 @@ class Wrapper(Environment):
         return self.env.recall_labels(observations)
 
     @property
+    def can_relabel(self) -> bool:  # type: ignore[override]
+        """Whether the wrapped environment can."""
+        return self.env.can_relabel
+
+    def relabel(self, key: jax.Array, observations: PyTree) -> PyTree:
+        """Return the relabeled observations of the wrapped environment."""
+        return self.env.relabel(key, observations)
+
+    @property
     def observation_spec(self) -> PyTree:
         """The observation spec of the wrapped environment."""
         return self.env.observation_spec

@@ -196,7 +196,7 @@ def check_recordings(config: PretrainConfig, observation: PyTree, available: int
         ConfigError: if they do not fit.
     """
     available = (available_bytes(1) if available is None else available) or UNKNOWN
-    needed = config.trials * config.trial_steps * tree_bytes(observation)
+    needed = (1 + config.relabel) * config.trials * config.trial_steps * tree_bytes(observation)
     allowed = f"a size that fits into {_mebibytes(available)} of memory; this takes at least {_mebibytes(needed)}"
     require(needed <= available, "pretrain.trials", config.trials, allowed)
 

@@ -29,7 +29,7 @@ from relic_jax.rl.diagnostics import NonFiniteError
 from relic_jax.rl.gae import advantages
 from relic_jax.rl.losses import action_loss, recall_loss, value_loss
 from relic_jax.rl.memory_budget import check_recordings
-from relic_jax.rl.recordings import Recordings, record
+from relic_jax.rl.recordings import Recordings, record, relabeled
 from relic_jax.rl.state import Setup, TrainState
 from relic_jax.rl.teaching import check_teacher
 from relic_jax.stopping import Stop
@@ -39,6 +39,8 @@ from relic_jax.validation import require
 State = tuple[Params, Any]
 """Parameters, and the state of the optimizer."""
 
+RELABEL = 1
+"""Number of the stream of random numbers for `PretrainConfig.relabel`."""
 WARMUP = 100
 """Optimizer steps of linear warm-up of the learning rate."""
 
@@ -59,6 +61,12 @@ def check_pretraining(config: TrainConfig, env: Environment) -> None:
         check_teacher(env, pretrain.agent, "pretrain.action_coef", pretrain.action_coef, "pretrain.agent")
     allowed, recall = f"{classes} with pretrain.steps in {name}", config.policy.recall
     require(recall == classes or bool(pretrain.action_coef and not recall), "policy.recall", recall, allowed)
+    allowed = (
+        f"False in {name}, whose observations cannot ask for something else"
+        if recall
+        else "False without policy.recall"
+    )
+    require(not pretrain.relabel or bool(recall and env.can_relabel), "pretrain.relabel", pretrain.relabel, allowed)
     check_recordings(pretrain, env.observation_spec)
 
 
@@ -115,12 +123,15 @@ class Pretraining:
         joined: PolicyOutput = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *parts)
         return joined
 
-    def loss(self, params: Params, recordings: Recordings) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def loss(
+        self, params: Params, recordings: Recordings, copies: Recordings | None = None
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Compute the recall loss plus `action_coef` times the action loss and `value_coef` times the value loss.
 
         Args:
             params: The parameters.
             recordings: The recorded trials.
+            copies: The same trials, relabeled. Their recall loss is added.
 
         Returns:
             The loss and metrics, each float32 []. With a recall head, the recall loss is the cross-entropy in nats,
@@ -128,14 +139,12 @@ class Pretraining:
             steps at which the answers are known. The metric `recall_loss` is included if there are other losses. With
             `action_coef`, `action_loss` is the mean of `losses.action_loss`, and `action_right` is the share of steps
             whose most probable action is one of the agent's. With `value_coef`, `value_loss` is half the mean squared
-            error.
+            error. With `copies`, `relabeled_loss` and `relabeled_right` are their recall loss and right answers.
         """
-        output, metrics, loss = self.outputs(params, recordings), {}, jnp.zeros(())
+        output, loss = self.outputs(params, recordings), jnp.zeros(())
+        metrics: dict[str, jax.Array] = {}
         if output.recall:
-            known = recordings.known
-            count = jnp.maximum(known.sum(), 1)
-            loss = jnp.where(known, recall_loss(output.recall, recordings.answers), 0.0).sum() / count
-            metrics = {"right": (known & are_right(output.recall, recordings)).sum() / count}
+            loss, metrics["right"] = self.recall(output, recordings)
         if output.recall and (self.config.action_coef or self.config.value_coef):
             metrics["recall_loss"] = loss
         if recordings.probabilities is not None:
@@ -148,6 +157,10 @@ class Pretraining:
         if self.config.value_coef:
             metrics["value_loss"] = self.value_loss(output.value, recordings)
             loss += self.config.value_coef * metrics["value_loss"]
+        if copies is not None:
+            found = self.recall(self.outputs(params, copies), copies)
+            metrics["relabeled_loss"], metrics["relabeled_right"] = found
+            loss += metrics["relabeled_loss"]
         return loss, metrics
 
     def value_loss(self, value: jax.Array, recordings: Recordings) -> jax.Array:
@@ -171,6 +184,13 @@ class Pretraining:
         error = jnp.where(counted, value_loss(value, value, target, None), 0.0)
         return error.sum() / jnp.maximum(counted.sum(), 1)
 
+    def recall(self, output: PolicyOutput, recordings: Recordings) -> tuple[jax.Array, jax.Array]:
+        """Return the recall loss and the share of right answers over the steps with known answers, float32 [] each."""
+        known = recordings.known
+        count = jnp.maximum(known.sum(), 1)
+        loss = jnp.where(known, recall_loss(output.recall, recordings.answers), 0.0).sum() / count
+        return loss, (known & are_right(output.recall, recordings)).sum() / count
+
     @functools.partial(jax.jit, static_argnums=0)
     def right(self, params: Params, recordings: Recordings) -> jax.Array:
         """Return whether all answers are right, bool [B, T]."""
@@ -192,19 +212,21 @@ class Pretraining:
         trials, policy = self.config.trials, self.policy
         chosen = jax.random.randint(task_key, (trials,), 0, num_tasks(tasks))
         recordings = self.record(record_key, jax.tree.map(lambda x: x[chosen], tasks))
+        copies = None
+        if self.config.relabel:
+            copies = relabeled(self.trials.env, jax.random.fold_in(record_key, RELABEL), recordings)
         params, optimizer_state = state
         params = policy.update_statistics(params, recordings.inputs.observation, None, lambda x: x)
 
         def with_all(trainable: Params) -> Params:
             return policy.with_frozen(trainable, params) if policy.config.encoder.freeze else trainable
 
-        def loss(trainable: Params, part: Recordings) -> tuple[jax.Array, dict[str, jax.Array]]:
-            return self.loss(with_all(trainable), part)
+        def loss(trainable: Params, rows: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+            return self.loss(with_all(trainable), *jax.tree.map(lambda x: x[rows], (recordings, copies)))
 
         def update(state: State, rows: jax.Array) -> tuple[State, dict[str, jax.Array]]:
             trainable, optimizer_state = state
-            part = jax.tree.map(lambda x: x[rows], recordings)
-            (value, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(trainable, part)
+            (value, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(trainable, rows)
             change, optimizer_state = self.optimizer.update(gradient, optimizer_state, trainable)
             return (optax.apply_updates(trainable, change), optimizer_state), {"loss": value, **metrics}
 

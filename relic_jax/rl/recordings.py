@@ -80,10 +80,31 @@ def record(
     _, recorded = jax.lax.scan(step, start, jax.random.split(steps_key, steps))
     inputs, *others = jax.tree.map(lambda x: x.swapaxes(0, 1), recorded)
     if trials.env.recall_classes:
-        answers, known = jax.vmap(trials.env.recall_labels)(inputs.observation)
+        answers, known = _labels(trials.env, inputs)
     else:
         answers, known = jnp.zeros((batch, steps, 0), jnp.int32), jnp.zeros((batch, steps), bool)
-    return Recordings(inputs, jnp.where(known[..., None], answers, 0), known, *others)
+    return Recordings(inputs, answers, known, *others)
+
+
+def relabeled(env: Environment, key: jax.Array, recordings: Recordings) -> Recordings:
+    """Return the recordings with `Environment.relabel` applied: they ask for something else at each step.
+
+    Args:
+        env: The environment, with `Environment.can_relabel`.
+        key: Typed PRNG key [].
+        recordings: The recordings. Their actions and rewards remain, which belong to what was asked for before.
+    """
+    inputs = recordings.inputs
+    keys = jax.random.split(key, inputs.first.shape[0])
+    inputs = inputs.replace(observation=jax.vmap(env.relabel)(keys, inputs.observation))
+    answers, known = _labels(env, inputs)
+    return recordings.replace(inputs=inputs, answers=answers, known=known)  # type: ignore[attr-defined]
+
+
+def _labels(env: Environment, inputs: StepInput) -> tuple[jax.Array, jax.Array]:
+    """Return `Recordings.answers` and `Recordings.known`."""
+    answers, known = jax.vmap(env.recall_labels)(inputs.observation)
+    return jnp.where(known[..., None], answers, 0), known
 
 
 def _act(

@@ -16,6 +16,7 @@ from relic_jax.envs.darkroom.render import GOLD, GREEN
 from relic_jax.envs.gridobj.env import PRESETS, GridObj, GridObjState, GridObjTask
 from relic_jax.envs.gridobj.searcher import Searcher
 from relic_jax.experiments.arguments import parse_env
+from relic_jax.rl.recordings import record, relabeled
 
 ENV = GridObj("small", 4, 3, 5)
 OBJECTS = jnp.array([[0, 0], [2, 1], [3, 3]])
@@ -279,3 +280,28 @@ def test_recall_labels_are_those_of_a_loop_over_what_was_in_view():
     assert 10 < sum(known) < 150
     np.testing.assert_array_equal(labelled, known)
     np.testing.assert_array_equal(answers[np.array(known)], np.array(cells)[known])
+
+
+def test_relabeled_steps_ask_for_any_kind_that_was_in_view():
+    env = registry.make("gridobj-9")
+    assert env.can_relabel
+    tasks = jax.tree.map(lambda x: jnp.asarray(x[:4]), env.tasks("train"))
+    searcher = env.reference_agents["remembering searcher"]
+    before = record(Trials(env), searcher, jax.random.key(0), tasks, 120, 0.2)
+    after = jax.device_get(relabeled(env, jax.random.key(1), before))
+    old, new = jax.device_get(before.inputs.observation), after.inputs.observation
+    np.testing.assert_array_equal(new["position"], old["position"])
+    np.testing.assert_array_equal(new["view"], old["view"])
+    seen = np.maximum.accumulate(old["view"].reshape(4, 120, 6, 9).any(-1), axis=1)
+    kinds = new["target"].argmax(-1)
+    np.testing.assert_array_equal(new["target"].sum(-1), 1)
+    np.testing.assert_array_equal(after.known, seen.any(-1))
+    assert np.take_along_axis(seen, kinds[..., None], -1)[after.known].all()
+    np.testing.assert_array_equal(new["target"][~after.known], old["target"][~after.known])
+    cells = np.take_along_axis(np.asarray(tasks.objects), kinds[..., None], 1)
+    np.testing.assert_array_equal(after.answers[after.known], cells[after.known])
+    late = kinds[:, 60:][seen[:, 60:].all(-1)]
+    assert late.size > 50
+    np.testing.assert_allclose(np.bincount(late, minlength=6) / late.size, 1 / 6, atol=0.1)
+    for name in ("reward", "ended"):
+        np.testing.assert_array_equal(getattr(after, name), getattr(before, name))

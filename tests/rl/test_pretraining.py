@@ -209,6 +209,20 @@ def test_a_loss_that_is_not_finite_ends_the_run(setup, tmp_path):
     assert not checkpoint.complete_steps(tmp_path / "checkpoints")
 
 
+def test_relabeled_copies_add_their_recall_loss(setup):
+    params, key = setup.policy.init(jax.random.key(0)), jax.random.key(1)
+    found, plain = {}, {}
+    for flag, rows in ((True, found), (False, plain)):
+        config = changed(relabel=flag, minibatches=1).pretrain
+        pretraining = Pretraining(setup.trials, setup.policy, config)
+        start = params, pretraining.optimizer.init(params)
+        rows |= jax.device_get(pretraining.iteration(start, key, jax.tree.map(jnp.asarray, setup.tasks))[1])
+    assert found.keys() - plain.keys() == {"relabeled_loss", "relabeled_right"}
+    assert found["relabeled_loss"] != pytest.approx(plain["loss"], rel=1e-3)
+    assert found["loss"] == pytest.approx(plain["loss"] + found["relabeled_loss"], rel=1e-5)
+    assert found["right"] == plain["right"], "of the trials themselves"
+
+
 @dataclasses.dataclass(frozen=True)
 class Lever(Environment):
     """A lever out of four, of which the mask allows two, 0 and the one after the last; to recall: the last."""
@@ -386,6 +400,14 @@ def test_labels_without_a_class_do_not_reach_the_loss():
             ),
             r"policy.recall is \(\); allowed: \(9, 9\) with pretrain.steps in 'gridobj-9'",
         ),
+        (
+            dataclasses.replace(
+                changed(relabel=True, action_coef=1.0),
+                policy=dataclasses.replace(CONFIG.policy, recall=()),
+                ppo=dataclasses.replace(CONFIG.ppo, recall_coef=0.0),
+            ),
+            "pretrain.relabel is True; allowed: False without policy.recall",
+        ),
         (changed(steps=-2), "pretrain.steps is -2; allowed: 0 or more"),
         (changed(steps=7), r"pretrain.steps is 7; allowed: a multiple of pretrain.minibatches \(2\)"),
         (changed(minibatches=3), r"pretrain.minibatches is 3; allowed: a divisor of pretrain.trials \(4\)"),
@@ -429,11 +451,18 @@ def test_actions_of_an_agent_without_probabilities_cannot_be_learned():
         check_pretraining(config, Taught())
 
 
-def test_recordings_that_do_not_fit_into_memory_are_refused(env):
-    needed = 4 * 20 * 4 * (18 + 6 + 54)
-    check_recordings(CONFIG.pretrain, env.observation_spec, needed)
+def test_an_environment_that_cannot_relabel_is_refused():
+    config = dataclasses.replace(changed(relabel=True), policy=dataclasses.replace(CONFIG.policy, recall=(4,)))
+    with pytest.raises(ConfigError, match=r"pretrain.relabel is True; allowed: False in 'gridobj-9', whose"):
+        check_pretraining(config, Taught())
+
+
+@pytest.mark.parametrize("relabel", [False, True])
+def test_recordings_that_do_not_fit_into_memory_are_refused(env, relabel):
+    needed, config = (1 + relabel) * 4 * 20 * 4 * (18 + 6 + 54), changed(relabel=relabel).pretrain
+    check_recordings(config, env.observation_spec, needed)
     with pytest.raises(ConfigError, match=r"pretrain.trials is 4; allowed: a size that fits into 0 MiB"):
-        check_recordings(CONFIG.pretrain, env.observation_spec, needed - 1)
+        check_recordings(config, env.observation_spec, needed - 1)
 
 
 def test_a_config_without_the_section_has_no_pretraining():

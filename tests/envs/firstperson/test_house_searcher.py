@@ -17,6 +17,7 @@ from relic_jax.envs.firstperson.house_searcher import HouseSearcher, _to_parts, 
 from relic_jax.envs.firstperson.house_state import HouseRecord
 from relic_jax.envs.firstperson.house_walk import STOP
 from relic_jax.envs.registry import make
+from relic_jax.rl.recordings import record, relabeled
 
 ENV = built(view="symbols", pose="house")
 EPISODES = 6
@@ -146,6 +147,23 @@ def test_recall_labels_are_those_of_a_loop_over_what_was_in_reach(pose):
     for label, place in zip(np.asarray(labels), expected, strict=True):
         assert place is None or (label == place).all()
     assert (labels >= 0).all() and (labels < np.array(env.recall_classes)).all()
+
+
+def test_relabeled_steps_ask_for_any_category_that_was_in_reach():
+    tasks = jax.tree.map(lambda x: jnp.asarray(x[:2]), houses())
+    before = record(Trials(ENV), HouseSearcher(ENV, "trial"), jax.random.key(0), tasks, 100, 0.2)
+    after = jax.device_get(relabeled(ENV, jax.random.key(1), before))
+    old, new = jax.device_get(before.inputs.observation), after.inputs.observation
+    for name in old.keys() - {"target", "sighting"}:
+        np.testing.assert_array_equal(new[name], old[name])
+    target = new["target"].argmax(-1)[..., None]
+    for index, name in enumerate(("in_view", "distance", "bearing")):
+        np.testing.assert_array_equal(new["sighting"][..., index], np.take_along_axis(old[name], target, -1)[..., 0])
+    reached = np.maximum.accumulate(old["in_reach"] > 0, axis=1)
+    np.testing.assert_array_equal(after.known, reached.any(-1))
+    assert np.take_along_axis(reached, target, -1)[after.known].all()
+    assert (after.known & (new["target"] != old["target"]).any(-1)).sum() > 50
+    assert ENV.can_relabel and not dataclasses.replace(ENV, pose="episode").can_relabel
 
 
 def test_recall_needs_sightings_in_a_fixed_frame():
