@@ -54,6 +54,7 @@ DOCK = 100  # stream of random numbers for the start of all episodes of a trial;
 
 Pose = Literal["episode", "dock", "house"]
 View = Literal["image", "symbols"]
+RewardTo = Literal["object", "reach"]
 
 TRAIN_HOUSES, TEST_HOUSES = 10_000, 1_000
 SEEDS = 2**16
@@ -80,6 +81,7 @@ class HouseNav(VisualEnvironment):
         textured: Draw floor tiles and wall boards instead of flat colors.
         pose: Where episodes start, and the frame of the observed position, see `HouseOptions`.
         view: Observation of objects and walls, see `HouseOptions`.
+        reward_to: Where the distance of the reward ends, see `HouseOptions`.
         asked: Number of categories that a trial asks for; None: all. With n numbers, the task of seed s asks for the
             number at index s mod n.
     """
@@ -94,6 +96,7 @@ class HouseNav(VisualEnvironment):
     textured: bool = False
     pose: Pose = "episode"
     view: View = "image"
+    reward_to: RewardTo = "object"
     asked: int | tuple[int, ...] | None = None
 
     @property
@@ -235,10 +238,17 @@ class HouseNav(VisualEnvironment):
         )
         return next_state, TimeStep(
             observation=None,
-            reward=state.distance - distance - SLACK + jnp.where(success, SUCCESS_REWARD, 0.0),
+            reward=self._to_go(state.distance)
+            - self._to_go(distance)
+            - SLACK
+            + jnp.where(success, SUCCESS_REWARD, 0.0),
             terminated=stopped,
             truncated=(step >= self.horizon) & ~stopped,
         )
+
+    def _to_go(self, distance: jax.Array) -> jax.Array:
+        """Return the distance whose decrease is rewarded, in meters."""
+        return distance if self.reward_to == "object" else jnp.maximum(distance - SUCCESS_DISTANCE, 0.0)
 
     def success(self, timestep: TimeStep, episode_return: jax.Array) -> jax.Array:
         """Return whether the last step earned the reward for success, which exceeds all others."""

@@ -6,7 +6,7 @@ import dataclasses
 
 from relic_jax.config import EnvConfig, WorkerConfig
 from relic_jax.envs.asked import read_asked
-from relic_jax.envs.firstperson.house import HouseNav, Pose, View
+from relic_jax.envs.firstperson.house import HouseNav, Pose, RewardTo, View
 from relic_jax.envs.firstperson.house_plan import HouseConfig
 
 
@@ -21,6 +21,9 @@ class HouseOptions:
     view: View = "image"
     """Observation of objects and walls. image: 64×64 pixels; symbols: distance and bearing of each category in view,
     and free distances around the agent, without looking up and down."""
+    reward_to: RewardTo = "object"
+    """Where the distance in the reward ends. object: at the object, as in the paper, so walking up to it pays; reach:
+    2 m before it, so an agent that can stop with success gains nothing from walking on."""
     asked: int | str | None = None
     """Number of categories that a trial asks for; None: all in the house. Several numbers, such as 1,2,3: each is used
     by an equal share of the tasks."""
@@ -41,4 +44,5 @@ def make(env: EnvConfig, workers: WorkerConfig) -> HouseNav:
     del workers
     preset, options = PRESETS[env.name], env.typed(HouseOptions)
     asked = read_asked(env.name, options.asked, preset.config.categories)
-    return dataclasses.replace(preset, pose=options.pose, view=options.view, asked=asked)
+    changes = {"pose": options.pose, "view": options.view, "reward_to": options.reward_to}
+    return dataclasses.replace(preset, **changes, asked=asked)

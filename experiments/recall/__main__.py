@@ -45,7 +45,7 @@ class Command:
     held_out: int = 64
     """Held-out layouts of the evaluation."""
     every: int = 80
-    """Optimizer steps between evaluations; a multiple of `pretrain.minibatches`."""
+    """Optimizer steps between evaluations; a multiple of `pretrain.minibatches` times `pretrain.epochs`."""
     env: EnvConfig = dataclasses.field(default_factory=lambda: EnvConfig("gridobj-9"))
     policy: PolicyConfig = dataclasses.field(default_factory=_policy)
     pretrain: PretrainConfig = dataclasses.field(default_factory=lambda: PretrainConfig(steps=1000, segment=None))
@@ -65,8 +65,8 @@ def pretraining_of(command: Command) -> tuple[TrainConfig, Pretraining]:
     config.validate()
     if command.out is not None:
         check_writable(command.out, "out")
-    allowed = f"a multiple of pretrain.minibatches ({config.minibatches})"
-    require(command.every % config.minibatches == 0, "every", command.every, allowed)
+    allowed = f"a multiple of {config.iteration_steps}, which is pretrain.minibatches times pretrain.epochs"
+    require(command.every % config.iteration_steps == 0, "every", command.every, allowed)
     policy = dataclasses.replace(command.policy, recall=env.recall_classes)
     trial = TrialConfig(environments=config.trials, steps=config.trial_steps, updates=1)
     run = TrainConfig(env=command.env, policy=policy, trial=trial, pretrain=config)

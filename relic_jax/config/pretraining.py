@@ -16,8 +16,8 @@ class PretrainConfig:
     """
 
     steps: int = 0
-    """Optimizer steps, a multiple of `minibatches`. 0: no pretraining. Their environment steps are not part of
-    `total_steps`."""
+    """Optimizer steps, a multiple of `minibatches` times `epochs`. 0: no pretraining. Their environment steps are not
+    part of `total_steps`."""
     agent: str = "remembering searcher"
     """The scripted agent whose trials are recorded, a name in `Environment.reference_agents`."""
     trials: int = 64
@@ -38,7 +38,9 @@ class PretrainConfig:
     return of the recorded trial, with PPO's discount, reward scale and credit. If it is 0, PPO starts with an untrained
     critic."""
     minibatches: int = 4
-    """Optimizer steps on the trials recorded at a time, each on a share of them; must divide `trials`."""
+    """Optimizer steps of an epoch on the trials recorded at a time, each on a share of them; must divide `trials`."""
+    epochs: int = 1
+    """Passes over the trials recorded at a time. More save time where recording is slow, as in houses."""
     lr: float = 1e-3
     """Learning rate of Adam, after 100 steps of linear warm-up."""
     adam_eps: float = 1e-8
@@ -49,17 +51,25 @@ class PretrainConfig:
     """The gradient is stopped between segments of this many steps, which read earlier ones from the memory; must divide
     `trial_steps`. None: the gradient flows through the whole trial."""
 
+    @property
+    def iteration_steps(self) -> int:
+        """Optimizer steps on the trials recorded at a time."""
+        return self.minibatches * self.epochs
+
     def validate(self) -> None:
         """Raise ConfigError at the first field that cannot work."""
         require(self.steps >= 0, "pretrain.steps", self.steps, "0 or more")
-        check_positive(self, "pretrain", "trials", "trial_steps", "minibatches", "lr", "adam_eps", "max_grad_norm")
+        check_positive(
+            self, "pretrain", "trials", "trial_steps", "minibatches", "epochs", "lr", "adam_eps", "max_grad_norm"
+        )
         require(0 <= self.random_actions <= 1, "pretrain.random_actions", self.random_actions, "0 … 1")
         for field in ("action_coef", "value_coef"):
             require(getattr(self, field) >= 0, f"pretrain.{field}", getattr(self, field), "0 or more")
         allowed = f"a divisor of pretrain.trials ({self.trials})"
         require(self.trials % self.minibatches == 0, "pretrain.minibatches", self.minibatches, allowed)
-        allowed = f"a multiple of pretrain.minibatches ({self.minibatches})"
-        require(self.steps % self.minibatches == 0, "pretrain.steps", self.steps, allowed)
+        times = f" times pretrain.epochs ({self.epochs})" if self.epochs > 1 else ""
+        allowed = f"a multiple of pretrain.minibatches ({self.minibatches}){times}"
+        require(self.steps % self.iteration_steps == 0, "pretrain.steps", self.steps, allowed)
         allowed = f"less than 2^31 / pretrain.trial_steps ({self.trial_steps})"
         require(self.trials * self.trial_steps <= LARGEST, "pretrain.trials", self.trials, allowed)
         allowed = f"a divisor of pretrain.trial_steps ({self.trial_steps}), or None"

@@ -109,6 +109,10 @@ class Pretraining:
         steps, share = config.trial_steps, config.random_actions
         return record(self.trials, self.agent, key, tasks, steps, share, with_probabilities=teaches)
 
+    def copies(self, key: jax.Array, recordings: Recordings) -> Recordings | None:
+        """Return the recordings relabeled, or None without `PretrainConfig.relabel`. key: typed PRNG key []."""
+        return relabeled(self.trials.env, key, recordings) if self.config.relabel else None
+
     def outputs(self, params: Params, recordings: Recordings) -> PolicyOutput:
         """Return the outputs of the policy, with leading axes [B, T]."""
         inputs, segment = recordings.inputs, self.config.segment
@@ -198,7 +202,7 @@ class Pretraining:
 
     @functools.partial(jax.jit, static_argnums=0)
     def iteration(self, state: State, key: jax.Array, tasks: PyTree) -> tuple[State, dict[str, jax.Array]]:
-        """Record trials in random tasks and take one optimizer step per minibatch.
+        """Record trials in random tasks and take one optimizer step per minibatch and epoch.
 
         Args:
             state: The parameters and the state of the optimizer.
@@ -212,27 +216,30 @@ class Pretraining:
         trials, policy = self.config.trials, self.policy
         chosen = jax.random.randint(task_key, (trials,), 0, num_tasks(tasks))
         recordings = self.record(record_key, jax.tree.map(lambda x: x[chosen], tasks))
-        copies = None
-        if self.config.relabel:
-            copies = relabeled(self.trials.env, jax.random.fold_in(record_key, RELABEL), recordings)
         params, optimizer_state = state
         params = policy.update_statistics(params, recordings.inputs.observation, None, lambda x: x)
 
         def with_all(trainable: Params) -> Params:
             return policy.with_frozen(trainable, params) if policy.config.encoder.freeze else trainable
 
-        def loss(trainable: Params, rows: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-            return self.loss(with_all(trainable), *jax.tree.map(lambda x: x[rows], (recordings, copies)))
+        def epoch(state: State, key: jax.Array) -> tuple[State, dict[str, jax.Array]]:
+            copies = self.copies(jax.random.fold_in(key, RELABEL), recordings)
 
-        def update(state: State, rows: jax.Array) -> tuple[State, dict[str, jax.Array]]:
-            trainable, optimizer_state = state
-            (value, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(trainable, rows)
-            change, optimizer_state = self.optimizer.update(gradient, optimizer_state, trainable)
-            return (optax.apply_updates(trainable, change), optimizer_state), {"loss": value, **metrics}
+            def loss(trainable: Params, rows: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+                return self.loss(with_all(trainable), *jax.tree.map(lambda x: x[rows], (recordings, copies)))
 
-        order = jax.random.permutation(order_key, trials).reshape(self.config.minibatches, -1)
+            def update(state: State, rows: jax.Array) -> tuple[State, dict[str, jax.Array]]:
+                trainable, optimizer_state = state
+                (value, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(trainable, rows)
+                change, optimizer_state = self.optimizer.update(gradient, optimizer_state, trainable)
+                return (optax.apply_updates(trainable, change), optimizer_state), {"loss": value, **metrics}
+
+            order = jax.random.permutation(key, trials).reshape(self.config.minibatches, -1)
+            return jax.lax.scan(update, state, order)
+
+        keys = [order_key, *(jax.random.fold_in(order_key, number) for number in range(1, self.config.epochs))]
         start = policy.trainable(params), optimizer_state
-        (trainable, optimizer_state), metrics = jax.lax.scan(update, start, order)
+        (trainable, optimizer_state), metrics = jax.lax.scan(epoch, start, jnp.stack(keys))
         return (with_all(trainable), optimizer_state), jax.tree.map(jnp.mean, metrics)
 
     def learn(self, params: Params, key: jax.Array, tasks: PyTree) -> Iterator[tuple[Params, Record]]:
@@ -248,10 +255,11 @@ class Pretraining:
         """
         tasks = jax.tree.map(jnp.asarray, tasks)
         state: State = (params, self.optimizer.init(self.policy.trainable(params)))
-        for iteration in range(self.config.steps // self.config.minibatches):
+        taken = self.config.iteration_steps
+        for iteration in range(self.config.steps // taken):
             state, metrics = self.iteration(state, jax.random.fold_in(key, iteration), tasks)
             numbers = {name: float(value) for name, value in jax.device_get(metrics).items()}
-            yield state[0], {"optimizer_steps": (iteration + 1) * self.config.minibatches, **numbers}
+            yield state[0], {"optimizer_steps": (iteration + 1) * taken, **numbers}
 
 
 def are_right(answers: tuple[jax.Array, ...], recordings: Recordings) -> jax.Array:

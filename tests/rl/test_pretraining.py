@@ -23,7 +23,7 @@ from relic_jax.config import (
     from_json,
     to_json,
 )
-from relic_jax.environment.base import Environment, TimeStep, first_timestep
+from relic_jax.environment.base import Environment, TimeStep, first_timestep, num_tasks
 from relic_jax.environment.spaces import Discrete
 from relic_jax.environment.trials import Trials
 from relic_jax.envs import registry
@@ -223,6 +223,27 @@ def test_relabeled_copies_add_their_recall_loss(setup):
     assert found["right"] == plain["right"], "of the trials themselves"
 
 
+@pytest.mark.slow
+def test_epochs_are_more_optimizer_steps_on_the_same_trials(setup):
+    """With one minibatch, two epochs are two steps of the same gradient; the copies of each epoch differ."""
+    params, key, tasks = setup.policy.init(jax.random.key(0)), jax.random.key(1), setup.tasks
+
+    def trained(**changes):
+        pretraining = Pretraining(setup.trials, setup.policy, changed(minibatches=1, **changes).pretrain)
+        start = params, pretraining.optimizer.init(params)
+        return pretraining, *jax.device_get(pretraining.iteration(start, key, tasks))
+
+    (model, (once, state), first), (_, (twice, _), mean) = trained(), trained(epochs=2)
+    chosen = jax.random.randint(jax.random.split(key, 3)[0], (4,), 0, num_tasks(tasks))
+    recordings = model.record(jax.random.split(key, 3)[1], jax.tree.map(lambda x: x[chosen], tasks))
+    (second, _), gradient = jax.value_and_grad(model.loss, has_aux=True)(once, recordings)
+    assert mean["loss"] == pytest.approx((first["loss"] + float(second)) / 2, rel=1e-5)
+    change, _ = model.optimizer.update(gradient, state, once)
+    jax.tree.map(lambda x, y, z: np.testing.assert_allclose(x + y, z, atol=1e-6), once, change, twice)
+    _, relabel, both = *trained(relabel=True)[1:], trained(relabel=True, epochs=2)[2]
+    assert both["relabeled_loss"] != relabel["relabeled_loss"]
+
+
 @dataclasses.dataclass(frozen=True)
 class Lever(Environment):
     """A lever out of four, of which the mask allows two, 0 and the one after the last; to recall: the last."""
@@ -409,6 +430,8 @@ def test_labels_without_a_class_do_not_reach_the_loss():
             "pretrain.relabel is True; allowed: False without policy.recall",
         ),
         (changed(steps=-2), "pretrain.steps is -2; allowed: 0 or more"),
+        (changed(steps=8, epochs=3), r"a multiple of pretrain.minibatches \(2\) times pretrain.epochs \(3\)"),
+        (changed(epochs=0), "pretrain.epochs is 0; allowed: more than 0"),
         (changed(steps=7), r"pretrain.steps is 7; allowed: a multiple of pretrain.minibatches \(2\)"),
         (changed(minibatches=3), r"pretrain.minibatches is 3; allowed: a divisor of pretrain.trials \(4\)"),
         (changed(segment=7), r"pretrain.segment is 7; allowed: a divisor of pretrain.trial_steps \(20\), or None"),

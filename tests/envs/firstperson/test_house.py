@@ -14,6 +14,7 @@ from houses import COUNT, TINY, built, houses
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from relic_jax.config import EnvConfig, Options
 from relic_jax.environment.base import num_tasks
 from relic_jax.environment.trials import Trials
 from relic_jax.envs.firstperson import house_walk
@@ -239,6 +240,26 @@ def test_rewards_are_the_decrease_of_the_distance():
     last = results.truncated  # the rewards of an episode sum to the decrease of the distance
     expected = states.env.start_distance[:-1] - results.metrics["distance"] - 0.001 * 30
     np.testing.assert_allclose(results.episode_return[last], expected[last], atol=1e-4)
+
+
+@pytest.mark.slow
+def test_rewards_can_end_where_a_stop_is_a_success():
+    states, actions, results = played()
+    env = dataclasses.replace(BUILT, horizon=30, reward_to="reach")
+    before = jax.tree.map(lambda x: x[:-1].reshape(-1, *x.shape[2:]), states.env)
+    _, found = jax.jit(jax.vmap(lambda state, action: env.transition(None, state, action, None)))(
+        before, actions.ravel()
+    )
+    after = np.where(results.terminated, states.env.distance[:-1], states.env.distance[1:]).ravel()
+    inside = (before.distance < 2) & (after < 2)
+    outside = (before.distance > 2) & (after > 2)
+    going_on = ~(results.terminated | results.truncated).ravel()
+    assert (inside & going_on).sum() > 20 and (outside & going_on).sum() > 20
+    np.testing.assert_allclose(found.reward[inside & going_on], -0.001, atol=1e-6)
+    plain = results.reward.ravel()
+    np.testing.assert_array_equal(found.reward[outside & going_on], plain[outside & going_on])
+    np.testing.assert_array_equal(found.reward[~going_on & found.terminated], plain[~going_on & found.terminated])
+    assert make(EnvConfig("house-objnav-small", options=Options(reward_to="reach"))).reward_to == "reach"
 
 
 def test_stops_are_judged_by_the_picture_before_them():
