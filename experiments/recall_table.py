@@ -38,6 +38,7 @@ VARIANTS = {
     "no sink": f"{NETWORK}.sink none",
     "GTrXL gates": f"{NETWORK}.gate gru",
     "inputs not scaled": "--policy.encoder.observation raw",
+    "relabeled copies": "--pretrain.relabel",
     "learning rate 3e-4": "--pretrain.lr 3e-4",
     "learning rate 3e-3": "--pretrain.lr 3e-3",
     "gradient norm 0.2": "--pretrain.max-grad-norm 0.2",
