@@ -44,5 +44,5 @@ def make(env: EnvConfig, workers: WorkerConfig) -> HouseNav:
     del workers
     preset, options = PRESETS[env.name], env.typed(HouseOptions)
     asked = read_asked(env.name, options.asked, preset.config.categories)
-    changes = {"pose": options.pose, "view": options.view, "reward_to": options.reward_to}
-    return dataclasses.replace(preset, **changes, asked=asked)
+    house = dataclasses.replace(preset, pose=options.pose, view=options.view)
+    return dataclasses.replace(house, reward_to=options.reward_to, asked=asked)
