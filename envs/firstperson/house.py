@@ -109,17 +109,20 @@ class HouseNav(VisualEnvironment):
 
         View "image": image, uint8 [H, W, 3]. View "symbols": in_view, in_reach, distance and bearing, float32 [20]
         each: whether an object of each category is in view, whether one is so near that a stop is a success, and
-        meters and radians (to the left) to the nearest one; free: float32 [7]; meters to the next obstacle at −90°,
-        −60° … 90°; sighting: float32 [3]; in_view, distance and bearing of the target category; square: float32
-        [2·N]; the square meter of the agent, one-hot along both axes of gps, only if all episodes of a trial share
-        the frame (`pose` "dock" or "house").
+        meters and radians (to the left) to the nearest one; sighting: float32 [14]; bearing and distance of the target
+        category, interpolated (`house_symbols.interpolated`), zeros if it is not in view; free: float32 [42]; meters
+        to the next obstacle at −90°, −60° … 90°, interpolated; compass: float32 [12]; the heading, interpolated;
+        square: float32 [2·N]; the square meter of the agent, one-hot along both axes of gps, only if all episodes of
+        a trial share the frame (`pose` "dock" or "house").
         """
         shapes: dict[str, tuple[int, ...]] = {"gps": (2,), "target": (CATEGORIES,)}
         if self.observes_heading:
             shapes["heading"] = (2,)
         if self.view == "symbols":
             shapes |= dict.fromkeys(("bearing", "distance", "in_reach", "in_view"), (CATEGORIES,))
-            shapes |= {"free": house_symbols.RAYS.shape, "sighting": (3,)}
+            rays = len(house_symbols.RAYS) * len(house_symbols.FREE)
+            target = len(house_symbols.BEARINGS) + len(house_symbols.DISTANCES)
+            shapes |= {"compass": (house_symbols.DIRECTIONS,), "free": (rays,), "sighting": (target,)}
             if self.recall_classes:
                 shapes["square"] = (sum(self.recall_classes),)
         spec = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
@@ -135,13 +138,14 @@ class HouseNav(VisualEnvironment):
         ends = {
             "bearing": (-edge, edge),
             "distance": (0, size),
-            "free": (0, size),
+            "compass": (0, 1),
+            "free": (0, 1),
             "gps": (-self._extent, self._extent),
             "heading": (-1, 1),
             "image": (0, 255),
             "in_reach": (0, 1),
             "in_view": (0, 1),
-            "sighting": ((0, 0, -edge), (1, size, edge)),
+            "sighting": (0, 1),
             "square": (0, 1),
             "target": (0, 1),
         }
@@ -296,7 +300,7 @@ class HouseNav(VisualEnvironment):
         seen = house_symbols.sightings(house, camera, self.lens)
         index = self.of_target(state)
         found = jnp.any(seen.visible[index] & (seen.distance[index] <= SUCCESS_DISTANCE))
-        free = house_symbols.free_distances(house, camera)
+        free = house_symbols.interpolated(house_symbols.free_distances(house, camera), house_symbols.FREE).reshape(-1)
         nearest = house_symbols.nearest_of_categories(house, seen)
         sighting = house_symbols.sighting(nearest, self._target(state))
         return jnp.where(found, SUCCESS_PIXELS, 0), {**nearest, "free": free, "sighting": sighting}
@@ -310,6 +314,8 @@ class HouseNav(VisualEnvironment):
             x, z = state.position - state.start
             angle, gps = state.turns * TURN, jnp.stack([x * cos - z * sin, x * sin + z * cos])
         heading = {"heading": jnp.stack([jnp.cos(angle), jnp.sin(angle)])} if self.observes_heading else {}
+        if self.view == "symbols":
+            heading["compass"] = house_symbols.compass(angle)
         if not self.recall_classes:
             return {"gps": gps, **heading}
         return {"gps": gps, **heading, "square": house_recall.square(gps, self._extent)}

@@ -6,6 +6,7 @@ between it and the eye. Furniture and objects are lower than the eye and hide no
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -20,6 +21,14 @@ from relic_jax.envs.firstperson.scene import Camera
 
 RAYS = np.radians(np.arange(-90, 91, 30)).astype(np.float32)
 """Bearings of the free distances, from right to left."""
+FREE = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
+"""Meters between which the observation interpolates free distances; a step is 0.25 m."""
+DISTANCES = (0.0, 1.0, 1.75, 2.25, 3.0, 5.0, 8.0)
+"""The same for the distance of the target category; a stop within 2 m is a success."""
+BEARINGS = tuple(np.radians(np.arange(-45, 46, 15)))
+"""The same for its bearing, in radians."""
+DIRECTIONS = 12
+"""Directions between which the observation interpolates the heading."""
 
 
 class Sightings(NamedTuple):
@@ -88,14 +97,42 @@ def nearest_of_categories(house: House, seen: Sightings) -> dict[str, jax.Array]
     }
 
 
+def interpolated(x: jax.Array, grid: Sequence[float]) -> jax.Array:
+    """Return the weights of the grid's points in a linear interpolation, a soft one-hot vector.
+
+    Networks read it more easily than a number: piecewise linear encoding (Gorishniy et al. 2022, arXiv 2203.05556).
+
+    Args:
+        x: Float32 [...]; clipped to the ends of the grid.
+        grid: N increasing numbers.
+
+    Returns:
+        Float32 [..., N]; at most two neighboring weights are not 0, and all sum to 1.
+    """
+    points = np.asarray(grid, np.float32)
+    steps = np.diff(points)
+    share = jnp.clip((x[..., None] - points[:-1]) / steps, 0.0, 1.0)  # of each interval that lies below x
+    below = jnp.concatenate([jnp.ones_like(share[..., :1]), share], axis=-1)
+    above = jnp.concatenate([share, jnp.zeros_like(share[..., :1])], axis=-1)
+    return below - above
+
+
 def sighting(observation: dict[str, jax.Array], target: jax.Array) -> jax.Array:
-    """Return in_view, distance and bearing of the target category, float32 [..., 3].
+    """Return bearing and distance of the target category, interpolated, float32 [..., 14]; zeros if it is not in view.
 
     Args:
         observation: See `nearest_of_categories`, with leading axes [...].
         target: Float32 [..., 20]; one-hot.
     """
-    return jnp.stack([(observation[name] * target).sum(-1) for name in ("in_view", "distance", "bearing")], axis=-1)
+    seen, bearing, distance = ((observation[name] * target).sum(-1) for name in ("in_view", "bearing", "distance"))
+    return seen[..., None] * jnp.concatenate([interpolated(bearing, BEARINGS), interpolated(distance, DISTANCES)], -1)
+
+
+def compass(angle: jax.Array) -> jax.Array:
+    """Return the weights of `DIRECTIONS` headings from 0 on in the heading `angle`, float32 [..., 12]."""
+    turn = 2 * np.pi / DIRECTIONS
+    weights = interpolated(jnp.mod(angle, 2 * np.pi) / turn, range(DIRECTIONS + 1))
+    return weights[..., :-1].at[..., 0].add(weights[..., -1])
 
 
 def free_distances(house: House, camera: Camera) -> jax.Array:

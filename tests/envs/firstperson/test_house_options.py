@@ -108,7 +108,7 @@ def test_rungs_are_numbers_of_categories_in_the_same_houses():
         ({"view": "depth"}, "env.view is 'depth'; allowed: 'image', 'symbols'"),
         ({"asked": 13}, "env.asked is 13; allowed: 1 to 12 for 'house-objnav-medium', several such numbers (1,2), or"),
         ({"asked": "1,x"}, "env.asked is '1,x'; allowed: 1 to 12 for"),
-        ({"poses": "dock"}, "env.poses is unknown; allowed: asked, pose, view; did you mean env.pose?"),
+        ({"poses": "dock"}, "env.poses is unknown; allowed: asked, pose, reward_to, view; did you mean env.pose?"),
     ],
 )
 def test_wrong_options_get_one_line(options, message):

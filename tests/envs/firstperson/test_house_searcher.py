@@ -15,6 +15,7 @@ from relic_jax.environment.trials import Trials
 from relic_jax.envs.firstperson.house_plan import CELL
 from relic_jax.envs.firstperson.house_searcher import HouseSearcher, _to_parts, parts
 from relic_jax.envs.firstperson.house_state import HouseRecord
+from relic_jax.envs.firstperson.house_symbols import BEARINGS, DISTANCES
 from relic_jax.envs.firstperson.house_walk import STOP
 from relic_jax.envs.registry import make
 from relic_jax.rl.recordings import record, relabeled
@@ -157,8 +158,11 @@ def test_relabeled_steps_ask_for_any_category_that_was_in_reach():
     for name in old.keys() - {"target", "sighting"}:
         np.testing.assert_array_equal(new[name], old[name])
     target = new["target"].argmax(-1)[..., None]
-    for index, name in enumerate(("in_view", "distance", "bearing")):
-        np.testing.assert_array_equal(new["sighting"][..., index], np.take_along_axis(old[name], target, -1)[..., 0])
+    bearing, distance = np.split(new["sighting"], [len(BEARINGS)], axis=-1)
+    seen, angle, meters = (np.take_along_axis(old[x], target, -1)[..., 0] for x in ("in_view", "bearing", "distance"))
+    np.testing.assert_allclose(bearing @ np.array(BEARINGS), angle, atol=1e-5)
+    np.testing.assert_allclose(distance @ np.array(DISTANCES), np.minimum(meters, 8), atol=1e-5)
+    np.testing.assert_allclose(bearing.sum(-1), seen, atol=1e-6)
     reached = np.maximum.accumulate(old["in_reach"] > 0, axis=1)
     np.testing.assert_array_equal(after.known, reached.any(-1))
     assert np.take_along_axis(reached, target, -1)[after.known].all()

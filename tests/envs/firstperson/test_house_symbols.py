@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from houses import COUNT, TINY, built, houses
+from hypothesis import given
+from hypothesis import strategies as st
 
 from relic_jax.environment.trials import Trials
 from relic_jax.envs.firstperson import house_symbols
@@ -87,13 +89,14 @@ def test_free_distances_are_those_of_a_march_through_the_cells():
     for start in range(2):
         for index in range(COUNT):
             position, angle = states.position[start, index], states.heading[start, index]
-            for ray, meters in zip(house_symbols.RAYS, observations["free"][start, index], strict=True):
+            found = observations["free"][start, index].reshape(len(house_symbols.RAYS), -1)
+            for ray, meters in zip(house_symbols.RAYS, found @ np.array(house_symbols.FREE), strict=True):
                 way = np.array([np.cos(angle + ray), -np.sin(angle + ray)])
                 marks = np.arange(0.0, 9.0, 0.001)
                 cells = np.floor((position + marks[:, None] * way) / CELL).astype(int)
                 inside = ((cells >= 0) & (cells < 24)).all(1)
                 free = inside & houses().free[index][tuple(np.clip(cells, 0, 23).T)]
-                assert meters == pytest.approx(marks[free.argmin()], abs=0.005)
+                assert meters == pytest.approx(min(marks[free.argmin()], 4.0), abs=0.005)
 
 
 def test_observations_name_the_nearest_object_of_each_category():
@@ -116,11 +119,37 @@ def test_observations_name_the_nearest_object_of_each_category():
                     ahead = np.array([np.cos(angle), -np.sin(angle)]) * observation["distance"][category]
                     np.testing.assert_allclose(ahead, nearest, atol=1e-4)
             target = observation["target"].argmax()
-            expected = [observation[name][target] for name in ("in_view", "distance", "bearing")]
-            np.testing.assert_array_equal(observation["sighting"], expected)
+            bearing, distance = np.split(observation["sighting"], [len(house_symbols.BEARINGS)])
+            assert bearing.sum() == distance.sum() == observation["in_view"][target]
+            assert bearing @ house_symbols.BEARINGS == pytest.approx(observation["bearing"][target], abs=1e-5)
+            near = min(observation["distance"][target], 8.0)
+            assert distance @ np.array(house_symbols.DISTANCES) == pytest.approx(near, abs=1e-5)
+            heading, directions = observation["heading"], 2 * np.pi * np.arange(12) / 12
+            points = np.flatnonzero(observation["compass"])
+            assert len(points) <= 2 and observation["compass"].sum() == pytest.approx(1)
+            along = observation["compass"] @ np.exp(1j * directions)
+            np.testing.assert_allclose(along / abs(along), heading[0] + 1j * heading[1], atol=0.02)
             absent = np.setdiff1d(np.arange(CATEGORIES), houses().categories[index])
             assert not any(observation[name][absent].any() for name in ("in_view", "in_reach", "distance", "bearing"))
     assert found > 100
+
+
+@given(st.floats(-3, 12, width=32))
+def test_interpolated_numbers_are_the_weighted_means_of_neighboring_points(x):
+    grid = np.array(house_symbols.DISTANCES)
+    weights = np.asarray(house_symbols.interpolated(jnp.float32(x), house_symbols.DISTANCES))
+    used = np.flatnonzero(weights)
+    assert len(used) <= 2 and np.ptp(used) <= 1 and (weights >= 0).all()
+    assert weights.sum() == pytest.approx(1, abs=1e-6)
+    assert weights @ grid == pytest.approx(np.clip(x, 0, 8), abs=1e-5)
+
+
+def test_the_compass_is_continuous_at_north():
+    found = np.asarray(house_symbols.compass(jnp.radians(jnp.array([-15.0, 0.0, 15.0, 345.0, 360.0]))))
+    expected = np.zeros((5, 12))
+    expected[[0, 0, 1, 2, 2, 3, 3, 4], [11, 0, 0, 0, 1, 11, 0, 0]] = 0.5
+    expected[[1, 4], 0] = 1
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_spec_and_range():
