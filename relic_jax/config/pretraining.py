@@ -43,6 +43,8 @@ class PretrainConfig:
     """Passes over the trials recorded at a time. More save time where recording is slow, as in houses."""
     lr: float = 1e-3
     """Learning rate of Adam, after 100 steps of linear warm-up."""
+    lr_final: float | None = None
+    """Learning rate at the end of pretraining, to which `lr` falls linearly. None: it remains constant."""
     adam_eps: float = 1e-8
     """Epsilon of Adam."""
     max_grad_norm: float = 1.0
@@ -65,6 +67,10 @@ class PretrainConfig:
         require(0 <= self.random_actions <= 1, "pretrain.random_actions", self.random_actions, "0 … 1")
         for field in ("action_coef", "value_coef"):
             require(getattr(self, field) >= 0, f"pretrain.{field}", getattr(self, field), "0 or more")
+        final = self.lr_final
+        require(
+            final is None or 0 <= final <= self.lr, "pretrain.lr_final", final, f"0 … pretrain.lr ({self.lr}), or None"
+        )
         allowed = f"a divisor of pretrain.trials ({self.trials})"
         require(self.trials % self.minibatches == 0, "pretrain.minibatches", self.minibatches, allowed)
         times = f" times pretrain.epochs ({self.epochs})" if self.epochs > 1 else ""

@@ -99,7 +99,11 @@ class Pretraining:
     @property
     def optimizer(self) -> optax.GradientTransformation:
         """Adam with a clipped gradient."""
-        rate, config = optax.linear_schedule(0.0, self.config.lr, WARMUP), self.config
+        config = self.config
+        rate = optax.linear_schedule(0.0, config.lr, WARMUP)
+        if config.lr_final is not None:
+            fall = optax.linear_schedule(config.lr, config.lr_final, max(config.steps - WARMUP, 1))
+            rate = optax.join_schedules([rate, fall], [WARMUP])
         return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optax.adam(rate, eps=config.adam_eps))
 
     @functools.partial(jax.jit, static_argnums=0)

@@ -244,6 +244,21 @@ def test_epochs_are_more_optimizer_steps_on_the_same_trials(setup):
     assert both["relabeled_loss"] != relabel["relabeled_loss"]
 
 
+def test_the_learning_rate_falls_to_its_final_value():
+    """Adam with a constant gradient moves every parameter by the learning rate."""
+    config = changed(lr=0.5, lr_final=0.1, steps=500, max_grad_norm=1e9).pretrain
+    optimizer = Pretraining(None, None, config).optimizer
+    gradient = jnp.ones(())
+
+    def step(state, _):
+        change, state = optimizer.update(gradient, state)
+        return state, -change
+
+    _, rates = jax.lax.scan(step, optimizer.init(gradient), length=502)
+    np.testing.assert_allclose(rates[jnp.array([0, 50, 100, 300, 500, 501])], [0, 0.25, 0.5, 0.3, 0.1, 0.1], rtol=1e-3)
+    assert PretrainConfig().lr_final is None
+
+
 @dataclasses.dataclass(frozen=True)
 class Lever(Environment):
     """A lever out of four, of which the mask allows two, 0 and the one after the last; to recall: the last."""
@@ -439,6 +454,7 @@ def test_labels_without_a_class_do_not_reach_the_loss():
         (changed(action_coef=-1.0), "pretrain.action_coef is -1.0; allowed: 0 or more"),
         (changed(value_coef=-1.0), "pretrain.value_coef is -1.0; allowed: 0 or more"),
         (changed(random_actions=1.5), "pretrain.random_actions is 1.5; allowed: 0 … 1"),
+        (changed(lr_final=0.1), r"pretrain.lr_final is 0.1; allowed: 0 … pretrain.lr \(0.001\), or None"),
         (changed(lr=0.0), "pretrain.lr is 0.0; allowed: more than 0"),
         (changed(trials=2**27 * 2), r"pretrain.trials is 268435456; allowed: less than 2\^31 / pretrain.trial_steps"),
     ],
