@@ -66,16 +66,24 @@ def symbols(name: str, squares: int, steps: int) -> TrainConfig:
         steps: Steps of a trial; those of pretraining have half as many.
     """
     transformer = replace(HOUSE.policy.transformer, init="normal", episode_rope=False)
-    encoder = EncoderConfig(observation="scaled", reward=False, vectors="embedded")
     return replace(
         HOUSE,
-        env=EnvConfig(name, options=Options(view="symbols", pose="house")),
+        env=EnvConfig(name, options=Options(view="symbols", pose="house", reward_to="reach")),
         total_steps=3_000_000,
-        policy=PolicyConfig(transformer=transformer, encoder=encoder, recall=(squares, squares)),
+        policy=PolicyConfig(transformer, EncoderConfig(reward=False), recall=(squares, squares)),
         trial=TrialConfig(environments=64, steps=steps, updates=1),
         ppo=replace(HOUSE.ppo, lr=3e-4, max_grad_norm=1.0, minibatches=8, entropy_coef=0.003, recall_coef=0.3),
         pretrain=PretrainConfig(
-            steps=6400, trial_steps=steps // 2, segment=None, minibatches=8, action_coef=1.0, value_coef=1.0
+            steps=4800,
+            trials=128,
+            trial_steps=steps // 2,
+            relabel=True,
+            segment=None,
+            minibatches=16,
+            epochs=3,
+            action_coef=1.0,
+            value_coef=0.05,  # returns are about 5, and a larger weight slows down the other losses
+            lr_final=0.0,
         ),
     )
 
