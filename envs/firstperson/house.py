@@ -87,6 +87,7 @@ class HouseNav(VisualEnvironment):
     """
 
     ends_in_time = True
+    can_relabel = True
     ending_actions = (STOP,)
 
     name: str
@@ -107,22 +108,15 @@ class HouseNav(VisualEnvironment):
         `pose` "house" (x, z) from the center of the house. heading: float32 [2]; (cos, sin) in the same frame; only if
         `pose` is "house" or `view` "symbols". target: float32 [20]; the target category, one-hot.
 
-        View "image": image, uint8 [H, W, 3]. View "symbols": in_view, in_reach, distance and bearing, float32 [20]
-        each: whether an object of each category is in view, whether one is so near that a stop is a success, and
-        meters and radians (to the left) to the nearest one; sighting: float32 [14]; bearing and distance of the target
-        category, interpolated (`house_symbols.interpolated`), zeros if it is not in view; free: float32 [42]; meters
-        to the next obstacle at −90°, −60° … 90°, interpolated; compass: float32 [12]; the heading, interpolated;
-        square: float32 [2·N]; the square meter of the agent, one-hot along both axes of gps, only if all episodes of
-        a trial share the frame (`pose` "dock" or "house").
+        View "image": image, uint8 [H, W, 3]. View "symbols": see `house_symbols.SHAPES`; and square: float32 [2·N];
+        the square meter of the agent, one-hot along both axes of gps, only if all episodes of a trial share the frame
+        (`pose` "dock" or "house").
         """
         shapes: dict[str, tuple[int, ...]] = {"gps": (2,), "target": (CATEGORIES,)}
         if self.observes_heading:
             shapes["heading"] = (2,)
         if self.view == "symbols":
-            shapes |= dict.fromkeys(("bearing", "distance", "in_reach", "in_view"), (CATEGORIES,))
-            rays = len(house_symbols.RAYS) * len(house_symbols.FREE)
-            target = len(house_symbols.BEARINGS) + len(house_symbols.DISTANCES)
-            shapes |= {"compass": (house_symbols.DIRECTIONS,), "free": (rays,), "sighting": (target,)}
+            shapes |= house_symbols.SHAPES
             if self.recall_classes:
                 shapes["square"] = (sum(self.recall_classes),)
         spec = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
@@ -135,23 +129,16 @@ class HouseNav(VisualEnvironment):
         """Distances up to the house's diagonal, bearings inside the field of view, and the ends of the others."""
         size = self.config.side * math.sqrt(2)
         edge = math.atan(self.lens.edge)
-        ends = {
+        others = {
             "bearing": (-edge, edge),
             "distance": (0, size),
-            "compass": (0, 1),
-            "free": (0, 1),
             "gps": (-self._extent, self._extent),
             "heading": (-1, 1),
             "image": (0, 255),
-            "in_reach": (0, 1),
-            "in_view": (0, 1),
-            "sighting": (0, 1),
-            "square": (0, 1),
-            "target": (0, 1),
         }
-        spec = self.observation_spec.items()
-        low = {name: np.full(array.shape, ends[name][0], array.dtype) for name, array in spec}
-        return low, {name: np.full(array.shape, ends[name][1], array.dtype) for name, array in spec}
+        ends = {name: (array, *others.get(name, (0, 1))) for name, array in self.observation_spec.items()}
+        low = {name: np.full(array.shape, start, array.dtype) for name, (array, start, _) in ends.items()}
+        return low, {name: np.full(array.shape, end, array.dtype) for name, (array, _, end) in ends.items()}
 
     @property
     def _extent(self) -> float:
@@ -229,6 +216,8 @@ class HouseNav(VisualEnvironment):
         pitch = state.pitch + (action == UP).astype(jnp.int32) - (action == DOWN).astype(jnp.int32)
         position = jnp.where(action == FORWARD, slide(state.house.free, state.position, facing(state)), state.position)
         distance = distance_at(state.house.distance[state.target], position, CELL)
+        end = SUCCESS_DISTANCE if self.reward_to == "reach" else 0.0
+        nearer = jnp.maximum(state.distance, end) - jnp.maximum(distance, end)
         stopped, step = action == STOP, state.step + 1
         success = stopped & (state.pixels >= SUCCESS_PIXELS)
         next_state = state.replace(  # type: ignore[attr-defined]
@@ -242,17 +231,10 @@ class HouseNav(VisualEnvironment):
         )
         return next_state, TimeStep(
             observation=None,
-            reward=self._to_go(state.distance)
-            - self._to_go(distance)
-            - SLACK
-            + jnp.where(success, SUCCESS_REWARD, 0.0),
+            reward=nearer - SLACK + jnp.where(success, SUCCESS_REWARD, 0.0),
             terminated=stopped,
             truncated=(step >= self.horizon) & ~stopped,
         )
-
-    def _to_go(self, distance: jax.Array) -> jax.Array:
-        """Return the distance whose decrease is rewarded, in meters."""
-        return distance if self.reward_to == "object" else jnp.maximum(distance - SUCCESS_DISTANCE, 0.0)
 
     def success(self, timestep: TimeStep, episode_return: jax.Array) -> jax.Array:
         """Return whether the last step earned the reward for success, which exceeds all others."""
@@ -367,11 +349,6 @@ class HouseNav(VisualEnvironment):
     def recall_labels(self, observations: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
         """Return the square in which the category asked for was last in reach, and whether it was."""
         return house_recall.last_in_reach(observations)
-
-    @property
-    def can_relabel(self) -> bool:  # type: ignore[override]
-        """Whether there are labels for recall."""
-        return bool(self.recall_classes)
 
     def relabel(self, key: jax.Array, observations: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """Ask at every step for a random one of the categories that were in reach."""

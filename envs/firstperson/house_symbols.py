@@ -29,6 +29,19 @@ BEARINGS = tuple(np.radians(np.arange(-45, 46, 15)))
 """The same for its bearing, in radians."""
 DIRECTIONS = 12
 """Directions between which the observation interpolates the heading."""
+SHAPES = {
+    **dict.fromkeys(("bearing", "distance", "in_reach", "in_view"), (CATEGORIES,)),
+    "compass": (DIRECTIONS,),
+    "free": (len(RAYS) * len(FREE),),
+    "sighting": (len(BEARINGS) + len(DISTANCES),),
+}
+"""Shapes of the observation, float32.
+
+in_view, in_reach, distance, bearing: whether an object of each category is in view, whether one is so near that a stop
+is a success, and meters and radians (to the left) to the nearest one. sighting: bearing and distance of the target
+category, zeros if it is not in view. free: meters to the next obstacle in the directions `RAYS`. compass: the heading.
+The last three are `interpolated`.
+"""
 
 
 class Sightings(NamedTuple):

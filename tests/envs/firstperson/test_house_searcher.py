@@ -167,7 +167,7 @@ def test_relabeled_steps_ask_for_any_category_that_was_in_reach():
     np.testing.assert_array_equal(after.known, reached.any(-1))
     assert np.take_along_axis(reached, target, -1)[after.known].all()
     assert (after.known & (new["target"] != old["target"]).any(-1)).sum() > 50
-    assert ENV.can_relabel and not dataclasses.replace(ENV, pose="episode").can_relabel
+    assert ENV.can_relabel
 
 
 def test_recall_needs_sightings_in_a_fixed_frame():
