@@ -25,7 +25,7 @@ TRAIN = (
     *("--eval.episodes", "2", "--eval.tasks", "1", "--eval.repeats", "1"),
 )
 PRETRAIN = (
-    *("--pretrain.steps", "8", "--pretrain.minibatches", "4", "--pretrain.trials", "4"),
+    *("--pretrain.steps", "8", "--pretrain.minibatches", "4", "--pretrain.epochs", "1", "--pretrain.trials", "4"),
     *("--pretrain.trial-steps", "20", "--pretrain.segment", "10"),
 )
 """Appended to commands that pretrain."""
@@ -74,7 +74,7 @@ EXTRAS = {
 """Extra of environments, by the start of their names."""
 PYPROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
 ELSEWHERE = (
-    (re.compile(r"\$HABITAT|--backend habitat|^HABITAT=|^conda "), "habitat-sim (conda)"),
+    (re.compile(r"\$HABITAT|backend habitat|^HABITAT=|^conda "), "habitat-sim (conda)"),
     (re.compile(r"habitat-lab:|lab/bin/|^python3\.9 -m venv lab"), "habitat-lab (in a separate interpreter)"),
     (re.compile(r"^ray |--host\.ray"), "a Ray cluster (extra ray)"),
     (re.compile(r"--human"), "a display"),
