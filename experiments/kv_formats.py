@@ -19,10 +19,10 @@ import numpy as np
 import tyro
 
 from relic_jax import checkpoint
-from relic_jax.config import TrainConfig
+from relic_jax.config import ConfigError, TrainConfig
 from relic_jax.environment.base import Discrete, TrialRecord
 from relic_jax.evaluation import Curves, in_context_curves
-from relic_jax.experiments.folders import origin
+from relic_jax.experiments.folders import check_writable, origin
 from relic_jax.experiments.run import env_of
 from relic_jax.files import write_atomically
 from relic_jax.models.kv_formats import KVFormat
@@ -43,6 +43,10 @@ class Command:
 def main() -> None:
     """Entry point."""
     command = tyro.cli(Command, prog="python -m experiments.kv_formats")
+    try:
+        check_writable(command.out, "out")
+    except ConfigError as error:
+        raise SystemExit(f"error: {error}") from None
     found = [row for path in command.paths for row in compare(checkpoint.find(path))]
     write_atomically(command.out, json.dumps({**origin(), "rows": found}, indent=1) + "\n")
 

@@ -41,3 +41,9 @@ def test_every_format_of_a_checkpoint_is_compared(tiny, tmp_path):
     assert rows["float32"]["log_prob_difference"] == rows["float32"]["divergence"] == 0.0
     for form in ("bfloat16", "int8"):
         assert 0 < rows[form]["log_prob_difference"] < 1e-2
+
+
+def test_a_path_that_cannot_be_written_is_refused_before_the_comparison(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["kv_formats", str(tmp_path / "no run"), "--out", str(tmp_path)])
+    with pytest.raises(SystemExit, match=r"out is .*; allowed: a file that can be written \(it is a folder\)"):
+        kv_formats.main()
