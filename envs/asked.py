@@ -1,4 +1,4 @@
-"""What a trial of object navigation asks for: the option `asked`, and other kinds for hindsight relabeling."""
+"""Targets of object navigation: the option `asked`, and random targets for hindsight relabeling."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ def read_asked(name: str, asked: int | str | None, kinds: int) -> int | tuple[in
     return numbers if len(numbers) > 1 else numbers[0]
 
 
-def draw_shown(key: jax.Array, shown: jax.Array, target: jax.Array) -> jax.Array:
-    """Draw for each step of a trial one of the kinds that were shown at this step or before.
+def sample_observed(key: jax.Array, observed: jax.Array, target: jax.Array) -> jax.Array:
+    """Sample for each step of a trial one of the kinds that were observed at this step or before.
 
     Args:
         key: Typed PRNG key [].
-        shown: Whether each kind is shown, bool [T, K].
-        target: Float32 [T, K]; one-hot. It remains where nothing was shown.
+        observed: Whether each kind is observed, bool [T, K].
+        target: Float32 [T, K]; one-hot. Kept at steps before the first observed kind.
 
     Returns:
         Float32 [T, K]; one-hot.
     """
-    known = jax.lax.cummax(shown.astype(jnp.int32)) > 0
+    known = jax.lax.cummax(observed.astype(jnp.int32)) > 0
     draws = jnp.where(known, jax.random.uniform(key, known.shape), -1.0)
     drawn = jax.nn.one_hot(draws.argmax(-1), known.shape[1], dtype=target.dtype)
     return jnp.where(known.any(-1, keepdims=True), drawn, target)

@@ -12,7 +12,8 @@ import numpy as np
 from relic_jax.types import Params, PyTree
 
 LEGACY_NAMES = {"spatial_attention": "glance"}
-"""Former names of renamed modules. Checkpoints of formats 1 and 2, exports of format 1, and fingerprints use them."""
+"""Names of modules in older files, by their current names. A module that checkpoints of formats 1 and 2 and exports of
+format 1 call `glance` is now `spatial_attention`. Fingerprints are still computed with the older names."""
 
 
 def named_parameters(params: Params) -> dict[str, Any]:

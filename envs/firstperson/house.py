@@ -18,7 +18,7 @@ import numpy as np
 from relic_jax import prng
 from relic_jax.environment.base import Discrete, Image, Split, TimeStep, TrialMap, TrialRecord, VisualEnvironment
 from relic_jax.environment.reference_agents import FORGETFUL, REMEMBERING, ScriptedAgent
-from relic_jax.envs.asked import draw_shown
+from relic_jax.envs.asked import sample_observed
 from relic_jax.envs.firstperson import draw, house_expert, house_map, house_recall, house_scene, house_symbols
 from relic_jax.envs.firstperson.geodesic import distance_at
 from relic_jax.envs.firstperson.house_plan import (
@@ -81,7 +81,7 @@ class HouseNav(VisualEnvironment):
         textured: Draw floor tiles and wall boards instead of flat colors.
         pose: Where episodes start, and the frame of the observed position, see `HouseOptions`.
         view: Observation of objects and walls, see `HouseOptions`.
-        reward_to: Where the distance of the reward ends, see `HouseOptions`.
+        reward_to: Distance whose decrease is rewarded, see `HouseOptions`.
         asked: Number of categories that a trial asks for; None: all. With n numbers, the task of seed s asks for the
             number at index s mod n.
     """
@@ -282,7 +282,7 @@ class HouseNav(VisualEnvironment):
         seen = house_symbols.sightings(house, camera, self.lens)
         index = self.of_target(state)
         found = jnp.any(seen.visible[index] & (seen.distance[index] <= SUCCESS_DISTANCE))
-        free = house_symbols.interpolated(house_symbols.free_distances(house, camera), house_symbols.FREE).reshape(-1)
+        free = house_symbols.two_hot(house_symbols.free_distances(house, camera), house_symbols.FREE).reshape(-1)
         nearest = house_symbols.nearest_of_categories(house, seen)
         sighting = house_symbols.sighting(nearest, self._target(state))
         return jnp.where(found, SUCCESS_PIXELS, 0), {**nearest, "free": free, "sighting": sighting}
@@ -351,8 +351,8 @@ class HouseNav(VisualEnvironment):
         return house_recall.last_in_reach(observations)
 
     def relabel(self, key: jax.Array, observations: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        """Ask at every step for a random one of the categories that were in reach."""
-        target = draw_shown(key, observations["in_reach"] > 0, observations["target"])
+        """Replace the target of each step with a random category that has been in reach in the trial."""
+        target = sample_observed(key, observations["in_reach"] > 0, observations["target"])
         return observations | {"target": target, "sighting": house_symbols.sighting(observations, target)}
 
     def tasks(self, split: Split) -> np.ndarray:

@@ -22,8 +22,8 @@ class HouseOptions:
     """Observation of objects and walls. image: 64×64 pixels; symbols: distance and bearing of each category in view,
     and free distances around the agent, without looking up and down."""
     reward_to: RewardTo = "object"
-    """Where the distance in the reward ends. object: at the object, as in the paper, so walking up to it pays; reach:
-    2 m before it, so an agent that can stop with success gains nothing from walking on."""
+    """Distance whose decrease is rewarded. object: the distance to the object, as in the paper; reach: the same, but
+    moving closer than 2 m, where a stop can already succeed, is not rewarded."""
     asked: int | str | None = None
     """Number of categories that a trial asks for; None: all in the house. Several numbers, such as 1,2,3: each is used
     by an equal share of the tasks."""

@@ -20,7 +20,7 @@ from flax import struct
 from relic_jax.config import EnvConfig, WorkerConfig
 from relic_jax.environment.base import Discrete, Environment, Split, TimeStep, TrialMap, TrialRecord, first_timestep
 from relic_jax.environment.reference_agents import FORGETFUL, REMEMBERING, ScriptedAgent
-from relic_jax.envs.asked import draw_shown, read_asked
+from relic_jax.envs.asked import read_asked, sample_observed
 from relic_jax.envs.darkroom import render
 from relic_jax.envs.darkroom.env import MOVES, towards
 
@@ -196,9 +196,9 @@ class GridObj(Environment):
         return cells[target].astype(jnp.int32), known > 0
 
     def relabel(self, key: jax.Array, observations: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        """Ask at every step for a random one of the kinds that were in view."""
+        """Replace the target of each step with a random kind that has been in view in the trial."""
         view = observations["view"].reshape(-1, self.kinds, VIEW).any(-1)
-        return observations | {"target": draw_shown(key, view, observations["target"])}
+        return observations | {"target": sample_observed(key, view, observations["target"])}
 
     def record(self, state: GridObjState) -> GridObjState:
         """Return the state: the observation has no cells as numbers."""

@@ -130,7 +130,7 @@ PRESETS: dict[str, Preset] = {
     "house-symbols-small": Preset(
         symbols("house-objnav-small", 8, 400),
         "object navigation from sightings in numbers, in houses of up to 4 rooms that are held out",
-        "20 min on one CPU core",
+        "15 min on one CPU core",
         "held-out houses, 1 seed: success 98% in the first episode, 99% in episodes 5–12; no gain in context",
     ),
     "house-symbols-medium": Preset(

@@ -25,8 +25,8 @@ class PretrainConfig:
     trial_steps: int = 400
     """Steps of a recorded trial."""
     relabel: bool = False
-    """Also learn to recall from a copy of each recorded trial in which every step asks for something random that the
-    trial has shown by then (`Environment.relabel`). An episode of the trial itself asks only one question."""
+    """Add the recall loss of a copy of each recorded trial, in which the target of each step is replaced with a random
+    one that has been observed so far (`Environment.relabel`). The trial itself has one target per episode."""
     random_actions: float = 0.2
     """Share of the agent's actions that are replaced with random ones, excluding `Environment.ending_actions`."""
     action_coef: float = 0.0
@@ -40,11 +40,11 @@ class PretrainConfig:
     minibatches: int = 4
     """Optimizer steps of an epoch on the trials recorded at a time, each on a share of them; must divide `trials`."""
     epochs: int = 1
-    """Passes over the trials recorded at a time. More save time where recording is slow, as in houses."""
+    """Passes over the trials recorded at a time."""
     lr: float = 1e-3
     """Learning rate of Adam, after 100 steps of linear warm-up."""
     lr_final: float | None = None
-    """Learning rate at the end of pretraining, to which `lr` falls linearly. None: it remains constant."""
+    """Learning rate at the end of pretraining, to which `lr` decreases linearly. None: it remains constant."""
     adam_eps: float = 1e-8
     """Epsilon of Adam."""
     max_grad_norm: float = 1.0

@@ -233,17 +233,17 @@ class Environment:
     """Whether `relabel` is defined."""
 
     def relabel(self, key: jax.Array, observations: PyTree) -> PyTree:
-        """Let every step ask for something random that the trial has shown by then, for `PretrainConfig.relabel`.
+        """Replace the target of each step with a random one that has been observed in the trial so far.
 
-        Hindsight relabeling (Andrychowicz et al. 2017, arXiv 1707.01495): whatever a step asks for, `recall_labels`
-        knows the answer.
+        Hindsight relabeling (Andrychowicz et al. 2017, arXiv 1707.01495), for `PretrainConfig.relabel`. `recall_labels`
+        must know the answers for the new targets.
 
         Args:
             key: Typed PRNG key [].
             observations: Those of a trial, with a leading axis T.
 
         Returns:
-            The observations, changed only in what they ask for.
+            The observations, in which only the target and what depends on it differ.
         """
         raise NotImplementedError
 

@@ -61,11 +61,7 @@ def check_pretraining(config: TrainConfig, env: Environment) -> None:
         check_teacher(env, pretrain.agent, "pretrain.action_coef", pretrain.action_coef, "pretrain.agent")
     allowed, recall = f"{classes} with pretrain.steps in {name}", config.policy.recall
     require(recall == classes or bool(pretrain.action_coef and not recall), "policy.recall", recall, allowed)
-    allowed = (
-        f"False in {name}, whose observations cannot ask for something else"
-        if recall
-        else "False without policy.recall"
-    )
+    allowed = f"False in {name}, which cannot be relabeled" if recall else "False without policy.recall"
     require(not pretrain.relabel or bool(recall and env.can_relabel), "pretrain.relabel", pretrain.relabel, allowed)
     check_recordings(pretrain, env.observation_spec)
 

@@ -87,12 +87,12 @@ def record(
 
 
 def relabeled(env: Environment, key: jax.Array, recordings: Recordings) -> Recordings:
-    """Return the recordings with `Environment.relabel` applied: they ask for something else at each step.
+    """Return the recordings with other targets and their labels, see `Environment.relabel`.
 
     Args:
         env: The environment, with `Environment.can_relabel`.
         key: Typed PRNG key [].
-        recordings: The recordings. Their actions and rewards remain, which belong to what was asked for before.
+        recordings: The recordings. Actions and rewards do not change; they belong to the original targets.
     """
     inputs = recordings.inputs
     keys = jax.random.split(key, inputs.first.shape[0])

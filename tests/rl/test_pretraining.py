@@ -492,7 +492,7 @@ def test_actions_of_an_agent_without_probabilities_cannot_be_learned():
 
 def test_an_environment_that_cannot_relabel_is_refused():
     config = dataclasses.replace(changed(relabel=True), policy=dataclasses.replace(CONFIG.policy, recall=(4,)))
-    with pytest.raises(ConfigError, match=r"pretrain.relabel is True; allowed: False in 'gridobj-9', whose"):
+    with pytest.raises(ConfigError, match=r"pretrain.relabel is True; allowed: False in 'gridobj-9', which"):
         check_pretraining(config, Taught())
 
 

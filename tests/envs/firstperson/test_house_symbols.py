@@ -138,7 +138,7 @@ def test_observations_name_the_nearest_object_of_each_category():
 @given(st.floats(-3, 12, width=32))
 def test_interpolated_numbers_are_the_weighted_means_of_neighboring_points(x):
     grid = np.array(house_symbols.DISTANCES)
-    weights = np.asarray(house_symbols.interpolated(jnp.float32(x), house_symbols.DISTANCES))
+    weights = np.asarray(house_symbols.two_hot(jnp.float32(x), house_symbols.DISTANCES))
     used = np.flatnonzero(weights)
     assert len(used) <= 2 and np.ptp(used) <= 1 and (weights >= 0).all()
     assert weights.sum() == pytest.approx(1, abs=1e-6)
