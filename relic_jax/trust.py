@@ -36,6 +36,7 @@ HARMLESS = frozenset(
         "pose",
         "view",
         "asked",
+        "reward_to",
     )
 )
 """Fields of `WorkerConfig` and options of environments that are choices or lists of numbers. Numbers are always
