@@ -15,6 +15,7 @@ from jax.custom_batching import custom_vmap
 
 from relic_jax.envs.firstperson.columns import separately
 
+MARGIN = 1.5  # meters
 STEPS = tuple((i, j) for i in (-1, 0, 1) for j in (-1, 0, 1) if (i, j) != (0, 0))
 
 
@@ -50,10 +51,12 @@ def _field(cell: float, free: jax.Array, sources: jax.Array) -> jax.Array:
 
 
 def distances_around(free: jax.Array, sources: jax.Array, cell: float, position: jax.Array) -> jax.Array:
-    """Return `distances` that are exact as far as the next step from a position needs them, in less time.
+    """Return the length of the shortest paths, in any direction, from the cells around a position to a source.
 
-    After k relaxations all distances up to k cells are exact, and the others are upper bounds. The loop ends when the
-    distances up to two cells above that of the position are exact. Batches run as in `distances`.
+    Unlike the paths of `distances`, which take eight directions, these may be straight lines between obstacles: the
+    distances solve the eikonal equation |∇d| = 1 with first-order upwind differences (Rouy and Tourin 1992). All cells
+    are relaxed at once. The loop ends when the distances up to 1.5 m above that of the position do not change any more;
+    farther ones are upper bounds. Batches run as in `distances`.
 
     Args:
         free: Bool [n, m]; free cells.
@@ -82,16 +85,27 @@ def _one_after_the_other(function: Callable[..., jax.Array]) -> Callable[..., ja
 
 def _search(cell: float, free: jax.Array, sources: jax.Array, position: jax.Array) -> jax.Array:
     """Compute `distances_around` for one grid."""
-    relaxed = _relaxation(free, cell)
     x, z = jnp.floor(position / cell).astype(jnp.int32)
 
     def relax(carry: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
         field, reach, _ = carry
-        best = relaxed(field)
-        return best, reach + cell, jnp.any(best < field - 1e-5) & (best[x, z] + 2 * cell > reach)
+        best = jnp.where(free, jnp.minimum(field, _upwind(field, cell)), jnp.inf)
+        # A path of k cells along the axes is at least k / √2 cells long.
+        return best, reach + cell / math.sqrt(2), jnp.any(best < field - 1e-5) & (best[x, z] + MARGIN > reach)
 
     start = sources + jnp.where(free, 0.0, jnp.inf), jnp.asarray(cell), jnp.ones((), bool)
     return jax.lax.while_loop(lambda carry: carry[2], relax, start)[0]
+
+
+def _upwind(field: jax.Array, cell: float) -> jax.Array:
+    """Return the distance of each cell that the eikonal equation gives from its neighbors, float32 [n, m]."""
+    around = jnp.pad(field, 1, constant_values=jnp.inf)
+    along_x = jnp.minimum(around[:-2, 1:-1], around[2:, 1:-1])
+    along_z = jnp.minimum(around[1:-1, :-2], around[1:-1, 2:])
+    near, far = jnp.minimum(along_x, along_z), jnp.maximum(along_x, along_z)
+    between = far < near + cell  # else the path comes along one axis; false if both are infinite
+    apart = jnp.where(between, far - near, 0.0)
+    return near + jnp.where(between, (apart + jnp.sqrt(2 * cell**2 - apart**2)) / 2, cell)
 
 
 def _relaxation(free: jax.Array, cell: float) -> Callable[[jax.Array], jax.Array]:
@@ -139,3 +153,30 @@ def distance_at(field: jax.Array, position: jax.Array, cell: float) -> jax.Array
             way = jnp.linalg.norm((node + 0.5) * cell - position)
             best = jnp.minimum(best, jnp.where(inside, field[x, z] + way, jnp.inf))
     return best
+
+
+def interpolated(field: jax.Array, position: jax.Array, cell: float) -> jax.Array:
+    """Return the distance at a position, linear between those of the nearest centers that have one.
+
+    Unlike `distance_at`, it has no jumps where another center becomes the best, so it shows in which direction the
+    distance falls.
+
+    Args:
+        field: Float32 [n, m]; distances of the cells, with axes x and z.
+        position: Float32 [2]; (x, z) in meters.
+        cell: Side of a cell in meters.
+
+    Returns:
+        Float32 [] in meters; infinite if none of the four nearest centers has a distance.
+    """
+    corner = jnp.floor(position / cell - 0.5).astype(jnp.int32)
+    share = position / cell - 0.5 - corner
+    total, weights = jnp.zeros(()), jnp.zeros(())
+    for i in (0, 1):
+        for j in (0, 1):
+            x, z = jnp.clip(corner + jnp.array([i, j]), 0, jnp.array(field.shape) - 1)
+            weight = (share[0] if i else 1 - share[0]) * (share[1] if j else 1 - share[1]) + 1e-6
+            weight = jnp.where(jnp.isfinite(field[x, z]), weight, 0.0)
+            total += jnp.where(weight > 0, weight * field[x, z], 0.0)
+            weights += weight
+    return jnp.where(weights > 0, total / jnp.maximum(weights, 1e-9), jnp.inf)

@@ -330,7 +330,7 @@ class HouseNav(VisualEnvironment):
         """Return the action of the expert: it takes a shortest path, turns to the object, looks at it and stops."""
         del task
         house, index = state.house, self.of_target(state)
-        return house_expert.approach(self, state, house.distance[state.target], house.present[index])
+        return house_expert.approach(self, state, house.distance[state.target], house.present[index]).argmax()
 
     @property
     def reference_agents(self) -> Mapping[str, ScriptedAgent]:

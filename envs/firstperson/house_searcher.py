@@ -83,7 +83,7 @@ class HouseSearcher:
     def action_probabilities(
         self, memory: Seen, state: HouseState, first: jax.Array, task: jax.Array
     ) -> tuple[Seen, jax.Array]:
-        """Return probability 1 for the action that `act` chooses, float32 [actions]. Ties have probability 0.
+        """Return equal probabilities for all actions that are best, float32 [actions]; `act` chooses one of them.
 
         Args:
             memory: The memory before this step.
@@ -108,8 +108,7 @@ class HouseSearcher:
         unseen = parts(house, config) & ~memory.parts
         goal = jnp.where(known.any(), self._to_objects(state, known), _to_parts(unseen))
         distance = distances_around(house.free, goal, CELL, state.position)
-        action = house_expert.approach(self.env, state, distance, known)
-        return memory, jax.nn.one_hot(action, self.env.action_space.n)
+        return memory, house_expert.approach(self.env, state, distance, known)
 
     def _to_objects(self, state: HouseState, known: jax.Array) -> jax.Array:
         """Return the sources of distances to the known objects of the target category, float32 [n, n]."""
