@@ -19,9 +19,9 @@ from relic_jax.envs.firstperson.house_walk import SUCCESS_DISTANCE
 from relic_jax.envs.firstperson.lens import Lens
 from relic_jax.envs.firstperson.scene import Camera
 
-RAYS = np.radians(np.arange(-90, 91, 30)).astype(np.float32)
-"""Bearings of the free distances, from right to left."""
-FREE = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
+RAYS = np.radians(np.arange(-165, 181, 15)).astype(np.float32)
+"""Bearings of the free distances, all around from right to left. With 30° between them, most doors would be missed."""
+FREE = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 7.0)
 """Grid of the two-hot encoding of free distances, in meters; a step is 0.25 m."""
 DISTANCES = (0.0, 1.0, 1.75, 2.25, 3.0, 5.0, 8.0)
 """The same for the distance of the target category; stopping within 2 m succeeds."""
@@ -149,7 +149,7 @@ def compass(angle: jax.Array) -> jax.Array:
 
 
 def free_distances(house: House, camera: Camera) -> jax.Array:
-    """Return the meters from the agent's center to the nearest wall, piece of furniture or object, float32 [7].
+    """Return the meters from the agent's center to the nearest wall, piece of furniture or object, float32 [24].
 
     The directions are `RAYS`. An object fills the square of cells that it occupies.
     """
