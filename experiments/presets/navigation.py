@@ -65,14 +65,15 @@ def symbols(name: str, squares: int, steps: int) -> TrainConfig:
         squares: Squares of 1 m along each side of the house.
         steps: Steps of a trial; those of pretraining have half as many.
     """
-    transformer = replace(HOUSE.policy.transformer, init="normal", episode_rope=False)
+    transformer = replace(HOUSE.policy.transformer, episode_rope=False)
+    encoder = EncoderConfig(observation="scaled", reward=False, vectors="embedded")
     return replace(
         HOUSE,
         env=EnvConfig(name, options=Options(view="symbols", pose="house", reward_to="reach")),
-        total_steps=3_000_000,
-        policy=PolicyConfig(transformer, EncoderConfig(reward=False), recall=(squares, squares)),
+        total_steps=5_000_000,
+        policy=PolicyConfig(transformer, encoder, recall=(squares, squares)),
         trial=TrialConfig(environments=64, steps=steps, updates=1),
-        ppo=replace(HOUSE.ppo, lr=3e-4, max_grad_norm=1.0, minibatches=8, entropy_coef=0.003, recall_coef=0.3),
+        ppo=replace(HOUSE.ppo, lr=3e-4, max_grad_norm=1.0, minibatches=8, recall_coef=1.0),
         pretrain=PretrainConfig(
             steps=4800,
             trials=128,
@@ -128,7 +129,7 @@ PRESETS: dict[str, Preset] = {
         "held-out houses, 3 seeds: success 69.8% in the first episode, 3.1 points [0.6, 6.1] more from the third on",
     ),
     "house-symbols-small": Preset(
-        symbols("house-objnav-small", 8, 400),
+        symbols("house-objnav-small", 8, 800),
         "object navigation from sightings in numbers, in houses of up to 4 rooms that are held out",
         "15 min on one CPU core",
         "held-out houses, 1 seed: success 98% in the first episode, 99% in episodes 5–12; no gain in context",
