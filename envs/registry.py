@@ -347,11 +347,11 @@ register(
     "relic_jax.envs.firstperson.houses:make",
     {
         "house-objnav-small": "find the named object in a house of up to 4 rooms, 6 kinds of objects; no test of "
-        "memory: scripted searchers with and without it differ by 0 points of SPL",
+        "memory: scripted searchers with and without it differ by 0.01 in SPL",
         "house-objnav-medium": "find the named object in a house of up to 8 rooms, 12 kinds of objects; no test of "
-        "memory: scripted searchers with and without it differ by 7 points of SPL",
+        "memory: scripted searchers with and without it differ by 0.05 in SPL",
         "house-objnav-large": "find the named object in a house of up to 16 rooms, 20 kinds of objects; no test of "
-        "memory: scripted searchers with and without it differ by 15 points of SPL",
+        "memory: scripted searchers with and without it differ by 0.14 in SPL",
     },
     options="relic_jax.envs.firstperson.houses:HouseOptions",
 )

@@ -96,7 +96,7 @@ def test_free_distances_are_those_of_a_march_through_the_cells():
                 cells = np.floor((position + marks[:, None] * way) / CELL).astype(int)
                 inside = ((cells >= 0) & (cells < 24)).all(1)
                 free = inside & houses().free[index][tuple(np.clip(cells, 0, 23).T)]
-                assert meters == pytest.approx(min(marks[free.argmin()], 4.0), abs=0.005)
+                assert meters == pytest.approx(min(marks[free.argmin()], house_symbols.FREE[-1]), abs=0.005)
 
 
 def test_observations_name_the_nearest_object_of_each_category():
