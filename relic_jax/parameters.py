@@ -12,8 +12,8 @@ import numpy as np
 from relic_jax.types import Params, PyTree
 
 LEGACY_NAMES = {"spatial_attention": "glance"}
-"""Names of modules in older files, by their current names. A module that checkpoints of formats 1 and 2 and exports of
-format 1 call `glance` is now `spatial_attention`. Fingerprints are still computed with the older names."""
+"""Maps current module names to those in checkpoints of formats 1 and 2 and in exports of format 1. `fingerprint` uses
+the legacy names, so that a parameter keeps its fingerprint when its module is renamed."""
 
 
 def named_parameters(params: Params) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from jax.custom_batching import custom_vmap
 
 from relic_jax.envs.firstperson.columns import separately
 
-MARGIN = 1.5  # meters
+MARGIN = 1.5
+"""Meters beyond the distance of the position up to which `distances_around` is exact."""
 STEPS = tuple((i, j) for i in (-1, 0, 1) for j in (-1, 0, 1) if (i, j) != (0, 0))
 
 
@@ -51,18 +52,21 @@ def _field(cell: float, free: jax.Array, sources: jax.Array) -> jax.Array:
 
 
 def distances_around(free: jax.Array, sources: jax.Array, cell: float, position: jax.Array) -> jax.Array:
-    """Return the length of the shortest paths, in any direction, from the cells around a position to a source.
+    """Return the length of the shortest path to a source, for paths in any direction, near a position.
 
-    Unlike the paths of `distances`, which take eight directions, these may be straight lines between obstacles: the
-    distances solve the eikonal equation |∇d| = 1 with first-order upwind differences (Rouy and Tourin 1992). All cells
-    are relaxed at once. The loop ends when the distances up to 1.5 m above that of the position do not change any more;
-    farther ones are upper bounds. Batches run as in `distances`.
+    Paths of `distances` move in eight directions. These distances approximate those of paths in any direction: they
+    solve the eikonal equation |∇d| = 1 with first-order upwind differences (Rouy and Tourin 1992), by relaxing all
+    cells at once. The loop ends when the distances up to `MARGIN` above that of the position have converged; larger
+    ones are upper bounds. Batches run as in `distances`.
 
     Args:
         free: Bool [n, m]; free cells.
         sources: Float32 [n, m]; offset of each source in meters, infinite for cells that are not sources.
         cell: Side of a cell in meters.
         position: Float32 [2]; (x, z) in a free cell.
+
+    Returns:
+        Float32 [n, m] in meters; infinite for cells that are not free or that no path has reached.
     """
     return _one_after_the_other(functools.partial(_search, cell))(free, sources, position)
 
@@ -90,7 +94,7 @@ def _search(cell: float, free: jax.Array, sources: jax.Array, position: jax.Arra
     def relax(carry: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
         field, reach, _ = carry
         best = jnp.where(free, jnp.minimum(field, _upwind(field, cell)), jnp.inf)
-        # A path of k cells along the axes is at least k / √2 cells long.
+        # An iteration moves distances by one cell along an axis, which is at least cell / √2 along any path.
         return best, reach + cell / math.sqrt(2), jnp.any(best < field - 1e-5) & (best[x, z] + MARGIN > reach)
 
     start = sources + jnp.where(free, 0.0, jnp.inf), jnp.asarray(cell), jnp.ones((), bool)
@@ -98,14 +102,14 @@ def _search(cell: float, free: jax.Array, sources: jax.Array, position: jax.Arra
 
 
 def _upwind(field: jax.Array, cell: float) -> jax.Array:
-    """Return the distance of each cell that the eikonal equation gives from its neighbors, float32 [n, m]."""
+    """Solve the eikonal equation for each cell, given the distances of its four neighbors, float32 [n, m]."""
     around = jnp.pad(field, 1, constant_values=jnp.inf)
     along_x = jnp.minimum(around[:-2, 1:-1], around[2:, 1:-1])
     along_z = jnp.minimum(around[1:-1, :-2], around[1:-1, 2:])
     near, far = jnp.minimum(along_x, along_z), jnp.maximum(along_x, along_z)
-    between = far < near + cell  # else the path comes along one axis; false if both are infinite
-    apart = jnp.where(between, far - near, 0.0)
-    return near + jnp.where(between, (apart + jnp.sqrt(2 * cell**2 - apart**2)) / 2, cell)
+    two_sided = far < near + cell  # otherwise, only the nearer neighbor is upwind
+    gap = jnp.where(two_sided, far - near, 0.0)  # avoids inf - inf
+    return near + jnp.where(two_sided, (gap + jnp.sqrt(2 * cell**2 - gap**2)) / 2, cell)
 
 
 def _relaxation(free: jax.Array, cell: float) -> Callable[[jax.Array], jax.Array]:
@@ -156,10 +160,10 @@ def distance_at(field: jax.Array, position: jax.Array, cell: float) -> jax.Array
 
 
 def interpolated(field: jax.Array, position: jax.Array, cell: float) -> jax.Array:
-    """Return the distance at a position, linear between those of the nearest centers that have one.
+    """Return the bilinear interpolation of the distances at the four nearest cell centers, ignoring infinite ones.
 
-    Unlike `distance_at`, it has no jumps where another center becomes the best, so it shows in which direction the
-    distance falls.
+    `distance_at` overestimates by an amount that depends on the position inside a cell; this varies smoothly, so it
+    can be compared between nearby positions.
 
     Args:
         field: Float32 [n, m]; distances of the cells, with axes x and z.
@@ -167,7 +171,7 @@ def interpolated(field: jax.Array, position: jax.Array, cell: float) -> jax.Arra
         cell: Side of a cell in meters.
 
     Returns:
-        Float32 [] in meters; infinite if none of the four nearest centers has a distance.
+        Float32 [] in meters; infinite if all four are.
     """
     corner = jnp.floor(position / cell - 0.5).astype(jnp.int32)
     share = position / cell - 0.5 - corner

@@ -31,17 +31,17 @@ if TYPE_CHECKING:
     from relic_jax.envs.firstperson.house import HouseNav
 
 LOOKAHEAD = 4
-"""Steps ahead, 1 m. The distance after one step differs too little between headings."""
+"""Steps ahead over which headings are compared, 1 m. After one step, the distances differ too little."""
 TURN_COST = 0.01
-"""Meters that a heading must be better for each turn of 30° towards it."""
+"""Cost of each turn of 30° towards a heading, in meters."""
 TIE = 0.01
-"""Meters by which headings may differ and still be equally good."""
+"""Tolerance in meters within which headings count as equally good."""
 
 
 def approach(env: HouseNav, state: HouseState, distance: jax.Array, objects: jax.Array) -> jax.Array:
     """Return the probabilities of the actions that lead to an object of the target category.
 
-    It takes the best of the twelve headings: the one with the least mean distance over the next four steps. Near an
+    It takes the best of the twelve headings: the one with the smallest mean distance over the next four steps. Near an
     object, it turns to it, looks at it, and stops when this is a success. Headings that are equally good up to `TIE`
     have equal probability, so what a policy learns from the agent does not depend on rounding.
 
@@ -64,7 +64,11 @@ def approach(env: HouseNav, state: HouseState, distance: jax.Array, objects: jax
         left += jax.vmap(lambda at: interpolated(distance, at, CELL))(place) / LOOKAHEAD
     cost = left + TURN_COST * jnp.abs(ways)
     best = cost <= cost.min() + TIE
-    go = jnp.zeros(actions).at[jnp.where(ways == 0, FORWARD, jnp.where(ways > 0, LEFT, RIGHT))].max(best.astype(float))
+    go = (
+        jnp.zeros(actions)
+        .at[jnp.where(ways == 0, FORWARD, jnp.where(ways > 0, LEFT, RIGHT))]
+        .max(best.astype(jnp.float32))
+    )
     near, look = _look_at_nearest(env, state, objects)
     act = jnp.where(near, jax.nn.one_hot(look, actions), go / go.sum())
     return jnp.where(state.pixels >= SUCCESS_PIXELS, jax.nn.one_hot(STOP, actions), act)
