@@ -26,6 +26,7 @@ USAGE = """relic-jax: in-context reinforcement learning in JAX
   relic-jax evaluate RUN [RUN ...]       in-context learning curve of trained policies, seeds pooled
   relic-jax plot RUN|FILE [...]          several curves in one figure
   relic-jax compare RUN|STUDY [...]      a table and a figure of methods, with intervals over seeds and tasks
+  relic-jax difference RUN [RUN]         difference between episodes, or between two evaluations, in the same tasks
   relic-jax attention RUN                where attention goes: sink, current episode, each earlier episode
   relic-jax sightings RUN                attention to earlier steps that saw the asked kind; draws a trial
   relic-jax play RUN                     a GIF of a trained policy in one task; --human: act yourself
@@ -48,6 +49,7 @@ COMMANDS = {
     "evaluate": "relic_jax.experiments.evaluation:evaluate_main",
     "plot": "relic_jax.experiments.plots:plot_main",
     "compare": "relic_jax.experiments.compare.command:compare_main",
+    "difference": "relic_jax.experiments.difference:main",
     "attention": "relic_jax.experiments.attention:attention_main",
     "sightings": "relic_jax.experiments.sightings:sightings_main",
     "play": "relic_jax.experiments.play_command:play_main",

@@ -135,12 +135,7 @@ def _relic_jax(words: list[str]) -> Step:
         return Step("mention", ("relic-jax",))
     command, arguments = words[1], words[2:]
     options = [word for word in arguments if word.startswith("--")]
-    habitat = ("habitat-dataset", "habitat-scenes")
-    if (
-        options == arguments
-        and command in ("train", "evaluate", "plot", "compare", "export", "attention", "sightings", "cost", *habitat)
-        and "--out" not in options
-    ):
+    if options == arguments and command not in ("envs", "presets") and "--out" not in options:
         return Step("mention", tuple(words))  # the text mentions a command or its options without a run
     if arguments[-1:] == ["--format"]:
         words = [*words, "safetensors"]
@@ -167,7 +162,7 @@ def _relic_jax(words: list[str]) -> Step:
             return Step("skip", reason=f"the extra {missing}")
         lines = () if len(arguments) != 1 or arguments == ["darkroom-dpt"] else ("--no-reference-returns",)
         return Step("run", (*words, *lines))
-    if command in ("plot", "export", "presets", "compare", "cost"):
+    if command in ("plot", "export", "presets", "compare", "difference", "cost"):
         return Step("run", tuple(words))
     raise UnknownCommandError(" ".join(words))
 
