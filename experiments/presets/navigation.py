@@ -65,8 +65,9 @@ def symbols(name: str, squares: int, steps: int) -> TrainConfig:
         squares: Squares of 1 m along each side of the house.
         steps: Steps of a trial; those of pretraining have half as many.
     """
-    transformer = replace(HOUSE.policy.transformer, episode_rope=False)
-    encoder = EncoderConfig(observation="scaled", reward=False, vectors="embedded")
+    transformer = replace(MINIWORLD.policy.transformer, max_positions=512, episode_rope=False)
+    # Most components are one- or two-hot and rarely differ from 0. Scaled to unit variance, they are learned faster.
+    encoder = EncoderConfig(observation="normalized", reward=False)
     return replace(
         HOUSE,
         env=EnvConfig(name, options=Options(view="symbols", pose="house", reward_to="reach")),
@@ -83,9 +84,11 @@ def symbols(name: str, squares: int, steps: int) -> TrainConfig:
             minibatches=16,
             epochs=3,
             action_coef=1.0,
+            lr=2e-3,
             value_coef=0.05,  # returns are about 5, so their squared error is large beside the other losses
             lr_final=0.0,
         ),
+        eval=EvalConfig(episodes=12, tasks=100),
     )
 
 
