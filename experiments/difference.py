@@ -7,7 +7,6 @@ overlap long before the difference is uncertain.
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from relic_jax.evaluation import aggregates
 from relic_jax.evaluation.aggregates import Interval
 from relic_jax.evaluation.report import Report
 from relic_jax.experiments.arguments import parse
-from relic_jax.experiments.compare.results import CURVE
+from relic_jax.experiments.compare.results import CURVE, read_report
 from relic_jax.validation import require
 
 SAME = ("env", "split", "split_hash", "tasks", "repeats")
@@ -37,9 +36,9 @@ class DifferenceCommand:
     metric: str = "return"
     """return, success, or a metric of the environment, e.g. steps or spl."""
     episodes: str | None = None
-    """Episodes that are averaged, counted from 1: FIRST-LAST, or one number. Default: all after the first."""
+    """Episodes that are averaged, counted from 1: FIRST-LAST, or one number. Default: all after the policy's first."""
     against: str | None = None
-    """Episodes that are subtracted. Default: the first with one result, the same as --episodes with two."""
+    """Episodes that are subtracted. Default: the policy's first with one result, those of --episodes with two."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,9 +72,9 @@ def main(arguments: Sequence[str]) -> None:
     for name in SAME:
         own, other = getattr(last, name), getattr(reports[0], name)
         require(own == other, f"{name} of '{paths[-1]}'", own, f"{other!r}, as in '{paths[0]}'")
-    later = "1" if last.episodes == 1 else f"2-{reports[0].episodes}"
-    episodes = later if command.episodes is None else command.episodes
-    against = (episodes if len(reports) == 2 else "1") if command.against is None else command.against
+    first, end = max(r.expert_episodes for r in reports) + 1, min(r.episodes for r in reports)
+    episodes = command.episodes or f"{min(first + 1, end)}-{end}"
+    against = command.against or (episodes if len(reports) == 2 else str(first))
     left = _side(paths[0], reports[0], command.metric, episodes, "episodes")
     right = _side(paths[-1], last, command.metric, against, "against")
     print("\n".join(describe(command.metric, reports[0], left, right)))
@@ -108,12 +107,9 @@ def _text(interval: Interval, sign: str = "") -> str:
 
 def _read(path: Path) -> Report:
     """Read a result. Raises ConfigError if it is none, or has no raw values."""
-    allowed = "an evaluated run, or a JSON result of relic-jax evaluate"
-    try:
-        report = Report.from_json(json.loads(path.read_bytes()))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"paths: '{path}' is no evaluation ({error}); allowed: {allowed}") from None
+    report = read_report(path)
     if report.raw_returns is None:
+        allowed = "a result with raw values, by: relic-jax evaluate RUN"
         raise ConfigError(f"paths: '{path}' has no raw values (an early version wrote it); allowed: {allowed}")
     return report
 

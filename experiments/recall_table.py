@@ -38,6 +38,7 @@ VARIANTS = {
     "no sink": f"{NETWORK}.sink none",
     "GTrXL gates": f"{NETWORK}.gate gru",
     "inputs not scaled": "--policy.encoder.observation raw",
+    "inputs normalized": "--policy.encoder.observation normalized",
     "relabeled copies": "--pretrain.relabel",
     "learning rate 3e-4": "--pretrain.lr 3e-4",
     "learning rate 3e-3": "--pretrain.lr 3e-3",

@@ -98,12 +98,7 @@ def read_result(folder: Path, curve: str = CURVE) -> RunResult | None:
     file = folder / curve
     if not file.is_file():
         return _read_record(folder) if curve == CURVE and (folder / RECORD).is_file() else None
-    try:
-        report = Report.from_json(json.loads(file.read_bytes()))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(
-            f"paths: '{file}' is no evaluation ({error}); allowed: a result of relic-jax evaluate"
-        ) from None
+    report = read_report(file)
     if report.seeds != 1 or report.raw_returns is None:
         reason = f"pools {report.seeds} runs" if report.seeds != 1 else "has no raw values (an early version wrote it)"
         raise ConfigError(
@@ -123,6 +118,15 @@ def read_result(folder: Path, curve: str = CURVE) -> RunResult | None:
         returns=returns,
         evaluations=read_evaluations(folder / EVALUATIONS),
     )
+
+
+def read_report(file: Path) -> Report:
+    """Read a JSON result of `relic-jax evaluate`. Raises ConfigError if it is none."""
+    try:
+        return Report.from_json(json.loads(file.read_bytes()))
+    except (OSError, ValueError, RecursionError) as error:
+        allowed = "a result of relic-jax evaluate"
+        raise ConfigError(f"paths: '{file}' is no evaluation ({error}); allowed: {allowed}") from None
 
 
 def record_of(result: RunResult) -> dict[str, Any]:

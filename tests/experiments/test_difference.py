@@ -45,6 +45,15 @@ def test_later_episodes_less_the_first_of_a_hand_worked_result(write, cli):
     assert out.splitlines()[-1] == "difference: +12, 95% [7, 17]"
 
 
+def test_the_first_episode_of_the_policy_follows_those_of_the_expert(write, cli):
+    path = write("a", [[[1, 10, 4, 2]]], expert_episodes=1)
+    _, out, _ = cli("difference", path, "--metric", "steps")
+    assert out.splitlines()[1:3] == [
+        f"{path}, episodes 3-4: 3, 95% [3, 3], median 3",
+        f"{path}, episode 2: 10, 95% [10, 10], median 10",
+    ]
+
+
 def test_repeats_of_a_task_are_averaged_and_not_resampled(write, cli):
     path = write("a", [[[10, 4], [20, 6], [30, 5], [30, 9]]], tasks=2, repeats=2)
     _, out, _ = cli("difference", path, "--metric", "steps")
