@@ -57,7 +57,7 @@ class EvaluateCommand:
     expert_quality: float = 1.0
     """Share of the expert's steps that take its action; the others, drawn at random, take random actions."""
     context_limit: int | None = None
-    """Number of last steps that the policy attends to. Default: all."""
+    """Number of last steps that the policy attends to. 0: those of the current episode. Default: all."""
     change_task_at: Annotated[int | None, tyro.conf.arg(aliases=["--eval.change-task-at"])] = None
     """Episode, counted from 1, from which each trial continues in another task of the split, without notice and with
     the context kept. Default: one task per trial."""
@@ -217,7 +217,7 @@ def _result_name(command: EvaluateCommand, config: EvalConfig, groups: Sequence[
     name += f"-first-{config.tasks}-tasks" if config.tasks else ""
     name += f"-{config.expert_episodes}-expert" if config.expert_episodes else ""
     name += f"-quality-{config.expert_quality:g}" if config.expert_quality != 1 else ""
-    name += f"-context-{config.context_limit}" if config.context_limit else ""
+    name += f"-context-{config.context_limit}" if config.context_limit is not None else ""
     name += f"-change-{config.change_task_at}" if config.change_task_at else ""
     if command.group:
         return "-".join([name, *(["groups"] if len(groups) > 1 else [])])

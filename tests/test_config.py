@@ -203,7 +203,7 @@ BAD = [
     ("ppo.credit", "trial", "ppo.shuffle False or ppo.last_update 'partial'"),
     ("eval.episodes", 0, "more than 0"),
     ("eval.repeats", -2, "more than 0"),
-    ("eval.context_limit", 0, "more than 0, or None"),
+    ("eval.context_limit", -1, "0 (the current episode), more than 0, or None"),
     ("eval.expert_episodes", 40, "0 … eval.episodes − 1"),
     ("eval.expert_episodes", -1, "0 … eval.episodes − 1"),
     ("eval.expert_quality", 1.5, "0 … 1"),

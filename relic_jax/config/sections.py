@@ -168,7 +168,7 @@ class EvalConfig:
     """Share of the expert's steps that take its action. The others take uniformly random legal actions. Less than 1
     shows the policy a worse expert."""
     context_limit: int | None = None
-    """Number of last steps that the policy attends to. None: all."""
+    """Number of last steps that the policy attends to. 0: those of the current episode. None: all."""
     change_task_at: int | None = None
     """Episode, counted from 1, from which each trial continues in another task of the split, without notice and with
     the context kept. None: one task per trial."""
@@ -189,9 +189,11 @@ class EvalConfig:
     def validate(self) -> None:
         """Raise ConfigError at the first field that cannot work."""
         check_positive(self, "eval", "episodes", "repeats", "every_tasks")
-        for field in ("context_limit", "tasks", "every", "every_episodes"):
+        for field in ("tasks", "every", "every_episodes"):
             limit = getattr(self, field)
             require(limit is None or limit > 0, f"eval.{field}", limit, "more than 0, or None")
+        limit, allowed = self.context_limit, "0 (the current episode), more than 0, or None"
+        require(limit is None or limit >= 0, "eval.context_limit", limit, allowed)
         experts, change = self.expert_episodes, self.change_task_at
         require(0 <= experts < self.episodes, "eval.expert_episodes", experts, "0 … eval.episodes − 1")
         require(0 <= self.expert_quality <= 1, "eval.expert_quality", self.expert_quality, "0 … 1")

@@ -154,6 +154,11 @@ class Policy:
         """The set of actions."""
         return self.spaces.action_space
 
+    def within_episode(self) -> Policy:
+        """Return the policy with the same parameters whose attention reads the current episode only."""
+        transformer = dataclasses.replace(self.config.transformer, inter_episode=False)
+        return dataclasses.replace(self, config=dataclasses.replace(self.config, transformer=transformer))
+
     @property
     def network(self) -> PolicyNetwork:
         """The Flax module."""

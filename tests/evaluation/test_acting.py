@@ -30,8 +30,8 @@ def curves(name, **options):
     return play(make(name), **options)
 
 
-def play(env, seed=0, split="test", **options):
-    policy = policy_for(env, POLICY)
+def play(env, seed=0, split="test", config=POLICY, **options):
+    policy = policy_for(env, config)
     # a policy that reads its context and acts on it, with probabilities far from uniform
     params = jax.tree.map(lambda x: 3 * x, policy.init(jax.random.key(1)))
     params["actor"]["kernel"] *= 20
@@ -163,6 +163,15 @@ def test_a_context_limit_beyond_everything_changes_nothing_and_a_small_one_does(
     limited = curves("darkroom-dpt", episodes=2, context_limit=1)
     assert not same(free, limited)
     assert np.array_equal(free.trial.action[0], limited.trial.action[0])  # the first step sees the same
+
+
+def test_a_context_limit_of_zero_hides_earlier_episodes():
+    free, limited = curves("darkroom-dpt", episodes=3), curves("darkroom-dpt", episodes=3, context_limit=0)
+    steps = make("darkroom-dpt").horizon
+    assert np.array_equal(free.trial.action[:steps], limited.trial.action[:steps])
+    assert not np.array_equal(free.trial.action[steps:], limited.trial.action[steps:])
+    own = dataclasses.replace(POLICY, transformer=dataclasses.replace(POLICY.transformer, inter_episode=False))
+    assert same(limited, curves("darkroom-dpt", episodes=3, config=own))
 
 
 @pytest.mark.parametrize(("attention", "sizes"), [("reference", in_jit.SIZES), ("auto", 1)])

@@ -287,7 +287,7 @@ def test_evaluate_refuses_bad_numbers(refused, untrained):
     refused(["evaluate", folder, "--episodes", "0"], "eval.episodes is 0", "more than 0")
     refused(["evaluate", folder, "--repeats", "-1"], "eval.repeats is -1", "more than 0")
     refused(["evaluate", folder, "--expert-episodes", "2"], "eval.expert_episodes is 2", "0 … eval.episodes − 1")
-    refused(["evaluate", folder, "--context-limit", "0"], "eval.context_limit is 0", "more than 0")
+    refused(["evaluate", folder, "--context-limit", "-1"], "eval.context_limit is -1", "more than 0")
     assert files(folder) == before
 
 
