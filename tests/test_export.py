@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 import relic_jax
 from relic_jax import export, runtime
@@ -521,6 +522,18 @@ def test_the_shipped_policy_recalls(cli, tmp_path, monkeypatch):
     assert steps[0] > 14 and sum(steps[7:]) / 5 < 8
 
 
+@pytest.mark.slow
+def test_the_shipped_policy_remembers_houses(cli, tmp_path, monkeypatch):
+    """Later episodes take longer if attention reads the current episode only."""
+    monkeypatch.chdir(tmp_path)
+    later = {}
+    for limit in ((), ("--context-limit", 0)):
+        code, _, err = cli("evaluate", "--pretrained", "house-symbols-small", "--limit", 100, *limit, "--out", "found")
+        assert code == 0, err
+        later[limit] = np.mean(json.loads((tmp_path / "found.json").read_text())["metrics"]["steps"]["mean"][4:])
+    assert later[()] < 45 and later["--context-limit", 0] > later[()]
+
+
 @pytest.mark.parametrize("name", pretrained_names())
 def test_included_policies_are_small_and_name_their_origin(name):
     folder = pretrained_path(name)
@@ -535,6 +548,19 @@ def test_a_weight_that_a_narrow_format_cannot_hold_is_refused():
     assert weights.rounded(params, "bfloat16")["head"]["kernel"][1] > 9e4
     with pytest.raises(ConfigError, match=r"dtype is 'float16'; allowed: .*head/kernel is not finite"):
         weights.rounded(params, "float16")
+
+
+def test_statistics_of_observations_are_exact_in_a_narrow_format(tmp_path):
+    """Their count exceeds the range of float16 after 65,520 observations."""
+    statistics = {"count": jnp.asarray(3e6), "mean": jnp.asarray([0.1]), "variance": jnp.asarray([1e-7])}
+    params = {"encoder": {"statistics": statistics, "linear": jnp.asarray([0.1])}, "head": jnp.asarray([1.0])}
+    found = weights.rounded(params, "float16")
+    assert all(found["encoder"]["statistics"][name] == x for name, x in statistics.items())
+    assert found["encoder"]["linear"] != params["encoder"]["linear"] and found["head"] == 1.0
+    weights.write(tmp_path / "model.safetensors", found, "float16", {})
+    stored = load_file(tmp_path / "model.safetensors")
+    assert stored["encoder/statistics/count"].shape == () and stored["encoder/statistics/count"] == 3e6
+    assert stored["encoder/statistics/variance"].dtype == np.float32 and stored["head"].dtype == np.float16
 
 
 def test_names_of_actions_and_observations_are_in_the_card_and_come_back():

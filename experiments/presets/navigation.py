@@ -134,12 +134,14 @@ PRESETS: dict[str, Preset] = {
     "house-symbols-small": Preset(
         symbols("house-objnav-small", 8, 800),
         "object navigation from sightings in numbers, in houses of up to 4 rooms that are held out",
-        "40 min on one CPU core",
-        "held-out houses, 1 seed: 88 steps in the first episode, 63 in episodes 5–12, SPL 0.75 and 0.80",
+        "26–34 min on one CPU core",
+        "held-out houses, 3 seeds: 45 steps in the first episode, 37 in episodes 5–12; 45 without earlier episodes",
     ),
     "house-symbols-medium": Preset(
         symbols("house-objnav-medium", 12, 800),
         "house-symbols-small in houses of up to 8 rooms",
+        "44 min on one CPU core",
+        "held-out houses, 1 seed: 142 steps in the first episode, 138 in episodes 5–12: no gain shown",
     ),
     **{
         f"{config.env.name}-gpu": Preset(

@@ -18,8 +18,12 @@ Dtype = Literal["float32", "float16", "bfloat16"]
 DTYPES = ("float32", "float16", "bfloat16")
 
 
+EXACT = "encoder/statistics/"
+"""Start of the names of arrays that are always in float32, because float16 cannot hold the number of observations."""
+
+
 def rounded(params: Params, dtype: Dtype) -> Params:
-    """Round parameters to the values that a file in `dtype` restores.
+    """Round parameters to the values that a file in `dtype` restores. Running statistics of observations are kept.
 
     Args:
         params: The parameters.
@@ -31,14 +35,22 @@ def rounded(params: Params, dtype: Dtype) -> Params:
     Raises:
         ConfigError: If a parameter is not finite in `dtype`.
     """
-    found = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32).astype(dtype).astype(jnp.float32), params)
-    for name, x in named_parameters(found).items():
+    found = {name: x.astype(jnp.float32) for name, x in _stored(params, dtype).items()}
+    for name, x in found.items():
         if not np.isfinite(x).all():
             raise ConfigError(f"dtype is {dtype!r}; allowed: one that holds all weights ({name} is not finite in it)")
-    return found
+    return jax.tree.unflatten(jax.tree.structure(params), found.values())
+
+
+def _stored(params: Params, dtype: Dtype) -> dict[str, jax.Array]:
+    """Return the arrays of a file in `dtype`, by name."""
+    return {
+        name: jnp.asarray(x, jnp.float32).astype("float32" if name.startswith(EXACT) else dtype)
+        for name, x in named_parameters(params).items()
+    }
 
 
 def write(path: Path, params: Params, dtype: Dtype, metadata: dict[str, str]) -> None:
     """Write the file. ``metadata`` is stored in its header."""
-    arrays = {name: np.ascontiguousarray(jnp.asarray(x).astype(dtype)) for name, x in named_parameters(params).items()}
+    arrays = {name: np.array(x, order="C") for name, x in _stored(params, dtype).items()}
     path.write_bytes(save(arrays, metadata))
