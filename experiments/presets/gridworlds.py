@@ -95,10 +95,13 @@ PRESETS: dict[str, Preset] = {
         replace(
             GRIDOBJ,
             total_steps=8_000_000,
+            trial=TrialConfig(environments=64, steps=200, updates=1),
             policy=WITHOUT_ROTARY,
-            curriculum=CurriculumConfig(option="asked", threshold=0.1, window=512, later=6),
+            curriculum=CurriculumConfig(option="asked", threshold=0.1, window=512),
         ),
-        "gridobj-9 without labels: trials ask for one kind at first, and for more as the in-context gain rises",
+        "gridobj-9 by reinforcement learning alone: trials ask for more kinds as the in-context gain rises",
+        "9–16 min on one CPU core",
+        "held-out layouts, 3 seeds: 15.6 steps in the first episode, 7.2 in episodes 6–20; remembering searcher 5.8",
     ),
     "key-to-door-9": Preset(
         replace(GRIDWORLD, env=EnvConfig("key-to-door-9")),
