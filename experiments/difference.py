@@ -1,7 +1,7 @@
 """`relic-jax difference`: paired differences between in-context episodes, or between two evaluations, with intervals.
 
-Both sides are in the same held-out tasks, so what is easy or hard about a task cancels. Intervals of the two means
-overlap long before the difference is uncertain.
+Both sides are evaluated on the same tasks, so the difficulty of a task cancels. The interval of a paired difference is
+usually narrower than the intervals of the two means suggest.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Side:
 
     Attributes:
         name: The result and its episodes, e.g. `curve.json, episodes 2-10`.
-        values: float64 [seeds, tasks, n], the metric in each trial of a task and each of its episodes.
+        values: float64 [seeds, tasks, repeats · selected episodes], the metric.
         policies: The checkpoints that were evaluated, in the order of seeds.
     """
 

@@ -12,8 +12,8 @@ import numpy as np
 from relic_jax.types import Params, PyTree
 
 LEGACY_NAMES = {"spatial_attention": "glance"}
-"""Maps current module names to those in checkpoints of formats 1 and 2 and in exports of format 1. `fingerprint` uses
-the legacy names, so that a parameter keeps its fingerprint when its module is renamed."""
+"""Maps the current name of a renamed module to its name in checkpoints of formats 1 and 2 and in exports of format 1.
+These files exist, and `fingerprint` hashes the names in them, so the values of this dictionary must not change."""
 
 
 def named_parameters(params: Params) -> dict[str, Any]:

@@ -66,7 +66,7 @@ def symbols(name: str, squares: int, steps: int) -> TrainConfig:
         steps: Steps of a trial; those of pretraining have half as many.
     """
     transformer = replace(MINIWORLD.policy.transformer, max_positions=512, episode_rope=False)
-    # Most components are one- or two-hot and rarely differ from 0. Scaled to unit variance, they are learned faster.
+    # Most components are one- or two-hot and zero at most steps. Networks learn faster if they have unit variance.
     encoder = EncoderConfig(observation="normalized", reward=False)
     return replace(
         HOUSE,
