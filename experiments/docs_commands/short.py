@@ -162,7 +162,9 @@ def _relic_jax(words: list[str]) -> Step:
             return Step("skip", reason=f"the extra {missing}")
         lines = () if len(arguments) != 1 or arguments == ["darkroom-dpt"] else ("--no-reference-returns",)
         return Step("run", (*words, *lines))
-    if command in ("plot", "export", "presets", "compare", "difference", "cost"):
+    if command == "difference":  # the short evaluations have two episodes
+        return Step("run", tuple(re.sub(r" --episodes \S+", "", " ".join(words)).split()))
+    if command in ("plot", "export", "presets", "compare", "cost"):
         return Step("run", tuple(words))
     raise UnknownCommandError(" ".join(words))
 
@@ -242,6 +244,7 @@ def needed_runs(words: tuple[str, ...], folder: Path) -> list[tuple[str, ...]]:
         preset, _, seed = name.rpartition("-seed")
         line = ["relic-jax", "train", *((preset, "--seed", seed) if preset in presets.PRESETS else ("darkroom-smoke",))]
         steps = () if preset in presets.PRESETS else ("--trial.steps", "104")  # more than one episode of Darkroom
+        steps += CURRICULUM if preset in presets.PRESETS and presets.PRESETS[preset].config.curriculum.option else ()
         learning = LEARNING if "--learning" in words else ()
         found.append((*line, "--name", name, *NETWORK, *TRAIN, *_pretraining(line[2]), *steps, *learning))
     return found
