@@ -243,7 +243,8 @@ def needed_runs(words: tuple[str, ...], folder: Path) -> list[tuple[str, ...]]:
         name = match[1]
         preset, _, seed = name.rpartition("-seed")
         line = ["relic-jax", "train", *((preset, "--seed", seed) if preset in presets.PRESETS else ("darkroom-smoke",))]
-        steps = () if preset in presets.PRESETS else ("--trial.steps", "104")  # more than one episode of Darkroom
+        # More than one episode of Darkroom.
+        steps: tuple[str, ...] = () if preset in presets.PRESETS else ("--trial.steps", "104")
         steps += CURRICULUM if preset in presets.PRESETS and presets.PRESETS[preset].config.curriculum.option else ()
         learning = LEARNING if "--learning" in words else ()
         found.append((*line, "--name", name, *NETWORK, *TRAIN, *_pretraining(line[2]), *steps, *learning))
