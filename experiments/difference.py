@@ -91,12 +91,15 @@ def difference(left: Side, right: Side) -> Interval:
 
 
 def describe(metric: str, report: Report, left: Side, right: Side) -> list[str]:
-    """Return the lines that the command prints: both sides and their difference."""
+    """Return the lines that the command prints: both sides, with their means by seed, and their difference."""
     seeds = " and ".join(str(n) for n in sorted({len(left.values), len(right.values)}))
     lines = [f"{metric} in {report.tasks} tasks of {report.env} (split {report.split_hash}), seeds: {seeds}"]
     for side in (left, right):
-        median = np.median(side.values)
-        lines.append(f"{side.name}: {_text(aggregates.interval(aggregates.mean, side.by_task))}, median {median:.4g}")
+        median, upper = np.quantile(side.values, (0.5, 0.9))
+        mean = _text(aggregates.interval(aggregates.mean, side.by_task))
+        lines.append(f"{side.name}: {mean}, median {median:.4g}, 90th percentile {upper:.4g}")
+        if len(side.values) > 1:
+            lines.append(f"  by seed: {', '.join(f'{x:.4g}' for x in side.by_task.mean(1))}")
     return [*lines, f"difference: {_text(difference(left, right), '+')}"]
 
 

@@ -36,8 +36,8 @@ def test_later_episodes_less_the_first_of_a_hand_worked_result(write, cli):
     assert (code, err) == (0, "")
     assert out.splitlines() == [
         "steps in 2 tasks of gridobj-9 (split abc), seeds: 1",
-        f"{path}, episodes 3-4: 2.5, 95% [2.5, 2.5], median 2.5",
-        f"{path}, episode 1: 15, 95% [10, 20], median 15",
+        f"{path}, episodes 3-4: 2.5, 95% [2.5, 2.5], median 2.5, 90th percentile 3.7",
+        f"{path}, episode 1: 15, 95% [10, 20], median 15, 90th percentile 19",
         "difference: -12.5, 95% [-17.5, -7.5]",
     ]
     path.rename(path.with_name("curve.json"))
@@ -49,9 +49,16 @@ def test_the_first_episode_of_the_policy_follows_those_of_the_expert(write, cli)
     path = write("a", [[[1, 10, 4, 2]]], expert_episodes=1)
     _, out, _ = cli("difference", path, "--metric", "steps")
     assert out.splitlines()[1:3] == [
-        f"{path}, episodes 3-4: 3, 95% [3, 3], median 3",
-        f"{path}, episode 2: 10, 95% [10, 10], median 10",
+        f"{path}, episodes 3-4: 3, 95% [3, 3], median 3, 90th percentile 3.8",
+        f"{path}, episode 2: 10, 95% [10, 10], median 10, 90th percentile 10",
     ]
+
+
+def test_means_of_each_seed_are_printed(write, cli):
+    path = write("a", [[[10, 4], [20, 6]], [[8, 2], [8, 3]]])
+    _, out, _ = cli("difference", path, "--metric", "steps")
+    lines = out.splitlines()
+    assert (lines[2], lines[4]) == ("  by seed: 5, 2.5", "  by seed: 15, 8")
 
 
 def test_repeats_of_a_task_are_averaged_and_not_resampled(write, cli):
