@@ -14,11 +14,13 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from relic_jax.config import ConfigError
+from relic_jax.environment.reference_agents import FORGETFUL, REMEMBERING
 from relic_jax.evaluation import aggregates
-from relic_jax.evaluation.aggregates import Interval, interval, normalized
+from relic_jax.evaluation.aggregates import Interval, interval
 from relic_jax.evaluation.learning_speed import THRESHOLD, LearningSpeed, learning_speed
 from relic_jax.evaluation.report import decimals
 from relic_jax.experiments.compare import figure
+from relic_jax.experiments.compare.measure import RETURN, RETURNS, Measure
 from relic_jax.experiments.compare.methods import Method
 from relic_jax.experiments.compare.results import CURVE, RunResult, check_comparable, read_result
 from relic_jax.files import write_atomically
@@ -32,11 +34,11 @@ class Row:
     Attributes:
         name: The method.
         seeds: Number of runs.
-        first: Mean return of the first episode.
-        later: Mean return of all later episodes.
-        iqm: Interquartile mean of the later episodes' normalized scores; of returns if there is no optimal return.
-        gap: Optimality gap of the same scores. None if there is no optimal return.
-        improvement: Probability that a run of this method scores higher than one of the baseline. None: the baseline.
+        first: Mean of the first episode.
+        later: Mean of the later episodes.
+        iqm: Interquartile mean of the later episodes' normalized scores; of the values without references.
+        gap: Optimality gap of the same scores. None without references.
+        improvement: Probability that a run of this method is better than one of the baseline. None: the baseline.
         speed: Environment steps to 80% of optimal. None without evaluations during training or an optimal return.
     """
 
@@ -78,7 +80,8 @@ class Comparison:
         lines = [_line(_header(self)), _line(["---"] * len(_header(self)))]
         digits = _digits(self.results)
         lines += [_line(_cells(row, digits)) for row in self.rows]
-        return "\n".join([*lines, "", "\n\n".join(_notes(self)), ""])
+        settings = settings_table(self)
+        return "\n".join([*lines, "", "\n\n".join(_notes(self)), *(["", settings] if settings else [""])])
 
     def csv(self) -> str:
         """Return the table with one column per number. Steps that were not reached are `inf`."""
@@ -94,20 +97,25 @@ class Comparison:
         return figure.draw([row.name for row in self.rows], self.results)
 
 
-def compare(methods: Sequence[Method], baseline: str | None = None, curve: str = CURVE) -> Comparison:
+def compare(
+    methods: Sequence[Method], baseline: str | None = None, curve: str = CURVE, measure: Measure = RETURNS
+) -> Comparison:
     """Compare methods.
 
     Args:
         methods: The methods. Runs without an evaluation are left out and named in the result.
         baseline: Name of a method. None: the first.
         curve: Name of the evaluation's file in each run folder.
+        measure: What is compared.
 
     Raises:
-        ConfigError: If no run was evaluated, runs cannot be compared, a file is damaged, or there is no such baseline.
+        ConfigError: If no run was evaluated, runs cannot be compared, a file is damaged, or there is no such baseline,
+            metric or episode.
     """
     found, missing = [], []
     for method in methods:
-        read = [(run, read_result(run, curve)) for run in method.runs]
+        configs = method.configs or [None] * len(method.runs)
+        read = [(x, read_result(x, curve, measure, config)) for x, config in zip(method.runs, configs, strict=True)]
         missing += [run for run, result in read if result is None]
         if results := tuple(result for _, result in read if result is not None):
             found.append((method, results))
@@ -116,6 +124,7 @@ def compare(methods: Sequence[Method], baseline: str | None = None, curve: str =
         some = ", ".join(f"'{run}'" for run in missing[:3]) or "none"
         raise ConfigError(f"paths: no run has a {curve} ({some}); allowed: evaluated runs (to make one: {hint})")
     check_comparable([result for _, results in found for result in results])
+    found = [(method, alike) for (method, _), alike in zip(found, _alike([x for _, x in found]), strict=True)]
     names = [method.name for method, _ in found]
     baseline = names[0] if baseline is None else baseline
     if baseline not in names:
@@ -128,16 +137,30 @@ def compare(methods: Sequence[Method], baseline: str | None = None, curve: str =
     return Comparison(kept, tuple(results for _, results in found), rows, baseline, tuple(missing))
 
 
+def _alike(methods: Sequence[tuple[RunResult, ...]]) -> list[tuple[RunResult, ...]]:
+    """Return the results of each method with the references of the first run that has them.
+
+    If some runs are recorded without values by task, all have means over tasks.
+    """
+    runs = [result for results in methods for result in results]
+    known = next((result for result in runs if result.agents), runs[0])
+    by_task = len({result.later.shape for result in runs}) == 1
+    alike = [result if by_task else result.over_tasks() for result in runs]
+    alike = [dataclasses.replace(result, references=known.references, agents=known.agents) for result in alike]
+    rest = iter(alike)
+    return [tuple(next(rest) for _ in results) for results in methods]
+
+
 def _scores(results: Sequence[RunResult]) -> np.ndarray:
-    """Return scores [seeds, tasks] of the later episodes, normalized if there is an optimal return."""
-    returns = np.stack([result.later for result in results])
-    scores = normalized(returns, results[0].protocol.reference_returns)
-    return returns if scores is None else scores
+    """Return scores [seeds, tasks] of the later episodes, normalized if there are references. More is better."""
+    values = np.stack([result.later for result in results])
+    scores = results[0].measure.normalized(values, results[0].references)
+    return results[0].measure.sign * values if scores is None else scores
 
 
 def _row(method: Method, results: Sequence[RunResult], scores: Mapping[str, np.ndarray], baseline: str) -> Row:
-    own = scores[method.name]
-    is_normalized = normalized(own, results[0].protocol.reference_returns) is not None
+    own, measure = scores[method.name], results[0].measure
+    is_normalized = measure.normalized(own, results[0].references) is not None
     learning = [result.learning() for result in results]
     known = [one for one in learning if one is not None]
     others = None if method.name == baseline else scores[baseline]
@@ -146,7 +169,7 @@ def _row(method: Method, results: Sequence[RunResult], scores: Mapping[str, np.n
         seeds=len(results),
         first=interval(aggregates.mean, np.stack([result.first for result in results])),
         later=interval(aggregates.mean, np.stack([result.later for result in results])),
-        iqm=interval(aggregates.iqm, own),
+        iqm=interval(aggregates.iqm, own if is_normalized else measure.sign * own),
         gap=interval(aggregates.optimality_gap, own) if is_normalized else None,
         improvement=None if others is None else interval(aggregates.probability_of_improvement, own, others),
         speed=learning_speed(known) if len(known) == len(learning) else None,
@@ -154,16 +177,20 @@ def _row(method: Method, results: Sequence[RunResult], scores: Mapping[str, np.n
 
 
 def _header(comparison: Comparison) -> list[str]:
-    score = "IQM" if comparison.normalized else "IQM of returns"
-    names = ["method", "seeds", "first episode", "later episodes", score, "optimality gap"]
+    result = comparison.results[0][0]
+    metric, later = result.measure.metric, result.later_episodes
+    what = "" if metric == RETURN else f"{metric}, "
+    chosen = "later episodes" if result.measure.episodes is None else f"episodes {later.start + 1}–{later.stop}"
+    score = "IQM" if comparison.normalized else f"IQM of {metric if metric != RETURN else 'returns'}"
+    names = ["method", "seeds", f"{what}first episode", f"{what}{chosen}", score, "optimality gap"]
     return [*names, f"P(better than {comparison.baseline})", f"steps to {THRESHOLD:.0%}"]
 
 
 def _cells(row: Row, digits: int) -> list[str]:
-    returns = [_text(x, f".{digits}f") for x in (row.first, row.later)]
-    scores = [_text(x, ".3f") for x in (row.iqm, row.gap)]
+    values = [_text(x, f".{digits}f") for x in (row.first, row.later)]
+    scores = [_text(row.iqm, f".{digits if row.gap is None else 3}f"), _text(row.gap, ".3f")]
     speed = "–" if row.speed is None else str(row.speed)
-    return [row.name, str(row.seeds), *returns, *scores, _text(row.improvement, ".2f"), speed]
+    return [row.name, str(row.seeds), *values, *scores, _text(row.improvement, ".2f"), speed]
 
 
 def _text(value: Interval | None, form: str) -> str:
@@ -171,7 +198,7 @@ def _text(value: Interval | None, form: str) -> str:
 
 
 def _digits(results: Sequence[Sequence[RunResult]]) -> int:
-    return max(decimals(runs[0].curve, runs[0].protocol.reference_returns) for runs in results)
+    return max(decimals(runs[0].curve, runs[0].references) for runs in results)
 
 
 def _line(cells: Sequence[str]) -> str:
@@ -180,22 +207,53 @@ def _line(cells: Sequence[str]) -> str:
 
 def _notes(comparison: Comparison) -> list[str]:
     protocol = comparison.results[0][0].protocol
-    random, optimal = protocol.reference_returns.get("random"), protocol.reference_returns.get("optimal")
-    references = (("random", random), ("optimal", optimal))
-    numbers = (f"{name} {value:.{_digits(comparison.results)}f}" for name, value in references if value is not None)
-    lines = [f"{protocol.env}, {protocol.tasks} {protocol.split} tasks ({protocol.split_hash}); {', '.join(numbers)}."]
-    kind = "Scores are (return − random) / (optimal − random) of the later episodes. " if comparison.normalized else ""
-    lines.append(f"{kind}95% bootstrap intervals over seeds and tasks. {_seeds_note(comparison)}".rstrip())
+    about = f"{protocol.env}, {protocol.tasks} {protocol.split} tasks ({protocol.split_hash})"
+    lines = ["; ".join([about, *_references(comparison)]) + "."]
+    intervals = "95% bootstrap intervals over seeds and tasks."
+    if len(comparison.results[0][0].later) < protocol.tasks:
+        why = "(recorded runs keep no values by task), which are too narrow with few seeds"
+        intervals = f"95% bootstrap intervals over seeds only {why}."
+    lines.append(f"{_scores_note(comparison)}{intervals} {_seeds_note(comparison)}".rstrip())
     if any(row.speed is not None for row in comparison.rows):
-        what = f"Environment steps until the later episodes reach {THRESHOLD:.0%} of optimal"
-        lines.append(f"{what} on held-out tasks: the median over seeds; > N: not reached within N steps.")
-    settings = comparison.methods[0].settings
-    for name in settings if len(comparison.methods) > 1 else ():
-        values = ", ".join(f"{method.settings.get(name)} ({method.name})" for method in comparison.methods)
-        lines.append(f"`{name}`: {values}.")
+        what = f"Environment steps until the return of the later episodes reaches a normalized score of {THRESHOLD:g}"
+        during = next(run.evaluations[0] for runs in comparison.results for run in runs if run.evaluations)
+        size = f"{during['tasks']} held-out tasks, {during['episodes']} episodes"
+        lines.append(f"{what} in the evaluations during training ({size}): the median over seeds; > N: not within N.")
     if comparison.missing:
         lines.append("Not evaluated, and left out: " + ", ".join(str(run) for run in comparison.missing) + ".")
     return lines
+
+
+def _references(comparison: Comparison) -> list[str]:
+    """Return what the values of the table can be compared with: random actions, the expert, reference agents."""
+    result, digits = comparison.results[0][0], _digits(comparison.results)
+    if result.measure.metric == RETURN:
+        known = {name: result.protocol.reference_returns.get(name) for name in ("random", "optimal")}
+        found = [f"{name} {value:.{digits}f}" for name, value in known.items() if value is not None]
+    else:
+        found = []
+    found += [f"{name} {curve[result.later_episodes].mean():.{digits}f}" for name, curve in result.agents.items()]
+    return [", ".join(found)] if found else []
+
+
+def _scores_note(comparison: Comparison) -> str:
+    if not comparison.normalized:
+        return ""
+    if comparison.results[0][0].measure.metric == RETURN:
+        return "Scores are (return − random) / (optimal − random) of the later episodes. "
+    return f"Scores are 0 for the {FORGETFUL} and 1 for the {REMEMBERING} in the same episodes. "
+
+
+def settings_table(comparison: Comparison) -> str:
+    """Return a table of the settings that differ between the methods. Empty if there are none."""
+    fields = list(dict.fromkeys(name for method in comparison.methods for name in method.settings))
+    if len(comparison.methods) < 2 or not fields:
+        return ""
+    header = ["setting", *(method.name for method in comparison.methods)]
+    lines = [_line(header), _line(["---"] * len(header))]
+    for name in fields:
+        lines.append(_line([f"`{name}`", *(str(method.settings.get(name)) for method in comparison.methods)]))
+    return "\n".join([*lines, ""])
 
 
 def _seeds_note(comparison: Comparison) -> str:

@@ -24,11 +24,13 @@ class Method:
         name: Its label in tables and figures.
         runs: Run folders.
         settings: The settings that differ between methods, by dotted name.
+        configs: The configs of the runs. Empty: those of the folders.
     """
 
     name: str
     runs: tuple[Path, ...]
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    configs: tuple[TrainConfig, ...] = ()
 
 
 def run_folders(paths: Sequence[Path]) -> list[Path]:
@@ -65,8 +67,8 @@ def methods_of(runs: Sequence[Path]) -> list[Method]:
         ConfigError: If a folder has no readable config, or two runs of a method have the same seed.
     """
     configs = [read_config(run) for run in runs]
-    fields = _differing(configs)
-    rows = [tuple(_setting(config, field) for field in fields) for config in configs]
+    fields = differing(configs)
+    rows = [tuple(setting(config, field) for field in fields) for config in configs]
     used = _distinguishing(rows, fields)
     names = _short_names([fields[index] for index in used])
     found: dict[str, list[int]] = {}
@@ -89,18 +91,18 @@ def read_config(run: Path) -> TrainConfig:
         raise ConfigError(str(error).replace("resume is", "paths:", 1)) from None
 
 
-def _differing(configs: Sequence[TrainConfig]) -> list[str]:
+def differing(configs: Sequence[TrainConfig]) -> list[str]:
     """Return the settings that differ between runs, in the order of the config."""
     changed = {field for config in configs for field in differences(configs[0], config)}
     found = []
     for field in dict.fromkeys(name for config in configs for name, _ in leaves(config)):
         kept = field in changed and field not in MAY_DIFFER and not field.startswith(EVALUATION)
-        if kept and len({_setting(config, field) for config in configs}) > 1:
+        if kept and len({setting(config, field) for config in configs}) > 1:
             found.append(field)
     return found
 
 
-def _setting(config: TrainConfig, field: str) -> Any:
+def setting(config: TrainConfig, field: str) -> Any:
     """Return the value of a setting. Numbers in `start_from` do not count: seeds continue the seeds of other runs."""
     value = dict(leaves(config)).get(field)
     return re.sub(r"\d+", "N", value) if field == "start_from" and value is not None else value

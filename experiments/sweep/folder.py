@@ -111,8 +111,9 @@ def opened(path: Path, study: Study, runs: Sequence[Member], *, resume: bool) ->
             owners = sorted({signature for run in runs if (signature := trust.sign(run.config))})
             write_atomically(path / "origin.json", json.dumps(folders.origin() | {"owners": owners}, indent=2) + "\n")
             write_atomically(path / STUDY, resolved(study))
-        elif (earlier := read(path)) != study:  # evaluations were added or changed
-            extended = dataclasses.replace(earlier, evaluate=study.evaluate, attention=study.attention)
+        elif (earlier := read(path)) != study:  # evaluations or the measure were added or changed
+            changed = {name: getattr(study, name) for name in ("evaluate", "attention", "measure")}
+            extended = dataclasses.replace(earlier, **changed)
             write_atomically(path / STUDY, resolved(extended))
         yield StudyFolder(path)
 

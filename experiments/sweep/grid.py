@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from relic_jax.config import ConfigError, TrainConfig, check_fields, differences, from_json, value_of
+from relic_jax.config import ConfigError, TrainConfig, check_fields, from_json
 from relic_jax.experiments import folders
+from relic_jax.experiments.compare.methods import Method, differing, setting
 from relic_jax.experiments.sweep.study import Study, with_fields
 from relic_jax.metrics import read_lines
 from relic_jax.progress import duration
@@ -88,11 +89,26 @@ def programs(runs: Sequence[Member]) -> list[list[Member]]:
     return list(groups.values())
 
 
-def varying(runs: Sequence[Member]) -> dict[str, list[Any]]:
-    """Return the fields in which the runs differ, apart from seeds, with their values in order."""
-    fields = dict.fromkeys(name for run in runs for name in differences(runs[0].config, run.config))
-    fields.pop("seed", None)
-    return {name: list(dict.fromkeys(value_of(run.config, name) for run in runs)) for name in fields}
+def methods(runs: Sequence[Member], folder: Path) -> list[Method]:
+    """Return the variants of a study as methods to compare, in its order and with the settings in which they differ.
+
+    Args:
+        runs: The runs, of which all seeds of a variant are one method.
+        folder: The study's folder.
+    """
+    fields = differing([run.config for run in runs])
+    variants: dict[str, list[Member]] = {}
+    for run in runs:
+        variants.setdefault(run.variant, []).append(run)
+    return [
+        Method(
+            name,
+            tuple(folder / run.name for run in own),
+            {field: setting(own[0].config, field) for field in fields},
+            tuple(run.config for run in own),
+        )
+        for name, own in variants.items()
+    ]
 
 
 def describe(study: Study, runs: Sequence[Member], folder: Path, devices: int) -> list[str]:

@@ -12,11 +12,12 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from relic_jax.config import ConfigError
-from relic_jax.experiments.compare import Comparison, Method, compare, write
+from relic_jax.experiments import folders
+from relic_jax.experiments.compare import Comparison, compare, write
 from relic_jax.experiments.plots import training_curve
 from relic_jax.experiments.sweep.evaluation_report import write_evaluations
 from relic_jax.experiments.sweep.folder import StudyFolder
-from relic_jax.experiments.sweep.grid import Member, varying
+from relic_jax.experiments.sweep.grid import Member, methods
 from relic_jax.experiments.sweep.study import Study, resolved
 from relic_jax.files import write_atomically
 from relic_jax.plotting import training_figure
@@ -35,16 +36,9 @@ def write_report(folder: StudyFolder, study: Study, runs: Sequence[Member]) -> l
     Returns:
         The paths of the files. Empty if no run is evaluated.
     """
-    variants: dict[str, list[Member]] = {}
-    for run in runs:
-        variants.setdefault(run.variant, []).append(run)
-    methods = [
-        Method(name, tuple(folder.run(member) for member in members), members[0].settings)
-        for name, members in variants.items()
-    ]
     if not any(folder.is_finished(run) for run in runs):
         return []
-    comparison = compare(methods)
+    comparison = compare(methods(runs, folder.path), measure=study.measure)
     files, more = write(comparison, folder.path), write_evaluations(folder, study, runs)
     page = folder.path / "report.html"
     write_atomically(page, _page(folder, study, runs, comparison, files[2], more))
@@ -76,11 +70,13 @@ def _page(
     if failed:
         items = "".join(f"<li><b>{html.escape(name)}</b>: {html.escape(text)}</li>" for name, text in failed.items())
         parts.append(f'<h2>Failed runs</h2><ul class="failed">{items}</ul>')
-    if differing := varying(runs):
-        rows = [(name, ", ".join(map(str, values))) for name, values in differing.items()]
-        parts += ["<h2>Settings that differ</h2>", _table(("setting", "values"), rows)]
-    parts += ["<h2>Training episodes of each run</h2>", *_learning_curves(folder, runs)]
+    if curves := _learning_curves(folder, runs):
+        parts += ["<h2>Training episodes of each run</h2>", *curves]
     parts.append(f"<h2>Study</h2><pre>{html.escape(resolved(study))}</pre>")
+    origin = folders.read_origin(folder.path)
+    names = ("command", "commit", "jax", "device")
+    rows = [(name, str(origin[name])) for name in names if name in origin]
+    parts += ["<h2>Origin</h2>", _table(("", "when the study was started"), rows)]
     title = html.escape(f"{study.name}: relic-jax sweep")
     body = "\n".join(parts)
     return (
@@ -118,12 +114,16 @@ def _image(png: bytes, text: str) -> str:
 
 
 def _markdown(text: str) -> str:
-    """Return the HTML of the comparison's Markdown: one table and paragraphs with code spans."""
-    lines = text.splitlines()
-    cells = [_cells(line) for line in lines if line.startswith("|")]
-    paragraphs = [line for line in lines if line and not line.startswith("|")]
-    notes = "".join(f"<p>{_inline(line)}</p>" for line in paragraphs)
-    return _table(cells[0], cells[2:]) + notes
+    """Return the HTML of a comparison's Markdown: tables, and paragraphs with code spans."""
+    parts = []
+    for block in text.strip().split("\n\n"):
+        lines = block.splitlines()
+        if lines[0].startswith("|"):
+            cells = [_cells(line) for line in lines]
+            parts.append(_table(cells[0], cells[2:]))
+        else:
+            parts.append(f"<p>{_inline(block)}</p>")
+    return "".join(parts)
 
 
 def _cells(line: str) -> list[str]:
@@ -136,6 +136,6 @@ def _inline(text: str) -> str:
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    head = "".join(f"<th>{_inline(cell)}</th>" for cell in header)
+    body = "".join("<tr>" + "".join(f"<td>{_inline(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"

@@ -14,10 +14,11 @@ from relic_jax.config import ConfigError, TrainConfig, differences, from_json, l
 from relic_jax.envs import registry
 from relic_jax.experiments import folders, presets
 from relic_jax.experiments.api import override
+from relic_jax.experiments.compare.measure import RETURN, RETURNS, Measure, read_measure
 from relic_jax.experiments.sweep.evaluations import Table, read_attention, read_tables
 from relic_jax.validation import require, shown
 
-KEYS = ("name", "preset", "config", "seeds", "set", "vary", "method", "evaluate", "attention")
+KEYS = ("name", "preset", "config", "seeds", "metric", "episodes", "set", "vary", "method", "evaluate", "attention")
 """Keys of a study file."""
 MANAGED = ("seed", "devices")
 """Fields that a study cannot set: `seeds` lists the seeds, and every run trains on one device."""
@@ -48,6 +49,7 @@ class Study:
         vary: Values by dotted name of a field.
         evaluate: Evaluations of each run after its training. They are no part of its settings and can be added later.
         attention: Where attention goes is computed for each run. None: it is not.
+        measure: What the report compares: the keys `metric` and `episodes`. It can be changed later.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Study:
     vary: dict[str, tuple[Any, ...]]
     evaluate: tuple[Table, ...] = ()
     attention: Table | None = None
+    measure: Measure = RETURNS
 
 
 def read_study(path: Path) -> Study:
@@ -92,7 +95,8 @@ def study_of(content: Mapping[str, Any], path: Path, methods: tuple[Method, ...]
     vary = {field: _values(methods, field, value) for field, value in _flat(content.get("vary", {}), "vary").items()}
     names = [method.name for method in methods if method.name]
     tables = read_tables(content.get("evaluate", []), names), read_attention(content.get("attention"), names)
-    return Study(name, seeds_of(content.get("seeds", 1)), methods, vary, *tables)
+    measure = read_measure(content.get("metric", RETURN), content.get("episodes"))
+    return Study(name, seeds_of(content.get("seeds", 1)), methods, vary, *tables, measure)
 
 
 def _base(content: Mapping[str, Any], path: Path, default: TrainConfig) -> TrainConfig:
@@ -225,6 +229,10 @@ def _hint(name: str, known: Any) -> str:
 def resolved(study: Study) -> str:
     """Return the study as TOML that depends on no preset: the content of `study.toml` in its folder."""
     lines = [f"name = {_toml(study.name)}", f"seeds = {_toml(study.seeds)}"]
+    if study.measure.metric != RETURN:
+        lines.append(f"metric = {_toml(study.measure.metric)}")
+    if study.measure.episodes is not None:
+        lines.append(f"episodes = {_toml(study.measure.text)}")
     shared = [name for name, _ in leaves(study.methods[0].config)]
     for method in study.methods[1:]:
         unequal = differences(study.methods[0].config, method.config)

@@ -54,7 +54,10 @@ class LearningSpeed(NamedTuple):
 
 
 def _steps(value: float, limit: float) -> str:
-    return f"{value:,.0f}" if np.isfinite(value) else f"> {limit:,.0f}"
+    """Return a number of steps with few digits: evaluations are too far apart for more."""
+    if not np.isfinite(value):
+        return f"> {_steps(limit, limit)}"
+    return f"{value / 1e6:.2f}M" if value >= 999_500 else f"{value / 1e3:.0f}k" if value >= 1_000 else f"{value:.0f}"
 
 
 def steps_to(steps: np.ndarray, scores: np.ndarray, threshold: float = THRESHOLD) -> np.ndarray:

@@ -13,6 +13,7 @@ from relic_jax.config import ConfigError, EnvConfig, TrainConfig, to_json
 from relic_jax.evaluation import aggregates
 from relic_jax.evaluation.aggregates import interval
 from relic_jax.experiments.compare import Method, compare, methods_of, run_folders, write
+from relic_jax.experiments.compare.measure import Measure, read_measure
 from relic_jax.experiments.compare.results import read_result, record_of
 from relic_jax.experiments.plots import learning_curve
 
@@ -104,7 +105,7 @@ def test_numbers_are_those_of_the_definitions(make):
     assert two.improvement == interval(aggregates.probability_of_improvement, others, scores)
     assert two.improvement.value == 0.25  # 95 beats 90 in each task; the other three pairs lose
     assert one.speed.median == (800, 800, 800) and one.speed.reached == 2
-    assert two.speed.reached == 0 and str(two.speed) == "> 1,000 [> 1,000, > 1,000], 0 of 2 reached it"
+    assert two.speed.reached == 0 and str(two.speed) == "> 1k [> 1k, > 1k], 0 of 2 reached it"
     swapped = compare(methods_of([*fast, *slow]), "sink=none")
     assert swapped.rows[0].improvement.value == 0.75 and swapped.rows[1].improvement is None
 
@@ -122,6 +123,78 @@ def test_the_files(make, tmp_path):
     assert float(rows[1]["later"]) == 61.5 and rows[0]["probability_of_improvement"] == ""
     assert files[2].read_bytes().startswith(b"\x89PNG")
     assert {axis.get_xlabel().split()[0] for axis in found.figure().axes} == {"episode", "environment", "normalized"}
+
+
+SEARCHERS = {"forgetful searcher": 20.0, "remembering searcher": 10.0}
+
+
+def with_steps(make, name, config, steps, searchers=SEARCHERS):
+    """Return a run whose tasks take `steps` [episodes] steps, beside searchers that take as many in every episode."""
+
+    def curves(value):
+        curve = {part: [value] * EPISODES for part in ("mean", "low", "high")}
+        return {"return": curve, "success": curve, "metrics": {"steps": curve}}
+
+    agents = {agent: curves(value) for agent, value in searchers.items()}
+    return make(name, config, raw_metrics={"steps": [[steps] * TASKS]}, reference_agents=agents)
+
+
+def test_steps_are_scored_between_the_searchers_and_fewer_are_better(make):
+    short = [with_steps(make, f"a{seed}", replace(BASE, seed=seed), [30.0, 14.0, 12.0]) for seed in range(2)]
+    gru = replace(BASE, policy=replace(BASE.policy, memory="gru"))
+    long = [with_steps(make, "b0", gru, [30.0, 20.0, 18.0])]
+    found = compare(methods_of([*short, *long]), measure=Measure("steps", (3, 3)))
+    one, two = found.rows
+    assert (one.first.value, one.later.value, two.later.value) == (30, 12, 18)
+    assert one.iqm.value == pytest.approx(0.8) and two.gap.value == pytest.approx(0.8)  # (20 − 18) / (20 − 10) = 0.2
+    assert two.improvement.value == 0
+    table = found.markdown()
+    assert "| steps, first episode | steps, episodes 3–3 |" in table
+    assert "forgetful searcher 20.0, remembering searcher 10.0." in table
+    assert "Scores are 0 for the forgetful searcher and 1 for the remembering searcher" in table
+    assert "| `policy.memory` | transformer | gru |" in table
+    assert found.figure().axes[0].get_ylabel() == "steps per episode"
+
+
+def test_steps_without_searchers_are_not_scored(make):
+    runs = [with_steps(make, "a0", BASE, [30.0, 14.0, 12.0], searchers={})]
+    row = compare(methods_of(runs), measure=Measure("steps")).rows[0]
+    assert (row.later.value, row.iqm.value, row.gap) == (13, 13, None)
+
+
+def test_recorded_and_other_runs_are_compared_by_their_means(make, tmp_path):
+    kept = with_steps(make, "study/a_seed0", BASE, [30.0, 14.0, 12.0])
+    measure = Measure("steps", (2, 3))
+    lines = []
+    for name, steps, measured in (("b_seed0", 16.0, None), ("b_seed1", 18.0, True)):
+        folder = with_steps(make, name, replace(BASE, seed=7), [30.0, steps, steps])
+        record = record_of(read_result(folder), read_result(folder, measure=measure) if measured else None)
+        lines.append({"run": name, "metrics": {"steps": [30.0, steps, steps]}} | record)
+    path = tmp_path / "study" / "runs.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    old, new = (read_result(path.with_name(f"b_seed{seed}"), measure=measure, config=BASE) for seed in (0, 1))
+    assert (old.later.tolist(), new.later.tolist()) == ([16.0], [18.0] * TASKS)  # an early record has means only
+    methods = [Method("a", (kept,)), Method("b", (old.folder, new.folder), configs=(BASE, replace(BASE, seed=1)))]
+    found = compare(methods, measure=measure)
+    assert [row.later.value for row in found.rows] == [13, 17]
+    assert "over seeds only" in found.markdown()
+
+
+@pytest.mark.parametrize(
+    ("metric", "episodes", "message"),
+    [
+        ("stps", None, "metric is 'stps'; allowed for 'darkroom-dpt': return, steps"),
+        ("steps", "2-9", "episodes is '2-9'; allowed: up to 3, the number of episodes in context"),
+        ("steps", "3-2", "episodes is '3-2'; allowed: FIRST-LAST, counted from 1, e.g. 6-20"),
+        ("steps", 3, "episodes is 3; allowed: FIRST-LAST, counted from 1, e.g. 6-20"),
+        ("", None, "metric is ''; allowed: return, success or a metric, e.g. steps"),
+    ],
+)
+def test_measures_that_do_not_exist_are_refused(make, metric, episodes, message):
+    run = with_steps(make, "a0", BASE, [30.0, 14.0, 12.0])
+    with pytest.raises(ConfigError) as error:
+        compare(methods_of([run]), measure=read_measure(metric, episodes))
+    assert message in str(error.value)
 
 
 def test_without_an_optimal_return_scores_are_returns(make):

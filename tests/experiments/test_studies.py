@@ -12,7 +12,6 @@ from relic_jax.config import ConfigError, to_json
 from relic_jax.experiments import run, studies
 from relic_jax.experiments.studies import FOLDER, LONG, NIGHT
 from relic_jax.experiments.studies import __main__ as command
-from relic_jax.experiments.studies.results import metrics_table
 from relic_jax.experiments.sweep import evaluator
 from relic_jax.experiments.sweep.folder import StudyFolder
 from relic_jax.experiments.sweep.grid import members, programs
@@ -212,22 +211,6 @@ def test_committed_tables_are_those_of_the_committed_runs(tmp_path, grids, name)
             values = [float(row[column]) if row[column] else None for row in (own, committed)]
             size = 6e-3 if column.startswith("probability") else 2e-3
             assert values[0] == (None if values[1] is None else pytest.approx(values[1], rel=2e-3, abs=size)), column
-
-
-def test_metrics_have_students_intervals_over_seeds():
-    steps = ([9.0, *[0.0] * 4, 2.0, 4.0], [9.0, *[0.0] * 4, 4.0, 6.0], [9.0, *[0.0] * 4, 6.0, 8.0])
-    lines = [{"run": f"a_b_seed{seed}", "metrics": {"steps": x}} for seed, x in enumerate(steps)]
-    lines += [{"run": "c_seed0", "metrics": {"steps": [7.0, 6.0]}}]
-    table = metrics_table(lines).splitlines()
-    # The mean of 3, 5 and 7 is 5, their standard deviation 2, and 4.303 is the quantile: 4.303 · 2 / sqrt(3) = 4.97.
-    assert table[2] == "| a_b | steps | 3 | 9.0 ± 0.0 | 5.0 ± 5.0 | 3.0, 5.0, 7.0 |"
-    assert table[3] == "| c | steps | 1 | 7.0 | 6.0 | 6.0 |"
-
-
-@pytest.mark.parametrize("name", RECORDED)
-def test_committed_metrics_are_those_of_the_committed_runs(name):
-    lines = [json.loads(line) for line in (RESULTS / name / "runs.jsonl").read_text().splitlines()]
-    assert (RESULTS / name / "metrics.md").read_text() == metrics_table(lines)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from relic_jax.experiments import presets
 from relic_jax.experiments.sweep.board import Board, BoardTracker, Row
 from relic_jax.experiments.sweep.evaluations import Table
 from relic_jax.experiments.sweep.evaluator import attention_of, evaluations_of
-from relic_jax.experiments.sweep.grid import members, programs, varying
+from relic_jax.experiments.sweep.grid import members, methods, programs
 from relic_jax.experiments.sweep.study import (
     Method,
     Study,
@@ -81,7 +81,10 @@ def test_a_study_file_is_methods_times_values_times_seeds(study):
     assert (config.total_steps, config.eval.tasks, config.devices) == (4000, 2, 1)
     assert config.ppo.value_clip is None
     assert runs[0].config.policy.memory == "transformer"
-    assert set(varying(runs)) >= {"ppo.lr", "trial.updates", "policy.memory"}
+    compared = methods(runs, Path("study"))
+    assert set(compared[0].settings) >= {"ppo.lr", "trial.updates", "policy.memory"}
+    assert [method.name for method in compared] == list(dict.fromkeys(run.variant for run in runs))
+    assert compared[-1].runs[-1] == Path("study") / last.name
 
 
 def test_scalars_and_seeds_share_a_program(study):
