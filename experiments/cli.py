@@ -28,7 +28,7 @@ USAGE = """relic-jax: in-context reinforcement learning in JAX
   relic-jax compare RUN|STUDY [...]      a table and a figure of methods, with intervals over seeds and tasks
   relic-jax difference RUN [RUN]         difference between episodes, or between two evaluations, in the same tasks
   relic-jax attention RUN                where attention goes: sink, current episode, each earlier episode
-  relic-jax sightings RUN                attention to earlier steps that saw the asked kind; draws a trial
+  relic-jax sightings RUN                attention to earlier steps that saw the target kind; draws a trial
   relic-jax play RUN                     a GIF of a trained policy in one task; --human: act yourself
   relic-jax export RUN --to DIR          a policy as safetensors, StableHLO, ONNX or orbax, verified
   relic-jax presets                      presets: what they train, their cost and their expected results

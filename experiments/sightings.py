@@ -1,4 +1,4 @@
-"""`relic-jax sightings`: whether attention reads earlier steps at which the kind asked for was in view."""
+"""`relic-jax sightings`: whether attention reads earlier steps at which the target kind was in view."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def describe(found: Sightings) -> list[str]:
     ratio, low, high = (x[..., 0] for x in found.ratio())
     mean, uniform = found.mass.mean(0), found.uniform.mean(0)
     count = f"{found.steps.sum()} recalling steps of {len(found.steps)} trials"
-    lines = [f"{count}: uniform attention would put {uniform[0]:.1%} on earlier sightings of the asked kind"]
+    lines = [f"{count}: uniform attention would put {uniform[0]:.1%} on earlier sightings of the target kind"]
     for layer, head in np.ndindex(mean.shape[:2]):
         asked, other, nothing, sink = mean[layer, head]
         interval = f"[{low[layer, head]:.1f}, {high[layer, head]:.1f}]"

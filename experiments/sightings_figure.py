@@ -56,7 +56,7 @@ class Panel:
 
     @property
     def sighted(self) -> np.ndarray:
-        """The steps of the trial at which the asked kind was in view, bool [T]."""
+        """The steps of the trial at which the target kind was in view, bool [T]."""
         return self.trial.map.in_view[:, self.asked]
 
     @property
@@ -164,8 +164,8 @@ def _legend() -> list[Line2D]:
 
     return [
         Line2D([], [], color=PATH, marker="o", markersize=5, label="path, from the dot on"),
-        mark("s", ASKED, "asked kind"),
+        mark("s", ASKED, "target kind"),
         Line2D([], [], marker="s", linestyle="", markerfacecolor="white", color=OTHER, label="other kinds"),
-        mark("o", SEEN, "read: asked kind was in view", 10, 0.55),
+        mark("o", SEEN, "read: target kind was in view", 10, 0.55),
         mark("o", UNSEEN, "read: it was not in view", 10, 0.55),
     ]

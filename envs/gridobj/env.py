@@ -1,7 +1,7 @@
 """Multi-object Darkroom: object navigation on a grid.
 
 K objects, one of each kind, lie on an N×N grid for a whole trial. Every episode asks for one kind and starts in a
-random cell. The agent sees its own cell, the kind asked for and the objects within one cell. Early episodes have to
+random cell. The agent sees its own cell, the target kind and the objects within one cell. Early episodes have to
 explore; later ones can recall where an object was seen during the search for another. This is the object navigation of
 ReLIC (Elawady et al. 2024, arXiv 2410.02751, section 4.1) without images.
 """
@@ -185,7 +185,7 @@ class GridObj(Environment):
         return self.size, self.size
 
     def recall_labels(self, observations: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        """Return the cell of the kind asked for, and whether it was in view at this step or before in the trial."""
+        """Return the cell of the target kind, and whether it was in view at this step or before in the trial."""
         view = observations["view"].reshape(-1, self.kinds, 2 * RADIUS + 1, 2 * RADIUS + 1)
         seen, target = view.any((-1, -2)), observations["target"].argmax(-1)
         position = observations["position"].reshape(-1, 1, 2, self.size).argmax(-1)

@@ -146,6 +146,7 @@ class Runner:
         if (line.folder, step.words) in self._done:
             return "repeated", ""
         for words in short.needed_runs(step.words, self._folder / line.folder):
+            self._remove_outputs(words, self._folder / line.folder)
             code, out = self._run(words, line.folder)
             if code:
                 return "FAILED", f"{' '.join(words)}: {out[-2000:]}"

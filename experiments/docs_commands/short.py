@@ -41,6 +41,7 @@ MODULES = {
     "relic_jax.experiments.benchmark": ("--cases", "0"),
     "relic_jax.experiments.pretrain_encoder": ("--pictures", "256"),
     "relic_jax.experiments.training_curve": (),
+    "relic_jax.experiments.navigation_speed": (*("--steps", "8", "--rounds", "1", "--turns", "1"), "--workers", "1"),
     "relic_jax.experiments.kv_formats": (),
     "relic_jax.experiments.recall_table": (*("--only", "1 layer", "--seeds", "0", "--steps", "8"),),
     "relic_jax.experiments.recall": (*("--held-out", "2", "--every", "8", *NETWORK, *PRETRAIN),),
@@ -233,12 +234,16 @@ def value(words: list[str] | tuple[str, ...], option: str) -> str | None:
 
 
 def needed_runs(words: tuple[str, ...], folder: Path) -> list[tuple[str, ...]]:
-    """Return the commands that create the missing runs in `folder` that a command reads."""
+    """Return the commands that create the missing runs in `folder` that a command reads.
+
+    With --learning, a run without evaluations during training counts as missing.
+    """
+    file = "evaluations.jsonl" if "--learning" in words else "config.json"
     found = []
     written = {value(words, "--to"), value(words, "--save")}
     for word in dict.fromkeys(words):
         match = re.fullmatch(r"runs/([\w.-]+)(/checkpoints/STEP)?", word)
-        if not match or word in written or (folder / "runs" / match[1] / "config.json").exists():
+        if not match or word in written or (folder / "runs" / match[1] / file).exists():
             continue
         name = match[1]
         preset, _, seed = name.rpartition("-seed")

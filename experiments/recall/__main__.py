@@ -34,7 +34,7 @@ def _policy() -> PolicyConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """Learn where the kind that an episode asks for was last seen, from trials of the remembering searcher."""
+    """Learn where the target kind of an episode was last seen, from trials of the remembering searcher."""
 
     out: Path | None = None
     """The JSON file to write."""

@@ -14,13 +14,13 @@ METRICS = {"spl": "SPL", "steps": "steps"}
 
 
 def memory_share(report: Report) -> float | None:
-    """Return how far the policy gets from the forgetful to the remembering searcher from episode 6 on.
+    """Return the normalized score of the policy from episode 6 on.
 
     0: the policy equals the forgetful searcher, 1: the remembering one. The unit is mean SPL or mean steps per episode
     if the environment measures one of them, else mean return.
 
     Returns:
-        The share. None if an agent is missing, the policy has no episodes after the fifth, or the agents are equal.
+        The score. None if an agent is missing, the policy has no episodes after the fifth, or the agents are equal.
     """
     agents, start = report.reference_agents, max(RECALLING, report.expert_episodes)
     if not agents.keys() >= {FORGETFUL, REMEMBERING} or len(report.returns.mean) <= start:
@@ -47,8 +47,8 @@ def describe_agents(report: Report) -> list[str]:
         kind, curve = _described(report)[0]
         start, count = max(RECALLING, first), len(curve.mean)
         value = f"{kind} {np.mean(curve.mean[start:]):.2f} in episodes {start + 1}–{count}"
-        way = f"{share:.0%} of the way from the {FORGETFUL} to the {REMEMBERING}"
-        lines.append(f"policy: {value}, {way if share >= 0 else f'worse than the {FORGETFUL}'}")
+        score = f"normalized score {share:.0%} ({FORGETFUL} 0%, {REMEMBERING} 100%)"
+        lines.append(f"policy: {value}, {score if share >= 0 else f'worse than the {FORGETFUL}'}")
     return lines
 
 

@@ -1,8 +1,8 @@
 """Whether attention reads the earlier steps at which the kind of object asked for was in view.
 
-Each episode asks for a kind of object, the *asked kind*. At a *recalling step*, this kind was in view in an earlier
+Each episode asks for a kind of object, the *target kind*. At a *recalling step*, this kind was in view in an earlier
 episode of the trial, but not yet in the current one, so the policy can know its place only from memory. For these
-steps, attention mass is divided among four classes: steps with the asked kind in view (*sightings*), steps with only
+steps, attention mass is divided among four classes: steps with the target kind in view (*sightings*), steps with only
 other kinds in view, steps with nothing in view, and the sink. The baseline is uniform attention to all steps up to the
 attending one.
 
@@ -36,7 +36,7 @@ from relic_jax.models.policy import Policy
 from relic_jax.types import Params, StepInput
 
 CLASSES = ("asked", "other", "nothing", "sink")
-"""Classes of attended steps: the asked kind in view, only other kinds in view, nothing in view, and the sink."""
+"""Classes of attended steps: the target kind in view, only other kinds in view, nothing in view, and the sink."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,7 +165,7 @@ def _trial(env: Environment, recording: Recording, tasks: PyTree, index: int, en
 
 
 def recalling_steps(layout: TrialMap, episode: np.ndarray) -> np.ndarray:
-    """Return the steps at which the asked kind was in view in an earlier episode, but not yet in the current one.
+    """Return the steps at which the target kind was in view in an earlier episode, but not yet in the current one.
 
     Args:
         layout: The map of T steps.

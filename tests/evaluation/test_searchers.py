@@ -58,7 +58,7 @@ def test_description(report):
     assert describe_agents(report) == [
         "forgetful searcher: steps 15.00 in episode 1, 15.00 in episodes 2–8",
         "remembering searcher: steps 15.00 in episode 1, 6.00 in episodes 2–8",
-        "policy: steps 9.00 in episodes 6–8, 67% of the way from the forgetful searcher to the remembering searcher",
+        "policy: steps 9.00 in episodes 6–8, normalized score 67% (forgetful searcher 0%, remembering searcher 100%)",
     ]
     worse = dataclasses.replace(report, metrics={"steps": Curve(*[[40.0] * EPISODES] * 3)})
     assert describe_agents(worse)[2] == "policy: steps 40.00 in episodes 6–8, worse than the forgetful searcher"
@@ -75,7 +75,7 @@ def test_paths_come_before_steps(report):
     lines = describe_agents(policy)
     steps = "steps 15.00 in episode 1, 15.00 in episodes 2–8"
     assert lines[0] == f"forgetful searcher: SPL 0.50 in episode 1, 0.60 in episodes 2–8; {steps}"
-    assert lines[2].startswith("policy: SPL 0.70 in episodes 6–8, 50% of the way")
+    assert lines[2].startswith("policy: SPL 0.70 in episodes 6–8, normalized score 50%")
 
 
 def test_the_share_of_the_way(report):

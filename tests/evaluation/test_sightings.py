@@ -151,7 +151,7 @@ def test_ratios_and_their_intervals():
     # A quarter of the resamples has the first trial twice and a quarter the second one: ratios 4 and 8 / 3.
     assert (low[0], high[0]) == (pytest.approx(8 / 3), pytest.approx(4)) and found.strongest == (0, 0)
     assert describe(found) == [
-        "8 recalling steps of 2 trials: uniform attention would put 20.0% on earlier sightings of the asked kind",
+        "8 recalling steps of 2 trials: uniform attention would put 20.0% on earlier sightings of the target kind",
         "layer 1, head 1: 60.0% on them, 3.0 [2.7, 4.0] times as much; other kinds in view 25.0%, nothing in view "
         "15.0%, sink 0.0%",
     ]
