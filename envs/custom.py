@@ -1,4 +1,4 @@
-"""`python:MODULE:NAME`: a custom environment, from a module that Python can import (docs/environments.md)."""
+"""`python:MODULE:NAME`: a custom environment, from a module that Python can import (docs/custom-environments.md)."""
 
 from __future__ import annotations
 

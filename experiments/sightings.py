@@ -36,7 +36,7 @@ PANELS = 6
 
 @dataclasses.dataclass(frozen=True)
 class SightingsCommand(AttentionCommand):
-    """Measure the attention to earlier steps at which the kind of object asked for was in view, and draw one trial."""
+    """Measure the attention to earlier steps at which the target kind was in view, and draw one trial."""
 
     task: int = 0
     """Index of the task whose trial is drawn, below --limit."""

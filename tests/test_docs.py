@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-PAGE = Path(__file__).parent.parent / "docs" / "environments.md"
+PAGE = Path(__file__).parent.parent / "docs" / "custom-environments.md"
 
 
 def blocks():
@@ -16,7 +16,7 @@ def blocks():
 
 
 @pytest.mark.slow
-def test_the_page_about_environments_runs(tmp_path, monkeypatch, cli):
+def test_the_page_about_custom_environments_runs(tmp_path, monkeypatch, cli):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     ran = []

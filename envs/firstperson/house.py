@@ -58,7 +58,7 @@ RewardTo = Literal["object", "reach"]
 
 TRAIN_HOUSES, TEST_HOUSES = 10_000, 1_000
 SEEDS = 2**16
-"""A task of at least SEEDS has its own number of categories asked for (`HouseNav.rung_tasks`)."""
+"""A task of at least SEEDS has its own number of target categories (`HouseNav.rung_tasks`)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,7 +175,7 @@ class HouseNav(VisualEnvironment):
         return self._episode(key, state.house, task)
 
     def _episode(self, key: jax.Array, house: House, task: jax.Array) -> HouseState:
-        """Start with a random one of the categories asked for, at a cell and heading as `pose` says."""
+        """Start with a random one of the target categories, at a cell and heading as `pose` says."""
         target_key, place_key, heading_key = jax.random.split(key, 3)
         if self.pose == "dock":
             place_key, heading_key = jax.random.split(jax.random.fold_in(house_key(task), DOCK))
@@ -347,7 +347,7 @@ class HouseNav(VisualEnvironment):
         return (house_recall.num_squares(self._extent),) * 2
 
     def recall_labels(self, observations: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        """Return the square in which the category asked for was last in reach, and whether it was."""
+        """Return the square in which the target category was last in reach, and whether it was."""
         return house_recall.last_in_reach(observations)
 
     def relabel(self, key: jax.Array, observations: dict[str, jax.Array]) -> dict[str, jax.Array]:
@@ -368,7 +368,7 @@ class HouseNav(VisualEnvironment):
         return {"asked": tuple(range(1, (self.asked or self.config.categories) + 1))}
 
     def rung_tasks(self, option: str, value: int | str) -> np.ndarray:
-        """Return the training houses with a number of categories asked for: SEEDS times the number, plus the seed."""
+        """Return the training houses with a number of target categories: SEEDS times the number, plus the seed."""
         number = 0 if value == self.rungs[option][-1] else int(value)
         return (self.tasks("train") + SEEDS * number).astype(np.int32)
 

@@ -1,6 +1,6 @@
 """Squares of 1 m in the frame that all episodes of a trial share, and labels for `ppo.recall_coef` in them.
 
-The label of a step is the square in which the agent was when an object of the category asked for was last in reach.
+The label of a step is the square in which the agent was when an object of the target category was last in reach.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def square(position: jax.Array, extent: float) -> jax.Array:
 
 
 def last_in_reach(observations: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """Return the square in which the category asked for was last in reach, at this step or before.
+    """Return the square in which the target category was last in reach, at this step or before.
 
     Args:
         observations: Those of a trial with the view "symbols" in a frame that all its episodes share, leading axis T.

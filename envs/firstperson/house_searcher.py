@@ -1,6 +1,6 @@
 """Scripted agents with a memory, which bound what in-context learning is worth in the houses.
 
-Both go to the nearest part of the house that they have not seen, until the category asked for is in view; then they go
+Both go to the nearest part of the house that they have not seen, until the target category is in view; then they go
 to the nearest object of it that they have seen. The *forgetful* one starts every episode from nothing; the
 *remembering* one keeps what it has seen for the whole trial. Both know walls and furniture from the start, so their
 difference is what remembering objects is worth.

@@ -205,7 +205,7 @@ class GridObj(Environment):
         return state
 
     def render_trial(self, trial: TrialRecord) -> np.ndarray:
-        """Return frames of a trial, uint8 [n, H, W, 3]: the object asked for in green, the others in yellow."""
+        """Return frames of a trial, uint8 [n, H, W, 3]: the target object in green, the others in yellow."""
         state = trial.record
 
         def marks(step: int) -> list[render.Mark]:

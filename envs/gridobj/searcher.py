@@ -1,6 +1,6 @@
 """Scripted agents with a memory, which bound what in-context learning is worth on `GridObj`.
 
-Both walk to the nearest cell that they have not seen, until they know where the object asked for lies; then they walk
+Both walk to the nearest cell that they have not seen, until they know where the target object lies; then they walk
 straight to it. The *forgetful* one starts every episode from nothing; the *remembering* one keeps what it has seen for
 the whole trial. Their difference is what a policy can gain by recalling earlier episodes.
 """
@@ -78,7 +78,7 @@ class Searcher:
     ) -> tuple[Seen, jax.Array]:
         """Return equal probabilities for all actions that start a shortest path to a goal, float32 [5].
 
-        The goal is the object asked for if it has been seen, otherwise any of the nearest unseen cells.
+        The goal is the target object if it has been seen, otherwise any of the nearest unseen cells.
 
         Args:
             memory: The memory before this step.

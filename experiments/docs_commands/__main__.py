@@ -109,7 +109,7 @@ class Runner:
         shutil.copytree(ROOT / "experiments" / "results", folder / "experiments" / "results")
         (folder / "relic_jax").symlink_to(ROOT / "relic_jax")
         self._write_original(folder / short.PLACEHOLDERS["CHECKPOINT"])
-        for name, code in pages.files(ROOT / "docs" / "environments.md").items():
+        for name, code in pages.files(ROOT / "docs" / "custom-environments.md").items():
             (folder / name).write_text(code, encoding="utf-8")
 
     def begin(self, page: Path) -> None:

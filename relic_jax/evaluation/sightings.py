@@ -1,4 +1,4 @@
-"""Whether attention reads the earlier steps at which the kind of object asked for was in view.
+"""Whether attention reads the earlier steps at which the target kind was in view.
 
 Each episode asks for a kind of object, the *target kind*. At a *recalling step*, this kind was in view in an earlier
 episode of the trial, but not yet in the current one, so the policy can know its place only from memory. For these
