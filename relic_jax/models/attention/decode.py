@@ -23,7 +23,7 @@ from relic_jax.models.kv_formats import Slots
 
 try:
     from jax.experimental.pallas import triton
-except ImportError:  # deprecated since jax 0.11; docs/speed.md states why the kernel stays
+except ImportError:  # deprecated since jax 0.11; docs/kernels.md states why the kernel stays
     triton = None  # type: ignore[assignment]
 
 NUMBERS = 2048
