@@ -236,24 +236,32 @@ def value(words: list[str] | tuple[str, ...], option: str) -> str | None:
 def needed_runs(words: tuple[str, ...], folder: Path) -> list[tuple[str, ...]]:
     """Return the commands that create the missing runs in `folder` that a command reads.
 
-    With --learning, a run without evaluations during training counts as missing.
+    With --learning, a run without evaluations during training counts as missing; with --training, one without episodes.
     """
-    file = "evaluations.jsonl" if "--learning" in words else "config.json"
     found = []
     written = {value(words, "--to"), value(words, "--save")}
     for word in dict.fromkeys(words):
         match = re.fullmatch(r"runs/([\w.-]+)(/checkpoints/STEP)?", word)
-        if not match or word in written or (folder / "runs" / match[1] / file).exists():
+        if not match or word in written or _serves(words, folder / "runs" / match[1]):
             continue
         name = match[1]
         preset, _, seed = name.rpartition("-seed")
         line = ["relic-jax", "train", *((preset, "--seed", seed) if preset in presets.PRESETS else ("darkroom-smoke",))]
         # More than one episode of Darkroom.
-        steps: tuple[str, ...] = () if preset in presets.PRESETS else ("--trial.steps", "104")
+        short = preset in presets.PRESETS and "--training" not in words
+        steps: tuple[str, ...] = () if short else ("--trial.steps", "104")
         steps += CURRICULUM if preset in presets.PRESETS and presets.PRESETS[preset].config.curriculum.option else ()
         learning = LEARNING if "--learning" in words else ()
         found.append((*line, "--name", name, *NETWORK, *TRAIN, *_pretraining(line[2]), *steps, *learning))
     return found
+
+
+def _serves(words: tuple[str, ...], run: Path) -> bool:
+    """Return whether a run exists and has what a command reads from it."""
+    if "--training" in words:
+        metrics = run / "metrics.jsonl"
+        return metrics.exists() and '"return"' in metrics.read_text(encoding="utf-8")
+    return (run / ("evaluations.jsonl" if "--learning" in words else "config.json")).exists()
 
 
 def with_newest_checkpoint(words: tuple[str, ...], folder: Path) -> tuple[str, ...]:
