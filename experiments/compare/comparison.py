@@ -40,6 +40,7 @@ class Row:
         gap: Optimality gap of the same scores. None without references.
         improvement: Probability that a run of this method is better than one of the baseline. None: the baseline.
         speed: Environment steps to 80% of optimal. None without evaluations during training or an optimal return.
+        by_seed: Means of the later episodes of each seed, in the order of its runs.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Row:
     gap: Interval | None
     improvement: Interval | None
     speed: LearningSpeed | None
+    by_seed: tuple[float, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,13 +169,19 @@ def _row(method: Method, results: Sequence[RunResult], scores: Mapping[str, np.n
     return Row(
         name=method.name,
         seeds=len(results),
-        first=interval(aggregates.mean, np.stack([result.first for result in results])),
-        later=interval(aggregates.mean, np.stack([result.later for result in results])),
+        first=_mean(np.stack([result.first for result in results])),
+        later=_mean(np.stack([result.later for result in results])),
         iqm=interval(aggregates.iqm, own if is_normalized else measure.sign * own),
         gap=interval(aggregates.optimality_gap, own) if is_normalized else None,
         improvement=None if others is None else interval(aggregates.probability_of_improvement, own, others),
         speed=learning_speed(known) if len(known) == len(learning) else None,
+        by_seed=tuple(float(result.later.mean()) for result in results),
     )
+
+
+def _mean(values: np.ndarray) -> Interval:
+    """Return the mean of values [seeds, tasks] with its interval, Student's over seeds if there is one "task"."""
+    return aggregates.student_interval(values[:, 0]) if values.shape[1] == 1 else interval(aggregates.mean, values)
 
 
 def _header(comparison: Comparison) -> list[str]:
@@ -211,8 +219,8 @@ def _notes(comparison: Comparison) -> list[str]:
     lines = ["; ".join([about, *_references(comparison)]) + "."]
     intervals = "95% bootstrap intervals over seeds and tasks."
     if len(comparison.results[0][0].later) < protocol.tasks:
-        why = "(recorded runs keep no values by task), which are too narrow with few seeds"
-        intervals = f"95% bootstrap intervals over seeds only {why}."
+        why = "recorded runs keep no values by task"
+        intervals = f"95% intervals over seeds only ({why}): Student's for means, bootstrap (too narrow) for the rest."
     lines.append(f"{_scores_note(comparison)}{intervals} {_seeds_note(comparison)}".rstrip())
     if any(row.speed is not None for row in comparison.rows):
         what = f"Environment steps until the return of the later episodes reaches a normalized score of {THRESHOLD:g}"
@@ -272,6 +280,7 @@ def _numbers(row: Row, method: Method) -> dict[str, Any]:
         ends = ("", "", "") if value is None else (f"{x:.6g}" if abs(x) < 1e5 else f"{x:.0f}" for x in value)
         found |= dict(zip((name, f"{name}_low", f"{name}_high"), ends, strict=True))
     found |= {"reached_80": "" if speed is None else speed.reached, "steps_limit": "" if speed is None else speed.limit}
+    found["later_by_seed"] = " ".join(f"{x:.4g}" for x in row.by_seed)
     return found | {"runs": " ".join(run.name for run in method.runs)}
 
 
