@@ -48,7 +48,7 @@ class TrainCommand:
     config."""
     extend_to: int | None = None
     """With --resume: the new total of environment steps, also for a finished run. The schedules of the learning rate
-    and of the entropy bonus are those of a run of this length."""
+    and of the losses' weights are those of a run of this length."""
     trust: bool = False
     """With --resume: run the environment and the workers that the run's config names, even if another user made the
     run. They can be any program."""

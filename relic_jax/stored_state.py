@@ -16,8 +16,8 @@ from relic_jax.types import PyTree
 def compact(state: TrainState, first: Callable[[Any], Any] = lambda length: length[0]) -> TrainState:
     """Convert a state to its stored form.
 
-    Fields of an environment or of a policy input that are None are left out, and the length of the memory, which is
-    equal for all environments, is one number.
+    Fields of an environment, of a policy input or of a curriculum that are None are left out, and the length of the
+    memory, which is equal for all environments, is one number.
 
     Args:
         state: The state, or a tree of the same structure.
@@ -29,7 +29,8 @@ def compact(state: TrainState, first: Callable[[Any], Any] = lambda length: leng
 
     trajectory = replace(state.trajectory, inputs=fields(state.trajectory.inputs))
     memory: Any = {**fields(state.memory), "length": first(state.memory.length)}
-    return replace(state, trial=fields(state.trial), trajectory=trajectory, memory=memory)
+    curriculum: Any = state.curriculum and fields(state.curriculum)
+    return replace(state, trial=fields(state.trial), trajectory=trajectory, memory=memory, curriculum=curriculum)
 
 
 def expanded(state: TrainState, like: TrainState, shardings: TrainState) -> TrainState:
@@ -50,7 +51,9 @@ def expanded(state: TrainState, like: TrainState, shardings: TrainState) -> Trai
     length = jnp.full(like.memory.length.shape, stored["length"], jnp.int32)
     length = jax.device_put(length, shardings.memory.length)
     memory = record({**stored, "length": length}, type(like.memory))
-    return replace(state, trial=trial, trajectory=replace(state.trajectory, inputs=inputs), memory=memory)
+    curriculum = state.curriculum and record(state.curriculum, type(like.curriculum))
+    trajectory = replace(state.trajectory, inputs=inputs)
+    return replace(state, trial=trial, trajectory=trajectory, memory=memory, curriculum=curriculum)
 
 
 def without_params(state: TrainState) -> dict[str, Any]:

@@ -28,6 +28,9 @@ class CurriculumConfig:
     threshold: float = 0.1
     """Gain that the running mean at the current rung must exceed. The gain of a trial is the mean return of its
     episodes from number `later` on, minus the return of its first episode."""
+    standard_errors: float = 0.0
+    """Number of standard errors of the running mean that are subtracted from it before it is compared with `threshold`.
+    0: none. Where gains of trials vary much, 2 or 3 keep chance from raising the rung."""
     window: int = 256
     """Number of trials over which the running mean of the gain averages, and that a rung needs before the next one."""
     later: int = 3
@@ -40,6 +43,7 @@ class CurriculumConfig:
         for index, value in enumerate(self.values):
             check_value(f"curriculum.values[{index}]", value)
         require(0 <= self.easier < 1, "curriculum.easier", self.easier, "0 or more, less than 1")
+        require(self.standard_errors >= 0, "curriculum.standard_errors", self.standard_errors, "0 or more")
         check_positive(self, "curriculum", "window")
         require(self.later >= 2, "curriculum.later", self.later, "2 or more")
         ordered = list(self.starts) == sorted(set(self.starts)) and all(0 < start < 1 for start in self.starts)

@@ -51,12 +51,20 @@ class CurriculumState(struct.PyTreeNode):
         gain: float32 [R], running mean of the gain of each rung's trials. 0 before the first one.
         trials: int32 [R], number of trials in that mean, at most `CurriculumConfig.window`.
         running: the running trials.
+        variance: float32 [R], running variance of the gain over the same trials. None without
+            `CurriculumConfig.standard_errors`.
     """
 
     rung: jax.Array
     gain: jax.Array
     trials: jax.Array
     running: RunningTrials
+    variance: jax.Array | None = None
+
+    @property
+    def standard_error(self) -> jax.Array | None:
+        """Standard error of `gain`, float32 [R]. None without a variance."""
+        return None if self.variance is None else jnp.sqrt(self.variance / jnp.maximum(self.trials - 1, 1))
 
 
 class Rungs(NamedTuple):
@@ -140,12 +148,13 @@ def rungs_of(config: CurriculumConfig, env: Environment) -> tuple[Rungs | None, 
     return rungs, jax.tree.map(lambda *parts: np.concatenate(parts), *tasks)
 
 
-def initial_curriculum(rungs: Rungs, environments: int) -> CurriculumState:
+def initial_curriculum(config: CurriculumConfig, rungs: Rungs, environments: int) -> CurriculumState:
     """Return the state before the first trial: all trials have the easiest value."""
     count = len(rungs.values)
     running = new_trials(jnp.zeros((environments,), jnp.int32))
     rung, trials = jnp.zeros((), jnp.int32), jnp.zeros((count,), jnp.int32)
-    return CurriculumState(rung, jnp.zeros((count,), jnp.float32), trials, running)
+    variance = jnp.zeros((count,), jnp.float32) if config.standard_errors else None
+    return CurriculumState(rung, jnp.zeros((count,), jnp.float32), trials, running, variance)
 
 
 def new_trials(rung: jax.Array) -> RunningTrials:
@@ -187,7 +196,7 @@ def count_episodes(running: RunningTrials, ended: jax.Array, episode_return: jax
 
 
 def with_gains(state: CurriculumState, later: int, window: int, total: OverDevices) -> CurriculumState:
-    """Add the gains of finished trials to the running means.
+    """Add the gains of finished trials to the running means, and to the running variances if there are any.
 
     A trial's gain is the mean return of its later episodes minus that of the first. Trials without later episodes are
     left out. The mean is exact up to `window` trials. From then on a trial has the weight 1 / window, which is an
@@ -206,8 +215,12 @@ def with_gains(state: CurriculumState, later: int, window: int, total: OverDevic
     count, gains = total((is_in.sum(0, dtype=jnp.int32), jnp.where(is_in, gain[:, None], 0.0).sum(0)))
     trials = jnp.minimum(state.trials + count, window)
     weight = count / jnp.maximum(jnp.maximum(trials, count), 1)
-    mean = state.gain + weight * (gains / jnp.maximum(count, 1) - state.gain)
-    return state.replace(gain=mean, trials=trials)
+    new, variance = gains / jnp.maximum(count, 1), state.variance
+    mean = state.gain + weight * (new - state.gain)
+    if variance is not None:  # that of a mixture of the trials before and the new ones
+        squares = total(jnp.where(is_in, (gain[:, None] - new) ** 2, 0.0).sum(0)) / jnp.maximum(count, 1)
+        variance = (1 - weight) * (variance + weight * (new - state.gain) ** 2) + weight * squares
+    return state.replace(gain=mean, trials=trials, variance=variance)
 
 
 def next_rung(config: TrainConfig, state: CurriculumState, env_steps: StepCount) -> jax.Array:
@@ -216,9 +229,12 @@ def next_rung(config: TrainConfig, state: CurriculumState, env_steps: StepCount)
     if curriculum.mode == "schedule":
         starts = curriculum.starts or [index / count for index in range(1, count)]
         steps = [math.ceil(start * config.total_steps) for start in starts]
-        return sum((~env_steps.is_before(step)).astype(jnp.int32) for step in steps) + jnp.zeros((), jnp.int32)
+        begun = sum((~env_steps.is_before(step)).astype(jnp.int32) for step in steps)
+        return jnp.maximum(state.rung, begun)  # a run that is extended keeps its rung
+    error = state.standard_error
+    gain = state.gain if error is None else state.gain - curriculum.standard_errors * error
     enough = state.trials[state.rung] >= curriculum.window
-    rises = enough & (state.gain[state.rung] > curriculum.threshold) & (state.rung < count - 1)
+    rises = enough & (gain[state.rung] > curriculum.threshold) & (state.rung < count - 1)
     return state.rung + rises.astype(jnp.int32)
 
 
@@ -259,12 +275,13 @@ def curriculum_metrics(rungs: Rungs, state: CurriculumState, mean: OverDevices) 
 
     Returns:
         `curriculum/rung`, the number of the present rung from 1; `curriculum/share/VALUE`, the share of the running
-        trials; `curriculum/gain/VALUE`, the running mean of the gain, NaN before the first trial.
+        trials; `curriculum/gain/VALUE`, the running mean of the gain, and with a variance `curriculum/error/VALUE`,
+        its standard error, NaN before the first trial.
     """
-    gain = jnp.where(state.trials > 0, state.gain, jnp.nan)
-    share = mean(jax.nn.one_hot(state.running.rung, len(rungs.values)).mean(0))
+    measured = {"gain": state.gain, "error": state.standard_error}
+    values = {name: jnp.where(state.trials > 0, x, jnp.nan) for name, x in measured.items() if x is not None}
+    values = {"share": mean(jax.nn.one_hot(state.running.rung, len(rungs.values)).mean(0)), **values}
     return {
         "curriculum/rung": (state.rung + 1).astype(jnp.float32),
-        **{f"curriculum/share/{value}": share[index] for index, value in enumerate(rungs.values)},
-        **{f"curriculum/gain/{value}": gain[index] for index, value in enumerate(rungs.values)},
+        **{f"curriculum/{name}/{value}": x[i] for name, x in values.items() for i, value in enumerate(rungs.values)},
     }

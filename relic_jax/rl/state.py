@@ -178,7 +178,8 @@ def init_state(setup: Setup) -> TrainState:
     cfg = setup.config
     params_key, trial_key, key = jax.random.split(jax.random.key(cfg.seed), 3)
     params = setup.policy.init(params_key)
-    curriculum = None if setup.rungs is None else initial_curriculum(setup.rungs, setup.local_environments)
+    environments, rungs = setup.local_environments, setup.rungs
+    curriculum = None if rungs is None else initial_curriculum(cfg.curriculum, rungs, environments)
     trial = new_trial(setup, trial_key, curriculum)
     return TrainState(
         params=params,
@@ -188,7 +189,7 @@ def init_state(setup: Setup) -> TrainState:
         segment=jnp.zeros((), jnp.int32),
         trial=trial,
         trajectory=empty_trajectory(setup, params, trial),
-        memory=setup.policy.initial_memory(setup.local_environments, cfg.trial.steps),
+        memory=setup.policy.initial_memory(environments, cfg.trial.steps),
         curriculum=curriculum,
         teacher=new_teacher_memory(setup),
     )

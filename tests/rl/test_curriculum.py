@@ -21,7 +21,8 @@ from relic_jax.rl.population import Population, common_config
 from relic_jax.rl.runner import compile_chunk
 from relic_jax.rl.state import init_state, make_setup
 from relic_jax.rl.steps import StepCount
-from relic_jax.rl.train import prepare, restore, train
+from relic_jax.rl.train import prepare, restore, save, train
+from relic_jax.stored_state import compact
 from relic_jax.tracking import Console
 
 pytestmark = pytest.mark.usefixtures("compile_once")
@@ -31,8 +32,8 @@ ARMS = CurriculumConfig(option="arms", values=(2, 3, 5), easier=0.5, threshold=-
 PER_UPDATE = 64
 
 
-def state_of(rung=0, rungs=(0, 0), gain=(0.0, 0.0), trials=(0, 0), episodes=0, first=0.0, later=0.0):
-    count = len(rungs)
+def state_of(rung=0, rungs=(0, 0), gain=(0.0, 0.0), trials=(0, 0), episodes=0, first=0.0, later=0.0, variance=None):
+    count, variance = len(rungs), variance and jnp.asarray(variance)
 
     def full(value, dtype):
         return jnp.broadcast_to(jnp.asarray(value, dtype), (count,))
@@ -40,7 +41,7 @@ def state_of(rung=0, rungs=(0, 0), gain=(0.0, 0.0), trials=(0, 0), episodes=0, f
     running = cur.RunningTrials(
         jnp.asarray(rungs), full(episodes, jnp.int32), full(first, jnp.float32), full(later, jnp.float32)
     )
-    return cur.CurriculumState(jnp.asarray(rung), jnp.asarray(gain), jnp.asarray(trials), running)
+    return cur.CurriculumState(jnp.asarray(rung), jnp.asarray(gain), jnp.asarray(trials), running, variance)
 
 
 def alone(tree):
@@ -79,6 +80,41 @@ def test_the_running_mean_is_exact_up_to_the_window_and_exponential_after_it():
     np.testing.assert_array_equal(state.trials, [1, 4])
 
 
+def test_the_running_variance_is_that_of_the_same_trials():
+    random = np.random.default_rng(0)
+    state, seen = state_of(gain=[0.0], trials=[0], variance=[0.0]), []
+    for count in (3, 1, 4):
+        gains = random.normal(50.0, 2.5, count).astype(np.float32)
+        seen.extend(gains)
+        new = state_of(rungs=[0] * count, episodes=3, later=gains).running
+        state = cur.with_gains(state.replace(running=new), 3, 8, alone)
+        np.testing.assert_allclose(state.gain, [np.mean(seen)], rtol=1e-5)
+        np.testing.assert_allclose(state.variance, [np.var(seen)], rtol=1e-3)
+    np.testing.assert_allclose(state.standard_error, [np.std(seen, ddof=1) / np.sqrt(8)], rtol=1e-3)
+    none = state_of(rungs=[0] * 4, episodes=2).running
+    found = cur.with_gains(state.replace(running=none), 3, 8, alone)  # trials without later episodes
+    np.testing.assert_array_equal(found.variance, state.variance)
+
+
+@pytest.mark.parametrize(("errors", "expected"), [(0.0, 1), (1.0, 1), (3.0, 0)])
+def test_chance_does_not_raise_the_rung_with_standard_errors(errors, expected):
+    """The gains of 257 trials have a standard deviation of 2.5, so the standard error of their mean is 2.5 / 16."""
+    config = TrainConfig(curriculum=CurriculumConfig("arms", threshold=0.1, standard_errors=errors))
+    variance = [2.5**2, 0.0] if errors else None
+    state = state_of(gain=[0.3, 0.0], trials=[257, 0], variance=variance)
+    assert cur.next_rung(config, state, StepCount.of(0)) == expected
+
+
+def test_a_checkpoint_has_the_variance_of_a_rule_that_reads_it(config, tmp_path):
+    for errors, names in ((0.0, set()), (2.0, {"variance"})):
+        curriculum = dataclasses.replace(ARMS, standard_errors=errors)
+        setup = prepare(dataclasses.replace(config, devices=1, curriculum=curriculum), make("probe-bandit"))
+        state, progress = restore(setup, tmp_path / "none")
+        assert compact(state).curriculum.keys() == {"rung", "gain", "trials", "running"} | names
+        save(setup, tmp_path / str(errors), state, progress)
+        assert arrays(restore(setup, tmp_path / str(errors))[0]) == arrays(state)
+
+
 @pytest.mark.parametrize(
     ("rung", "gain", "trials", "expected"),
     [
@@ -104,6 +140,7 @@ def test_a_schedule_raises_the_rung_at_fixed_fractions_of_the_run(starts, expect
     state = state_of(gain=(0.0, 0.0, 0.0), trials=(0, 0, 0))
     found = {steps: int(cur.next_rung(config, state, StepCount.of(steps))) for steps in expected}
     assert found == expected
+    assert cur.next_rung(config, state.replace(rung=jnp.asarray(1)), StepCount.of(0)) == 1, "a run that is extended"
 
 
 def test_easier_rungs_have_their_share():
