@@ -79,7 +79,8 @@ def envs_main(arguments: Sequence[str]) -> None:
     if description.observation_names:
         print(f"observation: {', '.join(description.observation_names)}")
     for option, values in env.rungs.items():
-        print(f"curriculum.option {option}: {', '.join(map(str, values))}, from easy to hard")
+        if values:
+            print(f"curriculum.option {option}: {', '.join(map(str, values))}, from easy to hard")
     for split, line in found.items():
         optimal = "no expert" if line["optimal"] is None else f"optimal {line['optimal']:.4g}"
         print(f"{split}: {optimal}, random {line['random']:.3g} (mean return per episode)")

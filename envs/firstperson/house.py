@@ -362,9 +362,9 @@ class HouseNav(VisualEnvironment):
 
     @property
     def rungs(self) -> Mapping[str, tuple[int | str, ...]]:
-        """The numbers of categories that a trial can ask for, up to `asked`. None if the tasks already have several."""
+        """The numbers of categories that a trial can ask for, up to `asked`. () if the tasks already have several."""
         if isinstance(self.asked, tuple):
-            return {}
+            return {"asked": ()}
         return {"asked": tuple(range(1, (self.asked or self.config.categories) + 1))}
 
     def rung_tasks(self, option: str, value: int | str) -> np.ndarray:

@@ -249,9 +249,9 @@ class GridObj(Environment):
 
     @property
     def rungs(self) -> Mapping[str, tuple[int | str, ...]]:
-        """The numbers of kinds that a trial can ask for, up to `asked`. None if the tasks already have several."""
+        """The numbers of kinds that a trial can ask for, up to `asked`. () if the tasks already have several."""
         if isinstance(self.asked, tuple):
-            return {}
+            return {"asked": ()}
         return {"asked": tuple(range(1, (self.asked or self.kinds) + 1))}
 
     def rung_tasks(self, option: str, value: int | str) -> GridObjTask:

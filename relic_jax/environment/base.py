@@ -205,7 +205,7 @@ class Environment:
     def rungs(self) -> Mapping[str, tuple[int | str, ...]]:
         """Values of task options from easy to hard, by option, which a curriculum can draw for each trial.
 
-        The tasks of `tasks` have the hardest value. Default: none.
+        The tasks of `tasks` have the hardest value. () if the tasks have several values already. Default: none.
         """
         return {}
 

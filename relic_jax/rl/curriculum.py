@@ -18,6 +18,7 @@ from flax import struct
 
 from relic_jax.config import CurriculumConfig, TrainConfig
 from relic_jax.environment.base import Environment, num_tasks
+from relic_jax.environment.episode_length import has_fixed_length
 from relic_jax.rl.steps import StepCount
 from relic_jax.shards import WHOLE, Shard
 from relic_jax.types import PyTree
@@ -91,11 +92,7 @@ def check_curriculum(config: TrainConfig, env: Environment) -> None:
     curriculum, name = config.curriculum, repr(config.env.name)
     if curriculum.option is None:
         return
-    options = env.rungs
-    allowed = f"None in {name}, which has no task option that a curriculum can vary"
-    allowed = f"{', '.join(map(repr, options))} in {name}, or None" if options else allowed
-    require(curriculum.option in options, "curriculum.option", curriculum.option, allowed)
-    known = [str(value) for value in options[curriculum.option]]
+    known = _known_values(config, env)
     wanted = [known.index(str(value)) if str(value) in known else -1 for value in curriculum.values or known]
     ordered = len(wanted) > 1 and -1 not in wanted and wanted == sorted(set(wanted))
     allowed = f"() or two or more of {', '.join(known)}, in this order, for {curriculum.option!r} in {name}"
@@ -103,12 +100,35 @@ def check_curriculum(config: TrainConfig, env: Environment) -> None:
     count = len(wanted) - 1
     allowed = f"{count} fractions, one for each rung after the first, or ()"
     require(len(curriculum.starts) in (0, count), "curriculum.starts", curriculum.starts, allowed)
-    episodes = config.trial.steps // env.horizon
-    allowed = f"2 … {episodes}: a trial of {config.trial.steps:,} steps surely has {episodes} episodes in {name}"
-    allowed = allowed if episodes >= 2 else f"with mode 'schedule' only: {allowed.partition(': ')[2]}"
-    measured = curriculum.mode == "schedule" or curriculum.later <= episodes
-    require(measured, "curriculum.later", curriculum.later, allowed)
+    if curriculum.mode == "gain":
+        _check_trial_steps(config, env)
     _check_tasks(curriculum.option, _values(curriculum, env), env)
+
+
+def _known_values(config: TrainConfig, env: Environment) -> list[str]:
+    """Return the values of the curriculum's option, as text. Raises ConfigError if there are not two or more."""
+    option, options, name = config.curriculum.option or "", env.rungs, repr(config.env.name)
+    allowed = f"None in {name}, which has no task option that a curriculum can vary"
+    allowed = f"{', '.join(map(repr, options))} in {name}, or None" if options else allowed
+    require(option in options, "curriculum.option", option, allowed)
+    known = [str(value) for value in options[option]]
+    if option in config.env.options:  # it fixes the hardest value, or all of them
+        allowed = f"one number, 2 or more, or None with curriculum.option {option!r}"
+        require(len(known) > 1, f"env.{option}", config.env.options[option], allowed)
+    allowed = f"an option with two or more values in {name}; its values are {known}"
+    require(len(known) > 1, "curriculum.option", option, allowed)
+    return known
+
+
+def _check_trial_steps(config: TrainConfig, env: Environment) -> None:
+    """Raise ConfigError if no trial can be long enough for a later episode."""
+    later, steps = config.curriculum.later, config.trial.steps
+    if steps >= later * env.horizon:
+        return
+    shortest = env.horizon if has_fixed_length(env) else 1
+    lasts = f"every episode lasts {env.horizon:,} steps in {config.env.name!r}" if shortest > 1 else "one step each"
+    allowed = f"{later * shortest:,} or more for the {later} episodes of curriculum.later ({lasts}), or curriculum.mode"
+    require(steps >= later * shortest, "trial.steps", steps, f"{allowed} 'schedule'")
 
 
 def _check_tasks(option: str, values: tuple[int | str, ...], env: Environment) -> None:

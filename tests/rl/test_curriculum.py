@@ -178,7 +178,7 @@ def test_tasks_of_a_rung_ask_for_the_first_kinds_of_the_same_layouts():
     targets = jax.vmap(lambda key: env.reset(key, task)[0].target)(jax.random.split(jax.random.key(0), 50))
     assert set(targets.tolist()) == set(two.asked[5, :2].tolist())
     assert make(EnvConfig("gridobj-9", options={"asked": 3})).rungs == {"asked": (1, 2, 3)}
-    assert make(EnvConfig("gridobj-9", options={"asked": "1,2"})).rungs == {}
+    assert make(EnvConfig("gridobj-9", options={"asked": "1,2"})).rungs == {"asked": ()}
     assert repeated(env, 2).rungs == env.rungs and repeated(env, 2).rung_tasks("asked", 2).asked.shape == (10_000, 6)
 
 
@@ -330,8 +330,8 @@ def test_runs_of_one_program_have_their_own_curricula(config):
         ("probe-bandit", {"values": (2, 2, 3)}, r"values is \(2, 2, 3\); allowed"),
         ("probe-bandit", {"values": (2,)}, r"values is \(2,\); allowed: \(\) or two or more"),
         ("probe-bandit", {"option": None}, r"values is \(2, 3, 5\); allowed: \(\) without an option"),
-        ("probe-bandit", {"later": 17}, r"later is 17; allowed: 2 … 16: a trial of 64 steps surely has 16 episodes"),
         ("probe-bandit", {"later": 1}, r"later is 1; allowed: 2 or more"),
+        ("probe-bandit", {"standard_errors": -1.0}, r"standard_errors is -1.0; allowed: 0 or more"),
         ("probe-bandit", {"window": 0}, r"window is 0; allowed: more than 0"),
         ("probe-bandit", {"easier": 1.0}, r"easier is 1.0; allowed: 0 or more, less than 1"),
         ("probe-bandit", {"starts": (0.5,)}, r"starts is \(0.5,\); allowed: \(\) with curriculum.mode 'gain'"),
@@ -347,6 +347,46 @@ def test_a_curriculum_that_does_not_fit_is_refused_in_one_line(tiny, env, change
     with pytest.raises(ConfigError, match=rf"^curriculum\.{message}") as error:
         prepare(config, make(env))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("env", "later", "message"),
+    [
+        (
+            EnvConfig("probe-bandit"),
+            17,
+            r"trial.steps is 64; allowed: 68 or more for the 17 episodes of curriculum.later \(every episode lasts 4 "
+            r"steps in 'probe-bandit'\), or curriculum.mode 'schedule'",
+        ),
+        (EnvConfig("probe-bandit"), 16, None),
+        (EnvConfig("gridobj-9"), 3, None),  # episodes end within 60 steps
+        (
+            EnvConfig("gridobj-9"),
+            65,
+            r"trial.steps is 64; allowed: 65 or more for the 65 episodes .* \(one step each\)",
+        ),
+        (EnvConfig("gridobj-9", options={"asked": 1}), 3, "env.asked is 1; allowed: one number, 2 or more, or None"),
+        (EnvConfig("gridobj-9", options={"asked": "1,2"}), 3, "env.asked is '1,2'; allowed: one number, 2 or more"),
+    ],
+)
+def test_trials_and_tasks_that_cannot_show_a_gain_are_refused(tiny, env, later, message):
+    option = "arms" if env.name == "probe-bandit" else "asked"
+    config = dataclasses.replace(tiny(), env=env, curriculum=CurriculumConfig(option, later=later))
+    if message is None:
+        return cur.check_curriculum(config, make(env))
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        cur.check_curriculum(config, make(env))
+    scheduled = dataclasses.replace(config.curriculum, mode="schedule")
+    if message.startswith("trial"):
+        cur.check_curriculum(dataclasses.replace(config, curriculum=scheduled), make(env))
+
+
+def test_an_option_with_one_value_is_refused(tiny):
+    class One(type(make("probe-bandit"))):
+        rungs = property(lambda self: {"arms": (5,)})
+
+    with pytest.raises(ConfigError, match=r"^curriculum.option is 'arms'; allowed: .* two or more values in 'probe-"):
+        cur.check_curriculum(tiny(env="probe-bandit", curriculum=CurriculumConfig("arms")), One())
 
 
 @pytest.mark.parametrize(
