@@ -89,6 +89,7 @@ class HouseNav(VisualEnvironment):
     ends_in_time = True
     can_relabel = True
     ending_actions = (STOP,)
+    without_labels = "labels what can be recalled only with env.view 'symbols' and env.pose 'house' or 'dock'"
 
     name: str
     config: HouseConfig = dataclasses.field(default_factory=HouseConfig)

@@ -213,6 +213,9 @@ class Environment:
         """Return the training tasks with a value of an option in `rungs`: as `tasks("train")`, but for their number."""
         raise NotImplementedError
 
+    without_labels = "labels nothing that can be recalled"
+    """What an environment without `recall_classes` does, for errors: "NAME, which labels nothing …"."""
+
     @property
     def recall_classes(self) -> tuple[int, ...]:
         """Number of classes of each answer in `recall_labels`. Default: (), there are no labels."""

@@ -91,6 +91,11 @@ class Wrapper(Environment):
         """The numbers of classes of the wrapped environment's labels."""
         return self.env.recall_classes
 
+    @property
+    def without_labels(self) -> str:  # type: ignore[override]
+        """The text of the wrapped environment."""
+        return self.env.without_labels
+
     def recall_labels(self, observations: PyTree) -> tuple[jax.Array, jax.Array]:
         """Return the labels of the wrapped environment."""
         return self.env.recall_labels(observations)

@@ -52,7 +52,7 @@ def check_pretraining(config: TrainConfig, env: Environment) -> None:
         return
     name = repr(config.env.name)
     labelled = bool(classes or pretrain.action_coef)
-    missing = "has no scripted agent to record" if labelled else "labels nothing that can be recalled"
+    missing = "has no scripted agent to record" if labelled else env.without_labels
     missing = "is stepped by worker processes" if env.on_host else missing
     possible = bool(labelled and agents and not env.on_host)
     require(possible, "pretrain.steps", pretrain.steps, f"0 in {name}, which {missing}")

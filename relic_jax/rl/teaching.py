@@ -32,7 +32,7 @@ def check_teaching(config: TrainConfig, env: Environment) -> None:
     newest = ppo.last_update == "partial" or config.trial.updates == 1
     allowed = f"'partial' with {field} (the labels of a teacher are kept for one segment)"
     require(newest, "ppo.last_update", ppo.last_update, allowed)
-    allowed = f"'all' in {name}, which labels nothing that can be recalled"
+    allowed = f"'all' in {name}, which {env.without_labels}"
     require(ppo.teacher_where == "all" or bool(env.recall_classes), "ppo.teacher_where", ppo.teacher_where, allowed)
 
 

@@ -126,7 +126,7 @@ def check_recall(config: TrainConfig, env: Environment) -> None:
     if not ppo.recall_coef and not ppo.recall_coef_final:
         return
     field = "ppo.recall_coef" if ppo.recall_coef else "ppo.recall_coef_final"
-    allowed = f"0 in {config.env.name!r}, which labels nothing that can be recalled"
+    allowed = f"0 in {config.env.name!r}, which {env.without_labels}"
     require(bool(classes), field, ppo.recall_coef or ppo.recall_coef_final, allowed)
     allowed = f"{classes} with {field} in {config.env.name!r}"
     require(config.policy.recall == classes, "policy.recall", config.policy.recall, allowed)

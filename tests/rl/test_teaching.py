@@ -131,7 +131,8 @@ def test_the_memory_of_the_teacher_is_saved_and_split_over_devices(data, tmp_pat
         ),
         (
             changed(dataclasses.replace(CONFIG, env=EnvConfig("house-objnav-small")), teacher_where="recall"),
-            "ppo.teacher_where is 'recall'; allowed: 'all' in 'house-objnav-small', which labels nothing",
+            "ppo.teacher_where is 'recall'; allowed: 'all' in 'house-objnav-small', which labels what can be "
+            "recalled only with env.view 'symbols' and env.pose 'house' or 'dock'",
         ),
     ],
 )
