@@ -36,7 +36,7 @@ from relic_jax.experiments.arguments import find_env, parse_env
 from relic_jax.experiments.folders import origin
 from relic_jax.files import write_atomically
 from relic_jax.loading import SHIPPED, LoadedPolicy, is_export, load_policy, pretrained
-from relic_jax.spaces import Spaces, image_mask, spaces_of, spaces_to_json
+from relic_jax.spaces import Spaces, differences, image_mask, spaces_of, spaces_to_json
 
 GIF_FRAMES_PER_SECOND = 20.0
 
@@ -133,10 +133,11 @@ def check_fits(policy: LoadedPolicy, env: Environment) -> None:
         {part: spaces_to_json(x)[part] for part in ("observation", "action")} for x in (spaces, policy.spaces)
     )
     if given != allowed:
-        raise ConfigError(f"{field}, whose spaces are {given}; allowed: the policy's, {allowed}")
-    own, limit = (np.array([x.low, x.high], float) for x in (spaces, policy.spaces))
-    if own.shape != limit.shape or (own[0] < limit[0]).any() or (own[1] > limit[1]).any():
-        ranges = f"{_numbers(own[0])} … {_numbers(own[1])}"
+        own, wanted = differences(spaces, policy.spaces)
+        raise ConfigError(f"{field}, whose spaces are {own}; allowed: the policy's, {wanted}")
+    bounds, limit = (np.array([x.low, x.high], float) for x in (spaces, policy.spaces))
+    if bounds.shape != limit.shape or (bounds[0] < limit[0]).any() or (bounds[1] > limit[1]).any():
+        ranges = f"{_numbers(bounds[0])} … {_numbers(bounds[1])}"
         allowed_range = f"{_numbers(limit[0])} … {_numbers(limit[1])}"
         raise ConfigError(
             f"{field}, whose observations range over {ranges}; allowed: within the policy's, {allowed_range}"

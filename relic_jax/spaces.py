@@ -105,6 +105,26 @@ def spaces_to_json(spaces: Spaces) -> dict[str, Any]:
     }
 
 
+def differences(a: Spaces, b: Spaces) -> tuple[str, str]:
+    """Return as text what the observations and actions of each spaces have that those of the other do not."""
+    left, right = _entries(a), _entries(b)
+    names = [name for name in {**left, **right} if left.get(name) != right.get(name)]
+
+    def text(entries: dict[str, str]) -> str:
+        found = [f"{name} {entries[name]}" for name in names if name in entries]
+        return ", ".join(found) or f"without {', '.join(names)}"
+
+    return text(left), text(right)
+
+
+def _entries(spaces: Spaces) -> dict[str, str]:
+    """Return the arrays of an observation, and the actions, as text by their names."""
+    leaves = jax.tree_util.tree_leaves_with_path(spaces.observation)
+    kinds = {True: "image ", False: ""}
+    found = {jax.tree_util.keystr(path): f"{kinds[isinstance(x, Image)]}{x.dtype}{list(x.shape)}" for path, x in leaves}
+    return {f"observation{name}": x for name, x in found.items()} | {"action": str(spaces_to_json(spaces)["action"])}
+
+
 def spaces_from_json(data: dict[str, Any]) -> Spaces:
     """Convert JSON values to spaces, the inverse of `spaces_to_json`.
 

@@ -234,6 +234,20 @@ def test_an_environment_that_a_config_names_but_the_policy_does_not_fit_is_refus
         refused([folder], f"env is '{env}'", said)
 
 
+def test_only_what_differs_between_spaces_is_printed(refused):
+    for pose, said in (
+        (
+            "dock",
+            "whose spaces are observation['square'] float32[46]; allowed: the policy's, observation['square'] float32",
+        ),
+        (
+            "episode",
+            "whose spaces are without observation['square']; allowed: the policy's, observation['square'] float",
+        ),
+    ):
+        refused(["--pretrained", "house-symbols-small", "--env.pose", pose], f"env is 'house-objnav-small', {said}")
+
+
 def test_an_evaluation_that_no_memory_can_hold_is_refused(refused, begun):
     said = "eval.episodes is 10000000; allowed: a size that fits into"
     refused([begun("seed0"), "--episodes", 10_000_000, "--repeats", 1000], said)
