@@ -6,7 +6,7 @@ import importlib
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,7 +15,11 @@ import jax.numpy as jnp
 
 from relic_jax import process
 from relic_jax.config import ConfigError, EnvConfig, WorkerConfig
-from relic_jax.environment.base import Environment, Image, PyTree
+from relic_jax.environment.base import Discrete, Environment, Image, PyTree
+from relic_jax.environment.reference_agents import Teacher
+
+Require = Callable[[Any, str, Any, str], None]
+"""`require` in `check`: raises ConfigError `…, whose MEMBER is VALUE; allowed: ALLOWED` if the condition is false."""
 
 
 def make(env: EnvConfig, workers: WorkerConfig) -> Environment:
@@ -136,13 +140,16 @@ def check(env: Environment, field: str) -> None:
             found, allowed = _types(getattr(timestep, name)), _types(spec)
             declared = f" (masks_actions is {masks})" if name == "legal" else ""
             require(found == allowed, f"{name} from {method}", found, allowed + declared)
+    _check_rungs(env, require)
+    _check_recall(env, key, require)
+    _check_agents(env, (key, state, task), require)
     if masks:
         playable, expert = _first_episode(env)
         require(playable, "first episode", "one with a step of no legal action", "at least one in every step")
         require(expert, "optimal_action", "not legal in its first episode", "a legal action in every step")
 
 
-def _check_specs(specs: PyTree, require: Callable[[Any, str, Any, str], None]) -> None:
+def _check_specs(specs: PyTree, require: Require) -> None:
     """Check that the arrays of the observation hold numbers, and that images have rank 3."""
     for path, spec in jax.tree_util.tree_leaves_with_path(specs):
         what = f"observation_spec{jax.tree_util.keystr(path)}"
@@ -152,6 +159,49 @@ def _check_specs(specs: PyTree, require: Callable[[Any, str, Any, str], None]) -
         if isinstance(spec, Image):
             fits = len(spec.shape) == 3 and min(spec.shape) > 0
             require(fits, what, f"an Image {list(spec.shape)}", "an Image [height, width, channels], each 1 or more")
+
+
+def _check_rungs(env: Environment, require: Require) -> None:
+    """Check the values of task options, and that `rung_tasks` is defined."""
+    for option, values in env.rungs.items():
+        require(isinstance(values, tuple), f"rungs[{option!r}]", repr(values), "a tuple of values, from easy to hard")
+        if values:
+            env.rung_tasks(option, values[0])
+
+
+def _check_recall(env: Environment, key: Any, require: Require) -> None:
+    """Check the labels of a trial, and the observations of a relabeled one."""
+    classes, steps = env.recall_classes, env.horizon
+    numbers = isinstance(classes, tuple) and all(isinstance(number, int) and number > 0 for number in classes)
+    require(numbers, "recall_classes", repr(classes), "a tuple of numbers of classes, each 1 or more")
+    if not classes:
+        return
+    trial = jax.tree.map(lambda x: jax.ShapeDtypeStruct((steps, *x.shape), x.dtype), env.observation_spec)
+    answers, known = (jax.ShapeDtypeStruct(*x) for x in (((steps, len(classes)), jnp.int32), ((steps,), bool)))
+    found, allowed = _types(jax.eval_shape(env.recall_labels, trial)), _types((answers, known))
+    require(found == allowed, f"recall_labels of {steps} steps", found, allowed)
+    if env.can_relabel:
+        found, allowed = _types(jax.eval_shape(env.relabel, key, trial)), _types(trial)
+        require(found == allowed, f"relabel of {steps} steps", found, allowed)
+
+
+def _check_agents(env: Environment, inputs: tuple[Any, PyTree, PyTree], require: Require) -> None:
+    """Check the scripted agents. inputs: a key, a state and a task."""
+    (key, state, task), actions = inputs, env.action_space
+    first, action = (jax.ShapeDtypeStruct(*x) for x in (((), bool), (actions.shape, actions.dtype)))
+    for name, agent in env.reference_agents.items():
+        member = f"reference_agents[{name!r}]"
+        for method in ("initial_memory", "act"):
+            require(hasattr(agent, method), member, f"a {type(agent).__name__}", f"an agent that defines {method}")
+        require(isinstance(agent, Hashable), member, "not hashable", "a frozen dataclass")
+        memory = jax.eval_shape(agent.initial_memory)
+        found = _types(jax.eval_shape(agent.act, key, memory, state, first, task))
+        require(found == _types((memory, action)), f"{member}.act", found, _types((memory, action)))
+        if isinstance(agent, Teacher) and isinstance(actions, Discrete):
+            chances = jax.ShapeDtypeStruct((actions.n,), jnp.float32)
+            found = _types(jax.eval_shape(agent.action_probabilities, memory, state, first, task))
+            allowed = _types((memory, chances))
+            require(found == allowed, f"{member}.action_probabilities", found, allowed)
 
 
 def _first_episode(env: Environment) -> tuple[bool, bool]:

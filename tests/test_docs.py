@@ -91,6 +91,47 @@ class Half(Environment):
     horizon: int = 5
     def tasks(self, split): return np.arange(3)
 
+class Rungs(Fine):
+    rungs = {"far": (1, 2)}
+
+class Listed(Fine):
+    rungs = {"far": [1, 2]}
+
+class Unlabelled(Fine):
+    recall_classes = (4,)
+
+class Classes(Unlabelled):
+    recall_classes = [4]
+
+class Labels(Unlabelled):
+    def recall_labels(self, observations): return jnp.zeros(5, int), jnp.ones(5, bool)
+
+class Relabelled(Unlabelled):
+    can_relabel = True
+    def recall_labels(self, observations): return jnp.zeros((5, 1), int), jnp.ones(5, bool)
+    def relabel(self, key, observations): return observations[:1]
+
+class Agents(Fine):
+    def __init__(self, agent): object.__setattr__(self, "agent", agent)
+    def __hash__(self): return hash(self.agent)
+    @property
+    def reference_agents(self): return {"walker": self.agent}
+
+@dataclass(frozen=True)
+class Idle:
+    def initial_memory(self): return jnp.zeros(())
+
+@dataclass(frozen=True)
+class Walker(Idle):
+    def act(self, key, memory, state, first, task): return memory, jnp.zeros(2)
+
+@dataclass(frozen=True)
+class Unsure(Idle):
+    def act(self, key, memory, state, first, task): return memory, jnp.zeros((), int)
+    def action_probabilities(self, memory, state, first, task): return memory, jnp.ones(3)
+
+IDLE, WALKER, UNSURE = Agents(Idle()), Agents(Walker()), Agents(Unsure())
+
 NUMBER = 3
 """
 
@@ -112,6 +153,18 @@ NUMBER = 3
         ("small:Tuples", r"observation_spec\['size'\] is int; allowed: a jax\.ShapeDtypeStruct"),
         ("small:NONE", r"horizon is 0; allowed: an int above 0"),
         ("small:Half", r"which does not define action_space; allowed: one that does"),
+        ("small:Rungs", r"which does not define rung_tasks; allowed: one that does"),
+        ("small:Listed", r"rungs\['far'\] is \[1, 2\]; allowed: a tuple of values, from easy to hard"),
+        ("small:Unlabelled", r"which does not define recall_labels; allowed: one that does"),
+        ("small:Classes", r"recall_classes is \[4\]; allowed: a tuple of numbers of classes"),
+        ("small:Labels", r"recall_labels of 5 steps is .*int32\[5\].*; allowed: .*int32\[5, 1\]', 'bool\[5\]'\)"),
+        ("small:Relabelled", r"relabel of 5 steps is float32\[1, 2\]; allowed: float32\[5, 2\]"),
+        ("small:IDLE", r"reference_agents\['walker'\] is a Idle; allowed: an agent that defines act"),
+        (
+            "small:WALKER",
+            r"\['walker'\]\.act is \('float32\[\]', 'float32\[2\]'\); allowed: \('float32\[\]', 'int32\[\]'\)",
+        ),
+        ("small:UNSURE", r"\['walker'\]\.action_probabilities is .*'float32\[3\]'\); allowed: .*'float32\[2\]'\)"),
         ("small:NUMBER", r"a int; allowed: a relic_jax\.environment\.base\.Environment"),
         ("small:NOTHING", r"allowed: a name in a module that can be imported from here"),
         ("nowhere:NOTHING", r"No module named 'nowhere'"),
