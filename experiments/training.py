@@ -22,6 +22,7 @@ from relic_jax.evaluation import Curves, Report
 from relic_jax.experiments import distributed, folders, presets, run
 from relic_jax.experiments.arguments import check_env_options, check_path, last_value, parse, with_current_names
 from relic_jax.experiments.extending import extended, record_extension
+from relic_jax.experiments.unread import check_read
 from relic_jax.files import storage_errors
 from relic_jax.loading import LoadedPolicy
 from relic_jax.metrics import JsonLines
@@ -207,6 +208,7 @@ def resolve(
     if command.extend_to is not None:
         raise ConfigError(f"extend-to is {command.extend_to}; allowed: with --resume RUN")
     run.check_workers(command.config.env.name, command.config.host, default.host)
+    check_read(command.config, default)
     name = f"{preset}-seed{command.config.seed}" if command.name is None else command.name
     folders.check_name(name)
     return command, command.runs / name, False
