@@ -27,7 +27,7 @@ from relic_jax.tracking import Console
 
 pytestmark = pytest.mark.usefixtures("compile_once")
 
-ARMS = CurriculumConfig(option="arms", values=(2, 3, 5), easier=0.5, threshold=-10.0, window=4)
+ARMS = CurriculumConfig(option="arms", values=(2, 3, 5), easier=0.5, threshold=-10.0, standard_errors=1.0, window=4)
 """A curriculum that rises as soon as a rung has four trials."""
 PER_UPDATE = 64
 
@@ -247,6 +247,7 @@ def test_metrics_hold_the_rung_its_gains_and_the_shares_of_the_trials(whole):
         assert all(4 * share % 1 == 0 for share in shares)
     assert "curriculum/gain/2" not in lines[3] and "curriculum/gain/2" in lines[4]
     assert int(state.trials[0]) == 4 and float(lines[-1]["curriculum/gain/2"]) != 0
+    assert "curriculum/error/2" not in lines[3] and "curriculum/error/2" in lines[4] and state.variance[0] > 0
     console = Console(1024).line(lines[5], {})
     assert "rung 2" in console
 
