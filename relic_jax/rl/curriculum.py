@@ -18,7 +18,6 @@ from flax import struct
 
 from relic_jax.config import CurriculumConfig, TrainConfig
 from relic_jax.environment.base import Environment, num_tasks
-from relic_jax.environment.episode_length import has_fixed_length
 from relic_jax.rl.steps import StepCount
 from relic_jax.shards import WHOLE, Shard
 from relic_jax.types import PyTree
@@ -100,8 +99,9 @@ def check_curriculum(config: TrainConfig, env: Environment) -> None:
     count = len(wanted) - 1
     allowed = f"{count} fractions, one for each rung after the first, or ()"
     require(len(curriculum.starts) in (0, count), "curriculum.starts", curriculum.starts, allowed)
-    if curriculum.mode == "gain":
-        _check_trial_steps(config, env)
+    if curriculum.mode == "gain":  # an episode can end after one step
+        allowed = f"{curriculum.later:,} or more, as many as curriculum.later, or curriculum.mode 'schedule'"
+        require(config.trial.steps >= curriculum.later, "trial.steps", config.trial.steps, allowed)
     _check_tasks(curriculum.option, _values(curriculum, env), env)
 
 
@@ -118,17 +118,6 @@ def _known_values(config: TrainConfig, env: Environment) -> list[str]:
     allowed = f"an option with two or more values in {name}; its values are {known}"
     require(len(known) > 1, "curriculum.option", option, allowed)
     return known
-
-
-def _check_trial_steps(config: TrainConfig, env: Environment) -> None:
-    """Raise ConfigError if no trial can be long enough for a later episode."""
-    later, steps = config.curriculum.later, config.trial.steps
-    if steps >= later * env.horizon:
-        return
-    shortest = env.horizon if has_fixed_length(env) else 1
-    lasts = f"every episode lasts {env.horizon:,} steps in {config.env.name!r}" if shortest > 1 else "one step each"
-    allowed = f"{later * shortest:,} or more for the {later} episodes of curriculum.later ({lasts}), or curriculum.mode"
-    require(steps >= later * shortest, "trial.steps", steps, f"{allowed} 'schedule'")
 
 
 def _check_tasks(option: str, values: tuple[int | str, ...], env: Environment) -> None:
