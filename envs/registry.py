@@ -149,6 +149,13 @@ def option_names(name: str) -> tuple[str, ...]:
     return ("horizon", *options) if find(name).horizon else options
 
 
+def changed_options(env: EnvConfig) -> Options:
+    """Return the options of an environment that differ from their defaults. Raises UnknownEnvironmentError."""
+    family = options_of(env.name)
+    given, default = dataclasses.asdict(env.typed(family)), dataclasses.asdict(family())
+    return Options({name: value for name, value in given.items() if value != default[name]})
+
+
 def renamed(env: EnvConfig, name: str) -> EnvConfig:
     """Return the config of the environment called `name` with those values of `env` that this one reads too."""
     if name == env.name:

@@ -18,13 +18,13 @@ import tyro
 from relic_jax.config import ConfigError
 from relic_jax.evaluation import aggregates
 from relic_jax.evaluation.aggregates import Interval
-from relic_jax.evaluation.report import Report
+from relic_jax.evaluation.report import Report, agree
 from relic_jax.experiments.arguments import parse
 from relic_jax.experiments.compare.results import CURVE, read_report
 from relic_jax.validation import require
 
-SAME = ("env", "split", "split_hash", "tasks", "repeats")
-"""Fields in which two results must agree."""
+SAME = ("env", "split", "split_hash", "env_options", "tasks", "repeats")
+"""Fields in which two results must agree (`report.agree`)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str]) -> None:
     last = reports[-1]
     for name in SAME:
         own, other = getattr(last, name), getattr(reports[0], name)
-        require(own == other, f"{name} of '{paths[-1]}'", own, f"{other!r}, as in '{paths[0]}'")
+        require(agree(name, own, other), f"{name} of '{paths[-1]}'", own, f"{other!r}, as in '{paths[0]}'")
     first, end = max(r.expert_episodes for r in reports) + 1, min(r.episodes for r in reports)
     episodes = command.episodes or f"{min(first + 1, end)}-{end}"
     against = command.against or (episodes if len(reports) == 2 else str(first))
@@ -93,7 +93,7 @@ def difference(left: Side, right: Side) -> Interval:
 def describe(metric: str, report: Report, left: Side, right: Side) -> list[str]:
     """Return the lines that the command prints: both sides, with their means by seed, and their difference."""
     seeds = " and ".join(str(n) for n in sorted({len(left.values), len(right.values)}))
-    lines = [f"{metric} in {report.tasks} tasks of {report.env} (split {report.split_hash}), seeds: {seeds}"]
+    lines = [f"{metric} in {report.tasks} tasks of {report.env_text} (split {report.split_hash}), seeds: {seeds}"]
     for side in (left, right):
         median, upper = np.quantile(side.values, (0.5, 0.9))
         mean = _text(aggregates.interval(aggregates.mean, side.by_task))

@@ -13,6 +13,7 @@ import tyro
 
 from relic_jax.config import ConfigError, EvalConfig, WorkerConfig, validate
 from relic_jax.environment.base import Environment, split_hash
+from relic_jax.envs import registry
 from relic_jax.evaluation import Report
 from relic_jax.experiments import folders, pooling, run
 from relic_jax.experiments.arguments import parse, split_env_options, with_current_names
@@ -160,11 +161,15 @@ def _check(group: Group, config: EvalConfig, split: Literal["test", "train"]) ->
 
 def _check_comparable(groups: Sequence[Group], split: Literal["test", "train"]) -> None:
     """Raise ConfigError if groups are evaluated on different tasks."""
-    tasks = [(group.env.name, split_hash(group.env.tasks(split))) for group in groups]
+    tasks = [(_env_text(group), split_hash(group.env.tasks(split))) for group in groups]
     for group, own in zip(groups, tasks, strict=True):
         if own != tasks[0]:
             allowed = f"{tasks[0][0]} with the tasks {tasks[0][1]}, as group {groups[0].name!r}"
             raise ConfigError(f"group {group.name!r} is of env {own[0]} with the tasks {own[1]}; allowed: {allowed}")
+
+
+def _env_text(group: Group) -> str:
+    return group.env.name + registry.changed_options(group.policies[0].config.env).text
 
 
 def evaluation_config(command: EvaluateCommand, first: LoadedPolicy) -> EvalConfig:

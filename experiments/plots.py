@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from relic_jax.config import ConfigError
 from relic_jax.evaluation import Report
+from relic_jax.evaluation.report import agree
 from relic_jax.experiments import folders
 from relic_jax.experiments.arguments import parse
 from relic_jax.metrics import EVALUATIONS, read_evaluations, read_lines
@@ -103,9 +104,10 @@ def _check_comparable(paths: Sequence[Path], reports: Sequence[Report]) -> None:
     """Raise ConfigError if curves are of different tasks."""
     first = reports[0]
     for path, report in zip(paths, reports, strict=True):
-        if (report.env, report.split_hash) != (first.env, first.split_hash):
-            allowed = f"curves of one env and split in one figure ({first.env}, {first.split})"
-            raise ConfigError(f"paths: '{path}' is of {report.env}, {report.split}; allowed: {allowed}")
+        same = (agree(name, getattr(report, name), getattr(first, name)) for name in ("env", "split_hash", "env_options"))
+        if not all(same):
+            allowed = f"curves of one env and split in one figure ({first.env_text}, {first.split})"
+            raise ConfigError(f"paths: '{path}' is of {report.env_text}, {report.split}; allowed: {allowed}")
 
 
 def labels(paths: Sequence[Path]) -> list[str]:

@@ -235,7 +235,8 @@ def evaluate_policies(
     }
     references = reference_means(env, split, evaluation.tasks)
     agents = agent_episodes(env, split, evaluation)
-    return summarise(env, split, evaluation, curves, references, provenance, agents), curves, env
+    options = registry.changed_options(first.env)
+    return summarise(env, split, evaluation, curves, references, provenance, agents, options), curves, env
 
 
 def _share(progress: Callable[[float], None], index: int, count: int) -> Callable[[float], None]:
@@ -292,7 +293,7 @@ def describe_result(report: Report) -> list[str]:
     mean, first = report.returns.mean, report.expert_episodes
     later, optimal = mean[first + 1 :], report.reference_returns["optimal"]
     tasks, digits = f"{report.tasks} {'held-out' if report.split == 'test' else 'training'} tasks", report.digits
-    parts = [f"{tasks} ({report.env}, split {report.split_hash}): episode {first + 1} returns {mean[first]:.{digits}f}"]
+    parts = [f"{tasks} ({report.env_text}, split {report.split_hash}): episode {first + 1} returns {mean[first]:.{digits}f}"]
     if later:
         reached = sum(later) / len(later)
         share = f" = {reached / optimal:.1%} of optimal {optimal:.{digits}f}" if optimal else ""

@@ -123,7 +123,7 @@ def curves_figure(reports: Sequence[Report], labels: Sequence[str]) -> Figure:
     first = reports[0]
     references = draw_references(axes[0], first.reference_returns) + draw_agents(axes, agents)
     _finish(axes, names, references)
-    about = f"{first.env}, {first.split} split ({first.tasks} tasks, {first.split_hash})"
+    about = f"{first.env_text}, {first.split} split ({first.tasks} tasks, {first.split_hash})"
     figure.suptitle(escaped(about + _seeds(reports)))
     return figure
 

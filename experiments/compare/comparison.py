@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from relic_jax.config import ConfigError
+from relic_jax.config import ConfigError, Options
 from relic_jax.environment.reference_agents import FORGETFUL, REMEMBERING
 from relic_jax.evaluation import aggregates
 from relic_jax.evaluation.aggregates import Interval, interval
@@ -215,7 +215,8 @@ def _line(cells: Sequence[str]) -> str:
 
 def _notes(comparison: Comparison) -> list[str]:
     protocol = comparison.results[0][0].protocol
-    about = f"{protocol.env}, {protocol.tasks} {protocol.split} tasks ({protocol.split_hash})"
+    env = protocol.env + (protocol.env_options or Options()).text
+    about = f"{env}, {protocol.tasks} {protocol.split} tasks ({protocol.split_hash})"
     lines = ["; ".join([about, *_references(comparison)]) + "."]
     intervals = "95% bootstrap intervals over seeds and tasks."
     if len(comparison.results[0][0].later) < protocol.tasks:

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from relic_jax.config import ConfigError, TrainConfig, leaves
+from relic_jax.config import ConfigError, Options, TrainConfig, leaves
 from relic_jax.evaluation.aggregates import normalized
 from relic_jax.evaluation.learning_speed import Learning
-from relic_jax.evaluation.report import Report
+from relic_jax.evaluation.report import Report, agree
 from relic_jax.experiments.compare.measure import RETURN, RETURNS, Measure
 from relic_jax.experiments.compare.methods import read_config
 from relic_jax.metrics import EVALUATIONS, read_evaluations
@@ -28,7 +28,7 @@ RECORD = "record.json"
 """File of a recorded run, which has no evaluation and no checkpoint."""
 RECORDS = "runs.jsonl"
 """File of the recorded runs of a study, one per line."""
-_TASKS = ("env", "split", "split_hash", "tasks")
+_TASKS = ("env", "split", "split_hash", "tasks", "env_options")
 _PROTOCOL = ("episodes", "repeats", "expert_episodes", "expert_quality", "context_limit", "change_task_at")
 
 
@@ -45,6 +45,7 @@ class Protocol:
     repeats: int = 1
     expert_episodes: int = 0
     expert_quality: float = 1.0
+    env_options: Options | None = None
     context_limit: int | None = None
     change_task_at: int | None = None
 
@@ -234,6 +235,8 @@ def result_of(record: Any, folder: Path, config: TrainConfig, name: str, measure
     """
     try:
         protocol = Protocol(**record["protocol"])
+        if protocol.env_options is not None:
+            protocol = dataclasses.replace(protocol, env_options=Options(protocol.env_options))
         later = measure.later(protocol.expert_episodes, protocol.episodes)
         curve = np.asarray(record["return"], np.float64)
         first, rest = (np.asarray(record[part], np.float64) for part in ("first_by_task", "later_by_task"))
@@ -273,7 +276,7 @@ def check_comparable(results: Sequence[RunResult]) -> None:
     first = results[0]
     for result in results[1:]:
         for field, own, others in _pairs(result, first):
-            if own != others:
+            if not agree(field, own, others):
                 allowed = f"{others!r}, as '{first.folder}' has (runs that are compared)"
                 raise ConfigError(f"paths: '{result.folder}' has {field} {own!r}; allowed: {allowed}")
 

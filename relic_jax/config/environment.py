@@ -30,6 +30,11 @@ class Options(dict[str, Any]):
     def _immutable(self, *_: Any, **__: Any) -> NoReturn:
         raise TypeError("Options are immutable; make new ones")
 
+    @property
+    def text(self) -> str:
+        """The options in words, each after a comma: ", pose house, view symbols"."""
+        return "".join(f", {name.replace('_', ' ')} {value}" for name, value in sorted(self.items()))
+
     __setitem__ = __delitem__ = __ior__ = _immutable
     clear = pop = popitem = setdefault = update = _immutable
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from relic_jax.config import ConfigError, EvalConfig
+from relic_jax.config import ConfigError, EvalConfig, Options
 from relic_jax.environment.base import Environment, Split, num_tasks, split_hash
 from relic_jax.evaluation.statistics import bootstrap_interval, gain, later_gain, percentile_over_tasks, shortest
 from relic_jax.validation import shown
@@ -105,6 +105,7 @@ class Report:
         split_hash: `split_hash` of all tasks of the split.
         tasks: Number of tasks that were evaluated.
         seeds: Number of policies.
+        env_options: Options of the environment that differ from their defaults. None: unknown (earlier versions).
         reference_returns: Mean returns of `random` actions and of the `optimal` expert (None without one) on the tasks.
         returns: Return per episode; `return` in JSON.
         success: Success rate per episode.
@@ -135,6 +136,7 @@ class Report:
     returns: Curve
     success: Curve
     episodes: int
+    env_options: Options | None = None
     repeats: int = 1
     expert_episodes: int = 0
     expert_quality: float = 1.0
@@ -151,6 +153,11 @@ class Report:
     provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
+    def env_text(self) -> str:
+        """The environment with its options, such as "house-objnav-small, pose house"."""
+        return self.env + (self.env_options or Options()).text
+
+    @property
     def digits(self) -> int:
         """Decimals of printed returns: 1, or 2 if all are smaller than 10."""
         return decimals(self.returns.mean, self.reference_returns)
@@ -158,6 +165,7 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         """Return plain values for JSON. Fields that an earlier version did not write are left out."""
         optional = {
+            "env_options": None if self.env_options is None else dict(self.env_options),
             "gain": None if self.gain is None else self.gain.to_json(),
             "later_gain": None if self.later_gain is None else _plain(self.later_gain),
             "per_seed": self.per_seed,
@@ -212,8 +220,11 @@ class Report:
         fits = isinstance(references, dict) and all(x is None or _is_number(x, True) for x in references.values())
         field = f"evaluation.{old.get('reference_returns', 'reference_returns')}"
         _require(fits, field, references, "an object of numbers and null")
+        options = value.get("env_options")
+        _require(options is None or isinstance(options, dict), "evaluation.env_options", options, "an object")
         own = {x.name for x in dataclasses.fields(cls)} - {"returns", "provenance"}
         fields = {name: counts[name] for name in counts.keys() & own} | {"success": curves["success"]}
+        fields |= {"env_options": None if options is None else Options(options)}
         fields |= {"metrics": _curves(value.get("metrics", {}), "metrics")}
         fields |= {"gain": value.get("gain") and Curve.from_json(value["gain"], "evaluation.gain")}
         fields |= {"later_gain": value.get("later_gain") and _curves(value["later_gain"], "later_gain")}
@@ -230,6 +241,11 @@ def decimals(returns: Iterable[float], reference_returns: Mapping[str, float | N
 
 KINDS = ("return", "success")
 """The JSON keys of the two curves that every report has."""
+
+
+def agree(field: str, own: Any, other: Any) -> bool:
+    """Return whether a field of two reports has the same value. Unknown options of an environment fit any others."""
+    return own == other or (field == "env_options" and None in (own, other))
 
 
 def is_report(value: Any) -> bool:
@@ -273,6 +289,7 @@ def summarise(
     reference_returns: Mapping[str, float | None],
     provenance: Mapping[str, Any],
     agents: Mapping[str, AgentEpisodes] | None = None,
+    options: Options | None = None,
 ) -> Report:
     """Make the report of the curves of one or more seeds.
 
@@ -284,6 +301,7 @@ def summarise(
         reference_returns: Mean returns of `random` actions and of the `optimal` expert (None without one).
         provenance: Further JSON values for `Report.provenance`.
         agents: The episodes of the environment's reference agents in the same trials, by name.
+        options: `Report.env_options`.
     """
     tasks, first = num_tasks(env.tasks(split)), config.expert_episodes
     tasks = tasks if config.tasks is None else min(tasks, config.tasks)
@@ -310,6 +328,7 @@ def summarise(
         returns=dataclasses.replace(mean(returns), p20=percentile_over_tasks(returns, tasks, 20.0).tolist()),
         success=mean(successes),
         episodes=config.episodes,
+        env_options=options,
         repeats=config.repeats,
         expert_episodes=config.expert_episodes,
         expert_quality=config.expert_quality,

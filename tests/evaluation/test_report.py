@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from relic_jax.config import ConfigError, EvalConfig
+from relic_jax.config import ConfigError, EvalConfig, Options
 from relic_jax.environment import split_hash
 from relic_jax.envs.registry import make
 from relic_jax.evaluation import (
@@ -74,6 +74,15 @@ def test_summary_survives_json_in_which_every_trial_is_a_line(summary):
     assert json.loads(text) == found.to_json() and Report.from_json(json.loads(text)) == found
     lines = [line.strip().rstrip(",") for line in text.splitlines()]
     assert all(json.dumps(row) in lines for run in runs for row in shortest(run.returns))
+
+
+def test_options_of_the_environment_are_kept_and_can_be_unknown(summary):
+    _, found = summary
+    assert found.env_options is None and "env_options" not in found.to_json() and found.env_text == "darkroom-ad-9"
+    for options, text in ((Options(), ""), (Options(pose="dock", asked=(1, 2)), ", asked (1, 2), pose dock")):
+        known = replace(found, env_options=options)
+        assert Report.from_json(json.loads(as_json(known.to_json()))) == known
+        assert known.env_text == f"darkroom-ad-9{text}"
 
 
 def test_numbers_are_written_with_as_many_digits_as_float32_needs():
@@ -209,6 +218,7 @@ def test_the_shipped_policys_evaluation_is_read():
         ({"success": {"mean": [1.0], "low": [1.0], "high": [1.0]}}, "evaluation.success.mean is .*as many numbers"),
         ({"tasks": -1}, "evaluation.tasks is -1; allowed: a whole number, 0 or more"),
         ({"env": None}, "evaluation.env is None; allowed: text"),
+        ({"env_options": 3}, "evaluation.env_options is 3; allowed: an object"),
         ({"gain": {"mean": ["x"]}}, "evaluation.gain.mean is"),
         ({"metrics": []}, "evaluation.metrics is"),
     ],

@@ -223,6 +223,7 @@ def test_runs_without_an_evaluation_are_left_out_and_named(make):
         ("env 'darkroom-hard-17'", replace(BASE, env=EnvConfig("darkroom-hard-17")), {"env": "darkroom-hard-17"}),
         ("split 'train'", BASE, {"split": "train"}),
         ("split_hash 'other'", BASE, {"split_hash": "other"}),
+        ("env_options {'asked': 2}", BASE, {"env_options": {"asked": 2}}),
         ("env.horizon 50", replace(BASE, env=EnvConfig("darkroom-dpt", horizon=50)), {}),
         ("env.asked 2", replace(BASE, env=EnvConfig("darkroom-dpt", options={"asked": 2})), {}),
         ("eval.expert_episodes 1", BASE, {"expert_episodes": 1}),
@@ -232,9 +233,18 @@ def test_runs_without_an_evaluation_are_left_out_and_named(make):
     ],
 )
 def test_runs_that_cannot_be_compared_are_refused(make, field, config, about):
-    runs = [make("first"), make("other", replace(config, seed=1), **about)]
+    runs = [make("first", env_options={}), make("other", replace(config, seed=1), **about)]
     with pytest.raises(ConfigError, match=rf"other' has {field}; allowed: "):
         compare([Method("a", (runs[0],)), Method("b", (runs[1],))])
+
+
+def test_options_of_the_environment_are_named_and_can_be_unknown(make):
+    options = {"pose": "dock", "asked": 2}
+    runs = [make("new", env_options=options), make("old", replace(BASE, seed=1))]
+    found = compare(methods_of(runs))
+    assert "darkroom-dpt, asked 2, pose dock, 4 test tasks (abc)" in found.markdown()
+    record = json.loads(json.dumps(record_of(read_result(runs[0]))))
+    assert record["protocol"]["env_options"] == options
 
 
 def test_other_evaluations_during_training_are_refused(make):

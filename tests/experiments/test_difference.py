@@ -88,6 +88,13 @@ def test_other_policies_are_paired_by_task_only():
     assert paired.value == pytest.approx(value) and paired[1:] != (low, high)
 
 
+def test_unknown_options_of_an_environment_fit_any_others(write, cli):
+    old, new = write("old", [[[3, 4]]]), write("new", [[[3, 4]]], env_options={"pose": "dock", "asked": 2})
+    code, out, err = cli("difference", new, old)
+    assert (code, err) == (0, "")
+    assert out.startswith("return in 1 tasks of gridobj-9, asked 2, pose dock (split abc), seeds: 1\n")
+
+
 def test_bad_input_is_refused(write, cli, tmp_path):
     path = write("a", [[[10, 4, 2]]])
     no_values = write("early", [[[10, 4, 2]]], raw_returns=None)
@@ -103,6 +110,10 @@ def test_bad_input_is_refused(write, cli, tmp_path):
         ((path, "--against", "3-2"), "against is '3-2'"),
         ((path, write("b", [[[1, 2, 3]]], split_hash="other")), "split_hash of"),
         ((path, write("c", [[[1, 2, 3]] * 2])), "tasks of"),
+        (
+            (write("dock", [[[1, 2, 3]]], env_options={"pose": "dock"}), write("d", [[[1, 2, 3]]], env_options={})),
+            "d.json' is {}; allowed: {'pose': 'dock'}, as in",
+        ),
         ((no_values,), "has no raw values"),
         ((damaged, "--metric", "steps"), "has damaged values of steps"),
         ((text,), "is no evaluation"),
