@@ -100,12 +100,15 @@ def learning_curve(path: Path) -> TrainingCurve:
     return TrainingCurve([x["env_steps"] for x in found], returns, success, _env_name(path))
 
 
+SAME = ("env", "split_hash", "env_options")
+"""Fields in which the reports of one figure must agree."""
+
+
 def _check_comparable(paths: Sequence[Path], reports: Sequence[Report]) -> None:
     """Raise ConfigError if curves are of different tasks."""
     first = reports[0]
     for path, report in zip(paths, reports, strict=True):
-        same = (agree(name, getattr(report, name), getattr(first, name)) for name in ("env", "split_hash", "env_options"))
-        if not all(same):
+        if not all(agree(name, getattr(report, name), getattr(first, name)) for name in SAME):
             allowed = f"curves of one env and split in one figure ({first.env_text}, {first.split})"
             raise ConfigError(f"paths: '{path}' is of {report.env_text}, {report.split}; allowed: {allowed}")
 

@@ -293,7 +293,8 @@ def describe_result(report: Report) -> list[str]:
     mean, first = report.returns.mean, report.expert_episodes
     later, optimal = mean[first + 1 :], report.reference_returns["optimal"]
     tasks, digits = f"{report.tasks} {'held-out' if report.split == 'test' else 'training'} tasks", report.digits
-    parts = [f"{tasks} ({report.env_text}, split {report.split_hash}): episode {first + 1} returns {mean[first]:.{digits}f}"]
+    tasks += f" ({report.env_text}, split {report.split_hash})"
+    parts = [f"{tasks}: episode {first + 1} returns {mean[first]:.{digits}f}"]
     if later:
         reached = sum(later) / len(later)
         share = f" = {reached / optimal:.1%} of optimal {optimal:.{digits}f}" if optimal else ""

@@ -26,7 +26,7 @@ from relic_jax.environment.reference_agents import (
     ScriptedAgent,
     play_agents,
 )
-from relic_jax.evaluation.searchers import RECALLING
+from relic_jax.evaluation.searchers import first_recalling
 from relic_jax.experiments import arguments, run
 from relic_jax.experiments.folders import check_writable, origin
 from relic_jax.files import write_atomically
@@ -54,7 +54,7 @@ class Command:
 
     def validate(self) -> None:
         """Raise ConfigError at the first field that cannot work."""
-        for field, least in (("tasks", 1), ("episodes", RECALLING)):
+        for field, least in (("tasks", 1), ("episodes", first_recalling(self.name))):
             if getattr(self, field) < least:
                 raise ConfigError(f"{field} is {getattr(self, field)}; allowed: {least} or more")
         if self.out is not None:
@@ -94,14 +94,15 @@ def measure(env: Environment, command: Command) -> dict[str, Any]:
     start = time.process_time()
     agents: dict[str, ScriptedAgent] = {"random": RandomAgent(env), "shortest path": Expert(env)}
     agents |= env.reference_agents
-    played = play_agents(env, agents, tasks, command.episodes, command.seed)
+    played, first = play_agents(env, agents, tasks, command.episodes, command.seed), first_recalling(env.name)
     return {
         "split": command.split,
         "split_hash": split_hash(every),
         "tasks": num_tasks(tasks),
         "episodes": command.episodes,
         "agents": {name: _means(episodes) for name, episodes in played.items()},
-        "difference": _difference(played),
+        "first_recalling": first,
+        "difference": _difference(played, first),
         "cpu_s": time.process_time() - start,
     }
 
@@ -112,14 +113,14 @@ def _means(episodes: AgentEpisodes) -> dict[str, list[float]]:
     return {name: [round(float(x), 4) for x in value.mean(0)] for name, value in values.items()}
 
 
-def _difference(played: dict[str, AgentEpisodes]) -> dict[str, dict[str, float]]:
-    """Return the remembering minus the forgetful searcher from the fifth episode on, with a 95% interval over tasks."""
+def _difference(played: dict[str, AgentEpisodes], first: int) -> dict[str, dict[str, float]]:
+    """Return the remembering minus the forgetful searcher from an episode on, with a 95% interval over tasks."""
     found, random = {}, np.random.default_rng(0)
     before, after = played[FORGETFUL], played[REMEMBERING]
     pairs = {"return": (before.returns, after.returns), "success": (before.successes, after.successes)}
     pairs |= {name: (before.metrics[name], after.metrics[name]) for name in before.metrics}
     for name, (forgetful, remembering) in pairs.items():
-        by_task = (remembering.astype(float) - forgetful)[:, RECALLING - 1 :].mean(1)
+        by_task = (remembering.astype(float) - forgetful)[:, first - 1 :].mean(1)
         samples = by_task[random.integers(len(by_task), size=(RESAMPLES, len(by_task)))].mean(1)
         low, high = np.quantile(samples, (0.025, 0.975))
         found[name] = {"mean": float(by_task.mean()), "low": float(low), "high": float(high)}
@@ -129,7 +130,8 @@ def _difference(played: dict[str, AgentEpisodes]) -> dict[str, dict[str, float]]
 def describe(result: dict[str, Any]) -> str:
     """Return one line about the difference between the searchers."""
     parts = [f"{name} {x['mean']:+.3f} [{x['low']:.3f}, {x['high']:.3f}]" for name, x in result["difference"].items()]
-    return f"remembering minus forgetful, episodes {RECALLING}–{result['episodes']}: " + ", ".join(parts)
+    episodes = f"{result['first_recalling']}–{result['episodes']}"
+    return f"remembering minus forgetful, episodes {episodes}: " + ", ".join(parts)
 
 
 if __name__ == "__main__":

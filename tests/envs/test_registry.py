@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from relic_jax.config import EnvConfig, Options
 from relic_jax.environment.base import Environment, VisualEnvironment
 from relic_jax.environment.host import HostEnvironment
 from relic_jax.envs.probes.env import Probe
-from relic_jax.envs.registry import TABLE, UnknownEnvironmentError, describe, make, names
+from relic_jax.envs.registry import TABLE, UnknownEnvironmentError, changed_options, describe, make, names
 
 EXPECTED = {
     "darkroom-dpt",
@@ -88,7 +89,14 @@ def test_the_listing_says_where_memory_gains_little_as_measured(size):
     difference = json.loads(file.read_text(encoding="utf-8"))["difference"]["spl"]["mean"]
     assert difference < 0.2
     line = str(describe(f"house-objnav-{size}"))
-    assert f"no test of memory: scripted searchers with and without it differ by {difference:.2f} in SPL" in line
+    options = "no test of memory with view symbols, pose episode and all kinds asked for"
+    assert f"{options}: scripted searchers with and without it differ by {difference:.2f} in SPL" in line
+
+
+def test_options_that_differ_from_their_defaults():
+    env = EnvConfig("house-objnav-small", options=Options(pose="house", view="image", asked="1,2"))
+    assert changed_options(env) == {"asked": "1,2", "pose": "house"}
+    assert changed_options(EnvConfig("darkroom-dpt")) == {}
 
 
 @pytest.mark.parametrize("function", [make, describe])

@@ -10,7 +10,7 @@ from relic_jax.config import ConfigError, EvalConfig
 from relic_jax.environment.reference_agents import FORGETFUL, REMEMBERING, AgentEpisodes
 from relic_jax.envs.registry import make
 from relic_jax.evaluation import Curve, Curves, Report, summarise
-from relic_jax.evaluation.searchers import describe_agents, memory_share
+from relic_jax.evaluation.searchers import describe_agents, first_recalling, memory_share
 
 EPISODES = 8
 
@@ -94,3 +94,38 @@ def test_the_share_of_the_way(report):
     equal = {FORGETFUL: forgetful, REMEMBERING: forgetful}
     assert memory_share(dataclasses.replace(report, reference_agents=equal)) is None
     assert memory_share(dataclasses.replace(report, expert_episodes=EPISODES)) is None
+
+
+def between(report, **metrics):
+    """The report with constant metrics: (policy, forgetful searcher, remembering searcher) of each."""
+
+    def with_metrics(x, index):
+        found = {name: Curve(*[[values[index]] * EPISODES] * 3) for name, values in metrics.items()}
+        return dataclasses.replace(x, metrics=found)
+
+    agents = {FORGETFUL: 1, REMEMBERING: 2}
+    agents = {name: with_metrics(report.reference_agents[name], index) for name, index in agents.items()}
+    return dataclasses.replace(with_metrics(report, 0), reference_agents=agents)
+
+
+def test_steps_decide_where_the_searchers_hardly_differ_in_paths(report):
+    found = between(report, spl=(0.84, 0.98, 0.99), steps=(20.0, 24.0, 16.0))
+    assert memory_share(found) == pytest.approx(0.5)
+    assert describe_agents(found)[2].startswith("policy: steps 20.00 in episodes 6–8, 50% of the way")
+    assert memory_share(between(report, spl=(0.99, 0.95, 0.98), steps=(20.0, 24.0, 16.0))) == pytest.approx(4 / 3)
+
+
+def test_no_share_of_a_difference_that_is_nearly_zero(report):
+    found = between(report, spl=(0.84, 0.98, 0.99), steps=(20.0, 16.5, 16.0))
+    assert memory_share(found) is None
+    assert describe_agents(found)[2] == (
+        "policy: steps 20.00 in episodes 6–8; no share of the way between the searchers, which differ by less than "
+        "0.02 in SPL and 1 in steps"
+    )
+
+
+def test_recall_is_measured_from_the_fifth_episode_on_in_houses_and_from_the_sixth_on_elsewhere(report):
+    first = {name: first_recalling(name) for name in ("house-objnav-small", "gridobj-9", "python:mine:ENV")}
+    assert list(first.values()) == [5, 6, 6]
+    in_houses = dataclasses.replace(report, env="house-objnav-large")
+    assert "in episodes 5–8, 67% of the way" in describe_agents(in_houses)[2]

@@ -171,6 +171,7 @@ def test_groups_are_evaluated_each_and_drawn_together(cli, begun, tmp_path, monk
     for group in ("kv", "none"):
         summary = json.loads(Path(f"both-{group}.json").read_text())
         assert summary["seeds"] == 2 and summary["training_seeds"] == [0, 1] and summary["tasks"] == 3
+        assert summary["env_options"] == {}
         assert all(f"/{group}-" in path for path in summary["checkpoints"]) and f"{group}: 3 held-out" in out
     code, out, err = cli("evaluate", "--group", f"kv={runs}/kv-*", *options)
     assert code == 0 and Path("evaluate-darkroom-ad-9-test-2-episodes-first-3-tasks-kv.json").is_file(), err

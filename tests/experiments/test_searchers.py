@@ -20,17 +20,18 @@ def test_a_measurement(tmp_path, capsys):
     assert steps["random"].mean() > 2 * steps["forgetful searcher"].mean()
     forgetful, remembering = steps["forgetful searcher"], steps["remembering searcher"]
     difference = result["difference"]["steps"]
-    assert difference["mean"] == pytest.approx((remembering - forgetful)[4:].mean(), abs=1e-3)
+    assert difference["mean"] == pytest.approx((remembering - forgetful)[5:].mean(), abs=1e-3)
     assert difference["low"] < difference["mean"] < difference["high"] < 0
     assert result["command"].startswith("python -m experiments.searchers gridobj-9 --env.asked 2")
-    assert "remembering minus forgetful, episodes 5–8: " in capsys.readouterr().out
+    assert "remembering minus forgetful, episodes 6–8: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["darkroom-dpt"], "name is 'darkroom-dpt'; allowed: an environment with searchers (gridobj, house-objnav)"),
-        (["gridobj-9", "--episodes", "4"], "episodes is 4; allowed: 5 or more"),
+        (["gridobj-9", "--episodes", "5"], "episodes is 5; allowed: 6 or more"),
+        (["house-objnav-small", "--episodes", "4"], "episodes is 4; allowed: 5 or more"),
         (["gridobj-9", "--tasks", "0"], "tasks is 0; allowed: 1 or more"),
         (["gridobj-9", "--env.pose", "dock"], "env.pose"),
     ],
