@@ -19,10 +19,21 @@ from safetensors.numpy import load_file
 
 import relic_jax
 from relic_jax import export, runtime
-from relic_jax.config import ConfigError, EncoderConfig, HeadConfig, PolicyConfig, RecurrentConfig, TransformerConfig
+from relic_jax.config import (
+    ConfigError,
+    EncoderConfig,
+    EnvConfig,
+    HeadConfig,
+    Options,
+    PolicyConfig,
+    RecurrentConfig,
+    TransformerConfig,
+)
 from relic_jax.environment.base import Box, Discrete, Image
+from relic_jax.environment.reference_agents import FORGETFUL, REMEMBERING
 from relic_jax.envs.registry import make
-from relic_jax.export import VerificationError, export_policy, onnx_graph, verify, weights
+from relic_jax.evaluation.report import AgentCurves, Curve, Report
+from relic_jax.export import VerificationError, card, export_policy, onnx_graph, verify, weights
 from relic_jax.loading import LoadedPolicy, load_policy, pretrained, pretrained_names, pretrained_path
 from relic_jax.models.policy import Policy
 from relic_jax.spaces import Spaces, spaces_from_json, spaces_of, spaces_to_json
@@ -304,9 +315,9 @@ def test_recurrent_policies_come_back_bit_for_bit(build, tmp_path, name):
     policy = build(memory="lstm" if name == "orbax" else "gru")
     check = export_policy(policy, tmp_path / "out", format=name)
     assert same(policy, load_policy(tmp_path / "out")) and check["largest_difference"] == 0
-    card = (tmp_path / "out" / "README.md").read_text()
-    assert f"the state of its {policy.config.policy.memory.upper()}" in card
-    assert "has no limit on the number of steps" in card
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert f"the state of its {policy.config.policy.memory.upper()}" in text
+    assert "has no limit on the number of steps" in text
     with pytest.raises(
         ConfigError, match=r"format is 'onnx'; allowed: a policy with a transformer \(it is (gru|lstm)\)"
     ):
@@ -479,14 +490,42 @@ def test_an_array_of_rank_3_need_not_be_an_image():
             spaces_from_json(broken)
 
 
+def test_the_card_names_the_method_the_options_of_the_environment_and_the_searchers(build):
+    curve = Curve(*[[1.0] * 6] * 3)
+    agents = {
+        name: AgentCurves(curve, curve, {"steps": Curve(*[[steps] * 6] * 3)})
+        for name, steps in {FORGETFUL: 15.0, REMEMBERING: 5.0}.items()
+    }
+    report = Report("gridobj-9", "test", "abc", 3, 1, {"random": 0.0, "optimal": 1.0}, curve, curve, 6)
+    about = {"env_options": Options(asked=2), "metrics": {"steps": Curve(*[[10.0] * 6] * 3)}}
+    report = dataclasses.replace(report, reference_agents=agents, **about)
+
+    def written(updates, sink="kv"):
+        policy, env = build(sink=sink), EnvConfig("gridobj-9", options=Options(asked=2))
+        trial = dataclasses.replace(policy.config.trial, updates=updates)
+        config = dataclasses.replace(policy.config, trial=trial, env=env)
+        loaded = dataclasses.replace(policy, config=config, evaluation=report)
+        content = export.describe(loaded, policy.params, "safetensors", "float32", 80, None)
+        check = json.loads((pretrained_path("gridobj-9") / "verification.json").read_text())
+        return json.loads(json.dumps(content)), card.model_card("name", loaded, content, check, False, "")
+
+    content, text = written(updates=4)
+    assert Report.from_json(content["evaluation"]) == report
+    assert "learning with partial updates and Sink-KV attention (ReLIC" in text and "`gridobj-9`, asked 2; " in text
+    assert "\n- forgetful searcher: steps 15.00 in episode 1, 15.00 in episodes 2–6\n" in text
+    assert "\n- policy: steps 10.00 in episodes 6–6, 50% of the way" in text
+    assert "learning with Sink-KV attention (ReLIC" in written(updates=1)[1]
+    assert "by reinforcement learning.\n" in written(updates=1, sink="none")[1]
+
+
 @pytest.mark.slow
 def test_the_command_line(cli, begun_run, tmp_path):
     out = tmp_path / "out"
     code, said, err = cli("export", begun_run, "--to", out)
     assert code == 0, err
     assert "verified: 200 steps" in said and "largest difference 0 " in said
-    card = (out / "README.md").read_text()
-    assert card.startswith("---\nlibrary_name: relic-jax\n") and "not evaluated" in card and "# begun" in card
+    text = (out / "README.md").read_text()
+    assert text.startswith("---\nlibrary_name: relic-jax\n") and "not evaluated" in text and "# begun" in text
     assert json.loads((out / "verification.json").read_text())["episode_ends"] > 5
     code, said, err = cli("play", out, "--episodes", 2, "--out", tmp_path / "play.gif")
     assert code == 0 and (tmp_path / "play.gif").is_file()

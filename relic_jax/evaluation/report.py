@@ -228,7 +228,7 @@ class Report:
         fields |= {"metrics": _curves(value.get("metrics", {}), "metrics")}
         fields |= {"gain": value.get("gain") and Curve.from_json(value["gain"], "evaluation.gain")}
         fields |= {"later_gain": value.get("later_gain") and _curves(value["later_gain"], "later_gain")}
-        fields |= {"reference_agents": _agents(value.get("reference_agents", {}))}
+        fields |= {"reference_agents": _agents(value.get("reference_agents", {}), lengths[0])}
         provenance = {name: x for name, x in value.items() if name not in own | {"return"}}
         return cls(returns=curves["return"], provenance=provenance, **fields)
 
@@ -266,10 +266,15 @@ def _curves(value: Any, field: str) -> dict[str, Any]:
     return {name: x and Curve.from_json(x, f"evaluation.{field}.{name}") for name, x in value.items()}
 
 
-def _agents(value: Any) -> dict[str, AgentCurves]:
+def _agents(value: Any, episodes: int) -> dict[str, AgentCurves]:
     field = "evaluation.reference_agents"
     _require(isinstance(value, dict), field, value, "an object")
-    return {name: AgentCurves.from_json(x, f"{field}.{name}") for name, x in value.items()}
+    agents = {name: AgentCurves.from_json(x, f"{field}.{name}") for name, x in value.items()}
+    for name, agent in agents.items():
+        curves = (agent.returns, agent.success, *agent.metrics.values())
+        fits = all(curve is not None and len(curve.mean) == episodes for curve in curves)
+        _require(fits, f"{field}.{name}", value[name], f"curves of {episodes} episodes, as evaluation.return")
+    return agents
 
 
 def _is_number(value: Any, finite: bool) -> bool:

@@ -32,7 +32,7 @@ ARTEFACTS = {
 }
 _EVALUATION = (
     *("env", "split", "split_hash", "tasks", "episodes", "repeats", "seeds", "expert_episodes", "context_limit"),
-    *("reference_returns", "return", "success", "metrics", "gain", "later_gain"),
+    *("env_options", "reference_returns", "return", "success", "metrics", "gain", "later_gain", "reference_agents"),
 )
 _LARGE = 256 * 2**20  # bytes of keys and values per environment, above which verification uses only one
 

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from relic_jax.evaluation.report import PARTS, Curve, Report
+from relic_jax.evaluation.searchers import describe_agents
 from relic_jax.loading import LoadedPolicy
 from relic_jax.spaces import is_image
 
@@ -107,20 +108,28 @@ def _introduction(loaded: LoadedPolicy, about: dict[str, Any]) -> str:
         policy = loaded.config.policy
         net, kind = architecture[policy.traits.section], policy.memory.upper()
         where, size = f"the state of its {kind}", f"{kind}, layers {net['layers']}, width {net['width']}"
-        method = "partial updates (ReLIC, Elawady et al. 2024, arXiv 2410.02751) and a recurrent memory (RL², Duan et "
-        method += "al. 2016, arXiv 1611.02779)"
         source = {"gated-delta": "Yang et al. 2024, arXiv 2412.06464", "lru": "Orvieto et al. 2023, arXiv 2303.06349"}
         size += f" ({source[policy.memory]})" if policy.memory in source else ""
     else:
         net, where = architecture["transformer"], "the context of a transformer"
         size = f"{net['layers']} layers of width {net['width']} with {net['heads']} heads, sink `{net['sink']}`"
-        method = "partial updates and Sink-KV attention (ReLIC, Elawady et al. 2024, arXiv 2410.02751)"
+    env = f"`{loaded.config.env.name}`{loaded.config.env.options.text}"
     return (
         f"A policy that learns in context: it stores the history of its task in {where} and improves from episode to "
-        f"episode while the weights are frozen. It was trained with relic-jax by reinforcement learning with {method}"
-        f"{_pretraining(loaded)}.\n\n"
-        f"Environment `{loaded.config.env.name}`; {weights['parameters']:,} parameters in {weights['dtype']}; {size}."
+        "episode while the weights are frozen. It was trained with relic-jax by reinforcement learning"
+        f"{_method(loaded)}{_pretraining(loaded)}.\n\n"
+        f"Environment {env}; {weights['parameters']:,} parameters in {weights['dtype']}; {size}."
     )
+
+
+def _method(loaded: LoadedPolicy) -> str:
+    """Return the methods of the training and of the network, with their sources."""
+    recurrent, sink = loaded.policy.is_recurrent, loaded.config.policy.transformer.sink
+    relic = ["partial updates"] * (loaded.config.trial.updates > 1)
+    relic += ["Sink-KV attention"] * (not recurrent and sink not in ("none", "token"))
+    methods = [f"{' and '.join(relic)} (ReLIC, Elawady et al. 2024, arXiv 2410.02751)"] if relic else []
+    methods += ["a recurrent memory (RL², Duan et al. 2016, arXiv 1611.02779)"] * recurrent
+    return f" with {' and '.join(methods)}" if methods else ""
 
 
 def _pretraining(loaded: LoadedPolicy) -> str:
@@ -150,7 +159,9 @@ def _results(evaluation: dict[str, Any] | None, dtype: str, figure: bool) -> str
         text += f"| {' | '.join([str(episode), *cells])} |\n"
     references = [f"{name} {value:{form}}" for name, value in report.reference_returns.items() if value is not None]
     text += f"\nFor comparison, mean return of other policies on the same tasks: {', '.join(references)}."
+    agents = "".join(f"\n- {line}" for line in describe_agents(report))
     text += f" Measured before the weights were rounded to {dtype}." if dtype != "float32" else ""
+    text += f"\n\nScripted agents on the same tasks:\n{agents}" if agents else ""
     return text + ("\n\n![In-context learning curve](curve.png)" if figure else "")
 
 

@@ -46,6 +46,10 @@ def test_agents_survive_json(report):
     [
         (3, "evaluation.reference_agents is 3; allowed: an object"),
         ({"x": None}, "evaluation.reference_agents.x is None; allowed: an object"),
+        (
+            {"x": {name: {part: [1.0] * 3 for part in ("mean", "low", "high")} for name in ("return", "success")}},
+            r"evaluation.reference_agents.x is .*; allowed: curves of 8 episodes",
+        ),
         ({"x": {"return": {"mean": ["a"]}}}, "evaluation.reference_agents.x.return.mean is "),
     ],
 )
