@@ -16,7 +16,7 @@ from relic_jax.environment.trials import Trials
 from relic_jax.envs import registry
 from relic_jax.envs.darkroom.render import BLUE, GRID_LINE, ORANGE, WHITE, running_returns
 from relic_jax.envs.render import enlarge, write_gif
-from relic_jax.evaluation import in_context_curves, one_task
+from relic_jax.evaluation import Curves, in_context_curves, one_task
 from relic_jax.experiments import run
 from relic_jax.loading import LoadedPolicy
 from relic_jax.progress import Activity
@@ -27,9 +27,7 @@ CURVE = 320  # pixels, width of the curve beside the GIF
 TEXT = (70, 74, 82)
 
 
-def record(
-    trained: LoadedPolicy, env: Environment, out: Path, split: Split, task: int, episodes: int | None
-) -> np.ndarray:
+def record(trained: LoadedPolicy, env: Environment, out: Path, split: Split, task: int, episodes: int | None) -> Curves:
     """Run a trained policy in one task and write a GIF of the trial beside the returns of its episodes so far.
 
     Args:
@@ -41,7 +39,7 @@ def record(
         episodes: Number of episodes. None: that of the run's evaluation.
 
     Returns:
-        The returns, float32 [episodes].
+        The curves of the trial, arrays [1, episodes].
 
     Raises:
         ConfigError: There is no such task, or the environment cannot be drawn.
@@ -68,7 +66,7 @@ def record(
         if frames is None:
             raise _cannot_be_drawn(env)
         write_gif(out, beside(frames, curves.trial, config.episodes, _names(env)), run.GIF_FRAMES_PER_SECOND)
-    return curves.returns[0]
+    return curves
 
 
 def _cannot_be_drawn(env: Environment) -> ConfigError:

@@ -10,6 +10,7 @@ from typing import Literal
 import tyro
 
 from relic_jax.config import ConfigError, WorkerConfig
+from relic_jax.evaluation import Curves
 from relic_jax.experiments import folders, play, run
 from relic_jax.experiments.arguments import parse, split_env_options, with_current_names
 from relic_jax.experiments.evaluation import QUICK_EPISODES
@@ -68,9 +69,18 @@ def play_main(arguments: Sequence[str]) -> None:
     if out.suffix.lower() != ".gif" and is_suffix(out.suffix):
         raise ConfigError(f"out is '{out}'; allowed: a file that ends in .gif")
     folders.check_writable(out, "out")
-    returns = play.record(trained, env, out, command.tasks, command.task, command.episodes or quick)
-    print("return by episode: " + " ".join(f"{value:.1f}" for value in returns))
+    curves = play.record(trained, env, out, command.tasks, command.task, command.episodes or quick)
+    print("\n".join(_by_episode(curves)))
     print(f"wrote {out}")
+
+
+def _by_episode(curves: Curves) -> list[str]:
+    """Return lines with the return, the success and, if the environment measures them, the steps of each episode."""
+    found = {"return": [f"{x:.1f}" for x in curves.returns[0]]}
+    if "steps" in curves.metrics:
+        found["steps"] = [f"{x:.0f}" for x in curves.metrics["steps"][0]]
+    found["success"] = ["yes" if x else "no" for x in curves.successes[0]]
+    return [f"{name} by episode: {' '.join(values)}" for name, values in found.items()]
 
 
 def _check_human(command: PlayCommand) -> None:

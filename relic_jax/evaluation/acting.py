@@ -113,7 +113,7 @@ def in_context_curves(
     repeated, changed = jax.tree.map(lambda x: np.repeat(x, config.repeats, axis=0), (tasks, changed))
     key, trials = jax.random.fold_in(prng.key(seed), 0x5EED), Trials(env, show_last_reward)
     if config.context_limit == 0:
-        policy, config = policy.within_episode(), dataclasses.replace(config, context_limit=None)
+        policy, config = policy.within_episode, dataclasses.replace(config, context_limit=None)
     play: Play = on_host.play if env.on_host else in_jit.play
     parts = list(play(policy, params, trials, repeated, config, key, progress, changed))
     values = [per_episode(steps, config.episodes) for steps in parts]

@@ -8,6 +8,7 @@ or the features that `encode_images` computed from them.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -154,8 +155,12 @@ class Policy:
         """The set of actions."""
         return self.spaces.action_space
 
+    @functools.cached_property
     def within_episode(self) -> Policy:
-        """Return the policy with the same parameters whose attention reads the current episode only."""
+        """The policy with the same parameters whose attention reads the current episode only.
+
+        It is the same object every time, so that evaluations share what is compiled for it.
+        """
         transformer = dataclasses.replace(self.config.transformer, inter_episode=False)
         return dataclasses.replace(self, config=dataclasses.replace(self.config, transformer=transformer))
 

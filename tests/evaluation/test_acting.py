@@ -174,6 +174,20 @@ def test_a_context_limit_of_zero_hides_earlier_episodes():
     assert same(limited, curves("darkroom-dpt", episodes=3, config=own))
 
 
+def test_evaluations_of_the_current_episode_only_share_what_is_traced(monkeypatch):
+    make_chunk, env = in_jit.chunk_function, make("darkroom-ad-9")
+    policy = policy_for(env, POLICY)
+    params, config = policy.init(jax.random.key(0)), EvalConfig(episodes=1, tasks=2, context_limit=0)
+    made = []
+    monkeypatch.setattr(
+        in_jit, "chunk_function", lambda *x: made.append(x) or chex.assert_max_traces(make_chunk(*x), n=1)
+    )
+    chex.clear_trace_counter()
+    for seed in (0, 1):
+        in_context_curves(policy, params, env, config, seed=seed)
+    assert len(made) == 1
+
+
 @pytest.mark.parametrize(("attention", "sizes"), [("reference", in_jit.SIZES), ("auto", 1)])
 def test_a_chunk_is_traced_once_for_each_size_of_the_buffer_and_progress_reaches_one(monkeypatch, attention, sizes):
     """The compiled kernel for CPUs needs one size, since it reads the filled steps only."""

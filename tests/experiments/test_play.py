@@ -13,6 +13,7 @@ from relic_jax.environment.base import TrialRecord
 from relic_jax.envs.firstperson.lens import Lens
 from relic_jax.envs.firstperson.room import Room
 from relic_jax.envs.registry import make
+from relic_jax.evaluation import Curves
 from relic_jax.experiments import play
 from relic_jax.loading import load_policy
 
@@ -23,10 +24,20 @@ def test_a_gif_of_the_selected_task(cli, begun_run, tmp_path):
     assert code == 0, err
     returns = said.partition("return by episode: ")[2].splitlines()[0]
     assert f"wrote {out}" in said and len(returns.split()) == 2
+    success = said.partition("success by episode: ")[2].splitlines()[0]
+    assert len(success.split()) == 2 and "steps by" not in said
     with Image.open(out) as image:
         assert image.is_animated
     code, _, err = cli("play", begun_run, "--task", 99)
     assert code == 2 and "task is 99; allowed: 0 … " in err and err.count("\n") == 1
+
+
+def test_steps_and_successes_are_printed_where_they_are_measured(cli, begun_run, tmp_path, monkeypatch):
+    found = Curves(np.array([[0.96, -0.6]]), np.array([[True, False]]), None, {"steps": np.array([[5.0, 60.0]])})
+    monkeypatch.setattr(play, "record", lambda *_: found)
+    _, said, _ = cli("play", begun_run, "--out", tmp_path / "play.gif")
+    lines = ["return by episode: 1.0 -0.6", "steps by episode: 5 60", "success by episode: yes no"]
+    assert said.splitlines()[:3] == lines
 
 
 def test_progress_names_what_is_played_and_then_the_file(tmp_path, begun_run, monkeypatch):
