@@ -78,3 +78,9 @@ def recall_loss(log_probs: tuple[jax.Array, ...], answers: jax.Array) -> jax.Arr
         for number, log_prob in enumerate(log_probs)
     ]
     return sum(nats, jnp.zeros(answers.shape[:-1]))
+
+
+def recall_right(log_probs: tuple[jax.Array, ...], answers: jax.Array) -> jax.Array:
+    """Return whether the most probable class of every answer is the label, bool [...]. Arguments: see `recall_loss`."""
+    chosen = jnp.stack([log_prob.argmax(-1) for log_prob in log_probs], axis=-1)
+    return (chosen == answers).all(-1)

@@ -27,7 +27,7 @@ from relic_jax.metrics import Record
 from relic_jax.models.policy import Policy, PolicyOutput
 from relic_jax.rl.diagnostics import NonFiniteError
 from relic_jax.rl.gae import advantages
-from relic_jax.rl.losses import action_loss, recall_loss, value_loss
+from relic_jax.rl.losses import action_loss, recall_loss, recall_right, value_loss
 from relic_jax.rl.memory_budget import check_recordings
 from relic_jax.rl.recordings import Recordings, record, relabeled
 from relic_jax.rl.state import Setup, TrainState
@@ -193,12 +193,12 @@ class Pretraining:
         known = recordings.known
         count = jnp.maximum(known.sum(), 1)
         loss = jnp.where(known, recall_loss(output.recall, recordings.answers), 0.0).sum() / count
-        return loss, (known & are_right(output.recall, recordings)).sum() / count
+        return loss, (known & recall_right(output.recall, recordings.answers)).sum() / count
 
     @functools.partial(jax.jit, static_argnums=0)
     def right(self, params: Params, recordings: Recordings) -> jax.Array:
         """Return whether all answers are right, bool [B, T]."""
-        return are_right(self.outputs(params, recordings).recall, recordings)
+        return recall_right(self.outputs(params, recordings).recall, recordings.answers)
 
     @functools.partial(jax.jit, static_argnums=0)
     def iteration(self, state: State, key: jax.Array, tasks: PyTree) -> tuple[State, dict[str, jax.Array]]:
@@ -260,12 +260,6 @@ class Pretraining:
             state, metrics = self.iteration(state, jax.random.fold_in(key, iteration), tasks)
             numbers = {name: float(value) for name, value in jax.device_get(metrics).items()}
             yield state[0], {"optimizer_steps": (iteration + 1) * taken, **numbers}
-
-
-def are_right(answers: tuple[jax.Array, ...], recordings: Recordings) -> jax.Array:
-    """Return whether the most probable class of every answer is the label, bool [B, T]."""
-    chosen = jnp.stack([log_prob.argmax(-1) for log_prob in answers], axis=-1)
-    return (chosen == recordings.answers).all(-1)
 
 
 def pretrained(setup: Setup, state: TrainState, tracker: Any, stop: Stop) -> TrainState | None:

@@ -359,6 +359,8 @@ def records(config: TrainConfig, env_steps: int, metrics: dict[str, np.ndarray])
         if episodes:
             record |= {"return": total / episodes, "success": successes / episodes}
             record |= {name: value / episodes for name, value in others.items()}
+        if values.get("recall_known"):
+            values["recall_right"] /= values["recall_known"]
         yield record | values
 
 

@@ -257,7 +257,9 @@ def minibatch_loss(
 
         L = L_policy + value_coef·L_value − entropy_coef·H + recall_coef·L_recall + teacher_coef·L_teacher
 
-    with L_recall of `recall_nats`, L_teacher of `losses.action_loss`. Its mean over devices is the loss (see `masked`).
+    with L_recall of `recall_terms`, L_teacher of `losses.action_loss`. L_recall and L_teacher are 0 at steps without an
+    answer or a teacher, which count in the mean; pretraining averages over the others only. The mean of L over devices
+    is the loss (see `masked`).
 
     Args:
         setup: the training setup.
@@ -284,7 +286,7 @@ def minibatch_loss(
 
         return loss_terms(setup, env_steps, output, (steps, advantage, target), auxiliary, mean)
 
-    auxiliary = auxiliary_losses(batch, window, output)
+    auxiliary = auxiliary_terms(batch, window, output)
     metrics = terms(counts and counts.loss)
     loss = metrics["loss"]
     if counts is not None and counts.loss.ndim:
@@ -325,7 +327,7 @@ def loss_terms(
         env_steps: environment steps so far.
         output: outputs of the policy over the window.
         data: trajectory, advantages and value targets of the window.
-        auxiliary: `auxiliary_losses` of each step.
+        auxiliary: `auxiliary_terms` of each step.
         mean: mean over the steps.
 
     Returns:
@@ -338,9 +340,9 @@ def loss_terms(
     value_loss = mean(losses.value_loss(output.value, steps.value, target, ppo.value_clip))
     bonus = entropy_coef(ppo, setup.config.total_steps, env_steps) * entropy
     loss = policy_loss + ppo.value_coef * value_loss - bonus
-    auxiliary_terms = {name: mean(x) for name, x in auxiliary.items()}
-    for name, value in auxiliary_terms.items():
-        loss += AUXILIARY[name](ppo, setup.config.total_steps, env_steps) * value
+    auxiliary_means = {name: mean(x) for name, x in auxiliary.items()}
+    for name in [name for name in AUXILIARY if name in auxiliary]:
+        loss += AUXILIARY[name](ppo, setup.config.total_steps, env_steps) * auxiliary_means[name]
     log_ratio = log_prob - steps.log_prob
     return {
         "loss": loss,
@@ -349,24 +351,26 @@ def loss_terms(
         "entropy": entropy,
         "kl": mean(jnp.exp(log_ratio) - 1 - log_ratio),
         "clip_fraction": mean((jnp.abs(jnp.exp(log_ratio) - 1) > ppo.clip) * 1.0),
-        **auxiliary_terms,
+        **auxiliary_means,
     }
 
 
-def auxiliary_losses(batch: Batch, window: Window, output: PolicyOutput) -> dict[str, jax.Array]:
-    """Return the recall loss and the teacher loss of each step of the window, float32 [b, size], if there are any."""
-    parts = {} if batch.recall is None else {"recall_loss": recall_nats(batch, window, output)}
+def auxiliary_terms(batch: Batch, window: Window, output: PolicyOutput) -> dict[str, jax.Array]:
+    """Return `recall_terms` and the teacher loss of each step of the window, float32 [b, size], if there are any."""
+    parts = {} if batch.recall is None else recall_terms(batch, window, output)
     if batch.teacher is not None:
         assert isinstance(output.distribution, Categorical)
         parts["teacher_loss"] = losses.action_loss(output.distribution, batch.teacher)
     return parts
 
 
-def recall_nats(batch: Batch, window: Window, output: PolicyOutput) -> jax.Array:
-    """Return the recall loss of each step of the window, float32 [b, size]; 0 where the answer is not known."""
+def recall_terms(batch: Batch, window: Window, output: PolicyOutput) -> Metrics:
+    """Return the recall loss, whether the answer is known, and whether it is right; 0 where it is not known."""
     assert batch.recall is not None
     answer, known = context.window(batch.recall, window.start, window.size)
-    return jnp.where(known, losses.recall_loss(output.recall, answer), 0.0)
+    found = losses.recall_loss(output.recall, answer), 1.0, losses.recall_right(output.recall, answer) * 1.0
+    names = ("recall_loss", "recall_known", "recall_right")
+    return {name: jnp.where(known, x, 0.0) for name, x in zip(names, found, strict=True)}
 
 
 def window_inputs(setup: Setup, params: Params, batch: Batch, window: Window) -> StepInput:

@@ -3,16 +3,18 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from relic_jax.config import ConfigError, EnvConfig, PolicyConfig
 from relic_jax.envs import registry
+from relic_jax.models.policy import PolicyOutput
 from relic_jax.rl import update as up
 from relic_jax.rl.rollout import collect
 from relic_jax.rl.segment import segment_step
 from relic_jax.rl.state import init_state, make_setup
-from relic_jax.rl.train import prepare
+from relic_jax.rl.train import prepare, records
 from tests.support.recall import recall_config
 
 CONFIG = recall_config(recall_coef=0.5, recall_coef_final=0.25)
@@ -38,6 +40,22 @@ def data():
     return setup, *rollout(jax.random.key(1))
 
 
+def test_shares_of_known_and_right_steps_are_recorded():
+    """Of four steps, three answers are known, two of them right; the metrics of a record divide by the known ones."""
+    log_probs = jnp.log(jnp.array([[[0.7, 0.3], [0.7, 0.3], [0.2, 0.8], [0.2, 0.8]]]))
+    answer, known = jnp.array([[[0], [1], [1], [1]]]), jnp.array([[True, True, True, False]])
+    batch = up.Batch(None, None, None, None, recall=(answer, known))
+    terms = up.recall_terms(batch, up.Window(0, 4, full=True), PolicyOutput(None, None, (log_probs,)))
+    means = {name: float(x.mean()) for name, x in terms.items()}
+    nats = -np.log([0.7, 0.3, 0.8]).sum() / 4
+    assert means == pytest.approx({"recall_loss": nats, "recall_known": 0.75, "recall_right": 0.5})
+    counts = {"loss": 1.0, "episodes": 0.0, "return_sum": 0.0, "success_sum": 0.0}
+    (record,) = records(CONFIG, 0, {name: np.asarray(x) for name, x in (counts | means).items()})
+    assert record["recall_right"] == pytest.approx(2 / 3) and record["recall_known"] == 0.75
+    (record,) = records(CONFIG, 0, counts | {"recall_known": 0.0, "recall_right": 0.0})
+    assert record["recall_right"] == 0
+
+
 @pytest.mark.slow
 def test_the_loss_adds_the_nats_of_the_steps_whose_answer_the_trial_has_shown(data):
     setup, state, batch = data
@@ -56,6 +74,8 @@ def test_the_loss_adds_the_nats_of_the_steps_whose_answer_the_trial_has_shown(da
     )
     assert 0 < known.sum() < known.size
     np.testing.assert_allclose(metrics["recall_loss"], nats[known].sum() / known.size, rtol=1e-5)
+    np.testing.assert_allclose(metrics["recall_known"], known.mean(), rtol=1e-5)
+    assert metrics["recall_right"] <= metrics["recall_known"]
     np.testing.assert_allclose(with_recall, without + 0.375 * metrics["recall_loss"], rtol=1e-5)
 
 
