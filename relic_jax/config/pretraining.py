@@ -35,8 +35,8 @@ class PretrainConfig:
     `policy.recall` can be (), which means no recall loss."""
     value_coef: float = 0.0
     """Weight of a value loss, which is added to the other losses: the squared error of the value against the discounted
-    return of the recorded trial, with PPO's discount, reward scale and credit. If it is 0, PPO starts with an untrained
-    critic."""
+    return of the recorded episode, with PPO's discount and reward scale; 0 with `ppo.credit` trial. If it is 0, PPO
+    starts with an untrained critic."""
     minibatches: int = 4
     """Optimizer steps of an epoch on the trials recorded at a time, each on a share of them; must divide `trials`."""
     epochs: int = 1

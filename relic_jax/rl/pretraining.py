@@ -63,6 +63,9 @@ def check_pretraining(config: TrainConfig, env: Environment) -> None:
     require(recall == classes or bool(pretrain.action_coef and not recall), "policy.recall", recall, allowed)
     allowed = f"False in {name}, which cannot be relabeled" if recall else "False without policy.recall"
     require(not pretrain.relabel or bool(recall and env.can_relabel), "pretrain.relabel", pretrain.relabel, allowed)
+    allowed = "0 with ppo.credit 'trial' (the rewards after a recorded trial are unknown)"
+    by_episode = config.ppo.credit == "episode" or not pretrain.value_coef
+    require(by_episode, "pretrain.value_coef", pretrain.value_coef, allowed)
     check_recordings(pretrain, env.observation_spec)
 
 
@@ -79,7 +82,7 @@ class Pretraining:
         trials: The environment's trials.
         policy: The policy, with a recall head or with `action_coef`.
         config: The recordings and the optimizer.
-        ppo: The discount, the credit and the scale of rewards, for the value loss.
+        ppo: The discount and the scale of rewards, for the value loss.
     """
 
     trials: Trials
@@ -170,15 +173,11 @@ class Pretraining:
     def value_loss(self, value: jax.Array, recordings: Recordings) -> jax.Array:
         """Compute half the mean squared error of values, float32 [B, T], against the returns of the recordings.
 
-        The return after the end of an episode is 0, also after a time limit. With credit per episode, the unfinished
-        last episode of each trial is excluded.
+        The return after the end of an episode is 0, also after a time limit. The unfinished last episode of each trial
+        is excluded.
         """
         ppo, ended = self.ppo, recordings.ended
-        counted = jnp.ones_like(ended)
-        if ppo.credit == "trial":
-            ended = jnp.zeros_like(ended)
-        else:
-            counted = jax.lax.cummax(ended.astype(jnp.int32), axis=1, reverse=True) > 0
+        counted = jax.lax.cummax(ended.astype(jnp.int32), axis=1, reverse=True) > 0
         zero = jnp.zeros_like(recordings.reward[0])
 
         def returns(reward: jax.Array, ended: jax.Array) -> jax.Array:

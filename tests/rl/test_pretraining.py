@@ -393,19 +393,14 @@ def test_actions_can_be_learned_without_a_recall_head():
     assert jax.eval_shape(pretraining.loss, params, recordings)[1].keys() == {"action_loss", "action_right"}
 
 
-@pytest.mark.parametrize("credit", ["episode", "trial"])
-def test_the_value_loss_is_that_of_discounted_returns(credit):
-    env, ppo = Taught(), PPOConfig(gamma=0.5, reward_scale=2.0, credit=credit)
+def test_the_value_loss_is_that_of_discounted_returns():
+    env, ppo = Taught(), PPOConfig(gamma=0.5, reward_scale=2.0)
     model = Pretraining(Trials(env), None, dataclasses.replace(CONFIG.pretrain, value_coef=1.0), ppo)
     reward = jnp.array([[1.0, 0.0, 4.0, 1.0, 2.0], [0.0, 0.0, 0.0, 0.0, 1.0]])
     ended = jnp.array([[False, True, False, True, False], [False] * 5])
     recordings = record(Trials(env), Puller(), jax.random.key(0), jnp.arange(2), 5, 0.0)
     loss = jax.jit(model.value_loss)(jnp.zeros((2, 5)), recordings.replace(reward=reward, ended=ended))
-    if credit == "episode":  # of two finished episodes
-        assert loss == pytest.approx(np.mean(np.square([2, 0, 9, 2])) / 2)
-    else:
-        returns = [[4.5, 5, 10, 4, 4], [0.125, 0.25, 0.5, 1, 2]]
-        assert loss == pytest.approx(np.mean(np.square(returns)) / 2)
+    assert loss == pytest.approx(np.mean(np.square([2, 0, 9, 2])) / 2)  # of two finished episodes
 
 
 def test_labels_without_a_class_do_not_reach_the_loss():
@@ -452,6 +447,12 @@ def test_labels_without_a_class_do_not_reach_the_loss():
         (changed(segment=7), r"pretrain.segment is 7; allowed: a divisor of pretrain.trial_steps \(20\), or None"),
         (changed(segment=0), "pretrain.segment is 0; allowed: a divisor"),
         (changed(action_coef=-1.0), "pretrain.action_coef is -1.0; allowed: 0 or more"),
+        (
+            dataclasses.replace(
+                changed(value_coef=0.5), ppo=dataclasses.replace(CONFIG.ppo, credit="trial", shuffle=False)
+            ),
+            "pretrain.value_coef is 0.5; allowed: 0 with ppo.credit 'trial'",
+        ),
         (changed(value_coef=-1.0), "pretrain.value_coef is -1.0; allowed: 0 or more"),
         (changed(random_actions=1.5), "pretrain.random_actions is 1.5; allowed: 0 … 1"),
         (changed(lr_final=0.1), r"pretrain.lr_final is 0.1; allowed: 0 … pretrain.lr \(0.001\), or None"),
