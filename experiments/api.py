@@ -84,7 +84,7 @@ class Run:
             limit: Number of tasks, the first ones of the split. None: the run's setting.
             expert_episodes: First episodes of each trial in which the scripted expert acts.
             expert_quality: Share of the expert's steps that take its action; the others take random actions.
-            context_limit: The number of last steps that the policy sees. 0: those of the current episode. None: all.
+            context_limit: The number of last steps that each layer sees. 0: those of the current episode. None: all.
             change_task_at: Episode, counted from 1, from which each trial continues in another task. None: one task.
             env: Another environment with the same observations and actions. None: the run's.
             out: Files are written to OUT.json, OUT.csv and OUT.png. None: named after the options, in the run folder.

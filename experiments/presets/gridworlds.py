@@ -35,7 +35,7 @@ GRIDWORLD = replace(
 GRIDOBJ = replace(GRIDWORLD, env=EnvConfig("gridobj-9"))
 
 WITHOUT_ROTARY = replace(GRIDOBJ.policy, transformer=replace(GRIDOBJ.policy.transformer, episode_rope=False))
-"""The policy without rotary angles by episode, because recall was learned sooner without them (docs/recall.md)."""
+"""The policy without rotary angles by episode. They have no measured effect (experiments/results/recall/table.md)."""
 
 
 def recall(size: int, steps: int) -> TrainConfig:

@@ -113,7 +113,7 @@ class Report:
         repeats: Trials per task.
         expert_episodes: First episodes, in which the scripted expert acts.
         expert_quality: Share of the expert's steps that take its action; the others are random.
-        context_limit: The number of last steps that the policy sees. 0: those of the current episode. None: all.
+        context_limit: The number of last steps that each layer sees. 0: those of the current episode. None: all.
         change_task_at: The episode, counted from 1, from which each trial continues in another task. None: one task.
         metrics: `Environment.metrics` per episode.
         gain: The last episode less the policy's first, in the same trial. One value.
