@@ -235,8 +235,8 @@ def evaluate_policies(
     }
     references = reference_means(env, split, evaluation.tasks)
     agents = agent_episodes(env, split, evaluation)
-    options = registry.changed_options(first.env)
-    return summarise(env, split, evaluation, curves, references, provenance, agents, options), curves, env
+    report = summarise(env, split, evaluation, curves, references, provenance, agents)
+    return replace(report, env_options=registry.changed_options(first.env)), curves, env
 
 
 def _share(progress: Callable[[float], None], index: int, count: int) -> Callable[[float], None]:

@@ -294,7 +294,6 @@ def summarise(
     reference_returns: Mapping[str, float | None],
     provenance: Mapping[str, Any],
     agents: Mapping[str, AgentEpisodes] | None = None,
-    options: Options | None = None,
 ) -> Report:
     """Make the report of the curves of one or more seeds.
 
@@ -306,7 +305,6 @@ def summarise(
         reference_returns: Mean returns of `random` actions and of the `optimal` expert (None without one).
         provenance: Further JSON values for `Report.provenance`.
         agents: The episodes of the environment's reference agents in the same trials, by name.
-        options: `Report.env_options`.
     """
     tasks, first = num_tasks(env.tasks(split)), config.expert_episodes
     tasks = tasks if config.tasks is None else min(tasks, config.tasks)
@@ -333,7 +331,6 @@ def summarise(
         returns=dataclasses.replace(mean(returns), p20=percentile_over_tasks(returns, tasks, 20.0).tolist()),
         success=mean(successes),
         episodes=config.episodes,
-        env_options=options,
         repeats=config.repeats,
         expert_episodes=config.expert_episodes,
         expert_quality=config.expert_quality,

@@ -368,9 +368,8 @@ def recall_terms(batch: Batch, window: Window, output: PolicyOutput) -> Metrics:
     """Return the recall loss, whether the answer is known, and whether it is right; 0 where it is not known."""
     assert batch.recall is not None
     answer, known = context.window(batch.recall, window.start, window.size)
-    found = losses.recall_loss(output.recall, answer), 1.0, losses.recall_right(output.recall, answer) * 1.0
-    names = ("recall_loss", "recall_known", "recall_right")
-    return {name: jnp.where(known, x, 0.0) for name, x in zip(names, found, strict=True)}
+    loss, right = losses.recall_loss(output.recall, answer), known & losses.recall_right(output.recall, answer)
+    return {"recall_loss": jnp.where(known, loss, 0.0), "recall_known": known * 1.0, "recall_right": right * 1.0}
 
 
 def window_inputs(setup: Setup, params: Params, batch: Batch, window: Window) -> StepInput:
