@@ -58,7 +58,7 @@ class EvaluateCommand:
     expert_quality: float = 1.0
     """Share of the expert's steps that take its action; the others, drawn at random, take random actions."""
     context_limit: int | None = None
-    """Number N of last steps that each layer attends to. L layers reach the last L · (N − 1) + 1 steps, through keys and
+    """Number N of last steps that each layer attends to. L layers reach back L · (N − 1) + 1 steps, through keys and
     values of earlier steps. 0: those of the current episode. Default: all."""
     change_task_at: Annotated[int | None, tyro.conf.arg(aliases=["--eval.change-task-at"])] = None
     """Episode, counted from 1, from which each trial continues in another task of the split, without notice and with

@@ -168,7 +168,7 @@ class EvalConfig:
     """Share of the expert's steps that take its action. The others take uniformly random legal actions. Less than 1
     shows the policy a worse expert."""
     context_limit: int | None = None
-    """Number N of last steps that each layer attends to. L layers reach the last L · (N − 1) + 1 steps, through keys and
+    """Number N of last steps that each layer attends to. L layers reach back L · (N − 1) + 1 steps, through keys and
     values of earlier steps. 0: those of the current episode. None: all."""
     change_task_at: int | None = None
     """Episode, counted from 1, from which each trial continues in another task of the split, without notice and with
