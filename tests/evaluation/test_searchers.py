@@ -115,7 +115,7 @@ def between(report, **metrics):
 def test_steps_decide_where_the_searchers_hardly_differ_in_paths(report):
     found = between(report, spl=(0.84, 0.98, 0.99), steps=(20.0, 24.0, 16.0))
     assert memory_share(found) == pytest.approx(0.5)
-    assert describe_agents(found)[2].startswith("policy: steps 20.00 in episodes 6–8, 50% of the way")
+    assert describe_agents(found)[2].startswith("policy: steps 20.00 in episodes 6–8, 50% normalized score")
     assert memory_share(between(report, spl=(0.99, 0.95, 0.98), steps=(20.0, 24.0, 16.0))) == pytest.approx(4 / 3)
 
 
@@ -123,7 +123,7 @@ def test_no_share_of_a_difference_that_is_nearly_zero(report):
     found = between(report, spl=(0.84, 0.98, 0.99), steps=(20.0, 16.5, 16.0))
     assert memory_share(found) is None
     assert describe_agents(found)[2] == (
-        "policy: steps 20.00 in episodes 6–8; no share of the way between the searchers, which differ by less than "
+        "policy: steps 20.00 in episodes 6–8; no normalized score, because the searchers differ by less than "
         "0.02 in SPL and 1 in steps"
     )
 
@@ -132,4 +132,4 @@ def test_recall_is_measured_from_the_fifth_episode_on_in_houses_and_from_the_six
     first = {name: first_recalling(name) for name in ("house-objnav-small", "gridobj-9", "python:mine:ENV")}
     assert list(first.values()) == [5, 6, 6]
     in_houses = dataclasses.replace(report, env="house-objnav-large")
-    assert "in episodes 5–8, 67% of the way" in describe_agents(in_houses)[2]
+    assert "in episodes 5–8, normalized score 67%" in describe_agents(in_houses)[2]
