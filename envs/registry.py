@@ -24,8 +24,8 @@ class UnknownEnvironmentError(ValueError):
     def __init__(self, name: str) -> None:
         """Name the value and the nearest registered names."""
         near = difflib.get_close_matches(str(name), names(), n=3, cutoff=0.5)
-        hint = f"; did you mean {' or '.join(near)}?" if near else ";"
-        super().__init__(f"unknown environment {name!r}{hint} relic_jax.envs.registry.names() lists all")
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        super().__init__(f"env is {name!r}; allowed: a name that relic-jax envs lists{hint}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import io
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -21,13 +21,16 @@ from tyro.constructors import ConstructorRegistry, StructConstructorSpec, Struct
 
 from relic_jax.config import ConfigError, EnvConfig, Options
 from relic_jax.envs import registry
-from relic_jax.validation import shown
+from relic_jax.validation import did_you_mean, nearest, shown
 
 Command = TypeVar("Command")
 
 _WIDE = "100000"
 """Terminal width with which tyro does not wrap the lines of an error."""
 _HELP = ("Argument helptext", "For full helptext")
+_SUGGESTED = ("Perhaps you meant", "Arguments similar to")
+_OPTION = re.compile(r"--[\w.-]+")
+_CHOICE = re.compile(r"invalid choice '(?P<value>.*)' for argument '.*'\. Expected one of \((?P<allowed>.*)\)\.")
 
 
 ALIASES = {
@@ -124,8 +127,7 @@ def check_env_options(name: str, arguments: Sequence[str]) -> None:
         option, equals, value = argument.removeprefix("--env.").partition("=")
         value = value if equals else "".join(options[index + 1 : index + 2])
         if option.replace("-", "_") not in known:
-            near = difflib.get_close_matches(option.replace("-", "_"), known, n=1)
-            hint = f"; did you mean --env.{near[0].replace('_', '-')}?" if near else ""
+            hint = did_you_mean(option.replace("-", "_"), known, lambda near: f"--env.{near.replace('_', '-')}")
             allowed = ", ".join(f"--env.{field.replace('_', '-')}" for field in known) or "no --env options"
             field = f"env.{option.replace('-', '_')}"
             raise ConfigError(f"{field} is {shown(value)}; allowed with env {name!r}: {allowed}{hint}")
@@ -136,7 +138,7 @@ def find_env(name: str) -> registry.Entry:
     try:
         return registry.find(name)
     except registry.UnknownEnvironmentError as error:
-        raise ConfigError(f"env is {name!r}; allowed: a name that relic-jax envs lists; {error}") from None
+        raise ConfigError(str(error)) from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,15 +172,28 @@ def parse(command: type[Command], arguments: Sequence[str], prog: str, default: 
 
 
 def in_one_line(text: str) -> str:
-    """Return the text of tyro's error box on one line, without frame, title and the option's help."""
+    """Return the text of tyro's error box on one line, without frame, title and help, with the nearest name."""
     parts: list[list[str]] = [[]]
     for line in list(filter(None, (line.strip(" │|╭╮╰╯") for line in text.splitlines())))[1:]:
         if line.strip("-─"):
             parts[-1].append(line)
         else:
             parts.append([])
-    said = [" ".join(part) for part in parts if part and not part[0].startswith(_HELP)]
+    parts = [part for part in parts if part and not part[0].startswith(_HELP)]
+    said = [" ".join(part) for part in parts if not part[0].startswith(_SUGGESTED)]
+    said += [_suggestion(part, parts[0][0]) for part in parts if part[0].startswith(_SUGGESTED)]
+    if said and (choice := _CHOICE.fullmatch(said[0])):
+        hint = did_you_mean(choice["value"], re.findall(r"'(.*?)'", choice["allowed"]), repr)
+        said[0] = said[0].rstrip(".") + hint if hint else said[0]
     return "; ".join(said)
+
+
+def _suggestion(part: Sequence[str], error: str) -> str:
+    """Return the nearest of the options that tyro suggests with their help, for the one in the title or the error."""
+    unknown = _OPTION.search(part[0]) or _OPTION.search(error)
+    options = [line.partition(" ")[0].rstrip(",") for line in part if line.startswith("--")]
+    near = nearest(unknown[0], options) if unknown else None
+    return f"did you mean {near or ' or '.join(options)}?"
 
 
 def check_text(arguments: Sequence[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import io
 import os
@@ -17,6 +16,7 @@ from relic_jax.files import storage_failure
 from relic_jax.process import own_process
 from relic_jax.rl.diagnostics import NonFiniteError
 from relic_jax.stopping import Terminated, interruptible
+from relic_jax.validation import did_you_mean
 
 USAGE = """relic-jax: in-context reinforcement learning in JAX
 
@@ -75,8 +75,7 @@ def main() -> None:
     try:
         check_text(arguments)
         if arguments[0] not in COMMANDS:
-            near = difflib.get_close_matches(arguments[0], COMMANDS, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
+            hint = did_you_mean(arguments[0], COMMANDS)
             raise ConfigError(f"command is {arguments[0]!r}; allowed: {', '.join(COMMANDS)}{hint}")
         cached, options = NO_CACHE not in arguments, [option for option in arguments[1:] if option != NO_CACHE]
         with interruptible(), own_process(), settings.standard(), compilation_cache.used(cached):

@@ -6,7 +6,9 @@ steps of a run are counted in two words (`relic_jax.rl.steps`).
 
 from __future__ import annotations
 
+import difflib
 import math
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -35,6 +37,33 @@ def shown(value: Any) -> str:
     """Return a value as text for an error, without the middle of a long one."""
     text = repr(value)
     return text if len(text) <= 200 else f"{text[:100]} … {text[-50:]}"
+
+
+def nearest(name: Any, known: Iterable[str], separator: str = ".") -> str | None:
+    """Return the known name that is nearest to a mistyped one, or None.
+
+    The last part of a name counts if the whole does not fit, because people leave out its start. Of names with equal
+    last parts, the first is returned.
+
+    Args:
+        name: What was written.
+        known: The names that are allowed.
+        separator: Separates the parts of a name.
+    """
+    known, written = list(known), str(name)
+    if near := difflib.get_close_matches(written, known, n=1):
+        return near[0]
+    ends: dict[str, str] = {}
+    for candidate in known:
+        ends.setdefault(candidate.rpartition(separator)[2], candidate)
+    near = difflib.get_close_matches(written.rpartition(separator)[2], ends, n=1)
+    return ends[near[0]] if near else None
+
+
+def did_you_mean(name: Any, known: Iterable[str], show: Callable[[str], str] = str, separator: str = ".") -> str:
+    """Return `; did you mean NAME?` with the nearest known name as `show` writes it, or "". See `nearest`."""
+    near = nearest(name, known, separator)
+    return "" if near is None else f"; did you mean {show(near)}?"
 
 
 def check_value(field: str, value: Any) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import difflib
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from relic_jax.experiments.compare.methods import Method
 from relic_jax.experiments.compare.results import CURVE, RunResult, check_comparable, read_result
 from relic_jax.files import write_atomically
 from relic_jax.plotting import write_figure
+from relic_jax.validation import did_you_mean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,8 +130,7 @@ def compare(
     names = [method.name for method, _ in found]
     baseline = names[0] if baseline is None else baseline
     if baseline not in names:
-        near = difflib.get_close_matches(baseline, names, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = did_you_mean(baseline, names, separator="-")
         raise ConfigError(f"baseline is {baseline!r}; allowed: {', '.join(map(repr, names))}{hint}")
     scores = {method.name: _scores(results) for method, results in found}
     rows = tuple(_row(method, results, scores, baseline) for method, results in found)

@@ -9,7 +9,6 @@ After an interruption, the same command continues: finished runs are not repeate
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import signal
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from relic_jax.config import ConfigError
 from relic_jax.experiments.arguments import parse
 from relic_jax.experiments.studies import FOLDER, LONG, NIGHT
 from relic_jax.experiments.studies.results import write_results
+from relic_jax.validation import did_you_mean
 
 RELIC_JAX = "import sys; sys.argv[0] = 'relic-jax'; from relic_jax.experiments.entry import main; main()"
 """Program of a child process, which is the command `relic-jax`."""
@@ -64,9 +64,7 @@ def check(names: Sequence[str]) -> None:
     known = (*NIGHT, *LONG)
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise ConfigError(f"studies is {name!r}; allowed: {', '.join(known)}{hint}")
+            raise ConfigError(f"studies is {name!r}; allowed: {', '.join(known)}{did_you_mean(name, known)}")
 
 
 def start(command: Command) -> int:

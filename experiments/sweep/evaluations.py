@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +14,7 @@ from relic_jax.environment.base import Environment
 from relic_jax.evaluation.tasks import changed_tasks, check_evaluated
 from relic_jax.experiments import folders
 from relic_jax.spaces import image_mask
-from relic_jax.validation import require, shown
+from relic_jax.validation import did_you_mean, require, shown
 
 OPTIONS: dict[str, tuple[type, ...]] = {
     "episodes": (int,),
@@ -123,14 +122,14 @@ def _table(
     known = ("name", "tasks", "methods", *options)
     for key in content:
         if key not in known:
-            raise ConfigError(f"{where}.{key} is unknown; allowed: {', '.join(known)}{_nearest(key, known)}")
+            raise ConfigError(f"{where}.{key} is unknown; allowed: {', '.join(known)}{did_you_mean(key, known)}")
     split, selected = content.get("tasks", "test"), content.get("methods", [])
-    require(split in SPLITS, f"{where}.tasks", split, "'test', 'train'")
+    require(split in SPLITS, f"{where}.tasks", split, f"'test', 'train'{did_you_mean(split, SPLITS, repr)}")
     require(isinstance(selected, list | tuple), f"{where}.methods", selected, "a list of names of methods")
     for name in selected:
         if name not in methods:
             allowed = ", ".join(map(repr, methods)) if methods else "none, the study has no [[method]]"
-            raise ConfigError(f"{where}.methods is {shown(name)}; allowed: {allowed}{_nearest(name, methods)}")
+            raise ConfigError(f"{where}.methods is {shown(name)}; allowed: {allowed}{did_you_mean(name, methods)}")
     values = {name: _values(f"{where}.{name}", content[name], options[name]) for name in options if name in content}
     return Table(content.get("name", where), split, tuple(selected), values)
 
@@ -141,11 +140,6 @@ def _values(field: str, value: Any, types: tuple[type, ...]) -> tuple[Any, ...]:
     fits = bool(values) and all(type(x) in types for x in values)
     require(fits and len(set(values)) == len(values), field, value, f"{kind}, or a list of different ones")
     return tuple(values)
-
-
-def _nearest(name: Any, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(str(name), known, n=1)
-    return f"; did you mean {near[0]}?" if near else ""
 
 
 def evaluations_of(tables: Sequence[Table], method: str, config: TrainConfig) -> list[Evaluation]:

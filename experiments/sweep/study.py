@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from relic_jax.config import ConfigError, TrainConfig, differences, from_json, leaves
 from relic_jax.envs import registry
@@ -16,7 +15,7 @@ from relic_jax.experiments import folders, presets
 from relic_jax.experiments.api import override
 from relic_jax.experiments.compare.measure import RETURN, RETURNS, Measure, read_measure
 from relic_jax.experiments.sweep.evaluations import Table, read_attention, read_tables
-from relic_jax.validation import require, shown
+from relic_jax.validation import did_you_mean, require, shown
 
 KEYS = ("name", "preset", "config", "seeds", "metric", "episodes", "set", "vary", "method", "evaluate", "attention")
 """Keys of a study file."""
@@ -83,8 +82,7 @@ def read_study(path: Path) -> Study:
 def study_of(content: Mapping[str, Any], path: Path, methods: tuple[Method, ...] = ()) -> Study:
     """Return the study in the content of a file, for methods that are given or those of the file. See `read_study`."""
     for key in content:
-        if key not in KEYS:
-            raise ConfigError(f"{key} is unknown; allowed: {', '.join(KEYS)}{_hint(key, KEYS)}")
+        _check_key(key, content[key])
     name = content.get("name", path.stem)
     require(isinstance(name, str), "name", name, "text")
     folders.check_name(name)
@@ -97,6 +95,19 @@ def study_of(content: Mapping[str, Any], path: Path, methods: tuple[Method, ...]
     tables = read_tables(content.get("evaluate", []), names), read_attention(content.get("attention"), names)
     measure = read_measure(content.get("metric", RETURN), content.get("episodes"))
     return Study(name, seeds_of(content.get("seeds", 1)), methods, vary, *tables, measure)
+
+
+def _check_key(key: str, value: Any) -> None:
+    """Raise ConfigError if a study file has no such key: where it goes if it is a field, else the nearest key."""
+    if key in KEYS:
+        return
+    if key in MANAGED:
+        _refuse_managed(key, value, key)
+    if key in [field.name for field in dataclasses.fields(TrainConfig)]:
+        field, shown_value = next(iter(_flat({key: value}, key).items()), (key, value))
+        allowed = "below [set], [vary] or [[method]], which hold fields of the configuration"
+        raise ConfigError(f"{field} is {shown(shown_value)}; allowed: {allowed}")
+    raise ConfigError(f"{key} is unknown; allowed: {', '.join(KEYS)}{did_you_mean(key, KEYS)}")
 
 
 def _base(content: Mapping[str, Any], path: Path, default: TrainConfig) -> TrainConfig:
@@ -186,11 +197,15 @@ def with_fields(config: TrainConfig, fields: Mapping[str, Any], where: str) -> T
     """
     for field in sorted(fields, key=lambda name: name != "env"):
         if field in MANAGED:
-            allowed = "seeds" if field == "seed" else "--devices of relic-jax sweep"
-            raise ConfigError(f"{where}.{field} is {shown(fields[field])}; allowed: {allowed} instead")
+            _refuse_managed(field, fields[field], f"{where}.{field}")
         _check_field(config, field, fields[field], where)
         config = _override(config, field, fields[field])
     return config
+
+
+def _refuse_managed(field: str, value: Any, name: str) -> NoReturn:
+    allowed = "seeds" if field == "seed" else "--devices of relic-jax sweep"
+    raise ConfigError(f"{name} is {shown(value)}; allowed: {allowed} instead")
 
 
 def _override(config: TrainConfig, field: str, value: Any) -> TrainConfig:
@@ -206,7 +221,9 @@ def _check_field(config: TrainConfig, field: str, value: Any, where: str) -> Non
     """Raise ConfigError that offers the nearest field if the config has no field of this name."""
     known = {name for name, _ in leaves(config)} - set(MANAGED) | {f"env.{x}" for x in _env_options(config)}
     if field not in known:
-        hint = _hint(field, known) or "; docs/commands.md lists the fields"
+        own = f"policy.{config.policy.traits.section}."  # the section of this memory, of those with equal fields
+        first = sorted(known, key=lambda name: (not name.startswith(own), len(name), name))
+        hint = did_you_mean(field, first) or "; docs/commands.md lists the fields"
         raise ConfigError(f"{where}.{field} is {shown(value)}; allowed: a field of the configuration{hint}")
 
 
@@ -214,16 +231,7 @@ def _env_options(config: TrainConfig) -> tuple[str, ...]:
     try:
         return registry.option_names(config.env.name)
     except registry.UnknownEnvironmentError as error:
-        raise ConfigError(f"env is {config.env.name!r}; allowed: a name that relic-jax envs lists; {error}") from None
-
-
-def _hint(name: str, known: Any) -> str:
-    """Return the nearest known name. The end of a dotted name counts more, because people leave out its start."""
-    near = difflib.get_close_matches(name, known, n=1)
-    if not near:
-        ends = {candidate.rpartition(".")[2]: candidate for candidate in sorted(known)}
-        near = [ends[end] for end in difflib.get_close_matches(name.rpartition(".")[2], ends, n=1)]
-    return f"; did you mean {near[0]}?" if near else ""
+        raise ConfigError(str(error)) from None
 
 
 def resolved(study: Study) -> str:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import types
 import typing
 from typing import Any, Literal, TypeVar
 
 from relic_jax.errors import ConfigError
-from relic_jax.validation import require, shown
+from relic_jax.validation import did_you_mean, require, shown
 
 T = TypeVar("T")
 
@@ -33,8 +32,7 @@ def read(cls: type[T], data: Any, path: str = "") -> T:
     hints = typing.get_type_hints(cls)
     names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
     for name in sorted(set(data) - set(names)):
-        near = difflib.get_close_matches(name, names, n=1)
-        hint = f"; did you mean {path}{near[0]}?" if near else ""
+        hint = did_you_mean(name, names, lambda near: path + near)
         raise ConfigError(f"{path}{shown(name)[1:-1]} is unknown; allowed: {', '.join(sorted(names)) or 'none'}{hint}")
     return cls(**{name: _value(hints[name], value, path + name) for name, value in data.items()})
 
@@ -48,7 +46,9 @@ def _value(hint: Any, value: Any, field: str) -> Any:
         return hint(value)
     if typing.get_origin(hint) is Literal:
         allowed = typing.get_args(hint)
-        require(value in allowed, field, value, ", ".join(map(repr, allowed)))
+        if value not in allowed:  # the nearest is only looked for if it is needed
+            hint = did_you_mean(value, map(str, allowed), repr)
+            raise ConfigError(f"{field} is {shown(value)}; allowed: {', '.join(map(repr, allowed))}{hint}")
         return value
     if typing.get_origin(hint) is tuple:
         element, _ = typing.get_args(hint)

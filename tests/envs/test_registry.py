@@ -106,13 +106,13 @@ def test_unknown_name_is_answered_with_the_nearest(function):
     message = str(error.value)
     assert isinstance(error.value, ValueError)
     assert r"'darkrom-dpt\n'" in message and "\n" not in message
-    assert "did you mean darkroom-dpt" in message and "names()" in message
+    assert "did you mean darkroom-dpt" in message and "relic-jax envs lists" in message
 
 
 def test_hopeless_name_gets_no_guess():
     with pytest.raises(UnknownEnvironmentError) as error:
         make("xyzzy")
-    assert str(error.value) == "unknown environment 'xyzzy'; relic_jax.envs.registry.names() lists all"
+    assert str(error.value) == "env is 'xyzzy'; allowed: a name that relic-jax envs lists"
 
 
 def test_environments_are_imported_only_when_made():

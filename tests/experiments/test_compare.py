@@ -16,6 +16,7 @@ from relic_jax.experiments.compare import Method, compare, methods_of, run_folde
 from relic_jax.experiments.compare.measure import Measure, read_measure
 from relic_jax.experiments.compare.results import read_result, record_of
 from relic_jax.experiments.plots import learning_curve
+from relic_jax.validation import did_you_mean
 
 REFERENCES = {"random": 10.0, "optimal": 110.0}
 TASKS, EPISODES = 4, 3
@@ -263,6 +264,7 @@ def test_other_refusals(make, tmp_path):
         run_folders([first, first])
     with pytest.raises(ConfigError, match="holds no run"):
         run_folders([tmp_path / "nothing"])
+    assert did_you_mean("stoped", ["gradient-stopped", "gradient-full"], separator="-").endswith(" gradient-stopped?")
     with pytest.raises(ConfigError, match=r"baseline is 'first-seed'; allowed: 'first'; did you mean first\?"):
         compare(methods_of([first]), "first-seed")
     (first / "curve.json").write_text("{}")
