@@ -172,7 +172,7 @@ def parse_train(arguments: Sequence[str]) -> tuple[TrainCommand, Path, bool]:
     elif {"-h", "--help"} & set(options):
         default = TrainConfig()
     else:
-        raise ConfigError(f"preset is missing; allowed: {', '.join(presets.PRESETS)}, or --resume RUN")
+        raise ConfigError("preset is missing; allowed: a name that relic-jax presets lists, or --resume RUN")
     env = last_value(options, "--env") or default.env.name
     check_env_options(env, options)
     default = dataclasses.replace(default, env=registry.renamed(default.env, env))

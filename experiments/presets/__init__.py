@@ -8,6 +8,7 @@ from relic_jax.config import ConfigError, TrainConfig, differences
 from relic_jax.experiments.presets import continuous, darkroom, gridworlds, memories, navigation, simulators, xland
 from relic_jax.experiments.presets.base import SMALL, TINY, Preset, linear_rnn, rl2
 from relic_jax.experiments.presets.darkroom import DARKROOM
+from relic_jax.validation import shown
 
 __all__ = ["DARKROOM", "PRESETS", "SMALL", "TINY", "Preset", "get", "linear_rnn", "name_of", "rl2"]
 
@@ -24,12 +25,12 @@ PRESETS: dict[str, Preset] = {
 
 
 def get(name: str) -> Preset:
-    """Return the preset called `name`. Raises ConfigError that offers the nearest names."""
+    """Return the preset called `name`. Raises ConfigError that offers up to three of the nearest names."""
     if name in PRESETS:
         return PRESETS[name]
     near = difflib.get_close_matches(name, PRESETS, n=3, cutoff=0.4)
-    hint = f"did you mean {' or '.join(near)}?" if near else "see relic-jax presets"
-    raise ConfigError(f"preset is {name!r}; allowed: {', '.join(PRESETS)}; {hint}")
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    raise ConfigError(f"preset is {shown(name)}; allowed: a name that relic-jax presets lists{hint}")
 
 
 def name_of(config: TrainConfig) -> str | None:

@@ -101,13 +101,25 @@ def test_bad_option(refused, tmp_path, options, said):
 
 
 def test_unknown_preset_gets_the_nearest_names(refused, tmp_path):
-    said = ["preset is 'darkroom-smok'", "allowed: ", "darkroom-dpt", "did you mean darkroom-smoke"]
-    refused(["train", "darkroom-smok", "--runs", tmp_path / "runs"], *said)
-    refused(["presets", "darkroom-smok"], *said)
+    said = "preset is 'darkroom-smok'; allowed: a name that relic-jax presets lists; did you mean darkroom-smoke"
+    refused(["train", "darkroom-smok", "--runs", tmp_path / "runs"], said)
+    refused(["presets", "darkroom-smok"], said)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--memory", "gru"], "Unrecognized options: --memory, gru; did you mean --policy.memory? (options: "),
+        (["--ppo.lrr=3"], "Unrecognized options: --ppo.lrr=3; did you mean --ppo.lr? (options: "),
+        (["--policy.memory", "gated-dleta"], "'gated-delta', 'lru'); did you mean 'gated-delta'? (options: "),
+    ],
+)
+def test_the_nearest_option_or_choice_is_offered_without_its_help(refused, tmp_path, options, said):
+    refused(["train", "darkroom-smoke", "--runs", tmp_path / "runs", *options], said)
 
 
 def test_missing_preset_and_unknown_command(refused):
-    refused(["train"], "preset is missing", "darkroom-smoke", "--resume RUN")
+    refused(["train"], "preset is missing; allowed: a name that relic-jax presets lists, or --resume RUN")
     refused(["trian"], "command is 'trian'; allowed: train, sweep, evaluate, plot", "did you mean train?")
     refused(["envs", "darkrom-dpt"], "env is 'darkrom-dpt'", "darkroom-dpt")
 
