@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 import threading
 from collections.abc import Sequence
@@ -17,17 +18,28 @@ from relic_jax.config import ConfigError, TrainConfig, changed, differences, val
 from relic_jax.envs import registry
 from relic_jax.experiments import folders, presets
 from relic_jax.experiments.arguments import check_env_options, last_value, parse, with_current_names
-from relic_jax.experiments.sweep import evaluator
+from relic_jax.experiments.studies import FOLDER
+from relic_jax.experiments.sweep import estimate, evaluator
 from relic_jax.experiments.sweep import folder as study_folder
 from relic_jax.experiments.sweep.board import Board
 from relic_jax.experiments.sweep.engine import Engine, prepared, rows
 from relic_jax.experiments.sweep.grid import Member, describe, members
 from relic_jax.experiments.sweep.report import write_report
-from relic_jax.experiments.sweep.reuse import reuse_runs, take_recorded
+from relic_jax.experiments.sweep.reuse import find_recorded, find_reusable, reuse_runs, take_recorded
 from relic_jax.experiments.sweep.study import MANAGED, Method, Study, read_study, seeds_of, study_of
 from relic_jax.progress import Activity
 from relic_jax.rl.parallel import offer_cores
 from relic_jax.stopping import stop_signals
+from relic_jax.validation import require
+
+
+@dataclasses.dataclass(frozen=True)
+class SharedConfig(TrainConfig):
+    """The fields that all runs have. `--seeds` lists the seeds."""
+
+    seed: tyro.conf.Suppress[int] = 0
+    devices: int | None = None
+    """Number of devices, each of which trains its share of the runs (on CPU: a run per core). None: all."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +49,7 @@ class SweepCommand:
     All other options are fields of the configuration, as of relic-jax train. They are set in all runs.
     """
 
-    config: Annotated[TrainConfig, tyro.conf.arg(name="")]
+    config: Annotated[SharedConfig, tyro.conf.arg(name="")]
     seeds: str | None = None
     """A number of seeds, or a list such as 0,3,5. Default: the study's, or 1."""
     vary: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
@@ -85,22 +97,16 @@ def start(command: SweepCommand, study: Study, path: Path, stop: threading.Event
     Raises:
         ConfigError: If the study does not fit, or its folder holds another one.
     """
-    runs = members(study)
-    if len(runs) > command.max_runs:
-        raise ConfigError(
-            f"max-runs is {command.max_runs}; allowed: at least {len(runs):,}, the runs of this grid, or fewer values"
-        )
-    resume = command.resume is not None
-    if not resume:
-        study_folder.check_new(path, study)
-    elif not command.trust:
-        study_folder.check_trust(path, runs)
-    devices = _devices(command.config.devices)
-    print("\n".join([*describe(study, runs, path, devices), *evaluator.describe(study, runs)]), flush=True)
+    runs, resume = members(study), command.resume is not None
+    _check_start(command, study, path, runs)
+    devices, setups = _devices(command.config.devices), prepared(runs)
+    evaluator.check(study, runs, setups)
+    folder = study_folder.StudyFolder(path)
+    taken = _taken(command, study, folder, runs)
+    lines = [*describe(study, runs), *estimate.describe(folder, runs, setups, devices, taken)]
+    print("\n".join([*lines, *evaluator.describe(study, runs)]), flush=True)
     if command.dry_run:
         return 0
-    setups = prepared(runs)
-    evaluator.check(study, runs, setups)
     event = stop or threading.Event()
     with study_folder.opened(path, study, runs, resume=resume) as opened:
         for run, source in reuse_runs(opened, runs) if command.reuse else ():
@@ -115,6 +121,25 @@ def start(command: SweepCommand, study: Study, path: Path, stop: threading.Event
         print(f"stopped, saved; resume with: relic-jax sweep --resume {path}")
         return stopping.exit_code or engine.exit_code
     return 1 if any(opened.failure(run) is not None for run in runs) else 0
+
+
+def _check_start(command: SweepCommand, study: Study, path: Path, runs: Sequence[Member]) -> None:
+    """Raise ConfigError if the grid is too large, or the folder holds another study or names programs of others."""
+    if len(runs) > command.max_runs:
+        raise ConfigError(f"this grid has {len(runs):,} runs; allowed: at most --max-runs ({command.max_runs:,})")
+    if command.resume is None:
+        study_folder.check_new(path, study)
+    elif not command.trust:
+        study_folder.check_trust(path, runs)
+
+
+def _taken(
+    command: SweepCommand, study: Study, folder: study_folder.StudyFolder, runs: Sequence[Member]
+) -> frozenset[str]:
+    """Return the names of the runs that are copied or recorded. Raises ConfigError if results are missing."""
+    copied = {run.name for run, _ in find_reusable(folder, runs)} if command.reuse else set()
+    recorded = find_recorded(folder, study, runs, command.recorded) if command.recorded else ()
+    return frozenset(copied | {run.name for run, _, _ in recorded})
 
 
 def _devices(wanted: int | None) -> int:
@@ -146,9 +171,12 @@ def parse_sweep(arguments: Sequence[str]) -> tuple[SweepCommand, Study, Path]:
     default = study.methods[0].config
     env = last_value(options, "--env") or default.env.name
     check_env_options(env, options)
-    default = dataclasses.replace(default, env=registry.renamed(default.env, env), devices=None, seed=0)
-    command = parse(SweepCommand, options, f"relic-jax sweep {source or ''}", SweepCommand(default))
-    study = _with_options(study, command, default)
+    default = SharedConfig(**vars(default) | {"env": registry.renamed(default.env, env), "devices": None, "seed": 0})
+    if (seed := last_value(options, "--seed")) is not None:
+        raise ConfigError(f"seed is {seed}; allowed: --seeds instead, a number of seeds or a list such as 0,3,5")
+    place = source or ("STUDY.toml|PRESET" if {"-h", "--help"} & set(options) else "")
+    command = parse(SweepCommand, options, f"relic-jax sweep {place}", SweepCommand(default))
+    study = _with_options(study, command, default, last_value(options, "--env"))
     if command.name is not None:
         study = dataclasses.replace(study, name=command.name)
     folders.check_name(study.name)
@@ -173,30 +201,34 @@ def _source(source: str | None, resumed: Path | None, options: Sequence[str]) ->
         raise ConfigError("study is missing; allowed: a file STUDY.toml, a preset, or --resume FOLDER")
     if source.endswith(".toml") or "/" in source:
         return read_study(Path(source))
+    if source not in presets.PRESETS:
+        files = (Path(f"{source}.toml"), FOLDER / f"{source}.toml")
+        if file := next((file for file in files if file.is_file()), None):
+            near = Path(os.path.relpath(file)) if file.is_relative_to(Path.cwd()) else file
+            raise ConfigError(f"study is {source!r}; allowed: a file STUDY.toml, or a preset; did you mean {near}?")
     return Study(source, (0,), (Method("", presets.get(source).config),), {})
 
 
-def _with_options(study: Study, command: SweepCommand, default: TrainConfig) -> Study:
+def _with_options(study: Study, command: SweepCommand, default: TrainConfig, env: str | None) -> Study:
     """Return the study with the fields, the seeds and the varied values of the command line."""
-    content: dict[str, Any] = {"name": study.name, "seeds": list(study.seeds)}
-    if command.seeds is not None:
-        content["seeds"] = _seeds(command.seeds)
     fields = [name for name in differences(default, command.config) if name not in MANAGED]
-    methods = tuple(_with_fields(method, command.config, fields, default) for method in study.methods)
-    varied = study_of({"vary": dict(_varied(text) for text in command.vary)}, Path(study.name + ".toml"), methods).vary
-    seeds = seeds_of(content["seeds"])
-    return dataclasses.replace(study, seeds=seeds, methods=methods, vary={**study.vary, **varied})
+    methods = tuple(_with_fields(method, command.config, fields, env) for method in study.methods)
+    content = {"vary": _given_values(command.vary)}
+    vary = study.vary | study_of(content, Path(study.name + ".toml"), methods).vary
+    for field in fields:
+        allowed = "no such option, because the study varies the field (--vary sets other values)"
+        require(field not in vary, field, value_of(command.config, field), allowed)
+    seeds = study.seeds if command.seeds is None else seeds_of(_seeds(command.seeds))
+    return dataclasses.replace(study, seeds=seeds, methods=methods, vary=vary)
 
 
-def _with_fields(method: Method, config: TrainConfig, fields: Sequence[str], default: TrainConfig) -> Method:
+def _with_fields(method: Method, config: TrainConfig, fields: Sequence[str], env: str | None) -> Method:
+    """Return the method in the environment that --env names, if it is set, and with these fields of `config`."""
     own = method.config
-    if config.env.name != own.env.name and config.env.name != default.env.name:
-        own = dataclasses.replace(own, env=registry.renamed(own.env, config.env.name))
-    elif default.env.name != own.env.name:  # --env changed the default already
-        own = dataclasses.replace(own, env=registry.renamed(own.env, default.env.name))
+    if env is not None:
+        own = dataclasses.replace(own, env=registry.renamed(own.env, env))
     for name in fields:
-        if name != "env":
-            own = changed(own, name, value_of(config, name))
+        own = changed(own, name, value_of(config, name))
     return Method(method.name, own)
 
 
@@ -206,6 +238,18 @@ def _seeds(text: str) -> Any:
     except ValueError:
         raise ConfigError(f"seeds is {text!r}; allowed: a number, or a list such as 0,3,5") from None
     return numbers if "," in text else numbers[0]
+
+
+def _given_values(options: Sequence[str]) -> dict[str, list[Any]]:
+    """Return the values of each field in the options --vary. Raises ConfigError if a field has two options."""
+    found: dict[str, list[Any]] = {}
+    for option in options:
+        field, values = _varied(option)
+        if field in found:
+            allowed = f"one --vary for each field, as --vary {field}=VALUE,VALUE"
+            raise ConfigError(f"vary is {option!r}, the second of {field}; allowed: {allowed}")
+        found[field] = values
+    return found
 
 
 def _varied(text: str) -> tuple[str, list[Any]]:

@@ -15,7 +15,7 @@ from relic_jax.experiments import run as results
 from relic_jax.experiments.sweep import evaluations
 from relic_jax.experiments.sweep.evaluations import Evaluation
 from relic_jax.experiments.sweep.folder import StudyFolder
-from relic_jax.experiments.sweep.grid import Member
+from relic_jax.experiments.sweep.grid import Member, count
 from relic_jax.experiments.sweep.study import Study
 from relic_jax.loading import LoadedPolicy
 from relic_jax.rl.state import Setup
@@ -39,9 +39,9 @@ def attention_of(study: Study, member: Member) -> EvalConfig | None:
 
 def describe(study: Study, runs: Sequence[Member]) -> list[str]:
     """Return a line about the evaluations of a study, or none."""
-    count = sum(len(evaluations_of(study, run)) + (attention_of(study, run) is not None) for run in runs)
+    number = sum(len(evaluations_of(study, run)) + (attention_of(study, run) is not None) for run in runs)
     names = [table.name for table in study.evaluate] + (["attention"] if study.attention is not None else [])
-    return [f"  {count} evaluations after training: {', '.join(names)}"] if names else []
+    return [f"  {count(number, 'evaluation')} after training: {', '.join(names)}"] if names else []
 
 
 def _method(member: Member) -> str:

@@ -1,4 +1,4 @@
-"""The runs of a study, the programs that train them, and what they cost."""
+"""The runs of a study, and the programs that train them."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from relic_jax.config import ConfigError, TrainConfig, check_fields, from_json
+from relic_jax.config import ConfigError, TrainConfig, check_fields
 from relic_jax.experiments import folders
 from relic_jax.experiments.compare.methods import Method, differing, setting
 from relic_jax.experiments.sweep.study import Study, with_fields
-from relic_jax.metrics import read_lines
-from relic_jax.progress import duration
 from relic_jax.rl.population import common_config
 from relic_jax.rl.train import total_env_steps
 
@@ -111,58 +109,19 @@ def methods(runs: Sequence[Member], folder: Path) -> list[Method]:
     ]
 
 
-def describe(study: Study, runs: Sequence[Member], folder: Path, devices: int) -> list[str]:
-    """Return the grid and its cost in lines of text."""
-    groups, variants = programs(runs), len({run.variant for run in runs})
-    steps = sum(total_env_steps(run.config) for run in runs)
+def describe(study: Study, runs: Sequence[Member]) -> list[str]:
+    """Return the grid in lines of text."""
+    variants, steps = len({run.variant for run in runs}), sum(total_env_steps(run.config) for run in runs)
     lines = [
-        f"sweep {study.name}: {_count(len(runs), 'run')} ({_count(variants, 'variant')} × "
-        f"{_count(len(study.seeds), 'seed')}), {steps:,} environment steps, env {runs[0].config.env.name}"
+        f"sweep {study.name}: {count(len(runs), 'run')} ({count(variants, 'variant')} × "
+        f"{count(len(study.seeds), 'seed')}), {steps:,} environment steps, env {runs[0].config.env.name}"
     ]
     if study.methods[0].name:
         lines.append(f"  methods: {', '.join(method.name for method in study.methods)}")
     lines += [f"  {field}: {', '.join(map(_text, values))}" for field, values in study.vary.items()]
-    lines.append(f"  seeds: {', '.join(map(str, study.seeds))}")
-    at_once = min(devices, max(map(len, groups)))
-    lines.append(
-        f"  {_count(len(groups), 'program')} to compile; {_count(at_once, 'run')} at a time on "
-        f"{_count(devices, 'device')}; folder {folder}"
-    )
-    seconds = estimate(groups, folder, devices)
-    known = f"about {duration(seconds)} of training" if seconds is not None else "unknown, no such run was trained here"
-    return [*lines, f"  estimated time: {known}"]
+    return [*lines, f"  seeds: {', '.join(map(str, study.seeds))}"]
 
 
-def _count(number: int, noun: str) -> str:
+def count(number: int, noun: str) -> str:
+    """Return a number with its noun, such as `1 run` or `1,000 runs`."""
     return f"{number:,} {noun}{'s' if number != 1 else ''}"
-
-
-def estimate(groups: Sequence[Sequence[Member]], folder: Path, devices: int) -> float | None:
-    """Return the seconds of training, from the speed of runs with the same program beside or in the study's folder.
-
-    Returns:
-        The seconds, without compilation and evaluation. None if the speed of a group is not known.
-    """
-    speeds = _speeds([*folder.parent.glob("*/config.json"), *folder.parent.glob("*/*/config.json")])
-    total = 0.0
-    for group in groups:
-        config = common_config(group[0].config)
-        if config not in speeds:
-            return None
-        batches = -(-len(group) // min(devices, len(group)))
-        total += batches * total_env_steps(config) / speeds[config]
-    return total
-
-
-def _speeds(configs: Sequence[Path]) -> dict[TrainConfig, float]:
-    """Return environment steps per second and device, by the `common_config` of the runs."""
-    found: dict[TrainConfig, float] = {}
-    for file in configs[:1000]:
-        try:
-            config = from_json(file.read_text(encoding="utf-8"))
-            record = read_lines(file.with_name("timing.jsonl"))[-1]
-            speed = float(record["steps_per_second"]) / (config.devices or 1)
-            found[common_config(config)] = speed
-        except (OSError, ValueError, LookupError):
-            continue
-    return found

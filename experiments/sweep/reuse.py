@@ -41,17 +41,20 @@ def reuse_runs(folder: StudyFolder, runs: Sequence[Member]) -> list[tuple[Member
         The copied runs and where they come from.
     """
     shutil.rmtree(folder.path / COPY, ignore_errors=True)
+    found = find_reusable(folder, runs)
+    for run, source in found:
+        _copy(source, folder.path / COPY / run.name)
+        shutil.rmtree(folder.run(run), ignore_errors=True)  # a run that has not started
+        os.replace(folder.path / COPY / run.name, folder.run(run))
+    shutil.rmtree(folder.path / COPY, ignore_errors=True)
+    return found
+
+
+def find_reusable(folder: StudyFolder, runs: Sequence[Member]) -> list[tuple[Member, Path]]:
+    """Return the runs that `reuse_runs` would copy, and where they come from. Nothing is written."""
     missing = [run for run in runs if not (folder.run(run) / "checkpoints").exists()]
     found = _finished(folder.path) if missing else {}
-    copied = []
-    for run in missing:
-        if (source := found.get(run.config)) is not None:
-            _copy(source, folder.path / COPY / run.name)
-            shutil.rmtree(folder.run(run), ignore_errors=True)  # a run that has not started
-            os.replace(folder.path / COPY / run.name, folder.run(run))
-            copied.append((run, source))
-    shutil.rmtree(folder.path / COPY, ignore_errors=True)
-    return copied
+    return [(run, found[run.config]) for run in missing if run.config in found]
 
 
 def take_recorded(folder: StudyFolder, study: Study, runs: Sequence[Member], results: Path) -> list[tuple[Member, str]]:
@@ -69,25 +72,35 @@ def take_recorded(folder: StudyFolder, study: Study, runs: Sequence[Member], res
     Raises:
         ConfigError: The folder holds no results, or a file of results is damaged.
     """
+    taken = []
+    for run, source, record in find_recorded(folder, study, runs, results):
+        if source != f"{study.name}/{run.name}":
+            record = record | {"copied_from": source}
+        folder.create_run(run)
+        origin = {name: record[name] for name in (*ORIGIN, "copied_from") if name in record}
+        write_atomically(folder.run(run) / "origin.json", json.dumps(origin, indent=2) + "\n")
+        write_atomically(folder.run(run) / RECORD, json.dumps(record) + "\n")
+        taken.append((run, source))
+    return taken
+
+
+def find_recorded(
+    folder: StudyFolder, study: Study, runs: Sequence[Member], results: Path
+) -> list[tuple[Member, str, dict[str, Any]]]:
+    """Return the runs that `take_recorded` would take, with the names and the content of their records.
+
+    Nothing is written. Raises as `take_recorded` does.
+    """
     if not any(results.glob("*/runs.jsonl")):
         raise ConfigError(f"recorded is '{results}'; allowed: a folder with files RESULT/runs.jsonl")
     if study.evaluate or study.attention is not None:
         return []
     missing = [run for run in runs if not (folder.run(run) / "checkpoints").exists() and not folder.is_finished(run)]
-    found = _recorded(results, study.name) if missing else {}
-    taken = []
-    for run in missing:
-        if run.config in found:
-            source, record = found[run.config]
-            if source != f"{study.name}/{run.name}":
-                record = record | {"copied_from": source}
-            result_of(record, folder.run(run), run.config, f"recorded: '{source}' in '{results}'")
-            folder.create_run(run)
-            origin = {name: record[name] for name in (*ORIGIN, "copied_from") if name in record}
-            write_atomically(folder.run(run) / "origin.json", json.dumps(origin, indent=2) + "\n")
-            write_atomically(folder.run(run) / RECORD, json.dumps(record) + "\n")
-            taken.append((run, source))
-    return taken
+    recorded = _recorded(results, study.name) if missing else {}
+    found = [(run, *recorded[run.config]) for run in missing if run.config in recorded]
+    for run, source, record in found:
+        result_of(record, folder.run(run), run.config, f"recorded: '{source}' in '{results}'")
+    return found
 
 
 def _recorded(results: Path, name: str) -> dict[TrainConfig, tuple[str, dict[str, Any]]]:

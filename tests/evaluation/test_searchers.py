@@ -115,7 +115,7 @@ def between(report, **metrics):
 def test_steps_decide_where_the_searchers_hardly_differ_in_paths(report):
     found = between(report, spl=(0.84, 0.98, 0.99), steps=(20.0, 24.0, 16.0))
     assert memory_share(found) == pytest.approx(0.5)
-    assert describe_agents(found)[2].startswith("policy: steps 20.00 in episodes 6–8, 50% normalized score")
+    assert describe_agents(found)[2].startswith("policy: steps 20.00 in episodes 6–8, normalized score 50%")
     assert memory_share(between(report, spl=(0.99, 0.95, 0.98), steps=(20.0, 24.0, 16.0))) == pytest.approx(4 / 3)
 
 
