@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from relic_jax.evaluation.acting import Curves, in_context_curves
     from relic_jax.evaluation.report import Curve, Report, summarise, to_csv
-    from relic_jax.evaluation.statistics import bootstrap_interval, percentile_over_tasks
+    from relic_jax.evaluation.statistics import percentile_over_tasks
     from relic_jax.evaluation.tasks import check_evaluated, evaluated_tasks, one_task
 
 _MODULES = {
     "Curve": "report",
     "Curves": "acting",
     "Report": "report",
-    "bootstrap_interval": "statistics",
     "check_evaluated": "tasks",
     "evaluated_tasks": "tasks",
     "in_context_curves": "acting",
@@ -32,7 +31,6 @@ __all__ = [
     "Curve",
     "Curves",
     "Report",
-    "bootstrap_interval",
     "check_evaluated",
     "evaluated_tasks",
     "in_context_curves",

@@ -133,13 +133,16 @@ def resampled(
     Yields:
         For each method [r, seeds, tasks, ...]. The numbers r add up to `resamples`.
     """
-    rng, tasks = np.random.default_rng(seed), scores[0].shape[1]
-    at_once = max(1, min(resamples, _CELLS // sum(x.size for x in scores)))
+    rng, at_once = np.random.default_rng(seed), max(1, min(resamples, _CELLS // sum(x.size for x in scores)))
     for start in range(0, resamples, at_once):
-        count = min(at_once, resamples - start)
-        columns = rng.integers(tasks, size=(count, 1, tasks))
-        rows = [rng.integers(len(x), size=(count, len(x), 1)) for x in scores]
-        yield tuple(x[row, columns] for x, row in zip(scores, rows, strict=True))
+        columns, rows = _draws(rng, min(at_once, resamples - start), scores)
+        yield tuple(x[row[:, :, None], columns[:, None]] for x, row in zip(scores, rows, strict=True))
+
+
+def _draws(rng: np.random.Generator, count: int, scores: Sequence[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Draw the tasks of `count` resamples, int64 [count, tasks], and the seeds of each method, [count, seeds]."""
+    tasks = scores[0].shape[1]
+    return rng.integers(tasks, size=(count, tasks)), [rng.integers(len(x), size=(count, len(x))) for x in scores]
 
 
 def interval(statistic: Statistic, *scores: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
@@ -177,7 +180,37 @@ def band(
 
     Infinite values are ordered like others: an end is infinite if the resamples beyond it are.
     """
-    values = np.concatenate([statistic(*drawn) for drawn in resampled(scores, resamples, seed)])
+    return _ends(np.concatenate([statistic(*drawn) for drawn in resampled(scores, resamples, seed)]))
+
+
+def mean_band(scores: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ends of the intervals of many means at once, such as those of all episodes of a curve.
+
+    A mean depends only on how often each seed and each task is drawn, so a resample is two matrix products. The memory
+    is that of a few arrays [resamples, tasks] and [resamples, n].
+
+    Args:
+        scores: float64 [seeds, tasks, n].
+        resamples: Number of resamples.
+        seed: Seed of the random numbers.
+
+    Returns:
+        The lower and the upper ends, float64 [n] each.
+    """
+    tasks, (seeds,) = _draws(np.random.default_rng(seed), resamples, [scores])
+    by_task, by_seed = _counts(tasks, scores.shape[1]), _counts(seeds, scores.shape[0])
+    total = sum(weight[:, None] * (by_task @ own) for weight, own in zip(by_seed.T, scores, strict=True))
+    return _ends(total / (scores.shape[0] * scores.shape[1]))
+
+
+def _counts(drawn: np.ndarray, most: int) -> np.ndarray:
+    """Return how often each of the numbers below `most` is in each row, float64 [r, most]. `drawn` is int64 [r, k]."""
+    flat = (drawn + most * np.arange(len(drawn))[:, None]).ravel()
+    return np.bincount(flat, minlength=len(drawn) * most).reshape(-1, most).astype(np.float64)
+
+
+def _ends(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ends of the interval of resampled values, [r, ...]."""
     tail = (100 - LEVEL) / 2
     low = np.percentile(values, tail, axis=0, method="lower")
     return low, np.percentile(values, 100 - tail, axis=0, method="higher")

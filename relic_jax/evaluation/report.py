@@ -10,7 +10,8 @@ import numpy as np
 
 from relic_jax.config import ConfigError, EvalConfig, Options
 from relic_jax.environment.base import Environment, Split, num_tasks, split_hash
-from relic_jax.evaluation.statistics import bootstrap_interval, gain, later_gain, percentile_over_tasks, shortest
+from relic_jax.evaluation.aggregates import mean_band
+from relic_jax.evaluation.statistics import gain, later_gain, means_by_task, percentile_over_tasks, shortest
 from relic_jax.validation import shown
 
 if TYPE_CHECKING:
@@ -24,7 +25,9 @@ OLD_KEYS = {"lines": "reference_returns"}
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """A mean over tasks and seeds with its 95% interval, E values each.
+    """A mean over tasks and seeds with its 95% interval, E values each (`aggregates.mean_band`).
+
+    Files of earlier versions have narrower intervals: tasks were drawn anew for each seed.
 
     Attributes:
         mean: The mean.
@@ -310,7 +313,7 @@ def summarise(
     tasks = tasks if config.tasks is None else min(tasks, config.tasks)
 
     def mean(values: Sequence[np.ndarray]) -> Curve:
-        low, high = bootstrap_interval(values, tasks=tasks)
+        low, high = mean_band(means_by_task(values, tasks))
         average = np.stack(values).mean((0, 1), dtype=np.float64)
         return Curve(average.tolist(), low.tolist(), high.tolist())
 

@@ -1,4 +1,4 @@
-"""Statistics over tasks and seeds: means, bootstrap intervals, percentiles and gains."""
+"""Statistics of the trials of an evaluation: means by task, percentiles and gains."""
 
 from __future__ import annotations
 
@@ -7,32 +7,18 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def bootstrap_interval(
-    values: Sequence[np.ndarray], *, tasks: int, resamples: int = 2000, seed: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
-    """Compute the 95% percentile bootstrap interval of the mean over tasks AND seeds (Efron 1979).
-
-    Each resample draws seeds with replacement, and for each drawn seed tasks with replacement. A drawn task brings all
-    its repeats.
+def means_by_task(values: Sequence[np.ndarray], tasks: int) -> np.ndarray:
+    """Average over the repeats of each task.
 
     Args:
         values: One array [tasks · repeats, E] per seed, task-major.
         tasks: Number of tasks.
-        resamples: Number of resamples.
-        seed: Seed of the random numbers.
 
     Returns:
-        The lower and the upper end, float64 [E] each.
+        float64 [seeds, tasks, E].
     """
-    by_task = np.stack([_means_by_task(v, tasks) for v in values])
-    rng = np.random.default_rng(seed)
-    seeds = len(values)
-    means = np.empty((resamples, by_task.shape[-1]))
-    for index in range(resamples):
-        drawn = rng.integers(seeds, size=seeds)
-        means[index] = by_task[drawn[:, None], rng.integers(tasks, size=(seeds, tasks))].mean((0, 1))
-    low, high = np.percentile(means, [2.5, 97.5], axis=0)
-    return low, high
+    stacked = np.stack(values).astype(np.float64)
+    return stacked.reshape(len(values), tasks, -1, stacked.shape[-1]).mean(2)
 
 
 def percentile_over_tasks(values: Sequence[np.ndarray], tasks: int, percent: float) -> np.ndarray:
@@ -46,12 +32,7 @@ def percentile_over_tasks(values: Sequence[np.ndarray], tasks: int, percent: flo
     Returns:
         float64 [E].
     """
-    return np.mean([np.percentile(_means_by_task(v, tasks), percent, axis=0) for v in values], axis=0)
-
-
-def _means_by_task(values: np.ndarray, tasks: int) -> np.ndarray:
-    """[tasks · repeats, E] → float64 [tasks, E]."""
-    return np.asarray(values, np.float64).reshape(tasks, -1, values.shape[-1]).mean(1)
+    return np.percentile(means_by_task(values, tasks), percent, axis=1).mean(0)
 
 
 def gain(values: np.ndarray, first: int) -> np.ndarray:
