@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
+import jax
 import tyro
 
 from relic_jax.config import ConfigError, EvalConfig, WorkerConfig, validate
@@ -22,6 +23,7 @@ from relic_jax.experiments.training import Stopped, evaluate
 from relic_jax.loading import LoadedPolicy
 from relic_jax.plotting import FORMATS, figure_format, plot_curves
 from relic_jax.progress import Activity
+from relic_jax.rl.parallel import offer_cores
 from relic_jax.spaces import image_mask
 from relic_jax.validation import LARGEST, require
 
@@ -67,6 +69,9 @@ class EvaluateCommand:
     """Path of the results without suffix: OUT.json, OUT.csv and OUT.png (.pdf or .svg if OUT ends so). Groups are
     written to OUT-NAME.json etc., with one figure. Default: named after the options, in the folder of the first run;
     for exports and groups, in the current folder."""
+    devices: int | None = None
+    """Number of devices that share the trials (on CPU: cores). Environments in worker processes use one. Default: all
+    of this machine."""
     trust: bool = False
     """Run the environment and the workers that a policy's config names, even if another user made the policy. They can
     be any program."""
@@ -89,6 +94,7 @@ def evaluate_main(arguments: Sequence[str]) -> None:
     options, others = split_env_options(arguments)
     command = parse(EvaluateCommand, others, "relic-jax evaluate")
     given = run.given_fields(arguments)
+    offer_cores(command.devices or 1)  # first, because importing a suite can initialize devices
     try:
         start(command, run.Overrides(command.env, options, command.host, given, "relic-jax evaluate"))
     except Stopped as stopped:
@@ -106,6 +112,9 @@ def start(command: EvaluateCommand, overrides: run.Overrides) -> list[Report]:
         ConfigError: If the options do not fit the policies.
         Stopped: If a signal stopped the evaluation.
     """
+    available = len(jax.local_devices())
+    devices = available if command.devices is None else command.devices
+    require(1 <= devices <= available, "devices", devices, f"1 … {available} ({jax.default_backend()})")
     groups = _groups(command, overrides)
     config = evaluation_config(command, groups[0].policies[0])
     for group in groups:
@@ -117,16 +126,16 @@ def start(command: EvaluateCommand, overrides: run.Overrides) -> list[Report]:
         for file in run.result_files(_own_stem(stem, group), figure):
             folders.check_writable(file, "out")
     with folders.locked_run(stem.parent):
-        return _evaluate(groups, config, command.tasks, stem, figure)
+        return _evaluate(groups, config, command.tasks, stem, figure, devices)
 
 
 def _evaluate(
-    groups: Sequence[Group], config: EvalConfig, tasks: Literal["test", "train"], stem: Path, figure: str
+    groups: Sequence[Group], config: EvalConfig, tasks: Literal["test", "train"], stem: Path, figure: str, devices: int
 ) -> list[Report]:
     """Evaluate every group and write its results."""
     reports, files = [], []
     for group in groups:
-        report, _, _ = evaluate(group.policies, config, tasks, env=group.env)
+        report, _, _ = evaluate(group.policies, config, tasks, env=group.env, devices=devices)
         with Activity(f"drawing {_own_stem(stem, group)}{figure}"):
             files += run.write_results(_own_stem(stem, group), report, group.name or "ReLIC", figure)
         print("\n".join(f"{group.name}: {line}" if group.name else line for line in run.describe_result(report)))

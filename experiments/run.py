@@ -193,8 +193,9 @@ def evaluate_policies(
     split: Split,
     progress: Callable[[float], None],
     env: Environment | None = None,
+    devices: int = 1,
 ) -> tuple[Report, list[Curves], Environment]:
-    """Evaluate the policies of one curve, with their seeds pooled.
+    """Evaluate the policies of one curve, with their seeds pooled. They share a compiled program.
 
     Args:
         policies: The policies.
@@ -202,6 +203,7 @@ def evaluate_policies(
         split: Split of the tasks.
         progress: Called with the fraction that is complete.
         env: The environment. None: that of the first policy.
+        devices: Number of this process's devices that share the trials.
 
     Returns:
         (the report, the curve of each policy, the environment).
@@ -216,7 +218,7 @@ def evaluate_policies(
     evaluation = config or first.eval
     curves = [
         in_context_curves(
-            trained.policy,
+            policies[0].policy,  # of the same architecture: `pooling.check_pool`
             trained.params,
             env,
             evaluation,
@@ -224,6 +226,7 @@ def evaluate_policies(
             seed=trained.config.seed,
             show_last_reward=trained.config.trial.show_last_reward,
             progress=_share(progress, index, len(policies)),
+            devices=devices,
         )
         for index, trained in enumerate(policies)
     ]

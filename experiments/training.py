@@ -154,7 +154,7 @@ def _run(command: TrainCommand, folder: Path, setup: Setup, resume: bool, stop: 
         print(message)
         raise Stopped(message, result.exit_code)
     if processes.is_first():
-        finish(folder, result, stop)
+        finish(folder, result, stop, (devices or 1) // jax.process_count())
     distributed.wait_for_first(processes.are_several())
 
 
@@ -249,10 +249,10 @@ def resumable(folder: Path) -> Iterator[None]:
             raise type(error)(hint) from None
 
 
-def finish(folder: Path, result: Result, stop: threading.Event | None = None) -> None:
-    """Evaluate a finished run on held-out tasks and print the result."""
+def finish(folder: Path, result: Result, stop: threading.Event | None = None, devices: int = 1) -> None:
+    """Evaluate a finished run on held-out tasks, on devices of this process, and print the result."""
     policies, hint = run.load([folder], None, trust=True), f"relic-jax train --resume {folder}"
-    report, curves, env = evaluate(policies, None, "test", resume_hint=hint, stop=stop)
+    report, curves, env = evaluate(policies, None, "test", resume_hint=hint, stop=stop, devices=devices)
     with Activity(f"drawing {folder / 'curve.png'} and trial.gif"):
         files = run.write_results(folder / "curve", report, folder.name)
         gif = run.write_trial(folder / "trial.gif", env, curves[0])
@@ -270,6 +270,7 @@ def evaluate(
     resume_hint: str | None = None,
     env: Environment | None = None,
     stop: threading.Event | None = None,
+    devices: int = 1,
 ) -> tuple[Report, list[Curves], Environment]:
     """`run.evaluate_policies` with its progress. SIGINT, SIGTERM and `stop` end it, which raises Stopped."""
     with stop_signals(stop) as stopping, Activity(f"evaluating on {split} tasks") as activity:
@@ -283,4 +284,4 @@ def evaluate(
                 activity.say(message)
                 raise Stopped(message, stopping.exit_code)
 
-        return run.evaluate_policies(policies, config, split, progress, env)
+        return run.evaluate_policies(policies, config, split, progress, env, devices)

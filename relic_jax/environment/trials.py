@@ -16,7 +16,7 @@ from flax import struct
 
 from relic_jax.environment.base import Environment, PyTree, TimeStep, VisualEnvironment
 from relic_jax.environment.timestep import one_end
-from relic_jax.shards import WHOLE, Shard
+from relic_jax.shards import WHOLE, Places, Shard
 
 MIN_BLOCK, MAX_BLOCKS = 8, 8
 """Expensive resets are done in blocks of at least MIN_BLOCK environments, and at most MAX_BLOCKS blocks hold all."""
@@ -93,7 +93,7 @@ class Trials:
 
     env: Environment
     show_last_reward: bool = False
-    shard: Shard = WHOLE
+    shard: Shard | Places = WHOLE
 
     def counting(self, state: TrialState, ended: jax.Array, filled: jax.Array | int) -> TrialState:
         """Restore `episode_steps` in a stored state, if they are needed.

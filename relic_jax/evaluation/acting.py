@@ -54,6 +54,7 @@ class Play(Protocol):
         key: jax.Array,
         progress: Progress,
         changed: PyTree = None,
+        devices: int = 1,
     ) -> Iterator[Steps]:
         """Act for `config.episodes` episodes in each trial.
 
@@ -66,6 +67,7 @@ class Play(Protocol):
             key: Typed PRNG key [].
             progress: Called with the fraction that is done.
             changed: The task of each trial from episode `config.change_task_at` on. None: the same.
+            devices: Number of devices that share the trials inside jit.
 
         Yields:
             The steps of successive subsets of the trials, in their order.
@@ -85,8 +87,11 @@ def in_context_curves(
     seed: int = 0,
     show_last_reward: bool = False,
     progress: Progress = lambda fraction: None,
+    devices: int = 1,
 ) -> Curves:
     """Evaluate a policy in context: in each task `repeats` trials of `episodes` episodes.
+
+    Random numbers do not depend on the number of devices, and results only by rounding (`evaluation.rows`).
 
     Args:
         policy: The policy.
@@ -98,6 +103,7 @@ def in_context_curves(
         seed: Seed of the random numbers.
         show_last_reward: As in training (`Trials`).
         progress: Called with the fraction that is done.
+        devices: Number of this process's devices that share the trials. Worker processes act for one device.
 
     Raises:
         ConfigError: If the config needs an expert and there is none, the task does not exist, the environment has no
@@ -115,7 +121,7 @@ def in_context_curves(
     if config.context_limit == 0:
         policy, config = policy.within_episode, dataclasses.replace(config, context_limit=None)
     play: Play = on_host.play if env.on_host else in_jit.play
-    parts = list(play(policy, params, trials, repeated, config, key, progress, changed))
+    parts = list(play(policy, params, trials, repeated, config, key, progress, changed, devices))
     values = [per_episode(steps, config.episodes) for steps in parts]
     returns, successes, metrics = jax.tree.map(lambda *x: np.concatenate(x), *values)
     return Curves(returns, successes, first_trial(parts[0], tasks, config.episodes), metrics)

@@ -1,7 +1,8 @@
 """Several evaluations at the same time, one per CPU core.
 
-One evaluation leaves much of a second core idle. XLA runs calls from different threads at the same time, also on one
-CPU device. The evaluations therefore share compiled programs, and each gives the same result as on its own.
+One evaluation on one device leaves much of a second core idle (`rows` divides one over devices). XLA runs calls from
+different threads at the same time, also on one CPU device. The evaluations therefore share compiled programs, and each
+gives the same result as on its own.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Acting in environments that run inside jit: all trials at once, in chunks of one horizon."""
+"""Acting in environments that run inside jit: all trials at once, on one or more devices, in chunks of one horizon."""
 
 from __future__ import annotations
 
@@ -6,23 +6,27 @@ import dataclasses
 import functools
 import threading
 from collections.abc import Callable, Iterator
-from operator import itemgetter
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec as P
+from jax.sharding import Sharding
 
 from relic_jax.config import EvalConfig
 from relic_jax.environment.base import PyTree, num_tasks
 from relic_jax.environment.trials import Trials, TrialState, select
+from relic_jax.evaluation.rows import Placement, Rows, on_devices
 from relic_jax.evaluation.steps import Progress, Steps, map_batched
 from relic_jax.horizon import warn_if_cut
-from relic_jax.models.memory import Memory, rows
+from relic_jax.models.memory import Memory
+from relic_jax.models.memory import rows as rows_of
 from relic_jax.models.policy import Policy
 from relic_jax.rl.memory_budget import tree_bytes
 from relic_jax.rl.rollout import acting_sizes, buffer_sizes
-from relic_jax.rl.state import step_input
+from relic_jax.rl.state import AXIS, step_input
+from relic_jax.shards import WHOLE, Places
 from relic_jax.types import Params
 
 SIZES = 4
@@ -44,46 +48,42 @@ def play(
     key: jax.Array,
     progress: Progress,
     changed: PyTree = None,
+    devices: int = 1,
 ) -> Iterator[Steps]:
     """Act in all trials at once (`acting.Play`). When most of many trials have finished, only the others continue."""
     horizon, batch = trials.env.horizon, num_tasks(tasks)
     sizes = context_sizes(policy, batch, config.episodes * horizon, horizon)
+    rows = Rows.of(batch, devices)
+    at = Placement.of(rows.devices, params)
     reset_key, key = jax.random.split(key)
     with _LOCK:
         reset = compiled_reset(trials)
-        chunk = compiled_chunk(policy, trials, acting_options(config), horizon)
-    trial = reset(reset_key, jax.tree.map(jnp.asarray, tasks))
-    memory = policy.for_acting(policy.initial_memory(batch, sizes[0]))
-    episode = jnp.zeros((batch,), jnp.int32)
-    start = trial, memory, episode, key, jax.tree.map(jnp.asarray, changed)
-    trial, memory, episode, key, changed = _placed_like(params, start)
+        chunk = compiled_chunk(policy, trials, acting_options(config), horizon, rows.devices)
+        memory = compiled_memory(policy, len(rows.filled), sizes[0], at.rows)()
+    start = rows.spread((reset(reset_key, jax.tree.map(jnp.asarray, tasks)), np.zeros(batch, np.int32), changed))
+    trial, episode, changed, places = jax.device_put((*start, rows.places()), at.rows)
+    del start  # the first device has all of it
+    params, key = jax.device_put((params, key), at.copies)
     parts: list[Steps] = []
-    playing = np.arange(batch)
     for index in range(config.episodes):  # at most: short episodes end the trial sooner
         size = next(size for size in sizes if size >= (index + 1) * horizon)
         if size > memory.capacity:
-            memory = memory.grown(size)
-        trial, memory, episode, steps = chunk(params, trial, memory, episode, jax.random.fold_in(key, index), changed)
+            memory = jax.device_put(memory.grown(size), at.rows)
+        inputs = trial, memory, episode, jax.random.fold_in(key, index), changed, places
+        trial, memory, episode, steps = chunk(params, *inputs)
         warn_if_cut(trials.env.name, horizon, steps.cut)
-        parts.append(_spread(jax.device_get(steps._replace(cut=None)), playing, batch))
-        done = int(episode.min())
+        parts.append(_spread(jax.device_get(steps._replace(cut=None)), rows, batch, horizon))
+        finished = np.asarray(episode)
+        done = int(finished[rows.filled].min())
         progress(min(done / config.episodes, 1.0))
         if done >= config.episodes:
             break
-        unfinished = np.flatnonzero(np.asarray(episode) < config.episodes)
-        if MANY <= len(playing) >= 2 * len(unfinished):
-            trial, episode, changed = jax.tree.map(itemgetter(unfinished), (trial, episode, changed))
-            memory, playing = rows(memory, jnp.asarray(unfinished)), playing[unfinished]
+        left = rows.filled & (finished < config.episodes)
+        if MANY <= len(rows.playing) >= 2 * left.sum():
+            rows, kept = rows.keep(left)
+            kept, places = jax.device_put((kept, rows.places()), at.rows)
+            trial, memory, episode, changed = _taker(rows.devices)((trial, episode, changed), memory, kept)
     yield jax.tree.map(lambda *x: np.concatenate(x), *parts)
-
-
-def _placed_like(params: Params, start: PyTree) -> PyTree:
-    """Put the inputs of the first chunk on the device of the parameters, like the inputs of all later chunks.
-
-    Otherwise the chunk is compiled twice: for arrays without a fixed device, and for arrays on the parameters' device.
-    """
-    devices = {device for x in jax.tree.leaves(params) if isinstance(x, jax.Array) for device in x.devices()}
-    return jax.device_put(start, devices.pop()) if len(devices) == 1 else start
 
 
 def context_sizes(policy: Policy, batch: int, steps: int, horizon: int) -> list[int]:
@@ -118,31 +118,61 @@ def compiled_reset(trials: Trials) -> Callable[..., Any]:
 
 
 @functools.lru_cache(maxsize=16)
-def compiled_chunk(policy: Policy, trials: Trials, config: EvalConfig, length: int) -> Callable[..., Any]:
-    """Return the jitted `chunk_function`, which donates its trial and memory.
+def compiled_memory(policy: Policy, rows: int, size: int, sharding: Sharding | None) -> Callable[[], Memory]:
+    """Return the jitted function that makes an empty memory for acting."""
+    return jax.jit(lambda: policy.for_acting(policy.initial_memory(rows, size)), out_shardings=sharding)
+
+
+@functools.lru_cache(maxsize=16)
+def compiled_chunk(
+    policy: Policy, trials: Trials, config: EvalConfig, length: int, devices: int = 1
+) -> Callable[..., Any]:
+    """Return the jitted `chunk_function` on a number of devices. It donates its trial and memory.
 
     The evaluations of one run, and of all runs with the same policy and trials, share it and what it has compiled.
     """
-    return jax.jit(chunk_function(policy, trials, config, length), donate_argnums=(1, 2))
+    rows, steps = P(AXIS), Steps._make(P(None, AXIS) for _ in Steps._fields)
+    steps = steps._replace(observation=rows, record=rows)  # one after the other along time: first those of device 0
+    inputs, outputs = (P(), rows, rows, rows, P(), rows, rows), (rows, rows, rows, steps)
+    run = on_devices(chunk_function(policy, trials, config, length), devices, inputs, outputs)
+    return jax.jit(run, donate_argnums=(1, 2))
+
+
+@functools.cache
+def _taker(devices: int) -> Callable[..., Any]:
+    """Return a function that maps (arrays, memory, index) to the rows `index`, int32 [b], of each device."""
+
+    def take(arrays: tuple[TrialState, jax.Array, PyTree], memory: Memory, index: jax.Array):
+        trial, episode, changed = jax.tree.map(lambda x: x[index], arrays)
+        return trial, rows_of(memory, index), episode, changed
+
+    return jax.jit(on_devices(take, devices, P(AXIS), P(AXIS)))
 
 
 def chunk_function(policy: Policy, trials: Trials, config: EvalConfig, length: int) -> Callable[..., Any]:
     """Return a function that acts for `length` steps.
 
-    It maps (params, trial, memory, episode, key, changed) to (trial, memory, episode, steps). `episode`, int32 [B],
-    counts the episodes that each trial has finished. `changed` has the tasks from episode `config.change_task_at` on.
+    It maps (params, trial, memory, episode, key, changed, places) to (trial, memory, episode, steps). `episode`, int32
+    [B], counts the episodes that each trial has finished. `changed` has the tasks from episode `config.change_task_at`
+    on. `places`: those of these B trials, if they are a part of all.
     """
 
     def chunk(
-        params: Params, trial: TrialState, memory: Memory, episode: jax.Array, key: jax.Array, changed: PyTree = None
+        params: Params,
+        trial: TrialState,
+        memory: Memory,
+        episode: jax.Array,
+        key: jax.Array,
+        changed: PyTree = None,
+        places: Places | None = None,
     ):
-        params = policy.cast_weights(params)
+        params, own = policy.cast_weights(params), dataclasses.replace(trials, shard=places or WHOLE)
 
         def step(carry: tuple[TrialState, Memory, jax.Array], key: jax.Array):
-            trial, memory, episode, steps = _act(policy, trials, config, params, *carry, key)
+            trial, memory, episode, steps = _act(policy, own, config, params, *carry, key)
             if config.change_task_at is not None:
                 due = jnp.asarray(steps.ended) & (episode == config.change_task_at - 1)
-                trial = _with_tasks(trials, jax.random.fold_in(key, 0x7A5C), trial, due, changed)
+                trial = _with_tasks(own, jax.random.fold_in(key, 0x7A5C), trial, due, changed)
             return (trial, memory, episode), steps
 
         carry, steps = jax.lax.scan(step, (trial, memory, episode), jax.random.split(key, length))
@@ -166,7 +196,7 @@ def _act(
     actions = trials.env.action_space
     action_key, env_key = jax.random.split(key)
     output, memory = policy.act(params, memory, step_input(trial), window=window)
-    action = output.distribution.sample(action_key)
+    action = trials.shard.draw(lambda every: every.sample(action_key), output.distribution)
     if config.expert_episodes:
         expert = jax.vmap(trials.env.optimal_action)(trial.env, trial.task)
         if config.expert_quality < 1:
@@ -196,9 +226,10 @@ def _act(
 def _degraded(trials: Trials, trial: TrialState, expert: jax.Array, quality: float, key: jax.Array) -> jax.Array:
     """Replace a share 1 − `quality` of the expert's actions, [B, ...], by uniformly random legal ones."""
     choice_key, random_key = jax.random.split(key)
-    keys = jax.random.split(random_key, len(expert))
+    keys = trials.shard.split(random_key, len(expert))
     random = jax.vmap(trials.env.action_space.sample)(keys, trial.legal)
-    return select(jax.random.uniform(choice_key, (len(expert),)) < quality, expert, random)
+    drawn = trials.shard.draw(lambda every: jax.random.uniform(choice_key, (len(every),)), expert)
+    return select(drawn < quality, expert, random)
 
 
 def _with_tasks(trials: Trials, key: jax.Array, trial: TrialState, due: jax.Array, tasks: PyTree) -> TrialState:
@@ -219,12 +250,13 @@ def _with_tasks(trials: Trials, key: jax.Array, trial: TrialState, due: jax.Arra
     return jax.lax.cond(due.any(), change, lambda: trial)
 
 
-def _spread(steps: Steps, playing: np.ndarray, batch: int) -> Steps:
-    """Put the steps of the trials `playing` (int [b]) among those of all, [T, batch]. Other rows are zeros."""
+def _spread(steps: Steps, rows: Rows, batch: int, horizon: int) -> Steps:
+    """Put the steps of some trials among those of all, [horizon, batch]. The other trials are zeros."""
 
     def spread(x: np.ndarray) -> np.ndarray:
         wide = np.zeros((len(x), batch, *x.shape[2:]), x.dtype)
-        wide[:, playing] = x
+        wide[:, rows.playing] = x[:, rows.filled]
         return wide
 
-    return map_batched(spread, steps)
+    first = jax.tree.map(lambda x: x[:horizon], (steps.observation, steps.record))  # those of the first device
+    return map_batched(spread, steps)._replace(observation=first[0], record=first[1])

@@ -32,9 +32,10 @@ def play(
     key: jax.Array,
     progress: Progress,
     changed: None = None,
+    devices: int = 1,
 ) -> Iterator[Steps]:
     """Act in one wave of trials after the other (`acting.Play`). Raises PoolError if a trial is lost."""
-    del changed  # `in_context_curves` refuses changes of the task on the host
+    del changed, devices  # `in_context_curves` refuses changes of the task on the host; one device acts
     env = cast(HostEnvironment, trials.env)
     seeds = np.asarray(jax.random.randint(key, (len(tasks),), 0, 2**31 - 1))
     for hosted, numbers in waves(env, len(tasks), trials.show_last_reward):
