@@ -124,9 +124,7 @@ def compiled_memory(policy: Policy, rows: int, size: int, sharding: Sharding | N
 
 
 @functools.lru_cache(maxsize=16)
-def compiled_chunk(
-    policy: Policy, trials: Trials, config: EvalConfig, length: int, devices: int = 1
-) -> Callable[..., Any]:
+def compiled_chunk(policy: Policy, trials: Trials, config: EvalConfig, length: int, devices: int) -> Callable[..., Any]:
     """Return the jitted `chunk_function` on a number of devices. It donates its trial and memory.
 
     The evaluations of one run, and of all runs with the same policy and trials, share it and what it has compiled.

@@ -82,7 +82,7 @@ def test_evaluations_in_threads_are_those_of_one_thread_and_share_their_programs
 
     in_jit.compiled_chunk.cache_clear()
     together = in_threads(actions, many, 2)
-    chunk = in_jit.compiled_chunk(policy, Trials(env), in_jit.acting_options(CONFIG), env.horizon)
+    chunk = in_jit.compiled_chunk(policy, Trials(env), in_jit.acting_options(CONFIG), env.horizon, 1)
     sizes = in_jit.context_sizes(policy, 4, 3 * env.horizon, env.horizon)
     assert chunk._cache_size() == len(sizes)
     assert in_jit.compiled_reset(Trials(env))._cache_size() == 1

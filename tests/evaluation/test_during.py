@@ -139,7 +139,7 @@ def test_a_second_evaluation_compiles_nothing(setup, whole, tmp_path):
     in_jit.compiled_chunk.cache_clear()
     evaluate = Evaluations(setup, tmp_path, 0)
     evaluate(params, 0)
-    chunk = in_jit.compiled_chunk(setup.policy, setup.trials, in_jit.acting_options(EVERY), setup.trials.env.horizon)
+    chunk = in_jit.compiled_chunk(setup.policy, setup.trials, in_jit.acting_options(EVERY), setup.trials.env.horizon, 1)
     compiled = chunk._cache_size()
     evaluate(jax.tree.map(lambda x: x + 1, params), 128)
     evaluate.close()

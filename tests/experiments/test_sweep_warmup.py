@@ -25,7 +25,7 @@ def test_the_evaluation_finds_what_was_compiled(tiny):
     assert in_jit.compiled_chunk.cache_info().currsize == 0  # one core compiles one program at a time
     with compiled_meanwhile(setup, devices=2, stop=Stop()):
         pass
-    chunk = in_jit.compiled_chunk(setup.policy, setup.trials, options, setup.trials.env.horizon)
+    chunk = in_jit.compiled_chunk(setup.policy, setup.trials, options, setup.trials.env.horizon, 1)
     sizes = in_jit.context_sizes(setup.policy, 2, 2 * setup.trials.env.horizon, setup.trials.env.horizon)
     assert chunk._cache_size() == 1
     params = jax.device_put(setup.policy.init(jax.random.key(0)), jax.devices()[0])
