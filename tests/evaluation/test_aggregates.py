@@ -172,3 +172,9 @@ def test_the_choice_of_tasks_is_part_of_the_interval():
     scores = np.array([[0.0, 0.0], [0.0, 0.0], [0.0, 0.0], [1.6, 0.0]])
     found = learning_speed([Learning(STEPS, scores)], 0.8)
     assert (found.median.value, found.median.low) == (400.0, 300.0) and math.isinf(found.median.high)
+
+
+def test_students_interval_of_hand_worked_numbers():
+    # The mean of 3, 5 and 7 is 5, their standard deviation 2, and 4.303 is the quantile: 4.303 · 2 / sqrt(3) = 4.97.
+    assert aggregates.student_interval(np.array([3.0, 5.0, 7.0])) == pytest.approx((5, 0.032, 9.968), abs=1e-3)
+    assert aggregates.student_interval(np.array([3.0])) == (3, 3, 3)
