@@ -100,8 +100,8 @@ PRESETS: dict[str, Preset] = {
             curriculum=CurriculumConfig(option="asked", threshold=0.1, window=512),
         ),
         "gridobj-9 by reinforcement learning alone: trials ask for more kinds as the in-context gain rises",
-        "9–16 min on one CPU core",
-        "held-out layouts, 3 seeds: 15.6 steps in the first episode, 7.2 in episodes 6–20; remembering searcher 5.8",
+        "9–19 min on one CPU core",
+        "held-out layouts, 5 seeds: 15.5 steps in the first episode, 7.1 in episodes 6–20; remembering searcher 5.8",
     ),
     "key-to-door-9": Preset(
         replace(GRIDWORLD, env=EnvConfig("key-to-door-9")),
