@@ -18,7 +18,7 @@ from relic_jax.errors import ConfigError
 from relic_jax.files import replacing
 
 if TYPE_CHECKING:
-    from relic_jax.evaluation.report import AgentCurves, Report
+    from relic_jax.evaluation.report import AgentCurves, Curve, Report
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 """Okabe and Ito's palette, which colour-blind readers can distinguish, without its yellow."""
@@ -99,17 +99,20 @@ def plot_training(curves: Sequence[TrainingCurve], labels: Sequence[str], path: 
 
 
 def curves_figure(reports: Sequence[Report], labels: Sequence[str]) -> Figure:
-    """Draw return and success against the episode in the context. Bands are 95% intervals.
+    """Draw return and success against the episode in the context, and steps if all reports have them.
+
+    Bands are 95% intervals.
 
     Args:
         reports: The evaluations, one curve each.
         labels: Labels of the curves.
     """
     agents = next((report.reference_agents for report in reports if report.reference_agents), {})
-    figure, axes = _figure(len(reports), 2 + len(agents))
+    kinds = ("return", "success", *(("steps",) if all("steps" in report.metrics for report in reports) else ()))
+    figure, axes = _figure(len(reports), 2 + len(agents), len(kinds))
     names = _named(reports, labels)
-    for axis, kind in zip(axes, ("return", "success"), strict=True):
-        curves = [report.returns if kind == "return" else report.success for report in reports]
+    for axis, kind in zip(axes, kinds, strict=True):
+        curves = [_curve(report, kind) for report in reports]
         for index, curve in enumerate(curves):
             episode, style = np.arange(1, len(curve.mean) + 1), line_style(index)
             style["marker"] = style["marker"] if len(episode) <= 60 else None
@@ -121,7 +124,7 @@ def curves_figure(reports: Sequence[Report], labels: Sequence[str]) -> Figure:
         axis.set_xlim(1 - margin, longest + margin)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     first = reports[0]
-    references = draw_references(axes[0], first.reference_returns) + draw_agents(axes, agents)
+    references = draw_references(axes[0], first.reference_returns) + draw_agents(axes, kinds, agents)
     _finish(axes, names, references)
     about = f"{first.env_text}, {first.split} split ({first.tasks} tasks, {first.split_hash})"
     figure.suptitle(escaped(about + _seeds(reports)))
@@ -152,12 +155,17 @@ def training_figure(curves: Sequence[TrainingCurve], labels: Sequence[str], of: 
     return figure
 
 
-def _figure(count: int, references: int = 2) -> tuple[Figure, Any]:
-    """Create a figure with two axes, larger if the legend of `count` curves and the references is beside them."""
+def _curve(curves: Report | AgentCurves, kind: str) -> Curve:
+    """Return the curve of `return`, `success` or a metric."""
+    return {"return": curves.returns, "success": curves.success, **curves.metrics}[kind]
+
+
+def _figure(count: int, references: int = 2, panels: int = 2) -> tuple[Figure, Any]:
+    """Create a figure with some axes, larger if the legend of `count` curves and the references is beside them."""
     columns = -(-(count + references) // ROWS) if count > INSIDE else 0
     rows = min(count + references, ROWS) if columns else 0
-    figure = CellFigure((11 + 2.4 * columns, max(4.2, 0.24 * rows)))
-    return figure, figure.subplots(1, 2)
+    figure = CellFigure((5.5 * panels + 2.4 * columns, max(4.2, 0.24 * rows)))
+    return figure, figure.subplots(1, panels)
 
 
 def line_style(index: int) -> dict[str, Any]:
@@ -198,13 +206,15 @@ def draw_references(axis: Any, references: dict[str, float | None]) -> list[tupl
     return found
 
 
-def draw_agents(axes: Any, agents: Mapping[str, AgentCurves]) -> list[tuple[Any, str]]:
-    """Draw the returns and successes of reference agents, dashed, and return (line, label) for the legend."""
+def draw_agents(axes: Any, kinds: Sequence[str], agents: Mapping[str, AgentCurves]) -> list[tuple[Any, str]]:
+    """Draw the curves of reference agents, dashed, one kind per axes, and return (line, label) for the legend."""
     found = []
     for index, (name, agent) in enumerate(agents.items()):
         style: dict[str, Any] = {"color": str(0.6 - 0.3 * (index % 2)), "linestyle": (0, (4, 1.5)), "linewidth": 1.2}
-        for axis, curve in zip(axes, (agent.returns, agent.success), strict=True):
-            (line,) = axis.plot(np.arange(1, len(curve.mean) + 1), curve.mean, zorder=1, **style)
+        for axis, kind in zip(axes, kinds, strict=True):
+            if kind in ("return", "success") or kind in agent.metrics:
+                mean = _curve(agent, kind).mean
+                (line,) = axis.plot(np.arange(1, len(mean) + 1), mean, zorder=1, **style)
         found.append((line, name))
     return found
 
@@ -223,7 +233,7 @@ def _finish(axes: Any, labels: Sequence[str], lines: list[tuple[Any, str]]) -> N
         return
     columns, size = -(-len(texts) // ROWS), "small"
     place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.02, 1.0), "borderaxespad": 0.0}
-    axes[1].legend(handles, texts, frameon=False, ncols=columns, fontsize=size, handlelength=3, **place)
+    axes[-1].legend(handles, texts, frameon=False, ncols=columns, fontsize=size, handlelength=3, **place)
 
 
 def escaped(label: str) -> str:

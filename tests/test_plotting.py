@@ -80,6 +80,17 @@ def test_reference_agents_are_dashed_curves_in_both_axes():
     assert [line.get_color() for line in handles[:2]] == [line.get_color() for line in successes.get_lines()[:2]]
 
 
+def test_steps_have_their_own_axes_if_all_curves_have_them():
+    ours = report()
+    measured = dataclasses.replace(ours, metrics={"steps": report(level=9.0).returns})
+    agents = {"measured": AgentCurves(ours.returns, ours.success, measured.metrics)}
+    agents["not measured"] = AgentCurves(ours.returns, ours.success)
+    figure = curves_figure([measured, dataclasses.replace(measured, reference_agents=agents)], ["old", "new"])
+    assert [axis.get_ylabel() for axis in figure.axes] == [f"{x} per episode" for x in ("return", "success", "steps")]
+    assert [len(axis.get_lines()) for axis in figure.axes] == [2 + 2 + 2, 2 + 2, 2 + 1]
+    assert len(curves_figure([measured, ours], ["old", "new"]).axes) == 2
+
+
 def test_a_crash_while_writing_leaves_the_old_figure(tmp_path, monkeypatch):
     path = tmp_path / "figure.png"
     plot_curves([report()], ["ours"], path)
