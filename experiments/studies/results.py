@@ -9,9 +9,11 @@ from typing import Any
 
 from relic_jax.config import ConfigError
 from relic_jax.experiments import folders
+from relic_jax.experiments.attention import KINDS
 from relic_jax.experiments.compare import run_folders
 from relic_jax.experiments.compare.measure import RETURNS, Measure
 from relic_jax.experiments.compare.results import CURVE, RECORD, read_result, record_of
+from relic_jax.experiments.sweep.evaluation_report import attention_shares
 from relic_jax.experiments.sweep.folder import STUDY
 from relic_jax.experiments.sweep.reuse import ORIGIN
 from relic_jax.experiments.sweep.study import read_study
@@ -52,7 +54,8 @@ def run_line(run: Path, measure: Measure = RETURNS) -> dict[str, Any] | None:
     """Return the numbers of a run that are kept. None if it was not evaluated.
 
     They are those of `compare.record_of`, also for the study's measure, and means of `metrics` by episode.
-    `evaluations` and `evaluation_metrics` are the returns and the metrics by episode of the study's own evaluations.
+    `evaluations` and `evaluation_metrics` are the returns and the metrics by episode of the study's own evaluations,
+    `attention` the shares of attention by kind and episode.
     """
     if (run / RECORD).is_file():
         record: dict[str, Any] = json.loads((run / RECORD).read_bytes())
@@ -67,6 +70,8 @@ def run_line(run: Path, measure: Measure = RETURNS) -> dict[str, Any] | None:
     metrics = {name: _metrics(run / f"evaluate-{name}.json") for name in evaluations}
     measured = None if measure == RETURNS else read_result(run, measure=measure)
     line |= _short(record_of(result, measured)) | {"metrics": _metrics(run / CURVE)}
+    if (run / "attention.json").is_file():
+        line["attention"] = dict(zip(KINDS, _short(attention_shares(run / "attention.json")), strict=True))
     return line | {"evaluations": evaluations, "evaluation_metrics": metrics}
 
 

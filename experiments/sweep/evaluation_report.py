@@ -226,20 +226,25 @@ def attention_shares_of(folder: StudyFolder, study: Study, runs: Sequence[Member
         path, config = folder.run(run), attention_of(study, run)
         if study.attention is None or config is None or not attention_is_done(path, study.attention, config):
             continue
-        content = json.loads((path / "attention.json").read_bytes())
-        sink, episodes = (np.asarray(content[name], np.float64).mean((0, 1)) for name in ("sink", "episodes"))
-        current = np.diagonal(episodes)
-        found.setdefault(run.variant, []).append(np.stack([sink, current, episodes.sum(-1) - current]))
+        found.setdefault(run.variant, []).append(attention_shares(path / "attention.json"))
     return {variant: np.stack(shares) for variant, shares in found.items()}
 
 
+def attention_shares(file: Path) -> np.ndarray:
+    """Return the shares in a result of `relic-jax attention`, float64 [kinds, episodes], see `attention_shares_of`."""
+    content = json.loads(file.read_bytes())
+    sink, episodes = (np.asarray(content[name], np.float64).mean((0, 1)) for name in ("sink", "episodes"))
+    current = np.diagonal(episodes)
+    return np.stack([sink, current, episodes.sum(-1) - current])
+
+
 def attention_markdown(shares: dict[str, np.ndarray]) -> str:
-    """Return a table of the shares early and late in a trial, with intervals over seeds."""
+    """Return a table of the shares in the first, the second and the last episode, with intervals over seeds."""
     header = ["method", "seeds", "episode", *KINDS]
     lines = [_line(header), _line(["---"] * len(header))]
     for variant, values in shares.items():
         last = values.shape[2]
-        for episode in dict.fromkeys((min(2, last), last)):
+        for episode in dict.fromkeys((1, min(2, last), last)):
             parts = [interval(aggregates.mean, values[:, kind, episode - 1, None]) for kind in range(len(KINDS))]
             cells = [f"{x.value:.1%} [{x.low:.1%}, {x.high:.1%}]" for x in parts]
             lines.append(_line([variant, str(len(values)), str(episode), *cells]))

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 
+import numpy as np
 import pytest
 from small_study import GRID, RUNS
 
@@ -235,6 +236,8 @@ def test_the_results_that_are_committed_are_small_and_hold_every_run(evaluated, 
     assert lines[0]["metrics"].keys() == curve.get("metrics", {}).keys()
     assert set(lines[0]["evaluations"]) == {stem.removeprefix("evaluate-") for stem in STEMS[:5]}
     assert lines[0]["evaluation_metrics"].keys() == lines[0]["evaluations"].keys()
+    shares = np.asarray([lines[0]["attention"][kind] for kind in ("sink", "current episode", "earlier episodes")])
+    assert shares.sum(0) == pytest.approx(1, abs=1e-3) and shares[2, 0] == 0
     assert len(lines[0]["first_by_task"]) == 2 and lines[0]["steps_per_second"] > 0
 
 
