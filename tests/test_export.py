@@ -513,7 +513,7 @@ def test_the_card_names_the_method_the_options_of_the_environment_and_the_search
     assert Report.from_json(content["evaluation"]) == report
     assert "learning with partial updates and Sink-KV attention (ReLIC" in text and "`gridobj-9`, asked 2; " in text
     assert "\n- forgetful searcher: steps 15.00 in episode 1, 15.00 in episodes 2–6\n" in text
-    assert "\n- policy: steps 10.00 in episodes 6–6, 50% of the way" in text
+    assert "\n- policy: steps 10.00 in episodes 6–6, normalized score 50%" in text
     assert "learning with Sink-KV attention (ReLIC" in written(updates=1)[1]
     assert "by reinforcement learning.\n" in written(updates=1, sink="none")[1]
 
@@ -567,7 +567,7 @@ def test_the_shipped_policy_remembers_houses(cli, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     later = {}
     for limit in ((), ("--context-limit", 0)):
-        code, _, err = cli("evaluate", "--pretrained", "house-symbols-small", "--limit", 100, *limit, "--out", "found")
+        code, _, err = cli("evaluate", "--pretrained", "house-symbols-small", "--limit", 50, *limit, "--out", "found")
         assert code == 0, err
         later[limit] = np.mean(json.loads((tmp_path / "found.json").read_text())["metrics"]["steps"]["mean"][4:])
     assert later[()] < 45 and later["--context-limit", 0] > later[()]
