@@ -46,7 +46,7 @@ MODULES = {
     "relic_jax.experiments.recall_table": (*("--only", "1 layer", "--seeds", "0", "--steps", "8"),),
     "relic_jax.experiments.recall": (*("--held-out", "2", "--every", "8", *NETWORK, *PRETRAIN),),
     "relic_jax.experiments.gpu_check": ("--list",),
-    "relic_jax.experiments.searchers": ("--tasks", "2", "--episodes", "5"),
+    "relic_jax.experiments.searchers": ("--tasks", "2", "--episodes", "6"),
     "relic_jax.experiments.cost": (),
     "relic_jax.experiments.faults": ("options", "--options", "5"),
     "relic_jax.experiments.studies": ("--results-only",),
